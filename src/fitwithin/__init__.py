@@ -1,0 +1,78 @@
+"""fitwithin: the best image classifier that fits within a memory cap, a time budget and an inference budget.
+
+    result = fitwithin.run("photos/", memory="6GiB", time="3h")
+    print(result.table())
+    result.predict(["new.jpg"])
+
+Nothing heavy is imported until it is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fitwithin.api import Prediction, Result, load, plan, resume, run
+    from fitwithin.errors import (
+        BudgetError,
+        DataError,
+        DeviceError,
+        FitwithinError,
+        OutOfMemory,
+        RunFolderError,
+        TrainingError,
+        UsageError,
+    )
+    from fitwithin.plan import Plan
+    from fitwithin.report import Report
+
+_HOMES = {
+    "BudgetError": "errors",
+    "DataError": "errors",
+    "DeviceError": "errors",
+    "FitwithinError": "errors",
+    "OutOfMemory": "errors",
+    "Plan": "plan",
+    "Prediction": "api",
+    "Report": "report",
+    "Result": "api",
+    "RunFolderError": "errors",
+    "TrainingError": "errors",
+    "UsageError": "errors",
+    "load": "api",
+    "plan": "api",
+    "resume": "api",
+    "run": "api",
+}
+
+__all__ = [
+    "BudgetError",
+    "DataError",
+    "DeviceError",
+    "FitwithinError",
+    "OutOfMemory",
+    "Plan",
+    "Prediction",
+    "Report",
+    "Result",
+    "RunFolderError",
+    "TrainingError",
+    "UsageError",
+    "load",
+    "plan",
+    "resume",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fitwithin' has no attribute {name!r}")
+    return getattr(import_module(f"fitwithin.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,5 @@
+"""``python -m fitwithin`` is the command line."""
+
+from fitwithin.cli import main
+
+main()

@@ -1,0 +1,83 @@
+"""What one run may spend, and the countdown to its end. Durations are ``*_s``; instants are ``*_at``, on one clock.
+
+The clock is ``time.monotonic``: on Linux it is the same for every process of a boot, so an instant can be handed
+to a worker.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fitwithin.errors import UsageError
+
+Clock = Callable[[], float]
+
+ACCOUNTINGS = ("process", "allocator")
+SCOPES = ("total", "candidate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What one run may spend. Every limit is a promise that is measured; None means unlimited.
+
+    ``memory_bytes`` bounds the process on the device at any point: as the driver sees it (``process``), or the caching
+    allocator's share alone (``allocator``, the challenge organisers' measure). ``time_s`` bounds wall-clock time from
+    process start, ``gpu_time_s`` the seconds a device is held. ``scope`` says whether the limits bound the whole run
+    (``total``) or each candidate (``candidate``, as the paper had it). ``inference_ms`` bounds the ensemble's
+    milliseconds per image.
+    """
+
+    memory_bytes: int
+    accounting: str = "process"
+    time_s: float | None = None
+    gpu_time_s: float | None = None
+    scope: str = "total"
+    inference_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.memory_bytes <= 0:
+            raise UsageError("--memory must be more than nothing; write something like 6GiB")
+        if self.time_s is None and self.gpu_time_s is None:
+            raise UsageError("a run needs a time budget: give --time 3h (wall clock) or --gpu-time 9h (device time)")
+        for name, value in (("time", self.time_s), ("gpu-time", self.gpu_time_s), ("inference", self.inference_ms)):
+            if value is not None and value <= 0:
+                raise UsageError(f"--{name} must be more than nothing, got {value:g}")
+        if self.accounting not in ACCOUNTINGS:
+            raise UsageError(f"{self.accounting!r} is no memory accounting; choose from {', '.join(ACCOUNTINGS)}")
+        if self.scope not in SCOPES:
+            raise UsageError(f"{self.scope!r} is no scope; choose from {', '.join(SCOPES)}")
+
+    @property
+    def limit_s(self) -> float:
+        """The tighter of the two time limits. On one device at a time, device time never exceeds wall-clock time."""
+        return min(limit for limit in (self.time_s, self.gpu_time_s) if limit is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remaining:
+    """What is left of a budget at an instant: wall-clock and device seconds; infinity where there is no limit."""
+
+    time_s: float
+    gpu_time_s: float
+
+    @property
+    def usable_s(self) -> float:
+        """Seconds that a turn holding the device may last."""
+        return min(self.time_s, self.gpu_time_s)
+
+
+def process_started_at() -> float:
+    """The instant this process started, on the monotonic clock; the present where the system does not tell."""
+    now = time.monotonic()
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
+        since_boot = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
+        # Field 22 of proc(5), counted from the state after the parenthesis: start in clock ticks since boot.
+        age_s = since_boot - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return now
+    return now - max(0.0, age_s)

@@ -1,0 +1,97 @@
+"""A candidate: what may be trained. The grid of them is models x precisions x training sizes."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fitwithin.errors import UsageError
+
+PRECISIONS = ("amp", "fp32")
+
+#: The ten backbones of the paper's Table 2 (its "mobilenetv3" is timm's mobilenetv3_large_100 by parameter count).
+TABLE_2 = (
+    "efficientnet_b0",
+    "mobilenetv3_large_100",
+    "efficientnet_b1",
+    "resnet18",
+    "resnest26d",
+    "resnet50",
+    "resnest50d_1s4x24d",
+    "resnest50d",
+    "resnest50d_4s2x40d",
+    "resnet101",
+)
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Candidate:
+    """A timm backbone, a training size in pixels, and a precision: ``fp32`` or ``amp``.
+
+    ``fp32`` is PyTorch's default float32 (on Ampere and later its convolutions may use TF32, as in the paper's runs);
+    ``amp`` is autocast: float16 with loss scaling on CUDA, as the paper had it, bfloat16 on the CPU.
+    """
+
+    model: str
+    train_px: int
+    precision: str
+
+    @property
+    def name(self) -> str:
+        """A name unique within a grid and safe as a file name, such as ``resnet18-amp-160``."""
+        return f"{self.model}-{self.precision}-{self.train_px}"
+
+
+def grid(models: Sequence[str], precisions: Sequence[str], sizes: Sequence[int]) -> list[Candidate]:
+    """Every combination, in the order model, precision, size; duplicates fall away."""
+    return list(
+        dict.fromkeys(
+            Candidate(model=model, precision=precision, train_px=px)
+            for model in models
+            for precision in precisions
+            for px in sizes
+        )
+    )
+
+
+def match(patterns: Iterable[str], known: Sequence[str]) -> list[str]:
+    """The known model names that the patterns (``*``, ``?`` and ``[]`` as in a shell) name, in the patterns' order.
+
+    Raises:
+        UsageError: a pattern names no model; the message suggests near names.
+    """
+    found: dict[str, None] = {}
+    available = set(known)
+    for pattern in patterns:
+        hits = [pattern] if pattern in available else fnmatch.filter(known, pattern)
+        if not hits:
+            near = difflib.get_close_matches(pattern.strip("*"), known, n=4, cutoff=0.5)
+            hint = f"; did you mean {', '.join(near)}?" if near else "; `fitwithin models` lists them"
+            raise UsageError(f"no timm model is called {pattern!r}{hint}")
+        found.update(dict.fromkeys(hits))
+    return list(found)
+
+
+def parse_precisions(text: str) -> list[str]:
+    """The precisions in ``amp,fp32``; UsageError for any other word."""
+    words = [word.strip().lower() for word in text.split(",") if word.strip()]
+    for word in words:
+        if word not in PRECISIONS:
+            raise UsageError(f"{word!r} is not a precision; choose from {', '.join(PRECISIONS)}")
+    if not words:
+        raise UsageError(f"no precision was given; choose from {', '.join(PRECISIONS)}")
+    return list(dict.fromkeys(words))
+
+
+def parse_sizes(text: str) -> list[int]:
+    """The sizes in pixels in ``160,224``, ascending; UsageError unless each is a whole number from 8 to 1024."""
+    sizes = []
+    for word in (word.strip() for word in text.split(",") if word.strip()):
+        if not word.isdigit() or not 8 <= int(word) <= 1024:
+            raise UsageError(f"{word!r} is not an image size; write pixels from 8 to 1024, as in 160,224")
+        sizes.append(int(word))
+    if not sizes:
+        raise UsageError("no image size was given; write pixels, as in 160,224")
+    return sorted(set(sizes))

@@ -1,0 +1,372 @@
+"""The command line: every command parses its words, calls the library, and prints what came back."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fitwithin import __version__
+from fitwithin.budget import process_started_at
+from fitwithin.errors import FitwithinError
+
+if TYPE_CHECKING:
+    from fitwithin.api import Result
+    from fitwithin.progress import Reporter
+
+app = typer.Typer(
+    name="fitwithin",
+    help="The best image classifier that fits within a memory cap, a time budget and an inference budget, with a receipt.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Data = Annotated[
+    Path, typer.Argument(help="A folder of images: DATA/<class>/* or DATA/{train,val,test}/<class>/*.", metavar="DATA")
+]
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.", metavar="RUN")]
+Memory = Annotated[str | None, typer.Option("--memory", help="Cap on device memory, such as 6GiB.", show_default=False)]
+Time = Annotated[str | None, typer.Option("--time", help="Wall-clock budget, such as 3h.", show_default=False)]
+GpuTime = Annotated[
+    str | None, typer.Option("--gpu-time", help="Budget of seconds the device is held, such as 9h.", show_default=False)
+]
+Inference = Annotated[
+    str | None,
+    typer.Option("--inference", help="Budget per image of the ensemble, such as 2ms.", show_default=False),
+]
+Scope = Annotated[
+    str | None,
+    typer.Option("--scope", help="What the time bounds: 'total' run (default) or each 'candidate'.", show_default=False),
+]
+Models = Annotated[
+    str | None,
+    typer.Option("--models", help="timm names or patterns; default: the paper's ten.", show_default=False),
+]
+Precision = Annotated[
+    str | None, typer.Option("--precision", help="Of amp, fp32; default: both.", show_default=False)
+]
+Sizes = Annotated[
+    str | None, typer.Option("--sizes", help="Training sizes in pixels; default: 160,224.", show_default=False)
+]
+TestSizes = Annotated[
+    str | None, typer.Option("--test-sizes", help="Evaluation sizes; default: as --sizes.", show_default=False)
+]
+RecipeName = Annotated[
+    str | None, typer.Option("--recipe", help="A recipe's name or TOML file; default: paper.", show_default=False)
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Accounting = Annotated[
+    str | None,
+    typer.Option(
+        "--memory-accounting",
+        help="'process' (default): as the driver counts; 'allocator': as the challenge did.",
+        show_default=False,
+    ),
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of split, weights and augmentation.", show_default=False)]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at images that cannot be read.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for another program.")]
+
+
+def main() -> None:
+    """Run the command line; what is raised on purpose becomes one sentence and its exit code."""
+    try:
+        app(standalone_mode=True)
+    except FitwithinError as error:
+        print(f"fitwithin: {error}", file=sys.stderr)  # noqa: T201 - the one place that prints errors
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("fitwithin: interrupted; `fitwithin resume RUN` goes on", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    del version
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@contextmanager
+def _reporter(as_json: bool) -> Iterator[Reporter]:
+    """Bars on a terminal, plain lines elsewhere, nothing where another program reads."""
+    from fitwithin.progress import Bars, Plain, Silent
+
+    console = _console()
+    if as_json:
+        yield Silent()
+    elif console.is_terminal:
+        with Bars(console) as bars:
+            yield bars
+    else:
+        yield Plain(console)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    console = Console()
+    # A pipe has no width: tables are laid out for a wide page there, not for 80 columns.
+    return console if console.is_terminal else Console(width=160)
+
+
+def _required_memory(memory: str | None) -> None:
+    from fitwithin.errors import UsageError
+
+    if memory is None:
+        raise UsageError("a run needs a memory cap: give --memory 6GiB")
+
+
+@app.command()
+def run(
+    data: Data,
+    memory: Memory = None,
+    time: Time = None,
+    gpu_time: GpuTime = None,
+    inference: Inference = None,
+    models: Models = None,
+    precision: Precision = None,
+    sizes: Sizes = None,
+    test_sizes: TestSizes = None,
+    scope: Scope = None,
+    recipe: RecipeName = None,
+    device: Device = "auto",
+    accounting: Accounting = None,
+    seed: Seed = None,
+    strict: Strict = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The run's folder; default: runs/<data>-<time>.", show_default=False)
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="Carry out this plan, step by step.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Profile, plan, train and ensemble within the limits; end with a report and its receipt."""
+    from fitwithin import api
+
+    if plan is None:
+        _required_memory(memory)
+    limits = _given(
+        memory=memory,
+        time=time,
+        gpu_time=gpu_time,
+        inference=inference,
+        models=models,
+        precision=precision,
+        sizes=sizes,
+        test_sizes=test_sizes,
+        scope=scope,
+        recipe=recipe,
+        accounting=accounting,
+        seed=seed,
+        strict=strict or None,
+    )
+    with _reporter(as_json) as reporter:
+        result = api.run(
+            data, out=out, plan=plan, device=device, reporter=reporter, started_at=process_started_at(), **limits
+        )
+    _show(result, as_json)
+
+
+@app.command()
+def resume(folder: RunFolder, as_json: AsJson = False) -> None:
+    """Go on with an interrupted run; the time it has spent counts."""
+    from fitwithin import api
+
+    with _reporter(as_json) as reporter:
+        result = api.resume(folder, reporter=reporter, started_at=process_started_at())
+    _show(result, as_json)
+
+
+@app.command()
+def plan(
+    data: Data,
+    memory: Memory = None,
+    time: Time = None,
+    gpu_time: GpuTime = None,
+    inference: Inference = None,
+    models: Models = None,
+    precision: Precision = None,
+    sizes: Sizes = None,
+    test_sizes: TestSizes = None,
+    scope: Scope = None,
+    recipe: RecipeName = None,
+    device: Device = "auto",
+    accounting: Accounting = None,
+    seed: Seed = None,
+    strict: Strict = False,
+    out: Annotated[Path, typer.Option("--out", help="Where to write the plan.")] = Path("plan.json"),
+    as_json: AsJson = False,
+) -> None:
+    """Profile the candidates and print what a run would do with the same limits; trains nothing."""
+    from fitwithin import api, page
+
+    _required_memory(memory)
+    limits = _given(
+        memory=memory,
+        time=time,
+        gpu_time=gpu_time,
+        inference=inference,
+        models=models,
+        precision=precision,
+        sizes=sizes,
+        test_sizes=test_sizes,
+        scope=scope,
+        recipe=recipe,
+        accounting=accounting,
+        seed=seed,
+        strict=strict or None,
+    )
+    api.check_writable(out)
+    with _reporter(as_json) as reporter:
+        drawn, report = api.plan(data, device=device, reporter=reporter, started_at=process_started_at(), **limits)
+    out.write_text(drawn.to_json(), encoding="utf-8")
+    if as_json:
+        typer.echo(drawn.to_json())
+        return
+    console = _console()
+    console.print(page.plan_table(report))
+    console.print(f"Plan written to {out}; carry it out with: fitwithin run {data} --plan {out}", soft_wrap=True)
+
+
+@app.command()
+def predict(
+    folder: RunFolder,
+    paths: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", metavar="PATHS...")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A CSV file.")] = Path("predictions.csv"),
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Classify images with a run's ensemble: class, probability and the five most likely."""
+    from fitwithin import api
+
+    api.check_writable(output)
+    predictions = api.load(folder).predict(paths, device=device)
+    api.write_csv(predictions, output)
+    bad = [prediction for prediction in predictions if prediction.error]
+    if as_json:
+        typer.echo(json.dumps([{"path": p.path, "top": p.top, "error": p.error} for p in predictions]))
+        return
+    typer.echo(f"{len(predictions) - len(bad)} predictions written to {output}")
+    for prediction in bad:
+        typer.echo(f"  not readable: {prediction.path}: {prediction.error}", err=True)
+
+
+@app.command()
+def evaluate(
+    folder: RunFolder,
+    data: Annotated[Path, typer.Argument(help="A labelled folder: DATA/<class>/*.", metavar="DATA")],
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure a run's ensemble on a labelled folder: top-1 and top-5 with intervals, and by class."""
+    from fitwithin import api
+
+    found = api.load(folder).evaluate(data, device=device)
+    if as_json:
+        facts = {
+            "images": found.top1.total,
+            "top1": found.top1.share,
+            "top1_interval": found.top1.interval,
+            "top5": found.top5.share,
+            "by_class": {name: estimate.share for name, estimate in found.by_class.items()},
+            "unreadable": found.unreadable,
+        }
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    from rich.table import Table
+
+    low, high = found.top1.interval
+    table = Table("class", "images", "right", title=f"{found.top1.share:.1%} ({low:.1%} to {high:.1%}) of {found.top1.total:,}")
+    for name, estimate in found.by_class.items():
+        table.add_row(name, f"{estimate.total:,}", f"{estimate.share:.1%}")
+    _console().print(table)
+    typer.echo(f"within the first five: {found.top5.share:.1%}")
+    for path in found.unreadable:
+        typer.echo(f"  not readable: {path}", err=True)
+
+
+@app.command()
+def report(folder: RunFolder, as_json: AsJson = False) -> None:
+    """Print the report of a finished run."""
+    from fitwithin import api
+
+    _show(api.load(folder), as_json)
+
+
+@app.command()
+def models(
+    pattern: Annotated[str, typer.Argument(help="A name or pattern, such as 'resnet*'.")] = "*",
+    as_json: AsJson = False,
+) -> None:
+    """List the backbones that may be candidates."""
+    from fitwithin import candidate, catalogue
+
+    names = candidate.match([pattern], catalogue.known_models())
+    typer.echo(json.dumps(names) if as_json else "\n".join(names))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine can do, and what is missing."""
+    from fitwithin import doctor as checks
+
+    findings = checks.examine()
+    if as_json:
+        typer.echo(json.dumps([finding.__dict__ for finding in findings], indent=1))
+    else:
+        for finding in findings:
+            typer.echo(f"{'ok  ' if finding.fine else 'MISS'}  {finding.what}: {finding.found}")
+            if finding.way_out:
+                typer.echo(f"        {finding.way_out}")
+    if not all(finding.fine for finding in findings if finding.needed):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="The run's folder.")] = Path("demo-run"),
+    as_json: AsJson = False,
+) -> None:
+    """The complete flow on 1,797 scanned digits and five tiny backbones: CPU, under two minutes."""
+    from fitwithin import demo as digits
+
+    with _reporter(as_json) as reporter:
+        result = digits.run(out, reporter=reporter, started_at=process_started_at())
+    _show(result, as_json)
+
+
+def _show(result: Result, as_json: bool) -> None:
+    """The report on the terminal, or as JSON."""
+    if as_json:
+        typer.echo(result.report.to_json())
+        return
+    from fitwithin import page
+
+    console = _console()
+    page.print_report(result.report, console)
+    console.print(f"\nReport: {(result.folder / 'report.html').resolve()}", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

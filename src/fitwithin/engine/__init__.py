@@ -1,0 +1,29 @@
+"""Where jobs run: :class:`~fitwithin.engine.local.Local`, a fresh process per job on this machine, and
+:class:`~fitwithin.engine.simulated.Simulated`, a law in place of hardware.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from fitwithin.jobs import Job, Outcome, Progress
+
+
+class Engine(Protocol):
+    """Carries out one job at a time, each in a process of its own, and never past its end."""
+
+    def describe(self) -> dict[str, Any]:
+        """Facts of the device and of the libraries that decide over its speed and memory: the key of cached profiles."""
+
+    def prepare(self) -> None:
+        """Wait until jobs can start at once; DeviceError if they never will."""
+
+    def now(self) -> float:
+        """The present on the engine's clock, in monotonic seconds."""
+
+    def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+        """The job's outcome. A job still running at ``until_at`` is ended there and is a Failure of kind ``deadline``."""
+
+    def close(self) -> None:
+        """End everything that was started."""

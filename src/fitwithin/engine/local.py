@@ -1,0 +1,185 @@
+"""The local engine: every job in a fresh process of this machine, ended at its deadline whatever it does."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import metadata
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fitwithin import __version__
+from fitwithin.device import cpu_name
+from fitwithin.engine.server import ENDED, MESSAGE, READY, STARTED
+from fitwithin.errors import DeviceError
+from fitwithin.jobs import Failure, Job, Outcome, Progress
+
+#: How long importing torch and timm may take before something is wrong.
+READY_WITHIN_S = 180.0
+
+
+class Local:
+    """A process server, started at once so that its imports overlap with reading the data, and its children.
+
+    Args:
+        device: ``cpu`` or ``cuda:N``.
+        log: a file for what workers print.
+    """
+
+    def __init__(self, device: str, log: Path | None = None) -> None:
+        self.device = device
+        self._log = log
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        with open(log, "ab") if log else open(os.devnull, "wb") as sink:  # noqa: PTH123 - either kind of path
+            self._server = subprocess.Popen(
+                [sys.executable, "-m", "fitwithin.engine.server", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                env=environment,
+                start_new_session=True,
+            )
+        theirs.close()
+        self._ready = False
+
+    def describe(self) -> dict[str, Any]:
+        """Device, driver and versions, without starting CUDA here."""
+        facts: dict[str, Any] = {"device": self.device, "platform": platform.platform(), "python": platform.python_version()}
+        facts.update({name: metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")})
+        facts["fitwithin"] = __version__
+        facts["name"] = cpu_name()
+        facts["cpu"] = facts["name"]
+        if self.device.startswith("cuda"):
+            query = "name,driver_version,memory.total"
+            line = subprocess.run(
+                ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", f"--id={_physical_index(self.device)}"],  # noqa: S607
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=True,
+            ).stdout.strip()
+            name, driver, total = (part.strip() for part in line.split(","))
+            cudnn = {d.name: d.version for d in metadata.distributions() if d.name.startswith("nvidia-cudnn")}
+            facts.update(name=name, driver=driver, total_bytes=int(total) * 2**20, cudnn=", ".join(cudnn.values()))
+        return facts
+
+    def now(self) -> float:
+        """Monotonic seconds: the same for parent and children on one boot."""
+        return time.monotonic()
+
+    def prepare(self) -> None:
+        """Wait until the server has imported everything; DeviceError if it cannot."""
+        if self._ready:
+            return
+        self._control.settimeout(READY_WITHIN_S)
+        try:
+            kind, _ = self._receive()
+        except (TimeoutError, ConnectionError) as error:
+            told = self._log.read_text(errors="replace").strip().splitlines()[-1:] if self._log else []
+            raise DeviceError(f"the worker server, which imports torch and timm, did not start: {''.join(told)}") from error
+        assert kind == READY
+        self._ready = True
+
+    def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+        """Run the job in a fresh process until it ends or ``until_at`` comes."""
+        asked_at = time.monotonic()
+        self.prepare()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            socket.send_fds(self._control, [b"J"], [theirs.fileno()])
+        connection = Connection(ours.detach())
+        try:
+            kind, pid = self._receive()
+            assert kind == STARTED
+            connection.send((job, asked_at))
+            outcome = self._listen(connection, pid, until_at, on_progress)
+            code = self._end(pid, killed=isinstance(outcome, Failure) and outcome.kind == "deadline")
+        except BaseException:
+            self.close()  # an interrupt: nothing may go on behind our back
+            raise
+        finally:
+            connection.close()
+        if outcome is None:
+            told = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            return Failure(kind="died", reason=f"the worker process ended without an answer ({told})")
+        return outcome
+
+    def _listen(
+        self, connection: Connection, pid: int, until_at: float, on_progress: Callable[[Progress], None]
+    ) -> Outcome | None:
+        """What the child says in the end; None if it fell silent, a Failure if its time was over."""
+        while True:
+            left_s = until_at - time.monotonic()
+            if left_s <= 0:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                return Failure(kind="deadline", reason="its time was over and the worker was ended")
+            if not connection.poll(min(left_s, 0.5)):
+                continue
+            try:
+                kind, value = connection.recv()
+            except (EOFError, ConnectionResetError):
+                return None
+            if kind == "done":
+                outcome: Outcome = value
+                return outcome
+            on_progress(value)
+
+    def _end(self, pid: int, *, killed: bool) -> int:
+        """Wait for the child's exit status; a child that answered but does not end is ended."""
+        self._control.settimeout(10.0)
+        for attempt in range(2):
+            try:
+                kind, code = self._receive()
+            except TimeoutError:
+                if attempt or killed:
+                    raise DeviceError(f"worker process {pid} does not end even when killed; the driver may hang") from None
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                continue
+            assert kind == ENDED
+            return code
+        raise AssertionError("unreachable")
+
+    def _receive(self) -> tuple[bytes, int]:
+        data = b""
+        while len(data) < MESSAGE.size:
+            part = self._control.recv(MESSAGE.size - len(data))
+            if not part:
+                raise ConnectionError("the worker server is gone")
+            data += part
+        kind, value = MESSAGE.unpack(data)
+        return kind, value
+
+    def close(self) -> None:
+        """End the server, and with it any child."""
+        self._control.close()
+        try:
+            self._server.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._server.kill()
+            self._server.wait()
+
+    def __enter__(self) -> Local:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _physical_index(device: str) -> str:
+    """What nvidia-smi calls torch's ``cuda:N``: an entry of CUDA_VISIBLE_DEVICES where that is set."""
+    index = int(device.partition(":")[2] or 0)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[index].strip() if visible else str(index)

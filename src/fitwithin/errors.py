@@ -1,0 +1,55 @@
+"""Everything fitwithin raises, and the exit code each branch ends a command with.
+
+    FitwithinError              1   anything below
+    ├── UsageError              2   what was asked for cannot be done as asked
+    │   ├── DataError           2   the images: none, one class, a class too small, unreadable
+    │   ├── BudgetError         2   the limits leave no room for even one candidate
+    │   └── RunFolderError      2   the output folder: taken, unwritable, or not a run
+    ├── DeviceError             3   the device: absent, or it does not do what its driver promised
+    │   └── OutOfMemory         3   the memory cap was reached (raised by device.py alone)
+    └── TrainingError           4   nothing that was tried left a usable model
+
+A message is a sentence with the value, the limit and the way out.
+"""
+
+from __future__ import annotations
+
+
+class FitwithinError(Exception):
+    """Base of every error raised on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(FitwithinError):
+    """The request cannot be carried out as written; nothing was spent or written."""
+
+    exit_code = 2
+
+
+class DataError(UsageError):
+    """The folder of images cannot serve as a classification data set."""
+
+
+class BudgetError(UsageError):
+    """The limits leave no room for a single candidate."""
+
+
+class RunFolderError(UsageError):
+    """The output folder holds something else, cannot be written, or is not a run."""
+
+
+class DeviceError(FitwithinError):
+    """The device is absent or cannot do what is asked."""
+
+    exit_code = 3
+
+
+class OutOfMemory(DeviceError):
+    """An allocation went past the memory cap."""
+
+
+class TrainingError(FitwithinError):
+    """No candidate left a usable model."""
+
+    exit_code = 4

@@ -1,0 +1,273 @@
+"""Gathers a report from what a run's store tells: a fold over its events, nothing is measured here."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fitwithin import __version__
+from fitwithin import profile as profiles
+from fitwithin.candidate import Candidate
+from fitwithin.jobs import Trained, trained_from_dict
+from fitwithin.ledger import KINDS, Books, fold
+from fitwithin.plan import Plan, Turn
+from fitwithin.profile import Profile, Rejection
+from fitwithin.report import (
+    CandidateRow,
+    CurvePoint,
+    Estimate,
+    Limit,
+    MethodRow,
+    PhaseRow,
+    Receipt,
+    Report,
+    Validation,
+    ViewRow,
+)
+from fitwithin.request import Request
+from fitwithin.store import Event, bodies, latest
+
+
+def profiled(events: Sequence[Event]) -> dict[str, Profile]:
+    """The profiles that the store holds, by candidate name."""
+    found = (profiles.from_dict(body) for body in bodies(list(events), "profiled"))
+    return {profile.candidate.name: profile for profile in found}
+
+
+def rejected(events: Sequence[Event]) -> dict[str, Rejection]:
+    """The rejections of the profile phase, by candidate name."""
+    found = (
+        Rejection(candidate=Candidate(**body["candidate"]), reason=body["reason"])
+        for body in bodies(list(events), "rejected")
+    )
+    return {rejection.candidate.name: rejection for rejection in found}
+
+
+def outcomes(events: Sequence[Event]) -> tuple[dict[str, Trained], dict[str, str]]:
+    """How the turns ended: trained by name, and the reasons of those that failed."""
+    trained: dict[str, Trained] = {}
+    failed: dict[str, str] = {}
+    for body in bodies(list(events), "turn"):
+        if body["trained"] is not None:
+            trained[body["name"]] = trained_from_dict(body["trained"])
+        else:
+            failed[body["name"]] = body["reason"]
+    return trained, failed
+
+
+def _ended(turn: Turn, trained: Trained) -> str:
+    if trained.ended == "complete":
+        return f"complete: all {trained.steps} planned steps"
+    went = f"planned {turn.epochs:g} epochs, took {trained.epochs:.1f}"
+    if trained.ended == "shortened":
+        return f"{went}: the machine was slower than profiled; annealed to the new end"
+    return f"{went}: its time was over before the last step; the model is the last one saved"
+
+
+def candidate_row(
+    candidate: Candidate,
+    *,
+    profile: Profile | None,
+    turn: Turn | None,
+    trained: Trained | None,
+    reason: str | None,
+    status: str,
+    books: Books,
+    n_val: int,
+) -> CandidateRow:
+    """One row of the report from everything known about a candidate."""
+    entries = [entry for entry in books.entries if entry.key == candidate.name and entry.phase == "train"]
+    facts: dict[str, Any] = {}
+    if profile is not None:
+        facts.update(
+            parameters=profile.parameters,
+            batch=profile.batch,
+            batch_why=profile.batch_why,
+            images_per_s=profile.images_per_s,
+            dummy_images_per_s=profile.dummy_images_per_s,
+            profile_s=profile.wall_s,
+            profile_cached=profile.cached,
+            peak_bytes=profile.peak_bytes,
+        )
+    if turn is not None:
+        facts.update(
+            parameters=turn.parameters,
+            batch=turn.batch,
+            images_per_s=turn.images_per_s,
+            dummy_images_per_s=turn.dummy_images_per_s,
+            epochs=turn.epochs,
+            steps=turn.steps,
+            predicted_s=turn.predicted_s,
+            predicted_low_s=turn.predicted_low_s,
+            predicted_high_s=turn.predicted_high_s,
+        )
+        reason = reason if reason is not None else turn.why[-2]
+    if entries:
+        facts["actual_s"] = sum(entry.charged_s or 0.0 for entry in entries)
+    if trained is not None and turn is not None:
+        peaks = [entry.peak_bytes for entry in entries if entry.peak_bytes is not None]
+        facts.update(
+            epochs=trained.epochs,
+            steps=trained.steps,
+            peak_bytes=max([trained.peak_bytes, *peaks]),
+            validation=None if trained.best is None else Estimate(correct=trained.best, total=n_val),
+            validations=tuple(
+                Validation(**{**v, "accuracy": Estimate(**v["accuracy"])}) for v in trained.validations
+            ),
+            curve=tuple(CurvePoint(**point) for point in trained.curve),
+        )
+        reason = _ended(turn, trained)
+    return CandidateRow(
+        name=candidate.name,
+        model=candidate.model,
+        precision=candidate.precision,
+        train_px=candidate.train_px,
+        status=status,
+        reason=reason or "",
+        **facts,
+    )
+
+
+def candidate_rows(plan: Plan, events: Sequence[Event], books: Books, n_val: int) -> tuple[CandidateRow, ...]:
+    """Every candidate: the planned ones in order, then those that were turned away."""
+    known = profiled(events)
+    trained, failed = outcomes(events)
+    rows = []
+    for turn in plan.turns:
+        name = turn.candidate.name
+        status = "trained" if name in trained else "failed" if name in failed else "planned"
+        rows.append(
+            candidate_row(
+                turn.candidate,
+                profile=known.get(name),
+                turn=turn,
+                trained=trained.get(name),
+                reason=failed.get(name),
+                status=status,
+                books=books,
+                n_val=n_val,
+            )
+        )
+    for rejection in plan.rejections:
+        rows.append(
+            candidate_row(
+                rejection.candidate,
+                profile=known.get(rejection.candidate.name),
+                turn=None,
+                trained=None,
+                reason=rejection.reason,
+                status="rejected",
+                books=books,
+                n_val=n_val,
+            )
+        )
+    return tuple(rows)
+
+
+def _phases(books: Books) -> tuple[PhaseRow, ...]:
+    rows = []
+    for phase, entries in books.by_phase().items():
+        peaks = [entry.peak_bytes for entry in entries if entry.peak_bytes is not None]
+        rows.append(
+            PhaseRow(
+                phase=phase,
+                spent_s=sum(entry.charged_s or 0.0 for entry in entries),
+                gpu_s=sum(entry.charged_s or 0.0 for entry in entries if entry.gpu),
+                peak_bytes=max(peaks, default=None),
+                entries=len(entries),
+            )
+        )
+    return tuple(rows)
+
+
+def _limits(request: Request, books: Books, plan: Plan, views: Sequence[ViewRow]) -> tuple[Limit, ...]:
+    budget = request.budget
+    limits = []
+    peaks = [entry.peak_bytes for entry in books.entries if entry.peak_bytes is not None]
+    if peaks:
+        counted = "by the driver's count of this process" if budget.accounting == "process" else "allocator only"
+        if request.device == "cpu":
+            counted = "growth of the process's own memory"
+        limits.append(_limit("memory", budget.memory_bytes, max(peaks), "bytes", counted))
+    if budget.scope == "candidate":
+        names = [turn.candidate.name for turn in plan.turns]
+        most = {name: _candidate_s(books, name) for name in names}
+        if most:
+            slowest = max(most, key=lambda name: most[name])
+            note = f"each candidate's training and evaluation; the longest was {slowest}"
+            limits.append(_limit("time per candidate", budget.limit_s, most[slowest], "s", note))
+    else:
+        if budget.time_s is not None:
+            limits.append(_limit("time", budget.time_s, books.spent_s(), "s", "wall clock from process start"))
+        if budget.gpu_time_s is not None:
+            limits.append(_limit("device time", budget.gpu_time_s, books.spent_s(gpu=True), "s", "device held"))
+    chosen = [view.ms_per_image for view in views if view.chosen]
+    if budget.inference_ms is not None and chosen:
+        limits.append(_limit("inference", budget.inference_ms, sum(chosen), "ms/image", "sum of the chosen views"))
+    return tuple(limits)
+
+
+def _candidate_s(books: Books, name: str) -> float:
+    return sum(e.charged_s or 0.0 for e in books.entries if e.key == name and e.phase in ("train", "evaluate"))
+
+
+def _limit(name: str, limit: float, spent: float, unit: str, note: str) -> Limit:
+    return Limit(name=name, limit=limit, spent=spent, unit=unit, kept=spent <= limit, note=note)
+
+
+def report(
+    request: Request,
+    plan: Plan,
+    events: Sequence[Event],
+    *,
+    winner: str | None = None,
+    winner_why: str = "",
+    methods: Sequence[MethodRow] = (),
+    views: Sequence[ViewRow] = (),
+    ensemble_why: str = "",
+    notes: Sequence[str] = (),
+    finished: bool = False,
+) -> Report:
+    """The report of a run as far as it has come, or of a plan."""
+    books = fold((event.kind, event.body) for event in events if event.kind in KINDS)
+    data = latest(list(events), "data") or {}
+    machine = latest(list(events), "machine") or {}
+    title = f"fitwithin {'run' if winner else 'plan'}: {Path(request.data).name or request.data}"
+    versions = {name: str(machine[name]) for name in machine if name in _VERSIONS}
+    return Report(
+        title=title,
+        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        request={**_flat(request), "fitwithin": __version__},
+        data=data,
+        candidates=candidate_rows(plan, events, books, data.get("counts", {}).get("val", 0)),
+        winner=winner,
+        winner_why=winner_why,
+        methods=tuple(methods),
+        views=tuple(views),
+        ensemble_why=ensemble_why,
+        receipt=Receipt(
+            limits=_limits(request, books, plan, views) if winner else (),
+            phases=_phases(books),
+            balanced=books.balanced,
+            starts=sum(event.kind == "start" for event in events),
+            device={key: value for key, value in machine.items() if key not in versions},
+            versions=versions,
+            data_fingerprint=data.get("fingerprint", ""),
+            finished=finished,
+        ),
+        notes=tuple(notes),
+    )
+
+
+_VERSIONS = ("fitwithin", "torch", "torchvision", "timm", "numpy", "pillow", "python", "cudnn")
+
+
+def _flat(request: Request) -> dict[str, Any]:
+    """The request for the report: the budget's fields beside the others, the recipe's under its name."""
+    value = request.to_dict()
+    budget, recipe = value.pop("budget"), value.pop("recipe")
+    return {**value, **budget, "recipe": recipe.pop("name"), "recipe_values": recipe}
+
+

@@ -1,0 +1,105 @@
+"""The instantiation phase over an engine: every planned turn is trained within its allotment, whatever happens to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from fitwithin.accountant import Accountant, Open
+from fitwithin.budget import Budget
+from fitwithin.engine import Engine
+from fitwithin.jobs import CHECKPOINT, OUTCOME, SALVAGE, WEIGHTS, Failure, Progress, Setting, Trained, TrainJob, read_trained
+from fitwithin.plan import FIXED_MARGIN, WATCHDOG_S, Turn, checkpoint_every_s
+
+#: After running out of memory in spite of its certificate, a turn goes on with this share of its batch.
+SMALLER = 7 / 8
+
+#: A turn whose process died or ran out of memory is taken up again so often.
+ATTEMPTS = 3
+
+
+def turn_folder(run: Path, turn: Turn) -> Path:
+    """Where a turn keeps its checkpoint and leaves its model."""
+    return run / "candidates" / turn.candidate.name
+
+
+def turn_ends_at(turn: Turn, budget: Budget, accountant: Accountant, now: float, *, kept_s: float) -> float:
+    """The instant by which a turn must have ended: what is left of its allotment, and of the run less ``kept_s``.
+
+    Under scope ``candidate`` everything the candidate was charged before counts, and its evaluation is kept back.
+    """
+    charged_s = accountant.books().spent_s(key=turn.candidate.name) - _profiled_s(accountant, turn)
+    aside_s = turn.evaluation_s * (1 + FIXED_MARGIN) if budget.scope == "candidate" else 0.0
+    ends_at = now + turn.allotted_s - charged_s - aside_s
+    if budget.scope == "total":
+        ends_at = min(ends_at, now + accountant.remaining().usable_s - kept_s)
+    return ends_at
+
+
+def _profiled_s(accountant: Accountant, turn: Turn) -> float:
+    """Profiling is charged to the run, not to a candidate's allotment: the paper gave each the whole budget."""
+    entries = accountant.books().entries
+    return sum(e.charged_s or 0.0 for e in entries if e.key == turn.candidate.name and e.phase == "profile")
+
+
+def train(
+    turn: Turn,
+    setting: Setting,
+    engine: Engine,
+    folder: Path,
+    opened: Open,
+    *,
+    ends_at: float,
+    frozen: bool,
+    on_progress: Callable[[Progress], None],
+) -> Trained | Failure:
+    """Train one turn until ``ends_at`` at the latest; if its process fails, go on from what it left."""
+
+    def note(progress: Progress) -> None:
+        opened.peak(progress.facts.get("peak_bytes"))
+        on_progress(progress)
+
+    job = TrainJob(
+        setting=setting,
+        candidate=turn.candidate,
+        batch=turn.batch,
+        steps=turn.steps,
+        folder=str(folder),
+        until_at=ends_at - WATCHDOG_S,
+        step_s=turn.batch / turn.images_per_s,
+        validation_s=turn.validation_s,
+        save_s=turn.save_s,
+        checkpoint_every_s=checkpoint_every_s(turn.allotted_s),
+        frozen=frozen,
+    )
+    outcome: Trained | Failure = Failure(kind="deadline", reason="its time was over before it could start")
+    for _ in range(ATTEMPTS):
+        if engine.now() >= job.until_at:
+            break
+        answer = engine.do(job, until_at=ends_at, on_progress=note)
+        assert isinstance(answer, Trained | Failure)
+        outcome = answer
+        opened.peak(answer.peak_bytes)
+        if isinstance(answer, Trained) or answer.kind in ("error", "deadline") or frozen:
+            break
+        if answer.kind == "memory":
+            batch = max(2, int(job.batch * SMALLER))
+            # Fewer images a step take no longer than as many; the schedule measures the rest.
+            job = replace(job, batch=batch, steps=max(2, job.steps * job.batch // batch))
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+    if isinstance(outcome, Failure):
+        return _salvage(folder, outcome)
+    return outcome
+
+
+def _salvage(folder: Path, failure: Failure) -> Trained | Failure:
+    """What a turn that did not end by itself left: its model, as good as it was at its last checkpoint."""
+    left = read_trained(folder / SALVAGE)
+    return left if left is not None and (folder / WEIGHTS).is_file() else failure
+
+
+def clean(folder: Path) -> None:
+    """Remove what only an unfinished turn needs."""
+    for name in (CHECKPOINT, OUTCOME, SALVAGE):
+        (folder / name).unlink(missing_ok=True)

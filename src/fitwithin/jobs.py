@@ -1,0 +1,155 @@
+"""What an engine is asked to do in a fresh process, and what it answers. Plain data: it crosses process borders."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fitwithin.candidate import Candidate
+from fitwithin.ensemble import View
+from fitwithin.profile import Probe
+from fitwithin.recipe import Recipe
+
+
+#: The files of a turn's folder: what a later process goes on from, how the turn ended, how it stood at its last
+#: checkpoint, the model's weights and what is needed to use them.
+CHECKPOINT, OUTCOME, SALVAGE = "checkpoint.pt", "outcome.json", "salvage.json"
+WEIGHTS, CARD = "model.safetensors", "card.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What every job of a run shares: the device, its cap, the packed images and the recipe.
+
+    ``workers`` is the number of loader threads; ``view_sizes`` the sizes in pixels that evaluation uses.
+    """
+
+    device: str
+    memory_bytes: int
+    accounting: str
+    pack: str
+    classes: int
+    recipe: Recipe
+    view_sizes: tuple[int, ...]
+    seed: int
+    workers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeJob:
+    """Run the real step at ``batch`` under the cap; with ``timed`` also measure everything a plan needs."""
+
+    setting: Setting
+    candidate: Candidate
+    batch: int
+    timed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """Train for ``steps`` and leave a model in ``folder`` before ``until_at``; goes on from a checkpoint found there.
+
+    ``step_s``, ``validation_s`` and ``save_s`` are the profile's figures; ``checkpoint_every_s`` is the time between
+    checkpoints; a ``frozen`` job keeps its steps.
+    """
+
+    setting: Setting
+    candidate: Candidate
+    batch: int
+    steps: int
+    folder: str
+    until_at: float
+    step_s: float
+    validation_s: float
+    save_s: float
+    checkpoint_every_s: float
+    frozen: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateJob:
+    """Compute the logits of the model in ``folder`` for all views on the splits, as far as ``until_at`` allows."""
+
+    setting: Setting
+    candidate: Candidate
+    batch: int
+    folder: str
+    views: tuple[View, ...]
+    splits: tuple[str, ...]
+    until_at: float
+
+
+Job = ProbeJob | TrainJob | EvaluateJob
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """How a turn ended. ``ended`` is ``complete``, ``shortened`` (fewer steps, annealed to 0) or ``cut`` (time was over).
+
+    ``validations`` and ``curve`` hold plain values ready for the report; ``best`` is ``correct`` images of the best
+    validation, whose weights are in the folder (None if none took place: then the weights are the last ones).
+    """
+
+    steps: int
+    planned_steps: int
+    epochs: float
+    ended: str
+    best: int | None
+    validations: tuple[dict[str, Any], ...]
+    curve: tuple[dict[str, Any], ...]
+    peak_bytes: int
+    startup_s: float
+
+
+def trained_to_json(trained: Trained) -> str:
+    """The outcome of a turn as JSON text; :func:`trained_from_dict` reads it."""
+    return json.dumps(asdict(trained), allow_nan=False)
+
+
+def trained_from_dict(value: dict[str, Any]) -> Trained:
+    """The outcome that was written as JSON."""
+    return Trained(**{**value, "validations": tuple(value["validations"]), "curve": tuple(value["curve"])})
+
+
+def read_trained(path: Path) -> Trained | None:
+    """The outcome in that file; None without one."""
+    return trained_from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """Where the logits are (one .npy per split and view under ``folder``), what was complete, and what each view costs.
+
+    ``done`` lists (split, view name) pairs in the order they were completed; ``ms_per_image`` is per view at
+    ``batch`` images a forward pass, on the device, without loading.
+    """
+
+    done: tuple[tuple[str, str], ...]
+    ms_per_image: dict[str, float]
+    batch: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A job that gave no result: ``kind`` is ``memory``, ``deadline``, ``died`` or ``error``."""
+
+    kind: str
+    reason: str
+    trace: str = ""
+    peak_bytes: int | None = None
+
+
+Outcome = Probe | Trained | Evaluated | Failure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """A sign of life from a running job, for progress bars."""
+
+    step: int
+    total: int
+    text: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)

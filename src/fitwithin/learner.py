@@ -1,0 +1,139 @@
+"""A model with its optimizer on a device: one training step, and logits. The same code is probed, trained and evaluated.
+
+Shape suffixes: B batch, C channels, H W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
+
+from fitwithin import model as models
+from fitwithin.candidate import Candidate
+from fitwithin.device import Cpu, Cuda
+from fitwithin.ensemble import Floats, View
+from fitwithin.jobs import Setting
+from fitwithin.loader import EvalStream
+from fitwithin.pack import Pack
+
+#: Evaluation needs no gradients: this many images at once keep a GPU busy, and the peak below training's.
+EVAL_BATCH = 256
+
+
+class Learner:
+    """A candidate's model, its AdamW and, under float16, its loss scaler."""
+
+    def __init__(self, setting: Setting, candidate: Candidate, device: Cpu | Cuda) -> None:
+        torch.manual_seed(setting.seed)
+        self.device = device
+        self.amp = candidate.precision == "amp"
+        sizes = (candidate.train_px, *setting.view_sizes)
+        net, self.arguments = models.build(candidate, setting.classes, sizes)
+        self.net = net.to(device.torch_device, memory_format=device.memory_format)  # type: ignore[call-overload]
+        self.parameters = models.parameters(net)
+        self.optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=0.0, weight_decay=setting.recipe.weight_decay, fused=device.kind == "cuda"
+        )
+        half = self.amp and device.amp_dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(device.kind, enabled=half)
+        self._mean = torch.tensor(models.MEAN, device=device.torch_device).view(1, 3, 1, 1) * 255
+        self._std = torch.tensor(models.STD, device=device.torch_device).view(1, 3, 1, 1) * 255
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision where the candidate asks for it."""
+        return torch.autocast(self.device.kind, dtype=self.device.amp_dtype, enabled=self.amp)
+
+    def images(self, x_bhwc: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, H, W, 3] from the loader, as normalised floats [B, 3, H, W] on the device."""
+        x_bchw = x_bhwc.to(self.device.torch_device, non_blocking=True).permute(0, 3, 1, 2)
+        return x_bchw.float().sub_(self._mean).div_(self._std).contiguous(memory_format=self.device.memory_format)
+
+    def step(self, x_bhwc: torch.Tensor, y_b: torch.Tensor, lr: float) -> torch.Tensor:
+        """One update at learning rate ``lr``; returns the batch's mean cross-entropy, not waited for."""
+        self.net.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        x_bchw = self.images(x_bhwc)
+        y_b = y_b.to(self.device.torch_device, non_blocking=True)
+        with self.autocast():
+            loss = F.cross_entropy(self.net(x_bchw), y_b)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    def logits(self, x_bhwc: torch.Tensor, *, flip: bool = False) -> torch.Tensor:
+        """Float32 logits [B, K] on the device, of the images or of their mirror images."""
+        self.net.eval()
+        with torch.inference_mode(), self.autocast():
+            x_bchw = self.images(x_bhwc)
+            out: torch.Tensor = self.net(x_bchw.flip(3) if flip else x_bchw)
+        return out.float()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a later process needs to go on as if nothing had happened."""
+        rng = {"cpu": torch.get_rng_state()}
+        if self.device.kind == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device.torch_device)
+        return {
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": rng,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state`."""
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["rng"]["cpu"].cpu())
+        if "cuda" in state["rng"]:
+            torch.cuda.set_rng_state(state["rng"]["cuda"].cpu(), self.device.torch_device)
+
+
+def eval_batch(batch: int) -> int:
+    """Images per forward pass in evaluation, for a candidate certified at ``batch``."""
+    return min(batch, EVAL_BATCH)
+
+
+def split_logits(
+    learner: Learner,
+    pack: Pack,
+    split: str,
+    views: list[View],
+    *,
+    crop: float,
+    batch: int,
+    workers: int,
+    on_batch: Callable[[], bool] | None = None,
+) -> dict[View, Floats] | None:
+    """Logits [N, K] of every image of a split under views of one size, in stored order.
+
+    ``on_batch`` is asked after every batch whether to go on; None is returned if it says no.
+    """
+    px = views[0].px
+    parts: dict[View, list[torch.Tensor]] = {view: [] for view in views}
+    with EvalStream(pack, split, crop=crop, px=px, batch=batch, workers=workers, pin=learner.device.kind == "cuda") as stream:
+        n = len(stream.indices)
+        for x_bhwc, _ in stream:
+            for view in views:
+                parts[view].append(learner.logits(x_bhwc, flip=view.flip).cpu())
+            if on_batch is not None and not on_batch():
+                return None
+    return {view: np.asarray(torch.cat(found)[:n].numpy(), dtype=np.float32) for view, found in parts.items()}
+
+
+def count_correct(learner: Learner, pack: Pack, split: str, *, px: int, crop: float, batch: int, workers: int) -> int:
+    """How many images of a labelled split the model gets right, one plain view at ``px``."""
+    view = View(px=px, flip=False)
+    found = split_logits(learner, pack, split, [view], crop=crop, batch=batch, workers=workers)
+    assert found is not None
+    labels = pack.labels[pack.indices(split)]
+    return int((found[view].argmax(axis=1) == labels).sum())

@@ -1,0 +1,212 @@
+"""What profiling finds out about a candidate, and the search for its largest batch. Pure: running a probe is a callable.
+
+A profile's claim is a certificate: a batch of ``batch`` ran the real training step under the cap in a fresh process,
+and ``batch + 1`` did not (or a stated limit other than memory ended the search). Nothing is returned that did not run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fitwithin.candidate import Candidate
+from fitwithin.units import format_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Seconds measured on the real pipeline in a fresh process, at one batch size.
+
+    ``startup_s`` from asking for the process to a model on the device; ``warmup_s`` what the first steps cost more
+    than later ones; ``dummy_step_s`` a step fed with a batch already there (the paper's dummy loader); ``step_s`` a
+    step fed by the real loader (median), within ``step_low_s`` to ``step_high_s`` (its 95 % interval);
+    ``eval_image_s`` seconds per image of evaluation by size; ``eval_first_s`` the extra cost of an evaluation's first
+    batch; ``save_s`` writing a checkpoint.
+    """
+
+    startup_s: float
+    warmup_s: float
+    dummy_step_s: float
+    step_s: float
+    step_low_s: float
+    step_high_s: float
+    eval_image_s: dict[int, float]
+    eval_first_s: float
+    save_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One fresh process that ran the real step at ``batch``: whether it stayed within the cap, and its peak."""
+
+    batch: int
+    passed: bool
+    peak_bytes: int | None = None
+    reason: str = ""
+    fatal: bool = False  # no smaller batch would help: the model cannot be built, or fails at this size
+    parameters: int = 0
+    wall_s: float = 0.0
+    timing: Timing | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """The measured facts of a candidate: parameters, its certified batch, and its timing at that batch."""
+
+    candidate: Candidate
+    parameters: int
+    batch: int
+    batch_why: str
+    peak_bytes: int
+    timing: Timing
+    probes: tuple[Probe, ...]
+    cached: bool = False
+
+    @property
+    def images_per_s(self) -> float:
+        """Training images per second with the real loader."""
+        return self.batch / self.timing.step_s
+
+    @property
+    def dummy_images_per_s(self) -> float:
+        """Training images per second with the dummy loader."""
+        return self.batch / self.timing.dummy_step_s
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds that all its probes took."""
+        return math.fsum(probe.wall_s for probe in self.probes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejection:
+    """A candidate that will not be trained, and why."""
+
+    candidate: Candidate
+    reason: str
+
+
+@dataclass(kw_only=True)
+class _Search:
+    """The bracket while it closes: every probe by batch size."""
+
+    run: Callable[[int], Probe]
+    cap_bytes: int
+    limit: int
+    probes: list[Probe] = field(default_factory=list)
+
+    def ask(self, batch: int) -> Probe:
+        probe = self.run(batch)
+        self.probes.append(probe)
+        return probe
+
+    @property
+    def largest_passed(self) -> int:
+        failed = self.smallest_failed
+        return max((p.batch for p in self.probes if p.passed and p.batch < failed), default=0)
+
+    @property
+    def smallest_failed(self) -> int:
+        return min((p.batch for p in self.probes if not p.passed), default=self.limit + 1)
+
+    def predicted(self) -> int | None:
+        """The largest batch on the line through the smallest and the largest passing probe, None without a slope."""
+        points = sorted((p.batch, p.peak_bytes) for p in self.probes if p.passed and p.peak_bytes is not None)
+        if len(points) < 2 or points[-1][0] == points[0][0]:
+            return None
+        (low, low_bytes), (high, high_bytes) = points[0], points[-1]
+        slope = (high_bytes - low_bytes) / (high - low)
+        return None if slope <= 0 else int(high + (self.cap_bytes - high_bytes) / slope)
+
+
+def largest_batch(
+    run: Callable[[int], Probe], *, cap_bytes: int, limit: int, first: int = 8, smallest: int = 2
+) -> tuple[int, str, list[Probe]]:
+    """The largest batch that passes, why the search ended there, and every probe in order.
+
+    Memory is close to affine in the batch, so two small probes give a line and the third is a jump to its prediction;
+    then a bracket closes around it with doubling strides. Memory need not be monotone for the result to hold: it says
+    that the batch passed and the next did not.
+
+    Args:
+        run: runs one probe in a fresh process.
+        cap_bytes: the memory cap, for the prediction only; a probe's ``passed`` decides.
+        limit: the largest batch worth asking for (training images, or the recipe's), at least ``smallest``.
+        first: where to start; ``smallest`` the least batch that can be trained (ResNeSt's batch norm needs 2).
+
+    Returns:
+        ``(batch, why, probes)``; batch is 0 if none passed, and ``why`` then is the reason.
+    """
+    search = _Search(run=run, cap_bytes=cap_bytes, limit=limit)
+    start = max(smallest, min(first, limit))
+    probe = search.ask(start)
+    if probe.fatal:
+        return 0, probe.reason, search.probes
+    if not probe.passed:
+        smaller = search.ask(smallest) if start > smallest else probe
+        if not smaller.passed:
+            why = smaller.reason if smaller.fatal else f"{smallest} images do not fit: {smaller.reason}"
+            return 0, why, search.probes
+    elif start < limit:
+        search.ask(min(limit, 3 * start))
+    stride = 1
+    while (hi := search.smallest_failed) - (lo := search.largest_passed) > 1:
+        guess = _next_guess(search, lo, hi, stride)
+        passed_before = lo
+        search.ask(guess)
+        moved_as_predicted = search.largest_passed > passed_before + stride
+        stride = 1 if moved_as_predicted else 2 * stride
+    batch = search.largest_passed
+    if batch == limit:
+        return batch, f"{batch} is as large as the recipe or the data allow; memory would allow more", search.probes
+    failure = next(p for p in search.probes if p.batch == batch + 1 and not p.passed)
+    return batch, f"{batch} ran within {format_size(cap_bytes)}, {batch + 1} did not: {failure.reason}", search.probes
+
+
+def _next_guess(search: _Search, lo: int, hi: int, stride: int) -> int:
+    """Where to look between ``lo`` (passed) and ``hi`` (failed, or beyond the limit), both ends excluded."""
+    predicted = search.predicted()
+    if predicted is None:
+        return min(hi - 1, 2 * lo) if hi > search.limit else (lo + hi) // 2
+    if predicted <= lo:
+        guess = lo + stride  # the line says full: step upwards
+    elif predicted >= hi and hi <= search.limit:
+        guess = hi - stride  # the line says more, a failure says less: step down from the failure
+    else:
+        guess = predicted
+    middle = (lo + hi) // 2
+    if stride >= 8 and hi <= search.limit:
+        return middle  # the line has misled three times: halve
+    return max(lo + 1, min(hi - 1, guess))
+
+
+def to_dict(profile: Profile) -> dict[str, Any]:
+    """The profile as plain JSON values; :func:`from_dict` is its inverse."""
+    import dataclasses
+
+    return dataclasses.asdict(profile)
+
+
+def _probe(value: dict[str, Any]) -> Probe:
+    timing = value["timing"]
+    if timing is not None:
+        timing = Timing(**{**timing, "eval_image_s": {int(px): s for px, s in timing["eval_image_s"].items()}})
+    return Probe(**{**value, "timing": timing})
+
+
+def from_dict(value: dict[str, Any], *, cached: bool | None = None) -> Profile:
+    """The profile that :func:`to_dict` wrote; ``cached`` overrides where it came from."""
+    timing = Timing(
+        **{**value["timing"], "eval_image_s": {int(px): s for px, s in value["timing"]["eval_image_s"].items()}}
+    )
+    return Profile(
+        **{
+            **value,
+            "candidate": Candidate(**value["candidate"]),
+            "timing": timing,
+            "probes": tuple(_probe(probe) for probe in value["probes"]),
+            "cached": value["cached"] if cached is None else cached,
+        }
+    )

@@ -1,0 +1,232 @@
+"""What a run has to say for itself: the facts of its report, as frozen dataclasses that become JSON and come back.
+
+Rendering lives in page.py (terminal, Markdown, HTML). Nothing here measures: run.py gathers the facts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A share with its 95 % Wilson interval: ``correct`` of ``total``."""
+
+    correct: int
+    total: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.correct <= self.total or self.total < 1:
+            raise ValueError(f"{self.correct} of {self.total} is no share")
+
+    @property
+    def share(self) -> float:
+        """The plain share, in [0, 1]."""
+        return self.correct / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % score interval (E. B. Wilson, JASA 22, 1927)."""
+        z, n, p = 1.959964, self.total, self.share
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """One reading of a turn: training loss (mean since the last reading), learning rate, seconds since the turn began."""
+
+    step: int
+    epoch: float
+    elapsed_s: float
+    loss: float
+    lr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """One validation: at which step and epoch, and what it found."""
+
+    step: int
+    epoch: float
+    accuracy: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateRow:
+    """One candidate from profile to validation. Fields that were never reached are None.
+
+    ``status`` is one of trained, planned, rejected, failed; ``reason`` says why for the last two and how it ended
+    for the first (for example "planned 46 epochs; shortened to 44.1, the machine was 4 % slower than profiled").
+    """
+
+    name: str
+    model: str
+    precision: str
+    train_px: int
+    status: str
+    reason: str
+    parameters: int | None = None
+    batch: int | None = None
+    batch_why: str | None = None
+    epochs: float | None = None
+    steps: int | None = None
+    images_per_s: float | None = None
+    dummy_images_per_s: float | None = None
+    predicted_s: float | None = None
+    predicted_low_s: float | None = None
+    predicted_high_s: float | None = None
+    actual_s: float | None = None
+    profile_s: float | None = None
+    profile_cached: bool = False
+    peak_bytes: int | None = None
+    validation: Estimate | None = None
+    validations: tuple[Validation, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodRow:
+    """One row of the paper's Table 1: a way of using the winner. ``test`` is None where there is no labelled test split.
+
+    ``delivered`` marks the row that is handed over.
+    """
+
+    method: str
+    candidate: str
+    train_px: int
+    test_px: str
+    validation: Estimate | None
+    test: Estimate | None
+    note: str = ""
+    delivered: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewRow:
+    """One view of the winner: what it reaches on validation data and what it costs per image."""
+
+    name: str
+    px: int
+    flip: bool
+    validation: Estimate
+    ms_per_image: float
+    chosen: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseRow:
+    """One line of the receipt: a phase, what it took and the most memory it held."""
+
+    phase: str
+    spent_s: float
+    gpu_s: float
+    peak_bytes: int | None
+    entries: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """One promise and how it was kept. ``kept`` is ``spent <= limit``; ``unit`` is "bytes", "s" or "ms/image"."""
+
+    name: str
+    limit: float
+    spent: float
+    unit: str
+    kept: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """The proof: limits against what was spent, by phase, on which machine, with which versions, on which data."""
+
+    limits: tuple[Limit, ...]
+    phases: tuple[PhaseRow, ...]
+    balanced: bool
+    starts: int
+    device: dict[str, Any]
+    versions: dict[str, str]
+    data_fingerprint: str
+    finished: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The whole story of a run, everything with its reason.
+
+    ``request`` holds what was asked for (limits in bytes and seconds, recipe, sizes, seed, ...); ``data`` the
+    folder's facts: ``path``, ``fingerprint``, ``classes`` (list), ``counts`` {"train", "val", "test"},
+    ``split`` (one sentence: where the split came from), ``broken`` ([{"path", "reason"}]).
+    ``winner`` names a row of ``candidates``; None when nothing was trained (a plan).
+    """
+
+    title: str
+    created_at: str
+    request: dict[str, Any]
+    data: dict[str, Any]
+    candidates: tuple[CandidateRow, ...]
+    winner: str | None
+    winner_why: str
+    methods: tuple[MethodRow, ...]
+    views: tuple[ViewRow, ...]
+    ensemble_why: str
+    receipt: Receipt
+    notes: tuple[str, ...] = ()
+    schema: int = SCHEMA
+
+    def row(self, name: str) -> CandidateRow:
+        """The candidate called ``name``; KeyError if there is none."""
+        for row in self.candidates:
+            if row.name == name:
+                return row
+        raise KeyError(name)
+
+    def to_json(self) -> str:
+        """The report as JSON text; :func:`from_json` is its inverse."""
+        return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)
+
+
+def _estimate(value: dict[str, int] | None) -> Estimate | None:
+    return None if value is None else Estimate(**value)
+
+
+def _candidate(value: dict[str, Any]) -> CandidateRow:
+    validations = tuple(Validation(**{**v, "accuracy": Estimate(**v["accuracy"])}) for v in value["validations"])
+    curve = tuple(CurvePoint(**point) for point in value["curve"])
+    validation = _estimate(value["validation"])
+    return CandidateRow(**{**value, "validation": validation, "validations": validations, "curve": curve})
+
+
+def _receipt(value: dict[str, Any]) -> Receipt:
+    limits = tuple(Limit(**limit) for limit in value["limits"])
+    phases = tuple(PhaseRow(**phase) for phase in value["phases"])
+    return Receipt(**{**value, "limits": limits, "phases": phases})
+
+
+def from_json(text: str) -> Report:
+    """The report that :meth:`Report.to_json` wrote."""
+    value = json.loads(text)
+    methods = [
+        MethodRow(**{**m, "validation": _estimate(m["validation"]), "test": _estimate(m["test"])})
+        for m in value["methods"]
+    ]
+    views = [ViewRow(**{**view, "validation": Estimate(**view["validation"])}) for view in value["views"]]
+    return Report(
+        **{
+            **value,
+            "candidates": tuple(_candidate(row) for row in value["candidates"]),
+            "methods": tuple(methods),
+            "views": tuple(views),
+            "receipt": _receipt(value["receipt"]),
+            "notes": tuple(value["notes"]),
+        }
+    )

@@ -1,0 +1,117 @@
+"""What is asked of a run: parsed once at the door from text into plain numbers, kept in the run store, read back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fitwithin import recipe as recipes
+from fitwithin import units
+from fitwithin.budget import Budget
+from fitwithin.candidate import PRECISIONS, TABLE_2, parse_precisions, parse_sizes
+from fitwithin.ensemble import View, views_of
+from fitwithin.errors import UsageError
+from fitwithin.recipe import Recipe
+
+#: The sizes of the paper.
+SIZES = (160, 224)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One request. ``models`` are names or patterns; ``sizes`` are trained at, ``view_sizes`` evaluated at (pixels)."""
+
+    data: str
+    budget: Budget
+    recipe: Recipe
+    models: tuple[str, ...] = TABLE_2
+    precisions: tuple[str, ...] = PRECISIONS
+    sizes: tuple[int, ...] = SIZES
+    view_sizes: tuple[int, ...] = SIZES
+    device: str = "cpu"
+    seed: int = 0
+    strict: bool = False
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Every view that evaluation may use."""
+        return tuple(views_of(self.view_sizes, flips=self.recipe.flips))
+
+    @property
+    def pack_side(self) -> int:
+        """The shorter side images are stored at: what the largest view needs before its centre crop."""
+        return -(-max(*self.sizes, *self.view_sizes) * 100 // round(self.recipe.crop * 100))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; :func:`from_dict` is its inverse."""
+        return dataclasses.asdict(self)
+
+
+def from_dict(value: dict[str, Any]) -> Request:
+    """The request that :meth:`Request.to_dict` wrote."""
+    lists = {key: tuple(value[key]) for key in ("models", "precisions", "sizes", "view_sizes")}
+    budget, recipe = Budget(**value["budget"]), recipes.from_dict(value["recipe"])
+    return Request(**{**value, **lists, "budget": budget, "recipe": recipe})
+
+
+def _list(value: str | Sequence[Any]) -> str:
+    return value if isinstance(value, str) else ",".join(str(part) for part in value)
+
+
+def parse(
+    data: str | Path,
+    *,
+    memory: str | int,
+    time: str | float | None = None,
+    gpu_time: str | float | None = None,
+    inference: str | float | None = None,
+    scope: str = "total",
+    accounting: str = "process",
+    models: str | Sequence[str] | None = None,
+    precision: str | Sequence[str] | None = None,
+    sizes: str | Sequence[int] | None = None,
+    test_sizes: str | Sequence[int] | None = None,
+    recipe: str = "paper",
+    device: str = "cpu",
+    seed: int = 0,
+    strict: bool = False,
+) -> Request:
+    """The request that these words make; numbers are bytes, seconds and pixels, ``inference`` seconds per image.
+
+    Raises:
+        UsageError: a word does not parse or is out of range; the message says which and what would do.
+    """
+
+    def seconds(value: str | float | None) -> float | None:
+        return None if value is None else units.duration(str(value))
+
+    inference_s = seconds(inference)
+    trained = parse_sizes(_list(sizes)) if sizes is not None else list(SIZES)
+    viewed = parse_sizes(_list(test_sizes)) if test_sizes is not None else trained
+    names = tuple(word.strip() for word in _list(models).split(",") if word.strip()) if models is not None else TABLE_2
+    if not names:
+        raise UsageError("no model was given; write timm names or patterns, as in 'resnet*,resnest26d'")
+    if not 0 <= seed < 2**31:
+        raise UsageError(f"--seed {seed} is out of range; choose a whole number from 0 to {2**31 - 1}")
+    return Request(
+        data=str(data),
+        budget=Budget(
+            memory_bytes=units.size(str(memory)),
+            accounting=accounting,
+            time_s=seconds(time),
+            gpu_time_s=seconds(gpu_time),
+            scope=scope,
+            inference_ms=None if inference_s is None else inference_s * 1e3,
+        ),
+        recipe=recipes.load(recipe),
+        models=names,
+        precisions=tuple(parse_precisions(_list(precision)) if precision is not None else PRECISIONS),
+        sizes=tuple(trained),
+        view_sizes=tuple(sorted(set(viewed))),
+        device=device,
+        seed=seed,
+        strict=strict,
+    )

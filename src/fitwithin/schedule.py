@@ -1,0 +1,88 @@
+"""The course of one turn: a number of steps, never more than planned, and a learning rate that ends at exactly 0.
+
+A turn is planned in steps. While it runs, the pace is measured; where the steps left no longer fit before the deadline,
+the end moves forward and the cosine is drawn to the new end (Li, Yumer, Ramanan, "Budgeted Training", ICLR 2020:
+a schedule must span exactly the budget). A frozen schedule keeps its steps, so that it can be replayed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+
+def cosine(step: int, total: int) -> float:
+    """The learning-rate factor of step ``step`` (0-based) of ``total``: 1 at the first, exactly 0 at the last."""
+    if total <= 1:
+        return 1.0
+    return 0.5 * (1.0 + math.cos(math.pi * min(step, total - 1) / (total - 1)))
+
+
+#: The planned pace counts like this many measured steps, so that a slow start does not end a turn early.
+PRIOR_STEPS = 20
+
+#: Steps over which the pace is measured; a single reading counts at most OUTLIER times the planned pace.
+WINDOW, OUTLIER = 100, 10.0
+
+
+@dataclass(kw_only=True)
+class Schedule:
+    """Steps of one turn against its deadline.
+
+    ``training_ends_at`` is the deadline less everything that must follow the last step; ``planned_step_s`` the pace
+    that was planned. ``cut`` tells that time ended before a last step at rate 0 could be taken.
+    """
+
+    planned: int
+    training_ends_at: float
+    planned_step_s: float
+    frozen: bool = False
+    step: int = 0
+    total: int = field(init=False)
+    cut: bool = field(default=False, init=False)
+    _paces_s: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW), init=False)
+    _seen_at: float | None = field(default=None, init=False)
+    _seen_step: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.total = self.planned
+
+    @property
+    def done(self) -> bool:
+        """Whether the last step has been taken."""
+        return self.step >= self.total
+
+    @property
+    def lr_factor(self) -> float:
+        """The learning-rate factor of the step about to be taken."""
+        return cosine(self.step, self.total)
+
+    @property
+    def pace_s(self) -> float:
+        """Seconds per step: the mean of the last readings and of the plan's as a prior."""
+        most_s = OUTLIER * self.planned_step_s
+        seen_s = sum(min(pace_s, most_s) for pace_s in self._paces_s)
+        return (seen_s + PRIOR_STEPS * self.planned_step_s) / (len(self._paces_s) + PRIOR_STEPS)
+
+    def pause(self) -> None:
+        """Forget the last reading: what follows (a validation, a checkpoint) is no step."""
+        self._seen_at = None
+
+    def observe(self, now: float, overhead_s: float = 0.0) -> None:
+        """Take note that ``step`` steps are done at ``now``, and draw the end anew.
+
+        ``overhead_s`` is what the steps left will need beside themselves (validations, checkpoints). The end is where
+        the time lasts to at the measured pace, never beyond the plan's, and at least one step ahead, so that the last
+        step is taken at learning rate 0; when the time is over already, the turn ends here.
+        """
+        if self._seen_at is not None and self.step > self._seen_step:
+            self._paces_s.append((now - self._seen_at) / (self.step - self._seen_step))
+        self._seen_at, self._seen_step = now, self.step
+        if self.done:
+            return
+        left_s = self.training_ends_at - overhead_s - now
+        if left_s <= 0:
+            self.total, self.cut = self.step, True
+        elif not self.frozen:
+            self.total = min(self.planned, self.step + max(1, math.floor(left_s / self.pace_s)))

@@ -1,0 +1,247 @@
+"""One turn: train a candidate to its planned end or to its deadline, whichever is nearer, and leave its best model.
+
+The loop reads top to bottom in :func:`advance`: validate, checkpoint, one step, take note.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fitwithin import model as models
+from fitwithin.device import Cpu, Cuda
+from fitwithin.errors import TrainingError
+from fitwithin.jobs import CHECKPOINT, OUTCOME, SALVAGE, Progress, Trained, TrainJob, read_trained, trained_to_json
+from fitwithin.learner import Learner, count_correct, eval_batch
+from fitwithin.loader import TrainStream
+from fitwithin.pack import Pack
+from fitwithin.plan import EXIT_S
+from fitwithin.schedule import Schedule
+
+#: Seconds between readings of the loss: reading waits for the device.
+READING_S = 1.0
+
+
+def write_checkpoint(path: Path, learner: Learner, facts: dict[str, Any]) -> None:
+    """Write everything needed to go on; an older checkpoint stays whole until replaced."""
+    models.write_atomically(path, lambda new: torch.save({"learner": learner.state(), "facts": facts}, new))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The checkpoint at ``path``, None if there is none. Tensors and plain values only: nothing in it can run."""
+    return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
+
+
+def advance(
+    job: TrainJob, device: Cpu | Cuda, pack: Pack, asked_at: float, emit: Callable[[Progress], None]
+) -> Trained:
+    """Train; go on from the folder's checkpoint if there is one; leave the best model in the folder.
+
+    Raises:
+        OutOfMemory: the cap was reached; checkpoint and best model so far stay.
+        TrainingError: the loss is no longer finite.
+    """
+    if (finished := read_trained(Path(job.folder) / OUTCOME)) is not None:
+        return finished
+    turn = _Turn(job, device, pack, asked_at)
+    turn.go_on()
+    schedule, learner = turn.schedule, turn.learner
+    with TrainStream(
+        pack,
+        job.setting.recipe,
+        px=job.candidate.train_px,
+        batch=job.batch,
+        seed=job.setting.seed,
+        first_step=schedule.step,
+        steps=schedule.total,
+        workers=job.setting.workers,
+        pin=device.kind == "cuda",
+    ) as stream:
+        batches = iter(stream)
+        while not schedule.done:
+            x_bhwc, y_b = next(batches)
+            loss = learner.step(x_bhwc, y_b, turn.peak_lr * schedule.lr_factor)
+            device.throttle()
+            schedule.step += 1
+            turn.read(loss, emit)
+            schedule.observe(time.monotonic(), turn.overhead_s())
+            if turn.validation_due():
+                turn.validate()
+                schedule.pause()
+            elif turn.checkpoint_due():
+                turn.checkpoint()
+                schedule.pause()
+    return turn.finish()
+
+
+class _Turn:
+    """The state of one turn between its steps."""
+
+    def __init__(self, job: TrainJob, device: Cpu | Cuda, pack: Pack, asked_at: float) -> None:
+        self.job, self.device, self.pack = job, device, pack
+        self.folder = Path(job.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.began_at = asked_at
+        self.learner = Learner(job.setting, job.candidate, device)
+        self.startup_s = time.monotonic() - asked_at
+        self.n_train, self.n_val = len(pack.indices("train")), len(pack.indices("val"))
+        self.peak_lr = job.setting.recipe.learning_rate(job.batch)
+        self.steps_per_epoch = self.n_train / job.batch
+        self.schedule = Schedule(
+            planned=job.steps,
+            training_ends_at=job.until_at - EXIT_S - 1.2 * job.save_s,
+            planned_step_s=job.step_s,
+            frozen=job.frozen,
+        )
+        self.best: int | None = None
+        self.validations: list[dict[str, Any]] = []
+        self.curve: list[dict[str, Any]] = []
+        self.validation_s = job.validation_s
+        self.earlier_s = 0.0  # of processes before this one
+        self._losses: list[torch.Tensor] = []
+        self._read_at = time.monotonic()
+        self._saved_at = time.monotonic()
+        self._saved_step = -1
+        self._settled = False
+
+    def go_on(self) -> None:
+        """Take up the checkpoint that an interrupted process left."""
+        saved = read_checkpoint(self.folder / CHECKPOINT)
+        if saved is None:
+            return
+        facts = saved["facts"]
+        self.learner.load_state(saved["learner"])
+        self.schedule.step = self._saved_step = facts["step"]
+        self.best, self.validations, self.curve = facts["best"], facts["validations"], facts["curve"]
+        self.earlier_s = facts["elapsed_s"]
+
+    def elapsed_s(self) -> float:
+        return self.earlier_s + time.monotonic() - self.began_at
+
+    def marks(self) -> list[int]:
+        """The steps after which validation is due: the ends of the last epochs, as the end stands now."""
+        total, last = self.schedule.total, self.job.setting.recipe.last_epochs
+        steps = {total - round(k * self.steps_per_epoch) for k in range(last)}
+        return sorted(step for step in steps if 0 < step <= total)
+
+    def overhead_s(self) -> float:
+        """What must still happen beside steps: validations ahead, each with a model to write, and checkpoints."""
+        ahead = sum(mark > self.schedule.step for mark in self.marks())
+        left_s = max(0.0, self.schedule.training_ends_at - time.monotonic())
+        return ahead * 1.2 * (self.validation_s + self.job.save_s) + self.job.save_s * int(left_s / self.job.checkpoint_every_s)
+
+    def read(self, loss: torch.Tensor, emit: Callable[[Progress], None]) -> None:
+        """Keep the loss; once a second look at it, which waits for the device."""
+        self._losses.append(loss)
+        now = time.monotonic()
+        if now - self._read_at < READING_S and not self.schedule.done:
+            return
+        mean = float(torch.stack(self._losses).mean())
+        step, total = self.schedule.step, self.schedule.total
+        if not math.isfinite(mean):
+            raise TrainingError(
+                f"the loss became {mean} between steps {step - len(self._losses)} and {step}; a lower learning rate or fp32 may help"
+            )
+        epoch = step / self.steps_per_epoch
+        lr = self.peak_lr * self.schedule.lr_factor
+        self.curve.append({"step": step, "epoch": epoch, "elapsed_s": self.elapsed_s(), "loss": mean, "lr": lr})
+        emit(Progress(step=step, total=total, text=f"epoch {epoch:.1f}  loss {mean:.3f}", facts={"loss": mean, "peak_bytes": self.device.peak_bytes()}))
+        self._losses.clear()
+        self._read_at = now
+        if not self._settled and step >= 3:
+            self.device.settle()
+            self._settled = True
+
+    def validation_due(self) -> bool:
+        return self.schedule.step in self.marks()
+
+    def validate(self) -> None:
+        """Validate at the training size; keep the model if it is the best so far (on a tie, the later one)."""
+        if time.monotonic() + self.validation_s > self.job.until_at - EXIT_S:
+            return
+        begun_at = time.monotonic()
+        self.device.empty_cache()
+        correct = count_correct(
+            self.learner,
+            self.pack,
+            "val",
+            px=self.job.candidate.train_px,
+            crop=self.job.setting.recipe.crop,
+            batch=eval_batch(self.job.batch),
+            workers=self.job.setting.workers,
+        )
+        self.device.empty_cache()
+        self.validation_s = time.monotonic() - begun_at
+        step = self.schedule.step
+        accuracy = {"correct": correct, "total": self.n_val}
+        self.validations.append({"step": step, "epoch": step / self.steps_per_epoch, "accuracy": accuracy})
+        if self.best is None or correct >= self.best:
+            self.best = correct
+            self.save_model()
+
+    def save_model(self) -> None:
+        card = models.Card(
+            model=self.job.candidate.model,
+            classes=self.pack.classes,
+            train_px=self.job.candidate.train_px,
+            precision=self.job.candidate.precision,
+            crop=self.job.setting.recipe.crop,
+            arguments=self.learner.arguments,
+        )
+        models.save(self.learner.net, card, self.folder)
+
+    def checkpoint_due(self) -> bool:
+        """After the first step of a turn, then every so often; not when it is about to end."""
+        if self.schedule.done:
+            return False
+        return self._saved_step < 0 or time.monotonic() - self._saved_at >= self.job.checkpoint_every_s
+
+    def checkpoint(self) -> None:
+        """Write the checkpoint, and the model as it is while no validation has chosen one: there always is a model."""
+        if self.best is None:
+            self.save_model()
+        facts = {
+            "step": self.schedule.step,
+            "best": self.best,
+            "validations": self.validations,
+            "curve": self.curve,
+            "elapsed_s": self.elapsed_s(),
+        }
+        write_checkpoint(self.folder / CHECKPOINT, self.learner, facts)
+        self._note(SALVAGE, self.outcome("cut"))
+        self._saved_at, self._saved_step = time.monotonic(), self.schedule.step
+
+    def outcome(self, ended: str) -> Trained:
+        """How the turn stands."""
+        return Trained(
+            steps=self.schedule.step,
+            planned_steps=self.job.steps,
+            epochs=self.schedule.step / self.steps_per_epoch,
+            ended=ended,
+            best=self.best,
+            validations=tuple(self.validations),
+            curve=tuple(self.curve),
+            peak_bytes=self.device.peak_bytes(),
+            startup_s=self.startup_s,
+        )
+
+    def _note(self, name: str, outcome: Trained) -> None:
+        text = trained_to_json(outcome)
+        models.write_atomically(self.folder / name, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def finish(self) -> Trained:
+        """If no validation chose a model, the last weights are it. The outcome is written where a resumed run looks."""
+        if self.best is None:
+            self.save_model()
+        self.device.synchronize()
+        schedule = self.schedule
+        outcome = self.outcome(
+            "cut" if schedule.cut else "complete" if schedule.step == self.job.steps else "shortened"
+        )
+        self._note(OUTCOME, outcome)
+        return outcome

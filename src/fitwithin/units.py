@@ -1,0 +1,93 @@
+"""Bytes, seconds and counts: parsed at the door, printed on the way out; nothing else knows a suffix."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from fitwithin.errors import UsageError
+
+_BYTES = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_NUMBER = r"(\d+(?:\.\d+)?|\.\d+)"
+
+
+def size(text: str) -> int:
+    """Bytes in a text such as ``6GiB``, ``512 MB`` or ``1073741824``.
+
+    Raises:
+        UsageError: the text is no positive size.
+    """
+    match = re.fullmatch(_NUMBER + r"\s*([A-Za-z]*)", text.strip())
+    factor = _BYTES.get(match[2].lower()) if match else None
+    if match is None or factor is None:
+        raise UsageError(f"{text!r} is not a memory size; write a number and a unit, as in 6GiB, 512MiB or 6GB")
+    value = float(match[1]) * factor
+    if value < 1:
+        raise UsageError(f"a memory size of {text!r} leaves nothing to work with; write something like 6GiB")
+    return int(value)
+
+
+def duration(text: str) -> float:
+    """Seconds in a text such as ``3h``, ``1h30m``, ``90s``, ``5ms`` or ``90``.
+
+    Raises:
+        UsageError: the text is no positive duration.
+    """
+    cleaned = text.strip().lower().replace(" ", "")
+    if re.fullmatch(_NUMBER, cleaned):
+        seconds = float(cleaned)
+    else:
+        parts = re.findall(_NUMBER + r"(ms|min|[smhd])", cleaned)
+        if not parts or "".join(number + unit for number, unit in parts) != cleaned:
+            raise UsageError(f"{text!r} is not a duration; write a number and a unit, as in 3h, 1h30m, 90s or 5ms")
+        seconds = math.fsum(float(number) * _SECONDS[unit] for number, unit in parts)
+    if seconds <= 0:
+        raise UsageError(f"a duration of {text!r} leaves no time; write something like 3h or 90s")
+    return seconds
+
+
+def format_size(n_bytes: float) -> str:
+    """``6.00 GiB``, ``310 MiB``, ``12 B``: binary units, three significant digits."""
+    value = float(n_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(value) < 1024 or unit == "TiB":
+            digits = 0 if unit == "B" or abs(value) >= 100 else (1 if abs(value) >= 10 else 2)
+            return f"{value:.{digits}f} {unit}"
+        value /= 1024
+    raise AssertionError("unreachable")
+
+
+def format_duration(seconds: float) -> str:
+    """``3h 00m``, ``4m 10s``, ``12.5s``, ``8.0ms``: two units at the most."""
+    sign, value = ("-" if seconds < 0 else ""), abs(seconds)
+    if value == 0:
+        return "0s"
+    if value < 0.9995:
+        return f"{sign}{value * 1e3:.1f}ms"
+    if value < 59.95:
+        return f"{sign}{value:.1f}s"
+    if round(value) < 3600:
+        minutes, rest = divmod(round(value), 60)
+        return f"{sign}{minutes}m {rest:02d}s"
+    hours, rest = divmod(round(value / 60), 60)
+    return f"{sign}{hours}h {rest:02d}m"
+
+
+def format_count(count: float) -> str:
+    """``23.7M``, ``1.3k``, ``812``: three significant digits."""
+    for factor, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(count) >= factor:
+            return f"{count / factor:.1f}{suffix}"
+    return f"{count:.0f}"

@@ -1,0 +1,399 @@
+"""Laws of the rendered report: complete, safe, self-contained, legible; and what a browser makes of it."""
+
+import dataclasses
+import functools
+import html as html_text
+import io
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from fitwithin import charts, page
+from fitwithin.report import Estimate, Limit, MethodRow, Report, from_json
+from test_report import HOSTILE, REPORTS, complete, plan, receipt, rows, trained, untrained, without_test
+
+CHARTS = (
+    charts.accuracy_against_time,
+    charts.accuracy_against_memory,
+    charts.loss_curves,
+    charts.predicted_against_actual,
+)
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Outline(HTMLParser):
+    """The tags of a page: fails on unbalanced ones, collects ids, links, text and the JSON block."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.text: list[str] = []
+        self.json = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for key, value in attrs:
+            if key == "id":
+                self.ids.append(value or "")
+            elif key in ("src", "href", "xlink:href", "action", "data"):
+                self.links.append(value or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.json += data
+        elif self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+
+@functools.cache
+def html_of(make: Callable[[], Report]) -> str:
+    return page.html(make())
+
+
+def outline(text: str) -> Outline:
+    parser = Outline()
+    parser.feed(text)
+    parser.close()
+    assert not parser.open
+    return parser
+
+
+def words(texts: list[str]) -> str:
+    return re.sub(r"\s+", " ", " ".join(texts))
+
+
+def printed(renderable: object, width: int) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width, no_color=True).print(renderable)
+    return out.getvalue()
+
+
+def small(*candidates: object, winner: str | None = None, **changes: object) -> Report:
+    return complete(candidates=candidates, winner=winner, methods=(), views=(), **changes)
+
+
+@pytest.mark.parametrize("make", REPORTS.values(), ids=REPORTS)
+class TestEveryReport:
+    def test_html_is_balanced_self_contained_and_its_ids_are_unique(self, make):
+        page_html = html_of(make)
+        found = outline(page_html)
+        assert len(found.ids) == len(set(found.ids))
+        assert not [link for link in found.links if not link.startswith(("#", "data:,"))]
+        assert {link[1:] for link in found.links if link.startswith("#")} <= set(found.ids)
+        used = re.findall(r"url\(#([^)]+)\)", page_html)
+        assert set(used) <= set(found.ids)
+        assert not re.search(r"@import|url\((?!#)", page_html)
+        assert found.tags.count("script") == 1
+        assert {"header", "nav", "main", "section", "caption", "h1", "h2"} <= set(found.tags)
+
+    def test_html_carries_the_report_as_json(self, make):
+        assert from_json(outline(html_of(make)).json) == make()
+
+    def test_the_three_voices_say_the_same_headline_and_name_every_candidate(self, make):
+        report = make()
+        text, marked = printed(page.render_text(report), 1000), page.markdown(report)
+        shown = words(outline(html_of(make)).text).replace("\u00a0", " ")
+        told = page.headline(report)
+        assert told in text
+        assert told in marked
+        assert told in shown
+        for row in report.candidates:
+            assert row.name in text
+            assert row.name in marked
+            assert row.name in shown
+
+    def test_no_heading_stands_over_nothing(self, make):
+        for section in page.story(make()):
+            assert section.tables or section.paragraphs
+            assert all(table.rows and table.columns for table in section.tables)
+            assert all(lines for _, lines in section.folds)
+
+    @pytest.mark.parametrize("width", [40, 80, 140])
+    def test_text_stays_within_the_terminal(self, make, width):
+        for renderable in (page.render_text(make()), page.plan_table(make())):
+            assert max(map(len, printed(renderable, width).splitlines())) <= width
+
+    def test_rendering_twice_gives_the_same_page(self, make):
+        assert page.html(make()) == html_of(make)
+
+
+def test_the_headline_says_what_was_reached_within_what():
+    assert page.headline(complete()) == (
+        "resnest50d_1s4x24d (amp, 160 px) with AS + ensemble reaches 91.2 % (90.3–92.1) on 3,925 test images, "
+        "within 6.00 GiB, 3h 00m and 5 ms/image: spent 2h 57m, peak 5.91 GiB, 1.55 ms/image."
+    )
+
+
+def test_a_broken_promise_is_in_the_headline_and_not_told_by_colour():
+    limit = Limit(name="time", limit=10800.0, spent=10900.0, unit="s", kept=False)
+    report = complete(receipt=receipt(limits=(limit,), balanced=False, finished=False))
+    assert page.headline(report).endswith("against limits of 3h 00m: spent 3h 02m. NOT KEPT: time.")
+    for voice in (page.html(report), page.markdown(report), printed(page.render_text(report), 120)):
+        assert "✗ NO" in voice
+        assert "BOOKS DO NOT BALANCE" in voice
+        assert "did NOT finish" in voice
+
+
+def test_without_a_test_split_the_validation_figure_is_called_one():
+    assert "on 1,000 validation images" in page.headline(without_test())
+    assert "there is no labelled test split" in page.caution(without_test())
+    assert "Test accuracy" not in page.html(without_test())
+
+
+def test_the_caution_counts_the_rivals():
+    assert "best of 6 on validation data" in page.caution(complete())
+    alone = small(trained("resnet18", "amp", 160, 900), winner="resnet18-amp-160")
+    assert "best of" not in page.caution(alone)
+    assert page.caution(plan()) == ""
+
+
+def test_a_plan_reads_as_a_plan():
+    report = plan()
+    assert page.headline(report) == "6 of 8 candidates fit within 6.00 GiB and 3h 00m; nothing has been trained yet."
+    assert [section.title for section in page.story(report)] == ["Promises", "Plan", "Receipt", "Data", "Request"]
+    assert "<svg" not in page.html(report)
+    narrow = printed(page.plan_table(report), 80)
+    assert "34m 09s" in narrow
+    assert "97 went past" in narrow
+    assert "this model only takes 224 px images" in narrow
+
+
+def test_a_plan_takes_its_limits_from_the_request_before_there_is_a_receipt():
+    report = dataclasses.replace(plan(), receipt=receipt(limits=(), phases=()))
+    assert "fit within 6.00 GiB and 3h 00m" in page.headline(report)
+    assert "promises" not in [section.anchor for section in page.story(report)]
+
+
+def test_a_run_that_left_no_model_says_so():
+    report = small(untrained("resnet18", "amp", 160, "failed", "the loss was not finite"))
+    assert page.headline(report).startswith("No model: none of 1 candidates")
+    assert "(1 failed)" in page.headline(report)
+    assert "the loss was not finite" in page.html(report)
+
+
+def test_candidates_stand_by_accuracy_then_by_how_far_they_came():
+    section = next(section for section in page.story(complete()) if section.anchor == "candidates")
+    status = [row[1].text for row in section.tables[0].rows]
+    assert status == ["winner", *["trained"] * 5, "planned", "failed", "rejected", "rejected"]
+    assert section.tables[0].strong == 0
+
+
+def test_the_method_is_chosen_by_validation_never_by_test_accuracy():
+    name = "resnet18-amp-160"
+    better_test = MethodRow(
+        method="SS",
+        candidate=name,
+        train_px=160,
+        test_px="160",
+        validation=Estimate(correct=80, total=100),
+        test=Estimate(correct=99, total=100),
+    )
+    better_val = dataclasses.replace(
+        better_test, method="AS", validation=Estimate(correct=90, total=100), test=Estimate(correct=85, total=100)
+    )
+    report = complete(
+        candidates=(trained("resnet18", "amp", 160, 900),), winner=name, methods=(better_test, better_val), views=()
+    )
+    assert "with AS reaches 85.0 %" in page.headline(report)
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_hostile_names_are_shown_and_do_nothing(hostile):
+    report = dataclasses.replace(
+        plan(),
+        title=hostile,
+        data={"path": hostile, "classes": [hostile], "counts": {"train": 1}, "split": hostile, "broken": []},
+        notes=(hostile, "\x1b[31m \udcff"),
+    )
+    found = outline(page.html(report))
+    assert found.tags.count("script") == 1
+    assert page._clean(hostile) in words(found.text)
+    assert from_json(found.json) == report
+    page.html(report).encode("utf-8")
+    text = printed(page.render_text(report), 400)
+    assert page._clean(hostile) in text
+    assert "\x1b[31m" not in text
+    assert not re.search(r"(?<!\\)<script", page.markdown(report))
+
+
+@given(st.lists(rows, min_size=1, max_size=5, unique_by=lambda row: row.name))
+@settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # half a second each
+def test_every_candidate_is_named_everywhere(candidates):
+    report = small(*candidates)
+    marked, shown = page.markdown(report), words(outline(page.html(report)).text)
+    for row in candidates:
+        assert row.name in html_text.unescape(marked).replace("\\", "")
+        assert row.name in shown
+
+
+@given(st.text(max_size=40))
+@settings(max_examples=100, deadline=None)
+def test_markdown_cells_stay_in_their_table(name):
+    escaped = page._md(name)
+    assert "\n" not in escaped
+    assert not re.search(r"(?<!\\)(\\\\)*\|", escaped)
+    assert "<" not in escaped
+
+
+def test_missing_values_are_dashes_and_empty_columns_go():
+    report = small(
+        trained("resnet18", "amp", 160, 900, peak_bytes=None, parameters=None, dummy_images_per_s=None),
+        trained("resnet50", "amp", 160, 890, dummy_images_per_s=None),
+    )
+    table = next(section for section in page.story(report) if section.anchor == "candidates").tables[0]
+    titles = [column.title for column in table.columns]
+    assert "on dummies" not in titles
+    assert table.rows[0][titles.index("Peak")].text == "–"
+
+
+def test_requested_values_read_in_their_units():
+    table = next(section for section in page.story(complete()) if section.anchor == "request").tables[0]
+    facts = {row[0].text: row[1].text for row in table.rows}
+    assert facts["memory"] == "6.00 GiB"
+    assert facts["time"] == "3h 00m"
+    assert facts["gpu time"] == "off"
+    assert facts["inference"] == "5 ms"
+    assert facts["sizes"] == "160, 224"
+
+
+def test_charts_are_none_where_there_is_nothing_to_show():
+    bare = trained("resnet18", "amp", 160, 900, actual_s=1.0)
+    empty = dataclasses.replace(bare, validation=None, actual_s=None, peak_bytes=None, curve=())
+    for chart in CHARTS:
+        assert chart(plan()) is None
+        assert chart(small(empty)) is None
+        assert chart(small()) is None
+        assert chart(complete()) is not None
+
+
+def test_charts_are_accessible_and_take_the_pages_colour():
+    for chart in CHARTS:
+        svg = chart(complete())
+        assert svg.startswith("<svg ")
+        assert svg.endswith("</svg>")
+        labels = re.search(r'role="img" aria-labelledby="(\S+) (\S+)"', svg)
+        assert f'<title id="{labels[1]}">' in svg
+        assert f'<desc id="{labels[2]}">' in svg
+        assert "currentColor" in svg
+        assert "resnest50d_1s4x24d-amp-160" in svg
+        assert charts.INK not in svg
+        assert "<style" not in svg
+        assert "<metadata" not in svg
+
+
+def test_charts_take_strange_names_and_losses_that_are_not_numbers():
+    row = trained("a$b$<猫>&", "amp", 160, 900)
+    bad = [dataclasses.replace(point, loss=float("nan")) for point in row.curve[:3]]
+    report = small(dataclasses.replace(row, curve=(*bad, *row.curve[3:])))
+    for chart in CHARTS:
+        outline(chart(report))
+    assert "nan" not in charts.loss_curves(report)
+
+
+def test_charts_take_the_ends_of_the_scale():
+    ends = [trained(f"m{n}", "amp", 160, n) for n in (0, 1000)]
+    third = dataclasses.replace(ends[0], name="third", validation=Estimate(correct=0, total=3))
+    for chart in CHARTS:
+        outline(chart(small(*ends, third)))
+
+
+def test_charts_take_many_candidates():
+    many = [trained(f"resnet{i}", ("amp", "fp32")[i % 2], 160, 700 + i, actual_s=60.0 + 3 * i) for i in range(40)]
+    report = small(*many, winner="resnet39-fp32-160")
+    assert charts.loss_curves(report).count("#8a8a8a") > 30
+    assert "28 more are in the table" in charts.predicted_against_actual(report)
+    named = set(re.findall(r"resnet\d+-\w+-160(?=</text>)", charts.accuracy_against_time(report)))
+    assert 1 <= len(named) <= 8
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=1))
+def test_the_pareto_front_is_exactly_what_nothing_beats(points):
+    front = charts.pareto(points)
+    beaten = {(x, y) for x, y in points for a, b in points if (a <= x and b >= y) and (a, b) != (x, y)}
+    assert set(front) == set(points) - beaten
+    assert front == sorted(front)
+
+
+def test_importing_the_page_imports_nothing_heavy():
+    code = (
+        "import sys, fitwithin.page, fitwithin.charts;"
+        "print([name for name in ('matplotlib', 'jinja2', 'rich', 'torch', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    """A function that runs a headless browser on an HTML text and returns what it printed."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
+    folder = tmp_path_factory.mktemp("chromium")
+
+    def run(text: str, *options: str) -> str:
+        (folder / "page.html").write_text(text, encoding="utf-8")
+        quiet = "--no-first-run --disable-background-networking --disable-component-update --disable-sync"
+        command = [found, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", *quiet.split()]
+        command += [f"--user-data-dir={folder / 'profile'}", *options, (folder / "page.html").as_uri()]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    return run
+
+
+def framed(text: str, width: int) -> str:
+    """A page that shows ``text`` in a frame of ``width`` pixels and writes how wide it turned out into its title.
+
+    A browser window can't be made narrower than about 500 px; a frame can.
+    """
+    measure = (
+        "const d = this.contentDocument.documentElement; document.title = `wide ${d.scrollWidth} of ${d.clientWidth}`"
+    )
+    style = f"border: 0; display: block; width: {width}px; height: 2400px"
+    frame = f'<iframe srcdoc="{html_text.escape(text)}" style="{style}" onload="{measure}"></iframe>'
+    return f'<!DOCTYPE html><title>not measured</title><body style="margin: 0">{frame}'
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_the_page_without_sideways_scrolling(chromium, width):
+    dom = chromium(framed(html_of(complete), width), f"--window-size={max(width, 500)},2400", "--dump-dom")
+    wide, of = map(int, re.search(r"wide (\d+) of (\d+)", dom).groups())
+    assert width - 20 <= of <= width
+    assert wide <= of
+
+
+def test_a_browser_reads_the_headline(chromium):
+    found = outline(re.sub(r"<!DOCTYPE[^>]*>", "", chromium(html_of(complete), "--dump-dom")))
+    assert page.headline(complete()) in words(found.text).replace("\u00a0", " ")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_screenshot_is_a_picture_of_something(chromium, tmp_path, width):
+    target = Path(tmp_path / "page.png")
+    chromium(framed(html_of(complete), width), f"--window-size={width},2400", f"--screenshot={target}")
+    png = target.read_bytes()
+    assert png.startswith(b"\x89PNG")
+    assert struct.unpack(">II", png[16:24])[1] >= 2000
+    assert len(png) > 50_000
