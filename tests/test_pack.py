@@ -24,9 +24,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fitwithin import pack as module
-from fitwithin.data import Dataset, read_rgb, scan
+from fitwithin.data import Dataset, scan
 from fitwithin.errors import DataError
 from fitwithin.pack import Pack, build, cache_root, location, open_pack
+from fitwithin.pixels import read_rgb
 
 RNG = np.random.default_rng(0)
 Usage = namedtuple("Usage", "total used free")

@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fitwithin import charts, page
-from fitwithin.report import Estimate, Limit, MethodRow, Report, from_json
-from test_report import HOSTILE, REPORTS, complete, plan, receipt, rows, trained, untrained, without_test
+from fitwithin.headline import caution, headline
+from fitwithin.report import Estimate, Limit, Report, from_json
+from fitwithin.story import clean
+from test_report import HOSTILE, REPORTS, complete, plan, receipt, rows, small, trained, untrained, without_test
 
 CHARTS = (
     charts.accuracy_against_time,
@@ -90,10 +92,6 @@ def printed(renderable: object, width: int) -> str:
     return out.getvalue()
 
 
-def small(*candidates: object, winner: str | None = None, **changes: object) -> Report:
-    return complete(candidates=candidates, winner=winner, methods=(), views=(), **changes)
-
-
 @pytest.mark.parametrize("make", REPORTS.values(), ids=REPORTS)
 class TestEveryReport:
     def test_html_is_balanced_self_contained_and_its_ids_are_unique(self, make):
@@ -115,7 +113,7 @@ class TestEveryReport:
         report = make()
         text, marked = printed(page.render_text(report), 1000), page.markdown(report)
         shown = words(outline(html_of(make)).text).replace("\u00a0", " ")
-        told = page.headline(report)
+        told = headline(report)
         assert told in text
         assert told in marked
         assert told in shown
@@ -123,12 +121,6 @@ class TestEveryReport:
             assert row.name in text
             assert row.name in marked
             assert row.name in shown
-
-    def test_no_heading_stands_over_nothing(self, make):
-        for section in page.story(make()):
-            assert section.tables or section.paragraphs
-            assert all(table.rows and table.columns for table in section.tables)
-            assert all(lines for _, lines in section.folds)
 
     @pytest.mark.parametrize("width", [40, 80, 140])
     def test_text_stays_within_the_terminal(self, make, width):
@@ -139,17 +131,10 @@ class TestEveryReport:
         assert page.html(make()) == html_of(make)
 
 
-def test_the_headline_says_what_was_reached_within_what():
-    assert page.headline(complete()) == (
-        "resnest50d_1s4x24d (amp, 160 px) with AS + ensemble reaches 91.2 % (90.3–92.1) on 3,925 test images, "
-        "within 6.00 GiB, 3h 00m and 5 ms/image: spent 2h 57m, peak 5.91 GiB, 1.55 ms/image."
-    )
-
-
 def test_a_broken_promise_is_in_the_headline_and_not_told_by_colour():
     limit = Limit(name="time", limit=10800.0, spent=10900.0, unit="s", kept=False)
     report = complete(receipt=receipt(limits=(limit,), balanced=False, finished=False))
-    assert page.headline(report).endswith("against limits of 3h 00m: spent 3h 02m. NOT KEPT: time.")
+    assert headline(report).endswith("against limits of 3h 00m: spent 3h 02m. NOT KEPT: time.")
     for voice in (page.html(report), page.markdown(report), printed(page.render_text(report), 120)):
         assert "✗ NO" in voice
         assert "BOOKS DO NOT BALANCE" in voice
@@ -157,22 +142,14 @@ def test_a_broken_promise_is_in_the_headline_and_not_told_by_colour():
 
 
 def test_without_a_test_split_the_validation_figure_is_called_one():
-    assert "on 1,000 validation images" in page.headline(without_test())
-    assert "there is no labelled test split" in page.caution(without_test())
+    assert "on 1,000 validation images" in headline(without_test())
+    assert "there is no labelled test split" in caution(without_test())
     assert "Test accuracy" not in page.html(without_test())
-
-
-def test_the_caution_counts_the_rivals():
-    assert "best of 6 on validation data" in page.caution(complete())
-    alone = small(trained("resnet18", "amp", 160, 900), winner="resnet18-amp-160")
-    assert "best of" not in page.caution(alone)
-    assert page.caution(plan()) == ""
 
 
 def test_a_plan_reads_as_a_plan():
     report = plan()
-    assert page.headline(report) == "6 of 8 candidates fit within 6.00 GiB and 3h 00m; nothing has been trained yet."
-    assert [section.title for section in page.story(report)] == ["Promises", "Plan", "Receipt", "Data", "Request"]
+    assert headline(report) == "6 of 8 candidates fit within 6.00 GiB and 3h 00m; nothing has been trained yet."
     assert "<svg" not in page.html(report)
     narrow = printed(page.plan_table(report), 80)
     assert "34m 09s" in narrow
@@ -180,43 +157,9 @@ def test_a_plan_reads_as_a_plan():
     assert "this model only takes 224 px images" in narrow
 
 
-def test_a_plan_takes_its_limits_from_the_request_before_there_is_a_receipt():
-    report = dataclasses.replace(plan(), receipt=receipt(limits=(), phases=()))
-    assert "fit within 6.00 GiB and 3h 00m" in page.headline(report)
-    assert "promises" not in [section.anchor for section in page.story(report)]
-
-
-def test_a_run_that_left_no_model_says_so():
+def test_a_run_that_left_no_model_says_why():
     report = small(untrained("resnet18", "amp", 160, "failed", "the loss was not finite"))
-    assert page.headline(report).startswith("No model: none of 1 candidates")
-    assert "(1 failed)" in page.headline(report)
     assert "the loss was not finite" in page.html(report)
-
-
-def test_candidates_stand_by_accuracy_then_by_how_far_they_came():
-    section = next(section for section in page.story(complete()) if section.anchor == "candidates")
-    status = [row[1].text for row in section.tables[0].rows]
-    assert status == ["winner", *["trained"] * 5, "planned", "failed", "rejected", "rejected"]
-    assert section.tables[0].strong == 0
-
-
-def test_the_method_is_chosen_by_validation_never_by_test_accuracy():
-    name = "resnet18-amp-160"
-    better_test = MethodRow(
-        method="SS",
-        candidate=name,
-        train_px=160,
-        test_px="160",
-        validation=Estimate(correct=80, total=100),
-        test=Estimate(correct=99, total=100),
-    )
-    better_val = dataclasses.replace(
-        better_test, method="AS", validation=Estimate(correct=90, total=100), test=Estimate(correct=85, total=100)
-    )
-    report = complete(
-        candidates=(trained("resnet18", "amp", 160, 900),), winner=name, methods=(better_test, better_val), views=()
-    )
-    assert "with AS reaches 85.0 %" in page.headline(report)
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
@@ -229,11 +172,11 @@ def test_hostile_names_are_shown_and_do_nothing(hostile):
     )
     found = outline(page.html(report))
     assert found.tags.count("script") == 1
-    assert page._clean(hostile) in words(found.text)
+    assert clean(hostile) in words(found.text)
     assert from_json(found.json) == report
     page.html(report).encode("utf-8")
     text = printed(page.render_text(report), 400)
-    assert page._clean(hostile) in text
+    assert clean(hostile) in text
     assert "\x1b[31m" not in text
     assert not re.search(r"(?<!\\)<script", page.markdown(report))
 
@@ -255,27 +198,6 @@ def test_markdown_cells_stay_in_their_table(name):
     assert "\n" not in escaped
     assert not re.search(r"(?<!\\)(\\\\)*\|", escaped)
     assert "<" not in escaped
-
-
-def test_missing_values_are_dashes_and_empty_columns_go():
-    report = small(
-        trained("resnet18", "amp", 160, 900, peak_bytes=None, parameters=None, dummy_images_per_s=None),
-        trained("resnet50", "amp", 160, 890, dummy_images_per_s=None),
-    )
-    table = next(section for section in page.story(report) if section.anchor == "candidates").tables[0]
-    titles = [column.title for column in table.columns]
-    assert "on dummies" not in titles
-    assert table.rows[0][titles.index("Peak")].text == "–"
-
-
-def test_requested_values_read_in_their_units():
-    table = next(section for section in page.story(complete()) if section.anchor == "request").tables[0]
-    facts = {row[0].text: row[1].text for row in table.rows}
-    assert facts["memory"] == "6.00 GiB"
-    assert facts["time"] == "3h 00m"
-    assert facts["gpu time"] == "off"
-    assert facts["inference"] == "5 ms"
-    assert facts["sizes"] == "160, 224"
 
 
 def test_charts_are_none_where_there_is_nothing_to_show():
@@ -338,7 +260,7 @@ def test_the_pareto_front_is_exactly_what_nothing_beats(points):
 
 def test_importing_the_page_imports_nothing_heavy():
     code = (
-        "import sys, fitwithin.page, fitwithin.charts;"
+        "import sys, fitwithin.page, fitwithin.story, fitwithin.headline, fitwithin.charts;"
         "print([name for name in ('matplotlib', 'jinja2', 'rich', 'torch', 'numpy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -386,7 +308,7 @@ def test_a_browser_shows_the_page_without_sideways_scrolling(chromium, width):
 
 def test_a_browser_reads_the_headline(chromium):
     found = outline(re.sub(r"<!DOCTYPE[^>]*>", "", chromium(html_of(complete), "--dump-dom")))
-    assert page.headline(complete()) in words(found.text).replace("\u00a0", " ")
+    assert headline(complete()) in words(found.text).replace("\u00a0", " ")
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fitwithin.api import Prediction, Result, load, plan, resume, run
+    from fitwithin.api import plan, resume, run
     from fitwithin.errors import (
         BudgetError,
         DataError,
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
         TrainingError,
         UsageError,
     )
-    from fitwithin.plan import Plan
+    from fitwithin.planning import Plan
     from fitwithin.report import Report
+    from fitwithin.result import Prediction, Result, load
 
 _HOMES = {
     "BudgetError": "errors",
@@ -35,14 +36,14 @@ _HOMES = {
     "DeviceError": "errors",
     "FitwithinError": "errors",
     "OutOfMemory": "errors",
-    "Plan": "plan",
-    "Prediction": "api",
+    "Plan": "planning",
+    "Prediction": "result",
     "Report": "report",
-    "Result": "api",
+    "Result": "result",
     "RunFolderError": "errors",
     "TrainingError": "errors",
     "UsageError": "errors",
-    "load": "api",
+    "load": "result",
     "plan": "api",
     "resume": "api",
     "run": "api",

@@ -2,189 +2,41 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from fitwithin import assemble, catalogue, gather, page
+from fitwithin import catalogue, flow, gather
 from fitwithin import data as folders
 from fitwithin import pack as packs
-from fitwithin import plan as plans
+from fitwithin import planning as plans
 from fitwithin import request as requests
-from fitwithin import run as runs
 from fitwithin.accountant import Accountant
 from fitwithin.candidate import grid, match
 from fitwithin.device import cores
 from fitwithin.device import parse as parse_device
 from fitwithin.engine.local import Local
-from fitwithin.ensemble import Floats, average
-from fitwithin.errors import DataError, RunFolderError, UsageError
-from fitwithin.plan import Plan
+from fitwithin.errors import RunFolderError, UsageError
+from fitwithin.planning import Plan
 from fitwithin.progress import Reporter, Silent
-from fitwithin.report import Estimate, Report, from_json
+from fitwithin.report import Report
 from fitwithin.request import Request
+from fitwithin.result import Result, load
+from fitwithin.session import Run
 from fitwithin.store import MemoryStore, SqliteStore, Store, latest
 
 if TYPE_CHECKING:
-    from fitwithin.predict import Predictor
+    pass
 
 #: Loader threads: beyond these, Python's own part of a batch is the limit.
 MOST_WORKERS = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What the ensemble says of one image: classes with probabilities, most likely first, five at the most.
-
-    ``path`` is as given; ``error`` says why an image could not be read (then ``top`` is empty).
-    """
-
-    path: str
-    top: tuple[tuple[str, float], ...]
-    error: str = ""
-
-    @property
-    def label(self) -> str:
-        """The most likely class; empty if the image could not be read."""
-        return self.top[0][0] if self.top else ""
-
-    @property
-    def probability(self) -> float:
-        """Its probability; 0 if the image could not be read."""
-        return self.top[0][1] if self.top else 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Accuracy on a labelled folder: overall, within the first five, and by class."""
-
-    top1: Estimate
-    top5: Estimate
-    by_class: dict[str, Estimate]
-    unreadable: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished run in its folder."""
-
-    folder: Path
-    report: Report = field(repr=False)
-
-    def table(self) -> list[dict[str, Any]]:
-        """One plain dict per candidate, in the report's order: name, status, validation accuracy, seconds, ..."""
-        rows = []
-        for row in self.report.candidates:
-            rows.append(
-                {
-                    "name": row.name,
-                    "status": row.status,
-                    "validation": None if row.validation is None else row.validation.share,
-                    "epochs": row.epochs,
-                    "batch": row.batch,
-                    "parameters": row.parameters,
-                    "images_per_s": row.images_per_s,
-                    "predicted_s": row.predicted_s,
-                    "actual_s": row.actual_s,
-                    "peak_bytes": row.peak_bytes,
-                    "reason": row.reason,
-                }
-            )
-        return rows
-
-    def predict(self, paths: Iterable[str | Path], *, device: str = "auto") -> list[Prediction]:
-        """Predictions for image files, and for all images below folders, in order.
-
-        Raises:
-            UsageError: a path does not exist, or a folder holds no image.
-        """
-        predictor = self._predictor(device)
-        classes = predictor.card.classes
-        return [
-            _prediction(str(path), row, classes, error) for path, row, error in predictor.files(list(_images(paths)))
-        ]
-
-    def evaluate(self, data: str | Path, *, device: str = "auto") -> Evaluation:
-        """Accuracy on ``DATA/<class>/*``; the classes must be among those the model knows.
-
-        Raises:
-            DataError: no such folder, no class folders, or a class the model does not know.
-        """
-        predictor = self._predictor(device)
-        classes = predictor.card.classes
-        labelled = _labelled(Path(data), classes)
-        right: dict[str, list[tuple[bool, bool]]] = {}
-        unreadable = []
-        labels = dict(labelled)
-        for path, row, _ in predictor.files([path for path, _ in labelled]):
-            if row is None:
-                unreadable.append(str(path))
-                continue
-            order = np.argsort(-row, kind="stable")[:5]
-            hits = [classes[int(k)] == labels[path] for k in order]
-            right.setdefault(labels[path], []).append((hits[0], any(hits)))
-        every = [hit for hits in right.values() for hit in hits]
-        if not every:
-            raise DataError(f"none of the {len(labelled)} images in {data} can be read")
-        return Evaluation(
-            top1=Estimate(correct=sum(first for first, _ in every), total=len(every)),
-            top5=Estimate(correct=sum(five for _, five in every), total=len(every)),
-            by_class={
-                name: Estimate(correct=sum(first for first, _ in hits), total=len(hits))
-                for name, hits in sorted(right.items())
-            },
-            unreadable=tuple(unreadable),
-        )
-
-    def test_predictions(self) -> list[Prediction]:
-        """Predictions for the data set's own test pictures, labelled or not, from the logits the run computed.
-
-        Raises:
-            UsageError: the data has no test pictures, or the run's time was over before they were evaluated.
-        """
-        ensemble = assemble.read(self.folder)
-        paths = json.loads((self.folder / "test-paths.json").read_text(encoding="utf-8"))
-        if not paths:
-            raise UsageError(f"the data of {self.folder} has no test pictures; use predict with paths")
-        folder = self.folder / ensemble.folder
-        classes = json.loads((folder / "card.json").read_text(encoding="utf-8"))["classes"]
-        try:
-            logits = {view: assemble.read_logits(folder, "test", view) for view in ensemble.views}
-        except OSError as error:
-            raise UsageError(
-                "the run's time was over before the test pictures were evaluated; use predict with their paths"
-            ) from error
-        rows = average(logits, ensemble.views)
-        return [_prediction(path, row, classes, "") for path, row in zip(paths, rows, strict=True)]
-
-    def _predictor(self, device: str) -> Predictor:
-        from fitwithin.predict import Predictor
-
-        return Predictor(self.folder, assemble.read(self.folder), parse_device(device))
-
-
-def write_csv(predictions: Sequence[Prediction], path: Path) -> None:
-    """One line per image: path, class, probability, then the second to fifth with theirs."""
-    width = max((len(prediction.top) for prediction in predictions), default=1)
-    header = ["path", "class", "probability"]
-    for rank in range(2, width + 1):
-        header += [f"class_{rank}", f"probability_{rank}"]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        for prediction in predictions:
-            cells = [cell for name, share in prediction.top for cell in (name, f"{share:.6f}")]
-            writer.writerow([prediction.path, *cells])
 
 
 def run(
@@ -226,7 +78,7 @@ def run(
     with _engine(request.device, folder) as engine:
         dataset = folders.scan(Path(request.data), seed=request.seed)
         if frozen is not None:
-            runs.check_plan(frozen, dataset.fingerprint)
+            flow.check_plan(frozen, dataset.fingerprint)
         match(request.models, catalogue.known_models())
         _make_folder(folder)
         store = SqliteStore(folder)
@@ -291,18 +143,8 @@ def plan(
         dataset = folders.scan(Path(request.data), seed=request.seed)
         store = MemoryStore()
         story = _open(request, Path(), engine, store, reporter or Silent(), started_at, dataset)
-        drawn = runs.draw_up(story)
+        drawn = flow.draw_up(story)
         return drawn, gather.report(request, drawn, store.events())
-
-
-def load(folder: str | Path) -> Result:
-    """The finished run in a folder; RunFolderError if there is none."""
-    path = Path(folder)
-    text = path / "report.json"
-    if not text.is_file():
-        hint = "; `fitwithin resume` finishes it" if (path / "run.db").is_file() else ""
-        raise RunFolderError(f"{path} holds no finished run (no report.json){hint}")
-    return Result(folder=path, report=from_json(text.read_text(encoding="utf-8")))
 
 
 def _tell(
@@ -316,7 +158,7 @@ def _tell(
 ) -> Report:
     story = _open(request, folder, engine, store, reporter, started_at, dataset)
     frozen = latest(store.events("frozen"), "frozen")
-    return runs.tell(story, plans.from_json(json.dumps(frozen)) if frozen is not None else None)
+    return flow.tell(story, plans.from_json(json.dumps(frozen)) if frozen is not None else None)
 
 
 def _open(
@@ -327,7 +169,7 @@ def _open(
     reporter: Reporter,
     started_at: float,
     dataset: folders.Dataset,
-) -> runs.Run:
+) -> Run:
     """Everything a run works with: the books opened, the images packed, the engine ready."""
     store.append("start", {"pid": os.getpid()})
     accountant = Accountant(store, request.budget, engine.now, started_at=started_at)
@@ -354,7 +196,7 @@ def _open(
         store.append("machine", engine.describe())
     counts = ", ".join(f"{n:,} {split}" for split, n in whole.counts().items())
     reporter.say(f"{request.data}: {len(dataset.classes)} classes, {counts} images; {len(images.broken)} broken")
-    return runs.Run(
+    return Run(
         request=request,
         folder=folder,
         engine=engine,
@@ -409,7 +251,9 @@ def check_writable(path: Path) -> None:
     """RunFolderError unless a file can be written at ``path``."""
     parent = path.absolute().parent
     if not parent.is_dir() or not os.access(path if path.exists() else parent, os.W_OK):
-        raise RunFolderError(f"{path} cannot be written: {parent} is no folder that may be written to; choose another file")
+        raise RunFolderError(
+            f"{path} cannot be written: {parent} is no folder that may be written to; choose another file"
+        )
 
 
 def _default_folder(data: Path) -> Path:
@@ -421,7 +265,8 @@ def _check_free(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         held = "another run" if (folder / "run.db").is_file() else "something else"
         raise RunFolderError(
-            f"{folder} holds {held}; choose another --out" + (f", or go on with `fitwithin resume {folder}`" if held == "another run" else "")
+            f"{folder} holds {held}; choose another --out"
+            + (f", or go on with `fitwithin resume {folder}`" if held == "another run" else "")
         )
     parent = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     if not os.access(parent, os.W_OK | os.X_OK):
@@ -433,40 +278,3 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFolderError(f"{folder} cannot be made ({error.strerror}); choose another --out") from error
-
-
-def _prediction(path: str, row: Floats | None, classes: Sequence[str], error: str) -> Prediction:
-    if row is None:
-        return Prediction(path=path, top=(), error=error)
-    order = np.argsort(-row, kind="stable")[:5]
-    return Prediction(path=path, top=tuple((classes[int(k)], float(row[int(k)])) for k in order))
-
-
-def _images(paths: Iterable[str | Path]) -> Iterator[Path]:
-    """The files given, and those with an image's ending below the folders given."""
-    endings = folders.image_extensions()
-    for path in (Path(path) for path in paths):
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings and p.is_file())
-            if not found:
-                raise UsageError(f"{path} holds no images")
-            yield from found
-        elif path.is_file():
-            yield path
-        else:
-            raise UsageError(f"there is no file or folder {str(path)!r}")
-
-
-def _labelled(root: Path, classes: Sequence[str]) -> list[tuple[Path, str]]:
-    if not root.is_dir():
-        raise DataError(f"there is no folder {str(root)!r}; give one with a folder of images for each class")
-    names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    unknown = [name for name in names if name not in classes]
-    if unknown or not names:
-        what = f"classes the model does not know ({', '.join(unknown[:5])})" if unknown else "no class folders"
-        raise DataError(f"{root} has {what}; the model's classes are {', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}")
-    endings = folders.image_extensions()
-    found = [(p, name) for name in names for p in sorted((root / name).rglob("*")) if p.suffix.lower() in endings]
-    if not found:
-        raise DataError(f"{root} holds no images")
-    return found

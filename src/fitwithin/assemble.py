@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fitwithin.candidate import Candidate
-from fitwithin.ensemble import Choice, Floats, View, average, choose, correct, softmax
+from fitwithin.ensemble import Choice, Floats, View, average, choose, correct, describe, softmax
 from fitwithin.errors import RunFolderError
 from fitwithin.jobs import Evaluated, Trained
 from fitwithin.report import Estimate, MethodRow, ViewRow
@@ -98,25 +98,23 @@ def methods(member: Member, labels: Mapping[str, Labels], views: Sequence[View])
     plain = [view.px for view in views if not view.flip]
     train_px, largest = member.candidate.train_px, max(plain)
     amp = " + AMP" if member.candidate.precision == "amp" else ""
-    ways: list[tuple[str, str, list[View]]] = []
+    ways: list[tuple[str, list[View]]] = []
     if train_px in plain:
-        ways.append((f"Symmetric sizes{amp}", str(train_px), [View(px=train_px, flip=False)]))
+        ways.append((f"Symmetric sizes{amp}", [View(px=train_px, flip=False)]))
     if largest != train_px:
-        ways.append((f"Asymmetric sizes{amp}", str(largest), [View(px=largest, flip=False)]))
+        ways.append((f"Asymmetric sizes{amp}", [View(px=largest, flip=False)]))
     if len(views) > 1:
-        sizes = " + ".join(str(px) for px in sorted(set(plain)))
-        name = "Asymmetric sizes + ensemble" if largest != train_px else "Ensemble"
-        ways.append((f"{name}{amp}", sizes + (" with flips" if any(v.flip for v in views) else ""), list(views)))
+        ways.append((f"Asymmetric sizes + ensemble{amp}" if largest != train_px else f"Ensemble{amp}", list(views)))
     return [
         MethodRow(
             method=name,
             candidate=member.candidate.name,
             train_px=train_px,
-            test_px=test_px,
+            test_px=describe(used),
             validation=_estimate(member, "val", used, labels),
             test=_estimate(member, "test", used, labels),
         )
-        for name, test_px, used in ways
+        for name, used in ways
     ]
 
 
@@ -126,10 +124,11 @@ def handed_over(member: Member, labels: Mapping[str, Labels], choice: Choice) ->
         method="Handed over",
         candidate=member.candidate.name,
         train_px=member.candidate.train_px,
-        test_px=", ".join(view.name for view in sorted(choice.views)),
+        test_px=describe(choice.views),
         validation=_estimate(member, "val", choice.views, labels),
         test=_estimate(member, "test", choice.views, labels),
         note=choice.why,
+        delivered=True,
     )
 
 

@@ -16,12 +16,12 @@ from fitwithin.budget import process_started_at
 from fitwithin.errors import FitwithinError
 
 if TYPE_CHECKING:
-    from fitwithin.api import Result
     from fitwithin.progress import Reporter
+    from fitwithin.result import Result
 
 app = typer.Typer(
     name="fitwithin",
-    help="The best image classifier that fits within a memory cap, a time budget and an inference budget, with a receipt.",
+    help="The best image classifier within a memory cap, a time budget and an inference budget, with a receipt.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,15 +42,15 @@ Inference = Annotated[
 ]
 Scope = Annotated[
     str | None,
-    typer.Option("--scope", help="What the time bounds: 'total' run (default) or each 'candidate'.", show_default=False),
+    typer.Option(
+        "--scope", help="What the time bounds: 'total' run (default) or each 'candidate'.", show_default=False
+    ),
 ]
 Models = Annotated[
     str | None,
     typer.Option("--models", help="timm names or patterns; default: the paper's ten.", show_default=False),
 ]
-Precision = Annotated[
-    str | None, typer.Option("--precision", help="Of amp, fp32; default: both.", show_default=False)
-]
+Precision = Annotated[str | None, typer.Option("--precision", help="Of amp, fp32; default: both.", show_default=False)]
 Sizes = Annotated[
     str | None, typer.Option("--sizes", help="Training sizes in pixels; default: 160,224.", show_default=False)
 ]
@@ -258,11 +258,11 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Classify images with a run's ensemble: class, probability and the five most likely."""
-    from fitwithin import api
+    from fitwithin import api, result
 
     api.check_writable(output)
-    predictions = api.load(folder).predict(paths, device=device)
-    api.write_csv(predictions, output)
+    predictions = result.load(folder).predict(paths, device=device)
+    result.write_csv(predictions, output)
     bad = [prediction for prediction in predictions if prediction.error]
     if as_json:
         typer.echo(json.dumps([{"path": p.path, "top": p.top, "error": p.error} for p in predictions]))
@@ -280,9 +280,9 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a run's ensemble on a labelled folder: top-1 and top-5 with intervals, and by class."""
-    from fitwithin import api
+    from fitwithin import result
 
-    found = api.load(folder).evaluate(data, device=device)
+    found = result.load(folder).evaluate(data, device=device)
     if as_json:
         facts = {
             "images": found.top1.total,
@@ -297,7 +297,9 @@ def evaluate(
     from rich.table import Table
 
     low, high = found.top1.interval
-    table = Table("class", "images", "right", title=f"{found.top1.share:.1%} ({low:.1%} to {high:.1%}) of {found.top1.total:,}")
+    table = Table(
+        "class", "images", "right", title=f"{found.top1.share:.1%} ({low:.1%} to {high:.1%}) of {found.top1.total:,}"
+    )
     for name, estimate in found.by_class.items():
         table.add_row(name, f"{estimate.total:,}", f"{estimate.share:.1%}")
     _console().print(table)
@@ -309,9 +311,9 @@ def evaluate(
 @app.command()
 def report(folder: RunFolder, as_json: AsJson = False) -> None:
     """Print the report of a finished run."""
-    from fitwithin import api
+    from fitwithin import result
 
-    _show(api.load(folder), as_json)
+    _show(result.load(folder), as_json)
 
 
 @app.command()

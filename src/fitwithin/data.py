@@ -1,57 +1,27 @@
-"""Folders of images become a data set: who belongs to which class and split, and how any of them becomes RGB pixels.
+"""Folders of images become a data set: who belongs to which class and split.
 
+Laid out in one of two ways; pack.py decodes the images:
     DATA/{train,val,test}/<class>/...   the folders' own split (val may be called valid or validation)
     DATA/<class>/...                    one folder per class; the split is drawn per class from the seed
-
-Nothing here decodes a whole data set: pack.py does, with :func:`read_rgb`.
 """
 
 from __future__ import annotations
 
-import functools
 import os
-import struct
-import threading
-import warnings
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO
-
-import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageCms, ImageOps
 
 from fitwithin.errors import DataError
+from fitwithin.pixels import is_image
 
 SPLITS = ("train", "val", "test")
 LAYOUT = "DATA/<class>/*.jpg, or DATA/train/<class>/*.jpg with val and test beside train"
-MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 0.5 GiB of RGB
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _HEAD_BYTES = 64 * 1024
-# Vector drawings, films, metadata and science containers that Pillow registers but cannot (or should not) rasterise.
-_NO_RASTER = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"})
-# What Pillow's parsers were seen to raise on damaged files, besides the documented OSError (20 000 fuzzed files).
-UNREADABLE: tuple[type[Exception], ...] = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    LookupError,
-    ArithmeticError,
-    RuntimeError,  # AVIF: "Failed to decode image"; DDS: NotImplementedError
-    struct.error,
-    zlib.error,
-    ImageCms.PyCMSError,
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,96 +136,6 @@ def without(dataset: Dataset, broken: Sequence[Broken]) -> Dataset:
     return replace(dataset, samples=samples)
 
 
-def read_rgb(file: Path | BinaryIO, *, at_least: int | None = None) -> Image.Image:
-    """An image file as 8-bit RGB: upright, transparency laid on white, 16 bits scaled, the first frame of a film.
-
-    16-bit grey is divided by 257; wider integers (mode I beyond 65535) and floats are stretched from their minimum
-    and maximum. ``at_least`` lets a JPEG be decoded at a half, quarter or eighth when both sides keep that many pixels.
-    Emits no Python warning, in any thread.
-
-    Raises:
-        OSError, ValueError, SyntaxError and the rest of ``UNREADABLE``: the file is damaged or no image.
-    """
-    with _quiet_pillow():
-        try:
-            opened = Image.open(file)
-        except Image.DecompressionBombError as error:
-            raise ValueError(f"{error}; scale the image down") from error
-        with opened as image:
-            n_pixels = image.width * image.height
-            if not 0 < n_pixels <= MAX_PIXELS:
-                raise ValueError(f"{n_pixels} pixels where 1 to {MAX_PIXELS} can be read; scale the image down")
-            if at_least is not None:
-                image.draft(None, (at_least, at_least))
-            image.load()
-            with suppress(*UNREADABLE):  # the pixels are whole (loaded above): garbled EXIF only costs the orientation
-                ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
-    if image.mode == "LAB":  # Image.convert knows no way out of LAB
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-        assert converted is not None  # None only for in-place conversion
-        return converted
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _to_8_bit(grey_HW: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-    values = grey_HW.astype(np.float64)
-    finite = values[np.isfinite(values)]
-    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
-    if grey_HW.dtype.kind in "iu" and low >= 0 and high <= 65535:
-        low, high = 0.0, 65535.0
-    scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) * (255 / (high - low) if high > low else 0)
-    return np.rint(scaled).astype(np.uint8)
-
-
-_quiet_lock = threading.Lock()
-_quiet_depth = 0
-_quiet_scope: warnings.catch_warnings[None] | None = None
-
-
-@contextmanager
-def _quiet_pillow() -> Iterator[None]:
-    """Silences Pillow's warnings (bombs, odd EXIF, odd TIFF tags): each file's fate is told through UNREADABLE.
-
-    ``catch_warnings`` saves and restores process-wide filters, so overlapping threads would undo one another: the
-    first one in sets the filter, the last one out restores what was there.
-    """
-    global _quiet_depth, _quiet_scope
-    with _quiet_lock:
-        if _quiet_depth == 0:
-            _quiet_scope = warnings.catch_warnings()
-            _quiet_scope.__enter__()
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-        _quiet_depth += 1
-    try:
-        yield
-    finally:
-        with _quiet_lock:
-            _quiet_depth -= 1
-            if _quiet_depth == 0 and _quiet_scope is not None:
-                _quiet_scope.__exit__(None, None, None)
-
-
-@functools.cache
-def image_extensions() -> frozenset[str]:
-    """The lower-case file extensions, dot included, that count as images: those Pillow can open as a raster."""
-    known = Image.registered_extensions()
-    return frozenset(ext for ext, name in known.items() if name in Image.OPEN and name not in _NO_RASTER)
-
-
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in image_extensions()
-
-
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
@@ -303,9 +183,9 @@ def _collect(root: Path, name: str) -> _Folder:
     for entry in _entries(root / name):
         if _is_dir(entry):
             files = list(_files(root, prefix + entry.name, seen))
-            by_class[entry.name] = [path for path in files if _is_image(path)]
+            by_class[entry.name] = [path for path in files if is_image(path)]
             others += len(files) - len(by_class[entry.name])
-        elif _is_file(entry) and _is_image(entry.name):
+        elif _is_file(entry) and is_image(entry.name):
             loose.append(prefix + entry.name)
         elif _is_file(entry):
             others += 1
@@ -332,7 +212,7 @@ def _layout(root: Path) -> tuple[dict[str, str], list[str]]:
         # "train" is also a thing on rails: beside other class folders, and without class folders of its own, a class.
         if not any(_is_dir(entry) for entry in _entries(root / stated["train"])):
             return {"train": ""}, []
-        rival = next((name for name in beside if any(map(_is_image, _files(root, name)))), None)
+        rival = next((name for name in beside if any(map(is_image, _files(root, name)))), None)
         if rival is not None:
             raise DataError(
                 f"{root} has folders in {stated['train']}/ and images in {rival}/, so train could be a split or a "

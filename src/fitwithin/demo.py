@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from fitwithin.api import Result
 from fitwithin.api import run as run_api
 from fitwithin.errors import RunFolderError, UsageError
 from fitwithin.progress import Reporter
+from fitwithin.result import Result
 
 #: Tiny timm models that train at 900 to 1700 images/s on two cores.
-MODELS = ("test_efficientnet", "test_mambaout", "test_byobnet", "test_vit", "mobilenetv3_small_050")
+MODELS = ("test_efficientnet", "test_mambaout", "test_byobnet", "test_resnet", "mobilenetv3_small_050")
 
 MEMORY, TIME = "1GiB", "105s"
 
@@ -28,7 +28,9 @@ def write_digits(folder: Path) -> None:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise UsageError("the demo's digits ship with scikit-learn; install it with: pip install 'fitwithin[demo]'") from error
+        raise UsageError(
+            "the demo's digits ship with scikit-learn; install it with: pip install 'fitwithin[demo]'"
+        ) from error
     from PIL import Image
 
     digits = load_digits()
@@ -54,8 +56,8 @@ def run(out: Path, *, reporter: Reporter, started_at: float) -> Result:
         time=TIME,
         models=MODELS,
         precision="fp32",
-        sizes="32",
-        test_sizes="32,40",
+        sizes="40",
+        test_sizes="40,48",
         recipe="upright",
         device="cpu",
         reporter=reporter,

@@ -9,15 +9,15 @@ import os
 import platform
 import resource
 import subprocess
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fitwithin.errors import DeviceError, OutOfMemory, UsageError
+from fitwithin.meter import DriverGauge, Sampler, status_bytes
 from fitwithin.units import format_size
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 #: Room between the allocator's limit and the cap for kernels that the driver loads later (measured growth after the
 #: warm-up steps stays below it; :meth:`Cuda.settle` measures again).
 SLACK_BYTES = 32 * 2**20
-
-SAMPLE_S = 0.01
 
 
 class Device(Protocol):
@@ -57,26 +55,6 @@ class Device(Protocol):
         """The present on the device's clock, in seconds."""
 
 
-class _Sampler:
-    """A thread that reads a memory gauge every SAMPLE_S and keeps its largest value."""
-
-    def __init__(self, gauge: Callable[[], int]) -> None:
-        self.peak = 0
-        self._gauge = gauge
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="memory-sampler", daemon=True)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(SAMPLE_S):
-            self.read()
-
-    def read(self) -> int:
-        value = self._gauge()
-        self.peak = max(self.peak, value)
-        return value
-
-
 class Cpu:
     """The CPU: the cap bounds the growth of this process's own memory, enforced by the kernel (RLIMIT_DATA).
 
@@ -93,7 +71,7 @@ class Cpu:
         self.torch_device = torch.device("cpu")
         self.amp_dtype = torch.bfloat16
         self.memory_format = torch.channels_last  # 1.3 to 1.7 times faster for convolutions on the CPU (DESIGN)
-        self._sampler: _Sampler | None = None
+        self._sampler: Sampler | None = None
         self._base = 0
 
     def cap(self, limit_bytes: int, accounting: str) -> None:
@@ -103,10 +81,10 @@ class Cpu:
         del accounting  # one and the same on the CPU
         with torch.no_grad():  # starts OpenMP's threads
             torch.nn.functional.conv2d(torch.zeros(2, 3, 64, 64), torch.zeros(8, 3, 3, 3)).relu().sum()
-        self._base = _status_bytes("RssAnon")
-        self._sampler = _Sampler(lambda: _status_bytes("RssAnon") - self._base)
+        self._base = status_bytes("RssAnon")
+        self._sampler = Sampler(lambda: status_bytes("RssAnon") - self._base)
         if platform.system() == "Linux":
-            held = _status_bytes("VmData")
+            held = status_bytes("VmData")
             _, hard = resource.getrlimit(resource.RLIMIT_DATA)
             resource.setrlimit(resource.RLIMIT_DATA, (held + limit_bytes, hard))
 
@@ -175,19 +153,6 @@ def _first_line(text: str) -> str:
     return text.strip().splitlines()[0][:200] if text.strip() else "no details"
 
 
-def _status_bytes(field: str) -> int:
-    """A field of /proc/self/status in bytes; where there is none, the peak resident size as getrusage tells it."""
-    try:
-        with Path("/proc/self/status").open(encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith(field + ":"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    scale = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-
 class Cuda:
     """A CUDA device. ``process`` bounds what the driver counts for this process (context, workspaces, allocator);
     ``allocator`` bounds PyTorch's caching allocator alone, as the challenge's organisers did.
@@ -210,9 +175,9 @@ class Cuda:
         self._limit = 0
         self._accounting = "process"
         self._outside = 0
-        self._sampler: _Sampler | None = None
+        self._sampler: Sampler | None = None
         self._marks: deque[torch.cuda.Event] = deque()
-        self._gauge: _DriverGauge | None = None
+        self._gauge: DriverGauge | None = None
 
     def cap(self, limit_bytes: int, accounting: str) -> None:
         """Bound this process's memory on the device.
@@ -223,9 +188,11 @@ class Cuda:
         import torch
 
         self._limit, self._accounting = limit_bytes, accounting
-        gauge = _DriverGauge() if accounting == "process" else None  # before the context, for its baseline
+        gauge = DriverGauge() if accounting == "process" else None  # before the context, for its baseline
         if not torch.cuda.is_available():
-            raise DeviceError("no CUDA device is to be seen here; `fitwithin doctor` says what is, --device cpu trains on it")
+            raise DeviceError(
+                "no CUDA device is to be seen here; `fitwithin doctor` says what is, --device cpu trains on it"
+            )
         torch.cuda.set_device(self.index)
         properties = torch.cuda.get_device_properties(self.index)
         self.name = properties.name
@@ -237,7 +204,7 @@ class Cuda:
         torch.zeros(1, device=self.torch_device)
         torch.cuda.synchronize(self.index)
         self._gauge = gauge
-        self._sampler = _Sampler(gauge.read)
+        self._sampler = Sampler(gauge.read)
         self.settle()
 
     def settle(self) -> None:
@@ -290,7 +257,7 @@ class Cuda:
         """Let the host run at most two steps ahead of the device, so that the pace seen is the device's."""
         import torch
 
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         self._marks.append(event)
         if len(self._marks) > 2:
@@ -317,47 +284,6 @@ class Cuda:
             told = str(error)
         if told is not None:
             raise OutOfMemory(f"the memory cap was reached ({_first_line(told)})")
-
-
-class _DriverGauge:
-    """This process's memory on a GPU as the driver counts it, through NVML.
-
-    Made before CUDA starts. Where the driver does not list this process (another PID namespace), the growth of the
-    whole device's use since then stands in: an upper bound, as long as no other process gives memory back.
-    """
-
-    def __init__(self) -> None:
-        import pynvml
-
-        try:
-            pynvml.nvmlInit()
-            handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-            self._base = {pynvml.nvmlDeviceGetUUID(h): (h, int(pynvml.nvmlDeviceGetMemoryInfo(h).used)) for h in handles}
-        except pynvml.NVMLError as error:
-            raise DeviceError(
-                f"the driver's memory count cannot be read ({error}); --memory-accounting allocator does without it"
-            ) from error
-        self._nvml = pynvml
-        self._pid = os.getpid()
-        self._listed: bool | None = None
-
-    def select(self, uuid: str) -> None:
-        """Look at the device that torch knows by this UUID; NVML's own numbering ignores CUDA_VISIBLE_DEVICES."""
-        for name, (handle, base) in self._base.items():
-            if name.removeprefix("GPU-") == uuid.removeprefix("GPU-"):
-                self._handle, self._used_before = handle, base
-                return
-        raise DeviceError(f"the driver does not list the device {uuid}; --memory-accounting allocator does without it")
-
-    def read(self) -> int:
-        """Bytes held by this process now."""
-        if self._listed is not False:
-            for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle):
-                if process.pid == self._pid and process.usedGpuMemory:
-                    self._listed = True
-                    return int(process.usedGpuMemory)
-            self._listed = self._listed or False
-        return max(0, int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used) - self._used_before)
 
 
 def parse(text: str) -> str:
@@ -389,7 +315,11 @@ def cuda_count() -> int:
         return 0
     with suppress(OSError, subprocess.SubprocessError, ValueError):
         listing = subprocess.run(
-            ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=True  # noqa: S607
+            ["nvidia-smi", "--list-gpus"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
         ).stdout
         there = sum(line.startswith("GPU ") for line in listing.splitlines())
         return there if visible is None else min(there, len(visible.split(",")))

@@ -79,7 +79,11 @@ def _gpus() -> list[Finding]:
     lines = asked.stdout.strip().splitlines()
     if asked.returncode or not lines:
         told = asked.stderr.strip().splitlines()[-1:] or ["no answer"]
-        return [Finding(what="CUDA", found=f"torch cannot use it: {told[0]}", fine=False, way_out="check the driver's version")]
+        return [
+            Finding(
+                what="CUDA", found=f"torch cannot use it: {told[0]}", fine=False, way_out="check the driver's version"
+            )
+        ]
     findings = [Finding(what="CUDA", found=f"torch's CUDA and cuDNN {lines[0]}")]
     for number, line in enumerate(lines[1:]):
         name, _, total = line.partition("|")

@@ -31,7 +31,9 @@ def evaluate(job: EvaluateJob, device: Cpu | Cuda, pack: Pack, emit: Callable[[P
     learner.net.load_state_dict(state.state_dict())
     del state
     size = eval_batch(job.batch)
-    sizes = [(split, px, list(views)) for split in job.splits for px, views in groupby(sorted(job.views), key=lambda v: v.px)]
+    sizes = [
+        (split, px, list(views)) for split in job.splits for px, views in groupby(sorted(job.views), key=lambda v: v.px)
+    ]
     total = sum(-(-len(pack.indices(split)) // size) for split, _, _ in sizes)
     seen = 0
     done: list[tuple[str, str]] = []
@@ -39,11 +41,11 @@ def evaluate(job: EvaluateJob, device: Cpu | Cuda, pack: Pack, emit: Callable[[P
     def go_on() -> bool:
         nonlocal seen
         seen += 1
-        emit(Progress(step=seen, total=total, text=f"{split} at {px} px", facts={"peak_bytes": device.peak_bytes()}))
+        emit(Progress(step=seen, total=total, text=f"{split} split", facts={"peak_bytes": device.peak_bytes()}))
         return time.monotonic() < job.until_at
 
     costs: dict[str, float] = {}
-    for split, px, views in sizes:
+    for split, _, views in sizes:
         found = split_logits(
             learner,
             pack,

@@ -12,7 +12,7 @@ from fitwithin import profile as profiles
 from fitwithin.candidate import Candidate
 from fitwithin.jobs import Trained, trained_from_dict
 from fitwithin.ledger import KINDS, Books, fold
-from fitwithin.plan import Plan, Turn
+from fitwithin.planning import Plan, Turn
 from fitwithin.profile import Profile, Rejection
 from fitwithin.report import (
     CandidateRow,
@@ -113,9 +113,7 @@ def candidate_row(
             steps=trained.steps,
             peak_bytes=max([trained.peak_bytes, *peaks]),
             validation=None if trained.best is None else Estimate(correct=trained.best, total=n_val),
-            validations=tuple(
-                Validation(**{**v, "accuracy": Estimate(**v["accuracy"])}) for v in trained.validations
-            ),
+            validations=tuple(Validation(**{**v, "accuracy": Estimate(**v["accuracy"])}) for v in trained.validations),
             curve=tuple(CurvePoint(**point) for point in trained.curve),
         )
         reason = _ended(turn, trained)
@@ -269,5 +267,3 @@ def _flat(request: Request) -> dict[str, Any]:
     value = request.to_dict()
     budget, recipe = value.pop("budget"), value.pop("recipe")
     return {**value, **budget, "recipe": recipe.pop("name"), "recipe_values": recipe}
-
-

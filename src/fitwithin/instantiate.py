@@ -1,4 +1,4 @@
-"""The instantiation phase over an engine: every planned turn is trained within its allotment, whatever happens to it."""
+"""The instantiation phase over an engine: every planned turn is trained within its allotment, come what may."""
 
 from __future__ import annotations
 
@@ -9,8 +9,19 @@ from pathlib import Path
 from fitwithin.accountant import Accountant, Open
 from fitwithin.budget import Budget
 from fitwithin.engine import Engine
-from fitwithin.jobs import CHECKPOINT, OUTCOME, SALVAGE, WEIGHTS, Failure, Progress, Setting, Trained, TrainJob, read_trained
-from fitwithin.plan import FIXED_MARGIN, WATCHDOG_S, Turn, checkpoint_every_s
+from fitwithin.jobs import (
+    CHECKPOINT,
+    OUTCOME,
+    SALVAGE,
+    WEIGHTS,
+    Failure,
+    Progress,
+    Setting,
+    Trained,
+    TrainJob,
+    read_trained,
+)
+from fitwithin.planning import FIXED_MARGIN, WATCHDOG_S, Turn, checkpoint_every_s
 
 #: After running out of memory in spite of its certificate, a turn goes on with this share of its batch.
 SMALLER = 7 / 8

@@ -12,7 +12,6 @@ from fitwithin.ensemble import View
 from fitwithin.profile import Probe
 from fitwithin.recipe import Recipe
 
-
 #: The files of a turn's folder: what a later process goes on from, how the turn ended, how it stood at its last
 #: checkpoint, the model's weights and what is needed to use them.
 CHECKPOINT, OUTCOME, SALVAGE = "checkpoint.pt", "outcome.json", "salvage.json"
@@ -86,7 +85,7 @@ Job = ProbeJob | TrainJob | EvaluateJob
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """How a turn ended. ``ended`` is ``complete``, ``shortened`` (fewer steps, annealed to 0) or ``cut`` (time was over).
+    """How a turn ended: ``ended`` is ``complete``, ``shortened`` (fewer steps, annealed) or ``cut`` (time was over).
 
     ``validations`` and ``curve`` hold plain values ready for the report; ``best`` is ``correct`` images of the best
     validation, whose weights are in the folder (None if none took place: then the weights are the last ones).

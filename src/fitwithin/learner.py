@@ -1,4 +1,4 @@
-"""A model with its optimizer on a device: one training step, and logits. The same code is probed, trained and evaluated.
+"""A model with its optimizer on a device: one training step, and logits. What is probed is what trains.
 
 Shape suffixes: B batch, C channels, H W pixels, K classes.
 """
@@ -120,7 +120,9 @@ def split_logits(
     """
     px = views[0].px
     parts: dict[View, list[torch.Tensor]] = {view: [] for view in views}
-    with EvalStream(pack, split, crop=crop, px=px, batch=batch, workers=workers, pin=learner.device.kind == "cuda") as stream:
+    with EvalStream(
+        pack, split, crop=crop, px=px, batch=batch, workers=workers, pin=learner.device.kind == "cuda"
+    ) as stream:
         n = len(stream.indices)
         for x_bhwc, _ in stream:
             for view in views:

@@ -22,7 +22,7 @@ KINDS = (OPEN, BEAT, SETTLE, ABANDON)
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One stretch of a run: ``phase`` (start-up, data, profile, train, evaluate, report) of ``key`` (a candidate or "").
+    """One stretch of a run: ``phase`` (start-up, data, profile, train, evaluate, report) of ``key`` (a candidate).
 
     ``gpu`` says whether the device was held. ``charged_s`` is None while the entry is open.
     """

@@ -8,11 +8,15 @@ it, and whether a run was interrupted before it or not.
 
 from __future__ import annotations
 
+import math
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +38,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Crops:
-    """One epoch's draws: the order of images, and for each position its crop box (left, top, right, bottom) and flip."""
+    """One epoch's draws: the order of images; for each position its crop box (left, top, right, bottom) and flip."""
 
     order: Ints
     boxes: npt.NDArray[np.float32]
@@ -48,9 +52,9 @@ def draw(heights: Ints, widths: Ints, recipe: Recipe, *, seed: int, epoch: int) 
     order = rng.permutation(n).astype(np.int64)
     high, wide = heights[order, None].astype(np.float64), widths[order, None].astype(np.float64)
     area = high * wide * rng.uniform(*recipe.crop_scale, size=(n, TRIES))
-    ratio = np.exp(rng.uniform(*np.log(recipe.crop_ratio), size=(n, TRIES)))
+    ratio = np.exp(rng.uniform(math.log(recipe.crop_ratio[0]), math.log(recipe.crop_ratio[1]), size=(n, TRIES)))
     crop_w, crop_h = np.round(np.sqrt(area * ratio)), np.round(np.sqrt(area / ratio))
-    fits = (crop_w >= 1) & (crop_h >= 1) & (crop_w <= wide) & (crop_h <= high)
+    fits: npt.NDArray[np.bool_] = np.asarray((crop_w >= 1) & (crop_h >= 1) & (crop_w <= wide) & (crop_h <= high))
     first = fits.argmax(axis=1)[:, None]
     crop_w, crop_h = np.take_along_axis(crop_w, first, 1), np.take_along_axis(crop_h, first, 1)
     left = np.floor(rng.random((n, 1)) * (wide - crop_w + 1))
@@ -84,7 +88,7 @@ def centre_box(height: int, width: int, crop: float) -> tuple[float, float, floa
     return left, top, left + side, top + side
 
 
-class _Ahead:
+class _Ahead(ABC):
     """Batches made by a thread pool, AHEAD of them in flight, handed out in order."""
 
     def __init__(self, count: int, workers: int) -> None:
@@ -102,8 +106,9 @@ class _Ahead:
             self._pool.submit(gate.wait)
         gate.wait()
 
+    @abstractmethod
     def _start(self, number: int) -> tuple[list[Future[None]], Batch]:
-        raise NotImplementedError  # pragma: no cover - abstract
+        """Put the work of batch ``number`` into the pool."""
 
     def __iter__(self) -> Iterator[Batch]:
         while self._next < self._count or self._flight:
@@ -119,7 +124,7 @@ class _Ahead:
         """Let the threads end; unfinished batches are dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def __enter__(self) -> _Ahead:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -128,7 +133,7 @@ class _Ahead:
     def _split(self, size: int) -> list[range]:
         """Positions 0..size in one piece per worker."""
         edges = np.linspace(0, size, self._workers + 1).astype(int)
-        return [range(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a]
+        return [range(a, b) for a, b in pairwise(edges.tolist()) if b > a]
 
 
 class TrainStream(_Ahead):
@@ -138,7 +143,17 @@ class TrainStream(_Ahead):
     """
 
     def __init__(
-        self, pack: Pack, recipe: Recipe, *, px: int, batch: int, seed: int, first_step: int, steps: int, workers: int, pin: bool
+        self,
+        pack: Pack,
+        recipe: Recipe,
+        *,
+        px: int,
+        batch: int,
+        seed: int,
+        first_step: int,
+        steps: int,
+        workers: int,
+        pin: bool,
     ) -> None:
         super().__init__(max(0, steps - first_step), workers)
         self._pack, self._recipe, self._px, self._size = pack, recipe, px, batch
@@ -194,7 +209,7 @@ class EvalStream(_Ahead):
             for i in part:
                 if i < len(chosen):
                     image = self._pack.image(int(chosen[i]))
-                    out[i] = resize(image, centre_box(*image.shape[:2], self._crop), self._px)
+                    out[i] = resize(image, centre_box(image.shape[0], image.shape[1], self._crop), self._px)
                 else:
                     out[i] = 0
 

@@ -32,8 +32,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from fitwithin.data import SPLITS, UNREADABLE, Broken, Dataset, Sample, read_rgb, without
+from fitwithin.data import SPLITS, Broken, Dataset, Sample, without
 from fitwithin.errors import DataError
+from fitwithin.pixels import UNREADABLE, read_rgb
 from fitwithin.units import format_size
 
 SCHEMA = 1

@@ -14,10 +14,10 @@ from PIL import Image
 
 from fitwithin import model as models
 from fitwithin.assemble import Ensemble
-from fitwithin.data import UNREADABLE, read_rgb
 from fitwithin.device import open_device
 from fitwithin.ensemble import Floats, average
 from fitwithin.loader import centre_box, resize
+from fitwithin.pixels import UNREADABLE, read_rgb
 
 
 class Predictor:
@@ -53,7 +53,7 @@ class Predictor:
 
     def _crop(self, image: Image.Image, px: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         pixels = np.asarray(image)
-        return resize(pixels, centre_box(*pixels.shape[:2], self.card.crop), px)
+        return resize(pixels, centre_box(pixels.shape[0], pixels.shape[1], self.card.crop), px)
 
     def files(self, paths: Sequence[Path]) -> Iterator[tuple[Path, Floats | None, str]]:
         """For each file: its probabilities [K], or None and the reason why it cannot be read."""

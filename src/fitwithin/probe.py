@@ -6,6 +6,8 @@ The step is the one train.py takes: optimizer state and all, followed by evaluat
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from itertools import repeat
 from pathlib import Path
 from statistics import median
 
@@ -17,7 +19,7 @@ from fitwithin.device import Cpu, Cuda
 from fitwithin.errors import OutOfMemory, UsageError
 from fitwithin.jobs import ProbeJob
 from fitwithin.learner import Learner, count_correct, eval_batch
-from fitwithin.loader import AHEAD, TrainStream
+from fitwithin.loader import AHEAD, Batch, TrainStream
 from fitwithin.pack import Pack
 from fitwithin.profile import Probe, Timing
 from fitwithin.train import write_checkpoint
@@ -26,7 +28,7 @@ from fitwithin.train import write_checkpoint
 UPDATES = 3
 
 #: How long each pace is measured, and the least number of steps.
-SAMPLE_S, SAMPLE_STEPS = 2.0, 6
+SAMPLE_S, SAMPLE_STEPS = 1.5, 6
 
 #: A probe that gives memory back and tries again is at the edge: its speed is no longer the trend's.
 ALLOWED_RETRIES = 0
@@ -80,7 +82,7 @@ def _dummy(job: ProbeJob, px: int, batch: int) -> tuple[torch.Tensor, torch.Tens
 def _first_steps(
     learner: Learner, job: ProbeJob, device: Cpu | Cuda, pack: Pack, asked_at: float
 ) -> tuple[list[float], float]:
-    """A few updates, an evaluation pass at the largest view, one more update; seconds of each update, and of start-up."""
+    """A few updates, an evaluation pass at every size, one more update; seconds of each update, and of start-up."""
     x, y = _dummy(job, job.candidate.train_px, job.batch)
     startup_s = time.monotonic() - asked_at
     taken = [_timed_step(learner, x, y, device) for _ in range(UPDATES)]
@@ -113,9 +115,7 @@ def _time(
     scratch: Path,
 ) -> Timing:
     setting, candidate = job.setting, job.candidate
-    x, y = (part.to(device.torch_device) for part in _dummy(job, candidate.train_px, job.batch))
-    dummy = _pace(learner, device, iter(lambda: (x, y), None))
-    del x, y
+    dummy = _dummy_pace(learner, job, device)
     fastest = max(1, int(SAMPLE_S * 4 / dummy[0]))
     with TrainStream(
         pack,
@@ -154,11 +154,17 @@ def _time(
     )
 
 
-def _pace(learner: Learner, device: Cpu | Cuda, batches: object) -> tuple[float, float, float]:
+def _dummy_pace(learner: Learner, job: ProbeJob, device: Cpu | Cuda) -> tuple[float, float, float]:
+    """The pace with one batch that is on the device already; the batch is gone when this returns."""
+    x, y = _dummy(job, job.candidate.train_px, job.batch)
+    return _pace(learner, device, repeat((x.to(device.torch_device), y.to(device.torch_device))))
+
+
+def _pace(learner: Learner, device: Cpu | Cuda, batches: Iterable[Batch]) -> tuple[float, float, float]:
     """Mean seconds per step over SAMPLE_S, and its 95 % interval from the spread of chunks of steps."""
     device.synchronize()
     marks = [time.monotonic()]
-    for x, y in batches:  # type: ignore[attr-defined]
+    for x, y in batches:
         learner.step(x, y, 1e-4)
         device.throttle()
         marks.append(time.monotonic())
@@ -180,7 +186,9 @@ def _evaluation_pace(learner: Learner, job: ProbeJob, device: Cpu | Cuda, pack: 
 
     def once() -> float:
         begun_at = time.monotonic()
-        count_correct(learner, pack, "val", px=px, crop=job.setting.recipe.crop, batch=size, workers=job.setting.workers)
+        count_correct(
+            learner, pack, "val", px=px, crop=job.setting.recipe.crop, batch=size, workers=job.setting.workers
+        )
         device.synchronize()
         return time.monotonic() - begun_at
 

@@ -1,4 +1,4 @@
-"""What profiling finds out about a candidate, and the search for its largest batch. Pure: running a probe is a callable.
+"""What profiling finds out about a candidate, and the search for its largest batch. Pure: a probe is a callable.
 
 A profile's claim is a certificate: a batch of ``batch`` ran the real training step under the cap in a fresh process,
 and ``batch + 1`` did not (or a stated limit other than memory ended the search). Nothing is returned that did not run.

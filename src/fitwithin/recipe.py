@@ -15,11 +15,11 @@ from fitwithin.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One way of training. ``lr`` holds at a batch of ``lr_batch``; ``max_batch`` None means as many as fit.
+    """One way of training. ``lr`` holds at a batch of ``lr_batch``; without ``max_batch`` as many as fit are taken.
 
     ``crop_scale`` and ``crop_ratio`` are RandomResizedCrop's area share and aspect range, ``flip`` the probability of
-    mirroring, ``crop`` the centre share used in evaluation, ``last_epochs`` how many of the last epochs validate. When one
-    budget is split over candidates, only so many are kept that each gets ``worthwhile_epochs``.
+    mirroring, ``crop`` the centre share used in evaluation, ``last_epochs`` how many of the last epochs validate.
+    Where one budget is split over candidates, only so many are kept that each gets ``worthwhile_epochs``.
     """
 
     name: str
@@ -112,4 +112,5 @@ def from_dict(values: dict[str, Any]) -> Recipe:
         wrong = [f"unknown {', '.join(unknown)}"] if unknown else []
         wrong += [f"missing {', '.join(missing)}"] if missing else []
         raise UsageError(f"recipe {values.get('name')!r}: {'; '.join(wrong)}")
-    return Recipe(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return Recipe(**plain)

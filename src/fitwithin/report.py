@@ -41,7 +41,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """One reading of a turn: training loss (mean since the last reading), learning rate, seconds since the turn began."""
+    """One reading of a turn: mean training loss since the last one, learning rate, seconds since the turn began."""
 
     step: int
     epoch: float
@@ -94,7 +94,7 @@ class CandidateRow:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRow:
-    """One row of the paper's Table 1: a way of using the winner. ``test`` is None where there is no labelled test split.
+    """One row of the paper's Table 1: a way of using the winner. ``test`` is None without a labelled test split.
 
     ``delivered`` marks the row that is handed over.
     """

@@ -96,9 +96,7 @@ class SqliteStore:
         """Add an event; it is on disk when this returns."""
         text = json.dumps(body, allow_nan=False)
         with self._lock:
-            cursor = self._db.execute(
-                "INSERT INTO events (at, kind, body) VALUES (?, ?, ?)", (time.time(), kind, text)
-            )
+            cursor = self._db.execute("INSERT INTO events (at, kind, body) VALUES (?, ?, ?)", (time.time(), kind, text))
             return int(cursor.lastrowid or 0)
 
     def events(self, *kinds: str) -> list[Event]:
@@ -120,7 +118,9 @@ class SqliteStore:
     def __enter__(self) -> SqliteStore:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

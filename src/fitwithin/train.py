@@ -20,7 +20,7 @@ from fitwithin.jobs import CHECKPOINT, OUTCOME, SALVAGE, Progress, Trained, Trai
 from fitwithin.learner import Learner, count_correct, eval_batch
 from fitwithin.loader import TrainStream
 from fitwithin.pack import Pack
-from fitwithin.plan import EXIT_S
+from fitwithin.planning import EXIT_S
 from fitwithin.schedule import Schedule
 
 #: Seconds between readings of the loss: reading waits for the device.
@@ -133,7 +133,9 @@ class _Turn:
         """What must still happen beside steps: validations ahead, each with a model to write, and checkpoints."""
         ahead = sum(mark > self.schedule.step for mark in self.marks())
         left_s = max(0.0, self.schedule.training_ends_at - time.monotonic())
-        return ahead * 1.2 * (self.validation_s + self.job.save_s) + self.job.save_s * int(left_s / self.job.checkpoint_every_s)
+        return ahead * 1.2 * (self.validation_s + self.job.save_s) + self.job.save_s * int(
+            left_s / self.job.checkpoint_every_s
+        )
 
     def read(self, loss: torch.Tensor, emit: Callable[[Progress], None]) -> None:
         """Keep the loss; once a second look at it, which waits for the device."""
@@ -145,12 +147,20 @@ class _Turn:
         step, total = self.schedule.step, self.schedule.total
         if not math.isfinite(mean):
             raise TrainingError(
-                f"the loss became {mean} between steps {step - len(self._losses)} and {step}; a lower learning rate or fp32 may help"
+                f"the loss became {mean} between steps {step - len(self._losses)} and {step}; "
+                f"a lower learning rate or fp32 may help"
             )
         epoch = step / self.steps_per_epoch
         lr = self.peak_lr * self.schedule.lr_factor
         self.curve.append({"step": step, "epoch": epoch, "elapsed_s": self.elapsed_s(), "loss": mean, "lr": lr})
-        emit(Progress(step=step, total=total, text=f"epoch {epoch:.1f}  loss {mean:.3f}", facts={"loss": mean, "peak_bytes": self.device.peak_bytes()}))
+        emit(
+            Progress(
+                step=step,
+                total=total,
+                text=f"epoch {epoch:.1f}  loss {mean:.3f}",
+                facts={"loss": mean, "peak_bytes": self.device.peak_bytes()},
+            )
+        )
         self._losses.clear()
         self._read_at = now
         if not self._settled and step >= 3:

@@ -14,7 +14,7 @@ class Engine(Protocol):
     """Carries out one job at a time, each in a process of its own, and never past its end."""
 
     def describe(self) -> dict[str, Any]:
-        """Facts of the device and of the libraries that decide over its speed and memory: the key of cached profiles."""
+        """Facts of the device and of the libraries that decide its speed and memory: the key of cached profiles."""
 
     def prepare(self) -> None:
         """Wait until jobs can start at once; DeviceError if they never will."""
@@ -23,7 +23,7 @@ class Engine(Protocol):
         """The present on the engine's clock, in monotonic seconds."""
 
     def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
-        """The job's outcome. A job still running at ``until_at`` is ended there and is a Failure of kind ``deadline``."""
+        """The job's outcome; one still running at ``until_at`` is ended there: a Failure of kind ``deadline``."""
 
     def close(self) -> None:
         """End everything that was started."""

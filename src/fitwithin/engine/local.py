@@ -40,7 +40,7 @@ class Local:
         self._log = log
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        with open(log, "ab") if log else open(os.devnull, "wb") as sink:  # noqa: PTH123 - either kind of path
+        with open(log, "ab") if log else open(os.devnull, "wb") as sink:
             self._server = subprocess.Popen(
                 [sys.executable, "-m", "fitwithin.engine.server", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
@@ -55,7 +55,11 @@ class Local:
 
     def describe(self) -> dict[str, Any]:
         """Device, driver and versions, without starting CUDA here."""
-        facts: dict[str, Any] = {"device": self.device, "platform": platform.platform(), "python": platform.python_version()}
+        facts: dict[str, Any] = {
+            "device": self.device,
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+        }
         facts.update({name: metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")})
         facts["fitwithin"] = __version__
         facts["name"] = cpu_name()
@@ -63,7 +67,12 @@ class Local:
         if self.device.startswith("cuda"):
             query = "name,driver_version,memory.total"
             line = subprocess.run(
-                ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", f"--id={_physical_index(self.device)}"],  # noqa: S607
+                [
+                    "nvidia-smi",
+                    f"--query-gpu={query}",
+                    "--format=csv,noheader,nounits",
+                    f"--id={_physical_index(self.device)}",
+                ],
                 capture_output=True,
                 text=True,
                 timeout=60,
@@ -87,7 +96,9 @@ class Local:
             kind, _ = self._receive()
         except (TimeoutError, ConnectionError) as error:
             told = self._log.read_text(errors="replace").strip().splitlines()[-1:] if self._log else []
-            raise DeviceError(f"the worker server, which imports torch and timm, did not start: {''.join(told)}") from error
+            raise DeviceError(
+                f"the worker server, which imports torch and timm, did not start: {''.join(told)}"
+            ) from error
         assert kind == READY
         self._ready = True
 
@@ -144,7 +155,9 @@ class Local:
                 kind, code = self._receive()
             except TimeoutError:
                 if attempt or killed:
-                    raise DeviceError(f"worker process {pid} does not end even when killed; the driver may hang") from None
+                    raise DeviceError(
+                        f"worker process {pid} does not end even when killed; the driver may hang"
+                    ) from None
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 continue
@@ -174,7 +187,9 @@ class Local:
     def __enter__(self) -> Local:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

@@ -184,8 +184,10 @@ def _turn(profile: Profile, cost: Costs, epochs: float, allotted_s: float, data:
         f"{pace} images/s with the real loader, {format_count(profile.dummy_images_per_s)} with a dummy one"
         + (f": the loader costs {slower:.0%}" if slower > 0.03 else ""),
         f"{epochs:g} epochs: {format_duration(allotted_s)} less {format_duration(cost.fixed_s())} for start-up, "
-        f"{cost.validations} validations, checkpoints and evaluation, at {cost.step_high_s * (1 + MARGIN):.4g} s a step",
-        f"learning rate {recipe.learning_rate(profile.batch):.3g}: {recipe.lr:g} x sqrt({profile.batch}/{recipe.lr_batch})",
+        f"{cost.validations} validations, checkpoints and evaluation, "
+        f"at {cost.step_high_s * (1 + MARGIN):.4g} s a step",
+        f"learning rate {recipe.learning_rate(profile.batch):.3g}: {recipe.lr:g} x "
+        f"sqrt({profile.batch}/{recipe.lr_batch})",
     )
     return Turn(
         candidate=profile.candidate,
@@ -240,8 +242,9 @@ def draw_up(
 
     Args:
         available_s: seconds for each candidate (scope ``candidate``) or for all together (``total``), less what
-            closing the run needs; ``limit_s`` is the whole budget, for the message of a refusal. Under ``total`` the evaluation of the winner, and of its twin in the other
-            precision where there is one, is set aside here.
+            closing the run needs. Under ``total`` the evaluation of the winner, and of its twin in the other precision
+            where there is one, is set aside here.
+        limit_s: the whole budget, for the message of a refusal.
 
     Under ``total`` the largest number k of candidates is kept for which the k fastest get the recipe's
     ``worthwhile_epochs`` in equal shares; if not even one does, the fastest gets everything.
@@ -295,8 +298,8 @@ def draw_up(
     if not turns:
         needed_s = math.ceil(limit_s + least_s(paired, data) - available_s)
         raise BudgetError(
-            f"{format_duration(limit_s)} are too short for any candidate: after start-up, profiling and what evaluation "
-            f"needs, {format_duration(max(available_s, 0.0))} are left, less than one epoch takes; "
+            f"{format_duration(limit_s)} are too short for any candidate: after start-up, profiling and evaluation "
+            f"{format_duration(max(available_s, 0.0))} are left, less than one epoch takes; "
             f"the least that would do is {format_duration(needed_s)}"
         )
     return Plan(turns=tuple(turns), rejections=tuple(turned_away), request=request, fingerprint=fingerprint)

@@ -1,0 +1,155 @@
+"""The end of a run: evaluate the winner, choose the views to average, hand the ensemble over, close the books."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fitwithin import assemble, gather, instantiate, page
+from fitwithin.assemble import Ensemble, Member, read_logits
+from fitwithin.candidate import Candidate
+from fitwithin.ensemble import View
+from fitwithin.errors import TrainingError
+from fitwithin.jobs import Evaluated, EvaluateJob, Failure
+from fitwithin.planning import WATCHDOG_S, Plan, Turn
+from fitwithin.report import Report
+from fitwithin.session import CLOSING_S, Run
+
+
+def evaluate(run: Run, plan: Plan) -> tuple[list[Member], Candidate, str]:
+    """Evaluate the winner, and its twin in the other precision, under all views: validation first, then test, once.
+
+    Raises:
+        TrainingError: no turn left a model.
+    """
+    trained, failed = gather.outcomes(run.store.events("turn"))
+    if not trained:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        raise TrainingError(f"no candidate left a model ({reasons}); `fitwithin plan` shows what would fit")
+    name, why = assemble.pick(trained)
+    turns = {turn.candidate.name: turn for turn in plan.turns}
+    winner = turns[name].candidate
+    other = assemble.twin(winner, [turns[key].candidate for key in trained])
+    members = []
+    for candidate in [winner, *([other] if other is not None else [])]:
+        members.append(_member(run, turns[candidate.name], trained[candidate.name].best is not None))
+    return members, winner, why
+
+
+def _member(run: Run, turn: Turn, validated: bool) -> Member:
+    name, folder = turn.candidate.name, instantiate.turn_folder(run.folder, turn)
+    done = next((body for e in run.store.events("evaluated") if (body := e.body)["name"] == name), None)
+    if done is None:
+        run.reporter.begin(f"evaluating {name}")
+        done = {"name": name, "evaluated": asdict(_evaluate(run, turn, folder)), "validated": validated}
+        run.store.append("evaluated", done)
+    value = done["evaluated"]
+    evaluated = Evaluated(**{**value, "done": tuple((split, view) for split, view in value["done"])})
+    logits: dict[str, dict[View, Any]] = {}
+    for view in run.request.views:
+        for split in ("val", "test"):
+            if (split, view.name) in evaluated.done:
+                logits.setdefault(split, {})[view] = read_logits(folder, split, view)
+    return Member(candidate=turn.candidate, evaluated=evaluated, logits=logits)
+
+
+def _evaluate(run: Run, turn: Turn, folder: Path) -> Evaluated:
+    now, budget = run.engine.now(), run.request.budget
+    if budget.scope == "candidate":
+        books = run.accountant.books()
+        name = turn.candidate.name
+        charged_s = sum(e.charged_s or 0.0 for e in books.entries if e.key == name and e.phase != "profile")
+        left_s = turn.allotted_s - charged_s
+    else:
+        left_s = run.accountant.remaining().usable_s - CLOSING_S
+    with run.accountant.entry("evaluate", turn.candidate.name, gpu=True, reserved_s=left_s) as opened:
+        outcome: Any = Failure(kind="deadline", reason="no time was left")
+        if left_s > WATCHDOG_S:
+            job = EvaluateJob(
+                setting=run.setting,
+                candidate=turn.candidate,
+                batch=turn.batch,
+                folder=str(folder),
+                views=run.request.views,
+                splits=("val", "test") if run.data.test else ("val",),
+                until_at=now + left_s - WATCHDOG_S,
+            )
+            outcome = run.engine.do(job, until_at=now + left_s, on_progress=run.progress)
+        opened.peak(outcome.peak_bytes)
+    if isinstance(outcome, Failure):
+        run.reporter.say(f"  evaluating {turn.candidate.name} failed: {outcome.reason}")
+        return Evaluated(done=(), ms_per_image={}, batch=turn.batch, peak_bytes=outcome.peak_bytes or 0)
+    assert isinstance(outcome, Evaluated)
+    return outcome
+
+
+def close(run: Run, plan: Plan, members: Sequence[Member], winner: Candidate, why: str) -> Report:
+    """Choose the views on validation data, hand the ensemble over, close the books and write the report."""
+    labels = {split: np.asarray(run.images.labels[run.images.indices(split)]) for split in ("val", "test")}
+    chief = members[0]
+    choice = assemble.choose_views(chief, labels, run.request.budget.inference_ms)
+    rows = [row for member in reversed(members) for row in assemble.methods(member, labels, run.request.views)]
+    rows.append(assemble.handed_over(chief, labels, choice))
+    folder = instantiate.turn_folder(Path(), next(t for t in plan.turns if t.candidate == winner))
+    batch = chief.evaluated.batch
+    assemble.write(Ensemble(candidate=winner.name, folder=str(folder), views=choice.views, batch=batch), run.folder)
+    tested = [run.images.paths[int(i)] for i in run.images.indices("test")]
+    (run.folder / "test-paths.json").write_text(json.dumps(tested), encoding="utf-8")
+
+    def gathered(finished: bool) -> Report:
+        return gather.report(
+            run.request,
+            plan,
+            run.store.events(),
+            winner=winner.name,
+            winner_why=why,
+            methods=rows,
+            views=assemble.view_rows(chief, labels, choice),
+            ensemble_why=choice.why,
+            notes=_notes(run, members),
+            finished=finished,
+        )
+
+    run.reporter.begin("writing the report")
+    with run.accountant.entry("report", reserved_s=CLOSING_S) as opened:
+        begun_at = run.engine.now()
+        write_report(gathered(False), run.folder)
+        opened.charge_ahead(run.engine.now() - begun_at)
+    report = gathered(True)
+    write_report(report, run.folder)
+    run.store.append("finished", {"winner": winner.name})
+    return report
+
+
+def _notes(run: Run, members: Sequence[Member]) -> list[str]:
+    notes = []
+    expected = len(run.request.views)
+    for member in members:
+        for split in ("val", "test"):
+            there = len(member.logits.get(split, {}))
+            if there < expected and (split == "val" or run.data.test):
+                notes.append(
+                    f"{member.candidate.name}: {there} of {expected} views were evaluated on {split}; time was over"
+                )
+    if not run.data.test:
+        notes.append("There is no test split: no figure here was measured on images that played no part in choosing.")
+    return notes
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """report.json, report.md, report.html and receipt.json in ``folder``."""
+    texts: dict[str, Callable[[], str]] = {
+        "report.json": report.to_json,
+        "receipt.json": lambda: json.dumps(asdict(report.receipt), indent=1, allow_nan=False),
+        "report.md": lambda: page.markdown(report),
+        "report.html": lambda: page.html(report),
+    }
+    for name, text in texts.items():
+        temporary = folder / (name + ".new")
+        temporary.write_text(text(), encoding="utf-8")
+        temporary.replace(folder / name)

@@ -1,0 +1,171 @@
+"""The whole story of a run: profile, plan, train, choose the ensemble, write the report.
+
+Everything that happens is an event in the run's store; a run that was interrupted is carried on by telling the same
+story again and skipping what has happened already.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from fitwithin import finish, gather, instantiate, profiling
+from fitwithin import planning as plans
+from fitwithin.errors import UsageError
+from fitwithin.jobs import Failure, Progress
+from fitwithin.pack import cache_root
+from fitwithin.planning import FIXED_MARGIN, Plan
+from fitwithin.profile import Profile, Rejection
+from fitwithin.profile import to_dict as profile_to_dict
+from fitwithin.report import Report
+from fitwithin.session import CLOSING_S, Run
+from fitwithin.store import latest
+from fitwithin.units import format_count, format_duration, format_size
+
+#: Under scope ``total``, profiling may take this share of the budget; the first candidate is measured in any case, so
+#: that a refusal can say what would do.
+PROFILE_SHARE = 0.4
+REFUSAL_S = 60.0
+
+
+def tell(run: Run, frozen: Plan | None = None) -> Report:
+    """Carry a run from where it stands to its report."""
+    plan = draw_up(run, frozen)
+    train(run, plan)
+    members, winner, why = finish.evaluate(run, plan)
+    return finish.close(run, plan, members, winner, why)
+
+
+def draw_up(run: Run, frozen: Plan | None = None) -> Plan:
+    """The plan: the stored one, the frozen one, or one drawn up from a profile of every candidate."""
+    stored = latest(run.store.events("plan"), "plan")
+    if stored is not None:
+        return plans.from_json(json.dumps(stored))
+    plan = frozen if frozen is not None else _planned(run)
+    run.store.append("plan", json.loads(plan.to_json()))
+    return plan
+
+
+def _planned(run: Run) -> Plan:
+    known = profile(run)
+    budget = run.request.budget
+    left_s = budget.limit_s if budget.scope == "candidate" else run.accountant.remaining().usable_s
+    return plans.draw_up(
+        [found for found in known if isinstance(found, Profile)],
+        [found for found in known if isinstance(found, Rejection)],
+        available_s=left_s - (0.0 if budget.scope == "candidate" else CLOSING_S),
+        limit_s=budget.limit_s,
+        scope=budget.scope,
+        data=run.data,
+        recipe=run.request.recipe,
+        view_sizes=run.request.view_sizes,
+        request=run.request.to_dict(),
+        fingerprint=run.images.fingerprint,
+    )
+
+
+def profile(run: Run) -> list[Profile | Rejection]:
+    """The profile phase: every candidate of the grid, from the cache where it is known."""
+    budget, events = run.request.budget, run.store.events("profiled", "rejected")
+    known: dict[str, Profile | Rejection] = {**gather.profiled(events), **gather.rejected(events)}
+    cache = profiling.Cache(cache_root() / "profiles", run.engine.describe(), run.setting, run.images.fingerprint)
+    run.reporter.begin("profiling", len(run.candidates))
+    for number, candidate in enumerate(run.candidates):
+        if candidate.name in known:
+            continue
+        found: Profile | Rejection | None = cache.get(candidate)
+        left_s = budget.limit_s
+        if budget.scope == "total":
+            share_s = PROFILE_SHARE * budget.limit_s - run.accountant.books().spent_s()
+            left_s = share_s if known else max(share_s, REFUSAL_S)
+        if found is None and left_s <= 0:
+            found = Rejection(candidate=candidate, reason=profiling.OUT_OF_TIME)
+        if found is None:
+            with run.accountant.entry("profile", candidate.name, gpu=True, reserved_s=left_s) as opened:
+                found = profiling.measure(
+                    candidate,
+                    run.setting,
+                    run.engine,
+                    n_train=run.data.train,
+                    until_at=run.engine.now() + left_s,
+                    on_progress=partial(_show_profiling, run, number),
+                )
+                if isinstance(found, Profile):
+                    opened.peak(found.peak_bytes)
+                    cache.put(found)
+        known[candidate.name] = found
+        run.reporter.say(_told(found))
+        if isinstance(found, Profile):
+            run.store.append("profiled", profile_to_dict(found))
+        else:
+            run.store.append("rejected", {"candidate": asdict(candidate), "reason": found.reason})
+    return [known[candidate.name] for candidate in run.candidates]
+
+
+def _show_profiling(run: Run, done: int, progress: Progress) -> None:
+    run.reporter.advance(done, len(run.candidates), progress.text)
+
+
+def _told(found: Profile | Rejection) -> str:
+    if isinstance(found, Rejection):
+        return f"  {found.candidate.name}: rejected, {found.reason}"
+    origin = "from the cache" if found.cached else f"{len(found.probes)} probes in {format_duration(found.wall_s)}"
+    return (
+        f"  {found.candidate.name}: batch {found.batch}, {format_count(found.images_per_s)} images/s, "
+        f"{format_size(found.peak_bytes)} ({origin})"
+    )
+
+
+def train(run: Run, plan: Plan) -> None:
+    """The instantiation phase: every turn of the plan that has not ended yet."""
+    trained, failed = gather.outcomes(run.store.events("turn"))
+    kept_s = _kept_s(plan, run.request.budget.scope)
+    for number, turn in enumerate(plan.turns):
+        name = turn.candidate.name
+        if name in trained or name in failed:
+            continue
+        run.reporter.begin(f"training {name} ({number + 1} of {len(plan.turns)})", turn.steps)
+        now = run.engine.now()
+        ends_at = instantiate.turn_ends_at(turn, run.request.budget, run.accountant, now, kept_s=kept_s)
+        with run.accountant.entry("train", name, gpu=True, reserved_s=ends_at - now) as opened:
+            outcome = instantiate.train(
+                turn,
+                run.setting,
+                run.engine,
+                instantiate.turn_folder(run.folder, turn),
+                opened,
+                ends_at=ends_at,
+                frozen=plan.frozen,
+                on_progress=run.progress,
+            )
+        body: dict[str, Any] = {"name": name, "trained": None, "reason": ""}
+        if isinstance(outcome, Failure):
+            body["reason"] = outcome.reason
+            run.reporter.say(f"  {name}: failed, {outcome.reason}")
+        else:
+            body["trained"] = asdict(outcome)
+            share = "no validation" if outcome.best is None else f"{outcome.best / run.data.val:.1%} on validation data"
+            run.reporter.say(f"  {name}: {share} after {outcome.epochs:.1f} epochs ({outcome.ended})")
+        run.store.append("turn", body)
+        instantiate.clean(instantiate.turn_folder(run.folder, turn))
+
+
+def _kept_s(plan: Plan, scope: str) -> float:
+    """Under scope ``total``, what no turn may touch: evaluating the winner and its twin, and closing."""
+    if scope == "candidate":
+        return 0.0
+    twins = 2 if len({turn.candidate.precision for turn in plan.turns}) > 1 else 1
+    return max(turn.evaluation_s for turn in plan.turns) * twins * (1 + FIXED_MARGIN) + CLOSING_S
+
+
+def check_plan(plan: Plan, fingerprint: str) -> None:
+    """UsageError unless the plan was drawn up for this data."""
+    if plan.fingerprint != fingerprint:
+        raise UsageError(
+            f"the plan was drawn up for other data (fingerprint {plan.fingerprint[:12]}, this folder has "
+            f"{fingerprint[:12]}); draw up a new one with `fitwithin plan`"
+        )
+    if not plan.turns:
+        raise UsageError("the plan trains nothing; draw up a new one with `fitwithin plan`")

@@ -1,0 +1,90 @@
+"""How much memory this process holds: read from the kernel or the driver, and sampled by a thread."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from fitwithin.errors import DeviceError
+
+SAMPLE_S = 0.01
+
+
+class Sampler:
+    """A thread that reads a memory gauge every SAMPLE_S and keeps its largest value."""
+
+    def __init__(self, gauge: Callable[[], int]) -> None:
+        self.peak = 0
+        self._gauge = gauge
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="memory-sampler", daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(SAMPLE_S):
+            self.read()
+
+    def read(self) -> int:
+        value = self._gauge()
+        self.peak = max(self.peak, value)
+        return value
+
+
+def status_bytes(field: str) -> int:
+    """A field of /proc/self/status in bytes; where there is none, the peak resident size as getrusage tells it."""
+    try:
+        with Path("/proc/self/status").open(encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith(field + ":"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    scale = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+class DriverGauge:
+    """This process's memory on a GPU as the driver counts it, through NVML.
+
+    Made before CUDA starts. Where the driver does not list this process (another PID namespace), the growth of the
+    whole device's use since then stands in: an upper bound, as long as no other process gives memory back.
+    """
+
+    def __init__(self) -> None:
+        import pynvml
+
+        try:
+            pynvml.nvmlInit()
+            handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+            self._base = {
+                pynvml.nvmlDeviceGetUUID(h): (h, int(pynvml.nvmlDeviceGetMemoryInfo(h).used)) for h in handles
+            }
+        except pynvml.NVMLError as error:
+            raise DeviceError(
+                f"the driver's memory count cannot be read ({error}); --memory-accounting allocator does without it"
+            ) from error
+        self._nvml = pynvml
+        self._pid = os.getpid()
+        self._listed: bool | None = None
+
+    def select(self, uuid: str) -> None:
+        """Look at the device that torch knows by this UUID; NVML's own numbering ignores CUDA_VISIBLE_DEVICES."""
+        for name, (handle, base) in self._base.items():
+            if name.removeprefix("GPU-") == uuid.removeprefix("GPU-"):
+                self._handle, self._used_before = handle, base
+                return
+        raise DeviceError(f"the driver does not list the device {uuid}; --memory-accounting allocator does without it")
+
+    def read(self) -> int:
+        """Bytes held by this process now."""
+        if self._listed is not False:
+            for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle):
+                if process.pid == self._pid and process.usedGpuMemory:
+                    self._listed = True
+                    return int(process.usedGpuMemory)
+            self._listed = self._listed or False
+        return max(0, int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used) - self._used_before)

@@ -1,0 +1,91 @@
+"""Everything a run works with, handed from phase to phase."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fitwithin.accountant import Accountant
+from fitwithin.candidate import Candidate
+from fitwithin.engine import Engine
+from fitwithin.jobs import Progress, Setting
+from fitwithin.planning import DataFacts
+from fitwithin.progress import Reporter
+from fitwithin.request import Request
+from fitwithin.store import Store
+
+#: Kept for closing the books and drawing the report: its charts take 2 to 4 seconds on two cores.
+CLOSING_S = 6.0
+
+
+class Images(Protocol):
+    """What a run needs to know of packed images (:class:`fitwithin.pack.Pack` is one)."""
+
+    @property
+    def folder(self) -> Path:
+        """Where workers find them."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names, in the order of the labels."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the data."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Relative to the data's folder."""
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Class indices; -1 where a test picture is unlabelled."""
+
+    def indices(self, split: str) -> npt.NDArray[np.int64]:
+        """Positions of the images of a split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything a run works with. ``candidates`` is the grid that was asked for, ``images`` the packed data."""
+
+    request: Request
+    folder: Path
+    engine: Engine
+    store: Store
+    accountant: Accountant
+    reporter: Reporter
+    candidates: Sequence[Candidate]
+    images: Images
+    workers: int
+
+    @property
+    def setting(self) -> Setting:
+        """What every job shares."""
+        request = self.request
+        return Setting(
+            device=request.device,
+            memory_bytes=request.budget.memory_bytes,
+            accounting=request.budget.accounting,
+            pack=str(self.images.folder),
+            classes=len(self.images.classes),
+            recipe=request.recipe,
+            view_sizes=request.view_sizes,
+            seed=request.seed,
+            workers=self.workers,
+        )
+
+    @property
+    def data(self) -> DataFacts:
+        """The sizes of the splits."""
+        counts = {split: len(self.images.indices(split)) for split in ("train", "val", "test")}
+        return DataFacts(**counts, classes=len(self.images.classes))
+
+    def progress(self, progress: Progress) -> None:
+        """Hand a worker's sign of life on."""
+        self.reporter.advance(progress.step, progress.total or None, progress.text)
