@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +80,7 @@ def run(
         if frozen is not None:
             flow.check_plan(frozen, dataset.fingerprint)
         match(request.models, catalogue.known_models())
-        _make_folder(folder)
+        made = _make_folder(folder)
         store = SqliteStore(folder)
         try:
             store.append("request", request.to_dict())
@@ -88,8 +88,10 @@ def run(
                 store.append("frozen", json.loads(frozen.to_json()))
             report = _tell(request, folder, engine, store, reporter or Silent(), started_at, dataset)
         except UsageError:
+            planned = store.events("plan")
             store.close()
-            shutil.rmtree(folder)  # nothing was trained: nothing is left behind
+            if not planned:  # nothing was trained: nothing is left behind
+                _unmake(folder, made)
             raise
         finally:
             store.close()
@@ -218,7 +220,7 @@ def _engine(device: str, folder: Path | None) -> Iterator[Local]:
             with Local(device, log) as engine:
                 yield engine
         finally:
-            if folder is not None and folder.is_dir() and log.is_file() and log.stat().st_size:
+            if folder is not None and (folder / "run.db").is_file() and log.is_file() and log.stat().st_size:
                 with (folder / "worker.log").open("ab") as kept:
                     kept.write(log.read_bytes())
 
@@ -229,7 +231,12 @@ def _frozen(path: str | Path, limits: dict[str, Any]) -> Plan:
         raise UsageError(f"a plan fixes {', '.join(fixed)}; leave them out, or draw up another plan")
     if not Path(path).is_file():
         raise UsageError(f"there is no plan {str(path)!r}; `fitwithin plan` writes one")
-    return replace(plans.from_json(Path(path).read_text(encoding="utf-8")), frozen=True)
+    drawn = plans.from_json(Path(path).read_text(encoding="utf-8", errors="replace"))
+    try:
+        requests.from_dict(drawn.request)
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{path} is no plan that `fitwithin plan` wrote (its request lacks {error})") from error
+    return replace(drawn, frozen=True)
 
 
 def _budget(request: Request, limits: dict[str, Any]) -> Any:
@@ -250,6 +257,8 @@ def _budget(request: Request, limits: dict[str, Any]) -> Any:
 def check_writable(path: Path) -> None:
     """RunFolderError unless a file can be written at ``path``."""
     parent = path.absolute().parent
+    if path.is_dir():
+        raise RunFolderError(f"{path} is a folder where a file is to be written; choose another file")
     if not parent.is_dir() or not os.access(path if path.exists() else parent, os.W_OK):
         raise RunFolderError(
             f"{path} cannot be written: {parent} is no folder that may be written to; choose another file"
@@ -273,8 +282,20 @@ def _check_free(folder: Path) -> None:
         raise RunFolderError(f"{folder} cannot be made: no permission to write in {parent}; choose another --out")
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path) -> list[Path]:
+    """Make the run's folder; returns the folders that were not there before, the deepest first."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFolderError(f"{folder} cannot be made ({error.strerror}); choose another --out") from error
+    return made
+
+
+def _unmake(folder: Path, made: list[Path]) -> None:
+    """Leave things as they were before :func:`_make_folder`; an empty folder that was there stays."""
+    for path in folder.iterdir():
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    for path in made:
+        with suppress(OSError):  # somebody else has put something there meanwhile
+            path.rmdir()

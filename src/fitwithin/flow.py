@@ -16,7 +16,7 @@ from fitwithin import planning as plans
 from fitwithin.errors import UsageError
 from fitwithin.jobs import Failure, Progress
 from fitwithin.pack import cache_root
-from fitwithin.planning import FIXED_MARGIN, Plan
+from fitwithin.planning import Plan
 from fitwithin.profile import Profile, Rejection
 from fitwithin.profile import to_dict as profile_to_dict
 from fitwithin.report import Report
@@ -122,13 +122,17 @@ def train(run: Run, plan: Plan) -> None:
     """The instantiation phase: every turn of the plan that has not ended yet."""
     trained, failed = gather.outcomes(run.store.events("turn"))
     kept_s = _kept_s(plan, run.request.budget.scope)
+    done = set(trained) | set(failed)
     for number, turn in enumerate(plan.turns):
         name = turn.candidate.name
-        if name in trained or name in failed:
+        if name in done:
             continue
         run.reporter.begin(f"training {name} ({number + 1} of {len(plan.turns)})", turn.steps)
         now = run.engine.now()
-        ends_at = instantiate.turn_ends_at(turn, run.request.budget, run.accountant, now, kept_s=kept_s)
+        later_s = sum(later.allotted_s for later in plan.turns[number + 1 :] if later.candidate.name not in done)
+        ends_at = instantiate.turn_ends_at(
+            turn, run.request.budget, run.accountant, now, kept_s=kept_s, later_s=later_s
+        )
         with run.accountant.entry("train", name, gpu=True, reserved_s=ends_at - now) as opened:
             outcome = instantiate.train(
                 turn,
@@ -157,7 +161,7 @@ def _kept_s(plan: Plan, scope: str) -> float:
     if scope == "candidate":
         return 0.0
     twins = 2 if len({turn.candidate.precision for turn in plan.turns}) > 1 else 1
-    return max(turn.evaluation_s for turn in plan.turns) * twins * (1 + FIXED_MARGIN) + CLOSING_S
+    return max(instantiate.evaluation_kept_s(turn) for turn in plan.turns) * twins + CLOSING_S
 
 
 def check_plan(plan: Plan, fingerprint: str) -> None:

@@ -35,17 +35,26 @@ def turn_folder(run: Path, turn: Turn) -> Path:
     return run / "candidates" / turn.candidate.name
 
 
-def turn_ends_at(turn: Turn, budget: Budget, accountant: Accountant, now: float, *, kept_s: float) -> float:
-    """The instant by which a turn must have ended: what is left of its allotment, and of the run less ``kept_s``.
+def turn_ends_at(
+    turn: Turn, budget: Budget, accountant: Accountant, now: float, *, kept_s: float, later_s: float
+) -> float:
+    """The instant by which a turn must have ended.
 
-    Under scope ``candidate`` everything the candidate was charged before counts, and its evaluation is kept back.
+    Under scope ``candidate``, what is left of its allotment: everything the candidate was charged before counts, and
+    its evaluation is kept back. Under ``total`` also what turns before it left over: all that remains of the run but
+    ``kept_s`` for its end and ``later_s`` for the turns to come; never more than the run less ``kept_s``.
     """
     charged_s = accountant.books().spent_s(key=turn.candidate.name) - _profiled_s(accountant, turn)
-    aside_s = turn.evaluation_s * (1 + FIXED_MARGIN) if budget.scope == "candidate" else 0.0
-    ends_at = now + turn.allotted_s - charged_s - aside_s
-    if budget.scope == "total":
-        ends_at = min(ends_at, now + accountant.remaining().usable_s - kept_s)
-    return ends_at
+    own_s = turn.allotted_s - charged_s
+    if budget.scope == "candidate":
+        return now + own_s - evaluation_kept_s(turn)
+    left_s = accountant.remaining().usable_s - kept_s
+    return now + min(left_s, max(own_s, left_s - later_s))
+
+
+def evaluation_kept_s(turn: Turn) -> float:
+    """Seconds kept for evaluating a turn's model under all views: as predicted, with a margin, and its watchdog's."""
+    return turn.evaluation_s * (1 + FIXED_MARGIN) + WATCHDOG_S
 
 
 def _profiled_s(accountant: Accountant, turn: Turn) -> float:
@@ -106,7 +115,7 @@ def train(
 
 def _salvage(folder: Path, failure: Failure) -> Trained | Failure:
     """What a turn that did not end by itself left: its model, as good as it was at its last checkpoint."""
-    left = read_trained(folder / SALVAGE)
+    left = read_trained(folder / OUTCOME) or read_trained(folder / SALVAGE)
     return left if left is not None and (folder / WEIGHTS).is_file() else failure
 
 

@@ -18,7 +18,7 @@ from fitwithin.candidate import Candidate
 from fitwithin.device import Cpu, Cuda
 from fitwithin.ensemble import Floats, View
 from fitwithin.jobs import Setting
-from fitwithin.loader import EvalStream
+from fitwithin.loader import EvalBatches, stream
 from fitwithin.pack import Pack
 
 #: Evaluation needs no gradients: this many images at once keep a GPU busy, and the peak below training's.
@@ -120,11 +120,10 @@ def split_logits(
     """
     px = views[0].px
     parts: dict[View, list[torch.Tensor]] = {view: [] for view in views}
-    with EvalStream(
-        pack, split, crop=crop, px=px, batch=batch, workers=workers, pin=learner.device.kind == "cuda"
-    ) as stream:
-        n = len(stream.indices)
-        for x_bhwc, _ in stream:
+    source = EvalBatches(pack, split, crop=crop, px=px, batch=batch)
+    n = len(source.indices)
+    with stream(source, workers, learner.device.kind) as loaded:
+        for x_bhwc, _ in loaded:
             for view in views:
                 parts[view].append(learner.logits(x_bhwc, flip=view.flip).cpu())
             if on_batch is not None and not on_batch():

@@ -1,28 +1,31 @@
-"""Packed images to batches: random crops and flips for training, centre crops for evaluation, in threads, ahead of use.
+"""Packed images to batches: random crops and flips for training, centre crops for evaluation, ahead of their use.
 
 Shape suffixes: B batch, H W pixels (bytes lie as B H W 3 until the device permutes them).
 
-Every random draw is a function of (seed, epoch, position), so that batch ``i`` is the same however many threads make
+Every random draw is a function of (seed, epoch, position), so that batch ``i`` is the same however many workers make
 it, and whether a run was interrupted before it or not.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
+from fitwithin.lifeline import die_with_parent
 from fitwithin.pack import Pack
 from fitwithin.recipe import Recipe
 
@@ -32,8 +35,12 @@ AHEAD = 3
 #: RandomResizedCrop's tries before it falls back to a centre crop (torchvision).
 TRIES = 10
 
+#: Images from which starting loader processes (about a second) pays.
+PROCESSES_FROM = 8192
+
 Ints = npt.NDArray[np.int64]
 Batch = tuple[torch.Tensor, torch.Tensor]
+Fill = Callable[[npt.NDArray[np.uint8], range], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +61,7 @@ def draw(heights: Ints, widths: Ints, recipe: Recipe, *, seed: int, epoch: int) 
     area = high * wide * rng.uniform(*recipe.crop_scale, size=(n, TRIES))
     ratio = np.exp(rng.uniform(math.log(recipe.crop_ratio[0]), math.log(recipe.crop_ratio[1]), size=(n, TRIES)))
     crop_w, crop_h = np.round(np.sqrt(area * ratio)), np.round(np.sqrt(area / ratio))
-    fits: npt.NDArray[np.bool_] = np.asarray((crop_w >= 1) & (crop_h >= 1) & (crop_w <= wide) & (crop_h <= high))
+    fits = np.logical_and.reduce([crop_w >= 1, crop_h >= 1, crop_w <= wide, crop_h <= high])
     first = fits.argmax(axis=1)[:, None]
     crop_w, crop_h = np.take_along_axis(crop_w, first, 1), np.take_along_axis(crop_h, first, 1)
     left = np.floor(rng.random((n, 1)) * (wide - crop_w + 1))
@@ -88,76 +95,37 @@ def centre_box(height: int, width: int, crop: float) -> tuple[float, float, floa
     return left, top, left + side, top + side
 
 
-class _Ahead(ABC):
-    """Batches made by a thread pool, AHEAD of them in flight, handed out in order."""
+class Batches(ABC, Dataset[Batch]):
+    """Batches by number: uint8 pixels [B, H, W, 3] and labels [B]. A batch is a function of its number alone."""
 
-    def __init__(self, count: int, workers: int) -> None:
-        self._count = count
-        self._workers = workers
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
-        self._warm()
-        self._flight: deque[tuple[list[Future[None]], Batch]] = deque()
-        self._next = 0
+    def __init__(self, pack: Pack, *, px: int, batch: int, count: int) -> None:
+        self._pack, self.px, self.size, self._count = pack, px, batch, count
 
-    def _warm(self) -> None:
-        """Start every thread now: under a CPU's memory limit none may start later."""
-        gate = threading.Barrier(self._workers + 1)
-        for _ in range(self._workers):
-            self._pool.submit(gate.wait)
-        gate.wait()
+    def __len__(self) -> int:
+        return self._count
 
     @abstractmethod
-    def _start(self, number: int) -> tuple[list[Future[None]], Batch]:
-        """Put the work of batch ``number`` into the pool."""
+    def prepare(self, number: int) -> tuple[torch.Tensor, Fill]:
+        """The labels of a batch, and what writes the pixels of a range of its positions into an array."""
 
-    def __iter__(self) -> Iterator[Batch]:
-        while self._next < self._count or self._flight:
-            while self._next < self._count and len(self._flight) < AHEAD:
-                self._flight.append(self._start(self._next))
-                self._next += 1
-            futures, batch = self._flight.popleft()
-            for future in futures:
-                future.result()
-            yield batch
-
-    def close(self) -> None:
-        """Let the threads end; unfinished batches are dropped."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def _split(self, size: int) -> list[range]:
-        """Positions 0..size in one piece per worker."""
-        edges = np.linspace(0, size, self._workers + 1).astype(int)
-        return [range(a, b) for a, b in pairwise(edges.tolist()) if b > a]
+    def __getitem__(self, number: int) -> Batch:
+        x_bhwc = torch.empty((self.size, self.px, self.px, 3), dtype=torch.uint8)
+        y_b, fill = self.prepare(number)
+        fill(x_bhwc.numpy(), range(self.size))
+        return x_bhwc, y_b
 
 
-class TrainStream(_Ahead):
-    """Training batches ``first_step`` to ``steps``, uint8 [B, H, W, 3] and labels [B].
+class TrainBatches(Batches):
+    """Training batches from ``first_step`` on, up to step ``steps``.
 
     Images come in a new random order every epoch; a batch may span two epochs, so that no image is dropped.
     """
 
     def __init__(
-        self,
-        pack: Pack,
-        recipe: Recipe,
-        *,
-        px: int,
-        batch: int,
-        seed: int,
-        first_step: int,
-        steps: int,
-        workers: int,
-        pin: bool,
+        self, pack: Pack, recipe: Recipe, *, px: int, batch: int, seed: int, first_step: int, steps: int
     ) -> None:
-        super().__init__(max(0, steps - first_step), workers)
-        self._pack, self._recipe, self._px, self._size = pack, recipe, px, batch
-        self._seed, self._first, self._pin = seed, first_step, pin
+        super().__init__(pack, px=px, batch=batch, count=max(0, steps - first_step))
+        self._recipe, self._seed, self._first = recipe, seed, first_step
         self._indices = pack.indices("train")
         self._heights = np.asarray(pack.heights[self._indices], dtype=np.int64)
         self._widths = np.asarray(pack.widths[self._indices], dtype=np.int64)
@@ -169,49 +137,159 @@ class TrainStream(_Ahead):
             self._epochs[epoch] = draw(self._heights, self._widths, self._recipe, seed=self._seed, epoch=epoch)
         return self._epochs[epoch]
 
-    def _start(self, number: int) -> tuple[list[Future[None]], Batch]:
+    def prepare(self, number: int) -> tuple[torch.Tensor, Fill]:
+        """Random crops and flips."""
         n = len(self._indices)
-        positions = (self._first + number) * self._size + np.arange(self._size)
+        positions = (self._first + number) * self.size + np.arange(self.size)
         picks = [(self._epoch(int(p) // n), int(p) % n) for p in positions]
-        x = torch.empty((self._size, self._px, self._px, 3), dtype=torch.uint8, pin_memory=self._pin)
         chosen = self._indices[[crops.order[at] for crops, at in picks]]
-        y = torch.from_numpy(self._pack.labels[chosen].astype(np.int64))
-        out = x.numpy()
 
-        def fill(part: range) -> None:
+        def fill(out: npt.NDArray[np.uint8], part: range) -> None:
             for i in part:
                 crops, at = picks[i]
-                pixels = resize(self._pack.image(int(chosen[i])), tuple(crops.boxes[at].tolist()), self._px)
+                pixels = resize(self._pack.image(int(chosen[i])), tuple(crops.boxes[at].tolist()), self.px)
                 out[i] = pixels[:, ::-1] if crops.flips[at] else pixels
 
-        futures = [self._pool.submit(fill, part) for part in self._split(self._size)]
-        return futures, (x, y.pin_memory() if self._pin else y)
+        return torch.from_numpy(self._pack.labels[chosen].astype(np.int64)), fill
 
 
-class EvalStream(_Ahead):
+class EvalBatches(Batches):
     """The images of a split in stored order, centre crops; the last batch is filled up with black.
 
     Every batch has the same shape: a new one costs seconds on its first use on a GPU.
     """
 
-    def __init__(self, pack: Pack, split: str, *, crop: float, px: int, batch: int, workers: int, pin: bool) -> None:
+    def __init__(self, pack: Pack, split: str, *, crop: float, px: int, batch: int) -> None:
         self.indices = pack.indices(split)
-        super().__init__(-(-len(self.indices) // batch), workers)
-        self._pack, self._crop, self._px, self._size, self._pin = pack, crop, px, batch, pin
+        super().__init__(pack, px=px, batch=batch, count=-(-len(self.indices) // batch))
+        self._crop = crop
 
-    def _start(self, number: int) -> tuple[list[Future[None]], Batch]:
-        chosen = self.indices[number * self._size : (number + 1) * self._size]
-        x = torch.empty((self._size, self._px, self._px, 3), dtype=torch.uint8, pin_memory=self._pin)
-        y = torch.from_numpy(self._pack.labels[chosen].astype(np.int64))
-        out = x.numpy()
+    def prepare(self, number: int) -> tuple[torch.Tensor, Fill]:
+        """Centre crops."""
+        chosen = self.indices[number * self.size : (number + 1) * self.size]
 
-        def fill(part: range) -> None:
+        def fill(out: npt.NDArray[np.uint8], part: range) -> None:
             for i in part:
                 if i < len(chosen):
                     image = self._pack.image(int(chosen[i]))
-                    out[i] = resize(image, centre_box(image.shape[0], image.shape[1], self._crop), self._px)
+                    out[i] = resize(image, centre_box(image.shape[0], image.shape[1], self._crop), self.px)
                 else:
                     out[i] = 0
 
-        futures = [self._pool.submit(fill, part) for part in self._split(self._size)]
-        return futures, (x, y)
+        return torch.from_numpy(self._pack.labels[chosen].astype(np.int64)), fill
+
+
+class Stream(Protocol):
+    """Batches in order, ``ahead`` of them made before they are asked for."""
+
+    ahead: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches, each once."""
+
+    def __enter__(self) -> Self:
+        """Start."""
+
+    def __exit__(self, *error: object) -> None:
+        """End the threads or processes."""
+
+
+class Threads:
+    """A stream made by threads of this process, each doing a part of every batch: no copies, nothing to start.
+
+    Pillow frees the interpreter while it resizes; what is left of Python per image bounds this at some 4,000 images/s.
+    """
+
+    def __init__(self, batches: Batches, workers: int, *, pin: bool) -> None:
+        self.ahead = AHEAD
+        self._batches, self._workers, self._pin = batches, workers, pin
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
+        # Under a CPU's memory limit no thread may start later: all of them start now.
+        gate = threading.Barrier(workers + 1)
+        for _ in range(workers):
+            self._pool.submit(gate.wait)
+        gate.wait()
+
+    def _start(self, number: int) -> tuple[list[Future[None]], Batch]:
+        size, px = self._batches.size, self._batches.px
+        x_bhwc = torch.empty((size, px, px, 3), dtype=torch.uint8, pin_memory=self._pin)
+        y_b, fill = self._batches.prepare(number)
+        edges = np.linspace(0, size, self._workers + 1).astype(int).tolist()
+        out = x_bhwc.numpy()
+        return [self._pool.submit(fill, out, range(a, b)) for a, b in pairwise(edges) if b > a], (x_bhwc, y_b)
+
+    def __iter__(self) -> Iterator[Batch]:
+        flight: deque[tuple[list[Future[None]], Batch]] = deque()
+        for number in range(len(self._batches) + AHEAD):
+            if number < len(self._batches):
+                flight.append(self._start(number))
+            if number >= AHEAD or number >= len(self._batches):
+                if not flight:
+                    return
+                futures, batch = flight.popleft()
+                for future in futures:
+                    future.result()
+                yield batch
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Processes:
+    """A stream made by processes (PyTorch's DataLoader), each making whole batches, pinned for the GPU.
+
+    Kernel launches and loading do not compete for one interpreter. The processes end with this one, so that no device
+    stays held by them.
+    """
+
+    def __init__(self, batches: Batches, workers: int) -> None:
+        self.ahead = workers
+        loader = DataLoader(
+            batches,
+            batch_size=None,
+            shuffle=False,
+            num_workers=workers,
+            prefetch_factor=1,
+            pin_memory=torch.cuda.is_available(),
+            multiprocessing_context="fork",
+            worker_init_fn=_worker_started,
+        )
+        self._iterator: Iterator[Batch] | None = iter(loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        assert self._iterator is not None
+        for x_bhwc, y_b in self._iterator:  # noqa: UP028 - DataLoader yields lists
+            yield x_bhwc, y_b
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._iterator = None  # its finalizer ends the workers
+
+
+def _worker_started(number: int) -> None:
+    del number
+    die_with_parent()
+
+
+def stream(batches: Batches, workers: int, kind: str) -> Stream:
+    """Processes for a GPU where there is enough to do and shared memory to do it in, threads elsewhere."""
+    if kind != "cuda":
+        return Threads(batches, workers, pin=False)
+    batch_bytes = batches.size * batches.px**2 * 3
+    plenty = len(batches) * batches.size >= PROCESSES_FROM
+    if not plenty or _shared_memory_bytes() < 2 * batch_bytes * (workers + AHEAD):
+        return Threads(batches, workers, pin=True)
+    return Processes(batches, workers)
+
+
+def _shared_memory_bytes() -> int:
+    """What is free of the memory that processes share; containers often have 64 MiB of it."""
+    try:
+        return shutil.disk_usage("/dev/shm").free  # noqa: S108 - where Linux keeps it
+    except OSError:
+        return 0

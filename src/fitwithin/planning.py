@@ -125,8 +125,8 @@ class Costs:
 
     def fixed_s(self) -> float:
         """Everything but the steps that an allotment must cover, with its safety margin."""
-        inside_s = self.evaluation_s if self.evaluation_inside else 0.0
-        return (self.training_s(0, 0.0) + inside_s) * (1 + FIXED_MARGIN) + WATCHDOG_S + EXIT_S
+        inside_s = self.evaluation_s * (1 + FIXED_MARGIN) + WATCHDOG_S if self.evaluation_inside else 0.0
+        return self.training_s(0, 0.0) * (1 + FIXED_MARGIN) + inside_s + WATCHDOG_S + EXIT_S
 
     def affordable_steps(self, allotted_s: float) -> int:
         """The most steps whose upper prediction fits into ``allotted_s``."""
@@ -222,7 +222,7 @@ def least_s(paired: Sequence[tuple[Profile, Costs]], data: DataFacts) -> float:
 def evaluation_reserve_s(paired: Sequence[tuple[Profile, Costs]]) -> float:
     """Seconds kept for evaluating the winner and its twin in the other precision, whoever wins."""
     twins = 2 if len({profile.candidate.precision for profile, _ in paired}) > 1 else 1
-    return max(cost.evaluation_s for _, cost in paired) * twins * (1 + FIXED_MARGIN)
+    return (max(cost.evaluation_s for _, cost in paired) * (1 + FIXED_MARGIN) + WATCHDOG_S) * twins
 
 
 def draw_up(

@@ -19,7 +19,7 @@ from fitwithin.device import Cpu, Cuda
 from fitwithin.errors import OutOfMemory, UsageError
 from fitwithin.jobs import ProbeJob
 from fitwithin.learner import Learner, count_correct, eval_batch
-from fitwithin.loader import AHEAD, Batch, TrainStream
+from fitwithin.loader import Batch, TrainBatches, stream
 from fitwithin.pack import Pack
 from fitwithin.profile import Probe, Timing
 from fitwithin.train import write_checkpoint
@@ -29,6 +29,9 @@ UPDATES = 3
 
 #: How long each pace is measured, and the least number of steps.
 SAMPLE_S, SAMPLE_STEPS = 1.5, 6
+
+#: More than are ever sampled.
+PLENTY_OF_STEPS = 100_000
 
 #: A probe that gives memory back and tries again is at the edge: its speed is no longer the trend's.
 ALLOWED_RETRIES = 0
@@ -116,21 +119,19 @@ def _time(
 ) -> Timing:
     setting, candidate = job.setting, job.candidate
     dummy = _dummy_pace(learner, job, device)
-    fastest = max(1, int(SAMPLE_S * 4 / dummy[0]))
-    with TrainStream(
+    source = TrainBatches(
         pack,
         setting.recipe,
         px=candidate.train_px,
         batch=job.batch,
         seed=setting.seed,
         first_step=0,
-        steps=min(fastest, 10_000) + 2 * AHEAD + SAMPLE_STEPS,
-        workers=setting.workers,
-        pin=device.kind == "cuda",
-    ) as stream:
-        batches = iter(stream)
-        # The loader starts with AHEAD batches made: only what follows shows its pace.
-        for _ in range(2 * AHEAD):
+        steps=PLENTY_OF_STEPS,
+    )
+    with stream(source, setting.workers, device.kind) as loaded:
+        batches = iter(loaded)
+        # The loader starts with batches made ahead: only what follows shows its pace.
+        for _ in range(loaded.ahead + 2):
             learner.step(*next(batches), 1e-4)
         real = _pace(learner, device, batches)
     device.empty_cache()

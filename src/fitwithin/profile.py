@@ -112,11 +112,11 @@ class _Search:
         return min((p.batch for p in self.probes if not p.passed), default=self.limit + 1)
 
     def predicted(self) -> int | None:
-        """The largest batch on the line through the smallest and the largest passing probe, None without a slope."""
-        points = sorted((p.batch, p.peak_bytes) for p in self.probes if p.passed and p.peak_bytes is not None)
-        if len(points) < 2 or points[-1][0] == points[0][0]:
+        """The largest batch on the line through the two largest passing probes; None without a slope."""
+        points = sorted({(p.batch, p.peak_bytes) for p in self.probes if p.passed and p.peak_bytes is not None})
+        if len(points) < 2:
             return None
-        (low, low_bytes), (high, high_bytes) = points[0], points[-1]
+        (low, low_bytes), (high, high_bytes) = points[-2:]
         slope = (high_bytes - low_bytes) / (high - low)
         return None if slope <= 0 else int(high + (self.cap_bytes - high_bytes) / slope)
 
@@ -127,7 +127,7 @@ def largest_batch(
     """The largest batch that passes, why the search ended there, and every probe in order.
 
     Memory is close to affine in the batch, so two small probes give a line and the third is a jump to its prediction;
-    then a bracket closes around it with doubling strides. Memory need not be monotone for the result to hold: it says
+    then a bracket closes around it. Memory need not be monotone for the result to hold: it says
     that the batch passed and the next did not.
 
     Args:
@@ -151,13 +151,14 @@ def largest_batch(
             return 0, why, search.probes
     elif start < limit:
         search.ask(min(limit, 3 * start))
-    stride = 1
+    stride, trusted = 1, True
     while (hi := search.smallest_failed) - (lo := search.largest_passed) > 1:
-        guess = _next_guess(search, lo, hi, stride)
-        passed_before = lo
+        guess = _next_guess(search, lo, hi, stride, trusted=trusted)
         search.ask(guess)
-        moved_as_predicted = search.largest_passed > passed_before + stride
-        stride = 1 if moved_as_predicted else 2 * stride
+        # A prediction that left most of the bracket standing is not asked twice in a row: the next guess halves it.
+        left = search.smallest_failed - search.largest_passed
+        trusted = hi > limit or not trusted or left <= (hi - lo) // 4
+        stride = 2 * stride if hi > limit and search.smallest_failed > limit else 1
     batch = search.largest_passed
     if batch == limit:
         return batch, f"{batch} is as large as the recipe or the data allow; memory would allow more", search.probes
@@ -165,20 +166,17 @@ def largest_batch(
     return batch, f"{batch} ran within {format_size(cap_bytes)}, {batch + 1} did not: {failure.reason}", search.probes
 
 
-def _next_guess(search: _Search, lo: int, hi: int, stride: int) -> int:
+def _next_guess(search: _Search, lo: int, hi: int, stride: int, *, trusted: bool) -> int:
     """Where to look between ``lo`` (passed) and ``hi`` (failed, or beyond the limit), both ends excluded."""
     predicted = search.predicted()
-    if predicted is None:
-        return min(hi - 1, 2 * lo) if hi > search.limit else (lo + hi) // 2
-    if predicted <= lo:
-        guess = lo + stride  # the line says full: step upwards
-    elif predicted >= hi and hi <= search.limit:
-        guess = hi - stride  # the line says more, a failure says less: step down from the failure
-    else:
+    if hi > search.limit:  # nothing failed yet: jump to the prediction, or upwards where it says full
+        guess = 2 * lo if predicted is None else max(predicted, lo + stride)
+    elif hi > 2 * lo:  # a far jump failed: near it a passing probe makes the line a good one
+        guess = 3 * hi // 4
+    elif predicted is not None and lo < predicted < hi and trusted:
         guess = predicted
-    middle = (lo + hi) // 2
-    if stride >= 8 and hi <= search.limit:
-        return middle  # the line has misled three times: halve
+    else:
+        guess = (lo + hi) // 2
     return max(lo + 1, min(hi - 1, guess))
 
 

@@ -87,11 +87,10 @@ class Result:
         Raises:
             UsageError: a path does not exist, or a folder holds no image.
         """
+        images = list(_images(paths))
         predictor = self._predictor(device)
         classes = predictor.card.classes
-        return [
-            _prediction(str(path), row, classes, error) for path, row, error in predictor.files(list(_images(paths)))
-        ]
+        return [_prediction(str(path), row, classes, error) for path, row, error in predictor.files(images)]
 
     def evaluate(self, data: str | Path, *, device: str = "auto") -> Evaluation:
         """Accuracy on ``DATA/<class>/*``; the classes must be among those the model knows.

@@ -18,7 +18,7 @@ from fitwithin.device import Cpu, Cuda
 from fitwithin.errors import TrainingError
 from fitwithin.jobs import CHECKPOINT, OUTCOME, SALVAGE, Progress, Trained, TrainJob, read_trained, trained_to_json
 from fitwithin.learner import Learner, count_correct, eval_batch
-from fitwithin.loader import TrainStream
+from fitwithin.loader import TrainBatches, stream
 from fitwithin.pack import Pack
 from fitwithin.planning import EXIT_S
 from fitwithin.schedule import Schedule
@@ -51,7 +51,7 @@ def advance(
     turn = _Turn(job, device, pack, asked_at)
     turn.go_on()
     schedule, learner = turn.schedule, turn.learner
-    with TrainStream(
+    source = TrainBatches(
         pack,
         job.setting.recipe,
         px=job.candidate.train_px,
@@ -59,10 +59,9 @@ def advance(
         seed=job.setting.seed,
         first_step=schedule.step,
         steps=schedule.total,
-        workers=job.setting.workers,
-        pin=device.kind == "cuda",
-    ) as stream:
-        batches = iter(stream)
+    )
+    with stream(source, job.setting.workers, device.kind) as loaded:
+        batches = iter(loaded)
         while not schedule.done:
             x_bhwc, y_b = next(batches)
             loss = learner.step(x_bhwc, y_b, turn.peak_lr * schedule.lr_factor)

@@ -34,6 +34,8 @@ def size(text: str) -> int:
     if match is None or factor is None:
         raise UsageError(f"{text!r} is not a memory size; write a number and a unit, as in 6GiB, 512MiB or 6GB")
     value = float(match[1]) * factor
+    if not math.isfinite(value):
+        raise UsageError(f"a memory size of {match[1][:12]}... is beyond counting; write something like 6GiB")
     if value < 1:
         raise UsageError(f"a memory size of {text!r} leaves nothing to work with; write something like 6GiB")
     return int(value)
@@ -53,6 +55,8 @@ def duration(text: str) -> float:
         if not parts or "".join(number + unit for number, unit in parts) != cleaned:
             raise UsageError(f"{text!r} is not a duration; write a number and a unit, as in 3h, 1h30m, 90s or 5ms")
         seconds = math.fsum(float(number) * _SECONDS[unit] for number, unit in parts)
+    if not math.isfinite(seconds):
+        raise UsageError(f"a duration of {cleaned[:12]}... is beyond counting; write something like 3h or 90s")
     if seconds <= 0:
         raise UsageError(f"a duration of {text!r} leaves no time; write something like 3h or 90s")
     return seconds

@@ -178,6 +178,8 @@ class Local:
     def close(self) -> None:
         """End the server, and with it any child."""
         self._control.close()
+        if not self._ready:  # still importing, without a child: it would take seconds to notice
+            self._server.kill()
         try:
             self._server.wait(timeout=10)
         except subprocess.TimeoutExpired:

@@ -10,7 +10,6 @@ multiprocessing's forkserver would do the same, but it runs the user's main modu
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import signal
@@ -23,6 +22,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from fitwithin.lifeline import die_with_parent
 
 READY, STARTED, ENDED = b"R", b"S", b"E"
 MESSAGE = struct.Struct("=ci")
@@ -64,7 +65,7 @@ def _wait(control: socket.socket, child: int) -> bool:
 
 def _run_child(fd: int) -> None:
     """Carry out the one job that arrives on ``fd``, then leave without running the server's exit handlers."""
-    _die_with_parent()
+    die_with_parent()
     connection = Connection(fd)
     code = 1
     try:
@@ -115,14 +116,12 @@ def _carry_out(job: Any, asked_at: float, connection: Connection) -> Any:
         return Failure(kind="error", reason=f"{type(error).__name__}: {text}", trace=traceback.format_exc())
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to end this process when the server ends, even by kill -9."""
-    with suppress(OSError, AttributeError):
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    die_with_parent()
     with socket.socket(fileno=int(sys.argv[1])) as channel:
         serve(channel)
+    # Tearing torch and timm down takes 1.5 s on two cores, in which the run's clock ticks; nothing here needs saving.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -1,0 +1,205 @@
+"""The simulated engine: a law in place of hardware, a clock that jumps, and the same deadlines as everywhere else.
+
+Profile, plan, ledger and deadlines stand above the engine, so a whole run can be told in milliseconds on any machine
+one cares to imagine. See docs/decisions/0004-simulated-at-the-engine-seam.md.
+
+    images = fitwithin.pack.build(...)                          # or anything like fitwithin.session.Images
+    engine = Simulated(Law(image_s=2e-3, drifts=((600, 3.0),)), images)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fitwithin.assemble import logits_path
+from fitwithin.engine.law import Law, Trouble
+from fitwithin.engine.turn import Turn, read_skill
+from fitwithin.jobs import Evaluated, EvaluateJob, Failure, Job, Outcome, ProbeJob, Progress, TrainJob
+from fitwithin.profile import Probe, Timing
+
+if TYPE_CHECKING:
+    from fitwithin.session import Images
+
+#: A probe takes so many updates and times each pace for so long, as probe.py does.
+UPDATES, SAMPLE_S, SAMPLE_STEPS = 4, 1.5, 6
+
+#: An evaluation looks at its deadline so often per split and view.
+SLICES = 8
+
+__all__ = ["Law", "Simulated", "SimulatedClock", "Trouble"]
+
+
+class SimulatedClock:
+    """Time that passes only when it is told to."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self._now = now
+
+    def now(self) -> float:
+        """The present, in seconds."""
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        """Let seconds pass at once."""
+        self.wait_until(self._now + seconds)
+
+    def wait_until(self, instant: float) -> None:
+        """Let time pass until ``instant``; nothing if that is past."""
+        self._now = max(self._now, instant)
+
+
+class _Ended(Exception):
+    """The job at hand has ended without a result."""
+
+    def __init__(self, kind: str, reason: str, peak_bytes: int | None = None) -> None:
+        super().__init__(reason)
+        self.failure = Failure(kind=kind, reason=reason, peak_bytes=peak_bytes)
+
+
+class Simulated:
+    """Carries out jobs by a law. Models are tokens, but every file of a run is where a real one would be.
+
+    Args:
+        law: what everything costs, and what goes wrong.
+        images: whose splits and labels are trained and evaluated on; no pixel is read.
+        clock: shared with whoever keeps the books; a new one by default.
+    """
+
+    def __init__(self, law: Law, images: Images, clock: SimulatedClock | None = None) -> None:
+        self.law, self.images, self.clock = law, images, clock or SimulatedClock()
+        self.started_at = self.clock.now()
+        self.jobs: list[Job] = []
+
+    def describe(self) -> dict[str, Any]:
+        """The law is the device."""
+        return {"device": "simulated", "name": repr(self.law)}
+
+    def prepare(self) -> None:
+        """There is nothing to wait for."""
+
+    def now(self) -> float:
+        """The simulated present."""
+        return self.clock.now()
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+    def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+        """The outcome that the law gives the job; the clock stands at its end, never beyond ``until_at``."""
+        self.jobs.append(job)
+        try:
+            if isinstance(job, ProbeJob):
+                return self._probe(job, until_at)
+            if isinstance(job, TrainJob):
+                return Turn(self, job, until_at).train(on_progress)
+            return self._evaluate(job, until_at, on_progress)
+        except _Ended as end:
+            return end.failure
+
+    def spend(self, seconds: float, until_at: float) -> None:
+        """Let a job work for what are ``seconds`` on a machine at rest."""
+        begun_at = self.now()
+        ends_at = begun_at + seconds * self.law.slowness(begun_at - self.started_at)
+        stalls = [(self.started_at + at_s, lost_s) for at_s, lost_s in self.law.stalls]
+        ends_at += sum(lost_s for at, lost_s in stalls if begun_at < at <= ends_at)
+        for trouble in sorted(self.law.troubles, key=lambda trouble: trouble.at_s):
+            at = self.started_at + trouble.at_s
+            if begun_at < at <= min(ends_at, until_at):
+                self.clock.wait_until(until_at if trouble.kind == "hang" else at)
+                if trouble.kind != "hang":
+                    raise _Ended(trouble.kind, f"simulated: {trouble.kind} {trouble.at_s:g} s after the start")
+                break
+        if self.now() >= until_at or ends_at > until_at:
+            self.clock.wait_until(until_at)
+            raise _Ended("deadline", "its time was over and the worker was ended")
+        self.clock.wait_until(ends_at)
+
+    def claim(self, job: ProbeJob | TrainJob) -> int:
+        """The peak of the job at hand; it ends here if that is above the cap."""
+        needed = self.law.memory_bytes(job.candidate, job.batch, len(self.jobs))
+        cap = job.setting.memory_bytes
+        if needed > cap:
+            raise _Ended("memory", f"{needed} bytes were asked for, the cap is {cap}", cap)
+        return needed
+
+    def labels(self, split: str) -> npt.NDArray[np.int64]:
+        """The labels of a split, in order."""
+        return np.asarray(self.images.labels[self.images.indices(split)])
+
+    def _probe(self, job: ProbeJob, until_at: float) -> Probe:
+        law, begun_at = self.law, self.now()
+        parameters, timing = law.parameters(job.candidate), None
+        try:
+            self.spend(law.startup_s + law.warmup_s, until_at)
+            peak_bytes = self.claim(job)
+            self.spend(UPDATES * law.device_s(job.candidate, job.batch), until_at)
+            if job.timed:
+                timing = self._time(job, until_at)
+        except _Ended as end:
+            if end.failure.kind != "memory":
+                raise
+            wall_s, reason = self.now() - begun_at, end.failure.reason
+            return Probe(batch=job.batch, passed=False, reason=reason, parameters=parameters, wall_s=wall_s)
+        wall_s = self.now() - begun_at
+        return Probe(
+            batch=job.batch, passed=True, peak_bytes=peak_bytes, parameters=parameters, wall_s=wall_s, timing=timing
+        )
+
+    def _time(self, job: ProbeJob, until_at: float) -> Timing:
+        law, candidate = self.law, job.candidate
+        slow = law.slowness(self.now() - self.started_at)
+        step_s, dummy_s = law.step_s(candidate, job.batch), law.device_s(candidate, job.batch)
+        found_s = slow * step_s * (1 + law.pace_noise * (2 * law.draw("probe", len(self.jobs)) - 1) / 3)
+        evals = {px: law.eval_image_s(candidate, px) for px in {candidate.train_px, *job.setting.view_sizes}}
+        for pace_s in (dummy_s, step_s):
+            self.spend(max(SAMPLE_S, SAMPLE_STEPS * pace_s), until_at)
+        n_val = len(self.images.indices("val"))
+        self.spend(sum(law.eval_first_s + 2 * n_val * image_s for image_s in evals.values()) + law.save_s, until_at)
+        return Timing(
+            startup_s=slow * law.startup_s,
+            warmup_s=slow * law.warmup_s,
+            dummy_step_s=slow * dummy_s,
+            step_s=found_s,
+            step_low_s=found_s * (1 - law.pace_noise / 2),
+            step_high_s=found_s * (1 + law.pace_noise / 2),
+            eval_image_s={px: slow * image_s for px, image_s in sorted(evals.items())},
+            eval_first_s=slow * law.eval_first_s,
+            save_s=slow * law.save_s,
+        )
+
+    def _evaluate(self, job: EvaluateJob, until_at: float, on_progress: Callable[[Progress], None]) -> Evaluated:
+        law, folder = self.law, Path(job.folder)
+        skill = read_skill(folder)
+        peak_bytes = min(law.memory_bytes(job.candidate, job.batch), job.setting.memory_bytes)
+        self.spend(law.startup_s, until_at)
+        done: list[tuple[str, str]] = []
+        ways = [(split, view) for split in job.splits for view in sorted(job.views)]
+        for number, (split, view) in enumerate(ways):
+            truth = self.labels(split)
+            slice_s = len(truth) * law.eval_image_s(job.candidate, view.px) / SLICES
+            for _ in range(SLICES):
+                self.spend(slice_s, until_at)
+                if self.now() >= job.until_at:
+                    break
+            else:
+                on_progress(Progress(step=number + 1, total=len(ways), text=f"{split} split"))
+                logits = law.logits(
+                    truth,
+                    job.setting.classes,
+                    skill=skill,
+                    train_px=job.candidate.train_px,
+                    split=split,
+                    view=view,
+                )
+                np.save(logits_path(folder, split, view), logits, allow_pickle=False)
+                done.append((split, view.name))
+                continue
+            break
+        seen = {view.name: view for _, view in ways if any(name == view.name for _, name in done)}
+        costs = {name: 1e3 * law.eval_image_s(job.candidate, view.px) for name, view in seen.items()}
+        return Evaluated(done=tuple(done), ms_per_image=costs, batch=job.batch, peak_bytes=peak_bytes)

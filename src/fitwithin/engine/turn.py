@@ -1,0 +1,213 @@
+"""One turn by a law: the loop of train.py with a clock that jumps, and tokens for models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fitwithin.jobs import (
+    CARD,
+    CHECKPOINT,
+    OUTCOME,
+    SALVAGE,
+    WEIGHTS,
+    Progress,
+    Trained,
+    TrainJob,
+    read_trained,
+    trained_to_json,
+)
+from fitwithin.planning import EXIT_S
+from fitwithin.schedule import Schedule, cosine
+
+if TYPE_CHECKING:
+    from fitwithin.engine.simulated import Simulated
+
+#: Far from its end a turn is simulated in strides of this share of its steps left; at the end, step by step.
+STRIDES = 64
+
+#: Simulated seconds between readings of the loss.
+READING_S = 1.0
+
+
+class Turn:
+    """One turn by the law: the loop of train.py with a clock that jumps."""
+
+    def __init__(self, engine: Simulated, job: TrainJob, until_at: float) -> None:
+        self.engine, self.job, self.until_at, self.law = engine, job, until_at, engine.law
+        self.folder = Path(job.folder)
+        self.n_val = len(engine.images.indices("val"))
+        self.steps_per_epoch = len(engine.images.indices("train")) / job.batch
+        self.began_at = engine.now()
+        self.schedule = Schedule(
+            planned=job.steps,
+            training_ends_at=job.until_at - EXIT_S - 1.2 * job.save_s,
+            planned_step_s=job.step_s,
+            frozen=job.frozen,
+        )
+        # Everything that a checkpoint keeps beside the step.
+        self.best: int | None = None
+        self.validations: list[dict[str, Any]] = []
+        self.curve: list[dict[str, Any]] = []
+        self.earlier_s = 0.0
+        self.factor = 1.0
+        self.peak_bytes, self.startup_s = 0, 0.0
+        self.validation_s = job.validation_s
+        self.saved_at, self.saved_step, self.read_at = self.began_at, -1, self.began_at
+
+    def train(self, on_progress: Callable[[Progress], None]) -> Trained:
+        """Mirrors ``train.advance``."""
+        if (finished := read_trained(self.folder / OUTCOME)) is not None:
+            return finished
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.spend(self.law.startup_s)
+        self.startup_s = self.engine.now() - self.began_at
+        self.peak_bytes = self.engine.claim(self.job)
+        self.go_on()
+        schedule, first = self.schedule, True
+        while not schedule.done:
+            steps = 1 if first else self.stride()
+            noise = self.law.pace_noise * (2 * self.law.draw("step", len(self.engine.jobs), schedule.step) - 1)
+            pace_s = self.law.step_s(self.job.candidate, self.job.batch) * (1 + noise)
+            self.spend(steps * pace_s + (self.law.warmup_s if first else 0.0))
+            self.factor = cosine(schedule.step + steps - 1, schedule.total)
+            schedule.step += steps
+            first = False
+            self.read(on_progress)
+            schedule.observe(self.engine.now(), self.overhead_s())
+            if schedule.step in self.marks():
+                self.validate()
+                schedule.pause()
+            elif not schedule.done and (
+                self.saved_step < 0 or self.engine.now() - self.saved_at >= self.job.checkpoint_every_s
+            ):
+                self.checkpoint()
+                schedule.pause()
+        return self.finish()
+
+    def spend(self, seconds: float) -> None:
+        self.engine.spend(seconds, self.until_at)
+
+    def stride(self) -> int:
+        """Steps to take at once: many in the middle, single ones before a validation and at the end."""
+        step, total = self.schedule.step, self.schedule.total
+        to_mark = min((mark - step for mark in self.marks() if mark > step), default=total - step)
+        return max(1, min(to_mark, (total - step) // STRIDES))
+
+    def marks(self) -> list[int]:
+        total, last = self.schedule.total, self.job.setting.recipe.last_epochs
+        return [step for k in range(last) if 0 < (step := total - round(k * self.steps_per_epoch)) <= total]
+
+    def overhead_s(self) -> float:
+        ahead = sum(mark > self.schedule.step for mark in set(self.marks()))
+        left_s = max(0.0, self.schedule.training_ends_at - self.engine.now())
+        saves = int(left_s / self.job.checkpoint_every_s)
+        return ahead * 1.2 * (self.validation_s + self.job.save_s) + self.job.save_s * saves
+
+    def elapsed_s(self) -> float:
+        return self.earlier_s + self.engine.now() - self.began_at
+
+    def read(self, on_progress: Callable[[Progress], None]) -> None:
+        """Note how it stands; ``lr`` is the rate of the last step that was taken."""
+        now, step = self.engine.now(), self.schedule.step
+        if now - self.read_at < READING_S and not self.schedule.done:
+            return
+        self.read_at, epoch = now, step / self.steps_per_epoch
+        lr = self.job.setting.recipe.learning_rate(self.job.batch) * self.factor
+        point = {"step": step, "epoch": epoch, "elapsed_s": self.elapsed_s(), "loss": 1 / (1 + epoch), "lr": lr}
+        self.curve.append(point)
+        facts = {"loss": point["loss"], "peak_bytes": self.peak_bytes}
+        on_progress(Progress(step=step, total=self.schedule.total, text=f"epoch {epoch:.1f}", facts=facts))
+
+    def skill(self) -> float:
+        epochs = self.schedule.step / self.steps_per_epoch
+        return self.law.accuracy(self.job.candidate, epochs, self.factor, self.job.setting.classes)
+
+    def validate(self) -> None:
+        begun_at = self.engine.now()
+        if begun_at + self.validation_s > self.job.until_at - EXIT_S:
+            return
+        self.spend(
+            self.law.eval_first_s + self.n_val * self.law.eval_image_s(self.job.candidate, self.job.candidate.train_px)
+        )
+        self.validation_s = self.engine.now() - begun_at
+        correct, step = round(self.skill() * self.n_val), self.schedule.step
+        accuracy = {"correct": correct, "total": self.n_val}
+        self.validations.append({"step": step, "epoch": step / self.steps_per_epoch, "accuracy": accuracy})
+        if self.best is None or correct >= self.best:
+            self.best = correct
+            self.save_model()
+
+    def save_model(self) -> None:
+        self.spend(self.law.save_s)
+        candidate = asdict(self.job.candidate)
+        card = {
+            **candidate,
+            "classes": self.engine.images.classes,
+            "crop": self.job.setting.recipe.crop,
+            "arguments": {},
+        }
+        _write(self.folder / CARD, json.dumps(card).encode())
+        _write(self.folder / WEIGHTS, _token(self.skill()))
+
+    def checkpoint(self) -> None:
+        if self.best is None:
+            self.save_model()
+        self.spend(self.law.save_s)
+        kept = ("best", "validations", "curve", "factor")
+        facts = {
+            "step": self.schedule.step,
+            "earlier_s": self.elapsed_s(),
+            **{name: getattr(self, name) for name in kept},
+        }
+        _write(self.folder / CHECKPOINT, json.dumps(facts).encode())
+        _write(self.folder / SALVAGE, trained_to_json(self.outcome("cut")).encode())
+        self.saved_at, self.saved_step = self.engine.now(), self.schedule.step
+
+    def go_on(self) -> None:
+        if not (self.folder / CHECKPOINT).is_file():
+            return
+        facts: Mapping[str, Any] = json.loads((self.folder / CHECKPOINT).read_text(encoding="utf-8"))
+        self.schedule.step = self.saved_step = facts["step"]
+        self.best, self.validations, self.curve = facts["best"], facts["validations"], facts["curve"]
+        self.earlier_s, self.factor = facts["earlier_s"], facts["factor"]
+
+    def outcome(self, ended: str) -> Trained:
+        return Trained(
+            steps=self.schedule.step,
+            planned_steps=self.job.steps,
+            epochs=self.schedule.step / self.steps_per_epoch,
+            ended=ended,
+            best=self.best,
+            validations=tuple(self.validations),
+            curve=tuple(self.curve),
+            peak_bytes=self.peak_bytes,
+            startup_s=self.startup_s,
+        )
+
+    def finish(self) -> Trained:
+        if self.best is None:
+            self.save_model()
+        whole = "complete" if self.schedule.step == self.job.steps else "shortened"
+        outcome = self.outcome("cut" if self.schedule.cut else whole)
+        _write(self.folder / OUTCOME, trained_to_json(outcome).encode())
+        return outcome
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def _token(skill: float) -> bytes:
+    """A safetensors file without tensors whose metadata tell how good the model would be."""
+    header = json.dumps({"__metadata__": {"skill": repr(skill)}}).encode()
+    return len(header).to_bytes(8, "little") + header
+
+
+def read_skill(folder: Path) -> float:
+    return float(json.loads((folder / WEIGHTS).read_bytes()[8:])["__metadata__"]["skill"])

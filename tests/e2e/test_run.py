@@ -1,0 +1,200 @@
+"""A complete run and everything that can be done with it, as a user does it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from e2e.conftest import BUDGET_S, Finished
+from e2e.door import (
+    CLASSES,
+    MODELS,
+    SIZES,
+    TEARDOWN_S,
+    TINY,
+    Door,
+    delivered,
+    draw,
+    events,
+    receipt,
+    report,
+    tree,
+    write_shapes,
+)
+from fitwithin import __version__, load
+
+ONE = ("--models", "test_byobnet")
+
+
+def test_a_run_ends_within_its_time_with_everything_it_promised(finished: Finished) -> None:
+    run, wall_s = finished.folder, finished.ended.wall_s
+    assert wall_s <= BUDGET_S + TEARDOWN_S
+    assert finished.ended.err == ""
+    assert str((run / "report.html").resolve()) in finished.ended.out.splitlines()[-1]
+    for name in ("report.json", "report.md", "report.html", "receipt.json", "ensemble.json"):
+        assert (run / name).stat().st_size > 100, name
+    rows = report(run)["candidates"]
+    assert {row["model"] for row in rows} == {"test_resnet", "test_byobnet", "test_efficientnet"}
+    for row in rows:
+        assert row["status"] == "trained", row["reason"]
+        for name in ("model.safetensors", "card.json"):
+            assert (run / "candidates" / row["name"] / name).stat().st_size > 100, (row["name"], name)
+    left = {path.name for path in run.rglob("*") if path.suffix == ".pt" or path.name.endswith(".new")}
+    assert not left
+
+
+def test_the_receipt_adds_up(finished: Finished) -> None:
+    paper = receipt(finished.folder)
+    assert {limit["name"] for limit in paper["limits"]} == {"memory", "time"}
+    assert all(limit["kept"] for limit in paper["limits"]), paper["limits"]
+    assert paper["balanced"]
+    assert paper["finished"]
+    assert paper["starts"] == 1
+    phases_s = sum(phase["spent_s"] for phase in paper["phases"])
+    time = next(limit for limit in paper["limits"] if limit["name"] == "time")
+    assert phases_s == pytest.approx(time["spent"])
+    # The receipt cannot count the milliseconds after it was written, and guesses what writing itself takes.
+    assert phases_s == pytest.approx(finished.ended.wall_s, abs=1.0)
+    assert {"start-up", "data", "train", "evaluate", "report"} <= {phase["phase"] for phase in paper["phases"]}
+
+
+def test_it_learns_what_there_is_to_learn(finished: Finished) -> None:
+    row = delivered(finished.folder)
+    assert row["test"]["total"] == 24
+    assert row["test"]["correct"] / row["test"]["total"] >= 0.8  # chance is 0.25
+
+
+def test_prediction_reaches_every_image_and_survives_a_broken_one(
+    finished: Finished, door: Door, tmp_path: Path
+) -> None:
+    pictures = write_shapes(tmp_path / "new", 6, seed=99)
+    (pictures / "red-square" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n but nothing else")
+    single = tmp_path / "single.jpg"
+    draw("blue-disc", random.Random(7), 61).save(single)
+    out = tmp_path / "x.csv"
+    ended = door.fine("predict", finished.folder, pictures, single, "-o", out)
+    assert "25 predictions" in ended.out
+    assert "broken.png" in ended.err
+    with out.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["path"] for row in rows) == sorted(str(p) for p in [single, *pictures.rglob("*.png")])
+    right = 0
+    for row in rows:
+        if row["path"].endswith("broken.png"):
+            assert not row["class"]
+            continue
+        shares = [float(row["probability"]), *(float(row[f"probability_{rank}"]) for rank in (2, 3, 4))]
+        assert all(0 <= share <= 1 for share in shares)
+        assert shares == sorted(shares, reverse=True)
+        assert sum(shares) == pytest.approx(1, abs=1e-4)
+        assert {row["class"], *(row[f"class_{rank}"] for rank in (2, 3, 4))} == set(CLASSES)
+        right += row["class"] == Path(row["path"]).parent.name
+    assert right >= 18
+
+
+def test_evaluation_of_a_labelled_folder(finished: Finished, door: Door, tmp_path: Path) -> None:
+    pictures = write_shapes(tmp_path / "new", 5, seed=98)
+    (pictures / "red-square" / "broken.png").write_bytes(b"nothing")
+    found = json.loads(door.fine("evaluate", finished.folder, pictures, "--json").out)
+    assert found["images"] == 20
+    assert found["top1"] >= 0.8
+    assert found["top5"] == 1
+    assert found["top1_interval"][0] <= found["top1"] <= found["top1_interval"][1]
+    assert set(found["by_class"]) == set(CLASSES)
+    assert [Path(path).name for path in found["unreadable"]] == ["broken.png"]
+
+
+def test_the_report_can_be_printed_again(finished: Finished, door: Door) -> None:
+    before = tree(finished.folder)
+    ended = door.fine("report", finished.folder)
+    assert report(finished.folder)["winner"] in ended.out
+    assert "Kept" in ended.out
+    assert json.loads(door.fine("report", finished.folder, "--json").out) == report(finished.folder)
+    assert tree(finished.folder) == before
+
+
+def test_small_commands(door: Door) -> None:
+    assert "resnet18" in door.fine("models", "resnet1*").out.split()
+    assert door.fine("--version").out.strip() == __version__
+    ended = door.fine("doctor")
+    assert "torch" in ended.out
+    assert all(finding["fine"] for finding in json.loads(door.fine("doctor", "--json").out) if finding["needed"])
+
+
+def test_a_plan_trains_nothing(plan: Path, door: Door, shapes: Path, tmp_path: Path) -> None:
+    value = json.loads(plan.read_text(encoding="utf-8"))
+    assert len(value["turns"]) == 3
+    assert all(turn["steps"] > 0 for turn in value["turns"])
+    out = tmp_path / "again.json"
+    before = tree(door.cwd)
+    ended = door.fine("plan", shapes, *TINY, *SIZES, *MODELS, "--time", f"{BUDGET_S}s", "--out", out, "--json")
+    printed = json.loads(ended.out)
+    assert printed == json.loads(out.read_text(encoding="utf-8"))
+    assert {turn["candidate"]["model"] for turn in printed["turns"]} == {
+        turn["candidate"]["model"] for turn in value["turns"]
+    }
+    assert tree(door.cwd) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["again.json"]
+
+
+def test_each_candidate_keeps_within_its_own_time_and_json_is_all_there_is(
+    finished: Finished, door: Door, tmp_path: Path
+) -> None:
+    limit_s, run = 6.0, tmp_path / "run"
+    models = ("--models", "test_byobnet,test_efficientnet")
+    ended = door.fine(
+        "run", finished.data, *TINY, *SIZES, *models, "--time", limit_s, "--scope", "candidate", "--out", run, "--json"
+    )
+    assert json.loads(ended.out) == report(run)
+    assert ended.err == ""
+    paper = receipt(run)
+    assert [limit["name"] for limit in paper["limits"]] == ["memory", "time per candidate"]
+    assert all(limit["kept"] for limit in paper["limits"]), paper["limits"]
+    charged_s: dict[str, float] = {}
+    keys = {body["number"]: body["key"] for kind, body in events(run) if kind == "ledger.open"}
+    for kind, body in events(run):
+        if kind == "ledger.settle" and keys[body["number"]]:
+            charged_s[keys[body["number"]]] = charged_s.get(keys[body["number"]], 0.0) + body["charged_s"]
+    assert len(charged_s) == 2
+    assert max(charged_s.values()) <= limit_s, charged_s
+    assert min(charged_s.values()) > limit_s / 3, "most of the time is used"
+
+
+def test_unlabelled_test_pictures_and_broken_files(door: Door, shapes: Path, tmp_path: Path) -> None:
+    """DATA/train and DATA/val by class, DATA/test/*.png without; a broken file in train."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    for split, kept in (("train", range(8, 48)), ("val", range(8))):
+        for kind in CLASSES:
+            (data / split / kind).mkdir(parents=True)
+            for number in kept:
+                shutil.copy(shapes / kind / f"{number:03d}.png", data / split / kind)
+    (data / "test").mkdir()
+    for kind in CLASSES:
+        for number in range(50, 55):
+            shutil.copy(shapes / kind / f"{number:03d}.png", data / "test" / f"{kind}-{number}.png")
+    broken = data / "train" / "green-ring" / "torn.png"
+    broken.write_bytes((shapes / "green-ring" / "000.png").read_bytes()[:200])
+
+    strict = door("run", data, *TINY, *SIZES, *ONE, "--time", "60s", "--out", run, "--strict")
+    assert strict.code == 2
+    assert strict.err.startswith("fitwithin: 1 of ")
+    assert "torn.png" in strict.err
+    assert not run.exists()
+
+    door.fine("run", data, *TINY, *SIZES, *ONE, "--time", "30s", "--out", run)
+    facts = report(run)
+    assert [Path(item["path"]).name for item in facts["data"]["broken"]] == ["torn.png"]
+    assert facts["data"]["broken"][0]["reason"]
+    assert facts["data"]["counts"] == {"train": 160, "val": 32, "test": 20}
+    assert delivered(run)["test"] is None
+    assert receipt(run)["balanced"]
+
+    predictions = load(run).test_predictions()
+    assert sorted(Path(p.path).name for p in predictions) == sorted(path.name for path in (data / "test").iterdir())
+    assert all(0 <= p.probability <= 1 and not p.error for p in predictions)
+    assert sum(Path(p.path).name.startswith(p.label) for p in predictions) >= 16

@@ -1,0 +1,174 @@
+"""The CUDA device: what must hold on a real GPU. Each test works in fresh processes, as a run does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fitwithin import data, pack, recipe
+from fitwithin.candidate import Candidate
+from fitwithin.device import cuda_count
+from fitwithin.engine.local import Local
+from fitwithin.ensemble import View
+from fitwithin.jobs import Evaluated, EvaluateJob, Failure, ProbeJob, Setting, Trained, TrainJob
+from fitwithin.pack import Pack
+from fitwithin.profile import Probe
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(cuda_count() == 0, reason="no CUDA device on this machine"),
+]
+
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for label in range(3):
+        (folder / str(label)).mkdir()
+        for number in range(60):
+            pixels = rng.integers(0, 100, (80, 90, 3)) + np.array([50 * (label == c) for c in range(3)])
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / str(label) / f"{number}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FITWITHIN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return pack.build(data.scan(folder), 72)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Local]:
+    with Local("cuda:0") as local:
+        local.prepare()
+        yield local
+
+
+def setting(images: Pack, *, memory: int = 3 * GIB, accounting: str = "process") -> Setting:
+    return Setting(
+        device="cuda:0",
+        memory_bytes=memory,
+        accounting=accounting,
+        pack=str(images.folder),
+        classes=3,
+        recipe=recipe.load("paper"),
+        view_sizes=(64, 72),
+        seed=0,
+        workers=4,
+    )
+
+
+def candidate(precision: str = "amp") -> Candidate:
+    return Candidate(model="resnet18", train_px=64, precision=precision)
+
+
+def do(engine: Local, job: ProbeJob | TrainJob | EvaluateJob, within_s: float = 120.0) -> object:
+    return engine.do(job, until_at=time.monotonic() + within_s, on_progress=lambda progress: None)
+
+
+def test_the_facts_of_the_machine_name_the_driver(engine: Local) -> None:
+    facts = engine.describe()
+    assert facts["driver"]
+    assert facts["total_bytes"] > GIB
+
+
+@pytest.mark.parametrize("precision", ["amp", "fp32"])
+def test_a_small_batch_passes_within_the_cap_by_the_drivers_count(engine: Local, images: Pack, precision: str) -> None:
+    job = ProbeJob(setting=setting(images), candidate=candidate(precision), batch=8, timed=True)
+    probe = do(engine, job)
+    assert isinstance(probe, Probe)
+    assert probe.passed, probe.reason
+    assert probe.peak_bytes is not None
+    # The context alone takes hundreds of MiB: a count below 200 MiB would have left it out.
+    assert 200 * 2**20 < probe.peak_bytes <= 3 * GIB
+    assert probe.timing is not None
+    assert 0 < probe.timing.dummy_step_s < 1
+
+
+def test_process_accounting_counts_more_than_the_allocator(engine: Local, images: Pack) -> None:
+    peaks = {}
+    for accounting in ("process", "allocator"):
+        probe = do(engine, ProbeJob(setting=setting(images, accounting=accounting), candidate=candidate(), batch=8))
+        assert isinstance(probe, Probe)
+        assert probe.peak_bytes is not None
+        peaks[accounting] = probe.peak_bytes
+    assert peaks["process"] > peaks["allocator"] + 100 * 2**20
+
+
+def test_a_batch_too_large_for_the_cap_fails_with_a_reason(engine: Local, images: Pack) -> None:
+    probe = do(engine, ProbeJob(setting=setting(images, memory=GIB), candidate=candidate("fp32"), batch=2048))
+    assert isinstance(probe, Probe)
+    assert not probe.passed
+    assert not probe.fatal
+    assert "memory" in probe.reason
+
+
+def test_a_cap_below_the_context_says_what_would_do(engine: Local, images: Pack) -> None:
+    answer = do(engine, ProbeJob(setting=setting(images, memory=64 * 2**20), candidate=candidate(), batch=2))
+    assert isinstance(answer, Failure)
+    assert answer.kind == "memory"
+    assert "at least" in answer.reason
+
+
+def test_a_turn_keeps_the_cap_and_leaves_a_model_that_evaluates(engine: Local, images: Pack, tmp_path: Path) -> None:
+    job = TrainJob(
+        setting=setting(images, memory=2 * GIB),
+        candidate=candidate(),
+        batch=48,
+        steps=60,
+        folder=str(tmp_path),
+        until_at=time.monotonic() + 60,
+        step_s=0.05,
+        validation_s=0.5,
+        save_s=0.3,
+        checkpoint_every_s=30,
+    )
+    trained = do(engine, job)
+    assert isinstance(trained, Trained), trained
+    assert trained.peak_bytes <= 2 * GIB
+    assert trained.best is not None
+    evaluated = do(
+        engine,
+        EvaluateJob(
+            setting=setting(images, memory=2 * GIB),
+            candidate=candidate(),
+            batch=48,
+            folder=str(tmp_path),
+            views=(View(px=64, flip=False), View(px=72, flip=True)),
+            splits=("val", "test"),
+            until_at=time.monotonic() + 60,
+        ),
+    )
+    assert isinstance(evaluated, Evaluated), evaluated
+    assert len(evaluated.done) == 4
+    assert evaluated.peak_bytes <= 2 * GIB
+
+
+def test_an_interrupted_turn_goes_on_from_its_checkpoint(engine: Local, images: Pack, tmp_path: Path) -> None:
+    def job(within_s: float) -> TrainJob:
+        return TrainJob(
+            setting=setting(images),
+            candidate=candidate(),
+            batch=32,
+            steps=2000,
+            folder=str(tmp_path),
+            until_at=time.monotonic() + 300,
+            step_s=0.02,
+            validation_s=0.5,
+            save_s=0.3,
+            checkpoint_every_s=0.5,
+            frozen=True,
+        )
+
+    first = do(engine, job(300), within_s=9)
+    assert isinstance(first, Failure)
+    assert first.kind == "deadline"
+    assert (tmp_path / "checkpoint.pt").is_file()
+    steps: list[int] = []
+    engine.do(job(300), until_at=time.monotonic() + 12, on_progress=lambda progress: steps.append(progress.step))
+    assert steps
+    assert steps[0] > 20  # not from the beginning

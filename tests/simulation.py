@@ -1,0 +1,153 @@
+"""A run without hardware: images that are only counted, a budget, and a law in place of the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fitwithin import recipe as recipes
+from fitwithin.accountant import Accountant
+from fitwithin.budget import Budget
+from fitwithin.candidate import grid
+from fitwithin.engine.simulated import Law, Simulated, SimulatedClock
+from fitwithin.ledger import KINDS, Books, fold
+from fitwithin.planning import DataFacts
+from fitwithin.profile import Profile, Timing
+from fitwithin.progress import Silent
+from fitwithin.request import Request
+from fitwithin.session import Run
+from fitwithin.store import Event, MemoryStore, Store
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class CountedImages:
+    """A data set of ``counts`` = (train, val, test) images in ``k`` classes; there are no pixels."""
+
+    counts: tuple[int, int, int] = (800, 100, 100)
+    k: int = 4
+    folder: Path = Path("/nowhere/pack")
+    fingerprint: str = "f" * 32
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(f"class {i}" for i in range(self.k))
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(f"{i}.png" for i in range(sum(self.counts)))
+
+    @property
+    def labels(self) -> np.ndarray:
+        return np.arange(sum(self.counts)) % self.k
+
+    def indices(self, split: str) -> np.ndarray:
+        which = ("train", "val", "test").index(split)
+        start = sum(self.counts[:which])
+        return np.arange(start, start + self.counts[which])
+
+
+@dataclass
+class Stage:
+    """Everything of a simulated run that outlives a process: store, clock, engine and folder."""
+
+    law: Law
+    request: Request
+    folder: Path
+    images: CountedImages = CountedImages()
+    store: Store = field(default_factory=MemoryStore)
+    engine: Any = None
+
+    def __post_init__(self) -> None:
+        if self.engine is None:
+            self.engine = Simulated(self.law, self.images, SimulatedClock(1000.0))
+
+    def run(self) -> Run:
+        """A process comes to life: it opens the books, as api.py does."""
+        self.store.append("start", {"pid": 1})
+        accountant = Accountant(
+            self.store, self.request.budget, self.engine.now, started_at=self.engine.now(), beating=False
+        )
+        with accountant.entry("start-up"):
+            self.engine.prepare()
+        with accountant.entry("data"):
+            counts = dict(zip(("train", "val", "test"), self.images.counts, strict=True))
+            body = {"path": "x", "fingerprint": self.images.fingerprint, "classes": [], "counts": counts}
+            self.store.append("data", body)
+            self.store.append("machine", self.engine.describe())
+        return Run(
+            request=self.request,
+            folder=self.folder,
+            engine=self.engine,
+            store=self.store,
+            accountant=accountant,
+            reporter=Silent(),
+            candidates=grid(self.request.models, self.request.precisions, self.request.sizes),
+            images=self.images,
+            workers=2,
+        )
+
+
+def request(
+    *,
+    memory_bytes: int = GIB,
+    models: tuple[str, ...] = ("resnet18",),
+    precisions: tuple[str, ...] = ("amp",),
+    sizes: tuple[int, ...] = (160,),
+    view_sizes: tuple[int, ...] = (160,),
+    recipe: str = "paper",
+    **limits: Any,
+) -> Request:
+    """A request in plain numbers; ``limits`` are the budget's."""
+    return Request(
+        data="photos",
+        budget=Budget(memory_bytes=memory_bytes, **({} if limits else {"time_s": 600.0}), **limits),
+        recipe=recipes.load(recipe),
+        models=models,
+        precisions=precisions,
+        sizes=sizes,
+        view_sizes=view_sizes,
+    )
+
+
+def timing(**changes: Any) -> Timing:
+    """A plausible timing."""
+    values: dict[str, Any] = {
+        "startup_s": 2.0,
+        "warmup_s": 1.0,
+        "dummy_step_s": 0.05,
+        "step_s": 0.06,
+        "step_low_s": 0.058,
+        "step_high_s": 0.063,
+        "eval_image_s": {160: 0.0005, 224: 0.001},
+        "eval_first_s": 0.2,
+        "save_s": 0.1,
+    }
+    return Timing(**{**values, **changes})
+
+
+def profile(model: str = "resnet18", *, precision: str = "amp", px: int = 160, batch: int = 32, **of: Any) -> Profile:
+    """A plausible profile; ``of`` are its timing's figures."""
+    (candidate,) = grid([model], [precision], [px])
+    return Profile(
+        candidate=candidate,
+        parameters=11_000_000,
+        batch=batch,
+        batch_why=f"{batch} ran, {batch + 1} did not",
+        peak_bytes=GIB - 1,
+        timing=timing(**of),
+        probes=(),
+    )
+
+
+FACTS = DataFacts(train=800, val=100, test=100, classes=4)
+
+
+def books_after_each(events: list[Event]) -> list[Books]:
+    """The books as they stood after every ledger event."""
+    told = [(event.kind, event.body) for event in events if event.kind in KINDS]
+    return [fold(told[: n + 1]) for n in range(len(told))]

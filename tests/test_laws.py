@@ -1,0 +1,522 @@
+"""Laws of the whole: whatever the machine does, a run ends within its limits or says why not.
+
+The machine is a :class:`fitwithin.engine.simulated.Law` drawn by hypothesis; everything above it is the real thing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import assume, event, example, given, settings
+from hypothesis import strategies as st
+from simulation import FACTS, GIB, CountedImages, Stage, books_after_each, profile, request, timing
+
+from fitwithin import assemble, flow, gather, page, planning
+from fitwithin import recipe as recipes
+from fitwithin.engine.simulated import Law, Simulated, Trouble
+from fitwithin.errors import BudgetError, TrainingError
+from fitwithin.jobs import CARD, WEIGHTS, Failure, Job, Outcome, Progress, TrainJob
+from fitwithin.ledger import BEAT, Books
+from fitwithin.profile import Probe, Profile, largest_batch
+from fitwithin.profiling import measure
+from fitwithin.report import Report
+from fitwithin.session import Run
+from fitwithin.store import MemoryStore
+from fitwithin.units import duration
+
+MIB = 2**20
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_pages() -> Iterator[None]:
+    """The page's charts take a second each, test_page.py draws them; here hundreds of runs are told."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "html", lambda report: "")
+        patch.setattr(page, "markdown", lambda report: "")
+        yield
+
+
+@contextmanager
+def empty_folder() -> Iterator[Path]:
+    """A run's folder, beside a cache of its own."""
+    with tempfile.TemporaryDirectory(prefix="fitwithin-law-") as name, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FITWITHIN_CACHE", str(Path(name) / "cache"))
+        folder = Path(name) / "run"
+        folder.mkdir()
+        yield folder
+
+
+instants = st.floats(1, 400)
+
+laws = st.builds(
+    Law,
+    seed=st.integers(0, 10**6),
+    fixed_bytes=st.floats(1e6, 900e6),
+    image_bytes=st.floats(1e5, 1e8),
+    memory_stairs=st.sampled_from([1, 1, 8, 32]),
+    memory_wave=st.sampled_from([0.0, 0.0, 0.02, 0.2]),
+    memory_noise=st.sampled_from([0.0, 0.0, 0.005, 0.05]),
+    step_fixed_s=st.floats(1e-3, 0.2),
+    image_s=st.floats(1e-4, 2e-2),
+    loader_image_s=st.sampled_from([1e-5, 1e-3, 1e-2]),
+    pace_noise=st.sampled_from([0.0, 0.05, 0.3]),
+    startup_s=st.floats(0.1, 8),
+    warmup_s=st.floats(0, 12),
+    save_s=st.floats(0.01, 3),
+    drifts=st.lists(st.tuples(instants, st.floats(0.5, 3)), max_size=2).map(tuple),
+    stalls=st.lists(st.tuples(instants, st.floats(0.1, 60)), max_size=2).map(tuple),
+    troubles=st.lists(
+        st.builds(Trouble, at_s=instants, kind=st.sampled_from(["died", "hang", "memory"])), max_size=4
+    ).map(tuple),
+)
+
+limits = st.sampled_from([20.0, 60.0, 120.0, 300.0, 900.0]).flatmap(
+    lambda limit_s: st.sampled_from(
+        [
+            {"time_s": limit_s},
+            {"gpu_time_s": limit_s},
+            {"time_s": limit_s, "gpu_time_s": limit_s / 2},
+            {"time_s": limit_s, "scope": "candidate"},
+            {"time_s": limit_s, "inference_ms": 1.0},
+        ]
+    )
+)
+
+requests = st.builds(
+    request,
+    memory_bytes=st.sampled_from([GIB, 256 * MIB]),
+    models=st.sampled_from([("resnet18",), ("resnet18", "resnet50"), ("resnet18", "resnet50", "vgg11")]),
+    precisions=st.sampled_from([("amp",), ("fp32",), ("amp", "fp32")]),
+    view_sizes=st.sampled_from([(160,), (160, 224)]),
+    recipe=st.sampled_from(["paper", "upright"]),
+)
+
+
+@st.composite
+def stages(draw: st.DrawFn) -> Callable[[Path], Stage]:
+    """A machine and a request; the folder comes later."""
+    asked, law = draw(requests), draw(laws)
+    given_limits: dict[str, Any] = {"time_s": None, **draw(limits)}
+    asked = replace(asked, budget=replace(asked.budget, **given_limits))
+    images = CountedImages(counts=draw(st.sampled_from([(800, 100, 100), (90, 12, 0), (4000, 500, 300)])))
+    return lambda folder: Stage(law, asked, folder, images)
+
+
+def tell(stage: Stage) -> Report | None:
+    """The run's report; None where it was refused for a reason that is a whole sentence."""
+    try:
+        return flow.tell(stage.run())
+    except (BudgetError, TrainingError) as error:
+        assert len(str(error)) > 40
+        event(type(error).__name__)
+        return None
+
+
+def check_books(stage: Stage, report: Report) -> None:
+    """Settled and reserved stay within the budget at every event, and in the end nothing is open."""
+    budget = stage.request.budget
+    every = books_after_each(stage.store.events())
+    assert every[-1].balanced
+    assert report.receipt.balanced
+    for books in every:
+        for spent_s, reserved_s, limit_s in _accounts(books, stage):
+            assert spent_s + reserved_s <= limit_s * (1 + 1e-9), "settled + reserved went beyond the budget"
+    last = every[-1]
+    if budget.scope == "total":
+        clock_s = stage.engine.now() - 1000.0
+        assert last.spent_s() == pytest.approx(clock_s), "the books do not add up to the wall clock"
+        assert budget.time_s is None or clock_s <= budget.time_s
+    assert all(limit.kept for limit in report.receipt.limits if limit.name != "inference"), report.receipt.limits
+
+
+def _accounts(books: Books, stage: Stage) -> Iterator[tuple[float, float, float]]:
+    """(settled, reserved, limit) of everything that a budget bounds."""
+    budget = stage.request.budget
+    if budget.scope == "candidate":
+        for name in {entry.key for entry in books.entries if entry.key}:
+            mine = [entry for entry in books.entries if entry.key == name and entry.phase != "profile"]
+            reserved = [entry.reserved_s for entry in mine if entry.open]
+            yield sum(entry.charged_s or 0.0 for entry in mine), sum(reserved), budget.limit_s
+        return
+    if budget.time_s is not None:
+        yield books.spent_s(), books.reserved_s(), budget.time_s
+    if budget.gpu_time_s is not None:
+        held = sum(entry.reserved_s for entry in books.entries if entry.open and entry.gpu)
+        yield books.spent_s(gpu=True), held, budget.gpu_time_s
+
+
+def check_turns(stage: Stage, report: Report) -> None:
+    """No peak above the cap; whoever was not cut ended at learning rate 0, and never beyond the plan."""
+    cap = stage.request.budget.memory_bytes
+    for found in gather.profiled(stage.store.events()).values():
+        assert found.peak_bytes <= cap
+        assert all(probe.peak_bytes is not None and probe.peak_bytes <= cap for probe in found.probes if probe.passed)
+    trained, _ = gather.outcomes(stage.store.events("turn"))
+    assert trained
+    for turn in trained.values():
+        event(f"a turn ended {turn.ended}")
+        assert 0 < turn.steps <= turn.planned_steps
+        assert turn.peak_bytes <= cap
+        if turn.ended in ("complete", "shortened"):
+            assert turn.curve[-1]["lr"] == 0.0
+            assert turn.curve[-1]["step"] == turn.steps
+    assert report.winner in trained
+
+
+def check_handover(stage: Stage, report: Report) -> None:
+    """There is a model and an ensemble of it, and what validation said holds for the logits that were written."""
+    ensemble = assemble.read(stage.folder)
+    folder = stage.folder / ensemble.folder
+    assert ensemble.candidate == report.winner
+    assert (folder / WEIGHTS).is_file()
+    assert (folder / CARD).is_file()
+    assert {path.name for path in stage.folder.glob("report.*")} >= {"report.json"}
+
+
+@settings(max_examples=150)
+@given(stages())
+def test_a_run_keeps_its_word_on_any_machine(build: Callable[[Path], Stage]) -> None:
+    with empty_folder() as folder:
+        stage = build(folder)
+        report = tell(stage)
+        if report is None:
+            return
+        event("a report")
+        check_books(stage, report)
+        check_turns(stage, report)
+        check_handover(stage, report)
+
+
+class Killed(BaseException):
+    """The process is gone: nothing of it runs any more."""
+
+
+class Mortal:
+    """An engine whose own process is killed during the ``last``-th job, as by ``kill -9``: what it wrote stays."""
+
+    def __init__(self, inner: Simulated, store: MemoryStore, last: int) -> None:
+        self.inner, self.store, self.last = inner, store, last
+        self.left: MemoryStore | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+        begun_at = self.inner.now()
+        outcome = self.inner.do(job, until_at=until_at, on_progress=on_progress)
+        self.last -= 1
+        if self.last != 0:
+            return outcome
+        if isinstance(job, TrainJob) and not isinstance(outcome, Failure):
+            (Path(job.folder) / "outcome.json").unlink()  # it had not come so far
+        self.left = MemoryStore()
+        for written in self.store.events():
+            self.left.append(written.kind, written.body)
+        (opened,) = (entry for entry in books_after_each(self.store.events())[-1].entries if entry.open)
+        body = {"number": opened.number, "elapsed_s": self.inner.now() - begun_at, "peak_bytes": None}
+        self.left.append(BEAT, body)
+        raise Killed
+
+
+@settings(max_examples=60)
+@given(stages(), st.integers(1, 14))
+def test_a_run_that_is_killed_anywhere_is_carried_on_within_its_budget(
+    build: Callable[[Path], Stage], last: int
+) -> None:
+    with empty_folder() as folder:
+        stage = build(folder)
+        stage.engine = mortal = Mortal(stage.engine, stage.store, last)
+        try:
+            tell(stage)
+        except Killed:
+            pass
+        else:
+            return  # it ended first
+        event("killed")
+        stage.store = mortal.left
+        report = tell(stage)
+        if report is None:
+            return
+        event("carried on to a report")
+        assert report.receipt.starts == 2
+        assert report.receipt.balanced
+        check_turns(stage, report)
+        for books in books_after_each(stage.store.events()):
+            for spent_s, reserved_s, limit_s in _accounts(books, stage):
+                assert spent_s + reserved_s <= limit_s * (1 + 1e-9)
+
+
+@settings(max_examples=40)
+@given(stages())
+def test_telling_a_finished_story_again_changes_nothing(build: Callable[[Path], Stage]) -> None:
+    with empty_folder() as folder:
+        stage = build(folder)
+        report = tell(stage)
+        assume(report is not None)
+        jobs, trained = len(stage.engine.jobs), gather.outcomes(stage.store.events("turn"))
+        again = flow.tell(stage.run())
+        assert len(stage.engine.jobs) == jobs, "something was done twice"
+        assert gather.outcomes(stage.store.events("turn")) == trained
+        assert (again.winner, again.methods, again.views) == (report.winner, report.methods, report.views)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10**6), st.sampled_from([300.0, 900.0]), st.booleans())
+def test_on_a_steady_machine_plans_come_true(seed: int, time_s: float, several: bool) -> None:
+    """No drift, no stall, no trouble: every turn completes, within its predicted interval and its allotment."""
+    models = ("resnet18", "resnet50") if several else ("resnet18",)
+    with empty_folder() as folder:
+        stage = Stage(Law(seed=seed, pace_noise=0.05), request(models=models, time_s=time_s), folder)
+        report = tell(stage)
+        assert report is not None
+        for row in report.candidates:
+            assert row.status == "trained"
+            assert row.reason is not None
+            assert row.reason.startswith("complete")
+            assert row.predicted_low_s <= row.actual_s <= row.predicted_high_s
+        (handed,) = (method for method in report.methods if method.delivered)
+        assert handed.validation.correct >= 0.5 * handed.validation.total
+
+
+def test_a_frozen_plan_keeps_its_steps_on_another_machine() -> None:
+    with empty_folder() as folder:
+        first = Stage(Law(), request(time_s=300.0), folder)
+        run = first.run()
+        plan = flow.draw_up(run)
+    with empty_folder() as folder:
+        slower = Stage(Law(image_s=1.1e-3), request(time_s=600.0), folder)
+        flow.tell(slower.run(), replace(plan, frozen=True))
+        trained, _ = gather.outcomes(slower.store.events("turn"))
+        assert [turn.steps for turn in trained.values()] == [turn.steps for turn in plan.turns]
+
+
+@settings(max_examples=60)
+@given(laws, st.floats(8, 60))
+def test_the_least_that_a_refusal_names_would_really_do(law: Law, time_s: float) -> None:
+    calm = replace(law, drifts=(), stalls=(), troubles=(), pace_noise=0.0, memory_noise=0.0)
+    with empty_folder() as folder:
+        try:
+            flow.tell(Stage(calm, request(time_s=time_s), folder).run())
+            return
+        except BudgetError as error:
+            told = str(error)
+    assume("the least that would do is" in told)
+    event("refused")
+    least_s = duration(told.rpartition(" is ")[2])
+    assert least_s > time_s
+    with empty_folder() as folder:
+        assert flow.tell(Stage(calm, request(time_s=least_s), folder).run()).winner is not None
+
+
+# --- more never gives less -------------------------------------------------------------------------------------------
+
+recipe_names = st.sampled_from(["paper", "upright"])
+
+
+@settings(max_examples=60)
+@given(laws, st.integers(100 * MIB, GIB), st.floats(1, 3))
+def test_more_memory_never_gives_a_smaller_batch(law: Law, memory_bytes: int, factor: float) -> None:
+    steady = replace(law, memory_wave=0.0, memory_noise=0.0, drifts=(), stalls=(), troubles=())
+
+    def certified(n_bytes: int) -> int:
+        run = Stage(steady, request(memory_bytes=n_bytes), Path()).run()
+        found = _measure(run)
+        return found.batch if isinstance(found, Profile) else 0
+
+    assert certified(int(memory_bytes * factor)) >= certified(memory_bytes)
+
+
+def _measure(run: Run) -> Any:
+    (candidate,) = run.candidates
+    return measure(
+        candidate,
+        run.setting,
+        run.engine,
+        n_train=run.data.train,
+        until_at=math.inf,
+        on_progress=lambda progress: None,
+    )
+
+
+profiles = st.builds(
+    profile,
+    model=st.sampled_from(["a", "b", "c", "d"]),
+    precision=st.sampled_from(["amp", "fp32"]),
+    batch=st.integers(2, 256),
+    step_s=st.floats(0.01, 1),
+    dummy_step_s=st.just(0.01),
+    step_high_s=st.just(1.05),
+    startup_s=st.floats(0.5, 10),
+    warmup_s=st.floats(0, 10),
+    save_s=st.floats(0, 5),
+    eval_first_s=st.floats(0, 3),
+).map(
+    lambda p: replace(
+        p, timing=replace(p.timing, step_low_s=p.timing.step_s * 0.95, step_high_s=p.timing.step_s * 1.05)
+    )
+)
+
+
+def draw_up(known: list[Profile], available_s: float, scope: str = "total", recipe: str = "paper") -> planning.Plan:
+    return planning.draw_up(
+        known,
+        [],
+        available_s=available_s,
+        limit_s=available_s,
+        scope=scope,
+        data=FACTS,
+        recipe=recipes.load(recipe),
+        view_sizes=(160, 224),
+        request={},
+        fingerprint="f",
+    )
+
+
+def rank(*args: Any) -> tuple[int, float]:
+    """The plan's rank; a refusal is below every plan."""
+    try:
+        return draw_up(*args).rank
+    except BudgetError:
+        return (0, 0.0)
+
+
+known_profiles = st.lists(profiles, min_size=1, max_size=5, unique_by=lambda p: p.candidate)
+
+
+@settings(max_examples=400)
+@given(known_profiles, st.floats(1, 4000), st.floats(0, 400), st.sampled_from(["total", "candidate"]), recipe_names)
+def test_more_time_never_gives_a_lesser_plan(
+    known: list[Profile], available_s: float, more_s: float, scope: str, recipe: str
+) -> None:
+    assert rank(known, available_s + more_s, scope, recipe) >= rank(known, available_s, scope, recipe)
+
+
+@settings(max_examples=200)
+@given(profiles, st.floats(1, 4000), st.floats(1, 4), st.sampled_from(["total", "candidate"]))
+def test_more_memory_never_gives_a_lesser_plan(small: Profile, available_s: float, factor: float, scope: str) -> None:
+    """A larger batch at the same images/s costs at most what whole steps and whole epochs round away: one epoch."""
+    large_batch = min(FACTS.train, math.ceil(small.batch * factor))
+    grown = large_batch / small.batch
+    large = replace(
+        small,
+        batch=large_batch,
+        timing=replace(
+            small.timing,
+            step_s=small.timing.step_s * grown,
+            step_low_s=small.timing.step_low_s * grown,
+            step_high_s=small.timing.step_high_s * grown,
+        ),
+    )
+    before, after = rank([small], available_s, scope), rank([large], available_s, scope)
+    assert after[1] >= before[1] - 1 - large_batch / FACTS.train
+
+
+@settings(max_examples=200)
+@given(known_profiles, st.floats(1, 4000), st.sampled_from(["total", "candidate"]), recipe_names)
+def test_what_a_plan_promises_fits_into_its_allotments(
+    known: list[Profile], available_s: float, scope: str, recipe: str
+) -> None:
+    try:
+        plan = draw_up(known, available_s, scope, recipe)
+    except BudgetError:
+        return
+    shares = [turn.allotted_s for turn in plan.turns]
+    assert max(shares) <= available_s
+    if scope == "total":
+        assert math.fsum(shares) + max(turn.evaluation_s for turn in plan.turns) <= available_s * (1 + 1e-9)
+    for turn in plan.turns:
+        inside_s = turn.evaluation_s if scope == "candidate" else 0.0
+        assert turn.predicted_low_s <= turn.predicted_s <= turn.predicted_high_s
+        assert turn.predicted_high_s + inside_s <= turn.allotted_s
+    names = {turn.candidate for turn in plan.turns} | {rejection.candidate for rejection in plan.rejections}
+    assert names == {p.candidate for p in known}
+
+
+# --- the search for the batch ----------------------------------------------------------------------------------------
+
+
+def searched(passes: Callable[[int], bool], peak: Callable[[int], int], cap: int, limit: int, **more: int) -> Any:
+    return largest_batch(
+        lambda batch: Probe(batch=batch, passed=passes(batch), peak_bytes=peak(batch) if passes(batch) else None),
+        cap_bytes=cap,
+        limit=limit,
+        **more,
+    )
+
+
+@settings(max_examples=500)
+@given(
+    st.integers(2, 600),
+    st.data(),
+    st.sampled_from(["line", "lies", "flat", "falling"]),
+    st.integers(2, 64),
+)
+def test_the_batch_passed_and_the_next_did_not_for_any_oracle(
+    limit: int, data: st.DataObject, shape: str, first: int
+) -> None:
+    verdicts: dict[int, bool] = {}
+    kind = data.draw(st.sampled_from(["any", "threshold"]))
+    edge = data.draw(st.integers(0, 700))
+    rng = data.draw(st.randoms(use_true_random=False))
+
+    def passes(batch: int) -> bool:
+        if batch not in verdicts:
+            verdicts[batch] = rng.random() < 0.6 if kind == "any" else batch <= edge
+        return verdicts[batch]
+
+    peaks = {
+        "line": lambda batch: 100 + 10 * batch,
+        "lies": lambda batch: rng.randrange(1, 10**6),
+        "flat": lambda batch: 100,
+        "falling": lambda batch: 10**6 - 10 * batch,
+    }
+    batch, why, probes = searched(passes, peaks[shape], 100 + 10 * 300, limit, first=first)
+    ran = {probe.batch: probe.passed for probe in probes}
+    assert why
+    assert all(2 <= size <= limit for size in ran)
+    assert len(ran) == len(probes), "a size ran twice"
+    if batch == 0:
+        assert not ran[2]
+    else:
+        assert ran[batch] is True
+        assert batch == limit or ran[batch + 1] is False
+    if kind == "threshold" and edge >= 2:
+        assert batch == min(edge, limit)
+        assert len(probes) <= 2 * math.log2(limit) + 12
+
+
+@pytest.mark.parametrize(("noise", "most"), [(0.0, 5.0), (0.005, 6.0)])
+def test_a_line_with_little_noise_takes_six_probes_on_average(noise: float, most: float) -> None:
+    counts = []
+    for seed in range(300):
+        law = Law(seed=seed, memory_noise=noise, fixed_bytes=3e8 + 2e6 * seed, image_bytes=(5 + seed % 37) * 1e6)
+        (candidate,) = Stage(law, request(), Path()).run().candidates
+        peaks = [law.memory_bytes(candidate, batch, batch) for batch in range(5001)]
+        cap = 6 * GIB
+        batch, _, probes = searched(lambda b, peaks=peaks: peaks[b] <= cap, lambda b, peaks=peaks: peaks[b], cap, 5000)
+        assert batch > 0
+        counts.append(len(probes))
+    assert statistics.fmean(counts) <= most, statistics.fmean(counts)
+
+
+@example(batch=2)
+@given(batch=st.integers(2, 300))
+def test_validation_and_evaluation_of_the_simulation_agree(batch: int) -> None:
+    """The double itself: the plain view at the training size is right as often as the best validation was."""
+    with empty_folder() as folder:
+        stage = Stage(Law(seed=batch), request(time_s=200.0, view_sizes=(160, 224)), folder)
+        report = flow.tell(stage.run())
+        (row,) = report.candidates
+        (symmetric,) = (m for m in report.methods if m.method.startswith("Symmetric"))
+        assert symmetric.validation == row.validation
+        assert json.loads((folder / "receipt.json").read_text())["balanced"]
+        assert timing().step_s > 0
