@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hypothesis import settings
 
 from fitwithin import recipe as recipes
 from fitwithin.accountant import Accountant
@@ -22,6 +24,11 @@ from fitwithin.session import Run
 from fitwithin.store import Event, MemoryStore, Store
 
 GIB = 2**30
+
+
+def tries(examples: int) -> settings:
+    """So many examples, or ``FITWITHIN_TRIES`` times as many: ``FITWITHIN_TRIES=20 pytest tests/test_laws.py``."""
+    return settings(max_examples=examples * int(os.environ.get("FITWITHIN_TRIES", "1")))
 
 
 @dataclass(frozen=True)

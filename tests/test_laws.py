@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, event, example, given, settings
+from hypothesis import assume, event, given
 from hypothesis import strategies as st
-from simulation import FACTS, GIB, CountedImages, Stage, books_after_each, profile, request, timing
 
 from fitwithin import assemble, flow, gather, page, planning
 from fitwithin import recipe as recipes
@@ -32,6 +32,7 @@ from fitwithin.report import Report
 from fitwithin.session import Run
 from fitwithin.store import MemoryStore
 from fitwithin.units import duration
+from simulation import FACTS, GIB, CountedImages, Stage, books_after_each, profile, request, tries
 
 MIB = 2**20
 
@@ -55,23 +56,23 @@ def empty_folder() -> Iterator[Path]:
         yield folder
 
 
-instants = st.floats(1, 400)
+instants = st.floats(1, 1000)
 
 laws = st.builds(
     Law,
     seed=st.integers(0, 10**6),
-    fixed_bytes=st.floats(1e6, 900e6),
-    image_bytes=st.floats(1e5, 1e8),
+    fixed_bytes=st.floats(1e6, 300e6),
+    image_bytes=st.floats(1e6, 5e7),
     memory_stairs=st.sampled_from([1, 1, 8, 32]),
     memory_wave=st.sampled_from([0.0, 0.0, 0.02, 0.2]),
     memory_noise=st.sampled_from([0.0, 0.0, 0.005, 0.05]),
-    step_fixed_s=st.floats(1e-3, 0.2),
-    image_s=st.floats(1e-4, 2e-2),
-    loader_image_s=st.sampled_from([1e-5, 1e-3, 1e-2]),
+    step_fixed_s=st.sampled_from([1e-3, 0.02, 0.2]),
+    image_s=st.sampled_from([1e-4, 3e-4, 1e-3, 5e-3]),
+    loader_image_s=st.sampled_from([1e-5, 1e-4, 1e-3]),
     pace_noise=st.sampled_from([0.0, 0.05, 0.3]),
-    startup_s=st.floats(0.1, 8),
-    warmup_s=st.floats(0, 12),
-    save_s=st.floats(0.01, 3),
+    startup_s=st.floats(0.1, 5),
+    warmup_s=st.floats(0, 8),
+    save_s=st.floats(0.01, 1),
     drifts=st.lists(st.tuples(instants, st.floats(0.5, 3)), max_size=2).map(tuple),
     stalls=st.lists(st.tuples(instants, st.floats(0.1, 60)), max_size=2).map(tuple),
     troubles=st.lists(
@@ -79,7 +80,7 @@ laws = st.builds(
     ).map(tuple),
 )
 
-limits = st.sampled_from([20.0, 60.0, 120.0, 300.0, 900.0]).flatmap(
+limits = st.sampled_from([30.0, 120.0, 300.0, 900.0, 1800.0]).flatmap(
     lambda limit_s: st.sampled_from(
         [
             {"time_s": limit_s},
@@ -107,7 +108,7 @@ def stages(draw: st.DrawFn) -> Callable[[Path], Stage]:
     asked, law = draw(requests), draw(laws)
     given_limits: dict[str, Any] = {"time_s": None, **draw(limits)}
     asked = replace(asked, budget=replace(asked.budget, **given_limits))
-    images = CountedImages(counts=draw(st.sampled_from([(800, 100, 100), (90, 12, 0), (4000, 500, 300)])))
+    images = CountedImages(counts=draw(st.sampled_from([(800, 100, 100), (90, 12, 0), (2000, 300, 200)])))
     return lambda folder: Stage(law, asked, folder, images)
 
 
@@ -116,9 +117,10 @@ def tell(stage: Stage) -> Report | None:
     try:
         return flow.tell(stage.run())
     except (BudgetError, TrainingError) as error:
-        assert len(str(error)) > 40
         event(type(error).__name__)
-        return None
+        told = str(error)
+    assert len(told) > 40
+    return None
 
 
 def check_books(stage: Stage, report: Report) -> None:
@@ -182,7 +184,7 @@ def check_handover(stage: Stage, report: Report) -> None:
     assert {path.name for path in stage.folder.glob("report.*")} >= {"report.json"}
 
 
-@settings(max_examples=150)
+@tries(150)
 @given(stages())
 def test_a_run_keeps_its_word_on_any_machine(build: Callable[[Path], Stage]) -> None:
     with empty_folder() as folder:
@@ -227,7 +229,7 @@ class Mortal:
         raise Killed
 
 
-@settings(max_examples=60)
+@tries(60)
 @given(stages(), st.integers(1, 14))
 def test_a_run_that_is_killed_anywhere_is_carried_on_within_its_budget(
     build: Callable[[Path], Stage], last: int
@@ -255,13 +257,14 @@ def test_a_run_that_is_killed_anywhere_is_carried_on_within_its_budget(
                 assert spent_s + reserved_s <= limit_s * (1 + 1e-9)
 
 
-@settings(max_examples=40)
+@tries(40)
 @given(stages())
 def test_telling_a_finished_story_again_changes_nothing(build: Callable[[Path], Stage]) -> None:
     with empty_folder() as folder:
         stage = build(folder)
         report = tell(stage)
-        assume(report is not None)
+        if report is None:
+            return
         jobs, trained = len(stage.engine.jobs), gather.outcomes(stage.store.events("turn"))
         again = flow.tell(stage.run())
         assert len(stage.engine.jobs) == jobs, "something was done twice"
@@ -269,7 +272,7 @@ def test_telling_a_finished_story_again_changes_nothing(build: Callable[[Path], 
         assert (again.winner, again.methods, again.views) == (report.winner, report.methods, report.views)
 
 
-@settings(max_examples=40)
+@tries(40)
 @given(st.integers(0, 10**6), st.sampled_from([300.0, 900.0]), st.booleans())
 def test_on_a_steady_machine_plans_come_true(seed: int, time_s: float, several: bool) -> None:
     """No drift, no stall, no trouble: every turn completes, within its predicted interval and its allotment."""
@@ -299,7 +302,7 @@ def test_a_frozen_plan_keeps_its_steps_on_another_machine() -> None:
         assert [turn.steps for turn in trained.values()] == [turn.steps for turn in plan.turns]
 
 
-@settings(max_examples=60)
+@tries(60)
 @given(laws, st.floats(8, 60))
 def test_the_least_that_a_refusal_names_would_really_do(law: Law, time_s: float) -> None:
     calm = replace(law, drifts=(), stalls=(), troubles=(), pace_noise=0.0, memory_noise=0.0)
@@ -322,7 +325,7 @@ def test_the_least_that_a_refusal_names_would_really_do(law: Law, time_s: float)
 recipe_names = st.sampled_from(["paper", "upright"])
 
 
-@settings(max_examples=60)
+@tries(60)
 @given(laws, st.integers(100 * MIB, GIB), st.floats(1, 3))
 def test_more_memory_never_gives_a_smaller_batch(law: Law, memory_bytes: int, factor: float) -> None:
     steady = replace(law, memory_wave=0.0, memory_noise=0.0, drifts=(), stalls=(), troubles=())
@@ -389,10 +392,20 @@ def rank(*args: Any) -> tuple[int, float]:
         return (0, 0.0)
 
 
+@tries(300)
+@given(profiles, st.floats(0, 4000), st.floats(0, 60), st.sampled_from(["total", "candidate"]))
+def test_affordable_steps_are_the_most_that_fit(one: Profile, allotted_s: float, more_s: float, scope: str) -> None:
+    cost = planning.costs(one, FACTS, recipes.load("paper"), (160, 224), scope)
+    steps = cost.affordable_steps(allotted_s)
+    assert cost.affordable_steps(allotted_s + more_s) >= steps
+    assert steps == 0 or cost.needed_s(steps) <= allotted_s
+    assert cost.needed_s(max(2, steps + 1)) > allotted_s
+
+
 known_profiles = st.lists(profiles, min_size=1, max_size=5, unique_by=lambda p: p.candidate)
 
 
-@settings(max_examples=400)
+@tries(400)
 @given(known_profiles, st.floats(1, 4000), st.floats(0, 400), st.sampled_from(["total", "candidate"]), recipe_names)
 def test_more_time_never_gives_a_lesser_plan(
     known: list[Profile], available_s: float, more_s: float, scope: str, recipe: str
@@ -400,7 +413,7 @@ def test_more_time_never_gives_a_lesser_plan(
     assert rank(known, available_s + more_s, scope, recipe) >= rank(known, available_s, scope, recipe)
 
 
-@settings(max_examples=200)
+@tries(200)
 @given(profiles, st.floats(1, 4000), st.floats(1, 4), st.sampled_from(["total", "candidate"]))
 def test_more_memory_never_gives_a_lesser_plan(small: Profile, available_s: float, factor: float, scope: str) -> None:
     """A larger batch at the same images/s costs at most what whole steps and whole epochs round away: one epoch."""
@@ -420,7 +433,7 @@ def test_more_memory_never_gives_a_lesser_plan(small: Profile, available_s: floa
     assert after[1] >= before[1] - 1 - large_batch / FACTS.train
 
 
-@settings(max_examples=200)
+@tries(200)
 @given(known_profiles, st.floats(1, 4000), st.sampled_from(["total", "candidate"]), recipe_names)
 def test_what_a_plan_promises_fits_into_its_allotments(
     known: list[Profile], available_s: float, scope: str, recipe: str
@@ -444,16 +457,17 @@ def test_what_a_plan_promises_fits_into_its_allotments(
 # --- the search for the batch ----------------------------------------------------------------------------------------
 
 
-def searched(passes: Callable[[int], bool], peak: Callable[[int], int], cap: int, limit: int, **more: int) -> Any:
-    return largest_batch(
-        lambda batch: Probe(batch=batch, passed=passes(batch), peak_bytes=peak(batch) if passes(batch) else None),
-        cap_bytes=cap,
-        limit=limit,
-        **more,
-    )
+def searched(peaks: Sequence[int], cap: int) -> tuple[int, str, list[Probe]]:
+    """The search on a machine that takes ``peaks[batch]`` bytes."""
+
+    def run(batch: int) -> Probe:
+        passed = peaks[batch] <= cap
+        return Probe(batch=batch, passed=passed, peak_bytes=peaks[batch] if passed else None)
+
+    return largest_batch(run, cap_bytes=cap, limit=len(peaks) - 1)
 
 
-@settings(max_examples=500)
+@tries(500)
 @given(
     st.integers(2, 600),
     st.data(),
@@ -479,7 +493,12 @@ def test_the_batch_passed_and_the_next_did_not_for_any_oracle(
         "flat": lambda batch: 100,
         "falling": lambda batch: 10**6 - 10 * batch,
     }
-    batch, why, probes = searched(passes, peaks[shape], 100 + 10 * 300, limit, first=first)
+    batch, why, probes = largest_batch(
+        lambda b: Probe(batch=b, passed=passes(b), peak_bytes=peaks[shape](b) if passes(b) else None),
+        cap_bytes=100 + 10 * 300,
+        limit=limit,
+        first=first,
+    )
     ran = {probe.batch: probe.passed for probe in probes}
     assert why
     assert all(2 <= size <= limit for size in ran)
@@ -494,29 +513,33 @@ def test_the_batch_passed_and_the_next_did_not_for_any_oracle(
         assert len(probes) <= 2 * math.log2(limit) + 12
 
 
-@pytest.mark.parametrize(("noise", "most"), [(0.0, 5.0), (0.005, 6.0)])
+@pytest.mark.parametrize(("noise", "most"), [(0.0, 5.0), (0.001, 5.5), (0.005, 6.0)])
 def test_a_line_with_little_noise_takes_six_probes_on_average(noise: float, most: float) -> None:
-    counts = []
-    for seed in range(300):
-        law = Law(seed=seed, memory_noise=noise, fixed_bytes=3e8 + 2e6 * seed, image_bytes=(5 + seed % 37) * 1e6)
-        (candidate,) = Stage(law, request(), Path()).run().candidates
-        peaks = [law.memory_bytes(candidate, batch, batch) for batch in range(5001)]
-        cap = 6 * GIB
-        batch, _, probes = searched(lambda b, peaks=peaks: peaks[b] <= cap, lambda b, peaks=peaks: peaks[b], cap, 5000)
+    """At 6 GiB and 10 to 80 MB an image (batches of 70 to 600, as the paper's), noise drawn anew for every batch."""
+    cap, counts = 6 * GIB, []
+    for seed in range(400):
+        rng = random.Random(seed)
+        base, slope = rng.uniform(2e8, 9e8), 1e7 * 8 ** rng.random()
+        factors = [1 + noise * rng.uniform(-1, 1) for _ in range(1001)]
+        peaks = [int((base + batch * slope) * factor) for batch, factor in enumerate(factors)]
+        batch, _, probes = searched(peaks, cap)
         assert batch > 0
         counts.append(len(probes))
     assert statistics.fmean(counts) <= most, statistics.fmean(counts)
 
 
-@example(batch=2)
-@given(batch=st.integers(2, 300))
-def test_validation_and_evaluation_of_the_simulation_agree(batch: int) -> None:
+def test_ample_memory_takes_three_probes() -> None:
+    assert [probe.batch for probe in searched(range(10**6, 10**6 + 5001), 10**9)[2]] == [8, 24, 5000]
+
+
+@tries(15)
+@given(st.integers(0, 10**6))
+def test_validation_and_evaluation_of_the_simulation_agree(seed: int) -> None:
     """The double itself: the plain view at the training size is right as often as the best validation was."""
     with empty_folder() as folder:
-        stage = Stage(Law(seed=batch), request(time_s=200.0, view_sizes=(160, 224)), folder)
+        stage = Stage(Law(seed=seed), request(time_s=200.0, view_sizes=(160, 224)), folder)
         report = flow.tell(stage.run())
         (row,) = report.candidates
         (symmetric,) = (m for m in report.methods if m.method.startswith("Symmetric"))
         assert symmetric.validation == row.validation
         assert json.loads((folder / "receipt.json").read_text())["balanced"]
-        assert timing().step_s > 0

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Unpack
 
 from fitwithin import catalogue, flow, gather
 from fitwithin import data as folders
@@ -19,6 +19,7 @@ from fitwithin import pack as packs
 from fitwithin import planning as plans
 from fitwithin import request as requests
 from fitwithin.accountant import Accountant
+from fitwithin.budget import Budget
 from fitwithin.candidate import grid, match
 from fitwithin.device import cores
 from fitwithin.device import parse as parse_device
@@ -27,13 +28,10 @@ from fitwithin.errors import RunFolderError, UsageError
 from fitwithin.planning import Plan
 from fitwithin.progress import Reporter, Silent
 from fitwithin.report import Report
-from fitwithin.request import Request
+from fitwithin.request import Limits, Request
 from fitwithin.result import Result, load
 from fitwithin.session import Run
 from fitwithin.store import MemoryStore, SqliteStore, Store, latest
-
-if TYPE_CHECKING:
-    pass
 
 #: Loader threads: beyond these, Python's own part of a batch is the limit.
 MOST_WORKERS = 12
@@ -47,7 +45,7 @@ def run(
     reporter: Reporter | None = None,
     started_at: float | None = None,
     device: str = "auto",
-    **limits: Any,
+    **limits: Unpack[Limits],
 ) -> Result:
     """Train the best classifier for a folder of images within the limits, and report on it.
 
@@ -58,15 +56,14 @@ def run(
         reporter: told of progress; silent by default.
         started_at: the monotonic instant from which time counts; default now.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        **limits: ``memory`` ("6GiB"), ``time`` ("3h"), ``gpu_time``, ``inference`` (time per image), ``scope``,
-            ``accounting``, ``models``, ``precision``, ``sizes``, ``test_sizes``, ``recipe``, ``seed``, ``strict``: see
-            :func:`fitwithin.request.parse` and the command line's help.
+        **limits: what may be spent and tried, as :class:`fitwithin.request.Limits` lists it.
 
     Raises:
         UsageError: the request, the data or the limits do not work out; nothing was written.
         TrainingError: nothing that was trained left a model.
     """
     started_at = time.monotonic() if started_at is None else started_at
+    told = reporter or Silent()
     frozen = _frozen(plan, limits) if plan is not None else None
     if frozen is not None:
         request = replace(requests.from_dict(frozen.request), data=str(data), device=parse_device(device))
@@ -76,17 +73,18 @@ def run(
     folder = Path(out) if out is not None else _default_folder(Path(data))
     _check_free(folder)
     with _engine(request.device, folder) as engine:
-        dataset = folders.scan(Path(request.data), seed=request.seed)
+        dataset = _scan(request, told)
         if frozen is not None:
             flow.check_plan(frozen, dataset.fingerprint)
         match(request.models, catalogue.known_models())
+        told.say(f"the run's folder is {folder}")
         made = _make_folder(folder)
         store = SqliteStore(folder)
         try:
             store.append("request", request.to_dict())
             if frozen is not None:
                 store.append("frozen", json.loads(frozen.to_json()))
-            report = _tell(request, folder, engine, store, reporter or Silent(), started_at, dataset)
+            report = _tell(request, folder, engine, store, told, started_at, dataset)
         except UsageError:
             planned = store.events("plan")
             store.close()
@@ -108,6 +106,7 @@ def resume(folder: str | Path, *, reporter: Reporter | None = None, started_at: 
         UsageError: the data are not what they were.
     """
     started_at = time.monotonic() if started_at is None else started_at
+    told = reporter or Silent()
     path = Path(folder)
     if not (path / "run.db").is_file():
         raise RunFolderError(f"{path} holds no run (no run.db); start one with `fitwithin run`")
@@ -119,11 +118,11 @@ def resume(folder: str | Path, *, reporter: Reporter | None = None, started_at: 
             raise RunFolderError(f"{path} holds a run that never began; remove it and start again")
         request = requests.from_dict(stored)
         with _engine(request.device, path) as engine:
-            dataset = folders.scan(Path(request.data), seed=request.seed)
+            dataset = _scan(request, told)
             known = latest(store.events("data"), "data")
             if known is not None and known["fingerprint"] != dataset.fingerprint:
                 raise UsageError(f"the images in {request.data} have changed since this run began; start a new run")
-            report = _tell(request, path, engine, store, reporter or Silent(), started_at, dataset)
+            report = _tell(request, path, engine, store, told, started_at, dataset)
     return Result(folder=path, report=report)
 
 
@@ -133,18 +132,19 @@ def plan(
     reporter: Reporter | None = None,
     started_at: float | None = None,
     device: str = "auto",
-    **limits: Any,
+    **limits: Unpack[Limits],
 ) -> tuple[Plan, Report]:
     """Profile the candidates and draw up what `run` would do with the same arguments; trains nothing.
 
     The profiles are kept in the cache, where a run finds them; the plan counts on that.
     """
     started_at = time.monotonic() if started_at is None else started_at
+    told = reporter or Silent()
     request = requests.parse(data, device=parse_device(device), **limits)
     with _engine(request.device, None) as engine:
-        dataset = folders.scan(Path(request.data), seed=request.seed)
+        dataset = _scan(request, told)
         store = MemoryStore()
-        story = _open(request, Path(), engine, store, reporter or Silent(), started_at, dataset)
+        story = _open(request, Path(), engine, store, told, started_at, dataset)
         drawn = flow.draw_up(story)
         return drawn, gather.report(request, drawn, store.events())
 
@@ -211,6 +211,11 @@ def _open(
     )
 
 
+def _scan(request: Request, reporter: Reporter) -> folders.Dataset:
+    reporter.begin(f"reading {request.data}")
+    return folders.scan(Path(request.data), seed=request.seed)
+
+
 @contextmanager
 def _engine(device: str, folder: Path | None) -> Iterator[Local]:
     """A local engine whose workers' words are kept in the run's folder, if there are any."""
@@ -225,7 +230,7 @@ def _engine(device: str, folder: Path | None) -> Iterator[Local]:
                     kept.write(log.read_bytes())
 
 
-def _frozen(path: str | Path, limits: dict[str, Any]) -> Plan:
+def _frozen(path: str | Path, limits: Limits) -> Plan:
     fixed = sorted(set(limits) - {"memory", "time", "gpu_time", "inference"})
     if fixed:
         raise UsageError(f"a plan fixes {', '.join(fixed)}; leave them out, or draw up another plan")
@@ -239,7 +244,7 @@ def _frozen(path: str | Path, limits: dict[str, Any]) -> Plan:
     return replace(drawn, frozen=True)
 
 
-def _budget(request: Request, limits: dict[str, Any]) -> Any:
+def _budget(request: Request, limits: Limits) -> Budget:
     """The plan's budget, with the limits that were given anew."""
     asked = requests.parse(
         request.data,

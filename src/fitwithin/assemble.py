@@ -72,8 +72,9 @@ def pick(trained: Mapping[str, Trained]) -> tuple[str, str]:
         name = max(trained, key=lambda candidate: trained[candidate].epochs)
         return name, "no candidate reached a validation; this one trained the longest"
     name = max(validated, key=lambda candidate: validated[candidate])
-    others = f"the best of {len(validated)} candidates" if len(validated) > 1 else "the only candidate"
-    return name, f"{others} on validation data"
+    if len(validated) == 1:
+        return name, "the only candidate that reached a validation"
+    return name, f"the best of {len(validated)} candidates on validation data"
 
 
 def twin(winner: Candidate, others: Sequence[Candidate]) -> Candidate | None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -17,6 +17,7 @@ from fitwithin.errors import FitwithinError
 
 if TYPE_CHECKING:
     from fitwithin.progress import Reporter
+    from fitwithin.request import Limits
     from fitwithin.result import Result
 
 app = typer.Typer(
@@ -81,9 +82,6 @@ def main() -> None:
     except FitwithinError as error:
         print(f"fitwithin: {error}", file=sys.stderr)  # noqa: T201 - the one place that prints errors
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("fitwithin: interrupted; `fitwithin resume RUN` goes on", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
 
 
 def _version(wanted: bool) -> None:
@@ -101,24 +99,33 @@ def _root(
     del version
 
 
-def _given(**options: Any) -> dict[str, Any]:
-    """The options that were given."""
-    return {name: value for name, value in options.items() if value is not None}
+def _limits(asked: dict[str, Any]) -> Limits:
+    """Those of a command's options that are limits and were given."""
+    from fitwithin.request import Limits
+
+    given = {
+        name: value for name, value in asked.items() if name in Limits.__annotations__ and value not in (None, False)
+    }
+    return cast("Limits", given)
 
 
 @contextmanager
 def _reporter(as_json: bool) -> Iterator[Reporter]:
-    """Bars on a terminal, plain lines elsewhere, nothing where another program reads."""
+    """Bars on a terminal, plain lines elsewhere, nothing where another program reads; Ctrl-C says how to go on."""
     from fitwithin.progress import Bars, Plain, Silent
 
     console = _console()
-    if as_json:
-        yield Silent()
-    elif console.is_terminal:
-        with Bars(console) as bars:
-            yield bars
-    else:
-        yield Plain(console)
+    try:
+        if as_json:
+            yield Silent()
+        elif console.is_terminal:
+            with Bars(console) as bars:
+                yield bars
+        else:
+            yield Plain(console)
+    except KeyboardInterrupt:
+        typer.echo("fitwithin: interrupted; `fitwithin resume RUN` goes on where it stands", err=True)
+        raise typer.Exit(130) from None
 
 
 def _console() -> Any:
@@ -127,13 +134,6 @@ def _console() -> Any:
     console = Console()
     # A pipe has no width: tables are laid out for a wide page there, not for 80 columns.
     return console if console.is_terminal else Console(width=160)
-
-
-def _required_memory(memory: str | None) -> None:
-    from fitwithin.errors import UsageError
-
-    if memory is None:
-        raise UsageError("a run needs a memory cap: give --memory 6GiB")
 
 
 @app.command()
@@ -162,25 +162,10 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Profile, plan, train and ensemble within the limits; end with a report and its receipt."""
+    asked = locals()
     from fitwithin import api
 
-    if plan is None:
-        _required_memory(memory)
-    limits = _given(
-        memory=memory,
-        time=time,
-        gpu_time=gpu_time,
-        inference=inference,
-        models=models,
-        precision=precision,
-        sizes=sizes,
-        test_sizes=test_sizes,
-        scope=scope,
-        recipe=recipe,
-        accounting=accounting,
-        seed=seed,
-        strict=strict or None,
-    )
+    limits = _limits(asked)
     with _reporter(as_json) as reporter:
         result = api.run(
             data, out=out, plan=plan, device=device, reporter=reporter, started_at=process_started_at(), **limits
@@ -219,24 +204,10 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Profile the candidates and print what a run would do with the same limits; trains nothing."""
+    asked = locals()
     from fitwithin import api, page
 
-    _required_memory(memory)
-    limits = _given(
-        memory=memory,
-        time=time,
-        gpu_time=gpu_time,
-        inference=inference,
-        models=models,
-        precision=precision,
-        sizes=sizes,
-        test_sizes=test_sizes,
-        scope=scope,
-        recipe=recipe,
-        accounting=accounting,
-        seed=seed,
-        strict=strict or None,
-    )
+    limits = _limits(asked)
     api.check_writable(out)
     with _reporter(as_json) as reporter:
         drawn, report = api.plan(data, device=device, reporter=reporter, started_at=process_started_at(), **limits)
@@ -261,7 +232,8 @@ def predict(
     from fitwithin import api, result
 
     api.check_writable(output)
-    predictions = result.load(folder).predict(paths, device=device)
+    with _reporter(as_json) as reporter:
+        predictions = result.load(folder).predict(paths, device=device, reporter=reporter)
     result.write_csv(predictions, output)
     bad = [prediction for prediction in predictions if prediction.error]
     if as_json:
@@ -282,7 +254,8 @@ def evaluate(
     """Measure a run's ensemble on a labelled folder: top-1 and top-5 with intervals, and by class."""
     from fitwithin import result
 
-    found = result.load(folder).evaluate(data, device=device)
+    with _reporter(as_json) as reporter:
+        found = result.load(folder).evaluate(data, device=device, reporter=reporter)
     if as_json:
         facts = {
             "images": found.top1.total,

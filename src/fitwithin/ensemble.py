@@ -106,7 +106,7 @@ def _without_harm(logits: Mapping[View, Floats], labels_N: npt.NDArray[np.int64]
         chosen.remove(view)
         reasons[view] = f"left out: without it {gain} of {len(labels_N)} more validation images are right"
     left_out = len(logits) - len(chosen)
-    why = f"no inference limit: the average of all {len(logits)} views"
+    why = f"no inference limit: the average of all {len(logits)} views" if len(logits) > 1 else "the only view"
     if left_out:
         why = f"no inference limit: the average of the {len(chosen)} of {len(logits)} views that do not harm it"
     return Choice(views=tuple(chosen), why=why, reasons=reasons)

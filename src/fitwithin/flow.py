@@ -83,7 +83,9 @@ def profile(run: Run) -> list[Profile | Rejection]:
         if found is None and left_s <= 0:
             found = Rejection(candidate=candidate, reason=profiling.OUT_OF_TIME)
         if found is None:
-            with run.accountant.entry("profile", candidate.name, gpu=True, reserved_s=left_s) as opened:
+            # Measuring for a refusal may go on past a very short budget; the books promise no more than there is.
+            promised_s = left_s if budget.scope == "candidate" else min(left_s, run.accountant.remaining().usable_s)
+            with run.accountant.entry("profile", candidate.name, gpu=True, reserved_s=promised_s) as opened:
                 found = profiling.measure(
                     candidate,
                     run.setting,

@@ -6,6 +6,7 @@ pace; the upper end of the prediction must fit into the turn's allotment.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import json
 import math
@@ -128,17 +129,22 @@ class Costs:
         inside_s = self.evaluation_s * (1 + FIXED_MARGIN) + WATCHDOG_S if self.evaluation_inside else 0.0
         return self.training_s(0, 0.0) * (1 + FIXED_MARGIN) + inside_s + WATCHDOG_S + EXIT_S
 
-    def affordable_steps(self, allotted_s: float) -> int:
-        """The most steps whose upper prediction fits into ``allotted_s``."""
+    def needed_s(self, steps: int) -> float:
+        """The allotment that ``steps`` need by their upper prediction; it never falls as steps grow."""
         pace_s = self.step_high_s * (1 + MARGIN)
-        steps = int(max(0.0, allotted_s - self.fixed_s()) / pace_s)
-        extra_s = self.save_s * checkpoints(self.training_s(steps, pace_s)) * (1 + FIXED_MARGIN)
-        return max(0, steps - math.ceil(extra_s / pace_s))
+        saves_s = self.save_s * checkpoints(self.training_s(steps, pace_s))
+        return self.fixed_s() + steps * pace_s + saves_s * (1 + FIXED_MARGIN)
+
+    def affordable_steps(self, allotted_s: float) -> int:
+        """The most steps whose upper prediction fits into ``allotted_s``; fewer than two are no schedule, and none."""
+        most = int(max(0.0, allotted_s) / self.step_high_s)
+        steps = bisect.bisect_right(range(most + 1), allotted_s, key=self.needed_s) - 1
+        return steps if steps >= 2 else 0
 
 
 def checkpoints(turn_s: float) -> int:
     """How many checkpoints a turn of that length writes between its first and its last."""
-    return int(turn_s / checkpoint_every_s(turn_s))
+    return min(round(1 / CHECKPOINT_SHARE), int(turn_s / CHECKPOINT_LEAST_S))
 
 
 def checkpoint_every_s(turn_s: float) -> float:
@@ -209,14 +215,14 @@ def _turn(profile: Profile, cost: Costs, epochs: float, allotted_s: float, data:
 
 
 def least_s(paired: Sequence[tuple[Profile, Costs]], data: DataFacts) -> float:
-    """The shortest allotment in which some candidate gets one epoch (two steps at the least)."""
+    """The shortest allotment in which some candidate gets one epoch (two steps at the least), and a step to spare."""
+    return min(cost.needed_s(1 + max(2, math.ceil(data.train / profile.batch))) for profile, cost in paired)
 
-    def one(profile: Profile, cost: Costs) -> float:
-        steps = max(2, math.ceil(data.train / profile.batch))
-        pace_s = cost.step_high_s * (1 + MARGIN)
-        return cost.fixed_s() + steps * pace_s + cost.save_s * checkpoints(cost.training_s(steps, pace_s)) * 2 + pace_s
 
-    return min(one(profile, cost) for profile, cost in paired)
+def _up(seconds: float) -> float:
+    """Rounded up to what :func:`format_duration` shows: a refusal must not name less than would do."""
+    unit_s = 60 if seconds > 3600 else 1
+    return math.ceil(seconds / unit_s) * unit_s
 
 
 def evaluation_reserve_s(paired: Sequence[tuple[Profile, Costs]]) -> float:
@@ -278,7 +284,7 @@ def draw_up(
     turns = []
     for position, (epochs, profile, cost) in enumerate(chosen):
         if epochs < 1:
-            needed_s = least_s([(profile, cost)], data)
+            needed_s = _up(least_s([(profile, cost)], data))
             turned_away.append(
                 Rejection(
                     candidate=profile.candidate,
@@ -296,7 +302,7 @@ def draw_up(
         else:
             turns.append(_turn(profile, cost, epochs, share_s, data, recipe))
     if not turns:
-        needed_s = math.ceil(limit_s + least_s(paired, data) - available_s)
+        needed_s = _up(limit_s + least_s(paired, data) - available_s)
         raise BudgetError(
             f"{format_duration(limit_s)} are too short for any candidate: after start-up, profiling and evaluation "
             f"{format_duration(max(available_s, 0.0))} are left, less than one epoch takes; "

@@ -1,6 +1,6 @@
 """What a run has to say for itself: the facts of its report, as frozen dataclasses that become JSON and come back.
 
-Rendering lives in page.py (terminal, Markdown, HTML). Nothing here measures: run.py gathers the facts.
+Rendering lives in page.py (terminal, Markdown, HTML). gather.py folds the facts out of a run's store.
 """
 
 from __future__ import annotations

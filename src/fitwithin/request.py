@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from fitwithin import recipe as recipes
 from fitwithin import units
@@ -18,6 +18,29 @@ from fitwithin.recipe import Recipe
 
 #: The sizes of the paper.
 SIZES = (160, 224)
+
+
+class Limits(TypedDict, total=False):
+    """What may be asked for, as text or numbers: bytes, seconds (``inference``: seconds per image) and pixels.
+
+    ``memory`` ("6GiB") and one of ``time`` ("3h") and ``gpu_time`` are needed; ``models`` are timm names or patterns,
+    ``sizes`` are trained at, ``test_sizes`` evaluated at. The other words are explained at
+    :class:`~fitwithin.budget.Budget` and by the command line's help.
+    """
+
+    memory: str | int
+    time: str | float
+    gpu_time: str | float
+    inference: str | float
+    scope: str
+    accounting: str
+    models: str | Sequence[str]
+    precision: str | Sequence[str]
+    sizes: str | Sequence[int]
+    test_sizes: str | Sequence[int]
+    recipe: str
+    seed: int
+    strict: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +87,7 @@ def _list(value: str | Sequence[Any]) -> str:
 def parse(
     data: str | Path,
     *,
-    memory: str | int,
+    memory: str | int | None = None,
     time: str | float | None = None,
     gpu_time: str | float | None = None,
     inference: str | float | None = None,
@@ -88,6 +111,8 @@ def parse(
     def seconds(value: str | float | None) -> float | None:
         return None if value is None else units.duration(str(value))
 
+    if memory is None:
+        raise UsageError("a run needs a memory cap: give --memory 6GiB")
     inference_s = seconds(inference)
     trained = parse_sizes(_list(sizes)) if sizes is not None else list(SIZES)
     viewed = parse_sizes(_list(test_sizes)) if test_sizes is not None else trained

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,10 +15,9 @@ from fitwithin import assemble, pixels
 from fitwithin.device import parse as parse_device
 from fitwithin.ensemble import Floats, average
 from fitwithin.errors import DataError, RunFolderError, UsageError
+from fitwithin.jobs import CARD
+from fitwithin.progress import Reporter, Silent
 from fitwithin.report import Estimate, Report, from_json
-
-if TYPE_CHECKING:
-    from fitwithin.predict import Predictor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,30 +80,30 @@ class Result:
             )
         return rows
 
-    def predict(self, paths: Iterable[str | Path], *, device: str = "auto") -> list[Prediction]:
+    def predict(
+        self, paths: Iterable[str | Path], *, device: str = "auto", reporter: Reporter | None = None
+    ) -> list[Prediction]:
         """Predictions for image files, and for all images below folders, in order.
 
         Raises:
             UsageError: a path does not exist, or a folder holds no image.
         """
-        images = list(_images(paths))
-        predictor = self._predictor(device)
-        classes = predictor.card.classes
-        return [_prediction(str(path), row, classes, error) for path, row, error in predictor.files(images)]
+        return [
+            _prediction(str(path), row, classes, error)
+            for path, row, error, classes in self._looked_at(list(_images(paths)), device, reporter)
+        ]
 
-    def evaluate(self, data: str | Path, *, device: str = "auto") -> Evaluation:
+    def evaluate(self, data: str | Path, *, device: str = "auto", reporter: Reporter | None = None) -> Evaluation:
         """Accuracy on ``DATA/<class>/*``; the classes must be among those the model knows.
 
         Raises:
             DataError: no such folder, no class folders, or a class the model does not know.
         """
-        predictor = self._predictor(device)
-        classes = predictor.card.classes
-        labelled = _labelled(Path(data), classes)
+        labelled = _labelled(Path(data), self._classes())
         right: dict[str, list[tuple[bool, bool]]] = {}
         unreadable = []
         labels = dict(labelled)
-        for path, row, _ in predictor.files([path for path, _ in labelled]):
+        for path, row, _, classes in self._looked_at([path for path, _ in labelled], device, reporter):
             if row is None:
                 unreadable.append(str(path))
                 continue
@@ -135,7 +134,7 @@ class Result:
         if not paths:
             raise UsageError(f"the data of {self.folder} has no test pictures; use predict with paths")
         folder = self.folder / ensemble.folder
-        classes = json.loads((folder / "card.json").read_text(encoding="utf-8"))["classes"]
+        classes = self._classes()
         try:
             logits = {view: assemble.read_logits(folder, "test", view) for view in ensemble.views}
         except OSError as error:
@@ -145,10 +144,24 @@ class Result:
         rows = average(logits, ensemble.views)
         return [_prediction(path, row, classes, "") for path, row in zip(paths, rows, strict=True)]
 
-    def _predictor(self, device: str) -> Predictor:
+    def _classes(self) -> tuple[str, ...]:
+        """The classes the model knows, in the order of its outputs."""
+        card = self.folder / assemble.read(self.folder).folder / CARD
+        return tuple(json.loads(card.read_text(encoding="utf-8"))["classes"])
+
+    def _looked_at(
+        self, files: Sequence[Path], device: str, reporter: Reporter | None
+    ) -> Iterator[tuple[Path, Floats | None, str, tuple[str, ...]]]:
+        """Each file with its probabilities, or the reason why there are none, and the classes."""
+        told = reporter or Silent()
+        told.begin("loading the model", len(files))
         from fitwithin.predict import Predictor
 
-        return Predictor(self.folder, assemble.read(self.folder), parse_device(device))
+        predictor = Predictor(self.folder, assemble.read(self.folder), parse_device(device))
+        told.begin("looking at images", len(files))
+        for number, (path, row, error) in enumerate(predictor.files(files)):
+            told.advance(number + 1, len(files))
+            yield path, row, error, predictor.card.classes
 
 
 def write_csv(predictions: Sequence[Prediction], path: Path) -> None:

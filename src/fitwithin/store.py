@@ -84,7 +84,7 @@ class SqliteStore:
         if version not in (0, SCHEMA):
             self.close()
             raise RunFolderError(f"{path} has schema {version}, this version of fitwithin reads {SCHEMA}")
-        if write:
+        if write and version == 0:  # opening a finished run changes nothing
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL,"

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,9 +150,8 @@ def events(run: Path) -> list[tuple[str, dict[str, Any]]]:
     if not path.is_file():
         return []
     try:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=1) as store:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=1)) as store:
             rows = store.execute("SELECT kind, body FROM events ORDER BY number").fetchall()
-        store.close()
     except sqlite3.OperationalError:  # being made
         return []
     return [(kind, json.loads(body)) for kind, body in rows]

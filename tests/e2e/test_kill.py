@@ -1,0 +1,221 @@
+"""kill -9 at any moment: nothing lives on, and `resume` ends the run within its budget as if nothing had happened."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from e2e.door import (
+    CLASSES,
+    SIZES,
+    TEARDOWN_S,
+    TINY,
+    Alive,
+    Door,
+    delivered,
+    draw,
+    events,
+    phase_of,
+    receipt,
+    report,
+    tree,
+)
+from fitwithin.jobs import CHECKPOINT, WEIGHTS
+
+#: Far more than the plans below need, so that a busy machine and a second start fit in.
+BUDGET_S = 90
+
+#: Of the run that is profiled anew and started three times.
+PROFILED_S = 48
+
+ONE = ("--models", "test_byobnet")
+
+
+def excerpt(plan: Path, to: Path, steps: dict[str, int]) -> Path:
+    """The plan cut down to these models and steps: seconds of training, whatever the budget."""
+    value = json.loads(plan.read_text(encoding="utf-8"))
+    value["turns"] = [turn for turn in value["turns"] if turn["candidate"]["model"] in steps]
+    for turn in value["turns"]:
+        turn["steps"] = steps[turn["candidate"]["model"]]
+    to.write_text(json.dumps(value), encoding="utf-8")
+    return to
+
+
+@pytest.fixture(scope="module")
+def short(ground: Path, plan: Path) -> Path:
+    """A few seconds of training of one model."""
+    return excerpt(plan, ground / "short.json", {"test_byobnet": 120})
+
+
+@pytest.fixture(scope="module")
+def pair(ground: Path, plan: Path) -> Path:
+    """A few seconds of training of each of two models."""
+    return excerpt(plan, ground / "pair.json", {"test_byobnet": 120, "test_efficientnet": 90})
+
+
+def resumed(door: Door, run: Path, killed_s: float) -> None:
+    """`resume` ends well: a model, balanced books, both processes' time counted; once more, and nothing changes."""
+    ended = door.fine("resume", run)
+    assert ended.err == ""
+    paper = receipt(run)
+    assert paper["starts"] == 2
+    assert paper["balanced"]
+    assert paper["finished"]
+    assert all(limit["kept"] for limit in paper["limits"]), paper["limits"]
+    spent_s = next(limit["spent"] for limit in paper["limits"] if limit["name"] == "time")
+    wall_s = killed_s + ended.wall_s
+    assert wall_s <= BUDGET_S + TEARDOWN_S
+    # An abandoned entry is charged its last beat and two seconds, so rather too much than too little.
+    assert wall_s - 1.0 <= spent_s <= wall_s + 3.0, (killed_s, ended.wall_s, paper["phases"])
+    assert sum(phase["spent_s"] for phase in paper["phases"]) == pytest.approx(spent_s)
+    row = delivered(run)
+    assert row["validation"]["correct"] / row["validation"]["total"] >= 0.5
+    assert not [path for path in run.rglob("*") if path.suffix == ".pt" or path.name.endswith(".new")]
+
+    before = {path: seen for path, seen in tree(run).items() if not path.endswith("/lock")}
+    again = door.fine("resume", run)
+    assert row["candidate"] in again.out
+    assert {path: seen for path, seen in tree(run).items() if not path.endswith("/lock")} == before
+
+
+def predicts(door: Door, run: Path, shapes: Path, out: Path) -> None:
+    """The model can be used."""
+    door.fine("predict", run, shapes / CLASSES[0], "-o", out)
+    with out.open(newline="", encoding="utf-8") as file:
+        assert sum(row["class"] == CLASSES[0] for row in csv.DictReader(file)) >= 30
+
+
+def model_bytes(run: Path) -> dict[str, bytes]:
+    """Every candidate's weights."""
+    return {path.parent.name: path.read_bytes() for path in sorted(run.glob(f"candidates/*/{WEIGHTS}"))}
+
+
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "start-up": lambda run: phase_of(run) == "start-up",
+    "train, before its first checkpoint": lambda run: phase_of(run) == "train",
+    "train, after its first checkpoint": lambda run: any(run.glob(f"candidates/*/{CHECKPOINT}")),
+    "evaluate": lambda run: phase_of(run) == "evaluate",
+    "report": lambda run: phase_of(run) == "report",
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS.keys())
+def test_killed_and_resumed(
+    door: Door,
+    start: Callable[..., Alive],
+    shapes: Path,
+    short: Path,
+    tmp_path: Path,
+    moment: Callable[[Path], bool],
+    request: pytest.FixtureRequest,
+) -> None:
+    run = tmp_path / "run"
+    with start("run", shapes, "--plan", short, "--time", f"{BUDGET_S}s", "--out", run) as alive:
+        alive.when(lambda: moment(run), why=request.node.name)
+        killed_s = alive.kill()
+        alive.nothing_left()
+    assert not (run / "ensemble.json").exists() or phase_of(run) == "report"
+    resumed(door, run, killed_s)
+    if "after" in request.node.name:
+        predicts(door, run, shapes, tmp_path / "x.csv")
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """Few but large pictures, so that packing takes seconds."""
+    import random
+
+    for kind in CLASSES:
+        folder = tmp_path / "large" / kind
+        folder.mkdir(parents=True)
+        draw(kind, random.Random(1), 1000).save(folder / "0.png", compress_level=1)
+        for number in range(1, 20):
+            os.link(folder / "0.png", folder / f"{number}.png")
+    return tmp_path / "large"
+
+
+def test_killed_while_packing_and_again_while_profiling(
+    ground: Path, start: Callable[..., Alive], large: Path, tmp_path: Path
+) -> None:
+    door = Door(tmp_path / "cache", tmp_path)
+    shutil.copytree(ground / "cache", tmp_path / "cache", ignore=shutil.ignore_patterns("packs", "profiles"))
+    run = tmp_path / "run"
+    words = ("run", large, *TINY, *SIZES, *ONE, "--time", f"{PROFILED_S}s", "--out", run)
+    packs = tmp_path / "cache" / "packs"
+    with start(*words, through=door) as alive:
+        alive.when(lambda: phase_of(run) == "data" and any(packs.glob("*@*/images.u8")), why="packing")
+        killed_s = alive.kill()
+        alive.nothing_left()
+    assert list(packs.glob("*@*")), "an unfinished pack is left, under a name that nobody takes for a pack"
+    assert len(list(packs.iterdir())) == 1
+
+    with start("resume", run, through=door) as alive:
+        alive.when(lambda: phase_of(run) == "profile", why="profiling")
+        killed_s += alive.kill()
+        alive.nothing_left()
+    assert not list(packs.glob("*@*")), "the next process cleans up"
+
+    ended = door.fine("resume", run)
+    paper = receipt(run)
+    assert paper["starts"] == 3
+    assert paper["balanced"]
+    assert all(limit["kept"] for limit in paper["limits"]), paper["limits"]
+    spent_s = next(limit["spent"] for limit in paper["limits"] if limit["name"] == "time")
+    assert killed_s + ended.wall_s - 1.0 <= spent_s <= PROFILED_S
+    assert delivered(run)["validation"] is not None
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(ground: Path, door: Door, shapes: Path, pair: Path) -> Iterator[Path]:
+    """The pair's plan, carried out without interruption."""
+    run = ground / "uninterrupted"
+    door.fine("run", shapes, "--plan", pair, "--time", f"{BUDGET_S}s", "--out", run)
+    assert all("complete" in row["reason"] for row in report(run)["candidates"])
+    yield run
+
+
+def _validating(run: Path) -> bool:
+    """The first turn has chosen a model by validation, after its checkpoint: it is in its last epochs."""
+    return any(
+        (folder / WEIGHTS).is_file()
+        and (folder / CHECKPOINT).is_file()
+        and (folder / WEIGHTS).stat().st_mtime_ns > (folder / CHECKPOINT).stat().st_mtime_ns
+        for folder in run.glob("candidates/*")
+    )
+
+
+def _second_turn(run: Path) -> bool:
+    """The first turn has ended, the second has its checkpoint."""
+    turns = sum(kind == "turn" for kind, _ in events(run))
+    return turns == 1 and any(run.glob(f"candidates/*/{CHECKPOINT}"))
+
+
+@pytest.mark.parametrize("moment", [_validating, _second_turn])
+def test_a_frozen_plan_killed_and_resumed_gives_the_same_bytes(
+    door: Door,
+    start: Callable[..., Alive],
+    shapes: Path,
+    pair: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+    moment: Callable[[Path], bool],
+) -> None:
+    run = tmp_path / "run"
+    with start("run", shapes, "--plan", pair, "--time", f"{BUDGET_S}s", "--out", run) as alive:
+        alive.when(lambda: moment(run), why=moment.__name__)
+        killed_s = alive.kill()
+        alive.nothing_left()
+    resumed(door, run, killed_s)
+    theirs, ours = report(uninterrupted), report(run)
+    assert ours["winner"] == theirs["winner"]
+    for mine, other in zip(ours["candidates"], theirs["candidates"], strict=True):
+        for fact in ("name", "steps", "epochs", "validation", "validations", "reason"):
+            assert mine[fact] == other[fact], (mine["name"], fact)
+    assert model_bytes(run) == model_bytes(uninterrupted)
+    assert ours["methods"] == theirs["methods"]

@@ -1,0 +1,91 @@
+"""Requests: words at the door, plain numbers inside, JSON there and back."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fitwithin.candidate import TABLE_2
+from fitwithin.ensemble import View
+from fitwithin.errors import UsageError
+from fitwithin.request import SIZES, from_dict, parse
+
+
+def test_the_command_line_of_the_first_page() -> None:
+    asked = parse("photos", memory="6GiB", time="3h")
+    assert asked.budget.memory_bytes == 6 * 2**30
+    assert asked.budget.limit_s == 10800
+    assert asked.models == TABLE_2
+    assert asked.precisions == ("amp", "fp32")
+    assert asked.sizes == asked.view_sizes == SIZES
+    assert asked.views == (
+        View(px=160, flip=False),
+        View(px=160, flip=True),
+        View(px=224, flip=False),
+        View(px=224, flip=True),
+    )
+
+
+sizes = st.lists(st.integers(8, 1024), min_size=1, max_size=4)
+
+
+@given(
+    memory=st.one_of(st.integers(1, 2**45), st.sampled_from(["6GiB", "512MB"])),
+    time=st.one_of(st.none(), st.integers(1, 10**6), st.sampled_from(["3h", "90s"])),
+    gpu_time=st.one_of(st.floats(0.01, 1e6), st.just("9h")),
+    inference=st.one_of(st.none(), st.sampled_from(["2ms", "0.5ms", "1s"])),
+    models=st.one_of(st.none(), st.just("resnet*, vgg11"), st.just(["resnet18"])),
+    precision=st.one_of(st.none(), st.just("amp"), st.just(["fp32", "amp"])),
+    sizes=st.one_of(st.none(), sizes),
+    test_sizes=st.one_of(st.none(), sizes),
+    scope=st.sampled_from(["total", "candidate"]),
+    accounting=st.sampled_from(["process", "allocator"]),
+    recipe=st.sampled_from(["paper", "upright"]),
+    seed=st.integers(0, 2**31 - 1),
+    strict=st.booleans(),
+)
+def test_a_request_survives_json(**words: Any) -> None:
+    asked = parse("photos", **words)
+    assert from_dict(json.loads(json.dumps(asked.to_dict(), allow_nan=False))) == asked
+    largest = max(*asked.sizes, *asked.view_sizes)
+    # Stored large enough that the centre crop of the largest view needs no enlarging.
+    assert asked.pack_side * round(asked.recipe.crop * 100) / 100 >= largest
+    assert list(asked.view_sizes) == sorted(set(asked.view_sizes))
+    assert any(view.flip for view in asked.views) == asked.recipe.flips
+
+
+def test_evaluation_takes_the_training_sizes_unless_told() -> None:
+    assert parse("x", memory=1, time=1, sizes="96").view_sizes == (96,)
+    assert parse("x", memory=1, time=1, sizes="96", test_sizes="128,96,128").view_sizes == (96, 128)
+
+
+def test_inference_is_asked_for_in_time_and_kept_in_milliseconds() -> None:
+    assert parse("x", memory=1, time=1, inference="2ms").budget.inference_ms == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ({"memory": "six"}, "'six' is not a memory size"),
+        ({"memory": None}, "a run needs a memory cap: give --memory 6GiB"),
+        ({"time": "soon"}, "'soon' is not a duration"),
+        ({"time": None}, "a run needs a time budget"),
+        ({"gpu_time": "0s"}, "leaves no time"),
+        ({"inference": "fast"}, "'fast' is not a duration"),
+        ({"models": " , "}, "no model was given; write timm names or patterns"),
+        ({"models": []}, "no model was given"),
+        ({"precision": "bf16"}, "'bf16' is not a precision"),
+        ({"sizes": "big"}, "'big' is not an image size"),
+        ({"test_sizes": "4096"}, "'4096' is not an image size"),
+        ({"scope": "run"}, "'run' is no scope"),
+        ({"accounting": "mine"}, "'mine' is no memory accounting"),
+        ({"recipe": "cake"}, "there is no recipe 'cake'"),
+        ({"seed": -1}, "--seed -1 is out of range; choose a whole number from 0 to 2147483647"),
+        ({"seed": 2**31}, "is out of range"),
+    ],
+)
+def test_every_wrong_word_is_named(words: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        parse("photos", **{"memory": "6GiB", "time": "3h", **words})

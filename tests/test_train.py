@@ -1,0 +1,251 @@
+"""advance: a turn in this process, and killed and carried on in others, to the same bytes."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fitwithin import data, pack, recipe, train
+from fitwithin.candidate import Candidate
+from fitwithin.device import Cpu
+from fitwithin.errors import TrainingError
+from fitwithin.jobs import CARD, CHECKPOINT, OUTCOME, SALVAGE, WEIGHTS, Progress, Setting, Trained, TrainJob
+from fitwithin.jobs import read_trained
+from fitwithin.learner import Learner
+from fitwithin.model import load
+from fitwithin.pack import Pack
+from fitwithin.planning import EXIT_S
+from fitwithin.schedule import cosine
+
+CANDIDATE = Candidate(model="test_efficientnet", train_px=32, precision="fp32")
+BATCH, STEPS, N_TRAIN, N_VAL = 8, 36, 32, 8  # 4 steps an epoch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the processes below: beside busy neighbours OpenMP's threads wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """Two classes, dark and bright, 16 images to train and 4 to validate on of each."""
+    root = tmp_path_factory.mktemp("train")
+    rng = np.random.default_rng(3)
+    for split, count in (("train", N_TRAIN // 2), ("val", N_VAL // 2)):
+        for name, low in (("dark", 0), ("bright", 120)):
+            folder = root / "data" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(low, low + 130, (36, 36, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FITWITHIN_CACHE", str(root / "cache"))
+        return pack.build(data.scan(root / "data"), 34)
+
+
+def job(images: Pack, folder: Path, **changed: Any) -> TrainJob:
+    """A turn of nine epochs with ample time."""
+    setting = Setting(
+        device="cpu",
+        memory_bytes=2**30,
+        accounting="process",
+        pack=str(images.folder),
+        classes=2,
+        recipe=recipe.load("upright"),
+        view_sizes=(32,),
+        seed=1,
+        workers=1,
+    )
+    usual = TrainJob(
+        setting=setting,
+        candidate=CANDIDATE,
+        batch=BATCH,
+        steps=STEPS,
+        folder=str(folder),
+        until_at=time.monotonic() + 120,
+        step_s=0.02,
+        validation_s=0.05,
+        save_s=0.02,
+        checkpoint_every_s=1000.0,
+    )
+    return replace(usual, **changed)
+
+
+def advance(wanted: TrainJob, images: Pack, emit: Any = None) -> Trained:
+    """Here, without a cap: a limit on this process would outlive the test."""
+    return train.advance(wanted, Cpu(), images, time.monotonic(), emit or (lambda progress: None))
+
+
+@pytest.fixture
+def rates(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The learning rate of every step taken."""
+    seen: list[float] = []
+    take = Learner.step
+
+    def step(self: Learner, x_bhwc: torch.Tensor, y_b: torch.Tensor, lr: float) -> torch.Tensor:
+        seen.append(lr)
+        return take(self, x_bhwc, y_b, lr)
+
+    monkeypatch.setattr(Learner, "step", step)
+    return seen
+
+
+def test_a_complete_turn_anneals_to_exactly_zero(images: Pack, tmp_path: Path, rates: list[float]) -> None:
+    wanted = job(images, tmp_path)
+    told: list[Progress] = []
+    outcome = advance(wanted, images, told.append)
+    peak = wanted.setting.recipe.learning_rate(BATCH)
+    assert rates == [peak * cosine(step, STEPS) for step in range(STEPS)]
+    assert (rates[0], rates[-1]) == (peak, 0.0)
+    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
+    assert (outcome.ended, outcome.steps, outcome.planned_steps, outcome.epochs) == ("complete", STEPS, STEPS, 9.0)
+    assert [found["step"] for found in outcome.validations] == [STEPS - 8, STEPS - 4, STEPS]
+    assert all(found["accuracy"]["total"] == N_VAL for found in outcome.validations)
+    assert outcome.best == max(found["accuracy"]["correct"] for found in outcome.validations) == N_VAL
+    assert outcome.curve[-1]["step"] == STEPS
+    assert outcome.curve[-1]["loss"] < math.log(2)
+    assert told[-1].total == STEPS
+    assert {path.name for path in tmp_path.iterdir()} == {WEIGHTS, CARD, CHECKPOINT, OUTCOME, SALVAGE}
+    assert read_trained(tmp_path / OUTCOME) == outcome
+
+
+def test_a_turn_that_has_ended_is_not_taken_again(images: Pack, tmp_path: Path, rates: list[float]) -> None:
+    first = advance(job(images, tmp_path, steps=6), images)
+    weights = (tmp_path / WEIGHTS).read_bytes()
+    rates.clear()
+    assert advance(job(images, tmp_path, steps=6), images) == first
+    assert rates == []
+    assert (tmp_path / WEIGHTS).read_bytes() == weights
+
+
+@pytest.mark.parametrize(("found", "kept"), [((5, 7, 6), 1), ((5, 7, 7), 2), ((8, 2, 3), 0)])
+def test_the_best_model_is_kept_the_later_on_a_tie(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: tuple[int, ...], kept: int
+) -> None:
+    answers, seen = iter(found), []
+
+    def count(learner: Learner, *_: Any, **__: Any) -> int:
+        seen.append({name: value.clone() for name, value in learner.net.state_dict().items()})
+        return next(answers)
+
+    monkeypatch.setattr(train, "count_correct", count)
+    outcome = advance(job(images, tmp_path, steps=12), images)
+    assert outcome.best == max(found)
+    saved = load(tmp_path, torch.device("cpu"))[0].state_dict()
+    assert all(torch.equal(saved[name], value) for name, value in seen[kept].items())
+    assert any(not torch.equal(saved[name], value) for name, value in seen[kept - 1].items())
+
+
+def test_a_loss_that_is_no_number_ends_the_turn_and_leaves_a_model(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, taken = Learner.step, []
+
+    def step(self: Learner, *arguments: Any) -> torch.Tensor:
+        taken.append(1)
+        return take(self, *arguments) * (math.nan if len(taken) > 4 else 1.0)
+
+    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(train, "READING_S", 0.0)
+    with pytest.raises(TrainingError, match="the loss became nan between steps 4 and 5"):
+        advance(job(images, tmp_path), images)
+    net, card = load(tmp_path, torch.device("cpu"))
+    assert card.classes == ("bright", "dark")
+    assert all(torch.isfinite(value).all() for value in net.state_dict().values() if value.is_floating_point())
+    assert read_trained(tmp_path / SALVAGE) is not None
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_near_deadline_ends_the_turn_in_time_with_a_model(
+    images: Pack, tmp_path: Path, rates: list[float], frozen: bool
+) -> None:
+    until_at = time.monotonic() + 4.0
+    outcome = advance(job(images, tmp_path, steps=100_000, until_at=until_at, frozen=frozen), images)
+    assert time.monotonic() <= until_at
+    assert 1 < outcome.steps < 100_000
+    if frozen:
+        assert outcome.ended == "cut"
+        assert min(rates) > 0.9 * rates[0], "a frozen schedule is cut, not bent"
+    else:
+        assert outcome.ended == "shortened"
+        assert rates[-1] == 0.0
+    assert load(tmp_path, torch.device("cpu"))[1].model == CANDIDATE.model
+
+
+def test_no_time_at_all_still_leaves_a_model(images: Pack, tmp_path: Path) -> None:
+    outcome = advance(job(images, tmp_path, until_at=time.monotonic() + EXIT_S), images)
+    assert outcome.ended == "cut"
+    assert outcome.best is None
+    assert (tmp_path / WEIGHTS).is_file()
+
+
+#: A turn in a process of its own that says when it has written a checkpoint, and dies at the one it is told to.
+PROGRAM = """
+import os, pickle, signal, sys, time
+import torch
+from fitwithin import train
+from fitwithin.device import Cpu
+from fitwithin.pack import open_pack
+torch.set_num_threads(1)
+job = pickle.load(sys.stdin.buffer)
+last, write, written = int(sys.argv[1]), train.write_checkpoint, []
+def note(path, learner, facts):
+    write(path, learner, facts)
+    written.append(facts["step"])
+    print(facts["step"], flush=True)
+    if len(written) == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+train.write_checkpoint = note
+from pathlib import Path
+train.advance(job, Cpu(), open_pack(Path(job.setting.pack)), time.monotonic(), lambda progress: None)
+"""
+
+
+def elsewhere(wanted: TrainJob, dies_at: int) -> tuple[int, list[int]]:
+    """Run the turn in another process, killed at its ``dies_at``-th checkpoint; its exit code and checkpoints."""
+    import pickle
+
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(dies_at)],
+        input=pickle.dumps(wanted),
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(Path(train.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode in (0, -9), done.stderr.decode()
+    return done.returncode, [int(word) for word in done.stdout.split()]
+
+
+def test_killed_twice_and_carried_on_gives_the_bytes_of_an_uninterrupted_turn(images: Pack, tmp_path: Path) -> None:
+    """The model has dropout and batch norm: generator and running statistics must be carried on too."""
+    whole = advance(job(images, tmp_path / "whole", frozen=True), images)
+    # A checkpoint after every step (none where a validation takes its place).
+    often = job(images, tmp_path / "killed", frozen=True, save_s=0.0, checkpoint_every_s=1e-9)
+    code, first = elsewhere(often, dies_at=5)
+    assert (code, first) == (-9, [1, 2, 3, 4, 5])
+    code, second = elsewhere(often, dies_at=24)  # after the first validation, at step 28
+    assert (code, second[0], second[-1]) == (-9, 6, 30)
+    assert 28 not in second
+    outcome = advance(often, images)
+    assert (outcome.steps, outcome.best, outcome.ended) == (whole.steps, whole.best, "complete")
+    assert outcome.validations == whole.validations
+    assert (tmp_path / "killed" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    assert (tmp_path / "killed" / CARD).read_bytes() == (tmp_path / "whole" / CARD).read_bytes()
+    last = [torch.load(tmp_path / name / CHECKPOINT, weights_only=True)["facts"]["step"] for name in ("whole", "killed")]
+    assert last == [1, 35]
