@@ -184,7 +184,7 @@ def check_handover(stage: Stage, report: Report) -> None:
     assert {path.name for path in stage.folder.glob("report.*")} >= {"report.json"}
 
 
-@tries(150)
+@tries(120)
 @given(stages())
 def test_a_run_keeps_its_word_on_any_machine(build: Callable[[Path], Stage]) -> None:
     with empty_folder() as folder:
@@ -257,7 +257,7 @@ def test_a_run_that_is_killed_anywhere_is_carried_on_within_its_budget(
                 assert spent_s + reserved_s <= limit_s * (1 + 1e-9)
 
 
-@tries(40)
+@tries(25)
 @given(stages())
 def test_telling_a_finished_story_again_changes_nothing(build: Callable[[Path], Stage]) -> None:
     with empty_folder() as folder:
@@ -272,7 +272,7 @@ def test_telling_a_finished_story_again_changes_nothing(build: Callable[[Path], 
         assert (again.winner, again.methods, again.views) == (report.winner, report.methods, report.views)
 
 
-@tries(40)
+@tries(20)
 @given(st.integers(0, 10**6), st.sampled_from([300.0, 900.0]), st.booleans())
 def test_on_a_steady_machine_plans_come_true(seed: int, time_s: float, several: bool) -> None:
     """No drift, no stall, no trouble: every turn completes, within its predicted interval and its allotment."""
@@ -302,7 +302,7 @@ def test_a_frozen_plan_keeps_its_steps_on_another_machine() -> None:
         assert [turn.steps for turn in trained.values()] == [turn.steps for turn in plan.turns]
 
 
-@tries(60)
+@tries(40)
 @given(laws, st.floats(8, 60))
 def test_the_least_that_a_refusal_names_would_really_do(law: Law, time_s: float) -> None:
     calm = replace(law, drifts=(), stalls=(), troubles=(), pace_noise=0.0, memory_noise=0.0)

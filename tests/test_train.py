@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import subprocess
@@ -21,8 +22,18 @@ from fitwithin import data, pack, recipe, train
 from fitwithin.candidate import Candidate
 from fitwithin.device import Cpu
 from fitwithin.errors import TrainingError
-from fitwithin.jobs import CARD, CHECKPOINT, OUTCOME, SALVAGE, WEIGHTS, Progress, Setting, Trained, TrainJob
-from fitwithin.jobs import read_trained
+from fitwithin.jobs import (
+    CARD,
+    CHECKPOINT,
+    OUTCOME,
+    SALVAGE,
+    WEIGHTS,
+    Progress,
+    Setting,
+    Trained,
+    TrainJob,
+    read_trained,
+)
 from fitwithin.learner import Learner
 from fitwithin.model import load
 from fitwithin.pack import Pack
@@ -113,7 +124,7 @@ def test_a_complete_turn_anneals_to_exactly_zero(images: Pack, tmp_path: Path, r
     peak = wanted.setting.recipe.learning_rate(BATCH)
     assert rates == [peak * cosine(step, STEPS) for step in range(STEPS)]
     assert (rates[0], rates[-1]) == (peak, 0.0)
-    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates))
     assert (outcome.ended, outcome.steps, outcome.planned_steps, outcome.epochs) == ("complete", STEPS, STEPS, 9.0)
     assert [found["step"] for found in outcome.validations] == [STEPS - 8, STEPS - 4, STEPS]
     assert all(found["accuracy"]["total"] == N_VAL for found in outcome.validations)
@@ -247,5 +258,7 @@ def test_killed_twice_and_carried_on_gives_the_bytes_of_an_uninterrupted_turn(im
     assert outcome.validations == whole.validations
     assert (tmp_path / "killed" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
     assert (tmp_path / "killed" / CARD).read_bytes() == (tmp_path / "whole" / CARD).read_bytes()
-    last = [torch.load(tmp_path / name / CHECKPOINT, weights_only=True)["facts"]["step"] for name in ("whole", "killed")]
+    last = [
+        torch.load(tmp_path / name / CHECKPOINT, weights_only=True)["facts"]["step"] for name in ("whole", "killed")
+    ]
     assert last == [1, 35]

@@ -70,11 +70,11 @@ def pick(trained: Mapping[str, Trained]) -> tuple[str, str]:
     validated = {name: turn.best for name, turn in trained.items() if turn.best is not None}
     if not validated:
         name = max(trained, key=lambda candidate: trained[candidate].epochs)
-        return name, "no candidate reached a validation; this one trained the longest"
+        return name, "No candidate reached a validation; this one trained the longest."
     name = max(validated, key=lambda candidate: validated[candidate])
     if len(validated) == 1:
-        return name, "the only candidate that reached a validation"
-    return name, f"the best of {len(validated)} candidates on validation data"
+        return name, "It is the only candidate that reached a validation."
+    return name, f"It is the best of {len(validated)} candidates on validation data."
 
 
 def twin(winner: Candidate, others: Sequence[Candidate]) -> Candidate | None:

@@ -89,7 +89,7 @@ def parse_sizes(text: str) -> list[int]:
     """The sizes in pixels in ``160,224``, ascending; UsageError unless each is a whole number from 8 to 1024."""
     sizes = []
     for word in (word.strip() for word in text.split(",") if word.strip()):
-        if not word.isdigit() or not 8 <= int(word) <= 1024:
+        if not (word.isdecimal() and len(word) <= 4 and 8 <= int(word) <= 1024):
             raise UsageError(f"{word!r} is not an image size; write pixels from 8 to 1024, as in 160,224")
         sizes.append(int(word))
     if not sizes:

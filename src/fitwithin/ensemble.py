@@ -99,9 +99,9 @@ def _without_harm(logits: Mapping[View, Floats], labels_N: npt.NDArray[np.int64]
         for view in chosen:
             fewer = _hits(logits, [other for other in chosen if other != view], labels_N)
             gain, changed = int(fewer.sum()) - int(hits.sum()), int((fewer != hits).sum())
-            trials.append((gain, changed, view))
-        gain, changed, view = max(trials)
-        if gain <= np.sqrt(changed):
+            trials.append((gain - float(np.sqrt(changed)), gain, view))
+        beyond, gain, view = max(trials)
+        if beyond <= 0:
             break
         chosen.remove(view)
         reasons[view] = f"left out: without it {gain} of {len(labels_N)} more validation images are right"

@@ -116,7 +116,7 @@ def close(run: Run, plan: Plan, members: Sequence[Member], winner: Candidate, wh
         )
 
     run.reporter.begin("writing the report")
-    with run.accountant.entry("report", reserved_s=CLOSING_S) as opened:
+    with run.accountant.entry("report", reserved_s=run.promise_s(CLOSING_S, gpu=False)) as opened:
         begun_at = run.engine.now()
         write_report(gathered(False), run.folder)
         opened.charge_ahead(run.engine.now() - begun_at)

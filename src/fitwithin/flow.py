@@ -84,7 +84,7 @@ def profile(run: Run) -> list[Profile | Rejection]:
             found = Rejection(candidate=candidate, reason=profiling.OUT_OF_TIME)
         if found is None:
             # Measuring for a refusal may go on past a very short budget; the books promise no more than there is.
-            promised_s = left_s if budget.scope == "candidate" else min(left_s, run.accountant.remaining().usable_s)
+            promised_s = run.promise_s(left_s, gpu=True)
             with run.accountant.entry("profile", candidate.name, gpu=True, reserved_s=promised_s) as opened:
                 found = profiling.measure(
                     candidate,

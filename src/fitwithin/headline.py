@@ -56,12 +56,11 @@ def caution(report: Report) -> str:
     if report.winner is None:
         return ""
     rivals = sum(row.validation is not None for row in report.candidates)
-    best = f"the best of {rivals} on validation data, so its validation figure is optimistic"
     tested = any(method.test for method in report.methods)
     test = (
         "the test split was read once, after every choice" if tested else "there is no labelled test split to check it"
     )
-    return f"The winner was chosen as {best}; {test}." if rivals > 1 else f"{test[0].upper()}{test[1:]}."
+    return f"Chosen so, its validation figure is optimistic; {test}." if rivals > 1 else f"{titled(test)}."
 
 
 def tiles(report: Report) -> Iterator[Tile]:

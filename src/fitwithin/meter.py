@@ -29,6 +29,7 @@ class Sampler:
             self.read()
 
     def read(self) -> int:
+        """The gauge now; it counts towards the peak."""
         value = self._gauge()
         self.peak = max(self.peak, value)
         return value

@@ -86,6 +86,13 @@ class Run:
         counts = {split: len(self.images.indices(split)) for split in ("train", "val", "test")}
         return DataFacts(**counts, classes=len(self.images.classes))
 
+    def promise_s(self, seconds: float, *, gpu: bool) -> float:
+        """What the books may reserve for what should take ``seconds``: no more than the whole run has left."""
+        if self.request.budget.scope == "candidate":
+            return seconds
+        left = self.accountant.remaining()
+        return min(seconds, left.usable_s if gpu else left.time_s)
+
     def progress(self, progress: Progress) -> None:
         """Hand a worker's sign of life on."""
         self.reporter.advance(progress.step, progress.total or None, progress.text)

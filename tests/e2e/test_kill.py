@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ from fitwithin.jobs import CHECKPOINT, WEIGHTS
 BUDGET_S = 90
 
 #: Of the run that is profiled anew and started three times.
-PROFILED_S = 48
+PROFILED_S = 44
 
 ONE = ("--models", "test_byobnet")
 
@@ -129,8 +130,6 @@ def test_killed_and_resumed(
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
     """Few but large pictures, so that packing takes seconds."""
-    import random
-
     for kind in CLASSES:
         folder = tmp_path / "large" / kind
         folder.mkdir(parents=True)
@@ -172,12 +171,12 @@ def test_killed_while_packing_and_again_while_profiling(
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(ground: Path, door: Door, shapes: Path, pair: Path) -> Iterator[Path]:
+def uninterrupted(ground: Path, door: Door, shapes: Path, pair: Path) -> Path:
     """The pair's plan, carried out without interruption."""
     run = ground / "uninterrupted"
     door.fine("run", shapes, "--plan", pair, "--time", f"{BUDGET_S}s", "--out", run)
     assert all("complete" in row["reason"] for row in report(run)["candidates"])
-    yield run
+    return run
 
 
 def _validating(run: Path) -> bool:

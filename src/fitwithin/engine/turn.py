@@ -89,6 +89,7 @@ class Turn:
         return self.finish()
 
     def spend(self, seconds: float) -> None:
+        """Work for so many seconds at rest, no further than the engine allows."""
         self.engine.spend(seconds, self.until_at)
 
     def stride(self) -> int:
@@ -98,16 +99,19 @@ class Turn:
         return max(1, min(to_mark, (total - step) // STRIDES))
 
     def marks(self) -> list[int]:
+        """The steps after which validation is due, as the end stands now."""
         total, last = self.schedule.total, self.job.setting.recipe.last_epochs
         return [step for k in range(last) if 0 < (step := total - round(k * self.steps_per_epoch)) <= total]
 
     def overhead_s(self) -> float:
+        """What must still happen beside steps."""
         ahead = sum(mark > self.schedule.step for mark in set(self.marks()))
         left_s = max(0.0, self.schedule.training_ends_at - self.engine.now())
         saves = int(left_s / self.job.checkpoint_every_s)
         return ahead * 1.2 * (self.validation_s + self.job.save_s) + self.job.save_s * saves
 
     def elapsed_s(self) -> float:
+        """Seconds of this turn, those of earlier processes included."""
         return self.earlier_s + self.engine.now() - self.began_at
 
     def read(self, on_progress: Callable[[Progress], None]) -> None:
@@ -123,10 +127,12 @@ class Turn:
         on_progress(Progress(step=step, total=self.schedule.total, text=f"epoch {epoch:.1f}", facts=facts))
 
     def skill(self) -> float:
+        """How good the model is now, by the law."""
         epochs = self.schedule.step / self.steps_per_epoch
         return self.law.accuracy(self.job.candidate, epochs, self.factor, self.job.setting.classes)
 
     def validate(self) -> None:
+        """Validate if that still fits; keep the model if it is the best so far."""
         begun_at = self.engine.now()
         if begun_at + self.validation_s > self.job.until_at - EXIT_S:
             return
@@ -142,6 +148,7 @@ class Turn:
             self.save_model()
 
     def save_model(self) -> None:
+        """Leave tokens where a model and its card would be."""
         self.spend(self.law.save_s)
         candidate = asdict(self.job.candidate)
         card = {
@@ -154,6 +161,7 @@ class Turn:
         _write(self.folder / WEIGHTS, _token(self.skill()))
 
     def checkpoint(self) -> None:
+        """Write everything needed to go on."""
         if self.best is None:
             self.save_model()
         self.spend(self.law.save_s)
@@ -168,6 +176,7 @@ class Turn:
         self.saved_at, self.saved_step = self.engine.now(), self.schedule.step
 
     def go_on(self) -> None:
+        """Take up what an interrupted process left."""
         if not (self.folder / CHECKPOINT).is_file():
             return
         facts: Mapping[str, Any] = json.loads((self.folder / CHECKPOINT).read_text(encoding="utf-8"))
@@ -176,6 +185,7 @@ class Turn:
         self.earlier_s, self.factor = facts["earlier_s"], facts["factor"]
 
     def outcome(self, ended: str) -> Trained:
+        """How the turn stands."""
         return Trained(
             steps=self.schedule.step,
             planned_steps=self.job.steps,
@@ -189,6 +199,7 @@ class Turn:
         )
 
     def finish(self) -> Trained:
+        """Leave the model and the outcome."""
         if self.best is None:
             self.save_model()
         whole = "complete" if self.schedule.step == self.job.steps else "shortened"
@@ -210,4 +221,5 @@ def _token(skill: float) -> bytes:
 
 
 def read_skill(folder: Path) -> float:
+    """How good the model in ``folder`` was when its token was written."""
     return float(json.loads((folder / WEIGHTS).read_bytes()[8:])["__metadata__"]["skill"])

@@ -1,0 +1,320 @@
+"""One suite for every engine: the simulated one by a law, the local one on this machine's CPU (marked slow)."""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fitwithin import data, pack
+from fitwithin import recipe as recipes
+from fitwithin.assemble import read_logits
+from fitwithin.candidate import Candidate
+from fitwithin.engine import Engine
+from fitwithin.engine.local import Local
+from fitwithin.engine.simulated import Law, Simulated, Trouble
+from fitwithin.ensemble import views_of
+from fitwithin.jobs import (
+    CARD,
+    OUTCOME,
+    WEIGHTS,
+    Evaluated,
+    EvaluateJob,
+    Failure,
+    ProbeJob,
+    Progress,
+    Setting,
+    Trained,
+    TrainJob,
+)
+from fitwithin.profile import Probe
+from simulation import CountedImages
+
+MIB = 2**20
+CANDIDATE = Candidate(model="test_resnet", train_px=32, precision="fp32")
+COUNTS = (60, 18, 18)  # train, val, test
+
+
+@dataclass
+class Bench:
+    """An engine, the setting its jobs share, and caps: one that is ample for a batch of 4, one that is not."""
+
+    engine: Any
+    setting: Setting
+    too_little_bytes: int
+
+    def probe(self, batch: int = 4, *, timed: bool = False, until_s: float = 60.0, **changes: Any) -> Any:
+        job = ProbeJob(setting=replace(self.setting, **changes), candidate=CANDIDATE, batch=batch, timed=timed)
+        return self.engine.do(job, until_at=self.engine.now() + until_s, on_progress=lambda progress: None)
+
+    def train_job(self, folder: Path, steps: int) -> TrainJob:
+        return TrainJob(
+            setting=self.setting,
+            candidate=CANDIDATE,
+            batch=4,
+            steps=steps,
+            folder=str(folder),
+            until_at=self.engine.now() + 60.0,
+            step_s=0.02,
+            validation_s=0.2,
+            save_s=0.05,
+            checkpoint_every_s=30.0,
+        )
+
+    def train(self, folder: Path, steps: int, *, until_s: float = 60.0, told: list[Progress] | None = None) -> Any:
+        """What comes of a turn that believes it has a minute."""
+        seen = told if told is not None else []
+        until_at = self.engine.now() + until_s
+        return self.engine.do(self.train_job(folder, steps), until_at=until_at, on_progress=seen.append)
+
+
+def setting(device: str, folder: Path) -> Setting:
+    return Setting(
+        device=device,
+        memory_bytes=900 * MIB,
+        accounting="process",
+        pack=str(folder),
+        classes=3,
+        recipe=recipes.load("paper"),
+        view_sizes=(32, 48),
+        seed=0,
+        workers=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """Ninety-six images of coloured noise, packed; a server that has imported torch and timm."""
+    root = tmp_path_factory.mktemp("engine")
+    rng = np.random.default_rng(0)
+    for split, count in zip(("train", "val", "test"), COUNTS, strict=True):
+        for i in range(count):
+            pixels = rng.integers(0, 128, (40, 40, 3), dtype=np.uint8)
+            pixels[..., i % 3] += 127
+            folder = root / "data" / split / "rgb"[i % 3]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FITWITHIN_CACHE", str(root / "cache"))
+        patch.setenv("OMP_NUM_THREADS", "1")  # beside another busy process two threads are far slower than one
+        packed = pack.build(data.scan(root / "data"), 52)
+        with Local("cpu", root / "worker.log") as engine:
+            engine.prepare()
+            yield Bench(engine, setting("cpu", packed.folder), too_little_bytes=2 * MIB)
+
+
+@pytest.fixture(params=["simulated", pytest.param("local", marks=pytest.mark.slow)])
+def bench(request: pytest.FixtureRequest) -> Bench:
+    if request.param == "local":
+        return request.getfixturevalue("local")
+    law = Law(startup_s=0.5, warmup_s=0.2, image_s=1e-2, fixed_bytes=100 * MIB)
+    engine = Simulated(law, CountedImages(counts=COUNTS, k=3))
+    return Bench(engine, setting("cpu", Path("/nowhere")), too_little_bytes=101 * MIB)
+
+
+def test_it_describes_what_decides_speed_and_memory(bench: Bench) -> None:
+    facts = bench.engine.describe()
+    assert {"device", "name"} <= set(facts)
+    assert facts == bench.engine.describe()
+
+
+def test_its_clock_does_not_go_backwards(bench: Bench) -> None:
+    assert bench.engine.now() <= bench.engine.now()
+
+
+def test_a_small_batch_passes_and_is_timed(bench: Bench) -> None:
+    begun_at = bench.engine.now()
+    found = bench.probe(timed=True)
+    took_s = bench.engine.now() - begun_at
+    assert isinstance(found, Probe), found
+    assert found.passed, found.reason
+    assert found.parameters > 0
+    assert 0 < found.peak_bytes <= bench.setting.memory_bytes
+    assert 0 < found.wall_s <= took_s
+    timing = found.timing
+    assert timing is not None
+    assert 0 < timing.step_low_s <= timing.step_s <= timing.step_high_s
+    assert set(timing.eval_image_s) == {32, 48}
+    assert 0 < timing.startup_s <= took_s
+    assert all(value >= 0 for value in (timing.warmup_s, timing.eval_first_s, timing.save_s, timing.dummy_step_s))
+
+
+def test_a_cap_that_is_too_small_fails_without_harm(bench: Bench) -> None:
+    found = bench.probe(batch=64, memory_bytes=bench.too_little_bytes)
+    if isinstance(found, Probe):
+        assert not found.passed
+        assert found.peak_bytes is None
+        assert not found.fatal
+    else:
+        assert found.kind in ("memory", "died")
+    assert found.reason
+    again = bench.probe()
+    assert isinstance(again, Probe), again
+    assert again.passed, again.reason
+
+
+def test_training_leaves_a_model_and_tells_how_it_goes(bench: Bench, tmp_path: Path) -> None:
+    told: list[Progress] = []
+    steps = 60  # four epochs of 15 steps
+    done = bench.train(tmp_path, steps, told=told)
+    assert isinstance(done, Trained), done
+    assert (done.ended, done.steps) == ("complete", steps)
+    assert done.epochs == steps * 4 / COUNTS[0]
+    assert [v["step"] for v in done.validations] == [30, 45, 60]
+    assert done.best == max(v["accuracy"]["correct"] for v in done.validations)
+    assert done.curve[-1]["lr"] == 0.0
+    assert done.curve[-1]["step"] == steps
+    assert 0 < done.peak_bytes <= bench.setting.memory_bytes
+    assert told
+    assert all(0 < progress.step <= progress.total == steps for progress in told)
+    assert {WEIGHTS, CARD, OUTCOME} <= {path.name for path in tmp_path.iterdir()}
+    length = struct.unpack("<Q", (tmp_path / WEIGHTS).read_bytes()[:8])[0]
+    assert 0 < length < (tmp_path / WEIGHTS).stat().st_size  # a safetensors header
+
+    begun_at = bench.engine.now()
+    assert bench.train(tmp_path, steps) == done, "a finished turn is told again, not trained again"
+    assert bench.engine.now() - begun_at < 10
+
+    views = tuple(views_of((32, 48), flips=True))
+    job = EvaluateJob(
+        setting=bench.setting,
+        candidate=CANDIDATE,
+        batch=4,
+        folder=str(tmp_path),
+        views=views,
+        splits=("val", "test"),
+        until_at=bench.engine.now() + 60,
+    )
+    evaluated = bench.engine.do(job, until_at=job.until_at + 1, on_progress=told.append)
+    assert isinstance(evaluated, Evaluated), evaluated
+    assert set(evaluated.done) == {(split, view.name) for split in ("val", "test") for view in views}
+    assert [split for split, _ in evaluated.done] == ["val"] * 4 + ["test"] * 4, "validation first, test once"
+    assert set(evaluated.ms_per_image) == {view.name for view in views}
+    assert all(0 < ms < 1e4 for ms in evaluated.ms_per_image.values())
+    for split, count in (("val", COUNTS[1]), ("test", COUNTS[2])):
+        for view in views:
+            logits = read_logits(tmp_path, split, view)
+            assert logits.shape == (count, 3)
+            assert np.isfinite(logits).all()
+    plain = read_logits(tmp_path, "val", views[0])
+    right = int((plain.argmax(axis=1) == _labels(bench)).sum())
+    assert right == done.best, "the plain view at the training size is what validation saw"
+
+
+def _labels(bench: Bench) -> Any:
+    images = bench.engine.images if isinstance(bench.engine, Simulated) else pack.open_pack(Path(bench.setting.pack))
+    return images.labels[images.indices("val")]
+
+
+def test_a_job_beyond_its_end_is_a_deadline_and_returns_in_time(bench: Bench, tmp_path: Path) -> None:
+    """The worker believes it has a minute; the engine ends it after two seconds."""
+    begun_at = bench.engine.now()
+    ended = bench.train(tmp_path, 10**6, until_s=2.0)
+    took_s = bench.engine.now() - begun_at
+    assert isinstance(ended, Failure), ended
+    assert ended.kind == "deadline"
+    assert 2.0 <= took_s < 2.6
+
+
+def test_a_turn_that_knows_its_end_leaves_in_time(bench: Bench, tmp_path: Path) -> None:
+    now = bench.engine.now()
+    job = replace(bench.train_job(tmp_path, 10**6), until_at=now + 7.0)
+    done = bench.engine.do(job, until_at=now + 9.0, on_progress=lambda progress: None)
+    assert isinstance(done, Trained), done
+    assert bench.engine.now() <= now + 8.0
+    assert done.ended == "shortened"
+    assert done.curve[-1]["lr"] == 0.0
+    assert (tmp_path / WEIGHTS).is_file()
+
+
+def test_an_end_in_the_past_is_a_deadline(bench: Bench, tmp_path: Path) -> None:
+    ended = bench.train(tmp_path, 10, until_s=-1.0)
+    assert isinstance(ended, Failure)
+    assert ended.kind == "deadline"
+
+
+# --- each by itself --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_closing_ends_every_process(local: Bench) -> None:
+    engine = Local("cpu")
+    server = engine._server
+    engine.prepare()
+    begun_at = time.monotonic()
+    engine.close()
+    assert time.monotonic() - begun_at < 5
+    assert server.returncode is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(server.pid, 0)
+    engine.close()  # twice does no harm
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_died(local: Bench, tmp_path: Path) -> None:
+    """From its first word on it is killed; the server lives on."""
+
+    def kill(progress: Progress) -> None:
+        children = Path(f"/proc/{local.engine._server.pid}/task/{local.engine._server.pid}/children").read_text()
+        for pid in children.split():
+            os.kill(int(pid), 9)
+
+    job = local.train_job(tmp_path, 10**6)
+    ended = local.engine.do(job, until_at=job.until_at, on_progress=kill)
+    assert isinstance(ended, Failure)
+    assert ended.kind == "died"
+    assert "SIGKILL" in ended.reason
+
+
+def simulated(**law: Any) -> Bench:
+    engine = Simulated(Law(**law), CountedImages(counts=COUNTS, k=3))
+    return Bench(engine, setting("cpu", Path("/nowhere")), too_little_bytes=0)
+
+
+@pytest.mark.parametrize(("kind", "told"), [("died", "died"), ("memory", "memory"), ("hang", "deadline")])
+def test_troubles_come_when_the_law_says(tmp_path: Path, kind: str, told: str) -> None:
+    bench = simulated(troubles=(Trouble(at_s=3.0, kind=kind),))
+    ended = bench.train(tmp_path, 10**4)
+    assert isinstance(ended, Failure)
+    assert ended.kind == told
+    assert bench.engine.now() == (60.0 if kind == "hang" else 3.0)
+    again = bench.train(tmp_path, 100)
+    assert isinstance(again, Trained), "a trouble comes once"
+
+
+def test_drifts_and_stalls_take_their_time(tmp_path: Path) -> None:
+    def took_s(name: str, **law: Any) -> float:
+        bench = simulated(**law)
+        bench.train(tmp_path / name, 200, until_s=1000.0)
+        return float(bench.engine.now())
+
+    calm = took_s("calm")
+    assert took_s("slow", drifts=((0.0, 2.0),)) == pytest.approx(2 * calm)
+    assert took_s("late", drifts=((calm / 2, 2.0),)) == pytest.approx(1.5 * calm, rel=0.1)
+    assert took_s("stall", stalls=((1.5, 7.0),)) == pytest.approx(calm + 7.0)
+
+
+def test_the_same_seed_is_the_same_machine(tmp_path: Path) -> None:
+    def story(name: str, seed: int) -> tuple[Any, float]:
+        bench = simulated(seed=seed, pace_noise=0.2, memory_noise=0.01)
+        outcome = bench.train(tmp_path / name, 300)
+        return outcome, bench.engine.now()
+
+    assert story("a", 1) == story("b", 1)
+    assert story("c", 2)[1] != story("a2", 1)[1]
+    assert math.isfinite(story("d", 3)[1])
+
+
+def test_engines_are_engines() -> None:
+    engine: Engine = Simulated(Law(), CountedImages())
+    engine.prepare()
+    engine.close()

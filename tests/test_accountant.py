@@ -1,0 +1,115 @@
+"""The accountant leaves no gap: charges add up to the clock, also over a crash."""
+
+import threading
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fitwithin import ledger
+from fitwithin.accountant import Accountant
+from fitwithin.budget import Budget
+from fitwithin.engine.simulated import SimulatedClock
+from fitwithin.store import MemoryStore
+
+BUDGET = Budget(memory_bytes=1, time_s=1000.0, gpu_time_s=500.0)
+
+
+def book(store: MemoryStore, clock: SimulatedClock, *, beating: bool = False) -> Accountant:
+    return Accountant(store, BUDGET, clock.now, started_at=clock.now(), beating=beating)
+
+
+spans = st.lists(st.tuples(st.floats(0, 60), st.floats(0, 60), st.booleans()), max_size=8)
+
+
+@given(st.floats(0, 1e6), spans)
+def test_charges_add_up_to_the_clock(started_at: float, spans: list[tuple[float, float, bool]]) -> None:
+    """What passes between two entries belongs to the second: there are no gaps."""
+    store, clock = MemoryStore(), SimulatedClock(started_at)
+    accountant = book(store, clock)
+    for between_s, inside_s, gpu in spans:
+        clock.sleep(between_s)
+        with accountant.entry("train", "a", gpu=gpu, reserved_s=inside_s):
+            clock.sleep(inside_s)
+    books = accountant.books()
+    assert books.balanced
+    assert books.spent_s() == pytest.approx(clock.now() - started_at, abs=1e-6)
+    clock.sleep(5.0)
+    left = accountant.remaining()
+    assert left.time_s == pytest.approx(1000.0 - (clock.now() - started_at), abs=1e-6)
+    assert left.gpu_time_s == pytest.approx(500.0 - books.spent_s(gpu=True))
+
+
+def test_an_entry_that_fails_is_settled_too() -> None:
+    store, clock = MemoryStore(), SimulatedClock()
+    accountant = book(store, clock)
+
+    def interrupted() -> None:
+        with accountant.entry("train", reserved_s=10.0) as opened:
+            opened.peak(70)
+            opened.peak(None)
+            opened.peak(50)
+            clock.sleep(3.0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    (entry,) = accountant.books().entries
+    assert (entry.charged_s, entry.peak_bytes, entry.open) == (3.0, 70, False)
+
+
+@given(st.floats(0, 100), st.floats(0, 10))
+def test_what_a_killed_process_left_open_is_charged(elapsed_s: float, later_s: float) -> None:
+    store, clock = MemoryStore(), SimulatedClock()
+    first = book(store, clock)
+    with first.entry("start-up"):
+        clock.sleep(1.0)
+    store.append(ledger.OPEN, {"number": 2, "phase": "train", "key": "a", "gpu": True, "reserved_s": 99.0})
+    store.append(ledger.BEAT, {"number": 2, "elapsed_s": elapsed_s, "peak_bytes": 5})
+    clock.sleep(elapsed_s)
+    second = book(store, clock)
+    abandoned = second.books().entries[1]
+    assert abandoned.abandoned
+    assert abandoned.charged_s == elapsed_s + ledger.GRACE_S
+    assert abandoned.peak_bytes == 5
+    with second.entry("train", "a", gpu=True):
+        clock.sleep(later_s)
+    assert [entry.number for entry in second.books().entries] == [1, 2, 3]
+    assert second.books().spent_s() == pytest.approx(1.0 + elapsed_s + ledger.GRACE_S + later_s)
+    assert len(book(store, clock).books().entries) == 3  # nothing is abandoned twice
+
+
+def test_the_last_entry_is_charged_ahead_and_leaves_no_gap() -> None:
+    store, clock = MemoryStore(), SimulatedClock()
+    accountant = book(store, clock)
+    with accountant.entry("report") as opened:
+        clock.sleep(2.0)
+        opened.charge_ahead(1.5)
+    assert accountant.books().spent_s() == 3.5
+    clock.sleep(1.5)
+    assert accountant.remaining().time_s == 1000.0 - 3.5
+
+
+def test_without_a_limit_there_is_no_end() -> None:
+    store, clock = MemoryStore(), SimulatedClock()
+    accountant = Accountant(store, Budget(memory_bytes=1, gpu_time_s=9.0), clock.now, started_at=0.0, beating=False)
+    assert accountant.remaining().time_s == float("inf")
+    assert accountant.remaining().usable_s == 9.0
+
+
+def test_a_thread_beats_while_an_entry_lasts_and_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "BEAT_S", 0.01)
+    store = MemoryStore()
+    accountant = Accountant(store, BUDGET, time.monotonic, started_at=time.monotonic())
+    with accountant.entry("train") as opened:
+        opened.peak(9)
+        time.sleep(0.2)
+        during = len(store.events(ledger.BEAT))
+    assert during >= 3
+    told = [event.body["elapsed_s"] for event in store.events(ledger.BEAT)]
+    assert told == sorted(told)
+    assert store.events()[-1].kind == ledger.SETTLE
+    assert accountant.books().balanced
+    assert accountant.books().entries[0].charged_s >= told[-1]
+    assert not [t for t in threading.enumerate() if t.name == "ledger-beat"]

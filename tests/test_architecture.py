@@ -1,0 +1,260 @@
+"""The house itself: who may import whom, how long a room may be, what starts light, and which options there are."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fitwithin
+
+ROOT = Path(fitwithin.__file__).parent
+
+#: Layers from the ground up: a module may import from its own layer and from those below, never from above.
+LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("ground", ("errors", "units", "__version__")),
+    (
+        "nouns",
+        (
+            "accountant",
+            "assemble",
+            "budget",
+            "candidate",
+            "ensemble",
+            "gather",
+            "headline",
+            "jobs",
+            "ledger",
+            "planning",
+            "profile",
+            "progress",
+            "recipe",
+            "report",
+            "request",
+            "schedule",
+            "store",
+            "story",
+        ),
+    ),
+    (
+        "verbs",
+        (
+            "catalogue",
+            "charts",
+            "data",
+            "device",
+            "evaluate",
+            "learner",
+            "lifeline",
+            "loader",
+            "meter",
+            "model",
+            "pack",
+            "page",
+            "pixels",
+            "predict",
+            "probe",
+            "train",
+        ),
+    ),
+    ("engines", ("engine", "engine.law", "engine.turn", "engine.local", "engine.server", "engine.simulated")),
+    ("phases", ("session", "profiling", "instantiate")),
+    ("story", ("flow", "finish", "result")),
+    ("doors", ("api", "demo", "doctor")),
+    ("command line", ("cli", "__main__", "")),
+)
+LAYER_OF = {module: number for number, (_, modules) in enumerate(LAYERS) for module in modules}
+
+#: Only these may import torch or timm when they are imported: they run in worker processes, or on demand.
+TORCH = {"evaluate", "learner", "loader", "model", "predict", "probe", "train"}
+
+#: Modules longer than 350 lines, each with its reason. Empty is the aim.
+LONG: dict[str, str] = {}
+
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """``engine.local``; the empty name is the package itself."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+
+
+def imports(tree: ast.AST, *, lazy: bool) -> Iterator[str]:
+    """What a module imports: our own as ``engine.local``, others by their first word; at its top level, or also inside
+    functions (``lazy``). What only the type checker sees does not count."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                own = alias.name.removeprefix("fitwithin.")
+                yield own if own != alias.name else alias.name.split(".")[0]
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if module.split(".")[0] != "fitwithin":
+                yield module.split(".")[0]
+                continue
+            base = module.removeprefix("fitwithin").lstrip(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".lstrip(".")
+                yield inner if inner in LAYER_OF else base
+        elif lazy or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from imports(node, lazy=lazy)
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def test_every_module_has_its_layer() -> None:
+    assert {name_of(path) for path in MODULES} == set(LAYER_OF) - {"__version__"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_downwards(path: Path) -> None:
+    mine = LAYER_OF[name_of(path)]
+    ours = {other for other in imports(parsed(path), lazy=True) if other in LAYER_OF and other != ""}
+    upwards = {other for other in ours if LAYER_OF[other] > mine}
+    assert not upwards, f"{name_of(path)} ({LAYERS[mine][0]}) imports {upwards} from above"
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """At the top level there is no cycle at all."""
+    graph = {
+        name_of(path): {other for other in imports(parsed(path), lazy=False) if other in LAYER_OF} for path in MODULES
+    }
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, f"a cycle: {' -> '.join((*trail, module))}"
+        if module not in done:
+            for other in graph.get(module, ()):
+                visit(other, (*trail, module))
+            done.add(module)
+
+    for module in graph:
+        if module:
+            visit(module, ())
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_torch_is_imported_by_the_verbs_that_need_it_alone(path: Path) -> None:
+    heavy = {"torch", "timm", "torchvision", "matplotlib", "sklearn"} & set(imports(parsed(path), lazy=False))
+    assert heavy <= {"torch", "timm"}
+    assert bool(heavy) == (name_of(path) in TORCH)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_nothing_but_workers_and_predictions_leads_to_torch(path: Path) -> None:
+    """Whoever is not one of those verbs imports them inside functions only."""
+    if name_of(path) not in TORCH:
+        assert not set(imports(parsed(path), lazy=False)) & TORCH
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_is_read_in_one_sitting(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= 350 or name_of(path) in LONG, f"{name_of(path)} has {lines} lines"
+
+
+def test_the_list_of_long_modules_holds_no_others() -> None:
+    for name in LONG:
+        path = ROOT / (name.replace(".", "/") + ".py")
+        assert len(path.read_text(encoding="utf-8").splitlines()) > 350, f"{name} is short enough now"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_whatever_is_public_is_explained(path: Path) -> None:
+    tree = parsed(path)
+    assert ast.get_docstring(tree), "the module"
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    for node in (node for node in tree.body if isinstance(node, kinds)):
+        private = node.name.startswith("_")
+        assert private or ast.get_docstring(node), node.name
+        if isinstance(node, ast.ClassDef) and not private:
+            for inner in (inner for inner in node.body if isinstance(inner, kinds)):
+                assert inner.name.startswith("_") or ast.get_docstring(inner), f"{node.name}.{inner.name}"
+
+
+def test_the_library_and_its_command_line_start_without_torch() -> None:
+    program = (
+        "import sys, fitwithin, fitwithin.cli, fitwithin.api, fitwithin.engine.simulated\n"
+        "print(sorted({'torch', 'timm', 'torchvision', 'matplotlib'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == "[]"
+
+
+def test_help_is_there_in_half_a_second() -> None:
+    """Best of three, over what an empty Python takes on this machine at this moment."""
+
+    def best_s(*arguments: str) -> float:
+        taken = []
+        for _ in range(3):
+            begun_at = time.monotonic()
+            subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+            taken.append(time.monotonic() - begun_at)
+        return min(taken)
+
+    bare_s = best_s("-c", "pass")
+    help_s = best_s("-m", "fitwithin", "--help")
+    assert help_s < 0.5 + bare_s, f"{help_s:.2f} s, an empty Python takes {bare_s:.2f} s"
+
+
+LIMITS = [
+    "--memory",
+    "--time",
+    "--gpu-time",
+    "--inference",
+    "--models",
+    "--precision",
+    "--sizes",
+    "--test-sizes",
+    "--scope",
+    "--recipe",
+    "--device",
+    "--memory-accounting",
+    "--seed",
+    "--strict",
+]
+
+#: The command line as it stands. An option more is a decision: is there a question of a user that it answers?
+COMMANDS: dict[str, list[str]] = {
+    "demo": ["--out", "--json"],
+    "doctor": ["--json"],
+    "evaluate": ["folder", "data", "--device", "--json"],
+    "models": ["pattern", "--json"],
+    "plan": ["data", *LIMITS, "--out", "--json"],
+    "predict": ["folder", "paths", "--output", "--device", "--json"],
+    "report": ["folder", "--json"],
+    "resume": ["folder", "--json"],
+    "run": ["data", *LIMITS, "--out", "--plan", "--json"],
+}
+
+
+def test_the_options_are_those() -> None:
+    import typer
+
+    from fitwithin.cli import app
+
+    group = typer.main.get_command(app)
+    found = {
+        name: [p.opts[0] if p.param_type_name == "option" else p.name for p in command.params]
+        for name, command in group.commands.items()
+    }
+    assert found == COMMANDS
+    assert [p.opts for p in group.params] == [["--version"]]
+
+
+def test_what_the_package_offers_is_there() -> None:
+    assert sorted(fitwithin.__all__) == fitwithin.__all__
+    for name in fitwithin.__all__:
+        assert getattr(fitwithin, name) is not None
+        assert name in dir(fitwithin)
+    with pytest.raises(AttributeError, match="has no attribute 'tarin'"):
+        _ = fitwithin.tarin

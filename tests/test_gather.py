@@ -1,0 +1,153 @@
+"""The report is a fold of the store: rows, limits and phases from events, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fitwithin import flow, gather, page
+from fitwithin.candidate import Candidate
+from fitwithin.engine.simulated import Law, Trouble
+from fitwithin.errors import BudgetError
+from fitwithin.profile import to_dict
+from fitwithin.report import Report, from_json
+from fitwithin.store import MemoryStore
+from simulation import GIB, Stage, profile, request
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of its own; no pages, whose charts take a second each (test_page.py draws them)."""
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(page, "html", lambda report: "")
+    monkeypatch.setattr(page, "markdown", lambda report: "")
+
+
+def told(tmp_path: Path, law: Law | None = None, **asked: Any) -> tuple[Stage, Report]:
+    stage = Stage(law or Law(), request(**{"time_s": 300.0, **asked}), tmp_path)
+    return stage, flow.tell(stage.run())
+
+
+def test_every_candidate_has_its_row_and_its_reason(tmp_path: Path) -> None:
+    _, report = told(tmp_path, models=("resnet18", "resnet50"), precisions=("amp", "fp32"), time_s=120.0)
+    assert len(report.candidates) == 4
+    assert all(row.reason for row in report.candidates)
+    trained = [row for row in report.candidates if row.status == "trained"]
+    assert trained
+    for row in trained:
+        assert row.reason.startswith(("complete: all", "planned"))
+        assert row.validations[-1].accuracy.total == 100
+        assert row.curve[-1].step == row.steps
+        assert row.predicted_low_s <= row.actual_s <= row.predicted_high_s
+    for row in report.candidates:
+        if row.status == "rejected":
+            assert row.batch or "no time was left to profile it" in row.reason
+            assert row.actual_s is None
+
+
+def test_the_report_on_disk_is_the_report(tmp_path: Path) -> None:
+    _, report = told(tmp_path)
+    assert from_json((tmp_path / "report.json").read_text()).to_json() == report.to_json()
+    assert json.loads((tmp_path / "receipt.json").read_text()) == json.loads(json.dumps(asdict(report.receipt)))
+    assert report.receipt.finished
+    assert report.receipt.starts == 1
+
+
+def test_phases_add_up_to_what_was_spent(tmp_path: Path) -> None:
+    stage, report = told(tmp_path)
+    (limit,) = (limit for limit in report.receipt.limits if limit.name == "time")
+    assert sum(phase.spent_s for phase in report.receipt.phases) == pytest.approx(limit.spent)
+    assert limit.spent == pytest.approx(stage.engine.now() - 1000.0)
+    assert [phase.phase for phase in report.receipt.phases] == [
+        "start-up",
+        "data",
+        "profile",
+        "train",
+        "evaluate",
+        "report",
+    ]
+    peaks = {phase.phase: phase.peak_bytes for phase in report.receipt.phases}
+    assert peaks["report"] is None
+    assert 0 < peaks["train"] <= GIB
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        ({"time_s": 300.0}, ["memory", "time"]),
+        ({"gpu_time_s": 300.0}, ["memory", "device time"]),
+        ({"time_s": 300.0, "gpu_time_s": 300.0}, ["memory", "time", "device time"]),
+        ({"time_s": 300.0, "scope": "candidate"}, ["memory", "time per candidate"]),
+        ({"time_s": 300.0, "inference_ms": 50.0}, ["memory", "time", "inference"]),
+    ],
+)
+def test_every_limit_that_was_set_is_answered_for(tmp_path: Path, asked: dict[str, Any], names: list[str]) -> None:
+    stage = Stage(Law(), request(**asked), tmp_path)
+    report = flow.tell(stage.run())
+    assert [limit.name for limit in report.receipt.limits] == names
+    assert all(limit.kept and 0 < limit.spent <= limit.limit for limit in report.receipt.limits)
+
+
+def test_an_inference_limit_that_nothing_keeps_is_not_called_kept(tmp_path: Path) -> None:
+    _, report = told(tmp_path, inference_ms=1e-6)
+    (limit,) = (limit for limit in report.receipt.limits if limit.name == "inference")
+    assert not limit.kept
+
+
+def test_a_failed_turn_keeps_its_reason(tmp_path: Path) -> None:
+    """The first turn hangs before its first step; the other one wins."""
+    models = ("resnet18", "resnet50")
+    _, calm = told(tmp_path, models=models)
+    first = next(row for row in calm.candidates if row.status == "trained")
+    profiled_s = sum(phase.spent_s for phase in calm.receipt.phases if phase.phase == "profile")
+    law = Law(troubles=(Trouble(at_s=profiled_s + 0.5, kind="hang"),))
+    folder = tmp_path / "second"
+    folder.mkdir()
+    _, report = told(folder, law, models=models)
+    row = next(row for row in report.candidates if row.name == first.name)
+    assert (row.status, row.validation) == ("failed", None)
+    assert "its time was over" in row.reason
+    assert report.winner not in (None, first.name)
+
+
+def test_a_plan_alone_has_no_limits_and_no_winner(tmp_path: Path) -> None:
+    stage = Stage(Law(), request(time_s=300.0), tmp_path)
+    run = stage.run()
+    plan = flow.draw_up(run)
+    report = gather.report(stage.request, plan, stage.store.events())
+    assert (report.winner, report.receipt.limits, report.receipt.finished) == (None, (), False)
+    assert [row.status for row in report.candidates] == ["planned"]
+    assert report.candidates[0].reason == plan.turns[0].why[-2]
+
+
+def test_missing_views_are_noted(tmp_path: Path) -> None:
+    """A machine that stands still during the evaluation."""
+    calm_stage, calm = told(tmp_path, view_sizes=(160, 224))
+    end_s = calm_stage.engine.now() - 1000.0
+    evaluated_s = next(p.spent_s for p in calm.receipt.phases if p.phase == "evaluate")
+    folder = tmp_path / "second"
+    folder.mkdir()
+    law = Law(stalls=((end_s - evaluated_s * 0.4, 100.0),))
+    try:
+        _, report = told(folder, law, view_sizes=(160, 224))
+    except BudgetError:  # pragma: no cover - the stall comes after the plan
+        pytest.fail("the plan was drawn up before")
+    assert any("views were evaluated on" in note or "evaluation" in note for note in report.notes)
+    assert all(limit.kept for limit in report.receipt.limits)
+
+
+def test_the_store_is_read_back_into_nouns() -> None:
+    store = MemoryStore()
+    found = profile()
+    turned = Candidate(model="vgg19", train_px=224, precision="fp32")
+    store.append("profiled", to_dict(found))
+    store.append("rejected", {"candidate": asdict(turned), "reason": "2 images do not fit"})
+    store.append("turn", {"name": "a", "trained": None, "reason": "it died"})
+    events = store.events()
+    assert gather.profiled(events) == {found.candidate.name: found}
+    assert gather.rejected(events)[turned.name].candidate == turned
+    assert gather.outcomes(events) == ({}, {"a": "it died"})

@@ -1,0 +1,204 @@
+"""A planned turn is trained, come what may: out of memory, dead workers, deadlines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fitwithin import flow, instantiate
+from fitwithin.engine.simulated import Law, Trouble
+from fitwithin.jobs import CHECKPOINT, OUTCOME, SALVAGE, WEIGHTS, Failure, Job, Outcome, Progress, Trained, TrainJob
+from fitwithin.planning import WATCHDOG_S, Plan
+from fitwithin.session import Run
+from simulation import CountedImages, Stage, request
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Run, Plan]]:
+    """A run whose plan is drawn up; ``law`` holds from then on, its instants counting from the turn's start."""
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
+
+    def build(law: Law | None = None, **asked: Any) -> tuple[Run, Plan]:
+        made = Stage(Law(), request(**{"time_s": 300.0, **asked}), tmp_path, CountedImages())
+        run = made.run()
+        plan = flow.draw_up(run)
+        made.engine.law = law or Law()
+        made.engine.started_at = made.engine.now()
+        made.engine.jobs.clear()
+        return run, plan
+
+    return build
+
+
+def train(run: Run, plan: Plan, *, ends_at: float | None = None, frozen: bool = False) -> Trained | Failure:
+    (turn,) = plan.turns
+    with run.accountant.entry("train", turn.candidate.name, gpu=True) as opened:
+        return instantiate.train(
+            turn,
+            run.setting,
+            run.engine,
+            folder(run, plan),
+            opened,
+            ends_at=run.engine.now() + turn.allotted_s if ends_at is None else ends_at,
+            frozen=frozen,
+            on_progress=lambda progress: None,
+        )
+
+
+def folder(run: Run, plan: Plan) -> Path:
+    return instantiate.turn_folder(run.folder, plan.turns[0])
+
+
+def test_a_calm_turn_takes_its_planned_steps(stage: Any) -> None:
+    run, plan = stage()
+    outcome = train(run, plan)
+    assert isinstance(outcome, Trained)
+    assert (outcome.ended, outcome.steps) == ("complete", plan.turns[0].steps)
+    assert outcome.best == round(outcome.validations[-1]["accuracy"]["correct"])
+    assert len(outcome.validations) == 3  # the last three epochs
+    (entry,) = (e for e in run.accountant.books().entries if e.phase == "train")
+    assert entry.peak_bytes == outcome.peak_bytes
+    assert len(run.engine.jobs) == 1
+
+
+def test_out_of_memory_goes_on_with_a_smaller_batch(stage: Any) -> None:
+    run, plan = stage(Law(fixed_bytes=400e6))  # more than was profiled
+    outcome = train(run, plan)
+    assert isinstance(outcome, Trained)
+    batches = [job.batch for job in run.engine.jobs]
+    assert batches[0] == plan.turns[0].batch
+    assert batches[1:] == [max(2, int(b * instantiate.SMALLER)) for b in batches[:-1]]
+    assert 2 <= len(batches) <= instantiate.ATTEMPTS
+    images = [job.batch * job.steps for job in run.engine.jobs]
+    assert images[-1] == pytest.approx(images[0], rel=0.05)  # as many epochs as planned
+    assert outcome.peak_bytes <= run.setting.memory_bytes
+
+
+def test_without_any_room_it_fails_after_its_attempts(stage: Any) -> None:
+    run, plan = stage(Law(fixed_bytes=2e9))
+    outcome = train(run, plan)
+    assert isinstance(outcome, Failure)
+    assert outcome.kind == "memory"
+    assert len(run.engine.jobs) == instantiate.ATTEMPTS
+
+
+def test_a_worker_that_died_is_taken_up_at_its_checkpoint(stage: Any) -> None:
+    run, plan = stage(Law(troubles=(Trouble(at_s=100.0, kind="died"),)))
+    outcome = train(run, plan)
+    assert isinstance(outcome, Trained)
+    assert len(run.engine.jobs) == 2
+    steps = [point["step"] for point in outcome.curve]
+    assert steps == sorted(set(steps))  # what was lost after the checkpoint was done again, and is told once
+    assert outcome.ended in ("complete", "shortened")
+    elapsed = [point["elapsed_s"] for point in outcome.curve]
+    assert elapsed == sorted(elapsed)
+
+
+def test_a_worker_that_dies_again_and_again_leaves_its_checkpoint(stage: Any) -> None:
+    run, plan = stage(Law(troubles=tuple(Trouble(at_s=at, kind="died") for at in (60.0, 90.0, 120.0))))
+    outcome = train(run, plan)
+    assert isinstance(outcome, Trained)
+    assert outcome.ended == "cut"
+    assert len(run.engine.jobs) == instantiate.ATTEMPTS
+    assert (folder(run, plan) / WEIGHTS).is_file()
+
+
+def test_a_worker_that_hangs_is_ended_and_its_checkpoint_saved(stage: Any) -> None:
+    run, plan = stage(Law(troubles=(Trouble(at_s=100.0, kind="hang"),)))
+    ends_at = run.engine.now() + plan.turns[0].allotted_s
+    outcome = train(run, plan, ends_at=ends_at)
+    assert isinstance(outcome, Trained)
+    assert outcome.ended == "cut"
+    assert 0 < outcome.steps < plan.turns[0].steps
+    assert run.engine.now() == ends_at
+
+
+def test_what_hangs_before_its_first_step_leaves_nothing(stage: Any) -> None:
+    run, plan = stage(Law(troubles=(Trouble(at_s=0.5, kind="hang"),)))
+    outcome = train(run, plan)
+    assert isinstance(outcome, Failure)
+    assert outcome.kind == "deadline"
+
+
+def test_no_time_is_no_start(stage: Any) -> None:
+    run, plan = stage()
+    outcome = train(run, plan, ends_at=run.engine.now() + WATCHDOG_S)
+    assert isinstance(outcome, Failure)
+    assert outcome.reason == "its time was over before it could start"
+    assert run.engine.jobs == []
+
+
+def test_a_frozen_turn_does_not_change_its_batch(stage: Any) -> None:
+    run, plan = stage(Law(fixed_bytes=400e6))
+    outcome = train(run, plan, frozen=True)
+    assert isinstance(outcome, Failure)
+    assert len(run.engine.jobs) == 1
+
+
+def test_an_error_is_not_tried_again(stage: Any) -> None:
+    run, plan = stage()
+    calls: list[Job] = []
+
+    def broken(job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+        calls.append(job)
+        return Failure(kind="error", reason="the loss became nan")
+
+    run.engine.do = broken
+    assert train(run, plan) == Failure(kind="error", reason="the loss became nan")
+    assert len(calls) == 1
+
+
+def test_a_finished_turn_is_not_trained_again(stage: Any) -> None:
+    """The process was killed after the worker had ended and before the store knew."""
+    run, plan = stage()
+    first = train(run, plan)
+    now = run.engine.now()
+    assert train(run, plan) == first
+    assert run.engine.now() == now
+
+
+def test_cleaning_leaves_the_model(stage: Any) -> None:
+    run, plan = stage()
+    train(run, plan)
+    assert (folder(run, plan) / OUTCOME).is_file()
+    instantiate.clean(folder(run, plan))
+    left = {path.name for path in folder(run, plan).iterdir()}
+    assert not left & {CHECKPOINT, OUTCOME, SALVAGE}
+    assert WEIGHTS in left
+    instantiate.clean(folder(run, plan))  # twice does no harm
+
+
+@pytest.mark.parametrize("scope", ["total", "candidate"])
+def test_a_turn_ends_within_its_allotment_and_within_the_run(stage: Any, scope: str) -> None:
+    run, plan = stage(scope=scope, time_s=300.0)
+    (turn,) = plan.turns
+    now, budget = run.engine.now(), run.request.budget
+    kept_s = 0.0 if scope == "candidate" else 20.0
+    ends_at = instantiate.turn_ends_at(turn, budget, run.accountant, now, kept_s=kept_s, later_s=0.0)
+    if scope == "candidate":
+        assert ends_at - now == pytest.approx(turn.allotted_s - instantiate.evaluation_kept_s(turn))
+    else:
+        assert ends_at - now == pytest.approx(run.accountant.remaining().usable_s - kept_s)
+    with run.accountant.entry("train", turn.candidate.name, gpu=True):
+        run.engine.clock.sleep(50.0)
+    later = instantiate.turn_ends_at(turn, budget, run.accountant, run.engine.now(), kept_s=kept_s, later_s=0.0)
+    assert later == pytest.approx(ends_at)  # what was spent on it before counts
+    waiting_s = run.accountant.remaining().usable_s
+    if scope == "total":  # a turn that follows keeps its share
+        sooner = instantiate.turn_ends_at(
+            replace(turn, allotted_s=60.0), budget, run.accountant, run.engine.now(), kept_s=20.0, later_s=waiting_s
+        )
+        assert sooner - run.engine.now() == pytest.approx(10.0)
+
+
+def test_jobs_are_told_the_profiles_figures(stage: Any) -> None:
+    run, plan = stage()
+    train(run, plan)
+    (job,) = run.engine.jobs
+    assert isinstance(job, TrainJob)
+    assert job.step_s == pytest.approx(plan.turns[0].batch / plan.turns[0].images_per_s)
+    assert job.steps == plan.turns[0].steps

@@ -1,0 +1,87 @@
+"""The search for the largest batch, told step by step, and profiles as JSON. Its laws stand in test_laws.py."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fitwithin.profile import Probe, from_dict, largest_batch, to_dict
+from simulation import profile
+
+
+def machine(edge: int, base: int = 100, slope: int = 10, fatal: str = "") -> object:
+    """Batches up to ``edge`` pass; memory is a line."""
+
+    def run(batch: int) -> Probe:
+        if fatal:
+            return Probe(batch=batch, passed=False, reason=fatal, fatal=True)
+        fits = batch <= edge
+        peak = base + slope * batch if fits else None
+        return Probe(batch=batch, passed=fits, peak_bytes=peak, reason="" if fits else "the cap was reached")
+
+    return run
+
+
+def test_the_reason_names_both_sizes() -> None:
+    batch, why, _ = largest_batch(machine(95), cap_bytes=100 + 950, limit=5000)
+    assert batch == 95
+    assert why == "95 ran within 1.03 KiB, 96 did not: the cap was reached"
+
+
+def test_a_limit_that_fits_ends_the_search() -> None:
+    batch, why, probes = largest_batch(machine(10**6), cap_bytes=10**9, limit=48, first=48)
+    assert batch == 48
+    assert "as large as the recipe or the data allow" in why
+    assert [probe.batch for probe in probes] == [48]
+
+
+def test_what_cannot_be_built_is_asked_once() -> None:
+    batch, why, probes = largest_batch(machine(9, fatal="needs 224 px"), cap_bytes=10**9, limit=100)
+    assert (batch, why, len(probes)) == (0, "needs 224 px", 1)
+
+
+def test_a_fatal_failure_at_the_smallest_batch_is_told_as_it_is() -> None:
+    def run(batch: int) -> Probe:
+        return Probe(batch=batch, passed=False, reason="too big" if batch > 2 else "broken", fatal=batch == 2)
+
+    assert largest_batch(run, cap_bytes=1, limit=100)[:2] == (0, "broken")
+
+
+def test_nothing_fits() -> None:
+    batch, why, probes = largest_batch(machine(1), cap_bytes=110, limit=100)
+    assert batch == 0
+    assert why == "2 images do not fit: the cap was reached"
+    assert [probe.batch for probe in probes] == [8, 2]
+
+
+@given(st.integers(2, 7))
+def test_small_edges_are_found(edge: int) -> None:
+    assert largest_batch(machine(edge), cap_bytes=100 + 10 * edge, limit=1000)[0] == edge
+
+
+@given(st.integers(2, 8), st.integers(2, 8))
+def test_a_limit_below_the_first_size_is_kept(limit: int, edge: int) -> None:
+    batch, _, probes = largest_batch(machine(edge), cap_bytes=100 + 10 * edge, limit=limit)
+    assert batch == min(limit, edge)
+    assert max(probe.batch for probe in probes) <= limit
+
+
+@pytest.mark.parametrize("cached", [None, True, False])
+def test_a_profile_survives_json(cached: bool | None) -> None:
+    found = profile(batch=37)
+    probes = (
+        Probe(batch=8, passed=True, peak_bytes=1, wall_s=1.5),
+        Probe(batch=37, passed=True, peak_bytes=2, timing=found.timing, wall_s=2.0),
+        Probe(batch=38, passed=False, reason="no"),
+    )
+    whole = type(found)(**{**vars(found), "probes": probes})
+    back = from_dict(json.loads(json.dumps(to_dict(whole))), cached=cached)
+    assert back == type(found)(**{**vars(whole), "cached": bool(cached)})
+    assert back.timing.eval_image_s[160] == 0.0005  # keys are sizes again, not text
+    assert back.wall_s == 3.5
+
+
+def test_rates_are_of_images() -> None:
+    found = profile(batch=30, step_s=0.1, dummy_step_s=0.05)
+    assert (found.images_per_s, found.dummy_images_per_s) == (pytest.approx(300), pytest.approx(600))

@@ -1,0 +1,130 @@
+"""Laws of the schedule: within the plan, within the time, and down to a learning rate of exactly 0."""
+
+import math
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fitwithin.schedule import PRIOR_STEPS, Schedule, cosine
+
+
+@given(st.integers(2, 10**6))
+def test_the_rate_is_full_at_the_first_step_and_zero_at_the_last(total: int) -> None:
+    assert cosine(0, total) == 1.0
+    assert cosine(total - 1, total) == 0.0
+    assert cosine(total + 5, total) == 0.0
+
+
+@given(st.integers(2, 10**6), st.data())
+def test_the_rate_never_rises(total: int, data: st.DataObject) -> None:
+    step = data.draw(st.integers(0, total - 2))
+    assert 0.0 <= cosine(step + 1, total) <= cosine(step, total) <= 1.0
+
+
+def test_a_turn_of_one_step_trains() -> None:
+    assert cosine(0, 1) == 1.0
+
+
+def play(schedule: Schedule, paces: list[float], now: float = 0.0) -> tuple[list[float], float]:
+    """Take steps of these paces (the last one goes on) until the schedule is done; the factors, and the time."""
+    factors, at = [], 0
+    schedule.observe(now)
+    while not schedule.done:
+        factors.append(schedule.lr_factor)
+        now += paces[min(at, len(paces) - 1)]
+        at += 1
+        schedule.step += 1
+        schedule.observe(now)
+    return factors, now
+
+
+paces = st.lists(st.floats(0.01, 30), min_size=1, max_size=60)
+
+
+@given(st.integers(2, 300), st.floats(1, 600), st.floats(0.05, 5), paces)
+def test_never_beyond_the_plan_and_annealed_unless_cut(
+    planned: int, ends_at: float, planned_step_s: float, taken: list[float]
+) -> None:
+    schedule = Schedule(planned=planned, training_ends_at=ends_at, planned_step_s=planned_step_s)
+    factors, now = play(schedule, taken)
+    assert schedule.step == schedule.total <= planned
+    assert len(factors) == schedule.step
+    if not schedule.cut:
+        assert factors[-1] == 0.0 or schedule.step == 1
+    # Time can only be passed by the one step that was under way.
+    assert now <= max(ends_at, 0) + max(taken)
+
+
+@given(st.integers(2, 300), st.floats(0.05, 5), paces)
+def test_a_frozen_schedule_keeps_its_steps_while_there_is_time(
+    planned: int, planned_step_s: float, taken: list[float]
+) -> None:
+    """However slow it is: only the deadline ends it."""
+    schedule = Schedule(planned=planned, training_ends_at=1e9, planned_step_s=planned_step_s, frozen=True)
+    factors, _ = play(schedule, taken)
+    assert schedule.step == planned
+    assert not schedule.cut
+    assert factors == [cosine(step, planned) for step in range(planned)]
+
+
+@given(st.integers(2, 50), st.floats(0.1, 5), st.booleans())
+def test_when_time_is_over_the_turn_is_cut(planned: int, step_s: float, frozen: bool) -> None:
+    schedule = Schedule(planned=planned, training_ends_at=0.0, planned_step_s=step_s, frozen=frozen)
+    schedule.step = 1
+    schedule.observe(0.0)
+    assert schedule.cut
+    assert schedule.done
+    assert schedule.step == 1
+
+
+def test_overhead_alone_never_cuts() -> None:
+    schedule = Schedule(planned=1000, training_ends_at=100.0, planned_step_s=1.0)
+    schedule.step = 90
+    schedule.observe(99.0, 40.0)
+    assert (schedule.total, schedule.cut, schedule.lr_factor) == (91, False, 0.0)
+
+
+def test_overhead_shortens_what_is_left() -> None:
+    def total(overhead_s: float) -> int:
+        schedule = Schedule(planned=1000, training_ends_at=100.0, planned_step_s=1.0)
+        schedule.observe(0.0, overhead_s)
+        return schedule.total
+
+    assert (total(0.0), total(40.0)) == (100, 60)
+
+
+@given(st.integers(60, 400), st.floats(0.05, 1), st.floats(1, 15))
+@example(planned=60, step_s=1.0, slower=15.0)
+def test_a_slow_start_does_not_shorten_for_good(planned: int, step_s: float, slower: float) -> None:
+    """The first three steps (compilation, a cold loader) may be slow; if time allows for all steps, all are taken."""
+    lost_s = 3 * (slower - 1) * step_s
+    schedule = Schedule(planned=planned, training_ends_at=planned * step_s * 1.02 + lost_s, planned_step_s=step_s)
+    factors, _ = play(schedule, [slower * step_s] * 3 + [step_s])
+    assert schedule.step == planned
+    assert factors[-1] == 0.0
+
+
+def test_one_wild_reading_counts_ten_times_at_most() -> None:
+    schedule = Schedule(planned=1000, training_ends_at=1e9, planned_step_s=1.0)
+    schedule.observe(0.0)
+    schedule.step = 1
+    schedule.observe(1e6)
+    assert schedule.pace_s == (10 + PRIOR_STEPS) / (1 + PRIOR_STEPS)
+
+
+def test_a_pause_is_no_step() -> None:
+    schedule = Schedule(planned=1000, training_ends_at=1e9, planned_step_s=1.0)
+    schedule.observe(0.0)
+    schedule.step = 1
+    schedule.pause()
+    schedule.observe(500.0)
+    assert schedule.pace_s == 1.0
+
+
+@given(st.floats(1.0, 3.0))
+def test_a_machine_that_slows_down_gets_fewer_annealed_steps(slower: float) -> None:
+    schedule = Schedule(planned=1000, training_ends_at=1020.0, planned_step_s=1.0)
+    factors, now = play(schedule, [1.0] * 300 + [slower])
+    assert factors[-1] == 0.0
+    assert now <= 1020.0 + slower
+    assert schedule.step >= math.floor(300 + 700 / slower) - 30
