@@ -101,8 +101,10 @@ def train(
         assert isinstance(answer, Trained | Failure)
         outcome = answer
         opened.peak(answer.peak_bytes)
-        if isinstance(answer, Trained) or answer.kind in ("error", "deadline") or frozen:
+        if isinstance(answer, Trained) or answer.kind in ("error", "deadline"):
             break
+        if frozen and answer.kind == "memory":
+            break  # a smaller batch would be another plan
         if answer.kind == "memory":
             batch = max(2, int(job.batch * SMALLER))
             # Fewer images a step take no longer than as many; the schedule measures the rest.

@@ -116,6 +116,7 @@ class _Turn:
         facts = saved["facts"]
         self.learner.load_state(saved["learner"])
         self.schedule.step = self._saved_step = facts["step"]
+        self.schedule.planned = self.schedule.total = facts["planned"]
         self.best, self.validations, self.curve = facts["best"], facts["validations"], facts["curve"]
         self.earlier_s = facts["elapsed_s"]
 
@@ -189,6 +190,7 @@ class _Turn:
         step = self.schedule.step
         accuracy = {"correct": correct, "total": self.n_val}
         self.validations.append({"step": step, "epoch": step / self.steps_per_epoch, "accuracy": accuracy})
+        self.schedule.planned = self.schedule.total  # the last epochs have begun: the end moves away no more
         if self.best is None or correct >= self.best:
             self.best = correct
             self.save_model()
@@ -216,6 +218,7 @@ class _Turn:
             self.save_model()
         facts = {
             "step": self.schedule.step,
+            "planned": self.schedule.planned,
             "best": self.best,
             "validations": self.validations,
             "curve": self.curve,
