@@ -220,7 +220,8 @@ def write_page(value: dict[str, Any], path: Path) -> None:
         f"Hardware: {value['hardware']}. torch {value['versions']['torch']}, timm {value['versions']['timm']}.",
         "",
         f"Recipe `paper`, {summary['limit_s']:g} s for each of {summary['candidates']} candidates "
-        "(`--scope candidate`), a cap of 6 GiB by the driver's count of the whole process, trained at 160 px, tested at 160 and 224 px.",
+        "(`--scope candidate`), a cap of 6 GiB by the driver's count of the whole process, "
+        "trained at 160 px, tested at 160 and 224 px.",
         "The seconds run from asking for a process to the saved model, and include the winner's evaluation on "
         "validation and test images under all views; profiling comes on top, as in the paper.",
         "",
