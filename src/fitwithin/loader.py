@@ -255,6 +255,7 @@ class Processes:
             prefetch_factor=1,
             pin_memory=torch.cuda.is_available(),
             multiprocessing_context="fork",
+            generator=torch.Generator(),  # the model's own random numbers stay as they are
             worker_init_fn=_worker_started,
         )
         self._iterator: Iterator[Batch] | None = iter(loader)
