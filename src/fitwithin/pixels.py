@@ -33,7 +33,7 @@ UNREADABLE: tuple[type[Exception], ...] = (
     AssertionError,
     LookupError,
     ArithmeticError,
-    RuntimeError,  # AVIF: "Failed to decode image"; DDS: NotImplementedError
+    RuntimeError,  # AVIF: "Failed to decode image"; DDS: a subclass
     struct.error,
     zlib.error,
     ImageCms.PyCMSError,
