@@ -12,7 +12,7 @@ from fitwithin import profile as profiles
 from fitwithin.candidate import Candidate
 from fitwithin.jobs import Trained, trained_from_dict
 from fitwithin.ledger import KINDS, Books, fold
-from fitwithin.planning import Plan, Turn
+from fitwithin.planning import WHY_EPOCHS, Plan, Turn
 from fitwithin.profile import Profile, Rejection
 from fitwithin.report import (
     CandidateRow,
@@ -103,7 +103,7 @@ def candidate_row(
             predicted_low_s=turn.predicted_low_s,
             predicted_high_s=turn.predicted_high_s,
         )
-        reason = reason if reason is not None else turn.why[-2]
+        reason = reason if reason is not None else turn.why[WHY_EPOCHS]
     if entries:
         facts["actual_s"] = sum(entry.charged_s or 0.0 for entry in entries)
     if trained is not None and turn is not None:

@@ -31,6 +31,9 @@ FIXED_MARGIN = 0.25
 #: A worker is given this much less than its watchdog, so that it ends by itself; EXIT_S is for leaving the process.
 WATCHDOG_S, EXIT_S = 1.0, 0.5
 
+#: Which of a turn's reasons tells where its epochs come from.
+WHY_EPOCHS = 2
+
 #: A turn writes a checkpoint after its first step and then every CHECKPOINT_SHARE of its time, at least so far apart.
 CHECKPOINT_SHARE, CHECKPOINT_LEAST_S = 1 / 10, 30.0
 
@@ -185,7 +188,7 @@ def _turn(profile: Profile, cost: Costs, epochs: float, allotted_s: float, data:
     steps = max(2, math.floor(epochs * data.train / profile.batch + 1e-9))
     pace = format_count(profile.images_per_s)
     slower = profile.timing.step_s / profile.timing.dummy_step_s - 1
-    why = (
+    why = (  # in this order: WHY_EPOCHS is the third
         f"batch {profile.batch}: {profile.batch_why}",
         f"{pace} images/s with the real loader, {format_count(profile.dummy_images_per_s)} with a dummy one"
         + (f": the loader costs {slower:.0%}" if slower > 0.03 else ""),

@@ -65,6 +65,19 @@ class Schedule:
         seen_s = sum(min(pace_s, most_s) for pace_s in self._paces_s)
         return (seen_s + PRIOR_STEPS * self.planned_step_s) / (len(self._paces_s) + PRIOR_STEPS)
 
+    def marks(self, steps_per_epoch: float, last_epochs: int) -> list[int]:
+        """The steps that end the last epochs, as the end stands now, ascending: after them validation is due."""
+        steps = {self.total - round(k * steps_per_epoch) for k in range(last_epochs)}
+        return sorted(step for step in steps if 0 < step <= self.total)
+
+    def hold(self) -> None:
+        """The last epochs have begun: from here the end moves away no more, or they would be validated twice."""
+        self.planned = self.total
+
+    def go_on(self, step: int, planned: int) -> None:
+        """Take up a schedule that an earlier process left at ``step``, with the end ``planned`` at the furthest."""
+        self.step, self.planned, self.total = step, planned, planned
+
     def pause(self) -> None:
         """Forget the last reading: what follows (a validation, a checkpoint) is no step."""
         self._seen_at = None

@@ -115,8 +115,8 @@ class _Turn:
             return
         facts = saved["facts"]
         self.learner.load_state(saved["learner"])
-        self.schedule.step = self._saved_step = facts["step"]
-        self.schedule.planned = self.schedule.total = facts["planned"]
+        self.schedule.go_on(facts["step"], facts["planned"])
+        self._saved_step = facts["step"]
         self.best, self.validations, self.curve = facts["best"], facts["validations"], facts["curve"]
         self.earlier_s = facts["elapsed_s"]
 
@@ -125,9 +125,7 @@ class _Turn:
 
     def marks(self) -> list[int]:
         """The steps after which validation is due: the ends of the last epochs, as the end stands now."""
-        total, last = self.schedule.total, self.job.setting.recipe.last_epochs
-        steps = {total - round(k * self.steps_per_epoch) for k in range(last)}
-        return sorted(step for step in steps if 0 < step <= total)
+        return self.schedule.marks(self.steps_per_epoch, self.job.setting.recipe.last_epochs)
 
     def overhead_s(self) -> float:
         """What must still happen beside steps: validations ahead, each with a model to write, and checkpoints."""
@@ -190,7 +188,7 @@ class _Turn:
         step = self.schedule.step
         accuracy = {"correct": correct, "total": self.n_val}
         self.validations.append({"step": step, "epoch": step / self.steps_per_epoch, "accuracy": accuracy})
-        self.schedule.planned = self.schedule.total  # the last epochs have begun: the end moves away no more
+        self.schedule.hold()
         if self.best is None or correct >= self.best:
             self.best = correct
             self.save_model()

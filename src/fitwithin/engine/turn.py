@@ -100,12 +100,11 @@ class Turn:
 
     def marks(self) -> list[int]:
         """The steps after which validation is due, as the end stands now."""
-        total, last = self.schedule.total, self.job.setting.recipe.last_epochs
-        return [step for k in range(last) if 0 < (step := total - round(k * self.steps_per_epoch)) <= total]
+        return self.schedule.marks(self.steps_per_epoch, self.job.setting.recipe.last_epochs)
 
     def overhead_s(self) -> float:
         """What must still happen beside steps."""
-        ahead = sum(mark > self.schedule.step for mark in set(self.marks()))
+        ahead = sum(mark > self.schedule.step for mark in self.marks())
         left_s = max(0.0, self.schedule.training_ends_at - self.engine.now())
         saves = int(left_s / self.job.checkpoint_every_s)
         return ahead * 1.2 * (self.validation_s + self.job.save_s) + self.job.save_s * saves
@@ -143,6 +142,7 @@ class Turn:
         correct, step = round(self.skill() * self.n_val), self.schedule.step
         accuracy = {"correct": correct, "total": self.n_val}
         self.validations.append({"step": step, "epoch": step / self.steps_per_epoch, "accuracy": accuracy})
+        self.schedule.hold()
         if self.best is None or correct >= self.best:
             self.best = correct
             self.save_model()
@@ -168,6 +168,7 @@ class Turn:
         kept = ("best", "validations", "curve", "factor")
         facts = {
             "step": self.schedule.step,
+            "planned": self.schedule.planned,
             "earlier_s": self.elapsed_s(),
             **{name: getattr(self, name) for name in kept},
         }
@@ -180,7 +181,8 @@ class Turn:
         if not (self.folder / CHECKPOINT).is_file():
             return
         facts: Mapping[str, Any] = json.loads((self.folder / CHECKPOINT).read_text(encoding="utf-8"))
-        self.schedule.step = self.saved_step = facts["step"]
+        self.schedule.go_on(facts["step"], facts["planned"])
+        self.saved_step = facts["step"]
         self.best, self.validations, self.curve = facts["best"], facts["validations"], facts["curve"]
         self.earlier_s, self.factor = facts["earlier_s"], facts["factor"]
 
