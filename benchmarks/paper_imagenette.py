@@ -71,23 +71,29 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Three runs: all with amp; the best in fp32; the two next in fp32."""
-    first = run(arguments, "amp", arguments.models, "amp")
-    order = [
-        row.model
-        for row in sorted(
-            (row for row in first.report.candidates if row.validation is not None),
-            key=lambda row: -row.validation.share,  # type: ignore[union-attr]
-        )
-    ]
-    assert first.report.winner is not None
-    best = first.report.row(first.report.winner).model
-    results = {"amp": first, "fp32-best": run(arguments, "fp32-best", [best], "fp32")}
-    save(arguments, results, best)
-    others = [model for model in order if model != best][:2]
-    if others:
-        results["fp32-others"] = run(arguments, "fp32-others", others, "fp32")
-        save(arguments, results, best)
+    """Three runs: all with amp; the best in fp32; the two next in fp32. A run whose rows are there is not repeated."""
+    take(arguments, "amp", arguments.models, "amp")
+    order = [row["model"] for row in sorted(load(arguments.result)["rows"], key=_validation) if row["run"] == "amp"]
+    take(arguments, "fp32-best", order[:1], "fp32")
+    take(arguments, "fp32-others", order[1:3], "fp32")
+
+
+def _validation(row: dict[str, Any]) -> float:
+    return -(row["val"] or 0.0)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What was measured so far."""
+    if not path.exists():
+        return {"rows": [], "methods": []}
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return value
+
+
+def take(arguments: argparse.Namespace, name: str, models: list[str], precision: str) -> None:
+    """Make the run `name` unless its rows are in the result file, and add them to it."""
+    if models and all(row["run"] != name for row in load(arguments.result)["rows"]):
+        save(arguments, name, run(arguments, name, models, precision))
 
 
 def run(arguments: argparse.Namespace, name: str, models: list[str], precision: str) -> fitwithin.Result:
@@ -150,12 +156,11 @@ def rows_of(name: str, result: fitwithin.Result, limit_s: float) -> list[dict[st
     return rows
 
 
-def save(arguments: argparse.Namespace, results: dict[str, fitwithin.Result], best: str) -> None:
-    """Write what there is so far."""
-    limit_s = units.duration(arguments.time)
-    rows = [row for name, result in results.items() for row in rows_of(name, result, limit_s)]
-    methods = [
+def methods_of(name: str, result: fitwithin.Result) -> list[dict[str, Any]]:
+    """One flat row per way to use the winner."""
+    return [
         {
+            "run": name,
             "method": method.method,
             "candidate": method.candidate,
             "test_px": method.test_px,
@@ -164,21 +169,31 @@ def save(arguments: argparse.Namespace, results: dict[str, fitwithin.Result], be
             "test": None if method.test is None else 100 * method.test.share,
             "test_interval": None if method.test is None else [100 * end for end in method.test.interval],
         }
-        for name in ("fp32-best", "amp")
-        for method in results[name].report.methods
+        for method in result.report.methods
     ]
+
+
+def save(arguments: argparse.Namespace, name: str, result: fitwithin.Result) -> None:
+    """Add the rows of one run to the result file and make its summary anew."""
+    limit_s = units.duration(arguments.time)
+    before = load(arguments.result)
+    rows = [*before["rows"], *rows_of(name, result, limit_s)]
+    methods = [*before["methods"], *(methods_of(name, result) if name != "fp32-others" else [])]
+    receipt = result.report.receipt
+    hardware = f"{receipt.device['name']}, {receipt.device['cpu']}"
+    if before.get("hardware", hardware) != hardware:
+        raise SystemExit(f"{arguments.result} was measured on {before['hardware']}, this is {hardware}; begin anew")
 
     def test(method: str) -> float | None:
         return next((row["test"] for row in methods if row["method"] == method), None)
 
     trained = [row for row in rows if row["status"] == "trained"]
-    receipt = results["amp"].report.receipt
     errors = [abs(row["predicted_vs_actual_pct"]) for row in trained if row["predicted_vs_actual_pct"] is not None]
     value = {
         "theme": "paper_imagenette",
         "date": datetime.date.today().isoformat(),
         "commit": arguments.commit or _commit(),
-        "hardware": f"{receipt.device['name']}, {receipt.device['cpu']}",
+        "hardware": hardware,
         "versions": receipt.versions,
         "command": f"python benchmarks/paper_imagenette.py --data IMAGENETTE --time {arguments.time}",
         "summary": {
@@ -189,7 +204,7 @@ def save(arguments: argparse.Namespace, results: dict[str, fitwithin.Result], be
             "overrun_s_max": max(row["overrun_s"] for row in trained),
             "spent_s_max": max(row["spent_s"] for row in trained),
             "predicted_vs_actual_pct_max": max(errors),
-            "best_model": best,
+            "best_model": min((row for row in trained if row["run"] == "amp"), key=_validation)["model"],
             "ss_test": test("Symmetric sizes"),
             "as_test": test("Asymmetric sizes"),
             "as_en_test": test("Asymmetric sizes + ensemble"),
