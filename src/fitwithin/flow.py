@@ -29,6 +29,10 @@ from fitwithin.units import format_count, format_duration, format_size
 PROFILE_SHARE = 0.4
 REFUSAL_S = 60.0
 
+#: Under scope ``candidate`` profiling comes on top of the candidates' budgets; no candidate takes longer than this.
+#: (Depthwise kernels are built at run time for every new batch size: seconds a probe on a GPU.)
+PROFILE_WITHIN_S = 600.0
+
 
 def tell(run: Run, frozen: Plan | None = None) -> Report:
     """Carry a run from where it stands to its report."""
@@ -76,7 +80,7 @@ def profile(run: Run) -> list[Profile | Rejection]:
         if candidate.name in known:
             continue
         found: Profile | Rejection | None = cache.get(candidate)
-        left_s = budget.limit_s
+        left_s = PROFILE_WITHIN_S
         if budget.scope == "total":
             share_s = PROFILE_SHARE * budget.limit_s - run.accountant.books().spent_s()
             left_s = share_s if known else max(share_s, REFUSAL_S)
