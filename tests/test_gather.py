@@ -49,6 +49,13 @@ def test_every_candidate_has_its_row_and_its_reason(tmp_path: Path) -> None:
             assert row.actual_s is None
 
 
+def test_slow_probes_reject_no_candidate_that_has_a_budget_of_its_own(tmp_path: Path) -> None:
+    law = Law(warmup_s=10.0)
+    _, report = told(tmp_path, law, models=("resnet18", "resnet50"), scope="candidate", time_s=60.0)
+    assert [row.status for row in report.candidates] == ["trained", "trained"]
+    assert min(row.profile_s for row in report.candidates) > 60.0
+
+
 def test_the_report_on_disk_is_the_report(tmp_path: Path) -> None:
     _, report = told(tmp_path)
     assert from_json((tmp_path / "report.json").read_text()).to_json() == report.to_json()
