@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "headline",
             "jobs",
             "ledger",
+            "machine",
             "planning",
             "profile",
             "progress",

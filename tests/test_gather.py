@@ -50,7 +50,7 @@ def test_every_candidate_has_its_row_and_its_reason(tmp_path: Path) -> None:
 
 
 def test_slow_probes_reject_no_candidate_that_has_a_budget_of_its_own(tmp_path: Path) -> None:
-    law = Law(warmup_s=10.0)
+    law = Law(warmup_s=15.0)
     _, report = told(tmp_path, law, models=("resnet18", "resnet50"), scope="candidate", time_s=60.0)
     assert [row.status for row in report.candidates] == ["trained", "trained"]
     assert min(row.profile_s for row in report.candidates) > 60.0

@@ -457,14 +457,20 @@ def test_what_a_plan_promises_fits_into_its_allotments(
 # --- the search for the batch ----------------------------------------------------------------------------------------
 
 
-def searched(peaks: Sequence[int], cap: int) -> tuple[int, str, list[Probe]]:
-    """The search on a machine that takes ``peaks[batch]`` bytes."""
+def searched(peaks: Sequence[int], cap: int, *, scouting: bool = False) -> tuple[int, str, list[Probe]]:
+    """The search on a machine that takes ``peaks[batch]`` bytes; a scout sees a point at half the way besides."""
+    asked: list[tuple[int, bool]] = []
 
-    def run(batch: int) -> Probe:
+    def run(batch: int, sure: bool) -> Probe:
+        asked.append((batch, sure))
         passed = peaks[batch] <= cap
-        return Probe(batch=batch, passed=passed, peak_bytes=peaks[batch] if passed else None)
+        half = next(b for b in range(batch, len(peaks)) if peaks[b] > cap / 2 or b == len(peaks) - 1)
+        points = ((half, peaks[half]),) if scouting and len(asked) == 1 and half > batch else ()
+        return Probe(batch=batch, passed=passed, peak_bytes=peaks[batch], points=points)
 
-    return largest_batch(run, cap_bytes=cap, limit=len(peaks) - 1)
+    batch, why, probes = largest_batch(run, cap_bytes=cap, limit=len(peaks) - 1)
+    assert all(any(p.passed and p.batch >= 0.9 * at for p in probes) for at, sure in asked if sure)
+    return batch, why, probes
 
 
 @tries(500)
@@ -494,7 +500,7 @@ def test_the_batch_passed_and_the_next_did_not_for_any_oracle(
         "falling": lambda batch: 10**6 - 10 * batch,
     }
     batch, why, probes = largest_batch(
-        lambda b: Probe(batch=b, passed=passes(b), peak_bytes=peaks[shape](b) if passes(b) else None),
+        lambda b, sure: Probe(batch=b, passed=passes(b), peak_bytes=peaks[shape](b) if passes(b) else None),
         cap_bytes=100 + 10 * 300,
         limit=limit,
         first=first,
@@ -513,8 +519,18 @@ def test_the_batch_passed_and_the_next_did_not_for_any_oracle(
         assert len(probes) <= 2 * math.log2(limit) + 12
 
 
-@pytest.mark.parametrize(("noise", "most"), [(0.0, 5.0), (0.001, 5.5), (0.005, 6.0)])
-def test_a_line_with_little_noise_takes_six_probes_on_average(noise: float, most: float) -> None:
+@pytest.mark.parametrize(
+    ("scouting", "noise", "most"),
+    [
+        (False, 0.0, 5.0),
+        (False, 0.001, 5.5),
+        (False, 0.005, 6.0),
+        (True, 0.0, 3.5),
+        (True, 0.001, 4.5),
+        (True, 0.005, 5.0),
+    ],
+)
+def test_a_line_with_little_noise_takes_few_probes(scouting: bool, noise: float, most: float) -> None:
     """At 6 GiB and 10 to 80 MB an image (batches of 70 to 600, as the paper's), noise drawn anew for every batch."""
     cap, counts = 6 * GIB, []
     for seed in range(400):
@@ -522,7 +538,7 @@ def test_a_line_with_little_noise_takes_six_probes_on_average(noise: float, most
         base, slope = rng.uniform(2e8, 9e8), 1e7 * 8 ** rng.random()
         factors = [1 + noise * rng.uniform(-1, 1) for _ in range(1001)]
         peaks = [int((base + batch * slope) * factor) for batch, factor in enumerate(factors)]
-        batch, _, probes = searched(peaks, cap)
+        batch, _, probes = searched(peaks, cap, scouting=scouting)
         assert batch > 0
         counts.append(len(probes))
     assert statistics.fmean(counts) <= most, statistics.fmean(counts)

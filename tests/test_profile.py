@@ -13,7 +13,7 @@ from simulation import profile
 def machine(edge: int, base: int = 100, slope: int = 10, fatal: str = "") -> object:
     """Batches up to ``edge`` pass; memory is a line."""
 
-    def run(batch: int) -> Probe:
+    def run(batch: int, sure: bool) -> Probe:
         if fatal:
             return Probe(batch=batch, passed=False, reason=fatal, fatal=True)
         fits = batch <= edge
@@ -42,7 +42,7 @@ def test_what_cannot_be_built_is_asked_once() -> None:
 
 
 def test_a_fatal_failure_at_the_smallest_batch_is_told_as_it_is() -> None:
-    def run(batch: int) -> Probe:
+    def run(batch: int, sure: bool) -> Probe:
         return Probe(batch=batch, passed=False, reason="too big" if batch > 2 else "broken", fatal=batch == 2)
 
     assert largest_batch(run, cap_bytes=1, limit=100)[:2] == (0, "broken")

@@ -20,7 +20,7 @@ import fitwithin
 from fitwithin import units
 from fitwithin.budget import process_started_at
 from fitwithin.device import open_device
-from fitwithin.device import parse as parse_device
+from fitwithin.machine import parse as parse_device
 from fitwithin.pixels import is_image
 from fitwithin.progress import Plain
 

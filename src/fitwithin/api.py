@@ -21,10 +21,10 @@ from fitwithin import request as requests
 from fitwithin.accountant import Accountant
 from fitwithin.budget import Budget
 from fitwithin.candidate import grid, match
-from fitwithin.device import cores
-from fitwithin.device import parse as parse_device
 from fitwithin.engine.local import Local
 from fitwithin.errors import RunFolderError, UsageError
+from fitwithin.machine import cores
+from fitwithin.machine import parse as parse_device
 from fitwithin.planning import Plan
 from fitwithin.progress import Reporter, Silent
 from fitwithin.report import Report

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata, util
 
-from fitwithin.device import cores, cpu_name, cuda_count
+from fitwithin.machine import cores, cpu_name, cuda_count
 from fitwithin.pack import cache_root
 from fitwithin.units import format_size
 

@@ -38,12 +38,19 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeJob:
-    """Run the real step at ``batch`` under the cap; with ``timed`` also measure everything a plan needs."""
+    """Run the real step at ``batch`` under the cap; with ``timed`` also measure everything a plan needs.
+
+    A ``scout`` goes on in the same process to about half of what seems to fit, so that one start gives two points of
+    memory against batch; never beyond ``limit``. ``outside_bytes`` is what earlier probes held outside the allocator.
+    """
 
     setting: Setting
     candidate: Candidate
     batch: int
     timed: bool = False
+    scout: bool = False
+    limit: int = 0
+    outside_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,11 +45,12 @@ def probe(job: ProbeJob, device: Cpu | Cuda, pack: Pack, asked_at: float, scratc
     started_at = time.monotonic()
     learner: Learner | None = None
     timing: Timing | None = None
+    points: tuple[tuple[int, int], ...] = ()
     reason, fatal = "", False
     try:
         with device.guard():
             learner = Learner(job.setting, job.candidate, device)
-            first_s, startup_s = _first_steps(learner, job, device, pack, asked_at)
+            first_s, startup_s = _first_steps(learner, job, device, asked_at)
             if job.timed:
                 timing = _time(learner, job, device, pack, startup_s=startup_s, first_s=first_s, scratch=scratch)
     except OutOfMemory as error:
@@ -62,16 +63,42 @@ def probe(job: ProbeJob, device: Cpu | Cuda, pack: Pack, asked_at: float, scratc
         reason = f"the peak was {peak_bytes - job.setting.memory_bytes} bytes above the cap"
     if not reason and retries > ALLOWED_RETRIES:
         reason = f"the allocator gave memory back and tried again {retries} times"
+    if not reason and job.scout and learner is not None:
+        points = _scout(learner, job, device)
     return Probe(
         batch=job.batch,
         passed=not reason,
-        peak_bytes=peak_bytes if not reason else None,
+        peak_bytes=peak_bytes,
         reason=reason,
         fatal=fatal,
         parameters=learner.parameters if learner else 0,
         wall_s=time.monotonic() - started_at,
         timing=timing if not reason else None,
+        points=points,
+        usable_bytes=device.usable_bytes(),
+        outside_bytes=device.outside_bytes(),
     )
+
+
+#: Bytes per parameter that stay from step to step: float32 weights and AdamW's two moments.
+KEPT_BYTES = 12
+
+
+def _scout(learner: Learner, job: ProbeJob, device: Cpu | Cuda) -> tuple[tuple[int, int], ...]:
+    """Steps at about half of the largest batch that seems to fit: ``((batch, peak),)``, or nothing if they did not."""
+    peak_bytes, usable = device.peak_bytes(), device.usable_bytes()
+    image_bytes = (peak_bytes - device.outside_bytes() - KEPT_BYTES * learner.parameters) / job.batch
+    room = int((usable - peak_bytes) / (2 * max(image_bytes, 1.0)))
+    batch = min(job.batch + room, job.limit)
+    if batch < 2 * job.batch:
+        return ()
+    before = device.retries()
+    try:
+        with device.guard():
+            _steps(learner, job, device, batch)
+    except OutOfMemory:
+        return ()
+    return ((batch, device.peak_bytes()),) if device.retries() == before else ()
 
 
 def _dummy(job: ProbeJob, px: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,22 +109,25 @@ def _dummy(job: ProbeJob, px: int, batch: int) -> tuple[torch.Tensor, torch.Tens
     return x, y
 
 
-def _first_steps(
-    learner: Learner, job: ProbeJob, device: Cpu | Cuda, pack: Pack, asked_at: float
-) -> tuple[list[float], float]:
-    """A few updates, an evaluation pass at every size, one more update; seconds of each update, and of start-up."""
-    x, y = _dummy(job, job.candidate.train_px, job.batch)
+def _first_steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, asked_at: float) -> tuple[list[float], float]:
+    """The probed steps; seconds of each update, and of start-up."""
     startup_s = time.monotonic() - asked_at
+    return _steps(learner, job, device, job.batch), startup_s
+
+
+def _steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> list[float]:
+    """A few updates, an evaluation pass at every size, one more update; seconds of each update."""
+    x, y = _dummy(job, job.candidate.train_px, batch)
     taken = [_timed_step(learner, x, y, device) for _ in range(UPDATES)]
     device.settle()
     device.empty_cache()
-    size = eval_batch(job.batch)
+    size = eval_batch(batch)
     for px in sorted({job.candidate.train_px, *job.setting.view_sizes}):
         learner.logits(_dummy(job, px, size)[0], flip=True)
     device.settle()
     device.empty_cache()
     taken.append(_timed_step(learner, x, y, device))
-    return taken, startup_s
+    return taken
 
 
 def _timed_step(learner: Learner, x: torch.Tensor, y: torch.Tensor, device: Cpu | Cuda) -> float:

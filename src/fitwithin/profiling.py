@@ -15,7 +15,7 @@ from fitwithin.engine import Engine
 from fitwithin.jobs import Failure, ProbeJob, Progress, Setting
 from fitwithin.profile import Probe, Profile, Rejection, largest_batch
 
-SCHEMA = 1
+SCHEMA = 2
 
 #: Batch norm over one value fails in training (ResNeSt), so two images are the least.
 SMALLEST_BATCH = 2
@@ -39,35 +39,46 @@ def measure(
     on_progress: Callable[[Progress], None],
 ) -> Profile | Rejection:
     """Find the candidate's largest batch and its timing there; a rejection with its reason if that cannot be done."""
-    asked: dict[tuple[int, bool], Probe] = {}
+    asked: dict[tuple[int, bool], Probe] = {}  # by batch and whether it was timed
+    taken: list[Probe] = []
     out_of_time = False
 
     def ask(batch: int, *, timed: bool) -> Probe:
         nonlocal out_of_time
-        if (batch, timed) in asked:
-            return asked[batch, timed]
+        for known in ((batch, timed), (batch, True)):
+            if known in asked:
+                return asked[known]
         if out_of_time:
             return Probe(batch=batch, passed=False, reason=OUT_OF_TIME, fatal=True)
         what = f"{candidate.name}: batch {batch}{', timed' if timed else ''}"
-        on_progress(Progress(step=len(asked), total=0, text=what))
-        job = ProbeJob(setting=setting, candidate=candidate, batch=batch, timed=timed)
+        on_progress(Progress(step=len(taken), total=0, text=what))
+        job = ProbeJob(
+            setting=setting,
+            candidate=candidate,
+            batch=batch,
+            timed=timed,
+            scout=not taken and batch < limit,
+            limit=limit,
+            outside_bytes=max((probe.outside_bytes for probe in taken), default=0),
+        )
         begun_at = engine.now()
         outcome = engine.do(job, until_at=min(until_at, begun_at + PROBE_WITHIN_S), on_progress=on_progress)
         if isinstance(outcome, Failure):
             out_of_time = outcome.kind == "deadline"
             reason = OUT_OF_TIME if out_of_time else outcome.reason
             # What fails in the first, small probe fails always; later a smaller batch may do.
-            fatal = out_of_time or (outcome.kind == "error" and not asked)
+            fatal = out_of_time or (outcome.kind == "error" and not taken)
             outcome = Probe(batch=batch, passed=False, reason=reason, fatal=fatal)
         assert isinstance(outcome, Probe)
         asked[batch, timed] = replace(outcome, wall_s=engine.now() - begun_at)
-        return asked[batch, timed]
+        taken.append(asked[batch, timed])
+        return taken[-1]
 
     limit = min(n_train, setting.recipe.max_batch or n_train)
     first = limit if limit <= TRY_LIMIT_FIRST else 8
     while True:
         batch, why, _ = largest_batch(
-            lambda b: ask(b, timed=b == limit == first),
+            lambda b, sure: ask(b, timed=sure or b == limit == first),
             cap_bytes=setting.memory_bytes,
             limit=limit,
             first=first,
@@ -80,7 +91,7 @@ def measure(
             break
         if out_of_time or batch <= SMALLEST_BATCH:
             return Rejection(candidate=candidate, reason=timed.reason)
-        asked[batch, False] = replace(timed, batch=batch)  # the longer run is the stricter one: search on below it
+        asked[batch, False] = timed  # the longer run is the stricter one: search on below it
     return Profile(
         candidate=candidate,
         parameters=timed.parameters,
@@ -88,7 +99,7 @@ def measure(
         batch_why=why,
         peak_bytes=timed.peak_bytes,
         timing=timed.timing,
-        probes=tuple(asked.values()),
+        probes=tuple(taken),
     )
 
 

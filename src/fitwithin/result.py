@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from fitwithin import assemble, pixels
-from fitwithin.device import parse as parse_device
 from fitwithin.ensemble import Floats, average
 from fitwithin.errors import DataError, RunFolderError, UsageError
 from fitwithin.jobs import CARD
+from fitwithin.machine import parse as parse_device
 from fitwithin.progress import Reporter, Silent
 from fitwithin.report import Estimate, Report, from_json
 

@@ -148,11 +148,23 @@ def test_a_small_batch_passes_and_is_timed(bench: Bench) -> None:
     assert all(value >= 0 for value in (timing.warmup_s, timing.eval_first_s, timing.save_s, timing.dummy_step_s))
 
 
+def test_a_scout_sees_a_second_point(bench: Bench) -> None:
+    job = ProbeJob(setting=bench.setting, candidate=CANDIDATE, batch=4, scout=True, limit=24)
+    found = bench.engine.do(job, until_at=bench.engine.now() + 60, on_progress=lambda progress: None)
+    assert isinstance(found, Probe), found
+    assert found.passed, found.reason
+    assert found.batch == 4
+    ((batch, peak_bytes),) = found.points
+    assert 8 <= batch <= 24
+    assert found.peak_bytes is not None
+    assert found.peak_bytes <= peak_bytes <= bench.setting.memory_bytes
+
+
 def test_a_cap_that_is_too_small_fails_without_harm(bench: Bench) -> None:
     found = bench.probe(batch=64, memory_bytes=bench.too_little_bytes)
     if isinstance(found, Probe):
         assert not found.passed
-        assert found.peak_bytes is None
+        assert found.peak_bytes is None or found.peak_bytes <= bench.too_little_bytes
         assert not found.fatal
     else:
         assert found.kind in ("memory", "died")

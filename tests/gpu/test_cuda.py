@@ -12,10 +12,10 @@ from PIL import Image
 
 from fitwithin import data, pack, recipe
 from fitwithin.candidate import Candidate
-from fitwithin.device import cuda_count
 from fitwithin.engine.local import Local
 from fitwithin.ensemble import View
 from fitwithin.jobs import Evaluated, EvaluateJob, Failure, ProbeJob, Setting, Trained, TrainJob
+from fitwithin.machine import cuda_count
 from fitwithin.pack import Pack
 from fitwithin.profile import Probe
 

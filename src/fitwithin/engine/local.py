@@ -18,13 +18,19 @@ from types import TracebackType
 from typing import Any
 
 from fitwithin import __version__
-from fitwithin.device import cpu_name
 from fitwithin.engine.server import ENDED, MESSAGE, READY, STARTED
 from fitwithin.errors import DeviceError
 from fitwithin.jobs import Failure, Job, Outcome, Progress
+from fitwithin.machine import cpu_name
 
 #: How long importing torch and timm may take before something is wrong.
 READY_WITHIN_S = 180.0
+
+#: PyTorch's CUDA allocator is told to grow its segments: memory then is a line in the batch, where blocks of fixed size
+#: left 5 to 35 % of it unusable (H200: resnet18 amp at 520 images reserved 5,414 MiB for 3,438, and 3,476 this way).
+#: A setting of the user's own stays.
+ALLOCATOR = "PYTORCH_ALLOC_CONF"
+GROWING = "expandable_segments:True"
 
 
 class Local:
@@ -39,7 +45,7 @@ class Local:
         self.device = device
         self._log = log
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        environment = {ALLOCATOR: _allocator(), **os.environ, "PYTHONUNBUFFERED": "1"}
         with open(log, "ab") if log else open(os.devnull, "wb") as sink:
             self._server = subprocess.Popen(
                 [sys.executable, "-m", "fitwithin.engine.server", str(theirs.fileno())],
@@ -80,6 +86,7 @@ class Local:
             ).stdout.strip()
             name, driver, total = (part.strip() for part in line.split(","))
             cudnn = {d.name: d.version for d in metadata.distributions() if d.name.startswith("nvidia-cudnn")}
+            facts["allocator"] = _allocator()
             facts.update(name=name, driver=driver, total_bytes=int(total) * 2**20, cudnn=", ".join(cudnn.values()))
         return facts
 
@@ -193,6 +200,11 @@ class Local:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _allocator() -> str:
+    """What PyTorch's CUDA allocator is told; its variable's older name counts where it is set."""
+    return os.environ.get(ALLOCATOR) or os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or GROWING
 
 
 def _physical_index(device: str) -> str:

@@ -89,7 +89,7 @@ def _carry_out(job: Any, asked_at: float, connection: Connection) -> Any:
     try:
         setting = job.setting
         opened = device.open_device(setting.device)
-        opened.cap(setting.memory_bytes, setting.accounting)
+        opened.cap(setting.memory_bytes, setting.accounting, getattr(job, "outside_bytes", 0))
         store = pack.open_pack(Path(setting.pack))
         sent_at = 0.0
 

@@ -145,10 +145,27 @@ class Simulated:
                 raise
             wall_s, reason = self.now() - begun_at, end.failure.reason
             return Probe(batch=job.batch, passed=False, reason=reason, parameters=parameters, wall_s=wall_s)
+        points = self._scout(job, peak_bytes, until_at) if job.scout else ()
         wall_s = self.now() - begun_at
         return Probe(
-            batch=job.batch, passed=True, peak_bytes=peak_bytes, parameters=parameters, wall_s=wall_s, timing=timing
+            batch=job.batch,
+            passed=True,
+            peak_bytes=peak_bytes,
+            parameters=parameters,
+            wall_s=wall_s,
+            timing=timing,
+            points=points,
         )
+
+    def _scout(self, job: ProbeJob, peak_bytes: int, until_at: float) -> tuple[tuple[int, int], ...]:
+        law, cap = self.law, job.setting.memory_bytes
+        image_bytes = max(1.0, (peak_bytes - law.fixed_bytes) / job.batch)
+        batch = min(job.limit, job.batch + int((cap - peak_bytes) / (2 * image_bytes)))
+        needed = law.memory_bytes(job.candidate, batch, len(self.jobs))
+        if batch < 2 * job.batch or needed > cap:
+            return ()
+        self.spend(UPDATES * law.device_s(job.candidate, batch), until_at)
+        return ((batch, needed),)
 
     def _time(self, job: ProbeJob, until_at: float) -> Timing:
         law, candidate = self.law, job.candidate
