@@ -21,7 +21,7 @@ from fitwithin.planning import (
     from_json,
     least_s,
 )
-from fitwithin.profile import Profile, Rejection
+from fitwithin.profile import Probe, Profile, Rejection
 from fitwithin.units import duration
 from simulation import FACTS, profile
 
@@ -63,6 +63,12 @@ def test_a_plan_survives_json() -> None:
 def test_what_is_no_plan_is_refused(text: str, told: str) -> None:
     with pytest.raises(UsageError, match=told):
         from_json(text)
+
+
+def test_a_turn_keeps_free_what_its_profile_held_outside_the_allocator() -> None:
+    probes = tuple(Probe(batch=b, passed=True, outside_bytes=b) for b in (8, 32, 24))
+    (turn,) = drawn([replace(profile(), probes=probes)], 500.0).turns
+    assert turn.outside_bytes == 32
 
 
 def test_every_number_of_a_turn_has_its_reason() -> None:

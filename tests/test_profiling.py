@@ -143,6 +143,23 @@ def test_the_longer_timed_run_is_the_stricter_one() -> None:
     assert len(set(jobs)) == len(jobs), "a size was run twice"
 
 
+def test_what_probes_held_outside_the_allocator_is_kept_free_by_later_ones() -> None:
+    told: list[int] = []
+
+    def answer(job: ProbeJob) -> Outcome:
+        told.append(job.outside_bytes)
+        timing = profile().timing if job.timed else None
+        passed, peak_bytes = job.batch <= 50, 10**7 * job.batch
+        return Probe(
+            batch=job.batch, passed=passed, peak_bytes=peak_bytes, timing=timing, outside_bytes=300 + len(told) % 3
+        )
+
+    found, _ = scripted(answer)
+    assert isinstance(found, Profile)
+    assert told[:4] == [0, 301, 302, 302]
+    assert found.outside_bytes == 302
+
+
 def test_nothing_is_timed_in_the_end() -> None:
     def answer(job: ProbeJob) -> Outcome:
         if job.timed or job.batch > 4:

@@ -58,7 +58,7 @@ class TrainJob:
     """Train for ``steps`` and leave a model in ``folder`` before ``until_at``; goes on from a checkpoint found there.
 
     ``step_s``, ``validation_s`` and ``save_s`` are the profile's figures; ``checkpoint_every_s`` is the time between
-    checkpoints; a ``frozen`` job keeps its steps.
+    checkpoints; a ``frozen`` job keeps its steps. ``outside_bytes`` is what the profile held outside the allocator.
     """
 
     setting: Setting
@@ -72,6 +72,7 @@ class TrainJob:
     save_s: float
     checkpoint_every_s: float
     frozen: bool = False
+    outside_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

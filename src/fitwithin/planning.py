@@ -50,7 +50,10 @@ class DataFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """One candidate's planned training. ``allotted_s`` bounds it from start-up to its evaluation."""
+    """One candidate's planned training. ``allotted_s`` bounds it from start-up to its evaluation.
+
+    ``outside_bytes`` is what its profile held outside the allocator: kept free from the start.
+    """
 
     candidate: Candidate
     parameters: int
@@ -67,6 +70,7 @@ class Turn:
     evaluation_s: float
     allotted_s: float
     why: tuple[str, ...]
+    outside_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +218,7 @@ def _turn(profile: Profile, cost: Costs, epochs: float, allotted_s: float, data:
         evaluation_s=cost.evaluation_s,
         allotted_s=allotted_s,
         why=why,
+        outside_bytes=profile.outside_bytes,
     )
 
 

@@ -83,6 +83,11 @@ class Profile:
         return self.batch / self.timing.dummy_step_s
 
     @property
+    def outside_bytes(self) -> int:
+        """The most that any probe held outside the allocator."""
+        return max((probe.outside_bytes for probe in self.probes), default=0)
+
+    @property
     def wall_s(self) -> float:
         """Seconds that all its probes took."""
         return math.fsum(probe.wall_s for probe in self.probes)

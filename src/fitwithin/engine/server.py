@@ -89,7 +89,8 @@ def _carry_out(job: Any, asked_at: float, connection: Connection) -> Any:
     try:
         setting = job.setting
         opened = device.open_device(setting.device)
-        opened.cap(setting.memory_bytes, setting.accounting, getattr(job, "outside_bytes", 0))
+        expected_bytes = 0 if isinstance(job, EvaluateJob) else job.outside_bytes
+        opened.cap(setting.memory_bytes, setting.accounting, expected_bytes)
         store = pack.open_pack(Path(setting.pack))
         sent_at = 0.0
 
