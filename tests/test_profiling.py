@@ -102,7 +102,20 @@ def test_an_error_in_the_first_probe_is_fatal() -> None:
     found, jobs = scripted(lambda job: Failure(kind="error", reason="TypeError: no such argument"))
     assert isinstance(found, Rejection)
     assert found.reason == "TypeError: no such argument"
-    assert len(jobs) == 1
+    assert jobs == [(8, False)] * 2  # as a scout, then alone
+
+
+@pytest.mark.parametrize("kind", ["error", "died", "memory"])
+def test_a_scouted_size_that_fails_does_not_speak_for_the_small_one(kind: str) -> None:
+    def answer(job: ProbeJob) -> Outcome:
+        if job.scout:
+            return Failure(kind=kind, reason="cuDNN does not like the scouted size")
+        timing = profile().timing if job.timed else None
+        return Probe(batch=job.batch, passed=job.batch <= 50, peak_bytes=10**7 * job.batch, timing=timing)
+
+    found, _ = scripted(answer)
+    assert isinstance(found, Profile)
+    assert found.batch == 50
 
 
 def test_an_error_in_a_larger_probe_is_a_failed_size() -> None:

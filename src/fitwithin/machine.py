@@ -15,8 +15,7 @@ def parse(text: str) -> str:
     """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` means here.
 
     Raises:
-        UsageError: the text names no kind of device.
-        DeviceError: it names a GPU that is not there.
+        UsageError: the text names no kind of device, or a GPU that is not there.
     """
     word = text.strip().lower()
     if word not in ("auto", "cpu", "cuda") and not (word.startswith("cuda:") and word[5:].isdigit()):

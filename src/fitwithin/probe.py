@@ -50,7 +50,8 @@ def probe(job: ProbeJob, device: Cpu | Cuda, pack: Pack, asked_at: float, scratc
     try:
         with device.guard():
             learner = Learner(job.setting, job.candidate, device)
-            first_s, startup_s = _first_steps(learner, job, device, asked_at)
+            startup_s = time.monotonic() - asked_at
+            first_s = _steps(learner, job, device, job.batch)
             if job.timed:
                 timing = _time(learner, job, device, pack, startup_s=startup_s, first_s=first_s, scratch=scratch)
     except OutOfMemory as error:
@@ -107,12 +108,6 @@ def _dummy(job: ProbeJob, px: int, batch: int) -> tuple[torch.Tensor, torch.Tens
     x = torch.from_numpy(rng.integers(0, 256, (batch, px, px, 3), dtype=np.uint8))
     y = torch.from_numpy(rng.integers(0, job.setting.classes, batch))
     return x, y
-
-
-def _first_steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, asked_at: float) -> tuple[list[float], float]:
-    """The probed steps; seconds of each update, and of start-up."""
-    startup_s = time.monotonic() - asked_at
-    return _steps(learner, job, device, job.batch), startup_s
 
 
 def _steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> list[float]:

@@ -62,7 +62,11 @@ def measure(
             outside_bytes=max((probe.outside_bytes for probe in taken), default=0),
         )
         begun_at = engine.now()
-        outcome = engine.do(job, until_at=min(until_at, begun_at + PROBE_WITHIN_S), on_progress=on_progress)
+        ends_at = min(until_at, begun_at + PROBE_WITHIN_S)
+        outcome = engine.do(job, until_at=ends_at, on_progress=on_progress)
+        if job.scout and isinstance(outcome, Failure) and outcome.kind != "deadline":
+            # It may have been the scouted size that failed: the small one is asked alone before it is judged.
+            outcome = engine.do(replace(job, scout=False), until_at=ends_at, on_progress=on_progress)
         if isinstance(outcome, Failure):
             out_of_time = outcome.kind == "deadline"
             reason = OUT_OF_TIME if out_of_time else outcome.reason
