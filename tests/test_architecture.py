@@ -46,6 +46,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             "catalogue",
             "charts",
+            "cuda",
             "data",
             "device",
             "evaluate",
@@ -63,11 +64,14 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "train",
         ),
     ),
-    ("engines", ("engine", "engine.law", "engine.turn", "engine.local", "engine.server", "engine.simulated")),
+    (
+        "engines",
+        ("engine", "engine.law", "engine.turn", "engine.quiet", "engine.local", "engine.server", "engine.simulated"),
+    ),
     ("phases", ("session", "profiling", "instantiate")),
     ("story", ("flow", "finish", "result")),
     ("doors", ("api", "demo", "doctor")),
-    ("command line", ("cli", "__main__", "")),
+    ("command line", ("options", "cli", "__main__", "")),
 )
 LAYER_OF = {module: number for number, (_, modules) in enumerate(LAYERS) for module in modules}
 
@@ -222,6 +226,7 @@ LIMITS = [
     "--memory-accounting",
     "--seed",
     "--strict",
+    "--jobs",
 ]
 
 #: The command line as it stands. An option more is a decision: is there a question of a user that it answers?

@@ -1,19 +1,20 @@
 """The search for the largest batch, told step by step, and profiles as JSON. Its laws stand in test_laws.py."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitwithin.profile import Probe, from_dict, largest_batch, to_dict
+from fitwithin.profile import Prior, Probe, Profile, from_dict, largest_batch, prior, to_dict
 from simulation import profile
 
 
 def machine(edge: int, base: int = 100, slope: int = 10, fatal: str = "") -> object:
     """Batches up to ``edge`` pass; memory is a line."""
 
-    def run(batch: int, sure: bool) -> Probe:
+    def run(batch: int) -> Probe:
         if fatal:
             return Probe(batch=batch, passed=False, reason=fatal, fatal=True)
         fits = batch <= edge
@@ -42,7 +43,7 @@ def test_what_cannot_be_built_is_asked_once() -> None:
 
 
 def test_a_fatal_failure_at_the_smallest_batch_is_told_as_it_is() -> None:
-    def run(batch: int, sure: bool) -> Probe:
+    def run(batch: int) -> Probe:
         return Probe(batch=batch, passed=False, reason="too big" if batch > 2 else "broken", fatal=batch == 2)
 
     assert largest_batch(run, cap_bytes=1, limit=100)[:2] == (0, "broken")
@@ -85,3 +86,51 @@ def test_a_profile_survives_json(cached: bool | None) -> None:
 def test_rates_are_of_images() -> None:
     found = profile(batch=30, step_s=0.1, dummy_step_s=0.05)
     assert (found.images_per_s, found.dummy_images_per_s) == (pytest.approx(300), pytest.approx(600))
+
+
+# --- a neighbour's certificate ----------------------------------------------------------------------------------------
+
+
+def certified(px: int, edge: int, image_bytes: int) -> Profile:
+    """A profile found on a machine whose memory is a line."""
+    cap = 10**6 + edge * image_bytes
+    batch, why, probes = largest_batch(machine(edge, base=10**6, slope=image_bytes), cap_bytes=cap, limit=5000)
+    return replace(profile(px=px, batch=batch), batch_why=why, probes=tuple(probes))
+
+
+@given(st.integers(10, 900), st.integers(1_000, 50_000))
+def test_a_neighbour_at_another_size_places_the_first_probe(edge: int, image_bytes: int) -> None:
+    known = certified(160, edge, image_bytes)
+    place = prior([known], replace(known.candidate, train_px=224))
+    assert place is not None
+    assert place.batch == int((edge + 0.5) / 1.96)
+    assert place.image_bytes == pytest.approx(1.96 * image_bytes)
+    true_edge = int((edge + 0.999) / 1.96)
+    cap = 10**6 + int((true_edge + 0.5) * place.image_bytes)
+    batch, _, probes = largest_batch(
+        machine(true_edge, base=10**6, slope=int(place.image_bytes)), cap_bytes=cap, limit=5000, prior=place
+    )
+    assert batch == true_edge
+    assert len(probes) <= 3
+
+
+def test_no_neighbour_says_nothing() -> None:
+    known = certified(160, 95, 10_000)
+    for other in (
+        known.candidate,
+        replace(known.candidate, train_px=224, precision="fp32"),
+        replace(known.candidate, train_px=224, model="resnet50"),
+    ):
+        assert prior([known], other) is None
+    limited = replace(known, probes=known.probes[:1])
+    assert prior([limited], replace(known.candidate, train_px=224)) is None
+
+
+@given(st.integers(2, 400), st.integers(2, 400))
+def test_a_prior_that_is_wrong_costs_probes_and_nothing_else(edge: int, promised: int) -> None:
+    batch, _, probes = largest_batch(
+        machine(edge), cap_bytes=100 + 10 * edge, limit=5000, prior=Prior(batch=promised, image_bytes=10.0)
+    )
+    assert batch == edge
+    assert len({probe.batch for probe in probes}) == len(probes)
+    assert len(probes) <= 24

@@ -26,8 +26,8 @@ def run_of(law: Law, n_train: int = 800, **asked: Any) -> Run:
 def measured(run: Run, until_at: float = math.inf) -> Profile | Rejection:
     (candidate,) = run.candidates
     seen: list[Progress] = []
-    found = measure(
-        candidate, run.setting, run.engine, n_train=run.data.train, until_at=until_at, on_progress=seen.append
+    (found,) = measure(
+        [candidate], run.setting, run.engine, n_train=run.data.train, until_at=until_at, tell=seen.append
     )
     assert all(progress.text.startswith(candidate.name) for progress in seen)
     return found
@@ -62,7 +62,7 @@ def test_what_never_fits_is_rejected_with_the_engines_reason() -> None:
     assert "the cap is 1073741824" in found.reason
 
 
-@pytest.mark.parametrize("until_s", [0.0, 0.5, 3.0, 10.0])
+@pytest.mark.parametrize("until_s", [0.0, 0.5, 3.0, 8.0])
 def test_out_of_time_is_its_own_reason(until_s: float) -> None:
     run = run_of(Law())
     found = measured(run, until_at=run.engine.now() + until_s)
@@ -85,6 +85,9 @@ class Scripted:
 
     def now(self) -> float:
         return 0.0
+
+    def rest(self, seconds: float) -> None:
+        assert seconds > 0
 
     def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
         assert isinstance(job, ProbeJob)
@@ -237,3 +240,70 @@ def test_whatever_decides_speed_or_memory_is_part_of_the_key(tmp_path: Path) -> 
     ]
     assert [cache(tmp_path, **other).get(found.candidate) for other in others] == [None] * len(others)
     assert cache(tmp_path, setting=replace(base, seed=9)).get(found.candidate) is not None
+
+
+# --- side by side ----------------------------------------------------------------------------------------------------
+
+
+def side_by_side(law: Law, lanes: int, until_at: float = math.inf) -> tuple[Run, list[Profile | Rejection]]:
+    run = run_of(law, models=("resnet18", "resnet50", "vgg11"), precisions=("amp", "fp32"), sizes=(160, 224))
+    found = measure(
+        run.candidates,
+        run.setting,
+        run.engine,
+        n_train=run.data.train,
+        until_at=until_at,
+        tell=lambda progress: None,
+        lanes=lanes,
+    )
+    return run, list(found)
+
+
+def test_side_by_side_finds_what_one_after_the_other_finds() -> None:
+    _, one = side_by_side(Law(), 1)
+    run, several = side_by_side(Law(), 4)
+    assert {found.candidate for found in several} == set(run.candidates)
+    batches = {found.candidate: found.batch for found in several if isinstance(found, Profile)}
+    assert batches == {found.candidate: found.batch for found in one if isinstance(found, Profile)}
+    first_timed = min(number for number, job in enumerate(run.engine.jobs) if job.timed)
+    assert not any(job.scout for job in run.engine.jobs[first_timed:]), "something was searched after timing began"
+
+
+def test_a_neighbour_takes_fewer_trials() -> None:
+    _, found = side_by_side(Law(), 1)
+    of = {px: [f.trials for f in found if isinstance(f, Profile) and f.candidate.train_px == px] for px in (160, 224)}
+    assert sum(of[224]) < sum(of[160])
+
+
+def test_side_by_side_ends_in_time() -> None:
+    run, found = side_by_side(Law(), 4, until_at=1000.0 + 60.0)
+    assert run.engine.now() <= 1000.0 + 60.0
+    assert len(found) == len(run.candidates)
+    assert any(isinstance(each, Profile) for each in found)
+    assert all(each.reason == OUT_OF_TIME for each in found if isinstance(each, Rejection))
+
+
+def test_memory_that_others_hold_is_waited_for() -> None:
+    asked: list[int] = []
+
+    def answer(job: ProbeJob) -> Outcome:
+        asked.append(job.batch)
+        if len(asked) == 2:
+            return Probe(batch=job.batch, passed=False, reason="others hold it", crowded=True)
+        timing = profile().timing if job.timed else None
+        return Probe(batch=job.batch, passed=job.batch <= 50, peak_bytes=10**7 * job.batch, timing=timing)
+
+    found, _ = scripted(answer)
+    assert isinstance(found, Profile)
+    assert found.batch == 50
+    assert asked[1] == asked[2]
+
+
+def test_memory_that_others_keep_certifies_nothing() -> None:
+    def answer(job: ProbeJob) -> Outcome:
+        crowded = job.batch > 8
+        reason = "others hold it" if crowded else ""
+        return Probe(batch=job.batch, passed=not crowded, peak_bytes=job.batch, reason=reason, crowded=crowded)
+
+    found, _ = scripted(answer)
+    assert found == Rejection(candidate=found.candidate, reason="others hold it")

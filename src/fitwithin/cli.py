@@ -14,6 +14,26 @@ import typer
 from fitwithin import __version__
 from fitwithin.budget import process_started_at
 from fitwithin.errors import FitwithinError
+from fitwithin.options import (
+    Accounting,
+    AsJson,
+    Data,
+    Device,
+    GpuTime,
+    Inference,
+    Jobs,
+    Memory,
+    Models,
+    Precision,
+    RecipeName,
+    RunFolder,
+    Scope,
+    Seed,
+    Sizes,
+    Strict,
+    TestSizes,
+    Time,
+)
 
 if TYPE_CHECKING:
     from fitwithin.progress import Reporter
@@ -27,52 +47,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Data = Annotated[
-    Path, typer.Argument(help="A folder of images: DATA/<class>/* or DATA/{train,val,test}/<class>/*.", metavar="DATA")
-]
-RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.", metavar="RUN")]
-Memory = Annotated[str | None, typer.Option("--memory", help="Cap on device memory, such as 6GiB.", show_default=False)]
-Time = Annotated[str | None, typer.Option("--time", help="Wall-clock budget, such as 3h.", show_default=False)]
-GpuTime = Annotated[
-    str | None, typer.Option("--gpu-time", help="Budget of seconds the device is held, such as 9h.", show_default=False)
-]
-Inference = Annotated[
-    str | None,
-    typer.Option("--inference", help="Budget per image of the ensemble, such as 2ms.", show_default=False),
-]
-Scope = Annotated[
-    str | None,
-    typer.Option(
-        "--scope", help="What the time bounds: 'total' run (default) or each 'candidate'.", show_default=False
-    ),
-]
-Models = Annotated[
-    str | None,
-    typer.Option("--models", help="timm names or patterns; default: the paper's ten.", show_default=False),
-]
-Precision = Annotated[str | None, typer.Option("--precision", help="Of amp, fp32; default: both.", show_default=False)]
-Sizes = Annotated[
-    str | None, typer.Option("--sizes", help="Training sizes in pixels; default: 160,224.", show_default=False)
-]
-TestSizes = Annotated[
-    str | None, typer.Option("--test-sizes", help="Evaluation sizes; default: as --sizes.", show_default=False)
-]
-RecipeName = Annotated[
-    str | None, typer.Option("--recipe", help="A recipe's name or TOML file; default: paper.", show_default=False)
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-Accounting = Annotated[
-    str | None,
-    typer.Option(
-        "--memory-accounting",
-        help="'process' (default): as the driver counts; 'allocator': as the challenge did.",
-        show_default=False,
-    ),
-]
-Seed = Annotated[int | None, typer.Option("--seed", help="Of split, weights and augmentation.", show_default=False)]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at images that cannot be read.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for another program.")]
 
 
 def main() -> None:
@@ -153,6 +127,7 @@ def run(
     accounting: Accounting = None,
     seed: Seed = None,
     strict: Strict = False,
+    jobs: Jobs = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The run's folder; default: runs/<data>-<time>.", show_default=False)
     ] = None,
@@ -200,6 +175,7 @@ def plan(
     accounting: Accounting = None,
     seed: Seed = None,
     strict: Strict = False,
+    jobs: Jobs = None,
     out: Annotated[Path, typer.Option("--out", help="Where to write the plan.")] = Path("plan.json"),
     as_json: AsJson = False,
 ) -> None:

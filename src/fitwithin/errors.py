@@ -6,7 +6,8 @@
     │   ├── BudgetError         2   the limits leave no room for even one candidate
     │   └── RunFolderError      2   the output folder: taken, unwritable, or not a run
     ├── DeviceError             3   the device: absent, or it does not do what its driver promised
-    │   └── OutOfMemory         3   the memory cap was reached (raised by device.py alone)
+    │   └── OutOfMemory         3   the memory cap was reached (raised by device.py and cuda.py alone)
+    │       └── DeviceFull      3   others left less of the device's memory than the cap
     └── TrainingError           4   nothing that was tried left a usable model
 
 A message is a sentence with the value, the limit and the way out.
@@ -49,7 +50,17 @@ class OutOfMemory(DeviceError):
     """An allocation went past the memory cap."""
 
 
+class DeviceFull(OutOfMemory):
+    """An allocation failed within the memory cap: other processes hold the device's memory."""
+
+
 class TrainingError(FitwithinError):
     """No candidate left a usable model."""
 
     exit_code = 4
+
+
+def cap_reached(told: str) -> OutOfMemory:
+    """The error for a backend's own words."""
+    lines = told.strip().splitlines()
+    return OutOfMemory(f"the memory cap was reached ({lines[0][:200] if lines else 'no details'})")

@@ -13,7 +13,8 @@ import torch
 
 from fitwithin import model as models
 from fitwithin.assemble import logits_path
-from fitwithin.device import Cpu, Cuda
+from fitwithin.cuda import Cuda
+from fitwithin.device import Cpu
 from fitwithin.ensemble import Floats, View
 from fitwithin.jobs import Evaluated, EvaluateJob, Progress
 from fitwithin.learner import Learner, eval_batch, split_logits

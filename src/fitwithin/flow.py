@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 from fitwithin import finish, gather, instantiate, profiling
 from fitwithin import planning as plans
 from fitwithin.errors import UsageError
-from fitwithin.jobs import Failure, Progress
+from fitwithin.jobs import Failure
 from fitwithin.pack import cache_root
 from fitwithin.planning import Plan
 from fitwithin.profile import Profile, Rejection
@@ -76,42 +75,49 @@ def profile(run: Run) -> list[Profile | Rejection]:
     known: dict[str, Profile | Rejection] = {**gather.profiled(events), **gather.rejected(events)}
     cache = profiling.Cache(cache_root() / "profiles", run.engine.describe(), run.setting, run.images.fingerprint)
     run.reporter.begin("profiling", len(run.candidates))
-    for number, candidate in enumerate(run.candidates):
-        if candidate.name in known:
-            continue
-        found: Profile | Rejection | None = cache.get(candidate)
-        left_s = PROFILE_WITHIN_S
-        if budget.scope == "total":
-            share_s = PROFILE_SHARE * budget.limit_s - run.accountant.books().spent_s()
-            left_s = share_s if known else max(share_s, REFUSAL_S)
-        if found is None and left_s <= 0:
-            found = Rejection(candidate=candidate, reason=profiling.OUT_OF_TIME)
-        if found is None:
-            # Measuring for a refusal may go on past a very short budget; the books promise no more than there is.
-            promised_s = run.promise_s(left_s, gpu=True)
-            with run.accountant.entry("profile", candidate.name, gpu=True, reserved_s=promised_s) as opened:
-                found = profiling.measure(
-                    candidate,
-                    run.setting,
-                    run.engine,
-                    n_train=run.data.train,
-                    until_at=run.engine.now() + left_s,
-                    on_progress=partial(_show_profiling, run, number),
-                )
-                if isinstance(found, Profile):
-                    opened.peak(found.peak_bytes)
-                    cache.put(found)
-        known[candidate.name] = found
+
+    def note(found: Profile | Rejection) -> None:
+        known[found.candidate.name] = found
         run.reporter.say(_told(found))
         if isinstance(found, Profile):
             run.store.append("profiled", profile_to_dict(found))
         else:
-            run.store.append("rejected", {"candidate": asdict(candidate), "reason": found.reason})
+            run.store.append("rejected", {"candidate": asdict(found.candidate), "reason": found.reason})
+
+    for candidate in run.candidates:
+        if candidate.name not in known and (cached := cache.get(candidate)) is not None:
+            note(cached)
+    unknown = [candidate for candidate in run.candidates if candidate.name not in known]
+    lanes = run.engine.lanes(run.request.jobs, budget.memory_bytes) if unknown else 1
+    # One after the other each has an entry in the books; side by side they share one.
+    for group in [unknown] if lanes > 1 else [[candidate] for candidate in unknown]:
+        left_s = PROFILE_WITHIN_S * -(-len(group) // lanes)
+        if budget.scope == "total":
+            share_s = PROFILE_SHARE * budget.limit_s - run.accountant.books().spent_s()
+            left_s = share_s if known else max(share_s, REFUSAL_S)
+        if left_s <= 0:
+            for candidate in group:
+                note(Rejection(candidate=candidate, reason=profiling.OUT_OF_TIME))
+            continue
+        # Measuring for a refusal may go on past a very short budget; the books promise no more than there is.
+        promised_s = run.promise_s(left_s, gpu=True)
+        key = group[0].name if len(group) == 1 else ""
+        with run.accountant.entry("profile", key, gpu=True, reserved_s=promised_s) as opened:
+            for found in profiling.measure(
+                group,
+                run.setting,
+                run.engine,
+                n_train=run.data.train,
+                until_at=run.engine.now() + left_s,
+                tell=lambda progress: run.reporter.advance(len(known), len(run.candidates), progress.text),
+                known=[each for each in known.values() if isinstance(each, Profile)],
+                lanes=lanes,
+            ):
+                if isinstance(found, Profile):
+                    opened.peak(found.peak_bytes)
+                    cache.put(found)
+                note(found)
     return [known[candidate.name] for candidate in run.candidates]
-
-
-def _show_profiling(run: Run, done: int, progress: Progress) -> None:
-    run.reporter.advance(done, len(run.candidates), progress.text)
 
 
 def _told(found: Profile | Rejection) -> str:

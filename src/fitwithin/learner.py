@@ -15,7 +15,8 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from fitwithin import model as models
 from fitwithin.candidate import Candidate
-from fitwithin.device import Cpu, Cuda
+from fitwithin.cuda import Cuda
+from fitwithin.device import Cpu
 from fitwithin.ensemble import Floats, View
 from fitwithin.jobs import Setting
 from fitwithin.loader import EvalBatches, stream

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from fitwithin.errors import DeviceError
 
@@ -71,6 +74,8 @@ class DriverGauge:
         self._nvml = pynvml
         self._pid = os.getpid()
         self._listed: bool | None = None
+        #: The least that this process could ever have come to hold: its own and what was free.
+        self.room_bytes = sys.maxsize
 
     def select(self, uuid: str) -> None:
         """Look at the device that torch knows by this UUID; NVML's own numbering ignores CUDA_VISIBLE_DEVICES."""
@@ -82,6 +87,17 @@ class DriverGauge:
 
     def read(self) -> int:
         """Bytes held by this process now."""
+        own = self._own()
+        free = int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).free)
+        self.room_bytes = min(self.room_bytes, own + free)
+        return own
+
+    def strangers(self) -> int:
+        """How many processes that are not of this run's use the device now, as far as the driver shows them."""
+        listed = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        return sum(not _akin(int(process.pid)) for process in listed if process.pid != self._pid)
+
+    def _own(self) -> int:
         if self._listed is not False:
             for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle):
                 if process.pid == self._pid and process.usedGpuMemory:
@@ -89,3 +105,54 @@ class DriverGauge:
                     return int(process.usedGpuMemory)
             self._listed = self._listed or False
         return max(0, int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used) - self._used_before)
+
+
+def _akin(pid: int) -> bool:
+    """Whether that process has the same parent as this one: the server forks all workers of a run."""
+    with suppress(OSError, ValueError, IndexError):
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+        return int(stat.rpartition(")")[2].split()[1]) == os.getppid()
+    return False
+
+
+#: How PyTorch's caching allocator rounds what it asks the driver for (c10/core/CachingDeviceAllocator.h: kSmallSize,
+#: kSmallBuffer, kMinLargeAlloc, kLargeBuffer, kRoundLarge).
+_MIB = 2**20
+
+
+def asked_bytes(size: int) -> int:
+    """What the allocator asks the driver for when no cached block serves a request of ``size`` bytes."""
+    if size <= _MIB:
+        return 2 * _MIB
+    if size < 10 * _MIB:
+        return 20 * _MIB
+    return -(-size // (2 * _MIB)) * 2 * _MIB
+
+
+def demanded_bytes(trace: Iterable[Mapping[str, Any]], reserved_bytes: int) -> int:
+    """The least limit under which the allocator's recorded history passes without giving memory back.
+
+    Before it maps new pages for a request the allocator checks that what it holds and the *whole* request stay within
+    the limit, though a part of the request may lie in pages that it holds (CUDACachingAllocator.cpp, alloc_block). So
+    a size can fail below the limit; with this figure memory is a line up to the limit.
+
+    Args:
+        trace: the entries of ``torch.cuda.memory._snapshot()["device_traces"]``, oldest first.
+        reserved_bytes: what the allocator held when the history began.
+    """
+    held = before = demanded = reserved_bytes
+    mapped = False
+    for entry in trace:
+        action, size = entry["action"], int(entry["size"])
+        if action in ("segment_map", "segment_alloc"):
+            before = before if mapped else held
+            held += size
+            mapped = True
+            demanded = max(demanded, held)
+        elif action in ("segment_unmap", "segment_free"):
+            held -= size
+        elif action == "alloc":
+            if mapped:
+                demanded = max(demanded, before + asked_bytes(size))
+            mapped = False
+    return demanded

@@ -5,18 +5,18 @@ The step is the one train.py takes: optimizer state and all, followed by evaluat
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable
-from itertools import repeat
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
 
 from fitwithin.candidate import Candidate
-from fitwithin.device import Cpu, Cuda
-from fitwithin.errors import OutOfMemory, UsageError
+from fitwithin.cuda import Cuda
+from fitwithin.device import Cpu
+from fitwithin.errors import DeviceFull, OutOfMemory, UsageError
 from fitwithin.jobs import ProbeJob
 from fitwithin.learner import Learner, count_correct, eval_batch
 from fitwithin.loader import Batch, TrainBatches, stream
@@ -27,8 +27,11 @@ from fitwithin.train import write_checkpoint
 #: Optimizer state appears in the first step and shows in the second step's peak.
 UPDATES = 3
 
-#: How long each pace is measured, and the least number of steps.
-SAMPLE_S, SAMPLE_STEPS = 1.5, 6
+#: How long the pace with the real loader is measured, after how long a run-up, and the least number of steps.
+SAMPLE_S, RUN_UP_S, SAMPLE_STEPS = 1.5, 0.5, 6
+
+#: The dummy pace needs less: nothing but the device is in it.
+DUMMY_SAMPLE_S = 0.5
 
 #: More than are ever sampled.
 PLENTY_OF_STEPS = 100_000
@@ -37,25 +40,37 @@ PLENTY_OF_STEPS = 100_000
 ALLOWED_RETRIES = 0
 
 
-def probe(job: ProbeJob, device: Cpu | Cuda, pack: Pack, asked_at: float, scratch: Path) -> Probe:
+def probe(
+    job: ProbeJob,
+    device: Cpu | Cuda,
+    pack: Pack,
+    asked_at: float,
+    scratch: Path,
+    wait_for_quiet: Callable[[], None],
+) -> Probe:
     """Run the real step at ``job.batch``; what it says of memory and, if asked, of time.
 
-    ``asked_at`` is the instant the process was asked for, ``scratch`` a folder for a checkpoint that is timed.
+    ``asked_at`` is the instant the process was asked for, ``scratch`` a folder for a checkpoint that is timed;
+    ``wait_for_quiet`` returns when no other process of the run is at work.
     """
     started_at = time.monotonic()
     learner: Learner | None = None
     timing: Timing | None = None
     points: tuple[tuple[int, int], ...] = ()
-    reason, fatal = "", False
+    reason, fatal, crowded = "", False, False
+    needed_bytes = None
+    if not job.timed:
+        device.watch()
     try:
         with device.guard():
             learner = Learner(job.setting, job.candidate, device)
             startup_s = time.monotonic() - asked_at
             first_s = _steps(learner, job, device, job.batch)
+            needed_bytes = device.needed_bytes()
             if job.timed:
-                timing = _time(learner, job, device, pack, startup_s=startup_s, first_s=first_s, scratch=scratch)
+                timing = _time(learner, job, device, pack, startup_s, first_s, scratch, wait_for_quiet)
     except OutOfMemory as error:
-        reason = str(error)
+        reason, crowded = str(error), isinstance(error, DeviceFull)
     except UsageError as error:
         reason, fatal = str(error), True
     peak_bytes = device.peak_bytes()
@@ -63,7 +78,7 @@ def probe(job: ProbeJob, device: Cpu | Cuda, pack: Pack, asked_at: float, scratc
     if not reason and peak_bytes > job.setting.memory_bytes:
         reason = f"the peak was {peak_bytes - job.setting.memory_bytes} bytes above the cap"
     if not reason and retries > ALLOWED_RETRIES:
-        reason = f"the allocator gave memory back and tried again {retries} times"
+        reason, crowded = f"the allocator gave memory back and tried again {retries} times", device.crowded()
     if not reason and job.scout and learner is not None:
         points = _scout(learner, job, device)
     return Probe(
@@ -72,10 +87,12 @@ def probe(job: ProbeJob, device: Cpu | Cuda, pack: Pack, asked_at: float, scratc
         peak_bytes=peak_bytes,
         reason=reason,
         fatal=fatal,
+        crowded=crowded,
         parameters=learner.parameters if learner else 0,
         wall_s=time.monotonic() - started_at,
         timing=timing if not reason else None,
         points=points,
+        needed_bytes=needed_bytes if not reason else None,
         usable_bytes=device.usable_bytes(),
         outside_bytes=device.outside_bytes(),
     )
@@ -87,19 +104,21 @@ KEPT_BYTES = 12
 
 def _scout(learner: Learner, job: ProbeJob, device: Cpu | Cuda) -> tuple[tuple[int, int], ...]:
     """Steps at about half of the largest batch that seems to fit: ``((batch, peak),)``, or nothing if they did not."""
-    peak_bytes, usable = device.peak_bytes(), device.usable_bytes()
+    peak_bytes, usable = device.needed_bytes(), device.usable_bytes()
     image_bytes = (peak_bytes - device.outside_bytes() - KEPT_BYTES * learner.parameters) / job.batch
     room = int((usable - peak_bytes) / (2 * max(image_bytes, 1.0)))
     batch = min(job.batch + room, job.limit)
     if batch < 2 * job.batch:
         return ()
     before = device.retries()
+    device.empty_cache()
+    device.watch()
     try:
         with device.guard():
             _steps(learner, job, device, batch)
     except OutOfMemory:
         return ()
-    return ((batch, device.peak_bytes()),) if device.retries() == before else ()
+    return ((batch, device.needed_bytes()),) if device.retries() == before else ()
 
 
 def _dummy(job: ProbeJob, px: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,9 +130,23 @@ def _dummy(job: ProbeJob, px: int, batch: int) -> tuple[torch.Tensor, torch.Tens
 
 
 def _steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> list[float]:
-    """A few updates, an evaluation pass at every size, one more update; seconds of each update."""
+    """A few updates, an evaluation pass at every size, more updates; seconds of each of the first.
+
+    Raises:
+        UsageError: the loss of the very first updates is not finite.
+    """
     x, y = _dummy(job, job.candidate.train_px, batch)
-    taken = [_timed_step(learner, x, y, device) for _ in range(UPDATES)]
+    taken, losses = [], []
+    for _ in range(UPDATES):
+        begun_at = time.monotonic()
+        losses.append(float(learner.step(x, y, 1e-4)))
+        device.synchronize()
+        taken.append(time.monotonic() - begun_at)
+    if not all(map(math.isfinite, losses)):
+        raise UsageError(
+            f"{job.candidate.model} computes a loss of {losses[-1]} in {job.candidate.precision} within its first "
+            f"{UPDATES} updates; another precision may do"
+        )
     device.settle()
     device.empty_cache()
     size = eval_batch(batch)
@@ -121,15 +154,11 @@ def _steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> l
         learner.logits(_dummy(job, px, size)[0], flip=True)
     device.settle()
     device.empty_cache()
-    taken.append(_timed_step(learner, x, y, device))
-    return taken
-
-
-def _timed_step(learner: Learner, x: torch.Tensor, y: torch.Tensor, device: Cpu | Cuda) -> float:
-    begun_at = time.monotonic()
-    learner.step(x, y, 1e-4)
+    # Several again: what the allocator keeps from evaluation and from one update decides what the next ones need.
+    for _ in range(UPDATES):
+        learner.step(x, y, 1e-4)
     device.synchronize()
-    return time.monotonic() - begun_at
+    return taken
 
 
 def _time(
@@ -137,13 +166,16 @@ def _time(
     job: ProbeJob,
     device: Cpu | Cuda,
     pack: Pack,
-    *,
     startup_s: float,
     first_s: list[float],
     scratch: Path,
+    wait_for_quiet: Callable[[], None],
 ) -> Timing:
+    """The pace of the device, of the loader and of both together, and what happens beside steps."""
     setting, candidate = job.setting, job.candidate
-    dummy = _dummy_pace(learner, job, device)
+    device.empty_cache()
+    _evaluation_s(learner, job, device, pack, candidate.train_px)  # so that later passes find the images in memory
+    device.empty_cache()
     source = TrainBatches(
         pack,
         setting.recipe,
@@ -155,73 +187,100 @@ def _time(
     )
     with stream(source, setting.workers, device.kind) as loaded:
         batches = iter(loaded)
-        # The loader starts with batches made ahead: only what follows shows its pace.
-        for _ in range(loaded.ahead + 2):
-            learner.step(*next(batches), 1e-4)
-        real = _pace(learner, device, batches)
+        learner.step(*next(batches), 1e-4)  # the loader is at work
+        wait_for_quiet()
+        strangers = device.strangers()
+        dummy_s = _dummy_pace(learner, job, device)
+        loader_step_s = _loader_pace(batches, loaded.ahead)
+        step_s, step_low_s, step_high_s = _pace(learner, device, batches)
     device.empty_cache()
     images, firsts = {}, []
     for px in sorted({candidate.train_px, *setting.view_sizes}):
-        images[px], first = _evaluation_pace(learner, job, device, pack, px)
-        firsts.append(first)
+        whole_s = begun_s = _evaluation_s(learner, job, device, pack, px)
+        if begun_s < SAMPLE_S:
+            whole_s = _evaluation_s(learner, job, device, pack, px)
+        images[px] = whole_s / len(pack.indices("val"))
+        firsts.append(max(0.0, begun_s - whole_s))
     device.empty_cache()
     begun_at = time.monotonic()
     write_checkpoint(scratch / "checkpoint.pt", learner, {})
     return Timing(
         startup_s=startup_s,
-        warmup_s=max(0.0, sum(first_s) - len(first_s) * dummy[0]),
-        dummy_step_s=dummy[0],
-        step_s=real[0],
-        step_low_s=real[1],
-        step_high_s=real[2],
+        warmup_s=max(0.0, sum(first_s) - len(first_s) * dummy_s),
+        dummy_step_s=dummy_s,
+        step_s=step_s,
+        step_low_s=step_low_s,
+        step_high_s=step_high_s,
         eval_image_s=images,
         eval_first_s=max(firsts),
         save_s=time.monotonic() - begun_at,
+        loader_step_s=loader_step_s,
+        strangers=max(strangers, device.strangers()),
     )
 
 
-def _dummy_pace(learner: Learner, job: ProbeJob, device: Cpu | Cuda) -> tuple[float, float, float]:
-    """The pace with one batch that is on the device already; the batch is gone when this returns."""
+def _dummy_pace(learner: Learner, job: ProbeJob, device: Cpu | Cuda) -> float:
+    """Mean seconds per step with one batch that lies ready in the host's memory."""
     x, y = _dummy(job, job.candidate.train_px, job.batch)
-    return _pace(learner, device, repeat((x.to(device.torch_device), y.to(device.torch_device))))
-
-
-def _pace(learner: Learner, device: Cpu | Cuda, batches: Iterable[Batch]) -> tuple[float, float, float]:
-    """Mean seconds per step over SAMPLE_S, and its 95 % interval from the spread of chunks of steps."""
+    if device.kind == "cuda":
+        x, y = x.pin_memory(), y.pin_memory()
     device.synchronize()
-    marks = [time.monotonic()]
+    begun_at, steps = time.monotonic(), 0
+    while steps < SAMPLE_STEPS or time.monotonic() - begun_at < DUMMY_SAMPLE_S:
+        learner.step(x, y, 1e-4)
+        device.throttle()
+        steps += 1
+    device.synchronize()
+    return (time.monotonic() - begun_at) / steps
+
+
+def _loader_pace(batches: Iterator[Batch], ahead: int) -> float:
+    """Mean seconds in which the loader makes a batch while nothing else is done; it has none in stock afterwards."""
+    for _ in range(ahead):
+        next(batches)
+    begun_at, made = time.monotonic(), 0
+    while made < ahead:
+        next(batches)
+        made += 1
+    return (time.monotonic() - begun_at) / made
+
+
+def _pace(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch]) -> tuple[float, float, float]:
+    """Mean seconds per step over SAMPLE_S, and its 95 % interval from the spread of chunks of steps.
+
+    A run-up comes first: a GPU that rested takes a while to raise its clocks.
+    """
+    marks: list[float] = []
+    begun_at = time.monotonic()
     for x, y in batches:
         learner.step(x, y, 1e-4)
         device.throttle()
-        marks.append(time.monotonic())
+        now = time.monotonic()
+        if now - begun_at >= RUN_UP_S:
+            marks.append(now)
         if len(marks) > SAMPLE_STEPS and marks[-1] - marks[0] >= SAMPLE_S:
             break
-    device.synchronize()
-    steps = len(marks) - 1
-    mean = (time.monotonic() - marks[0]) / steps
-    chunks = np.array_split(np.diff(marks), min(10, steps))
-    means = np.array([chunk.mean() for chunk in chunks])
+    steps_s = np.diff(marks)
+    mean = float(steps_s.mean())
+    means = np.array([chunk.mean() for chunk in np.array_split(steps_s, min(10, len(steps_s)))])
     error = 1.96 * float(means.std(ddof=1)) / np.sqrt(len(means)) if len(means) > 1 else 0.05 * mean
     return mean, max(mean - error, 0.5 * mean), mean + error
 
 
-def _evaluation_pace(learner: Learner, job: ProbeJob, device: Cpu | Cuda, pack: Pack, px: int) -> tuple[float, float]:
-    """Seconds per image of evaluation at ``px`` with the real loader, and the extra cost of beginning one."""
-    size = eval_batch(job.batch)
-    n = len(pack.indices("val"))
-
-    def once() -> float:
-        begun_at = time.monotonic()
-        count_correct(
-            learner, pack, "val", px=px, crop=job.setting.recipe.crop, batch=size, workers=job.setting.workers
-        )
-        device.synchronize()
-        return time.monotonic() - begun_at
-
-    first_s = once()
-    again_s = [once()] if first_s < 2 * SAMPLE_S else []
-    whole_s = median([*again_s] or [first_s])
-    return whole_s / n, max(0.0, first_s - whole_s)
+def _evaluation_s(learner: Learner, job: ProbeJob, device: Cpu | Cuda, pack: Pack, px: int) -> float:
+    """Seconds of a whole evaluation of the validation split at ``px`` with the real loader."""
+    begun_at = time.monotonic()
+    count_correct(
+        learner,
+        pack,
+        "val",
+        px=px,
+        crop=job.setting.recipe.crop,
+        batch=eval_batch(job.batch),
+        workers=job.setting.workers,
+    )
+    device.synchronize()
+    return time.monotonic() - begun_at
 
 
 def candidate_scratch(candidate: Candidate, folder: Path) -> Path:

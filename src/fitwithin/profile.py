@@ -7,9 +7,9 @@ and ``batch + 1`` did not (or a stated limit other than memory ended the search)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from fitwithin.candidate import Candidate
 from fitwithin.units import format_size
@@ -21,7 +21,8 @@ class Timing:
 
     ``startup_s`` from asking for the process to a model on the device; ``warmup_s`` what the first steps cost more
     than later ones; ``dummy_step_s`` a step fed with a batch already there (the paper's dummy loader); ``step_s`` a
-    step fed by the real loader (median), within ``step_low_s`` to ``step_high_s`` (its 95 % interval);
+    step fed by the real loader, within ``step_low_s`` to ``step_high_s`` (its 95 % interval); ``loader_step_s`` the
+    time in which the loader alone makes a batch; ``strangers`` how many processes of others were seen on the device;
     ``eval_image_s`` seconds per image of evaluation by size; ``eval_first_s`` the extra cost of an evaluation's first
     batch; ``save_s`` writing a checkpoint.
     """
@@ -35,15 +36,23 @@ class Timing:
     eval_image_s: dict[int, float]
     eval_first_s: float
     save_s: float
+    loader_step_s: float = 0.0
+    strangers: int = 0
+
+    @property
+    def bound_by(self) -> str:
+        """What a step waits for: ``loader`` or ``device``."""
+        return "loader" if self.loader_step_s > self.dummy_step_s else "device"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
     """One fresh process that ran the real step at ``batch``: whether it stayed within the cap, and its peak.
 
-    ``points`` are further batches that a scout ran in the same process, with their peaks: they place later probes and
-    prove nothing. ``usable_bytes`` is the peak that a batch can be expected to reach, ``outside_bytes`` what of it
-    lay outside the allocator.
+    ``points`` are further batches that a scout ran in the same process: they place later probes and prove nothing.
+    ``needed_bytes`` is the least cap under which the run would have passed (the peak, where the device cannot tell);
+    it is a line in the batch. ``usable_bytes`` is what it may come to, ``outside_bytes`` what of it lay outside the
+    allocator. ``crowded``: others held the memory.
     """
 
     batch: int
@@ -51,12 +60,28 @@ class Probe:
     peak_bytes: int | None = None
     reason: str = ""
     fatal: bool = False  # no smaller batch would help: the model cannot be built, or fails at this size
+    crowded: bool = False
     parameters: int = 0
     wall_s: float = 0.0
     timing: Timing | None = None
     points: tuple[tuple[int, int], ...] = ()
+    needed_bytes: int | None = None
     usable_bytes: int | None = None
     outside_bytes: int = 0
+
+    @property
+    def line(self) -> list[tuple[int, int]]:
+        """Every batch that ran in this process, with the memory it needed."""
+        own = self.needed_bytes if self.needed_bytes is not None else self.peak_bytes
+        return [(self.batch, own), *self.points] if self.passed and own is not None else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prior:
+    """What a neighbour's certificate says of a candidate: its largest batch, and bytes per image. It places probes."""
+
+    batch: int
+    image_bytes: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +108,11 @@ class Profile:
         return self.batch / self.timing.dummy_step_s
 
     @property
+    def trials(self) -> int:
+        """How many batch sizes were run to find the largest, repetitions and scouted ones included."""
+        return sum(1 + len(probe.points) for probe in self.probes if not (probe.passed and probe.timing is not None))
+
+    @property
     def outside_bytes(self) -> int:
         """The most that any probe held outside the allocator."""
         return max((probe.outside_bytes for probe in self.probes), default=0)
@@ -101,17 +131,65 @@ class Rejection:
     reason: str
 
 
+class Certified(Protocol):
+    """A candidate whose largest batch was found (:class:`Profile` is one)."""
+
+    @property
+    def candidate(self) -> Candidate:
+        """Whose."""
+
+    @property
+    def batch(self) -> int:
+        """The largest that ran."""
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """What was tried."""
+
+
+def prior(known: Iterable[Certified], candidate: Candidate) -> Prior | None:
+    """What the profile of the same backbone at another size says, if there is one whose limit was memory.
+
+    Activations grow with the number of pixels, and everything else stays: bytes per image scale by the square of the
+    size, and so does the batch. (Certified on an H200: within one image of the truth; benchmarks/profile_phase.py.)
+    """
+    for other in known:
+        if replace(other.candidate, train_px=candidate.train_px) != candidate or other.candidate == candidate:
+            continue
+        points = _points(other.probes)
+        if len(points) < 2 or all(probe.passed or probe.batch != other.batch + 1 for probe in other.probes):
+            continue
+        growth = (candidate.train_px / other.candidate.train_px) ** 2
+        return Prior(batch=int((other.batch + 0.5) / growth), image_bytes=growth * _slope(points))
+    return None
+
+
+def _points(probes: Iterable[Probe]) -> list[tuple[int, int]]:
+    """Batches and the memory they needed, ascending; for a batch that ran twice, the larger."""
+    points: dict[int, int] = {}
+    for batch, needed_bytes in (point for probe in probes for point in probe.line):
+        points[batch] = max(needed_bytes, points.get(batch, 0))
+    return sorted(points.items())
+
+
+def _slope(points: Sequence[tuple[int, int]]) -> float:
+    """Bytes per image between the smallest and the largest point."""
+    (low, low_bytes), (high, high_bytes) = points[0], points[-1]
+    return (high_bytes - low_bytes) / (high - low)
+
+
 @dataclass(kw_only=True)
 class _Search:
     """The bracket while it closes: every probe by batch size."""
 
-    run: Callable[[int, bool], Probe]
+    run: Callable[[int], Probe]
     cap_bytes: int
     limit: int
+    prior: Prior | None = None
     probes: list[Probe] = field(default_factory=list)
 
-    def ask(self, batch: int, *, sure: bool = False) -> Probe:
-        probe = self.run(batch, sure)
+    def ask(self, batch: int) -> Probe:
+        probe = self.run(batch)
         self.probes.append(probe)
         return probe
 
@@ -126,71 +204,70 @@ class _Search:
 
     @property
     def points(self) -> list[tuple[int, int]]:
-        """Batches and their peaks, ascending; scouted ones among them."""
-        passed = [p for p in self.probes if p.passed]
-        ran = {p.batch: p.peak_bytes for p in passed if p.peak_bytes is not None}
-        return sorted({**dict(point for p in passed for point in p.points), **ran}.items())
+        return _points(self.probes)
 
     def predicted(self) -> float | None:
-        """Where the line through the smallest and the largest point meets the cap; None without a slope."""
+        """Where the line meets the cap: through the smallest and the largest point, or with the prior's slope."""
         points = self.points
-        if len(points) < 2:
+        slope = _slope(points) if len(points) > 1 else self.prior.image_bytes if self.prior else 0.0
+        if not points or slope <= 0:
             return None
-        (low, low_bytes), (high, high_bytes) = points[0], points[-1]
-        slope = (high_bytes - low_bytes) / (high - low)
         usable = min((p.usable_bytes for p in self.probes if p.usable_bytes is not None), default=self.cap_bytes)
-        return None if slope <= 0 else high + (usable - high_bytes) / slope
+        high, high_bytes = points[-1]
+        return high + (usable - high_bytes) / slope
 
 
 #: A jump to more than FAR times the largest point stops short of the prediction by this share: it passes then, and the
-#: line through it is good to an image or two. From a point at half the way the line is good to 1.5 % (H200: resnet18,
-#: resnet50, resnest26d, resnest50d_1s4x24d).
+#: line through it is good to an image or two.
 SHORT, FAR = 0.95, 2.5
-
-#: A prediction is sure if a fresh process passed within this share of it.
-NEAR = 0.9
 
 #: From this stride on the line has misled so often that the bracket is halved.
 MISLED = 16
 
 
 def largest_batch(
-    run: Callable[[int, bool], Probe], *, cap_bytes: int, limit: int, first: int = 8, smallest: int = 2
+    run: Callable[[int], Probe],
+    *,
+    cap_bytes: int,
+    limit: int,
+    first: int = 8,
+    smallest: int = 2,
+    prior: Prior | None = None,
 ) -> tuple[int, str, list[Probe]]:
     """The largest batch that passes, why the search ended there, and every probe in order.
 
-    Memory is close to affine in the batch, so two points give a line (one scout, or two small probes), a jump to its
-    prediction (to just short of a far one) a better line, and strides that double close the bracket. Memory need not
-    be monotone for the result to hold: it says that the batch passed and the next did not.
+    Memory is close to affine in the batch, so two points give a line (one scout, or two small probes) and a jump to
+    its prediction; a neighbour's certificate gives both at once. Strides that double close the bracket. Memory need
+    not be monotone for the result to hold: it says that the batch passed and the next did not.
 
     Args:
-        run: runs one probe in a fresh process; told whether the size is likely to be the result, so that it may be
-            timed at once.
+        run: runs one probe in a fresh process.
         cap_bytes: the memory cap, for the prediction only; a probe's ``passed`` decides.
         limit: the largest batch worth asking for (training images, or the recipe's), at least ``smallest``.
         first: where to start; ``smallest`` the least batch that can be trained (ResNeSt's batch norm needs 2).
+        prior: what a neighbour's certificate says; the search starts there.
 
     Returns:
         ``(batch, why, probes)``; batch is 0 if none passed, and ``why`` then is the reason.
     """
-    search = _Search(run=run, cap_bytes=cap_bytes, limit=limit)
-    start = max(smallest, min(first, limit))
+    search = _Search(run=run, cap_bytes=cap_bytes, limit=limit, prior=prior)
+    start = max(smallest, min(prior.batch if prior else first, limit))
     probe = search.ask(start)
     if probe.fatal:
         return 0, probe.reason, search.probes
-    if not probe.passed:
+    if not probe.passed and start <= max(first, smallest):
         smaller = search.ask(smallest) if start > smallest else probe
         if not smaller.passed:
             why = smaller.reason if smaller.fatal else f"{smallest} images do not fit: {smaller.reason}"
             return 0, why, search.probes
-    elif start < limit and len(search.points) < 2:
+    elif probe.passed and start < limit and search.predicted() is None:
         search.ask(min(limit, 3 * start))
     stride = 1
     while (hi := search.smallest_failed) - (lo := search.largest_passed) > 1:
+        if lo == 0 and hi <= smallest:
+            return 0, f"{smallest} images do not fit: {search.probes[-1].reason}", search.probes
         guess, stride = _next_guess(search, lo, hi, stride)
-        guess = max(lo + 1, min(hi - 1, guess))
-        predicted = search.predicted()
-        search.ask(guess, sure=predicted is not None and guess == int(predicted) and lo >= NEAR * guess)
+        search.ask(max(lo + 1, smallest, min(hi - 1, guess)))
     batch = search.largest_passed
     if batch == limit:
         return batch, f"{batch} is as large as the recipe or the data allow; memory would allow more", search.probes
@@ -201,6 +278,8 @@ def largest_batch(
 def _next_guess(search: _Search, lo: int, hi: int, stride: int) -> tuple[int, int]:
     """Where to look between ``lo`` (passed) and ``hi`` (failed, or beyond the limit), and the next stride."""
     predicted, failed = search.predicted(), hi <= search.limit
+    if lo == 0 and search.prior is not None:
+        return hi - stride, 2 * stride  # the neighbour promised too much
     reach = max([lo, *(batch for batch, _ in search.points if batch < hi)])
     if failed and hi > FAR * reach:
         return 3 * hi // 4, stride  # a far jump failed: what passes near it makes the line a good one

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,9 @@ from fitwithin import profile as profiles
 from fitwithin.candidate import Candidate
 from fitwithin.engine import Engine
 from fitwithin.jobs import Failure, ProbeJob, Progress, Setting
-from fitwithin.profile import Probe, Profile, Rejection, largest_batch
+from fitwithin.profile import Prior, Probe, Profile, Rejection, largest_batch, prior
 
-SCHEMA = 2
+SCHEMA = 3
 
 #: Batch norm over one value fails in training (ResNeSt), so two images are the least.
 SMALLEST_BATCH = 2
@@ -28,83 +30,176 @@ PROBE_WITHIN_S = 300.0
 
 OUT_OF_TIME = "no time was left to profile it"
 
+#: A probe that found the device's memory taken by others is asked again so often, after so many seconds.
+CROWDED_RETRIES, CROWDED_PAUSE_S = 2, 5.0
+
+#: Where candidates are searched side by side, the share of the time for that; the rest is for timing them.
+SEARCH_SHARE = 0.6
+
+#: Told of every probe: the candidate's name and the size.
+Tell = Callable[[Progress], None]
+
+
+class Measurement:
+    """A candidate while it is measured: first its largest batch is found, then that is timed."""
+
+    def __init__(self, candidate: Candidate, setting: Setting, engine: Engine, *, n_train: int, tell: Tell) -> None:
+        self.candidate, self._setting, self._engine, self._tell = candidate, setting, engine, tell
+        self._limit = min(n_train, setting.recipe.max_batch or n_train)
+        self._asked: dict[tuple[int, bool], Probe] = {}  # by batch and whether it was timed
+        self._taken: list[Probe] = []
+        self._until_at = 0.0
+        self._ended = ""  # why nothing more can be found out, if so
+        self._placed = False
+        self.batch, self._why = 0, ""
+
+    def search(self, until_at: float, place: Prior | None = None) -> Rejection | None:
+        """Find the largest batch that runs; the reason if there is none."""
+        self._until_at, self._placed = until_at, place is not None
+        first = self._limit if self._limit <= TRY_LIMIT_FIRST else 8
+        self.batch, self._why, _ = largest_batch(
+            # A limit that is tried first is likely to be the result: it is timed at once.
+            lambda batch: self._ask(batch, timed=batch == self._limit == first),
+            cap_bytes=self._setting.memory_bytes,
+            limit=self._limit,
+            first=first,
+            smallest=SMALLEST_BATCH,
+            prior=place,
+        )
+        if self.batch == 0 or self._ended:
+            return Rejection(candidate=self.candidate, reason=self._ended or self._why)
+        return None
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """Every probe so far, in order."""
+        return tuple(self._taken)
+
+    def time(self, until_at: float) -> Profile | Rejection:
+        """Time the largest batch, in a fresh process; if that longer run does not pass, search on below it."""
+        while True:
+            self._until_at = until_at
+            timed = self._ask(self.batch, timed=True)
+            if timed.timing is not None and timed.peak_bytes is not None:
+                return Profile(
+                    candidate=self.candidate,
+                    parameters=timed.parameters,
+                    batch=self.batch,
+                    batch_why=self._why,
+                    peak_bytes=timed.peak_bytes,
+                    timing=timed.timing,
+                    probes=self.probes,
+                )
+            if self._ended or self.batch <= SMALLEST_BATCH:
+                return Rejection(candidate=self.candidate, reason=self._ended or timed.reason)
+            self._asked[self.batch, False] = timed
+            if (rejection := self.search(until_at)) is not None:
+                return rejection
+
+    def _ask(self, batch: int, *, timed: bool) -> Probe:
+        for known in ((batch, timed), (batch, True)):
+            if known in self._asked:
+                return self._asked[known]
+        if self._ended:
+            return Probe(batch=batch, passed=False, reason=self._ended, fatal=True)
+        what = f"{self.candidate.name}: batch {batch}{', timed' if timed else ''}"
+        self._tell(Progress(step=len(self._taken), total=0, text=what))
+        begun_at = self._engine.now()
+        probe = self._probe(batch, timed=timed)
+        self._asked[batch, timed] = replace(probe, wall_s=self._engine.now() - begun_at)
+        self._taken.append(self._asked[batch, timed])
+        return self._taken[-1]
+
+    def _probe(self, batch: int, *, timed: bool) -> Probe:
+        job = ProbeJob(
+            setting=self._setting,
+            candidate=self.candidate,
+            batch=batch,
+            timed=timed,
+            scout=not self._taken and not timed and batch < self._limit,
+            limit=self._limit,
+            outside_bytes=max((probe.outside_bytes for probe in self._taken), default=0),
+        )
+        ends_at = min(self._until_at, self._engine.now() + PROBE_WITHIN_S)
+        for pauses in range(CROWDED_RETRIES + 1):
+            outcome = self._engine.do(job, until_at=ends_at, on_progress=self._tell)
+            if job.scout and isinstance(outcome, Failure) and outcome.kind != "deadline":
+                # It may have been the scouted size that failed: the small one is asked alone before it is judged.
+                outcome = self._engine.do(replace(job, scout=False), until_at=ends_at, on_progress=self._tell)
+            if not (isinstance(outcome, Probe) and outcome.crowded):
+                break
+            if pauses < CROWDED_RETRIES:
+                self._engine.rest(CROWDED_PAUSE_S)
+        if isinstance(outcome, Probe) and outcome.crowded:
+            self._ended = outcome.reason  # what others take is no fact of the candidate: nothing is certified
+        if isinstance(outcome, Failure):
+            if outcome.kind == "deadline":
+                self._ended = OUT_OF_TIME
+            # What fails in the first, small probe fails always; later a smaller batch may do.
+            fatal = bool(self._ended) or (outcome.kind == "error" and not self._taken and not self._placed)
+            return Probe(batch=batch, passed=False, reason=self._ended or outcome.reason, fatal=fatal)
+        assert isinstance(outcome, Probe)
+        return outcome
+
 
 def measure(
-    candidate: Candidate,
+    candidates: Sequence[Candidate],
     setting: Setting,
     engine: Engine,
     *,
     n_train: int,
     until_at: float,
-    on_progress: Callable[[Progress], None],
-) -> Profile | Rejection:
-    """Find the candidate's largest batch and its timing there; a rejection with its reason if that cannot be done."""
-    asked: dict[tuple[int, bool], Probe] = {}  # by batch and whether it was timed
-    taken: list[Probe] = []
-    out_of_time = False
+    tell: Tell,
+    known: Iterable[Profile] = (),
+    lanes: int = 1,
+) -> Iterator[Profile | Rejection]:
+    """The profile of each candidate, or why there is none, as they become known.
 
-    def ask(batch: int, *, timed: bool) -> Probe:
-        nonlocal out_of_time
-        for known in ((batch, timed), (batch, True)):
-            if known in asked:
-                return asked[known]
-        if out_of_time:
-            return Probe(batch=batch, passed=False, reason=OUT_OF_TIME, fatal=True)
-        what = f"{candidate.name}: batch {batch}{', timed' if timed else ''}"
-        on_progress(Progress(step=len(taken), total=0, text=what))
-        job = ProbeJob(
-            setting=setting,
-            candidate=candidate,
-            batch=batch,
-            timed=timed,
-            scout=not taken and batch < limit,
-            limit=limit,
-            outside_bytes=max((probe.outside_bytes for probe in taken), default=0),
-        )
-        begun_at = engine.now()
-        ends_at = min(until_at, begun_at + PROBE_WITHIN_S)
-        outcome = engine.do(job, until_at=ends_at, on_progress=on_progress)
-        if job.scout and isinstance(outcome, Failure) and outcome.kind != "deadline":
-            # It may have been the scouted size that failed: the small one is asked alone before it is judged.
-            outcome = engine.do(replace(job, scout=False), until_at=ends_at, on_progress=on_progress)
-        if isinstance(outcome, Failure):
-            out_of_time = outcome.kind == "deadline"
-            reason = OUT_OF_TIME if out_of_time else outcome.reason
-            # What fails in the first, small probe fails always; later a smaller batch may do.
-            fatal = out_of_time or (outcome.kind == "error" and not taken)
-            outcome = Probe(batch=batch, passed=False, reason=reason, fatal=fatal)
-        assert isinstance(outcome, Probe)
-        asked[batch, timed] = replace(outcome, wall_s=engine.now() - begun_at)
-        taken.append(asked[batch, timed])
-        return taken[-1]
+    With several ``lanes`` so many candidates are searched side by side, each in processes of its own under the cap;
+    then each is timed while all others rest. ``known`` profiles place the probes of their neighbours.
+    """
+    measurements = [Measurement(c, setting, engine, n_train=n_train, tell=tell) for c in candidates]
+    if lanes <= 1:
+        found = list(known)
+        for measurement in measurements:
+            place = prior(found, measurement.candidate)
+            outcome = measurement.search(until_at, place) or measurement.time(until_at)
+            if isinstance(outcome, Profile):
+                found.append(outcome)
+            yield outcome
+        return
+    yield from _side_by_side(measurements, engine, until_at, list(known), lanes)
 
-    limit = min(n_train, setting.recipe.max_batch or n_train)
-    first = limit if limit <= TRY_LIMIT_FIRST else 8
-    while True:
-        batch, why, _ = largest_batch(
-            lambda b, sure: ask(b, timed=sure or b == limit == first),
-            cap_bytes=setting.memory_bytes,
-            limit=limit,
-            first=first,
-            smallest=SMALLEST_BATCH,
-        )
-        if batch == 0 or out_of_time:
-            return Rejection(candidate=candidate, reason=OUT_OF_TIME if out_of_time else why)
-        timed = ask(batch, timed=True)
-        if timed.timing is not None and timed.peak_bytes is not None:
-            break
-        if out_of_time or batch <= SMALLEST_BATCH:
-            return Rejection(candidate=candidate, reason=timed.reason)
-        asked[batch, False] = timed  # the longer run is the stricter one: search on below it
-    return Profile(
-        candidate=candidate,
-        parameters=timed.parameters,
-        batch=batch,
-        batch_why=why,
-        peak_bytes=timed.peak_bytes,
-        timing=timed.timing,
-        probes=tuple(taken),
-    )
+
+def _side_by_side(
+    measurements: list[Measurement], engine: Engine, until_at: float, known: list[Profile], lanes: int
+) -> Iterator[Profile | Rejection]:
+    search_until_at = until_at
+    if until_at < math.inf:
+        search_until_at = engine.now() + SEARCH_SHARE * (until_at - engine.now())
+    families: dict[Candidate, list[Measurement]] = {}
+    for measurement in measurements:
+        families.setdefault(replace(measurement.candidate, train_px=0), []).append(measurement)
+
+    def search(family: list[Measurement]) -> list[Measurement | Rejection]:
+        found: list[Measurement | Rejection] = []
+        for measurement in family:
+            place = prior([*known, *(each for each in found if isinstance(each, Measurement))], measurement.candidate)
+            found.append(measurement.search(search_until_at, place) or measurement)
+        return found
+
+    with ThreadPoolExecutor(lanes, thread_name_prefix="lane") as pool:
+        try:
+            ready: list[Measurement] = []
+            for done in as_completed([pool.submit(search, family) for family in families.values()]):
+                ready += [each for each in done.result() if isinstance(each, Measurement)]
+                yield from (each for each in done.result() if isinstance(each, Rejection))
+            # In waves: a process prepares while others do, then each measures in turn while the others rest.
+            for first in range(0, len(ready), lanes):
+                yield from pool.map(lambda each: each.time(until_at), ready[first : first + lanes])
+        except BaseException:
+            engine.close()  # an interrupt: what the lanes wait for ends
+            raise
 
 
 class Cache:

@@ -19,6 +19,9 @@ from fitwithin.recipe import Recipe
 #: The sizes of the paper.
 SIZES = (160, 224)
 
+#: Candidates that may be profiled side by side.
+MOST_JOBS = 32
+
 
 class Limits(TypedDict, total=False):
     """What may be asked for, as text or numbers: bytes, seconds (``inference``: seconds per image) and pixels.
@@ -41,6 +44,7 @@ class Limits(TypedDict, total=False):
     recipe: str
     seed: int
     strict: bool
+    jobs: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,7 @@ class Request:
     device: str = "cpu"
     seed: int = 0
     strict: bool = False
+    jobs: int = 1
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -101,6 +106,7 @@ def parse(
     device: str = "cpu",
     seed: int = 0,
     strict: bool = False,
+    jobs: int = 1,
 ) -> Request:
     """The request that these words make; numbers are bytes, seconds and pixels, ``inference`` seconds per image.
 
@@ -121,6 +127,8 @@ def parse(
         raise UsageError("no model was given; write timm names or patterns, as in 'resnet*,resnest26d'")
     if not 0 <= seed < 2**31:
         raise UsageError(f"--seed {seed} is out of range; choose a whole number from 0 to {2**31 - 1}")
+    if not 1 <= jobs <= MOST_JOBS:
+        raise UsageError(f"--jobs {jobs} is out of range; choose from 1 to {MOST_JOBS}")
     return Request(
         data=str(data),
         budget=Budget(
@@ -139,4 +147,5 @@ def parse(
         device=device,
         seed=seed,
         strict=strict,
+        jobs=jobs,
     )

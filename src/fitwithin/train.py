@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from fitwithin import model as models
-from fitwithin.device import Cpu, Cuda
+from fitwithin.cuda import Cuda
+from fitwithin.device import Cpu
 from fitwithin.errors import TrainingError
 from fitwithin.jobs import CHECKPOINT, OUTCOME, SALVAGE, Progress, Trained, TrainJob, read_trained, trained_to_json
 from fitwithin.learner import Learner, count_correct, eval_batch

@@ -11,7 +11,7 @@ from fitwithin.jobs import Job, Outcome, Progress
 
 
 class Engine(Protocol):
-    """Carries out one job at a time, each in a process of its own, and never past its end."""
+    """Carries out jobs, each in a process of its own, and never past its end; from several threads at once if asked."""
 
     def describe(self) -> dict[str, Any]:
         """Facts of the device and of the libraries that decide its speed and memory: the key of cached profiles."""
@@ -19,8 +19,14 @@ class Engine(Protocol):
     def prepare(self) -> None:
         """Wait until jobs can start at once; DeviceError if they never will."""
 
+    def lanes(self, wanted: int, memory_bytes: int) -> int:
+        """How many jobs of that memory can be at work at once, ``wanted`` at most and one at least."""
+
     def now(self) -> float:
         """The present on the engine's clock, in monotonic seconds."""
+
+    def rest(self, seconds: float) -> None:
+        """Let time pass."""
 
     def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
         """The job's outcome; one still running at ``until_at`` is ended there: a Failure of kind ``deadline``."""

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from fitwithin import __version__
+from fitwithin.engine.quiet import Quiet, Visit
 from fitwithin.engine.server import ENDED, MESSAGE, READY, STARTED
 from fitwithin.errors import DeviceError
 from fitwithin.jobs import Failure, Job, Outcome, Progress
@@ -25,6 +27,12 @@ from fitwithin.machine import cpu_name
 
 #: How long importing torch and timm may take before something is wrong.
 READY_WITHIN_S = 180.0
+
+#: How long forking a process may take before something is wrong.
+STARTED_WITHIN_S = 60.0
+
+#: What a process may hold beside its cap where that leaves the CUDA context out.
+CONTEXT_BYTES = 2**30
 
 #: PyTorch's CUDA allocator is told to grow its segments: memory then is a line in the batch, where blocks of fixed size
 #: left 16 to 36 % of it unused (H200: resnet18 amp at 520 images reserved 5,414 MiB for 3,438, and 3,476 this way).
@@ -58,6 +66,8 @@ class Local:
             )
         theirs.close()
         self._ready = False
+        self._asking = threading.Lock()
+        self._quiet = Quiet()
 
     def describe(self) -> dict[str, Any]:
         """Device, driver and versions, without starting CUDA here."""
@@ -71,20 +81,7 @@ class Local:
         facts["name"] = cpu_name()
         facts["cpu"] = facts["name"]
         if self.device.startswith("cuda"):
-            query = "name,driver_version,memory.total"
-            line = subprocess.run(
-                [
-                    "nvidia-smi",
-                    f"--query-gpu={query}",
-                    "--format=csv,noheader,nounits",
-                    f"--id={_physical_index(self.device)}",
-                ],
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=True,
-            ).stdout.strip()
-            name, driver, total = (part.strip() for part in line.split(","))
+            name, driver, total = _nvidia_smi("name,driver_version,memory.total", self.device)
             cudnn = {d.name: d.version for d in metadata.distributions() if d.name.startswith("nvidia-cudnn")}
             facts["allocator"] = _allocator()
             facts.update(name=name, driver=driver, total_bytes=int(total) * 2**20, cudnn=", ".join(cudnn.values()))
@@ -94,13 +91,16 @@ class Local:
         """Monotonic seconds: the same for parent and children on one boot."""
         return time.monotonic()
 
+    def rest(self, seconds: float) -> None:
+        """Sleep."""
+        time.sleep(seconds)
+
     def prepare(self) -> None:
         """Wait until the server has imported everything; DeviceError if it cannot."""
         if self._ready:
             return
-        self._control.settimeout(READY_WITHIN_S)
         try:
-            kind, _ = self._receive()
+            kind, _ = _receive(self._control, READY_WITHIN_S)
         except (TimeoutError, ConnectionError) as error:
             told = self._log.read_text(errors="replace").strip().splitlines()[-1:] if self._log else []
             raise DeviceError(
@@ -109,32 +109,57 @@ class Local:
         assert kind == READY
         self._ready = True
 
+    def lanes(self, wanted: int, memory_bytes: int) -> int:
+        """How many jobs of that memory the device can take at once now, ``wanted`` at most and one at least."""
+        if wanted <= 1 or not self.device.startswith("cuda"):
+            return 1
+        free_bytes = int(_nvidia_smi("memory.free", self.device)[0]) * 2**20
+        return max(1, min(wanted, free_bytes // (memory_bytes + CONTEXT_BYTES)))
+
     def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
-        """Run the job in a fresh process until it ends or ``until_at`` comes."""
-        asked_at = time.monotonic()
+        """Run the job in a fresh process until it ends or ``until_at`` comes; from several threads at once if need be.
+
+        A job that times itself works alone while it does: others rest, and new ones wait.
+        """
         self.prepare()
+        with self._quiet.visit() as visit:
+            return self._do(job, visit, until_at, on_progress)
+
+    def _do(self, job: Job, visit: Visit, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+        asked_at = time.monotonic()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            socket.send_fds(self._control, [b"J"], [theirs.fileno()])
+        status, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         connection = Connection(ours.detach())
         try:
-            kind, pid = self._receive()
+            with theirs, told:
+                self._ask([theirs.fileno(), told.fileno()])
+            kind, pid = _receive(status, STARTED_WITHIN_S)
             assert kind == STARTED
             connection.send((job, asked_at))
-            outcome = self._listen(connection, pid, until_at, on_progress)
-            code = self._end(pid, killed=isinstance(outcome, Failure) and outcome.kind == "deadline")
+            outcome = self._listen(connection, visit, pid, until_at, on_progress)
+            code = _end(status, pid, killed=isinstance(outcome, Failure) and outcome.kind == "deadline")
         except BaseException:
             self.close()  # an interrupt: nothing may go on behind our back
             raise
         finally:
             connection.close()
+            status.close()
         if outcome is None:
-            told = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            return Failure(kind="died", reason=f"the worker process ended without an answer ({told})")
+            told_of = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            return Failure(kind="died", reason=f"the worker process ended without an answer ({told_of})")
         return outcome
 
+    def _ask(self, fds: list[int]) -> None:
+        with self._asking:
+            socket.send_fds(self._control, [b"J"], fds)
+
     def _listen(
-        self, connection: Connection, pid: int, until_at: float, on_progress: Callable[[Progress], None]
+        self,
+        connection: Connection,
+        visit: Visit,
+        pid: int,
+        until_at: float,
+        on_progress: Callable[[Progress], None],
     ) -> Outcome | None:
         """What the child says in the end; None if it fell silent, a Failure if its time was over."""
         while True:
@@ -147,40 +172,15 @@ class Local:
                 continue
             try:
                 kind, value = connection.recv()
-            except (EOFError, ConnectionResetError):
+                if kind == "quiet" and visit.alone(until_at):
+                    connection.send(None)
+            except (EOFError, ConnectionResetError, BrokenPipeError):
                 return None
             if kind == "done":
                 outcome: Outcome = value
                 return outcome
-            on_progress(value)
-
-    def _end(self, pid: int, *, killed: bool) -> int:
-        """Wait for the child's exit status; a child that answered but does not end is ended."""
-        self._control.settimeout(10.0)
-        for attempt in range(2):
-            try:
-                kind, code = self._receive()
-            except TimeoutError:
-                if attempt or killed:
-                    raise DeviceError(
-                        f"worker process {pid} does not end even when killed; the driver may hang"
-                    ) from None
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                continue
-            assert kind == ENDED
-            return code
-        raise AssertionError("unreachable")
-
-    def _receive(self) -> tuple[bytes, int]:
-        data = b""
-        while len(data) < MESSAGE.size:
-            part = self._control.recv(MESSAGE.size - len(data))
-            if not part:
-                raise ConnectionError("the worker server is gone")
-            data += part
-        kind, value = MESSAGE.unpack(data)
-        return kind, value
+            if kind == "progress":
+                on_progress(value)
 
     def close(self) -> None:
         """End the server, and with it any child."""
@@ -205,6 +205,42 @@ class Local:
 def _allocator() -> str:
     """What PyTorch's CUDA allocator is told; its variable's older name counts where it is set."""
     return os.environ.get(ALLOCATOR) or os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or GROWING
+
+
+def _receive(source: socket.socket, within_s: float) -> tuple[bytes, int]:
+    """A message of the server's; TimeoutError if none came, ConnectionError if it is gone."""
+    source.settimeout(within_s)
+    data = b""
+    while len(data) < MESSAGE.size:
+        part = source.recv(MESSAGE.size - len(data))
+        if not part:
+            raise ConnectionError("the worker server is gone")
+        data += part
+    kind, value = MESSAGE.unpack(data)
+    return kind, value
+
+
+def _end(status: socket.socket, pid: int, *, killed: bool) -> int:
+    """Wait for a child's exit status; a child that answered but does not end is ended."""
+    for attempt in range(2):
+        try:
+            kind, code = _receive(status, 10.0)
+        except TimeoutError:
+            if attempt or killed:
+                raise DeviceError(f"worker process {pid} does not end even when killed; the driver may hang") from None
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            continue
+        assert kind == ENDED
+        return code
+    raise AssertionError("unreachable")
+
+
+def _nvidia_smi(fields: str, device: str) -> list[str]:
+    """Those facts of the device, without starting CUDA here."""
+    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", f"--id={_physical_index(device)}"]
+    line = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+    return [part.strip() for part in line.split(",")]
 
 
 def _physical_index(device: str) -> str:

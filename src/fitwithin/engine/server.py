@@ -1,9 +1,9 @@
 """The process server: imports torch and timm once, then forks a fresh process per job, so that no job pays for imports.
 
-``python -m fitwithin.engine.server FD`` speaks over the Unix socket FD. The parent sends one byte together with a
-job's own socket; the server answers with the child's process id and, when it has ended, with its exit status. CUDA is
-never started in the server, so that each child gets a context of its own. When the parent goes away, so does
-everything here: a device is not held for nobody.
+``python -m fitwithin.engine.server FD`` speaks over the Unix socket FD. For each job the parent sends one byte with two
+sockets: on the first it speaks to the child itself, on the second the server tells the child's process id and, when it
+has ended, its exit status. Any number of children may be at work. CUDA is never started in the server, so that each
+child gets a context of its own. When the parent goes away, so does everything here: a device is not held for nobody.
 
 multiprocessing's forkserver would do the same, but it runs the user's main module again in every child.
 """
@@ -28,39 +28,56 @@ from fitwithin.lifeline import die_with_parent
 READY, STARTED, ENDED = b"R", b"S", b"E"
 MESSAGE = struct.Struct("=ci")
 
+#: How often children are looked at, in seconds.
+LOOK_S = 0.02
+
 
 def serve(control: socket.socket) -> None:
-    """Answer requests until the other side closes; one child at a time."""
+    """Fork a child for every request until the other side closes; then end those still at work."""
     from fitwithin import evaluate, probe, train  # noqa: F401 - imported here, before any fork
 
     control.sendall(MESSAGE.pack(READY, os.getpid()))
-    while True:
-        data, fds, _, _ = socket.recv_fds(control, 1, 1)
-        if not data or not fds:
-            return
-        child = os.fork()
-        if child == 0:
-            control.close()
-            _run_child(fds[0])
-        os.close(fds[0])
-        control.sendall(MESSAGE.pack(STARTED, child))
-        if not _wait(control, child):
-            return
-
-
-def _wait(control: socket.socket, child: int) -> bool:
-    """Wait for the child and report its exit status; False if the parent went away meanwhile (the child is ended)."""
-    while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid == child:
-            control.sendall(MESSAGE.pack(ENDED, os.waitstatus_to_exitcode(status)))
-            return True
-        readable, _, _ = select.select([control], [], [], 0.02)
-        if readable:  # nothing is sent while a child runs: this is the end of the stream
+    children: dict[int, socket.socket] = {}
+    try:
+        while True:
+            readable, _, _ = select.select([control], [], [], LOOK_S if children else None)
+            if readable:
+                data, fds, _, _ = socket.recv_fds(control, 1, 2)
+                if not data or len(fds) < 2:
+                    return
+                _start(control, fds, children)
+            _reap(children)
+    finally:
+        for child in children:
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return False
+
+
+def _start(control: socket.socket, fds: list[int], children: dict[int, socket.socket]) -> None:
+    child = os.fork()
+    if child == 0:
+        control.close()
+        os.close(fds[1])
+        for status in children.values():
+            status.close()
+        _run_child(fds[0])
+    os.close(fds[0])
+    children[child] = socket.socket(fileno=fds[1])
+    _tell(children[child], STARTED, child)
+
+
+def _reap(children: dict[int, socket.socket]) -> None:
+    """Tell the end of every child that has ended."""
+    for child in list(children):
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid == child:
+            with children.pop(child) as told:
+                _tell(told, ENDED, os.waitstatus_to_exitcode(status))
+
+
+def _tell(status: socket.socket, kind: bytes, value: int) -> None:
+    with suppress(BrokenPipeError):  # whoever asked no longer listens
+        status.sendall(MESSAGE.pack(kind, value))
 
 
 def _run_child(fd: int) -> None:
@@ -100,9 +117,13 @@ def _carry_out(job: Any, asked_at: float, connection: Connection) -> Any:
                 connection.send(("progress", progress))
                 sent_at = time.monotonic()
 
+        def wait_for_quiet() -> None:
+            connection.send(("quiet", None))
+            connection.recv()
+
         if isinstance(job, ProbeJob):
             scratch = probe.candidate_scratch(job.candidate, Path(setting.pack).parent.parent / "scratch")
-            return probe.probe(job, opened, store, asked_at, scratch)
+            return probe.probe(job, opened, store, asked_at, scratch, wait_for_quiet)
         with opened.guard():
             if isinstance(job, TrainJob):
                 return train.advance(job, opened, store, asked_at, emit)

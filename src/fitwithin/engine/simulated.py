@@ -9,6 +9,7 @@ one cares to imagine. See docs/decisions/0004-simulated-at-the-engine-seam.md.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,8 @@ from fitwithin.profile import Probe, Timing
 if TYPE_CHECKING:
     from fitwithin.session import Images
 
-#: A probe takes so many updates and times each pace for so long, as probe.py does.
-UPDATES, SAMPLE_S, SAMPLE_STEPS = 4, 1.5, 6
+#: A probe takes so many updates and times each pace for so long, as probe.py does; so often the loader's stock is made.
+UPDATES, SAMPLE_S, SAMPLE_STEPS, STOCKS = 6, (0.5, 2.0), 6, 6
 
 #: An evaluation looks at its deadline so often per split and view.
 SLICES = 8
@@ -74,10 +75,20 @@ class Simulated:
         self.law, self.images, self.clock = law, images, clock or SimulatedClock()
         self.started_at = self.clock.now()
         self.jobs: list[Job] = []
+        self._one = threading.Lock()
 
     def describe(self) -> dict[str, Any]:
         """The law is the device."""
         return {"device": "simulated", "name": repr(self.law)}
+
+    def lanes(self, wanted: int, memory_bytes: int) -> int:
+        """As many as are wanted; their jobs follow each other on the one clock."""
+        del memory_bytes
+        return max(1, wanted)
+
+    def rest(self, seconds: float) -> None:
+        """The clock jumps."""
+        self.clock.sleep(seconds)
 
     def prepare(self) -> None:
         """There is nothing to wait for."""
@@ -91,15 +102,16 @@ class Simulated:
 
     def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
         """The outcome that the law gives the job; the clock stands at its end, never beyond ``until_at``."""
-        self.jobs.append(job)
-        try:
-            if isinstance(job, ProbeJob):
-                return self._probe(job, until_at)
-            if isinstance(job, TrainJob):
-                return Turn(self, job, until_at).train(on_progress)
-            return self._evaluate(job, until_at, on_progress)
-        except _Ended as end:
-            return end.failure
+        with self._one:
+            self.jobs.append(job)
+            try:
+                if isinstance(job, ProbeJob):
+                    return self._probe(job, until_at)
+                if isinstance(job, TrainJob):
+                    return Turn(self, job, until_at).train(on_progress)
+                return self._evaluate(job, until_at, on_progress)
+            except _Ended as end:
+                return end.failure
 
     def spend(self, seconds: float, until_at: float) -> None:
         """Let a job work for what are ``seconds`` on a machine at rest."""
@@ -173,8 +185,10 @@ class Simulated:
         step_s, dummy_s = law.step_s(candidate, job.batch), law.device_s(candidate, job.batch)
         found_s = slow * step_s * (1 + law.pace_noise * (2 * law.draw("probe", len(self.jobs)) - 1) / 3)
         evals = {px: law.eval_image_s(candidate, px) for px in {candidate.train_px, *job.setting.view_sizes}}
-        for pace_s in (dummy_s, step_s):
-            self.spend(max(SAMPLE_S, SAMPLE_STEPS * pace_s), until_at)
+        loader_s = law.loader_s(job.batch)
+        for pace_s, sample_s in zip((dummy_s, step_s), SAMPLE_S, strict=True):
+            self.spend(max(sample_s, SAMPLE_STEPS * pace_s), until_at)
+        self.spend(STOCKS * loader_s, until_at)
         n_val = len(self.images.indices("val"))
         self.spend(sum(law.eval_first_s + 2 * n_val * image_s for image_s in evals.values()) + law.save_s, until_at)
         return Timing(
@@ -187,6 +201,7 @@ class Simulated:
             eval_image_s={px: slow * image_s for px, image_s in sorted(evals.items())},
             eval_first_s=slow * law.eval_first_s,
             save_s=slow * law.save_s,
+            loader_step_s=slow * loader_s,
         )
 
     def _evaluate(self, job: EvaluateJob, until_at: float, on_progress: Callable[[Progress], None]) -> Evaluated:

@@ -1,0 +1,202 @@
+"""A CUDA device: a cap on what the driver counts, or on PyTorch's allocator alone, its peak, and its out-of-memory."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from fitwithin.errors import DeviceError, DeviceFull, OutOfMemory, cap_reached
+from fitwithin.meter import DriverGauge, Sampler, demanded_bytes
+from fitwithin.units import format_size
+
+if TYPE_CHECKING:
+    import torch
+
+#: Room between the allocator's limit and the cap for kernels that the driver loads later (measured growth after the
+#: warm-up steps stays below it; :meth:`Cuda.settle` measures again).
+SLACK_BYTES = 32 * 2**20
+
+CROWDED = "other processes hold so much of the device's memory that the cap could not be reached"
+
+_CUDA_OUT_OF_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+class Cuda:
+    """A CUDA device. ``process`` bounds what the driver counts for this process (context, workspaces, allocator);
+    ``allocator`` bounds PyTorch's caching allocator alone, as the challenge's organisers did.
+
+    The allocator's limit is the cap less what lies outside it, which is measured (the context is not known to the
+    allocator, pytorch#58466) and measured again once the kernels are loaded. A thread reads the driver's count every
+    10 ms; the peak is the larger of its reading and of what the allocator's own peak implies.
+    """
+
+    kind = "cuda"
+
+    def __init__(self, index: int) -> None:
+        import torch
+
+        self.index = index
+        self.torch_device = torch.device("cuda", index)
+        self.amp_dtype = torch.float16
+        self.memory_format = torch.contiguous_format
+        self.name = f"cuda:{index}"
+        self._limit = 0
+        self._accounting = "process"
+        self._outside = 0
+        self._sampler: Sampler | None = None
+        self._marks: deque[torch.cuda.Event] = deque()
+        self._gauge: DriverGauge | None = None
+        self._watched_from: int | None = None
+
+    def cap(self, limit_bytes: int, accounting: str, outside_bytes: int = 0) -> None:
+        """Bound this process's memory on the device.
+
+        Kernels are loaded while the first steps run, outside the allocator: without ``outside_bytes`` to expect, a
+        process at the edge of its cap was seen 117 MB above it for a moment.
+
+        Raises:
+            DeviceError: the cap does not even cover the CUDA context, or the driver's count cannot be read.
+        """
+        import torch
+
+        self._limit, self._accounting, self._outside = limit_bytes, accounting, outside_bytes
+        gauge = DriverGauge() if accounting == "process" else None  # before the context, for its baseline
+        if not torch.cuda.is_available():
+            raise DeviceError(
+                "no CUDA device is to be seen here; `fitwithin doctor` says what is, --device cpu trains on it"
+            )
+        torch.cuda.set_device(self.index)
+        properties = torch.cuda.get_device_properties(self.index)
+        self.name = properties.name
+        self._total = total = properties.total_memory
+        if gauge is None:
+            torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total), self.index)
+            return
+        gauge.select(str(properties.uuid))
+        torch.zeros(1, device=self.torch_device)
+        torch.cuda.synchronize(self.index)
+        self._gauge = gauge
+        self._sampler = Sampler(gauge.read)
+        self.settle()
+
+    def outside_bytes(self) -> int:
+        """Context and kernels, the most that was measured; 0 under ``allocator``, which leaves them out."""
+        return self._outside if self._gauge is not None else 0
+
+    def usable_bytes(self) -> int:
+        """The cap; under ``process`` less SLACK_BYTES."""
+        return self._limit - (SLACK_BYTES if self._gauge is not None else 0)
+
+    def watch(self) -> None:
+        """Begin the allocator's history anew."""
+        import torch
+
+        torch.cuda.memory._record_memory_history(None)
+        self._watched_from = int(torch.cuda.memory_reserved(self.index))
+        torch.cuda.memory._record_memory_history("all", context=None, stacks="python", device=self.index)
+
+    def needed_bytes(self) -> int:
+        """What lies outside the allocator and what was asked of it."""
+        import torch
+
+        if self._watched_from is None:
+            return self.peak_bytes()
+        trace = torch.cuda.memory._snapshot(self.index)["device_traces"][self.index]
+        return self.outside_bytes() + demanded_bytes(trace, self._watched_from)
+
+    def strangers(self) -> int:
+        """As the driver shows them under ``process``."""
+        return self._gauge.strangers() if self._gauge is not None else 0
+
+    def settle(self) -> None:
+        """Measure what lies outside the allocator and set the allocator's limit to what is left of the cap."""
+        import torch
+
+        if self._gauge is None or self._sampler is None:
+            return
+        torch.cuda.synchronize(self.index)
+        outside = self._sampler.read() - torch.cuda.memory_reserved(self.index)
+        self._outside = max(self._outside, outside)
+        allowed = self._limit - self._outside - SLACK_BYTES
+        if allowed < SLACK_BYTES:
+            least = format_size(self._outside + 3 * SLACK_BYTES)
+            raise OutOfMemory(
+                f"{format_size(self._limit)} do not cover the CUDA context and kernels, {format_size(self._outside)}; "
+                f"at least {least} are needed, or --memory-accounting allocator, which leaves them out"
+            )
+        torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / self._total), self.index)
+
+    def peak_bytes(self) -> int:
+        """The peak by the chosen accounting."""
+        import torch
+
+        reserved = int(torch.cuda.max_memory_reserved(self.index))
+        if self._sampler is None:
+            return reserved
+        self._sampler.read()
+        return max(self._sampler.peak, self._outside + reserved)
+
+    def retries(self) -> int:
+        """The allocator's own count of retries."""
+        import torch
+
+        return int(torch.cuda.memory_stats(self.index).get("num_alloc_retries", 0))
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        import torch
+
+        torch.cuda.synchronize(self.index)
+
+    def empty_cache(self) -> None:
+        """Give unused blocks back, so that training's and evaluation's shapes do not add up."""
+        import torch
+
+        torch.cuda.empty_cache()
+
+    def throttle(self) -> None:
+        """Let the host run at most two steps ahead of the device, so that the pace seen is the device's."""
+        import torch
+
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        self._marks.append(event)
+        if len(self._marks) > 2:
+            self._marks.popleft().synchronize()
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return time.monotonic()
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Turn the allocator's and the driver's out-of-memory into OutOfMemory."""
+        import torch
+
+        told = None
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            told = str(error)
+        except RuntimeError as error:
+            # cuBLAS and the driver have no type for it; a batch too large for a kernel shows as NOT_SUPPORTED.
+            if not any(words in str(error) for words in _CUDA_OUT_OF_MEMORY):
+                raise
+            told = str(error)
+        if told is not None:
+            if self.crowded():
+                raise DeviceFull(CROWDED)
+            raise cap_reached(told)
+
+    def crowded(self) -> bool:
+        """Whether the card had less to give at some time than the cap allows: others hold it."""
+        import torch
+
+        free_bytes, _ = torch.cuda.mem_get_info(self.index)
+        if self._gauge is None:
+            return free_bytes + int(torch.cuda.memory_reserved(self.index)) < self._limit - SLACK_BYTES
+        self._gauge.read()
+        return self._gauge.room_bytes < self._limit - SLACK_BYTES
