@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -46,12 +47,12 @@ def probe(
     pack: Pack,
     asked_at: float,
     scratch: Path,
-    wait_for_quiet: Callable[[], None],
+    quiet: Callable[[], AbstractContextManager[None]],
 ) -> Probe:
     """Run the real step at ``job.batch``; what it says of memory and, if asked, of time.
 
     ``asked_at`` is the instant the process was asked for, ``scratch`` a folder for a checkpoint that is timed;
-    ``wait_for_quiet`` returns when no other process of the run is at work.
+    within ``quiet`` no other process of the run is at work.
     """
     started_at = time.monotonic()
     learner: Learner | None = None
@@ -68,7 +69,7 @@ def probe(
             first_s = _steps(learner, job, device, job.batch)
             needed_bytes = device.needed_bytes()
             if job.timed:
-                timing = _time(learner, job, device, pack, startup_s, first_s, scratch, wait_for_quiet)
+                timing = _time(learner, job, device, pack, startup_s, first_s, scratch, quiet)
     except OutOfMemory as error:
         reason, crowded = str(error), isinstance(error, DeviceFull)
     except UsageError as error:
@@ -169,7 +170,7 @@ def _time(
     startup_s: float,
     first_s: list[float],
     scratch: Path,
-    wait_for_quiet: Callable[[], None],
+    quiet: Callable[[], AbstractContextManager[None]],
 ) -> Timing:
     """The pace of the device, of the loader and of both together, and what happens beside steps."""
     setting, candidate = job.setting, job.candidate
@@ -188,22 +189,24 @@ def _time(
     with stream(source, setting.workers, device.kind) as loaded:
         batches = iter(loaded)
         learner.step(*next(batches), 1e-4)  # the loader is at work
-        wait_for_quiet()
-        strangers = device.strangers()
-        dummy_s = _dummy_pace(learner, job, device)
-        loader_step_s = _loader_pace(batches, loaded.ahead)
-        step_s, step_low_s, step_high_s = _pace(learner, device, batches)
-    device.empty_cache()
-    images, firsts = {}, []
-    for px in sorted({candidate.train_px, *setting.view_sizes}):
-        whole_s = begun_s = _evaluation_s(learner, job, device, pack, px)
-        if begun_s < SAMPLE_S:
-            whole_s = _evaluation_s(learner, job, device, pack, px)
-        images[px] = whole_s / len(pack.indices("val"))
-        firsts.append(max(0.0, begun_s - whole_s))
-    device.empty_cache()
-    begun_at = time.monotonic()
-    write_checkpoint(scratch / "checkpoint.pt", learner, {})
+        with quiet():
+            strangers = device.strangers()
+            dummy_s = _dummy_pace(learner, job, device)
+            loader_step_s = _loader_pace(batches, loaded.ahead)
+            step_s, step_low_s, step_high_s = _pace(learner, device, batches)
+            device.empty_cache()
+            images, firsts = {}, []
+            for px in sorted({candidate.train_px, *setting.view_sizes}):
+                whole_s = begun_s = _evaluation_s(learner, job, device, pack, px)
+                if begun_s < SAMPLE_S:
+                    whole_s = _evaluation_s(learner, job, device, pack, px)
+                images[px] = whole_s / len(pack.indices("val"))
+                firsts.append(max(0.0, begun_s - whole_s))
+            device.empty_cache()
+            begun_at = time.monotonic()
+            write_checkpoint(scratch / "checkpoint.pt", learner, {})
+            save_s = time.monotonic() - begun_at
+            strangers = max(strangers, device.strangers())
     return Timing(
         startup_s=startup_s,
         warmup_s=max(0.0, sum(first_s) - len(first_s) * dummy_s),
@@ -213,9 +216,9 @@ def _time(
         step_high_s=step_high_s,
         eval_image_s=images,
         eval_first_s=max(firsts),
-        save_s=time.monotonic() - begun_at,
+        save_s=save_s,
         loader_step_s=loader_step_s,
-        strangers=max(strangers, device.strangers()),
+        strangers=strangers,
     )
 
 

@@ -174,6 +174,8 @@ class Local:
                 kind, value = connection.recv()
                 if kind == "quiet" and visit.alone(until_at):
                     connection.send(None)
+                elif kind == "loud":
+                    visit.back()
             except (EOFError, ConnectionResetError, BrokenPipeError):
                 return None
             if kind == "done":

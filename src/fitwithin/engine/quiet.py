@@ -20,6 +20,12 @@ class Visit:
         self.measuring = self._quiet.measure(until_at)
         return self.measuring
 
+    def back(self) -> None:
+        """Work beside others again."""
+        if self.measuring:
+            self.measuring = False
+            self._quiet.measured()
+
 
 class Quiet:
     """Any number of working jobs, or one that measures."""
@@ -45,6 +51,13 @@ class Quiet:
                 else:
                     self._working -= 1
                 self._changed.notify_all()
+
+    def measured(self) -> None:
+        """Turn from measuring to working."""
+        with self._changed:
+            self._measuring = False
+            self._working += 1
+            self._changed.notify_all()
 
     def measure(self, until_at: float) -> bool:
         """Turn from working to measuring; False, and working still, if ``until_at`` (monotonic) came first."""

@@ -18,7 +18,8 @@ import struct
 import sys
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -117,13 +118,16 @@ def _carry_out(job: Any, asked_at: float, connection: Connection) -> Any:
                 connection.send(("progress", progress))
                 sent_at = time.monotonic()
 
-        def wait_for_quiet() -> None:
+        @contextmanager
+        def quiet() -> Iterator[None]:
             connection.send(("quiet", None))
             connection.recv()
+            yield
+            connection.send(("loud", None))
 
         if isinstance(job, ProbeJob):
             scratch = probe.candidate_scratch(job.candidate, Path(setting.pack).parent.parent / "scratch")
-            return probe.probe(job, opened, store, asked_at, scratch, wait_for_quiet)
+            return probe.probe(job, opened, store, asked_at, scratch, quiet)
         with opened.guard():
             if isinstance(job, TrainJob):
                 return train.advance(job, opened, store, asked_at, emit)
