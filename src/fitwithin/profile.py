@@ -39,11 +39,6 @@ class Timing:
     loader_step_s: float = 0.0
     strangers: int = 0
 
-    @property
-    def bound_by(self) -> str:
-        """What a step waits for: ``loader`` or ``device``."""
-        return "loader" if self.loader_step_s > self.dummy_step_s else "device"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
