@@ -66,7 +66,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "engines",
-        ("engine", "engine.law", "engine.turn", "engine.quiet", "engine.local", "engine.server", "engine.simulated"),
+        ("engine", "engine.law", "engine.turn", "engine.local", "engine.server", "engine.simulated"),
     ),
     ("phases", ("session", "profiling", "instantiate")),
     ("story", ("flow", "finish", "result")),

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 #: warm-up steps stays below it; :meth:`Cuda.settle` measures again).
 SLACK_BYTES = 32 * 2**20
 
+#: How often the driver's count is read. What lies outside the allocator only grows, and of the rest the allocator keeps
+#: the peak, so rare readings do; frequent ones stop the thread that launches kernels.
+DRIVER_SAMPLE_S = 0.1
+
 CROWDED = "other processes hold so much of the device's memory that the cap could not be reached"
 
 _CUDA_OUT_OF_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -29,8 +33,8 @@ class Cuda:
     ``allocator`` bounds PyTorch's caching allocator alone, as the challenge's organisers did.
 
     The allocator's limit is the cap less what lies outside it, which is measured (the context is not known to the
-    allocator, pytorch#58466) and measured again once the kernels are loaded. A thread reads the driver's count every
-    10 ms; the peak is the larger of its reading and of what the allocator's own peak implies.
+    allocator, pytorch#58466) and measured again once the kernels are loaded. The peak is the larger of what the driver
+    was seen to count and of what the allocator's own peak implies, which misses nothing.
     """
 
     kind = "cuda"
@@ -79,7 +83,7 @@ class Cuda:
         torch.zeros(1, device=self.torch_device)
         torch.cuda.synchronize(self.index)
         self._gauge = gauge
-        self._sampler = Sampler(gauge.read)
+        self._sampler = Sampler(gauge.read, DRIVER_SAMPLE_S)
         self.settle()
 
     def outside_bytes(self) -> int:

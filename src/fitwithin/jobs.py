@@ -97,6 +97,7 @@ class Trained:
 
     ``validations`` and ``curve`` hold plain values ready for the report; ``best`` is ``correct`` images of the best
     validation, whose weights are in the folder (None if none took place: then the weights are the last ones).
+    ``training_s`` is the time of the steps alone, the loader's start included.
     """
 
     steps: int
@@ -108,6 +109,7 @@ class Trained:
     curve: tuple[dict[str, Any], ...]
     peak_bytes: int
     startup_s: float
+    training_s: float = 0.0
 
 
 def trained_to_json(trained: Trained) -> str:

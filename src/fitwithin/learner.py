@@ -19,7 +19,7 @@ from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu
 from fitwithin.ensemble import Floats, View
 from fitwithin.jobs import Setting
-from fitwithin.loader import EvalBatches, stream
+from fitwithin.loader import EvalBatches, Stream
 from fitwithin.pack import Pack
 
 #: Evaluation needs no gradients: this many images at once keep a GPU busy, and the peak below training's.
@@ -123,7 +123,7 @@ def split_logits(
     parts: dict[View, list[torch.Tensor]] = {view: [] for view in views}
     source = EvalBatches(pack, split, crop=crop, px=px, batch=batch)
     n = len(source.indices)
-    with stream(source, workers, learner.device.kind) as loaded:
+    with Stream(source, workers, pin=learner.device.kind == "cuda") as loaded:
         for x_bhwc, _ in loaded:
             for view in views:
                 parts[view].append(learner.logits(x_bhwc, flip=view.flip).cpu())

@@ -18,17 +18,17 @@ SAMPLE_S = 0.01
 
 
 class Sampler:
-    """A thread that reads a memory gauge every SAMPLE_S and keeps its largest value."""
+    """A thread that reads a memory gauge every ``every_s`` seconds and keeps its largest value."""
 
-    def __init__(self, gauge: Callable[[], int]) -> None:
+    def __init__(self, gauge: Callable[[], int], every_s: float = SAMPLE_S) -> None:
         self.peak = 0
-        self._gauge = gauge
+        self._gauge, self._every_s = gauge, every_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="memory-sampler", daemon=True)
         self._thread.start()
 
     def _watch(self) -> None:
-        while not self._stop.wait(SAMPLE_S):
+        while not self._stop.wait(self._every_s):
             self.read()
 
     def read(self) -> int:

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from fitwithin.candidate import Candidate
 from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu
+from fitwithin.ensemble import View
 from fitwithin.errors import DeviceFull, OutOfMemory, UsageError
 from fitwithin.jobs import ProbeJob
-from fitwithin.learner import Learner, count_correct, eval_batch
-from fitwithin.loader import Batch, TrainBatches, stream
+from fitwithin.learner import Learner, eval_batch, split_logits
+from fitwithin.loader import Batch, Stream, TrainBatches
 from fitwithin.pack import Pack
 from fitwithin.profile import Probe, Timing
 from fitwithin.train import write_checkpoint
@@ -28,11 +29,12 @@ from fitwithin.train import write_checkpoint
 #: Optimizer state appears in the first step and shows in the second step's peak.
 UPDATES = 3
 
-#: How long the pace with the real loader is measured, after how long a run-up, and the least number of steps.
-SAMPLE_S, RUN_UP_S, SAMPLE_STEPS = 1.5, 0.5, 6
+#: The pace with the real loader is measured after a run-up (a GPU that rested takes a while to raise its clocks) until
+#: it is known to STEADY (95 % interval over the mean), within these limits in seconds, over so many steps at least.
+RUN_UP_S, SAMPLE_S, LONGEST_S, SAMPLE_STEPS, STEADY = 0.3, 1.0, 3.0, 6, 0.003
 
 #: The dummy pace needs less: nothing but the device is in it.
-DUMMY_SAMPLE_S = 0.5
+DUMMY_SAMPLE_S = 0.3
 
 #: More than are ever sampled.
 PLENTY_OF_STEPS = 100_000
@@ -41,18 +43,10 @@ PLENTY_OF_STEPS = 100_000
 ALLOWED_RETRIES = 0
 
 
-def probe(
-    job: ProbeJob,
-    device: Cpu | Cuda,
-    pack: Pack,
-    asked_at: float,
-    scratch: Path,
-    quiet: Callable[[], AbstractContextManager[None]],
-) -> Probe:
+def probe(job: ProbeJob, device: Cpu | Cuda, pack: Pack, asked_at: float, scratch: Path) -> Probe:
     """Run the real step at ``job.batch``; what it says of memory and, if asked, of time.
 
-    ``asked_at`` is the instant the process was asked for, ``scratch`` a folder for a checkpoint that is timed;
-    within ``quiet`` no other process of the run is at work.
+    ``asked_at`` is the instant the process was asked for, ``scratch`` a folder for a checkpoint that is timed.
     """
     started_at = time.monotonic()
     learner: Learner | None = None
@@ -66,10 +60,12 @@ def probe(
         with device.guard():
             learner = Learner(job.setting, job.candidate, device)
             startup_s = time.monotonic() - asked_at
-            first_s = _steps(learner, job, device, job.batch)
-            needed_bytes = device.needed_bytes()
+            first_s = _updates(learner, job, device, job.batch)
             if job.timed:
-                timing = _time(learner, job, device, pack, startup_s, first_s, scratch, quiet)
+                timing = _time(learner, job, device, pack, startup_s, first_s, scratch)
+            else:
+                _evaluate_and_go_on(learner, job, device, job.batch)
+                needed_bytes = device.needed_bytes()
     except OutOfMemory as error:
         reason, crowded = str(error), isinstance(error, DeviceFull)
     except UsageError as error:
@@ -116,7 +112,8 @@ def _scout(learner: Learner, job: ProbeJob, device: Cpu | Cuda) -> tuple[tuple[i
     device.watch()
     try:
         with device.guard():
-            _steps(learner, job, device, batch)
+            _updates(learner, job, device, batch)
+            _evaluate_and_go_on(learner, job, device, batch)
     except OutOfMemory:
         return ()
     return ((batch, device.needed_bytes()),) if device.retries() == before else ()
@@ -130,8 +127,8 @@ def _dummy(job: ProbeJob, px: int, batch: int) -> tuple[torch.Tensor, torch.Tens
     return x, y
 
 
-def _steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> list[float]:
-    """A few updates, an evaluation pass at every size, more updates; seconds of each of the first.
+def _updates(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> list[float]:
+    """A few updates; seconds of each.
 
     Raises:
         UsageError: the loss of the very first updates is not finite.
@@ -148,6 +145,15 @@ def _steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> l
             f"{job.candidate.model} computes a loss of {losses[-1]} in {job.candidate.precision} within its first "
             f"{UPDATES} updates; another precision may do"
         )
+    return taken
+
+
+def _evaluate_and_go_on(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> None:
+    """An evaluation pass at every size, and updates again.
+
+    What the allocator keeps from evaluation and from one update decides what the next ones need.
+    """
+    x, y = _dummy(job, job.candidate.train_px, batch)
     device.settle()
     device.empty_cache()
     size = eval_batch(batch)
@@ -155,11 +161,9 @@ def _steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> l
         learner.logits(_dummy(job, px, size)[0], flip=True)
     device.settle()
     device.empty_cache()
-    # Several again: what the allocator keeps from evaluation and from one update decides what the next ones need.
     for _ in range(UPDATES):
         learner.step(x, y, 1e-4)
     device.synchronize()
-    return taken
 
 
 def _time(
@@ -170,12 +174,15 @@ def _time(
     startup_s: float,
     first_s: list[float],
     scratch: Path,
-    quiet: Callable[[], AbstractContextManager[None]],
 ) -> Timing:
     """The pace of the device, of the loader and of both together, and what happens beside steps."""
     setting, candidate = job.setting, job.candidate
+    device.settle()
     device.empty_cache()
-    _evaluation_s(learner, job, device, pack, candidate.train_px)  # so that later passes find the images in memory
+    passes = {
+        px: _evaluation(learner, job, device, pack, px) for px in sorted({candidate.train_px, *setting.view_sizes})
+    }
+    device.settle()
     device.empty_cache()
     source = TrainBatches(
         pack,
@@ -186,39 +193,31 @@ def _time(
         first_step=0,
         steps=PLENTY_OF_STEPS,
     )
-    with stream(source, setting.workers, device.kind) as loaded:
+    strangers = device.strangers()
+    begun_at = time.monotonic()
+    with Stream(source, setting.workers, pin=device.kind == "cuda") as loaded:
         batches = iter(loaded)
-        learner.step(*next(batches), 1e-4)  # the loader is at work
-        with quiet():
-            strangers = device.strangers()
-            dummy_s = _dummy_pace(learner, job, device)
-            loader_step_s = _loader_pace(batches, loaded.ahead)
-            step_s, step_low_s, step_high_s = _pace(learner, device, batches)
-            device.empty_cache()
-            images, firsts = {}, []
-            for px in sorted({candidate.train_px, *setting.view_sizes}):
-                whole_s = begun_s = _evaluation_s(learner, job, device, pack, px)
-                if begun_s < SAMPLE_S:
-                    whole_s = _evaluation_s(learner, job, device, pack, px)
-                images[px] = whole_s / len(pack.indices("val"))
-                firsts.append(max(0.0, begun_s - whole_s))
-            device.empty_cache()
-            begun_at = time.monotonic()
-            write_checkpoint(scratch / "checkpoint.pt", learner, {})
-            save_s = time.monotonic() - begun_at
-            strangers = max(strangers, device.strangers())
+        first = next(batches)
+        loader_first_s = time.monotonic() - begun_at
+        learner.step(*first, 1e-4)
+        dummy_s = _dummy_pace(learner, job, device)
+        loader_step_s = _loader_pace(batches, loaded.ahead)
+        step_s, step_low_s, step_high_s = _pace(learner, device, batches)
+    begun_at = time.monotonic()
+    write_checkpoint(scratch / "checkpoint.pt", learner, {})
+    save_s = time.monotonic() - begun_at
     return Timing(
         startup_s=startup_s,
-        warmup_s=max(0.0, sum(first_s) - len(first_s) * dummy_s),
+        warmup_s=max(0.0, loader_first_s + sum(first_s) - len(first_s) * dummy_s),
         dummy_step_s=dummy_s,
         step_s=step_s,
         step_low_s=step_low_s,
         step_high_s=step_high_s,
-        eval_image_s=images,
-        eval_first_s=max(firsts),
+        eval_image_s={px: image_s for px, (_, image_s) in passes.items()},
+        eval_first_s=max(first_s for first_s, _ in passes.values()),
         save_s=save_s,
         loader_step_s=loader_step_s,
-        strangers=strangers,
+        strangers=max(strangers, device.strangers()),
     )
 
 
@@ -249,10 +248,7 @@ def _loader_pace(batches: Iterator[Batch], ahead: int) -> float:
 
 
 def _pace(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch]) -> tuple[float, float, float]:
-    """Mean seconds per step over SAMPLE_S, and its 95 % interval from the spread of chunks of steps.
-
-    A run-up comes first: a GPU that rested takes a while to raise its clocks.
-    """
+    """Mean seconds per step, and its 95 % interval from the spread of chunks of steps."""
     marks: list[float] = []
     begun_at = time.monotonic()
     for x, y in batches:
@@ -261,29 +257,40 @@ def _pace(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch]) -> tup
         now = time.monotonic()
         if now - begun_at >= RUN_UP_S:
             marks.append(now)
-        if len(marks) > SAMPLE_STEPS and marks[-1] - marks[0] >= SAMPLE_S:
+        if len(marks) <= SAMPLE_STEPS or now - marks[0] < SAMPLE_S:
+            continue
+        mean_s, error_s = _mean(np.diff(marks))
+        if error_s <= STEADY * mean_s or now - marks[0] >= LONGEST_S:
             break
-    steps_s = np.diff(marks)
-    mean = float(steps_s.mean())
+    return mean_s, max(mean_s - error_s, 0.5 * mean_s), mean_s + error_s
+
+
+def _mean(steps_s: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """The mean of SAMPLE_STEPS or more durations, and half the width of its 95 % interval."""
     means = np.array([chunk.mean() for chunk in np.array_split(steps_s, min(10, len(steps_s)))])
-    error = 1.96 * float(means.std(ddof=1)) / np.sqrt(len(means)) if len(means) > 1 else 0.05 * mean
-    return mean, max(mean - error, 0.5 * mean), mean + error
+    return float(steps_s.mean()), 1.96 * float(means.std(ddof=1)) / math.sqrt(len(means))
 
 
-def _evaluation_s(learner: Learner, job: ProbeJob, device: Cpu | Cuda, pack: Pack, px: int) -> float:
-    """Seconds of a whole evaluation of the validation split at ``px`` with the real loader."""
-    begun_at = time.monotonic()
-    count_correct(
-        learner,
-        pack,
-        "val",
-        px=px,
-        crop=job.setting.recipe.crop,
-        batch=eval_batch(job.batch),
-        workers=job.setting.workers,
-    )
-    device.synchronize()
-    return time.monotonic() - begun_at
+def _evaluation(learner: Learner, job: ProbeJob, device: Cpu | Cuda, pack: Pack, px: int) -> tuple[float, float]:
+    """An evaluation of the validation split at ``px`` with the real loader: what the first batch costs more, seconds
+    per image of the others."""
+    marks = [time.monotonic()]
+
+    def note() -> bool:
+        marks.append(time.monotonic())
+        return True
+
+    size, n = eval_batch(job.batch), len(pack.indices("val"))
+    views = [View(px=px, flip=False)]
+    crop, workers = job.setting.recipe.crop, job.setting.workers
+    split_logits(learner, pack, "val", views, crop=crop, batch=size, workers=workers, on_batch=note)
+    whole_s = marks[-1] - marks[0]
+    if len(marks) < 3:
+        return 0.0, whole_s / n
+    # All batches have the same size: the last is filled up.
+    batch_s = (marks[-1] - marks[1]) / (len(marks) - 2)
+    first_s = max(0.0, marks[1] - marks[0] - batch_s)
+    return first_s, (whole_s - first_s) / n
 
 
 def candidate_scratch(candidate: Candidate, folder: Path) -> Path:

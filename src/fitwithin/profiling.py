@@ -53,13 +53,13 @@ class Measurement:
         self._placed = False
         self.batch, self._why = 0, ""
 
-    def search(self, until_at: float, place: Prior | None = None) -> Rejection | None:
-        """Find the largest batch that runs; the reason if there is none."""
+    def search(self, until_at: float, place: Prior | None = None, *, beside: bool = False) -> Rejection | None:
+        """Find the largest batch that runs, ``beside`` others at work or alone; the reason if there is none."""
         self._until_at, self._placed = until_at, place is not None
         first = self._limit if self._limit <= TRY_LIMIT_FIRST else 8
         self.batch, self._why, _ = largest_batch(
-            # A limit that is tried first is likely to be the result: it is timed at once.
-            lambda batch: self._ask(batch, timed=batch == self._limit == first),
+            # A limit that is tried first is likely to be the result: it is timed at once, if nothing disturbs that.
+            lambda batch: self._ask(batch, timed=batch == self._limit == first and not beside),
             cap_bytes=self._setting.memory_bytes,
             limit=self._limit,
             first=first,
@@ -156,7 +156,7 @@ def measure(
     """The profile of each candidate, or why there is none, as they become known.
 
     With several ``lanes`` so many candidates are searched side by side, each in processes of its own under the cap;
-    then each is timed while all others rest. ``known`` profiles place the probes of their neighbours.
+    then one after the other is timed, alone. ``known`` profiles place the probes of their neighbours.
     """
     measurements = [Measurement(c, setting, engine, n_train=n_train, tell=tell) for c in candidates]
     if lanes <= 1:
@@ -185,7 +185,7 @@ def _side_by_side(
         found: list[Measurement | Rejection] = []
         for measurement in family:
             place = prior([*known, *(each for each in found if isinstance(each, Measurement))], measurement.candidate)
-            found.append(measurement.search(search_until_at, place) or measurement)
+            found.append(measurement.search(search_until_at, place, beside=True) or measurement)
         return found
 
     with ThreadPoolExecutor(lanes, thread_name_prefix="lane") as pool:
@@ -194,12 +194,11 @@ def _side_by_side(
             for done in as_completed([pool.submit(search, family) for family in families.values()]):
                 ready += [each for each in done.result() if isinstance(each, Measurement)]
                 yield from (each for each in done.result() if isinstance(each, Rejection))
-            # In waves: a process prepares while others do, then each measures in turn while the others rest.
-            for first in range(0, len(ready), lanes):
-                yield from pool.map(lambda each: each.time(until_at), ready[first : first + lanes])
         except BaseException:
             engine.close()  # an interrupt: what the lanes wait for ends
             raise
+    for measurement in ready:
+        yield measurement.time(until_at)
 
 
 class Cache:

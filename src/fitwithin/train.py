@@ -19,7 +19,7 @@ from fitwithin.device import Cpu
 from fitwithin.errors import TrainingError
 from fitwithin.jobs import CHECKPOINT, OUTCOME, SALVAGE, Progress, Trained, TrainJob, read_trained, trained_to_json
 from fitwithin.learner import Learner, count_correct, eval_batch
-from fitwithin.loader import TrainBatches, stream
+from fitwithin.loader import Stream, TrainBatches
 from fitwithin.pack import Pack
 from fitwithin.planning import EXIT_S
 from fitwithin.schedule import Schedule
@@ -61,7 +61,8 @@ def advance(
         first_step=schedule.step,
         steps=schedule.total,
     )
-    with stream(source, job.setting.workers, device.kind) as loaded:
+    turn.stepping()
+    with Stream(source, job.setting.workers, pin=device.kind == "cuda") as loaded:
         batches = iter(loaded)
         while not schedule.done:
             x_bhwc, y_b = next(batches)
@@ -71,11 +72,10 @@ def advance(
             turn.read(loss, emit)
             schedule.observe(time.monotonic(), turn.overhead_s())
             if turn.validation_due():
-                turn.validate()
-                schedule.pause()
+                turn.aside(turn.validate)
             elif turn.checkpoint_due():
-                turn.checkpoint()
-                schedule.pause()
+                turn.aside(turn.checkpoint)
+        turn.aside(turn.keep)
     return turn.finish()
 
 
@@ -103,6 +103,8 @@ class _Turn:
         self.curve: list[dict[str, Any]] = []
         self.validation_s = job.validation_s
         self.earlier_s = 0.0  # of processes before this one
+        self.training_s = 0.0
+        self._stepping_from = 0.0
         self._losses: list[torch.Tensor] = []
         self._read_at = time.monotonic()
         self._saved_at = time.monotonic()
@@ -119,7 +121,19 @@ class _Turn:
         self.schedule.go_on(facts["step"], facts["planned"])
         self._saved_step = facts["step"]
         self.best, self.validations, self.curve = facts["best"], facts["validations"], facts["curve"]
-        self.earlier_s = facts["elapsed_s"]
+        self.earlier_s, self.training_s = facts["elapsed_s"], facts["training_s"]
+
+    def stepping(self) -> None:
+        """From here on time is spent on steps."""
+        self._stepping_from = time.monotonic()
+
+    def aside(self, other: Callable[[], None]) -> None:
+        """Do something other than steps, once the device has finished those behind."""
+        self.device.synchronize()
+        self.training_s += time.monotonic() - self._stepping_from
+        other()
+        self.schedule.pause()
+        self.stepping()
 
     def elapsed_s(self) -> float:
         return self.earlier_s + time.monotonic() - self.began_at
@@ -222,6 +236,7 @@ class _Turn:
             "validations": self.validations,
             "curve": self.curve,
             "elapsed_s": self.elapsed_s(),
+            "training_s": self.training_s,
         }
         write_checkpoint(self.folder / CHECKPOINT, self.learner, facts)
         self._note(SALVAGE, self.outcome("cut"))
@@ -239,17 +254,20 @@ class _Turn:
             curve=tuple(self.curve),
             peak_bytes=self.device.peak_bytes(),
             startup_s=self.startup_s,
+            training_s=self.training_s,
         )
 
     def _note(self, name: str, outcome: Trained) -> None:
         text = trained_to_json(outcome)
         models.write_atomically(self.folder / name, lambda path: path.write_text(text, encoding="utf-8"))
 
-    def finish(self) -> Trained:
-        """If no validation chose a model, the last weights are it. The outcome is written where a resumed run looks."""
+    def keep(self) -> None:
+        """If no validation chose a model, the last weights are it."""
         if self.best is None:
             self.save_model()
-        self.device.synchronize()
+
+    def finish(self) -> Trained:
+        """The outcome, written where a resumed run looks."""
         schedule = self.schedule
         outcome = self.outcome(
             "cut" if schedule.cut else "complete" if schedule.step == self.job.steps else "shortened"

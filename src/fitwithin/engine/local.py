@@ -19,7 +19,6 @@ from types import TracebackType
 from typing import Any
 
 from fitwithin import __version__
-from fitwithin.engine.quiet import Quiet, Visit
 from fitwithin.engine.server import ENDED, MESSAGE, READY, STARTED
 from fitwithin.errors import DeviceError
 from fitwithin.jobs import Failure, Job, Outcome, Progress
@@ -67,7 +66,6 @@ class Local:
         theirs.close()
         self._ready = False
         self._asking = threading.Lock()
-        self._quiet = Quiet()
 
     def describe(self) -> dict[str, Any]:
         """Device, driver and versions, without starting CUDA here."""
@@ -117,15 +115,8 @@ class Local:
         return max(1, min(wanted, free_bytes // (memory_bytes + CONTEXT_BYTES)))
 
     def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
-        """Run the job in a fresh process until it ends or ``until_at`` comes; from several threads at once if need be.
-
-        A job that times itself works alone while it does: others rest, and new ones wait.
-        """
+        """Run the job in a fresh process until it ends or ``until_at`` comes; several threads may ask at once."""
         self.prepare()
-        with self._quiet.visit() as visit:
-            return self._do(job, visit, until_at, on_progress)
-
-    def _do(self, job: Job, visit: Visit, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
         asked_at = time.monotonic()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         status, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -136,7 +127,7 @@ class Local:
             kind, pid = _receive(status, STARTED_WITHIN_S)
             assert kind == STARTED
             connection.send((job, asked_at))
-            outcome = self._listen(connection, visit, pid, until_at, on_progress)
+            outcome = self._listen(connection, pid, until_at, on_progress)
             code = _end(status, pid, killed=isinstance(outcome, Failure) and outcome.kind == "deadline")
         except BaseException:
             self.close()  # an interrupt: nothing may go on behind our back
@@ -154,12 +145,7 @@ class Local:
             socket.send_fds(self._control, [b"J"], fds)
 
     def _listen(
-        self,
-        connection: Connection,
-        visit: Visit,
-        pid: int,
-        until_at: float,
-        on_progress: Callable[[Progress], None],
+        self, connection: Connection, pid: int, until_at: float, on_progress: Callable[[Progress], None]
     ) -> Outcome | None:
         """What the child says in the end; None if it fell silent, a Failure if its time was over."""
         while True:
@@ -172,10 +158,6 @@ class Local:
                 continue
             try:
                 kind, value = connection.recv()
-                if kind == "quiet" and visit.alone(until_at):
-                    connection.send(None)
-                elif kind == "loud":
-                    visit.back()
             except (EOFError, ConnectionResetError, BrokenPipeError):
                 return None
             if kind == "done":

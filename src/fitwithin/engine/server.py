@@ -10,6 +10,7 @@ multiprocessing's forkserver would do the same, but it runs the user's main modu
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -18,8 +19,7 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ def serve(control: socket.socket) -> None:
     """Fork a child for every request until the other side closes; then end those still at work."""
     from fitwithin import evaluate, probe, train  # noqa: F401 - imported here, before any fork
 
+    gc.freeze()  # no child's garbage collector walks through all that torch and timm have made
     control.sendall(MESSAGE.pack(READY, os.getpid()))
     children: dict[int, socket.socket] = {}
     try:
@@ -118,16 +119,9 @@ def _carry_out(job: Any, asked_at: float, connection: Connection) -> Any:
                 connection.send(("progress", progress))
                 sent_at = time.monotonic()
 
-        @contextmanager
-        def quiet() -> Iterator[None]:
-            connection.send(("quiet", None))
-            connection.recv()
-            yield
-            connection.send(("loud", None))
-
         if isinstance(job, ProbeJob):
             scratch = probe.candidate_scratch(job.candidate, Path(setting.pack).parent.parent / "scratch")
-            return probe.probe(job, opened, store, asked_at, scratch, quiet)
+            return probe.probe(job, opened, store, asked_at, scratch)
         with opened.guard():
             if isinstance(job, TrainJob):
                 return train.advance(job, opened, store, asked_at, emit)

@@ -1,0 +1,392 @@
+"""The profile phase on a GPU: Table 2's ten backbones x {amp, fp32} x {160, 224} under 6 GiB, and what became of it.
+
+    python benchmarks/profile_phase.py --data IMAGENETTE [--jobs 8] [--device cuda:0]
+
+IMAGENETTE holds train/val/test of https://github.com/fastai/imagenette at 224 px. One series without a pause: all
+candidates are profiled as `fitwithin profile --jobs N` does it; TIMED ones train two epochs against their prediction
+and 200 steps at their certified batch; PEERS are searched by Lightning's BatchSizeFinder and by accelerate, each in a
+process of its own under the same cap. A process of its own reads the driver's count throughout.
+
+The time error is that of the steps: from asking for the first batch until the device has finished the last step, the
+start of the loader and slow first steps included, validation and checkpoints left out; the whole turn's error, process
+start and validations included, stands beside it. Both lists were chosen before the first measurement.
+
+Writes results/profile_phase.json and docs/results/profile_phase.md with its plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import profile_page
+from fitwithin import api, data, pack, planning, profiling
+from fitwithin import request as requests
+from fitwithin.candidate import TABLE_2, Candidate, grid
+from fitwithin.engine.local import Local
+from fitwithin.jobs import Setting, Trained, TrainJob
+from fitwithin.machine import cores
+from fitwithin.profile import Profile, Rejection, to_dict
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "profile_phase.json"
+
+#: Compared with the peers: the chosen model of the paper, a depthwise one, the smallest, the standard one.
+PEERS = (
+    "resnest50d_1s4x24d-fp32-160",
+    "resnest50d_1s4x24d-amp-160",
+    "efficientnet_b0-fp32-160",
+    "efficientnet_b0-amp-160",
+    "resnet18-amp-160",
+    "resnet50-amp-160",
+)
+
+#: Trained for two epochs: those, a deep one, and others at 224 px.
+TIMED = (*PEERS, "resnet101-fp32-160", "efficientnet_b1-amp-160", "resnest50d-amp-224", "resnet18-fp32-224")
+
+SOAK_STEPS = 200
+
+#: What of the machine's description stands under "versions".
+VERSIONS = ("torch", "timm", "python", "driver", "cudnn")
+
+#: The longest that any training of the check may last.
+TURN_WITHIN_S = 180.0
+
+#: Profiling may take so long.
+PROFILE_WITHIN_S = 900.0
+
+
+def main() -> None:
+    """The series, its result and its page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="imagenette with train, val and test")
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--memory", default="6GiB")
+    parser.add_argument("--jobs", type=int, default=8)
+    parser.add_argument("--models", default=",".join(TABLE_2))
+    parser.add_argument("--timed", default=",".join(TIMED))
+    parser.add_argument("--peers", default=",".join(PEERS))
+    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--commit", default=None)
+    parser.add_argument("--page-only", action="store_true", help="write the page from the result that is there")
+    arguments = parser.parse_args()
+    if not arguments.page_only:
+        measure(arguments)
+    profile_page.write(json.loads(arguments.result.read_text(encoding="utf-8")), ROOT / "docs")
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Every part, one after the other; the result is written after each."""
+    request = requests.parse(
+        arguments.data, memory=arguments.memory, time="1h", sizes="160,224", recipe="paper", device=arguments.device
+    )
+    images = pack.build(data.scan(Path(arguments.data)), request.pack_side)
+    candidates = grid(arguments.models.split(","), ("amp", "fp32"), (160, 224))
+    with tempfile.TemporaryDirectory() as scratch, Local(arguments.device, Path(scratch) / "worker.log") as engine:
+        engine.prepare()
+        setting = Setting(
+            device=arguments.device,
+            memory_bytes=request.budget.memory_bytes,
+            accounting="process",
+            pack=str(images.folder),
+            classes=len(images.classes),
+            recipe=request.recipe,
+            view_sizes=request.view_sizes,
+            seed=0,
+            workers=max(1, min(api.MOST_WORKERS, cores() - 1)),
+        )
+        series = Series(arguments, setting, engine, images, Path(scratch))
+        watch = series.watch()
+        series.profile(candidates)
+        for name in arguments.timed.split(","):
+            series.two_epochs(name)
+        for name in arguments.timed.split(","):
+            series.soak(name)
+        series.watched(watch)
+        series.again(arguments.peers.split(","))
+        for name in arguments.peers.split(","):
+            for peer in ("lightning", "accelerate"):
+                series.peer(peer, name)
+
+
+class Series:
+    """The rows so far, and what adds to them."""
+
+    def __init__(
+        self, arguments: argparse.Namespace, setting: Setting, engine: Local, images: pack.Pack, scratch: Path
+    ) -> None:
+        self.arguments, self.setting, self.engine, self.images, self.scratch = (
+            arguments, setting, engine, images, scratch,
+        )  # fmt: skip
+        self.profiles: dict[str, Profile] = {}
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.facts: dict[str, Any] = {}
+        self.n_train = len(images.indices("train"))
+        self.machine = engine.describe()
+
+    def _measure(self, candidates: list[Candidate], jobs: int) -> tuple[list[Profile | Rejection], float, int]:
+        lanes = self.engine.lanes(jobs, self.setting.memory_bytes)
+        begun_at = time.monotonic()
+        found = []
+        for each in profiling.measure(
+            candidates,
+            self.setting,
+            self.engine,
+            n_train=self.n_train,
+            until_at=begun_at + PROFILE_WITHIN_S,
+            tell=lambda progress: None,
+            lanes=lanes,
+        ):
+            say(f"{time.monotonic() - begun_at:6.1f} s  {told(each)}")
+            found.append(each)
+        return found, time.monotonic() - begun_at, lanes
+
+    def profile(self, candidates: list[Candidate]) -> None:
+        """The profile phase itself."""
+        found, wall_s, lanes = self._measure(candidates, self.arguments.jobs)
+        self.facts.update(wall_s=wall_s, jobs=lanes)
+        for each in found:
+            if isinstance(each, Profile):
+                self.profiles[each.candidate.name] = each
+            row = to_dict(each) if isinstance(each, Profile) else {"reason": each.reason}
+            self.rows[each.candidate.name] = {"candidate": each.candidate.name, "profile": row}
+            if isinstance(each, Profile):
+                self.rows[each.candidate.name].update(trials=each.trials, certified=certified(each))
+        self.save()
+
+    def again(self, names: list[str]) -> None:
+        """The peers' candidates alone: side by side, and one after the other."""
+        chosen = [self.profiles[name].candidate for name in names if name in self.profiles]
+        for key, jobs in (("side_by_side", self.arguments.jobs), ("one_by_one", 1)):
+            found, wall_s, _ = self._measure(chosen, jobs)
+            self.facts[f"peers_wall_s_{key}"] = wall_s
+            for each in found:
+                if isinstance(each, Profile):
+                    timed_s = math.fsum(probe.wall_s for probe in each.probes if probe.timing is not None)
+                    row = {"batch": each.batch, "search_s": each.wall_s - timed_s, "timing_s": timed_s}
+                    self.rows[each.candidate.name][key] = row
+        self.save()
+
+    def _train(self, name: str, folder: str, steps: int) -> tuple[Trained | Any, float]:
+        profile = self.profiles[name]
+        cost = planning.costs(
+            profile,
+            planning.DataFacts(train=self.n_train, val=len(self.images.indices("val")), test=0, classes=10),
+            self.setting.recipe,
+            self.setting.view_sizes,
+            "candidate",
+        )
+        begun_at = time.monotonic()
+        job = TrainJob(
+            setting=replace(self.setting, recipe=replace(self.setting.recipe, last_epochs=1)),
+            candidate=profile.candidate,
+            batch=profile.batch,
+            steps=steps,
+            folder=str(self.scratch / f"{folder}-{name}"),
+            until_at=begun_at + TURN_WITHIN_S,
+            step_s=profile.timing.step_s,
+            validation_s=cost.validation_s,
+            save_s=cost.save_s,
+            checkpoint_every_s=TURN_WITHIN_S,
+            frozen=True,
+            outside_bytes=profile.outside_bytes,
+        )
+        outcome = self.engine.do(job, until_at=begun_at + TURN_WITHIN_S + 10, on_progress=lambda progress: None)
+        return outcome, time.monotonic() - begun_at
+
+    def two_epochs(self, name: str) -> None:
+        """Two epochs as a run trains them: a checkpoint after the first step, a validation at the end."""
+        profile, timing = self.profiles[name], self.profiles[name].timing
+        steps = -(-2 * self.n_train // profile.batch)
+        outcome, wall_s = self._train(name, "two", steps)
+        if not isinstance(outcome, Trained):
+            self.rows[name]["two_epochs"] = {"failed": str(outcome)}
+            return
+        predicted_s = timing.warmup_s + steps * timing.step_s
+        n_val = len(self.images.indices("val"))
+        validation_s = timing.eval_first_s + n_val * timing.eval_image_s[profile.candidate.train_px]
+        row = {
+            "steps": steps,
+            "training_s": outcome.training_s,
+            "predicted_s": predicted_s,
+            "error_pct": 100 * (predicted_s / outcome.training_s - 1),
+            "low_s": timing.warmup_s + steps * timing.step_low_s,
+            "high_s": timing.warmup_s + steps * timing.step_high_s,
+            "turn_s": wall_s,
+            "turn_predicted_s": timing.startup_s + predicted_s + validation_s + 2 * timing.save_s,
+            "startup_s": outcome.startup_s,
+            "startup_predicted_s": timing.startup_s,
+            "peak_bytes": outcome.peak_bytes,
+            "curve": [(point["step"], point["elapsed_s"]) for point in outcome.curve],
+        }
+        row["turn_error_pct"] = 100 * (row["turn_predicted_s"] / wall_s - 1)
+        self.rows[name]["two_epochs"] = row
+        say(
+            f"two epochs {name}: {outcome.training_s:.3f} s, predicted {predicted_s:.3f} ({row['error_pct']:+.2f} %); "
+            f"turn {wall_s:.2f} s, predicted {row['turn_predicted_s']:.2f} ({row['turn_error_pct']:+.1f} %)"
+        )
+        self.save()
+
+    def soak(self, name: str) -> None:
+        """200 steps at the certified batch."""
+        outcome, wall_s = self._train(name, "soak", SOAK_STEPS)
+        fine = (
+            isinstance(outcome, Trained)
+            and outcome.steps == SOAK_STEPS
+            and outcome.peak_bytes <= self.setting.memory_bytes
+        )
+        row: dict[str, Any] = {"passed": fine, "wall_s": wall_s}
+        if isinstance(outcome, Trained):
+            row.update(training_s=outcome.training_s, peak_bytes=outcome.peak_bytes)
+            row["curve"] = [(point["step"], point["elapsed_s"]) for point in outcome.curve]
+        else:
+            row["failed"] = str(outcome)
+        self.rows[name]["soak"] = row
+        say(f"soak {name}: {'passed' if fine else outcome} in {wall_s:.1f} s")
+        self.save()
+
+    def watch(self) -> subprocess.Popen[bytes] | None:
+        """Start the witness."""
+        if not self.arguments.device.startswith("cuda"):
+            return None
+        script = str(ROOT / "benchmarks" / "watch.py")
+        return subprocess.Popen([sys.executable, script, str(self.scratch / "watch.json")])
+
+    def watched(self, watch: subprocess.Popen[bytes] | None) -> None:
+        """End the witness and keep what it saw."""
+        if watch is None:
+            return
+        watch.send_signal(signal.SIGTERM)
+        watch.wait(30)
+        self.facts["watch"] = json.loads((self.scratch / "watch.json").read_text(encoding="utf-8"))
+        self.save()
+
+    def peer(self, peer: str, name: str) -> None:
+        """The same candidate, another finder."""
+        candidate = self.profiles[name].candidate
+        words = [peer, candidate.model, candidate.precision, str(candidate.train_px)]
+        command = [sys.executable, str(ROOT / "benchmarks" / "peers.py"), *words]
+        environment = {**os.environ, "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+        ran = subprocess.run(
+            [*command, "--memory", str(self.setting.memory_bytes)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            timeout=400,
+        )
+        try:
+            row = json.loads(ran.stdout.strip().splitlines()[-1])
+        except (IndexError, ValueError):
+            row = {"failed": ran.stderr[-500:]}
+        self.rows[name][peer] = row
+        say(f"{peer} {name}: {row}; ours {self.profiles[name].batch}")
+        self.save()
+
+    def save(self) -> None:
+        """Write the result as it stands."""
+        rows = list(self.rows.values())
+        value = {
+            "theme": "profile_phase",
+            "date": datetime.date.today().isoformat(),
+            "commit": self.arguments.commit or commit(),
+            "hardware": f"{self.machine['name']}, {self.machine['cpu']}, {cores()} cores",
+            "versions": {
+                key: self.machine[key] for key in ("torch", "timm", "python", "driver") if key in self.machine
+            },
+            "command": f"python benchmarks/profile_phase.py --data IMAGENETTE --jobs {self.arguments.jobs}",
+            "summary": summary(rows, self.facts, self.setting.memory_bytes),
+            "facts": self.facts,
+            "rows": rows,
+        }
+        self.arguments.result.parent.mkdir(parents=True, exist_ok=True)
+        self.arguments.result.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def summary(rows: list[dict[str, Any]], facts: dict[str, Any], cap_bytes: int) -> dict[str, Any]:
+    """The flat numbers."""
+    profiled = [row for row in rows if "trials" in row]
+    errors = [abs(row["two_epochs"]["error_pct"]) for row in rows if "error_pct" in row.get("two_epochs", {})]
+    turns = [abs(row["two_epochs"]["turn_error_pct"]) for row in rows if "error_pct" in row.get("two_epochs", {})]
+    soaks = [row["soak"] for row in rows if "soak" in row]
+    value: dict[str, Any] = {
+        "candidates": len(rows),
+        "certified": sum(row["certified"] for row in profiled),
+        "trials_mean": mean(row["trials"] for row in profiled) if profiled else None,
+        "trials_max": max((row["trials"] for row in profiled), default=None),
+        "wall_s": facts.get("wall_s"),
+        "jobs": facts.get("jobs"),
+        "cap_bytes": cap_bytes,
+        "time_checks": len(errors),
+        "time_error_pct_median": median(errors) if errors else None,
+        "time_error_pct_max": max(errors, default=None),
+        "turn_error_pct_median": median(turns) if turns else None,
+        "turn_error_pct_max": max(turns, default=None),
+        "soaks": len(soaks),
+        "soak_failures": sum(not soak["passed"] for soak in soaks),
+    }
+    if "watch" in facts:
+        watch = facts["watch"]
+        value["over_cap_bytes_max"] = max(watch["peaks"].values(), default=0) - cap_bytes
+        value["watched_processes"] = len(watch["peaks"])
+        value.update({f"watch_{key}": watch[key] for key in ("gap_ms_median", "gap_ms_p999", "gap_ms_max")})
+    for peer in ("lightning", "accelerate"):
+        found = [row for row in rows if "batch" in row.get(peer, {})]
+        if not found or "peers_wall_s_side_by_side" not in facts:
+            continue
+        theirs_s = math.fsum(row[peer]["wall_s"] for row in found)
+        value[f"candidates_{peer}"] = len(found)
+        value[f"wall_ratio_{peer}"] = facts["peers_wall_s_side_by_side"] / theirs_s
+        value[f"wall_ratio_{peer}_one_by_one"] = facts["peers_wall_s_one_by_one"] / theirs_s
+        value[f"search_ratio_{peer}_one_by_one"] = math.fsum(row["one_by_one"]["search_s"] for row in found) / theirs_s
+        value[f"batch_ratio_{peer}_min"] = min(row["profile"]["batch"] / row[peer]["batch"] for row in found)
+        value[f"trials_mean_{peer}"] = mean(row[peer]["trials"] for row in found)
+    return value
+
+
+def certified(profile: Profile) -> bool:
+    """Whether the batch ran, timed, and the next one did not, or the data set the limit."""
+    passed = any(p.batch == profile.batch and p.passed and p.timing is not None for p in profile.probes)
+    bounded = any(p.batch == profile.batch + 1 and not p.passed for p in profile.probes)
+    return passed and bounded
+
+
+def told(each: Profile | Rejection) -> str:
+    """A line for whoever looks on."""
+    if isinstance(each, Rejection):
+        return f"{each.candidate.name}: rejected, {each.reason}"
+    timing = each.timing
+    tried = " ".join(f"{p.batch}{'+' if p.passed else '-'}{p.wall_s:.1f}" for p in each.probes)
+    return (
+        f"{each.candidate.name}: batch {each.batch}, trials {each.trials} [{tried}]; ms a step: dummy "
+        f"{timing.dummy_step_s * 1e3:.2f}, loader {timing.loader_step_s * 1e3:.2f}, both {timing.step_s * 1e3:.2f} "
+        f"(±{100 * (timing.step_high_s / timing.step_s - 1):.2f} %); start {timing.startup_s:.2f} s, warm-up "
+        f"{timing.warmup_s:.2f}, first evaluation {timing.eval_first_s:.2f}, save {timing.save_s:.2f}"
+    )
+
+
+def say(text: str) -> None:
+    """One line at once."""
+    print(text, flush=True)
+
+
+def commit() -> str:
+    """The repository's commit."""
+    asked = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    main()

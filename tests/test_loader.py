@@ -1,0 +1,117 @@
+"""The loader's laws: crops like torchvision's, pixels like Pillow's, a batch that is a function of its number."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from fitwithin import recipe as recipes
+from fitwithin.loader import EvalBatches, Stream, TrainBatches, centre_box, draw, resize
+from fitwithin.pack import Pack
+
+
+def images(n: int = 7) -> Pack:
+    """``n`` random images of several sizes, one split, as a pack that was never on a disk."""
+    rng = np.random.default_rng(0)
+    heights, widths = rng.integers(20, 60, n, dtype=np.int32), rng.integers(20, 60, n, dtype=np.int32)
+    sizes = heights.astype(np.int64) * widths * 3
+    return Pack(
+        folder=None,  # type: ignore[arg-type]
+        side=60,
+        classes=("a", "b"),
+        fingerprint="",
+        broken=(),
+        paths=tuple(map(str, range(n))),
+        offsets=np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64),
+        heights=heights,
+        widths=widths,
+        labels=np.arange(n, dtype=np.int64) % 2,
+        split_codes=np.zeros(n, np.uint8),
+        crcs=np.zeros(n, np.uint32),
+        pixels=rng.integers(0, 256, int(sizes.sum()), dtype=np.uint8),
+    )
+
+
+@given(
+    height=st.integers(8, 90),
+    width=st.integers(8, 90),
+    px=st.integers(4, 80),
+    seed=st.integers(0, 2**16),
+    flip=st.booleans(),
+)
+def test_resizes_as_pillow_does(height: int, width: int, px: int, seed: int, flip: bool) -> None:
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    left, top = int(rng.integers(0, width - 4)), int(rng.integers(0, height - 4))
+    box = (left, top, int(rng.integers(left + 4, width + 1)), int(rng.integers(top + 4, height + 1)))
+    oracle = np.asarray(Image.fromarray(image).crop(box).resize((px, px), Image.Resampling.BILINEAR))
+    found = resize(image, box, px, flip=flip)
+    assert found.shape == (px, px, 3)
+    assert np.abs((found[:, ::-1] if flip else found).astype(int) - oracle.astype(int)).max() <= 3
+
+
+@given(height=st.integers(1, 400), width=st.integers(1, 400), crop=st.floats(0.05, 1.0))
+def test_the_centre_square_lies_within_the_image(height: int, width: int, crop: float) -> None:
+    left, top, right, bottom = centre_box(height, width, crop)
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+    assert right - left == bottom - top
+    assert abs((right - left) - min(height, width) * crop) <= 1
+
+
+@given(
+    seed=st.integers(0, 99),
+    epoch=st.integers(0, 9),
+    sizes=st.lists(st.tuples(st.integers(3, 300), st.integers(3, 300)), min_size=1, max_size=20),
+)
+def test_crops_lie_within_their_images_and_every_image_comes_once(
+    seed: int, epoch: int, sizes: list[tuple[int, int]]
+) -> None:
+    high, wide = (np.array(side, dtype=np.int64) for side in zip(*sizes, strict=True))
+    crops = draw(high, wide, recipes.load("paper"), seed=seed, epoch=epoch)
+    left, top, right, bottom = crops.boxes.T
+    assert sorted(crops.order) == list(range(len(sizes)))
+    assert ((left >= 0) & (left < right) & (right <= wide[crops.order])).all()
+    assert ((top >= 0) & (top < bottom) & (bottom <= high[crops.order])).all()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_batch_is_a_function_of_its_number(workers: int) -> None:
+    pack, recipe = images(), recipes.load("paper")
+
+    def batches(first: int) -> TrainBatches:
+        return TrainBatches(pack, recipe, px=16, batch=4, seed=3, first_step=first, steps=9)
+
+    with Stream(batches(0), workers, pin=False) as whole, Stream(batches(5), 2, pin=False) as rest:
+        every, later = list(whole), list(rest)
+    assert len(every) == 9
+    assert len(later) == 4
+    for (x, y), (x_again, y_again) in zip(every[5:], later, strict=True):
+        assert (x == x_again).all()
+        assert (y == y_again).all()
+    # Seven images, batches of four: position 7 begins the second epoch, within the second batch.
+    seen = [int(label) for _, y in every for label in y]
+    assert sorted(seen[:7]) == sorted(pack.labels.tolist()) == sorted(seen[7:14])
+
+
+def test_evaluation_fills_the_last_batch_with_black() -> None:
+    with Stream(EvalBatches(images(), "train", crop=1.0, px=16, batch=4), 2, pin=False) as stream:
+        (_, _), (x_bhwc, y_b) = stream
+    assert x_bhwc.shape == (4, 16, 16, 3)
+    assert len(y_b) == 3
+    assert x_bhwc[:3].any()
+    assert not x_bhwc[3].any()
+
+
+def test_what_a_thread_raises_reaches_the_caller() -> None:
+    class Torn(TrainBatches):
+        def prepare(self, number: int):  # type: ignore[no-untyped-def]
+            labels, _ = super().prepare(number)
+            return labels, lambda out, part: 1 / 0
+
+    broken = Torn(images(), recipes.load("paper"), px=16, batch=4, seed=0, first_step=0, steps=3)
+    with Stream(broken, 2, pin=False) as stream, pytest.raises(ZeroDivisionError):
+        next(iter(stream))
