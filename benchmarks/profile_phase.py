@@ -58,6 +58,8 @@ TIMED = (*PEERS, "resnet101-fp32-160", "efficientnet_b1-amp-160", "resnest50d-am
 
 SOAK_STEPS = 200
 
+PARTS = ("time", "soak", "again", "peers")
+
 #: What of the machine's description stands under "versions".
 VERSIONS = ("torch", "timm", "python", "driver", "cudnn")
 
@@ -80,6 +82,7 @@ def main() -> None:
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--commit", default=None)
+    parser.add_argument("--parts", default=",".join(PARTS), help="for rehearsals; a result has all of them")
     parser.add_argument("--page-only", action="store_true", help="write the page from the result that is there")
     arguments = parser.parse_args()
     if not arguments.page_only:
@@ -108,15 +111,17 @@ def measure(arguments: argparse.Namespace) -> None:
             workers=max(1, min(api.MOST_WORKERS, cores() - 1)),
         )
         series = Series(arguments, setting, engine, images, Path(scratch))
+        parts, timed, compared = arguments.parts.split(","), arguments.timed.split(","), arguments.peers.split(",")
         watch = series.watch()
         series.profile(candidates)
-        for name in arguments.timed.split(","):
+        for name in timed if "time" in parts else ():
             series.two_epochs(name)
-        for name in arguments.timed.split(","):
+        for name in timed if "soak" in parts else ():
             series.soak(name)
         series.watched(watch)
-        series.again(arguments.peers.split(","))
-        for name in arguments.peers.split(","):
+        if "again" in parts:
+            series.again(compared)
+        for name in compared if "peers" in parts else ():
             for peer in ("lightning", "accelerate"):
                 series.peer(peer, name)
 
@@ -202,6 +207,7 @@ class Series:
             checkpoint_every_s=TURN_WITHIN_S,
             frozen=True,
             outside_bytes=profile.outside_bytes,
+            captured=profile.captured,
         )
         outcome = self.engine.do(job, until_at=begun_at + TURN_WITHIN_S + 10, on_progress=lambda progress: None)
         return outcome, time.monotonic() - begun_at

@@ -50,6 +50,8 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "data",
             "device",
             "evaluate",
+            "feeder",
+            "graph",
             "learner",
             "lifeline",
             "loader",
@@ -76,7 +78,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
 LAYER_OF = {module: number for number, (_, modules) in enumerate(LAYERS) for module in modules}
 
 #: Only these may import torch or timm when they are imported: they run in worker processes, or on demand.
-TORCH = {"evaluate", "learner", "loader", "model", "predict", "probe", "train"}
+TORCH = {"evaluate", "feeder", "graph", "learner", "loader", "model", "predict", "probe", "train"}
 
 #: Modules longer than 350 lines, each with its reason. Empty is the aim.
 LONG: dict[str, str] = {}

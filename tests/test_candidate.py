@@ -63,7 +63,10 @@ def test_precisions(text: str, words: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("fp16", "'fp16' is not a precision; choose from amp, fp32"), (" , ", "no precision was given; choose from")],
+    [
+        ("fp16", "'fp16' is not a precision; choose from amp, amp-bf16, fp32, tf32"),
+        (" , ", "no precision was given; choose from"),
+    ],
 )
 def test_other_precisions_are_refused(text: str, told: str) -> None:
     with pytest.raises(UsageError, match=told):

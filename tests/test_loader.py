@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from fitwithin import recipe as recipes
-from fitwithin.loader import EvalBatches, Stream, TrainBatches, centre_box, draw, resize
+from fitwithin.loader import centre_box, draw, resize
 from fitwithin.pack import Pack
 
 
@@ -76,42 +75,3 @@ def test_crops_lie_within_their_images_and_every_image_comes_once(
     assert sorted(crops.order) == list(range(len(sizes)))
     assert ((left >= 0) & (left < right) & (right <= wide[crops.order])).all()
     assert ((top >= 0) & (top < bottom) & (bottom <= high[crops.order])).all()
-
-
-@pytest.mark.parametrize("workers", [1, 3])
-def test_a_batch_is_a_function_of_its_number(workers: int) -> None:
-    pack, recipe = images(), recipes.load("paper")
-
-    def batches(first: int) -> TrainBatches:
-        return TrainBatches(pack, recipe, px=16, batch=4, seed=3, first_step=first, steps=9)
-
-    with Stream(batches(0), workers, pin=False) as whole, Stream(batches(5), 2, pin=False) as rest:
-        every, later = list(whole), list(rest)
-    assert len(every) == 9
-    assert len(later) == 4
-    for (x, y), (x_again, y_again) in zip(every[5:], later, strict=True):
-        assert (x == x_again).all()
-        assert (y == y_again).all()
-    # Seven images, batches of four: position 7 begins the second epoch, within the second batch.
-    seen = [int(label) for _, y in every for label in y]
-    assert sorted(seen[:7]) == sorted(pack.labels.tolist()) == sorted(seen[7:14])
-
-
-def test_evaluation_fills_the_last_batch_with_black() -> None:
-    with Stream(EvalBatches(images(), "train", crop=1.0, px=16, batch=4), 2, pin=False) as stream:
-        (_, _), (x_bhwc, y_b) = stream
-    assert x_bhwc.shape == (4, 16, 16, 3)
-    assert len(y_b) == 3
-    assert x_bhwc[:3].any()
-    assert not x_bhwc[3].any()
-
-
-def test_what_a_thread_raises_reaches_the_caller() -> None:
-    class Torn(TrainBatches):
-        def prepare(self, number: int):  # type: ignore[no-untyped-def]
-            labels, _ = super().prepare(number)
-            return labels, lambda out, part: 1 / 0
-
-    broken = Torn(images(), recipes.load("paper"), px=16, batch=4, seed=0, first_step=0, steps=3)
-    with Stream(broken, 2, pin=False) as stream, pytest.raises(ZeroDivisionError):
-        next(iter(stream))

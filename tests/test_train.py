@@ -22,6 +22,7 @@ from fitwithin import data, pack, recipe, train
 from fitwithin.candidate import Candidate
 from fitwithin.device import Cpu
 from fitwithin.errors import TrainingError
+from fitwithin.feeder import Feeder
 from fitwithin.jobs import (
     CARD,
     CHECKPOINT,
@@ -34,7 +35,7 @@ from fitwithin.jobs import (
     TrainJob,
     read_trained,
 )
-from fitwithin.learner import Learner
+from fitwithin.learner import Learner, feeder_rings
 from fitwithin.model import load
 from fitwithin.pack import Pack
 from fitwithin.planning import EXIT_S
@@ -100,7 +101,9 @@ def job(images: Pack, folder: Path, **changed: Any) -> TrainJob:
 
 def advance(wanted: TrainJob, images: Pack, emit: Any = None) -> Trained:
     """Here, without a cap: a limit on this process would outlive the test."""
-    return train.advance(wanted, Cpu(), images, time.monotonic(), emit or (lambda progress: None))
+    rings = feeder_rings(wanted.candidate, wanted.setting, wanted.batch)
+    with Feeder(images, wanted.setting.workers, rings, pin=False) as feeder:
+        return train.advance(wanted, Cpu(), feeder, time.monotonic(), emit or (lambda progress: None))
 
 
 @pytest.fixture
@@ -224,7 +227,11 @@ def note(path, learner, facts):
         os.kill(os.getpid(), signal.SIGKILL)
 train.write_checkpoint = note
 from pathlib import Path
-train.advance(job, Cpu(), open_pack(Path(job.setting.pack)), time.monotonic(), lambda progress: None)
+from fitwithin.feeder import Feeder
+from fitwithin.learner import feeder_rings
+rings = feeder_rings(job.candidate, job.setting, job.batch)
+with Feeder(open_pack(Path(job.setting.pack)), job.setting.workers, rings, pin=False) as feeder:
+    train.advance(job, Cpu(), feeder, time.monotonic(), lambda progress: None)
 """
 
 

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 from fitwithin.errors import UsageError
 
-PRECISIONS = ("amp", "fp32")
+PRECISIONS = ("amp", "amp-bf16", "fp32", "tf32")
+
+#: How a batch of images lies in memory: channel by channel, or pixel by pixel.
+LAYOUTS = ("nchw", "channels_last")
 
 #: The ten backbones of the paper's Table 2 (its "mobilenetv3" is timm's mobilenetv3_large_100 by parameter count).
 TABLE_2 = (
@@ -28,29 +31,35 @@ TABLE_2 = (
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Candidate:
-    """A timm backbone, a training size in pixels, and a precision: ``fp32`` or ``amp``.
+    """A timm backbone, a training size in pixels, a precision (one of PRECISIONS) and a layout (one of LAYOUTS).
 
-    ``fp32`` is PyTorch's default float32 (on Ampere and later its convolutions may use TF32, as in the paper's runs);
-    ``amp`` is autocast: float16 with loss scaling on CUDA, as the paper had it, bfloat16 on the CPU.
+    ``fp32`` is PyTorch's default float32 (on Ampere and later its convolutions may use TF32, as in the paper's runs),
+    ``tf32`` lets matrix products use TF32 too; ``amp`` is autocast to float16 with loss scaling on CUDA, as the paper
+    had it, and to bfloat16 on the CPU; ``amp-bf16`` is autocast to bfloat16 everywhere. The layout is CUDA's: the CPU
+    always takes ``channels_last``.
     """
 
     model: str
     train_px: int
     precision: str
+    layout: str = "nchw"
 
     @property
     def name(self) -> str:
         """A name unique within a grid and safe as a file name, such as ``resnet18-amp-160``."""
-        return f"{self.model}-{self.precision}-{self.train_px}"
+        return f"{self.model}-{self.precision}-{self.train_px}" + ("" if self.layout == "nchw" else f"-{self.layout}")
 
 
-def grid(models: Sequence[str], precisions: Sequence[str], sizes: Sequence[int]) -> list[Candidate]:
-    """Every combination, in the order model, precision, size; duplicates fall away."""
+def grid(
+    models: Sequence[str], precisions: Sequence[str], sizes: Sequence[int], layouts: Sequence[str] = ("nchw",)
+) -> list[Candidate]:
+    """Every combination, in the order model, precision, layout, size; duplicates fall away."""
     return list(
         dict.fromkeys(
-            Candidate(model=model, precision=precision, train_px=px)
+            Candidate(model=model, precision=precision, train_px=px, layout=layout)
             for model in models
             for precision in precisions
+            for layout in layouts
             for px in sizes
         )
     )

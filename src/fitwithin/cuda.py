@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -55,7 +55,7 @@ class Cuda:
         self._gauge: DriverGauge | None = None
         self._watched_from: int | None = None
 
-    def cap(self, limit_bytes: int, accounting: str, outside_bytes: int = 0) -> None:
+    def cap(self, limit_bytes: int, accounting: str, outside_bytes: int = 0, staged_bytes: int = 0) -> None:
         """Bound this process's memory on the device.
 
         Kernels are loaded while the first steps run, outside the allocator: without ``outside_bytes`` to expect, a
@@ -66,6 +66,7 @@ class Cuda:
         """
         import torch
 
+        del staged_bytes  # in the host's memory
         self._limit, self._accounting, self._outside = limit_bytes, accounting, outside_bytes
         gauge = DriverGauge() if accounting == "process" else None  # before the context, for its baseline
         if not torch.cuda.is_available():
@@ -73,6 +74,8 @@ class Cuda:
                 "no CUDA device is to be seen here; `fitwithin doctor` says what is, --device cpu trains on it"
             )
         torch.cuda.set_device(self.index)
+        # Everything runs on one stream that can be recorded; a second would have workspaces of its own.
+        torch.cuda.set_stream(torch.cuda.Stream(self.index))  # type: ignore[no-untyped-call]
         properties = torch.cuda.get_device_properties(self.index)
         self.name = properties.name
         self._total = total = properties.total_memory
@@ -171,6 +174,16 @@ class Cuda:
         if len(self._marks) > 2:
             self._marks.popleft().synchronize()
 
+    def later(self, value: torch.Tensor) -> Callable[[], float | None]:
+        """Fetch a scalar beside the work that is queued."""
+        import torch
+
+        host = torch.empty((), dtype=value.dtype, pin_memory=True)
+        host.copy_(value, non_blocking=True)
+        fetched = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        fetched.record()
+        return lambda: float(host) if fetched.query() else None  # type: ignore[no-untyped-call]
+
     def now(self) -> float:
         """Monotonic seconds."""
         return time.monotonic()
@@ -187,9 +200,11 @@ class Cuda:
             told = str(error)
         except RuntimeError as error:
             # cuBLAS and the driver have no type for it; a batch too large for a kernel shows as NOT_SUPPORTED.
-            if not any(words in str(error) for words in _CUDA_OUT_OF_MEMORY):
+            # A recording that is broken off complains too, of what came after.
+            causes = (error, error.__context__)
+            if not any(words in str(cause) for cause in causes for words in _CUDA_OUT_OF_MEMORY):
                 raise
-            told = str(error)
+            told = str(error.__context__ or error)
         if told is not None:
             if self.crowded():
                 raise DeviceFull(CROWDED)

@@ -6,8 +6,9 @@
     │   ├── BudgetError         2   the limits leave no room for even one candidate
     │   └── RunFolderError      2   the output folder: taken, unwritable, or not a run
     ├── DeviceError             3   the device: absent, or it does not do what its driver promised
-    │   └── OutOfMemory         3   the memory cap was reached (raised by device.py and cuda.py alone)
-    │       └── DeviceFull      3   others left less of the device's memory than the cap
+    │   ├── OutOfMemory         3   the memory cap was reached (raised by device.py and cuda.py alone)
+    │   │   └── DeviceFull      3   others left less of the device's memory than the cap
+    │   └── CaptureError        3   a model's step cannot be recorded as a CUDA graph; it can still run
     └── TrainingError           4   nothing that was tried left a usable model
 
 A message is a sentence with the value, the limit and the way out.
@@ -52,6 +53,10 @@ class OutOfMemory(DeviceError):
 
 class DeviceFull(OutOfMemory):
     """An allocation failed within the memory cap: other processes hold the device's memory."""
+
+
+class CaptureError(DeviceError):
+    """A training step cannot be recorded as a CUDA graph; launched kernel by kernel it may well run."""
 
 
 class TrainingError(FitwithinError):

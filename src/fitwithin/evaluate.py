@@ -16,15 +16,15 @@ from fitwithin.assemble import logits_path
 from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu
 from fitwithin.ensemble import Floats, View
+from fitwithin.feeder import Feeder
 from fitwithin.jobs import Evaluated, EvaluateJob, Progress
 from fitwithin.learner import Learner, eval_batch, split_logits
-from fitwithin.pack import Pack
 
 #: Forward passes timed per view.
 REPEATS = 5
 
 
-def evaluate(job: EvaluateJob, device: Cpu | Cuda, pack: Pack, emit: Callable[[Progress], None]) -> Evaluated:
+def evaluate(job: EvaluateJob, device: Cpu | Cuda, feeder: Feeder, emit: Callable[[Progress], None]) -> Evaluated:
     """Write the logits of every split and view, split by split, while time lasts; then time each view."""
     folder = Path(job.folder)
     learner = Learner(job.setting, job.candidate, device)
@@ -35,7 +35,7 @@ def evaluate(job: EvaluateJob, device: Cpu | Cuda, pack: Pack, emit: Callable[[P
     sizes = [
         (split, px, list(views)) for split in job.splits for px, views in groupby(sorted(job.views), key=lambda v: v.px)
     ]
-    total = sum(-(-len(pack.indices(split)) // size) for split, _, _ in sizes)
+    total = sum(-(-len(feeder.pack.indices(split)) // size) for split, _, _ in sizes)
     seen = 0
     done: list[tuple[str, str]] = []
 
@@ -49,12 +49,11 @@ def evaluate(job: EvaluateJob, device: Cpu | Cuda, pack: Pack, emit: Callable[[P
     for split, _, views in sizes:
         found = split_logits(
             learner,
-            pack,
+            feeder,
             split,
             views,
             crop=job.setting.recipe.crop,
             batch=size,
-            workers=job.setting.workers,
             on_batch=go_on,
         )
         if found is None:

@@ -93,6 +93,7 @@ def train(
         checkpoint_every_s=checkpoint_every_s(turn.allotted_s),
         frozen=frozen,
         outside_bytes=turn.outside_bytes,
+        captured=turn.captured,
     )
     outcome: Trained | Failure = Failure(kind="deadline", reason="its time was over before it could start")
     for _ in range(ATTEMPTS):

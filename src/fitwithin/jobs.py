@@ -42,6 +42,7 @@ class ProbeJob:
 
     A ``scout`` goes on in the same process to about half of what seems to fit, so that one start gives two points of
     memory against batch; never beyond ``limit``. ``outside_bytes`` is what earlier probes held outside the allocator.
+    ``captured``: on CUDA the step is recorded as a graph.
     """
 
     setting: Setting
@@ -51,6 +52,7 @@ class ProbeJob:
     scout: bool = False
     limit: int = 0
     outside_bytes: int = 0
+    captured: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,8 @@ class TrainJob:
     """Train for ``steps`` and leave a model in ``folder`` before ``until_at``; goes on from a checkpoint found there.
 
     ``step_s``, ``validation_s`` and ``save_s`` are the profile's figures; ``checkpoint_every_s`` is the time between
-    checkpoints; a ``frozen`` job keeps its steps. ``outside_bytes`` is what the profile held outside the allocator.
+    checkpoints; a ``frozen`` job keeps its steps. ``outside_bytes`` is what the profile held outside the allocator;
+    ``captured``: its step was recorded as a CUDA graph.
     """
 
     setting: Setting
@@ -73,6 +76,7 @@ class TrainJob:
     checkpoint_every_s: float
     frozen: bool = False
     outside_bytes: int = 0
+    captured: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

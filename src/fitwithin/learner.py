@@ -5,6 +5,7 @@ Shape suffixes: B batch, C channels, H W pixels, K classes.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -18,47 +19,95 @@ from fitwithin.candidate import Candidate
 from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu
 from fitwithin.ensemble import Floats, View
+from fitwithin.feeder import Feeder, ring_bytes
+from fitwithin.graph import Graph
 from fitwithin.jobs import Setting
-from fitwithin.loader import EvalBatches, Stream
-from fitwithin.pack import Pack
+from fitwithin.loader import EvalBatches
 
 #: Evaluation needs no gradients: this many images at once keep a GPU busy, and the peak below training's.
 EVAL_BATCH = 256
 
 
-class Learner:
-    """A candidate's model, its AdamW and, under float16, its loss scaler."""
+#: Steps launched kernel by kernel before one is recorded: kernels are loaded and the optimizer's state made.
+UNRECORDED = 1
 
-    def __init__(self, setting: Setting, candidate: Candidate, device: Cpu | Cuda) -> None:
+
+class Learner:
+    """A candidate's model, its AdamW and, under float16, its loss scaler.
+
+    With ``captured`` its step is recorded as a CUDA graph (:class:`fitwithin.graph.Graph`) once it has run;
+    on the CPU there is no such thing.
+    """
+
+    def __init__(self, setting: Setting, candidate: Candidate, device: Cpu | Cuda, *, captured: bool = False) -> None:
         torch.manual_seed(setting.seed)
         self.device = device
-        self.amp = candidate.precision == "amp"
+        self.amp_dtype = models.amp_dtype(candidate.precision, device.amp_dtype)
+        if candidate.precision == "tf32":
+            torch.set_float32_matmul_precision("high")
+        self._format = torch.channels_last if candidate.layout == "channels_last" else device.memory_format
         sizes = (candidate.train_px, *setting.view_sizes)
         net, self.arguments = models.build(candidate, setting.classes, sizes)
-        self.net = net.to(device.torch_device, memory_format=device.memory_format)  # type: ignore[call-overload]
+        self.net = net.to(device.torch_device, memory_format=self._format)  # type: ignore[call-overload]
         self.parameters = models.parameters(net)
+        self._recorder = device if captured and isinstance(device, Cuda) else None
+        #: The learning rate where a recorded step finds it; without one it is a plain number.
+        self._rate = torch.zeros((), device=device.torch_device) if self._recorder else None
         self.optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=0.0, weight_decay=setting.recipe.weight_decay, fused=device.kind == "cuda"
+            self.net.parameters(),
+            lr=0.0 if self._rate is None else self._rate,
+            weight_decay=setting.recipe.weight_decay,
+            fused=device.kind == "cuda",
+            capturable=self._recorder is not None,
         )
-        half = self.amp and device.amp_dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(device.kind, enabled=half)
+        self.scaler = torch.amp.GradScaler(device.kind, enabled=self.amp_dtype == torch.float16)
         self._mean = torch.tensor(models.MEAN, device=device.torch_device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(models.STD, device=device.torch_device).view(1, 3, 1, 1) * 255
+        self._graph: Graph | None = None
+        self._ran: tuple[torch.Size, int] = (torch.Size(()), 0)  # the shape of the last step, and how often in a row
+        #: Seconds that recording the step took, the last time.
+        self.capture_s = 0.0
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision where the candidate asks for it."""
-        return torch.autocast(self.device.kind, dtype=self.device.amp_dtype, enabled=self.amp)
+        return torch.autocast(self.device.kind, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
 
     def images(self, x_bhwc: torch.Tensor) -> torch.Tensor:
         """uint8 [B, H, W, 3] from the loader, as normalised floats [B, 3, H, W] on the device."""
         x_bchw = x_bhwc.to(self.device.torch_device, non_blocking=True).permute(0, 3, 1, 2)
-        return x_bchw.float().sub_(self._mean).div_(self._std).contiguous(memory_format=self.device.memory_format)
+        return x_bchw.float().sub_(self._mean).div_(self._std).contiguous(memory_format=self._format)
 
     def step(self, x_bhwc: torch.Tensor, y_b: torch.Tensor, lr: float) -> torch.Tensor:
-        """One update at learning rate ``lr``; returns the batch's mean cross-entropy, not waited for."""
-        self.net.train()
+        """One update at learning rate ``lr``; returns the batch's mean cross-entropy, not waited for.
+
+        Raises:
+            CaptureError: with ``captured``, the step cannot be recorded.
+        """
+        if not self.net.training:
+            self.net.train()
+        self._set_rate(lr)
+        shape, runs = self._ran
+        if shape != x_bhwc.shape:
+            self.release()
+            runs = 0
+        self._ran = (x_bhwc.shape, runs + 1)
+        if self._recorder is not None and self._graph is None and runs >= UNRECORDED:
+            self._graph = Graph(self._update, (x_bhwc, y_b), self._recorder)
+            self.capture_s = self._graph.wall_s
+        if self._graph is not None:
+            return self._graph.replay(x_bhwc, y_b)
+        with warnings.catch_warnings():  # that it runs before it is recorded is as it should be
+            warnings.filterwarnings("ignore", message=".*capturable=True.*")
+            return self._update(x_bhwc, y_b)
+
+    def _set_rate(self, lr: float) -> None:
+        if self._rate is not None:
+            self._rate.fill_(lr)
+            return
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+
+    def _update(self, x_bhwc: torch.Tensor, y_b: torch.Tensor) -> torch.Tensor:
         x_bchw = self.images(x_bhwc)
         y_b = y_b.to(self.device.torch_device, non_blocking=True)
         with self.autocast():
@@ -69,8 +118,16 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
+    def release(self) -> None:
+        """Drop the recorded step and the memory that it keeps; the next step is recorded anew."""
+        if self._graph is not None:
+            self.device.synchronize()
+            self._graph = None
+            self.device.empty_cache()
+
     def logits(self, x_bhwc: torch.Tensor, *, flip: bool = False) -> torch.Tensor:
         """Float32 logits [B, K] on the device, of the images or of their mirror images."""
+        self.release()
         self.net.eval()
         with torch.inference_mode(), self.autocast():
             x_bchw = self.images(x_bhwc)
@@ -93,6 +150,9 @@ class Learner:
         """Go on from :meth:`state`."""
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0 if self._rate is None else self._rate
+            group["capturable"] = self._rate is not None
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"]["cpu"].cpu())
         if "cuda" in state["rng"]:
@@ -104,15 +164,20 @@ def eval_batch(batch: int) -> int:
     return min(batch, EVAL_BATCH)
 
 
+def feeder_rings(candidate: Candidate, setting: Setting, batch: int) -> tuple[int, int]:
+    """Bytes of the rings for training at ``batch`` and, while that rests, for evaluation at every size."""
+    views = [(eval_batch(batch), px) for px in (candidate.train_px, *setting.view_sizes)]
+    return ring_bytes([(batch, candidate.train_px)]), ring_bytes(views)
+
+
 def split_logits(
     learner: Learner,
-    pack: Pack,
+    feeder: Feeder,
     split: str,
     views: list[View],
     *,
     crop: float,
     batch: int,
-    workers: int,
     on_batch: Callable[[], bool] | None = None,
 ) -> dict[View, Floats] | None:
     """Logits [N, K] of every image of a split under views of one size, in stored order.
@@ -121,21 +186,20 @@ def split_logits(
     """
     px = views[0].px
     parts: dict[View, list[torch.Tensor]] = {view: [] for view in views}
-    source = EvalBatches(pack, split, crop=crop, px=px, batch=batch)
-    n = len(source.indices)
-    with Stream(source, workers, pin=learner.device.kind == "cuda") as loaded:
+    with feeder.stream(EvalBatches, split=split, crop=crop, px=px, batch=batch) as loaded:
         for x_bhwc, _ in loaded:
             for view in views:
                 parts[view].append(learner.logits(x_bhwc, flip=view.flip).cpu())
             if on_batch is not None and not on_batch():
                 return None
+    n = len(feeder.pack.indices(split))
     return {view: np.asarray(torch.cat(found)[:n].numpy(), dtype=np.float32) for view, found in parts.items()}
 
 
-def count_correct(learner: Learner, pack: Pack, split: str, *, px: int, crop: float, batch: int, workers: int) -> int:
+def count_correct(learner: Learner, feeder: Feeder, split: str, *, px: int, crop: float, batch: int) -> int:
     """How many images of a labelled split the model gets right, one plain view at ``px``."""
     view = View(px=px, flip=False)
-    found = split_logits(learner, pack, split, [view], crop=crop, batch=batch, workers=workers)
+    found = split_logits(learner, feeder, split, [view], crop=crop, batch=batch)
     assert found is not None
-    labels = pack.labels[pack.indices(split)]
+    labels = feeder.pack.labels[feeder.pack.indices(split)]
     return int((found[view].argmax(axis=1) == labels).sum())

@@ -1,4 +1,4 @@
-"""Packed images to batches: random crops and flips for training, centre crops for evaluation, ahead of their use.
+"""Packed images to batches: random crops and flips for training, centre crops for evaluation.
 
 Shape suffixes: B batch, H W pixels (bytes lie as B H W 3 until the device permutes them).
 
@@ -9,14 +9,9 @@ it, and whether a run was interrupted before it or not.
 from __future__ import annotations
 
 import math
-import threading
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +20,6 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from fitwithin.pack import Pack
 from fitwithin.recipe import Recipe
-
-#: Batches made ahead of their use.
-AHEAD = 3
 
 #: RandomResizedCrop's tries before it falls back to a centre crop (torchvision).
 TRIES = 10
@@ -108,8 +100,11 @@ class Batches(ABC):
         return self._count
 
     @abstractmethod
-    def prepare(self, number: int) -> tuple[torch.Tensor, Fill]:
-        """The labels of a batch, and what writes the pixels of a range of its positions into an array."""
+    def prepare(self, number: int) -> tuple[Ints, Fill]:
+        """The labels of a batch, and what writes the pixels of a range of its positions into an array.
+
+        There are fewer labels than positions where the batch is filled up.
+        """
 
 
 class TrainBatches(Batches):
@@ -134,7 +129,7 @@ class TrainBatches(Batches):
             self._epochs[epoch] = draw(self._heights, self._widths, self._recipe, seed=self._seed, epoch=epoch)
         return self._epochs[epoch]
 
-    def prepare(self, number: int) -> tuple[torch.Tensor, Fill]:
+    def prepare(self, number: int) -> tuple[Ints, Fill]:
         """Random crops and flips."""
         n = len(self._indices)
         positions = (self._first + number) * self.size + np.arange(self.size)
@@ -150,7 +145,7 @@ class TrainBatches(Batches):
                 image = self._pack.image(int(chosen[i]))
                 out[i] = resize(image, (left, top, right, bottom), self.px, flip=bool(flips[i]))
 
-        return torch.from_numpy(self._pack.labels[chosen].astype(np.int64)), fill
+        return self._pack.labels[chosen], fill
 
 
 class EvalBatches(Batches):
@@ -164,7 +159,7 @@ class EvalBatches(Batches):
         super().__init__(pack, px=px, batch=batch, count=-(-len(self.indices) // batch))
         self._crop = crop
 
-    def prepare(self, number: int) -> tuple[torch.Tensor, Fill]:
+    def prepare(self, number: int) -> tuple[Ints, Fill]:
         """Centre crops."""
         chosen = self.indices[number * self.size : (number + 1) * self.size]
 
@@ -176,51 +171,4 @@ class EvalBatches(Batches):
                 else:
                     out[i] = 0
 
-        return torch.from_numpy(self._pack.labels[chosen].astype(np.int64)), fill
-
-
-class Stream:
-    """Batches in order, ``ahead`` of them made before they are asked for, by threads that share every batch.
-
-    Nothing is copied and nothing has to start: the kernel that resizes frees the interpreter. Processes would make as
-    many images, but moving a batch between them bounds them at 1 GB/s (16 of them on an H100's host: 13,000 images/s at
-    160 px), they take a second to start, and they compete with the thread that launches kernels for its core.
-    """
-
-    ahead = AHEAD
-
-    def __init__(self, batches: Batches, workers: int, *, pin: bool) -> None:
-        self._batches, self._workers, self._pin = batches, workers, pin
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
-        # Under a CPU's memory limit no thread may start later: all of them start now.
-        gate = threading.Barrier(workers + 1)
-        for _ in range(workers):
-            self._pool.submit(gate.wait)
-        gate.wait()
-
-    def _start(self, number: int) -> tuple[list[Future[None]], Batch]:
-        size, px = self._batches.size, self._batches.px
-        x_bhwc = torch.empty((size, px, px, 3), dtype=torch.uint8, pin_memory=self._pin)
-        y_b, fill = self._batches.prepare(number)
-        edges = np.linspace(0, size, self._workers + 1).astype(int).tolist()
-        out = x_bhwc.numpy()
-        return [self._pool.submit(fill, out, range(a, b)) for a, b in pairwise(edges) if b > a], (x_bhwc, y_b)
-
-    def __iter__(self) -> Iterator[Batch]:
-        flight: deque[tuple[list[Future[None]], Batch]] = deque()
-        for number in range(len(self._batches) + AHEAD):
-            if number < len(self._batches):
-                flight.append(self._start(number))
-            if number >= AHEAD or number >= len(self._batches):
-                if not flight:
-                    return
-                futures, batch = flight.popleft()
-                for future in futures:
-                    future.result()
-                yield batch
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        return self._pack.labels[chosen], fill

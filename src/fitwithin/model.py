@@ -67,6 +67,11 @@ def known_models() -> list[str]:
     return list(timm.list_models())
 
 
+def amp_dtype(precision: str, usual: torch.dtype) -> torch.dtype | None:
+    """What autocast computes in; None without autocast. ``usual`` is what plain ``amp`` means on the device."""
+    return {"amp": usual, "amp-bf16": torch.bfloat16}.get(precision)
+
+
 def write_atomically(path: Path, write: Any) -> None:
     """Let ``write(temporary path)`` make a file, flush it to disk, and put it in place of ``path`` in one step."""
     temporary = path.with_name(path.name + ".new")

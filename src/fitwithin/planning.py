@@ -52,7 +52,8 @@ class DataFacts:
 class Turn:
     """One candidate's planned training. ``allotted_s`` bounds it from start-up to its evaluation.
 
-    ``outside_bytes`` is what its profile held outside the allocator: kept free from the start.
+    ``outside_bytes`` is what its profile held outside the allocator: kept free from the start; ``captured`` whether
+    its step is recorded as a CUDA graph.
     """
 
     candidate: Candidate
@@ -71,6 +72,7 @@ class Turn:
     allotted_s: float
     why: tuple[str, ...]
     outside_bytes: int = 0
+    captured: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +173,9 @@ def costs(profile: Profile, data: DataFacts, recipe: Recipe, view_sizes: Sequenc
     evaluation_s = timing.startup_s + len(view_sizes) * timing.eval_first_s + (data.val + data.test) * per_image_s
     return Costs(
         startup_s=timing.startup_s + timing.warmup_s,
-        validation_s=data.val * timing.eval_image_s[profile.candidate.train_px] + timing.eval_first_s,
+        validation_s=data.val * timing.eval_image_s[profile.candidate.train_px]
+        + timing.eval_first_s
+        + timing.capture_s,
         validations=recipe.last_epochs,
         save_s=timing.save_s,
         evaluation_s=evaluation_s,
@@ -219,6 +223,7 @@ def _turn(profile: Profile, cost: Costs, epochs: float, allotted_s: float, data:
         allotted_s=allotted_s,
         why=why,
         outside_bytes=profile.outside_bytes,
+        captured=profile.captured,
     )
 
 

@@ -41,7 +41,8 @@ class Predictor:
     def probabilities(self, images: Sequence[Image.Image]) -> Floats:
         """Mean probability over the ensemble's views, [N, K], for RGB images of any size."""
         logits = {}
-        amp = torch.autocast(self._kind, dtype=self._dtype, enabled=self.card.precision == "amp")
+        dtype = models.amp_dtype(self.card.precision, self._dtype)
+        amp = torch.autocast(self._kind, dtype=dtype, enabled=dtype is not None)
         for view in self.ensemble.views:
             pixels = [self._crop(image, view.px) for image in images]
             x_bchw = torch.from_numpy(np.stack(pixels)).to(self._device).permute(0, 3, 1, 2).float()

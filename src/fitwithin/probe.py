@@ -18,11 +18,11 @@ from fitwithin.candidate import Candidate
 from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu
 from fitwithin.ensemble import View
-from fitwithin.errors import DeviceFull, OutOfMemory, UsageError
+from fitwithin.errors import CaptureError, DeviceFull, OutOfMemory, UsageError
+from fitwithin.feeder import Feeder
 from fitwithin.jobs import ProbeJob
 from fitwithin.learner import Learner, eval_batch, split_logits
-from fitwithin.loader import Batch, Stream, TrainBatches
-from fitwithin.pack import Pack
+from fitwithin.loader import Batch, TrainBatches
 from fitwithin.profile import Probe, Timing
 from fitwithin.train import write_checkpoint
 
@@ -31,10 +31,10 @@ UPDATES = 3
 
 #: The pace with the real loader is measured after a run-up (a GPU that rested takes a while to raise its clocks) until
 #: it is known to STEADY (95 % interval over the mean), within these limits in seconds, over so many steps at least.
-RUN_UP_S, SAMPLE_S, LONGEST_S, SAMPLE_STEPS, STEADY = 0.3, 1.0, 3.0, 6, 0.003
+RUN_UP_S, SAMPLE_S, LONGEST_S, SAMPLE_STEPS, STEADY = 0.1, 0.6, 3.0, 6, 0.003
 
 #: The dummy pace needs less: nothing but the device is in it.
-DUMMY_SAMPLE_S = 0.3
+DUMMY_SAMPLE_S = 0.25
 
 #: More than are ever sampled.
 PLENTY_OF_STEPS = 100_000
@@ -43,7 +43,7 @@ PLENTY_OF_STEPS = 100_000
 ALLOWED_RETRIES = 0
 
 
-def probe(job: ProbeJob, device: Cpu | Cuda, pack: Pack, asked_at: float, scratch: Path) -> Probe:
+def probe(job: ProbeJob, device: Cpu | Cuda, feeder: Feeder, asked_at: float, scratch: Path) -> Probe:
     """Run the real step at ``job.batch``; what it says of memory and, if asked, of time.
 
     ``asked_at`` is the instant the process was asked for, ``scratch`` a folder for a checkpoint that is timed.
@@ -52,22 +52,24 @@ def probe(job: ProbeJob, device: Cpu | Cuda, pack: Pack, asked_at: float, scratc
     learner: Learner | None = None
     timing: Timing | None = None
     points: tuple[tuple[int, int], ...] = ()
-    reason, fatal, crowded = "", False, False
+    reason, fatal, crowded, uncapturable = "", False, False, False
     needed_bytes = None
     if not job.timed:
         device.watch()
     try:
         with device.guard():
-            learner = Learner(job.setting, job.candidate, device)
+            learner = Learner(job.setting, job.candidate, device, captured=job.captured)
             startup_s = time.monotonic() - asked_at
             first_s = _updates(learner, job, device, job.batch)
             if job.timed:
-                timing = _time(learner, job, device, pack, startup_s, first_s, scratch)
+                timing = _time(learner, job, device, feeder, startup_s, first_s, scratch)
             else:
                 _evaluate_and_go_on(learner, job, device, job.batch)
                 needed_bytes = device.needed_bytes()
     except OutOfMemory as error:
         reason, crowded = str(error), isinstance(error, DeviceFull)
+    except CaptureError as error:
+        reason, uncapturable = str(error), True
     except UsageError as error:
         reason, fatal = str(error), True
     peak_bytes = device.peak_bytes()
@@ -85,6 +87,7 @@ def probe(job: ProbeJob, device: Cpu | Cuda, pack: Pack, asked_at: float, scratc
         reason=reason,
         fatal=fatal,
         crowded=crowded,
+        uncapturable=uncapturable,
         parameters=learner.parameters if learner else 0,
         wall_s=time.monotonic() - started_at,
         timing=timing if not reason else None,
@@ -170,7 +173,7 @@ def _time(
     learner: Learner,
     job: ProbeJob,
     device: Cpu | Cuda,
-    pack: Pack,
+    feeder: Feeder,
     startup_s: float,
     first_s: list[float],
     scratch: Path,
@@ -179,27 +182,24 @@ def _time(
     setting, candidate = job.setting, job.candidate
     device.settle()
     device.empty_cache()
-    passes = {
-        px: _evaluation(learner, job, device, pack, px) for px in sorted({candidate.train_px, *setting.view_sizes})
-    }
+    passes = {px: _evaluation(learner, job, feeder, px) for px in sorted({candidate.train_px, *setting.view_sizes})}
     device.settle()
     device.empty_cache()
-    source = TrainBatches(
-        pack,
-        setting.recipe,
+    strangers = device.strangers()
+    begun_at = time.monotonic()
+    with feeder.stream(
+        TrainBatches,
+        recipe=setting.recipe,
         px=candidate.train_px,
         batch=job.batch,
         seed=setting.seed,
         first_step=0,
         steps=PLENTY_OF_STEPS,
-    )
-    strangers = device.strangers()
-    begun_at = time.monotonic()
-    with Stream(source, setting.workers, pin=device.kind == "cuda") as loaded:
+    ) as loaded:
         batches = iter(loaded)
         first = next(batches)
         loader_first_s = time.monotonic() - begun_at
-        learner.step(*first, 1e-4)
+        learner.step(*first, 1e-4)  # recorded anew, as after every evaluation
         dummy_s = _dummy_pace(learner, job, device)
         loader_step_s = _loader_pace(batches, loaded.ahead)
         step_s, step_low_s, step_high_s = _pace(learner, device, batches)
@@ -218,6 +218,7 @@ def _time(
         save_s=save_s,
         loader_step_s=loader_step_s,
         strangers=max(strangers, device.strangers()),
+        capture_s=learner.capture_s,
     )
 
 
@@ -271,7 +272,7 @@ def _mean(steps_s: npt.NDArray[np.float64]) -> tuple[float, float]:
     return float(steps_s.mean()), 1.96 * float(means.std(ddof=1)) / math.sqrt(len(means))
 
 
-def _evaluation(learner: Learner, job: ProbeJob, device: Cpu | Cuda, pack: Pack, px: int) -> tuple[float, float]:
+def _evaluation(learner: Learner, job: ProbeJob, feeder: Feeder, px: int) -> tuple[float, float]:
     """An evaluation of the validation split at ``px`` with the real loader: what the first batch costs more, seconds
     per image of the others."""
     marks = [time.monotonic()]
@@ -280,10 +281,9 @@ def _evaluation(learner: Learner, job: ProbeJob, device: Cpu | Cuda, pack: Pack,
         marks.append(time.monotonic())
         return True
 
-    size, n = eval_batch(job.batch), len(pack.indices("val"))
+    size, n = eval_batch(job.batch), len(feeder.pack.indices("val"))
     views = [View(px=px, flip=False)]
-    crop, workers = job.setting.recipe.crop, job.setting.workers
-    split_logits(learner, pack, "val", views, crop=crop, batch=size, workers=workers, on_batch=note)
+    split_logits(learner, feeder, "val", views, crop=job.setting.recipe.crop, batch=size, on_batch=note)
     whole_s = marks[-1] - marks[0]
     if len(marks) < 3:
         return 0.0, whole_s / n

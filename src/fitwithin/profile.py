@@ -24,7 +24,7 @@ class Timing:
     step fed by the real loader, within ``step_low_s`` to ``step_high_s`` (its 95 % interval); ``loader_step_s`` the
     time in which the loader alone makes a batch; ``strangers`` how many processes of others were seen on the device;
     ``eval_image_s`` seconds per image of evaluation by size; ``eval_first_s`` the extra cost of an evaluation's first
-    batch; ``save_s`` writing a checkpoint.
+    batch; ``save_s`` writing a checkpoint; ``capture_s`` recording the step anew after an evaluation.
     """
 
     startup_s: float
@@ -38,6 +38,7 @@ class Timing:
     save_s: float
     loader_step_s: float = 0.0
     strangers: int = 0
+    capture_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class Probe:
     ``points`` are further batches that a scout ran in the same process: they place later probes and prove nothing.
     ``needed_bytes`` is the least cap under which the run would have passed (the peak, where the device cannot tell);
     it is a line in the batch. ``usable_bytes`` is what it may come to, ``outside_bytes`` what of it lay outside the
-    allocator. ``crowded``: others held the memory.
+    allocator. ``crowded``: others held the memory; ``uncapturable``: the step cannot be recorded as a CUDA graph.
     """
 
     batch: int
@@ -56,6 +57,7 @@ class Probe:
     reason: str = ""
     fatal: bool = False  # no smaller batch would help: the model cannot be built, or fails at this size
     crowded: bool = False
+    uncapturable: bool = False
     parameters: int = 0
     wall_s: float = 0.0
     timing: Timing | None = None
@@ -81,7 +83,10 @@ class Prior:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """The measured facts of a candidate: parameters, its certified batch, and its timing at that batch."""
+    """The measured facts of a candidate: parameters, its certified batch, and its timing at that batch.
+
+    ``captured``: on CUDA its step ran, and has to run, as a recorded graph.
+    """
 
     candidate: Candidate
     parameters: int
@@ -90,6 +95,7 @@ class Profile:
     peak_bytes: int
     timing: Timing
     probes: tuple[Probe, ...]
+    captured: bool = True
     cached: bool = False
 
     @property

@@ -17,7 +17,7 @@ from fitwithin.engine import Engine
 from fitwithin.jobs import Failure, ProbeJob, Progress, Setting
 from fitwithin.profile import Prior, Probe, Profile, Rejection, largest_batch, prior
 
-SCHEMA = 3
+SCHEMA = 4
 
 #: Batch norm over one value fails in training (ResNeSt), so two images are the least.
 SMALLEST_BATCH = 2
@@ -51,6 +51,7 @@ class Measurement:
         self._until_at = 0.0
         self._ended = ""  # why nothing more can be found out, if so
         self._placed = False
+        self._captured = True
         self.batch, self._why = 0, ""
 
     def search(self, until_at: float, place: Prior | None = None, *, beside: bool = False) -> Rejection | None:
@@ -89,6 +90,7 @@ class Measurement:
                     peak_bytes=timed.peak_bytes,
                     timing=timed.timing,
                     probes=self.probes,
+                    captured=self._captured,
                 )
             if self._ended or self.batch <= SMALLEST_BATCH:
                 return Rejection(candidate=self.candidate, reason=self._ended or timed.reason)
@@ -119,6 +121,7 @@ class Measurement:
             scout=not self._taken and not timed and batch < self._limit,
             limit=self._limit,
             outside_bytes=max((probe.outside_bytes for probe in self._taken), default=0),
+            captured=self._captured,
         )
         ends_at = min(self._until_at, self._engine.now() + PROBE_WITHIN_S)
         for pauses in range(CROWDED_RETRIES + 1):
@@ -126,6 +129,9 @@ class Measurement:
             if job.scout and isinstance(outcome, Failure) and outcome.kind != "deadline":
                 # It may have been the scouted size that failed: the small one is asked alone before it is judged.
                 outcome = self._engine.do(replace(job, scout=False), until_at=ends_at, on_progress=self._tell)
+            if isinstance(outcome, Probe) and outcome.uncapturable:
+                self._captured, job = False, replace(job, captured=False)
+                outcome = self._engine.do(job, until_at=ends_at, on_progress=self._tell)
             if not (isinstance(outcome, Probe) and outcome.crowded):
                 break
             if pauses < CROWDED_RETRIES:

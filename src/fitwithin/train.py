@@ -17,10 +17,10 @@ from fitwithin import model as models
 from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu
 from fitwithin.errors import TrainingError
+from fitwithin.feeder import Feeder
 from fitwithin.jobs import CHECKPOINT, OUTCOME, SALVAGE, Progress, Trained, TrainJob, read_trained, trained_to_json
 from fitwithin.learner import Learner, count_correct, eval_batch
-from fitwithin.loader import Stream, TrainBatches
-from fitwithin.pack import Pack
+from fitwithin.loader import TrainBatches
 from fitwithin.planning import EXIT_S
 from fitwithin.schedule import Schedule
 
@@ -39,7 +39,7 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
 
 
 def advance(
-    job: TrainJob, device: Cpu | Cuda, pack: Pack, asked_at: float, emit: Callable[[Progress], None]
+    job: TrainJob, device: Cpu | Cuda, feeder: Feeder, asked_at: float, emit: Callable[[Progress], None]
 ) -> Trained:
     """Train; go on from the folder's checkpoint if there is one; leave the best model in the folder.
 
@@ -49,20 +49,19 @@ def advance(
     """
     if (finished := read_trained(Path(job.folder) / OUTCOME)) is not None:
         return finished
-    turn = _Turn(job, device, pack, asked_at)
+    turn = _Turn(job, device, feeder, asked_at)
     turn.go_on()
     schedule, learner = turn.schedule, turn.learner
-    source = TrainBatches(
-        pack,
-        job.setting.recipe,
+    turn.stepping()
+    with feeder.stream(
+        TrainBatches,
+        recipe=job.setting.recipe,
         px=job.candidate.train_px,
         batch=job.batch,
         seed=job.setting.seed,
         first_step=schedule.step,
         steps=schedule.total,
-    )
-    turn.stepping()
-    with Stream(source, job.setting.workers, pin=device.kind == "cuda") as loaded:
+    ) as loaded:
         batches = iter(loaded)
         while not schedule.done:
             x_bhwc, y_b = next(batches)
@@ -82,12 +81,13 @@ def advance(
 class _Turn:
     """The state of one turn between its steps."""
 
-    def __init__(self, job: TrainJob, device: Cpu | Cuda, pack: Pack, asked_at: float) -> None:
-        self.job, self.device, self.pack = job, device, pack
+    def __init__(self, job: TrainJob, device: Cpu | Cuda, feeder: Feeder, asked_at: float) -> None:
+        self.job, self.device, self.feeder = job, device, feeder
+        pack = feeder.pack
         self.folder = Path(job.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.began_at = asked_at
-        self.learner = Learner(job.setting, job.candidate, device)
+        self.learner = Learner(job.setting, job.candidate, device, captured=job.captured)
         self.startup_s = time.monotonic() - asked_at
         self.n_train, self.n_val = len(pack.indices("train")), len(pack.indices("val"))
         self.peak_lr = job.setting.recipe.learning_rate(job.batch)
@@ -106,6 +106,7 @@ class _Turn:
         self.training_s = 0.0
         self._stepping_from = 0.0
         self._losses: list[torch.Tensor] = []
+        self._reading: tuple[int, int, Callable[[], float | None]] | None = None  # step, losses, their mean
         self._read_at = time.monotonic()
         self._saved_at = time.monotonic()
         self._saved_step = -1
@@ -151,16 +152,33 @@ class _Turn:
         )
 
     def read(self, loss: torch.Tensor, emit: Callable[[Progress], None]) -> None:
-        """Keep the loss; once a second look at it, which waits for the device."""
+        """Keep the loss; once a second fetch the mean since, without waiting for the device until the last step."""
         self._losses.append(loss)
-        now = time.monotonic()
-        if now - self._read_at < READING_S and not self.schedule.done:
+        now, done = time.monotonic(), self.schedule.done
+        if self._reading is None and (done or now - self._read_at >= READING_S):
+            self._fetch()
+        if done:
+            self.device.synchronize()
+        self._take(emit)
+        if done and self._losses:
+            self._fetch()
+            self.device.synchronize()
+            self._take(emit)
+
+    def _fetch(self) -> None:
+        mean = torch.stack(self._losses).mean()
+        self._reading = self.schedule.step, len(self._losses), self.device.later(mean)
+        self._losses.clear()
+        self._read_at = time.monotonic()
+
+    def _take(self, emit: Callable[[Progress], None]) -> None:
+        """Take note of the mean that was asked for, if it is there."""
+        if self._reading is None or (mean := self._reading[2]()) is None:
             return
-        mean = float(torch.stack(self._losses).mean())
-        step, total = self.schedule.step, self.schedule.total
+        (step, count, _), self._reading = self._reading, None
         if not math.isfinite(mean):
             raise TrainingError(
-                f"the loss became {mean} between steps {step - len(self._losses)} and {step}; "
+                f"the loss became {mean} between steps {step - count} and {step}; "
                 f"a lower learning rate or fp32 may help"
             )
         epoch = step / self.steps_per_epoch
@@ -169,13 +187,11 @@ class _Turn:
         emit(
             Progress(
                 step=step,
-                total=total,
+                total=self.schedule.total,
                 text=f"epoch {epoch:.1f}  loss {mean:.3f}",
                 facts={"loss": mean, "peak_bytes": self.device.peak_bytes()},
             )
         )
-        self._losses.clear()
-        self._read_at = now
         if not self._settled and step >= 3:
             self.device.settle()
             self._settled = True
@@ -188,18 +204,19 @@ class _Turn:
         if time.monotonic() + self.validation_s > self.job.until_at - EXIT_S:
             return
         begun_at = time.monotonic()
+        self.learner.release()
         self.device.empty_cache()
         correct = count_correct(
             self.learner,
-            self.pack,
+            self.feeder,
             "val",
             px=self.job.candidate.train_px,
             crop=self.job.setting.recipe.crop,
             batch=eval_batch(self.job.batch),
-            workers=self.job.setting.workers,
         )
         self.device.empty_cache()
-        self.validation_s = time.monotonic() - begun_at
+        # The next step is recorded anew.
+        self.validation_s = time.monotonic() - begun_at + self.learner.capture_s
         step = self.schedule.step
         accuracy = {"correct": correct, "total": self.n_val}
         self.validations.append({"step": step, "epoch": step / self.steps_per_epoch, "accuracy": accuracy})
@@ -211,7 +228,7 @@ class _Turn:
     def save_model(self) -> None:
         card = models.Card(
             model=self.job.candidate.model,
-            classes=self.pack.classes,
+            classes=self.feeder.pack.classes,
             train_px=self.job.candidate.train_px,
             precision=self.job.candidate.precision,
             crop=self.job.setting.recipe.crop,

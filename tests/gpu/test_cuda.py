@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,3 +176,105 @@ def test_an_interrupted_turn_goes_on_from_its_checkpoint(engine: Local, images: 
     engine.do(job(300), until_at=time.monotonic() + 12, on_progress=lambda progress: steps.append(progress.step))
     assert steps
     assert steps[0] > 20  # not from the beginning
+
+
+LEARNERS = """
+import json, sys, warnings
+import torch
+from fitwithin import recipe
+from fitwithin.candidate import Candidate
+from fitwithin.cuda import Cuda
+from fitwithin.errors import CaptureError
+from fitwithin.jobs import Setting
+from fitwithin.learner import Learner
+
+warnings.simplefilter("error")
+device = Cuda(0)
+device.cap(3 * 2**30, "process")
+setting = Setting(device="cuda:0", memory_bytes=3 * 2**30, accounting="process", pack="", classes=3,
+                  recipe=recipe.load("paper"), view_sizes=(64,), seed=0, workers=1)
+
+def learner(precision, layout="nchw", captured=True, model="resnet18"):
+    return Learner(setting, Candidate(model=model, train_px=64, precision=precision, layout=layout), device,
+                   captured=captured)
+
+torch.backends.cudnn.deterministic = True
+generator = torch.Generator().manual_seed(1)
+batches = [(torch.randint(0, 256, (16, 64, 64, 3), generator=generator, dtype=torch.uint8),
+            torch.randint(0, 3, (16,), generator=generator)) for _ in range(12)]
+"""
+
+
+def fresh(code: str) -> dict[str, Any]:
+    """What ``code`` prints as JSON at the end of a process of its own, after LEARNERS."""
+    ran = subprocess.run([sys.executable, "-c", LEARNERS + code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("precision", "layout"),
+    [("fp32", "nchw"), ("amp", "nchw"), ("amp-bf16", "channels_last"), ("tf32", "channels_last")],
+)
+def test_a_recorded_step_learns_as_one_launched_kernel_by_kernel(precision: str, layout: str) -> None:
+    found = fresh(f"""
+told = {{}}
+for captured in (True, False):
+    one = learner({precision!r}, {layout!r}, captured)
+    losses = []
+    for number, (x, y) in enumerate(batches):
+        if number == 6:
+            one.logits(x)  # an evaluation drops what was recorded
+        if number == 8:  # and an interrupted turn goes on in another process
+            state, one = one.state(), learner({precision!r}, {layout!r}, captured)
+            one.load_state(state)
+        losses.append(one.step(x, y, 1e-3 * (1 - number / 12)))
+    told[str(captured)] = [float(loss) for loss in losses]
+    told["recorded " + str(captured)] = one.capture_s
+print(json.dumps(told))
+""")
+    recorded, launched = (np.array(found[key]) for key in ("True", "False"))
+    assert found["recorded True"]
+    assert not found["recorded False"]
+    assert len(set(launched)) == 12
+    np.testing.assert_allclose(recorded, launched, rtol=2e-2 if precision.startswith("amp") else 2e-3)
+
+
+def test_a_recorded_step_uses_new_random_numbers_every_time() -> None:
+    found = fresh("""
+one = learner("fp32")
+one.net.register_forward_hook(lambda module, taken, given: torch.nn.functional.dropout(given, 0.5))
+losses = [one.step(*batches[0], 0.0) for _ in range(8)]
+print(json.dumps({"losses": [float(loss) for loss in losses], "recorded": one.capture_s}))
+""")
+    assert found["recorded"]
+    assert len(set(found["losses"])) > 6
+
+
+def test_a_recorded_steps_memory_comes_back_for_the_evaluation() -> None:
+    found = fresh("""
+one = learner("fp32")
+x, y = batches[0][0].repeat(24, 1, 1, 1), batches[0][1].repeat(24)
+for _ in range(4):
+    one.step(x, y, 1e-3)
+held = torch.cuda.memory_reserved()
+one.logits(x[:16])
+print(json.dumps({"held": held, "left": torch.cuda.memory_reserved()}))
+""")
+    assert found["left"] < found["held"] / 2
+
+
+def test_a_step_that_waits_for_the_device_cannot_be_recorded_and_says_so() -> None:
+    found = fresh("""
+one = learner("fp32")
+one.net.register_forward_hook(lambda module, taken, given: given * float(given.sum().item() != 0.1))
+said = ""
+try:
+    for x, y in batches[:4]:
+        one.step(x, y, 1e-3)
+except CaptureError as error:
+    said = str(error)
+print(json.dumps({"said": said}))
+""")
+    assert "CUDA graph" in str(found["said"])

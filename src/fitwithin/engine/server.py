@@ -102,15 +102,22 @@ def _run_child(fd: int) -> None:
 def _carry_out(job: Any, asked_at: float, connection: Connection) -> Any:
     from fitwithin import device, evaluate, pack, probe, train
     from fitwithin.errors import FitwithinError, OutOfMemory
+    from fitwithin.feeder import Feeder
     from fitwithin.jobs import EvaluateJob, Failure, ProbeJob, Progress, TrainJob
+    from fitwithin.learner import feeder_rings
 
     opened: Any = None
+    feeder: Feeder | None = None
     try:
         setting = job.setting
+        rings = feeder_rings(job.candidate, setting, job.batch)
+        store = pack.open_pack(Path(setting.pack))
+        feeder = Feeder(store, setting.workers, rings, pin=setting.device.startswith("cuda"))
+        if not isinstance(job, ProbeJob) or job.timed:
+            feeder.start()
         opened = device.open_device(setting.device)
         expected_bytes = 0 if isinstance(job, EvaluateJob) else job.outside_bytes
-        opened.cap(setting.memory_bytes, setting.accounting, expected_bytes)
-        store = pack.open_pack(Path(setting.pack))
+        opened.cap(setting.memory_bytes, setting.accounting, expected_bytes, feeder.capacity_bytes)
         sent_at = 0.0
 
         def emit(progress: Progress) -> None:
@@ -121,12 +128,12 @@ def _carry_out(job: Any, asked_at: float, connection: Connection) -> Any:
 
         if isinstance(job, ProbeJob):
             scratch = probe.candidate_scratch(job.candidate, Path(setting.pack).parent.parent / "scratch")
-            return probe.probe(job, opened, store, asked_at, scratch)
+            return probe.probe(job, opened, feeder, asked_at, scratch)
         with opened.guard():
             if isinstance(job, TrainJob):
-                return train.advance(job, opened, store, asked_at, emit)
+                return train.advance(job, opened, feeder, asked_at, emit)
             assert isinstance(job, EvaluateJob)
-            return evaluate.evaluate(job, opened, store, emit)
+            return evaluate.evaluate(job, opened, feeder, emit)
     except OutOfMemory as error:
         return Failure(kind="memory", reason=str(error), peak_bytes=opened.peak_bytes() if opened else None)
     except FitwithinError as error:
@@ -134,6 +141,9 @@ def _carry_out(job: Any, asked_at: float, connection: Connection) -> Any:
     except Exception as error:
         text = " ".join(str(error).split())[:300]
         return Failure(kind="error", reason=f"{type(error).__name__}: {text}", trace=traceback.format_exc())
+    finally:
+        if feeder is not None:
+            feeder.close()
 
 
 if __name__ == "__main__":

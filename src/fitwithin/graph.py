@@ -1,0 +1,67 @@
+"""A training step recorded once as a CUDA graph and replayed: one launch for a thousand kernels, and no allocation.
+
+Shape suffixes: B batch, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from fitwithin.cuda import Cuda
+from fitwithin.errors import CaptureError
+
+
+class Graph:
+    """The recorded step. Its memory lies in a pool of its own until it is dropped and the cache emptied.
+
+    The host's part of a step shrinks to four launches: its pace is the device's, whatever else the host is at.
+    (H100, 160 px, 6 GiB: eager steps of resnet101 fp32 drifted between 38 and 53 ms with the host's load.)
+
+    Args:
+        update: computes the loss of images [B, H, W, C] and labels [B] and updates the weights; it has run at this
+            shape before, so that kernels are loaded and the optimizer's state is there.
+        like: a batch of the shape.
+        device: where; its current stream, which is not the default one, is recorded.
+
+    Raises:
+        OutOfMemory: the step does not fit.
+        CaptureError: it waits for the device, or does something else that cannot be recorded. The process had better
+            end then: PyTorch does not clean up after a recording that failed.
+    """
+
+    def __init__(
+        self,
+        update: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        like: tuple[torch.Tensor, torch.Tensor],
+        device: Cuda,
+    ) -> None:
+        begun_at = time.monotonic()
+        self._x_bhwc, self._y_b = (torch.empty_like(part, device=device.torch_device) for part in like)
+        self._graph = torch.cuda.CUDAGraph()
+        recording = torch.cuda.graph(
+            self._graph,
+            stream=torch.cuda.current_stream(device.torch_device),
+            capture_error_mode="thread_local",  # the loader's threads ask for pinned memory meanwhile
+        )
+        try:
+            with device.guard(), recording:
+                self._loss = update(self._x_bhwc, self._y_b)
+        except RuntimeError as error:
+            said = " ".join(str(error.__context__ or error).split())[:160]
+            raise CaptureError(f"its step cannot be recorded as a CUDA graph ({said})") from error
+        #: Seconds that recording took.
+        self.wall_s = time.monotonic() - begun_at
+
+    def fits(self, x_bhwc: torch.Tensor) -> bool:
+        """Whether the batch has the recorded shape."""
+        return x_bhwc.shape == self._x_bhwc.shape
+
+    def replay(self, x_bhwc: torch.Tensor, y_b: torch.Tensor) -> torch.Tensor:
+        """One step on this batch; its loss, not waited for."""
+        self._x_bhwc.copy_(x_bhwc, non_blocking=True)
+        self._y_b.copy_(y_b, non_blocking=True)
+        self._graph.replay()
+        return self._loss.clone()
