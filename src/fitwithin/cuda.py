@@ -147,10 +147,15 @@ class Cuda:
         return max(self._sampler.peak, self._outside + reserved)
 
     def retries(self) -> int:
-        """The allocator's own count of retries."""
+        """The allocator's own count of retries, and of refusals.
+
+        A library that is refused its workspace may take a slower algorithm without a word; while a step is recorded the
+        allocator refuses at once. (H100: resnet18 amp at 806 images took 136 ms a step so, 61 with its workspace.)
+        """
         import torch
 
-        return int(torch.cuda.memory_stats(self.index).get("num_alloc_retries", 0))
+        counts = torch.cuda.memory_stats(self.index)
+        return int(counts.get("num_alloc_retries", 0)) + int(counts.get("num_ooms", 0))
 
     def synchronize(self) -> None:
         """Wait for the device."""

@@ -5,9 +5,11 @@ The step is the one train.py takes: optimizer state and all, followed by evaluat
 
 from __future__ import annotations
 
+import fcntl
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +28,12 @@ from fitwithin.loader import Batch, TrainBatches
 from fitwithin.profile import Probe, Timing
 from fitwithin.train import write_checkpoint
 
-#: Optimizer state appears in the first step and shows in the second step's peak.
-UPDATES = 3
+#: Optimizer state appears in the first step and shows in the second step's peak. A recorded step has the same peak
+#: every time, and the second is the first that is recorded.
+UPDATES, RECORDED_UPDATES = 3, 1
+
+#: A timed process begins as a turn does, with so many steps: one, a checkpoint, the recording, and some in a row.
+FIRST_STEPS = 4
 
 #: The pace with the real loader is measured after a run-up (a GPU that rested takes a while to raise its clocks) until
 #: it is known to STEADY (95 % interval over the mean), within these limits in seconds, over so many steps at least.
@@ -60,11 +66,11 @@ def probe(job: ProbeJob, device: Cpu | Cuda, feeder: Feeder, asked_at: float, sc
         with device.guard():
             learner = Learner(job.setting, job.candidate, device, captured=job.captured)
             startup_s = time.monotonic() - asked_at
-            first_s = _updates(learner, job, device, job.batch)
             if job.timed:
-                timing = _time(learner, job, device, feeder, startup_s, first_s, scratch)
+                with _alone(scratch.parent / f"measuring-{job.setting.device.replace(':', '')}.lock"):
+                    timing = _time(learner, job, device, feeder, startup_s, scratch)
             else:
-                _evaluate_and_go_on(learner, job, device, job.batch)
+                _step_and_evaluate(learner, job, device, job.batch)
                 needed_bytes = device.needed_bytes()
     except OutOfMemory as error:
         reason, crowded = str(error), isinstance(error, DeviceFull)
@@ -115,8 +121,7 @@ def _scout(learner: Learner, job: ProbeJob, device: Cpu | Cuda) -> tuple[tuple[i
     device.watch()
     try:
         with device.guard():
-            _updates(learner, job, device, batch)
-            _evaluate_and_go_on(learner, job, device, batch)
+            _step_and_evaluate(learner, job, device, batch)
     except OutOfMemory:
         return ()
     return ((batch, device.needed_bytes()),) if device.retries() == before else ()
@@ -130,33 +135,24 @@ def _dummy(job: ProbeJob, px: int, batch: int) -> tuple[torch.Tensor, torch.Tens
     return x, y
 
 
-def _updates(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> list[float]:
-    """A few updates; seconds of each.
-
-    Raises:
-        UsageError: the loss of the very first updates is not finite.
-    """
-    x, y = _dummy(job, job.candidate.train_px, batch)
-    taken, losses = [], []
-    for _ in range(UPDATES):
-        begun_at = time.monotonic()
-        losses.append(float(learner.step(x, y, 1e-4)))
-        device.synchronize()
-        taken.append(time.monotonic() - begun_at)
-    if not all(map(math.isfinite, losses)):
+def _check_finite(job: ProbeJob, losses: list[torch.Tensor]) -> None:
+    """UsageError unless the losses of the very first updates are finite."""
+    found = [float(loss) for loss in losses]
+    if not all(map(math.isfinite, found)):
         raise UsageError(
-            f"{job.candidate.model} computes a loss of {losses[-1]} in {job.candidate.precision} within its first "
-            f"{UPDATES} updates; another precision may do"
+            f"{job.candidate.model} computes a loss of {found[-1]} in {job.candidate.precision} within its first "
+            f"{len(found)} updates; another precision may do"
         )
-    return taken
 
 
-def _evaluate_and_go_on(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> None:
-    """An evaluation pass at every size, and updates again.
+def _step_and_evaluate(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> None:
+    """Updates, an evaluation pass at every size, and updates again; on CUDA those are recorded ones.
 
     What the allocator keeps from evaluation and from one update decides what the next ones need.
     """
     x, y = _dummy(job, job.candidate.train_px, batch)
+    updates = RECORDED_UPDATES if job.captured and device.kind == "cuda" else UPDATES
+    losses = [learner.step(x, y, 1e-4) for _ in range(updates)]
     device.settle()
     device.empty_cache()
     size = eval_batch(batch)
@@ -164,27 +160,23 @@ def _evaluate_and_go_on(learner: Learner, job: ProbeJob, device: Cpu | Cuda, bat
         learner.logits(_dummy(job, px, size)[0], flip=True)
     device.settle()
     device.empty_cache()
-    for _ in range(UPDATES):
-        learner.step(x, y, 1e-4)
-    device.synchronize()
+    losses += [learner.step(x, y, 1e-4) for _ in range(updates)]
+    _check_finite(job, losses)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """While no other process of this machine times anything on the device: start and end may overlap with others."""
+    with path.open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _time(
-    learner: Learner,
-    job: ProbeJob,
-    device: Cpu | Cuda,
-    feeder: Feeder,
-    startup_s: float,
-    first_s: list[float],
-    scratch: Path,
+    learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: Feeder, startup_s: float, scratch: Path
 ) -> Timing:
     """The pace of the device, of the loader and of both together, and what happens beside steps."""
     setting, candidate = job.setting, job.candidate
-    device.settle()
-    device.empty_cache()
-    passes = {px: _evaluation(learner, job, feeder, px) for px in sorted({candidate.train_px, *setting.view_sizes})}
-    device.settle()
-    device.empty_cache()
     strangers = device.strangers()
     begun_at = time.monotonic()
     with feeder.stream(
@@ -197,18 +189,20 @@ def _time(
         steps=PLENTY_OF_STEPS,
     ) as loaded:
         batches = iter(loaded)
-        first = next(batches)
-        loader_first_s = time.monotonic() - begun_at
-        learner.step(*first, 1e-4)  # recorded anew, as after every evaluation
+        first_s, save_s = _first_steps(learner, job, device, batches, begun_at, scratch)
+        device.settle()
+        device.empty_cache()
+        sizes = sorted({candidate.train_px, *setting.view_sizes})
+        passes = {px: _evaluation(learner, job, feeder, px) for px in sizes}
+        device.settle()
+        device.empty_cache()
+        learner.step(*next(batches), 1e-4)  # recorded anew, as after every evaluation
         dummy_s = _dummy_pace(learner, job, device)
         loader_step_s = _loader_pace(batches, loaded.ahead)
         step_s, step_low_s, step_high_s = _pace(learner, device, batches)
-    begun_at = time.monotonic()
-    write_checkpoint(scratch / "checkpoint.pt", learner, {})
-    save_s = time.monotonic() - begun_at
     return Timing(
         startup_s=startup_s,
-        warmup_s=max(0.0, loader_first_s + sum(first_s) - len(first_s) * dummy_s),
+        warmup_s=max(0.0, first_s - FIRST_STEPS * step_s),
         dummy_step_s=dummy_s,
         step_s=step_s,
         step_low_s=step_low_s,
@@ -220,6 +214,29 @@ def _time(
         strangers=max(strangers, device.strangers()),
         capture_s=learner.capture_s,
     )
+
+
+def _first_steps(
+    learner: Learner,
+    job: ProbeJob,
+    device: Cpu | Cuda,
+    batches: Iterator[Batch],
+    begun_at: float,
+    scratch: Path,
+) -> tuple[float, float]:
+    """What a turn begins with: the seconds of its first steps, and those of the checkpoint after the very first."""
+    losses = [learner.step(*next(batches), 1e-4)]
+    device.synchronize()
+    stepped_at = time.monotonic()
+    write_checkpoint(scratch / "checkpoint.pt", learner, {})
+    saved_at = time.monotonic()
+    for _ in range(FIRST_STEPS - 1):
+        losses.append(learner.step(*next(batches), 1e-4))
+        device.throttle()
+    device.synchronize()
+    first_s = stepped_at - begun_at + time.monotonic() - saved_at
+    _check_finite(job, losses)
+    return first_s, saved_at - stepped_at
 
 
 def _dummy_pace(learner: Learner, job: ProbeJob, device: Cpu | Cuda) -> float:

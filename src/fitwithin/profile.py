@@ -19,10 +19,11 @@ from fitwithin.units import format_size
 class Timing:
     """Seconds measured on the real pipeline in a fresh process, at one batch size.
 
-    ``startup_s`` from asking for the process to a model on the device; ``warmup_s`` what the first steps cost more
-    than later ones; ``dummy_step_s`` a step fed with a batch already there (the paper's dummy loader); ``step_s`` a
-    step fed by the real loader, within ``step_low_s`` to ``step_high_s`` (its 95 % interval); ``loader_step_s`` the
-    time in which the loader alone makes a batch; ``strangers`` how many processes of others were seen on the device;
+    ``startup_s`` from asking for the process to a model on the device; ``warmup_s`` what the loader's start and the
+    first steps cost more than later ones; ``dummy_step_s`` a step fed with a batch already there (the paper's dummy
+    loader); ``step_s`` a step fed by the real loader, within ``step_low_s`` to ``step_high_s`` (its 95 % interval);
+    ``loader_step_s`` the time in which the loader alone makes a batch; ``strangers`` how many processes of others were
+    seen on the device;
     ``eval_image_s`` seconds per image of evaluation by size; ``eval_first_s`` the extra cost of an evaluation's first
     batch; ``save_s`` writing a checkpoint; ``capture_s`` recording the step anew after an evaluation.
     """
@@ -210,13 +211,18 @@ class _Search:
     def predicted(self) -> float | None:
         """Where the line meets the cap: through the smallest and the largest point, or with the prior's slope."""
         points = self.points
-        slope = _slope(points) if len(points) > 1 else self.prior.image_bytes if self.prior else 0.0
+        slope = self.prior.image_bytes if self.prior else 0.0
+        if len(points) > 1 and (self.prior is None or points[-1][0] >= APART * points[0][0]):
+            slope = _slope(points)
         if not points or slope <= 0:
             return None
         usable = min((p.usable_bytes for p in self.probes if p.usable_bytes is not None), default=self.cap_bytes)
         high, high_bytes = points[-1]
         return high + (usable - high_bytes) / slope
 
+
+#: Beside a neighbour's slope, points give one only if the largest is APART times the smallest: memory comes in pages.
+APART = 1.2
 
 #: A jump to more than FAR times the largest point stops short of the prediction by this share: it passes then, and the
 #: line through it is good to an image or two.

@@ -114,7 +114,7 @@ WORDS: dict[str, tuple[dict[str, str | None], tuple[str, ...]]] = {
     "scope banana": ({"scope": "banana"}, ("'banana'", "total, candidate")),
     "no GPU": ({"device": "cuda"}, ("no CUDA device", "--device cpu")),
     "device banana": ({"device": "banana"}, ("'banana'", "cuda:N")),
-    "precision int8": ({"precision": "int8"}, ("'int8'", "amp, fp32")),
+    "precision int8": ({"precision": "int8"}, ("'int8'", "fp32, tf32")),
     "unknown accounting": ({"memory_accounting": "x"}, ("process, allocator",)),
     "seed -1": ({"seed": "-1"}, ("-1",)),
 }

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fitwithin.session import Images
 
 #: A probe takes so many updates and times each pace for so long, as probe.py does; so often the loader's stock is made.
-UPDATES, SAMPLE_S, SAMPLE_STEPS, STOCKS = 6, (0.5, 2.0), 6, 6
+UPDATES, SAMPLE_S, SAMPLE_STEPS, STOCKS = 6, (0.25, 0.7), 6, 6
 
 #: An evaluation looks at its deadline so often per split and view.
 SLICES = 8
