@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "assemble",
             "budget",
             "candidate",
+            "choice",
             "ensemble",
             "gather",
             "headline",
@@ -33,6 +34,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "planning",
             "profile",
             "progress",
+            "pruning",
             "recipe",
             "report",
             "request",
@@ -61,8 +63,10 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "pack",
             "page",
             "pixels",
+            "places",
             "predict",
             "probe",
+            "screen",
             "train",
         ),
     ),
@@ -70,15 +74,15 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "engines",
         ("engine", "engine.law", "engine.turn", "engine.local", "engine.server", "engine.simulated"),
     ),
-    ("phases", ("session", "profiling", "instantiate")),
+    ("phases", ("session", "certificates", "profiling", "instantiate")),
     ("story", ("flow", "finish", "result")),
     ("doors", ("api", "demo", "doctor")),
-    ("command line", ("options", "cli", "__main__", "")),
+    ("command line", ("options", "terminal", "cli", "__main__", "")),
 )
 LAYER_OF = {module: number for number, (_, modules) in enumerate(LAYERS) for module in modules}
 
 #: Only these may import torch or timm when they are imported: they run in worker processes, or on demand.
-TORCH = {"evaluate", "feeder", "graph", "learner", "loader", "model", "predict", "probe", "train"}
+TORCH = {"evaluate", "feeder", "graph", "learner", "loader", "model", "predict", "probe", "screen", "train"}
 
 #: Modules longer than 350 lines, each with its reason. Empty is the aim.
 LONG: dict[str, str] = {}
@@ -229,6 +233,7 @@ LIMITS = [
     "--seed",
     "--strict",
     "--jobs",
+    "--emulate-device-memory",
 ]
 
 #: The command line as it stands. An option more is a decision: is there a question of a user that it answers?
@@ -238,6 +243,14 @@ COMMANDS: dict[str, list[str]] = {
     "evaluate": ["folder", "data", "--device", "--json"],
     "models": ["pattern", "--json"],
     "plan": ["data", *LIMITS, "--out", "--json"],
+    "profile": [
+        "data",
+        *(name for name in LIMITS if name not in ("--time", "--gpu-time", "--inference", "--scope")),
+        "--refresh",
+        "--export",
+        "--import",
+        "--json",
+    ],
     "predict": ["folder", "paths", "--output", "--device", "--json"],
     "report": ["folder", "--json"],
     "resume": ["folder", "--json"],

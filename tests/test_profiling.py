@@ -1,4 +1,4 @@
-"""The profile phase over an engine: why a candidate is rejected, and the cache of what was measured."""
+"""The profile phase over an engine: why a candidate is rejected."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from fitwithin import flow
 from fitwithin import recipe as recipes
 from fitwithin.engine.simulated import Law, Trouble
-from fitwithin.jobs import Failure, Job, Outcome, ProbeJob, Progress
+from fitwithin.jobs import Failure, Job, Outcome, ProbeJob, Progress, ScreenJob
 from fitwithin.profile import Probe, Profile, Rejection
-from fitwithin.profiling import OUT_OF_TIME, PROBE_WITHIN_S, SMALLEST_BATCH, Cache, measure
+from fitwithin.profiling import OUT_OF_TIME, PROBE_WITHIN_S, SMALLEST_BATCH, measure
 from fitwithin.session import Run
 from simulation import CountedImages, Stage, profile, request
 
@@ -187,61 +188,6 @@ def test_nothing_is_timed_in_the_end() -> None:
     assert found.reason == "the cap was reached"
 
 
-# --- the cache -------------------------------------------------------------------------------------------------------
-
-
-def cache(folder: Path, **changes: Any) -> Cache:
-    setting = run_of(Law()).setting
-    values = {"machine": {"name": "H100"}, "setting": setting, "fingerprint": "f" * 8, **changes}
-    return Cache(folder, **values)
-
-
-def test_what_was_put_is_got_and_marked(tmp_path: Path) -> None:
-    found = profile()
-    kept = cache(tmp_path / "deep" / "profiles")
-    assert kept.get(found.candidate) is None
-    kept.put(found)
-    assert kept.get(found.candidate) == replace(found, cached=True)
-    kept.put(replace(found, batch=16))
-    assert kept.get(found.candidate).batch == 16
-    assert [path.suffix for path in (tmp_path / "deep" / "profiles").iterdir()] == [".json"]
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"candidate": 3}', "\x00\xff"])
-def test_a_damaged_file_is_as_none(tmp_path: Path, text: str) -> None:
-    found, kept = profile(), cache(tmp_path)
-    kept.put(found)
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(text.encode("latin-1"))
-    assert kept.get(found.candidate) is None
-    kept.put(found)
-    assert kept.get(found.candidate) is not None
-
-
-def test_whatever_decides_speed_or_memory_is_part_of_the_key(tmp_path: Path) -> None:
-    found, base = profile(), run_of(Law()).setting
-    cache(tmp_path).put(found)
-    other_recipe = replace(base.recipe, max_batch=8)
-    others = [
-        {"machine": {"name": "A100"}},
-        {"fingerprint": "other"},
-        *(
-            {"setting": replace(base, **change)}
-            for change in (
-                {"memory_bytes": base.memory_bytes + 1},
-                {"accounting": "allocator"},
-                {"classes": 5},
-                {"recipe": other_recipe},
-                {"view_sizes": (96,)},
-                {"workers": 1},
-                {"pack": "/nowhere/another"},
-            )
-        ),
-    ]
-    assert [cache(tmp_path, **other).get(found.candidate) for other in others] == [None] * len(others)
-    assert cache(tmp_path, setting=replace(base, seed=9)).get(found.candidate) is not None
-
-
 # --- side by side ----------------------------------------------------------------------------------------------------
 
 
@@ -307,3 +253,91 @@ def test_memory_that_others_keep_certifies_nothing() -> None:
 
     found, _ = scripted(answer)
     assert found == Rejection(candidate=found.candidate, reason="others hold it")
+
+
+# --- which batch, and which variants ---------------------------------------------------------------------------------
+
+
+def with_batch(batch: str | int, law: Law, n_train: int = 800, **asked: Any) -> tuple[Run, Profile | Rejection]:
+    asked_for = request(**asked)
+    asked_for = replace(asked_for, recipe=replace(asked_for.recipe, batch=batch))
+    run = Stage(law, asked_for, Path("/nowhere"), CountedImages(counts=(n_train, 100, 100))).run()
+    return run, measured(run)
+
+
+def test_the_knee_is_taken_where_more_images_bring_little() -> None:
+    run, found = with_batch("knee", Law(step_fixed_s=0.0))
+    assert isinstance(found, Profile)
+    law, (candidate,) = run.engine.law, run.candidates
+    cap = run.setting.memory_bytes
+    assert law.memory_bytes(candidate, found.certified) <= cap < law.memory_bytes(candidate, found.certified + 1)
+    assert found.batch < found.certified
+    assert "reaches 100% of the best throughput" in found.batch_why
+    assert found.timing.step_s == law.step_s(candidate, found.batch), "timed at the batch that is taken"
+
+
+def test_about_the_largest_is_taken_where_every_image_helps() -> None:
+    _, found = with_batch("knee", Law(step_fixed_s=1.0, image_s=1e-6))
+    assert isinstance(found, Profile)
+    assert 0.97 * found.certified <= found.batch <= found.certified
+
+
+def test_an_update_of_fixed_size_is_made_of_as_few_parts_as_fit() -> None:
+    run, found = with_batch(256, Law())
+    assert isinstance(found, Profile)
+    assert found.batch == 256
+    assert found.chunks > 1
+    assert found.batch % found.chunks == 0
+    part = found.batch // found.chunks
+    assert part <= found.certified < found.batch // (found.chunks - 1)
+    assert run.engine.jobs[-1].chunks == found.chunks
+    assert f"in {found.chunks} parts of {part}" in found.batch_why
+
+
+def test_an_update_that_fits_at_once_is_not_divided() -> None:
+    _, found = with_batch(16, Law())
+    assert isinstance(found, Profile)
+    assert (found.batch, found.chunks) == (16, 1)
+
+
+def test_a_step_that_cannot_be_recorded_is_launched_kernel_by_kernel() -> None:
+    asked: list[bool] = []
+
+    def answer(job: ProbeJob) -> Outcome:
+        asked.append(job.captured)
+        if job.captured:
+            return Probe(batch=job.batch, passed=False, reason="cannot be recorded", uncapturable=True)
+        timing = profile().timing if job.timed else None
+        return Probe(batch=job.batch, passed=job.batch <= 50, peak_bytes=10**7 * job.batch, timing=timing)
+
+    found, _ = scripted(answer)
+    assert isinstance(found, Profile)
+    assert not found.captured
+    assert asked[0]
+    assert not any(asked[1:]), "it was tried again"
+
+
+def screened_run(law: Law) -> tuple[Run, list[Profile | Rejection]]:
+    asked = request(models=("resnet18", "resnet50"), precisions=("amp", "fp32"), sizes=(160, 224))
+    asked = replace(asked, recipe=replace(asked.recipe, prune=True))
+    run = Stage(law, asked, Path("/nowhere"), CountedImages()).run()
+    return run, flow.profile(run)
+
+
+def test_a_precision_that_loses_at_a_small_batch_is_not_profiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))
+    run, found = screened_run(Law())
+    lost = {each.candidate.name for each in found if isinstance(each, Rejection)}
+    assert lost == {f"{model}-fp32-{px}" for model in ("resnet18", "resnet50") for px in (160, 224)}
+    assert all("too slow to be profiled" in each.reason for each in found if isinstance(each, Rejection))
+    assert sum(isinstance(job, ScreenJob) for job in run.engine.jobs) == 2
+    again, _ = screened_run(Law())
+    assert again.engine.jobs == [], "paces and profiles are in the cache"
+
+
+def test_where_nothing_can_be_compared_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))
+    _, found = screened_run(Law(troubles=(Trouble(at_s=0.1, kind="died"),)))
+    assert sum(isinstance(each, Profile) for each in found) >= 6

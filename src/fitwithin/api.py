@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
-from fitwithin import catalogue, flow, gather
+from fitwithin import catalogue, certificates, flow, gather, places
 from fitwithin import data as folders
 from fitwithin import pack as packs
 from fitwithin import planning as plans
@@ -26,6 +25,7 @@ from fitwithin.errors import RunFolderError, UsageError
 from fitwithin.machine import cores
 from fitwithin.machine import parse as parse_device
 from fitwithin.planning import Plan
+from fitwithin.profile import Profile, Rejection
 from fitwithin.progress import Reporter, Silent
 from fitwithin.report import Report
 from fitwithin.request import Limits, Request
@@ -33,8 +33,11 @@ from fitwithin.result import Result, load
 from fitwithin.session import Run
 from fitwithin.store import MemoryStore, SqliteStore, Store, latest
 
-#: Loader threads: beyond these, Python's own part of a batch is the limit.
+#: Loader processes: beyond these a batch is made faster than any GPU takes it (20,000 images/s at 160 px).
 MOST_WORKERS = 12
+
+#: Profiling alone has no time budget; a request must have one.
+PROFILE_TIME = "24h"
 
 
 def run(
@@ -70,15 +73,15 @@ def run(
         request = replace(request, budget=_budget(request, limits))
     else:
         request = requests.parse(data, device=parse_device(device), **limits)
-    folder = Path(out) if out is not None else _default_folder(Path(data))
-    _check_free(folder)
-    with _engine(request.device, folder) as engine:
+    folder = Path(out) if out is not None else places.default_folder(Path(data))
+    places.check_free(folder)
+    with _engine(request, folder) as engine:
         dataset = _scan(request, told)
         if frozen is not None:
             flow.check_plan(frozen, dataset.fingerprint)
         match(request.models, catalogue.known_models())
         told.say(f"the run's folder is {folder}")
-        made = _make_folder(folder)
+        made = places.make_folder(folder)
         store = SqliteStore(folder)
         try:
             store.append("request", request.to_dict())
@@ -89,7 +92,7 @@ def run(
             planned = store.events("plan")
             store.close()
             if not planned:  # nothing was trained: nothing is left behind
-                _unmake(folder, made)
+                places.unmake(folder, made)
             raise
         finally:
             store.close()
@@ -117,7 +120,7 @@ def resume(folder: str | Path, *, reporter: Reporter | None = None, started_at: 
         if stored is None:
             raise RunFolderError(f"{path} holds a run that never began; remove it and start again")
         request = requests.from_dict(stored)
-        with _engine(request.device, path) as engine:
+        with _engine(request, path) as engine:
             dataset = _scan(request, told)
             known = latest(store.events("data"), "data")
             if known is not None and known["fingerprint"] != dataset.fingerprint:
@@ -141,12 +144,53 @@ def plan(
     started_at = time.monotonic() if started_at is None else started_at
     told = reporter or Silent()
     request = requests.parse(data, device=parse_device(device), **limits)
-    with _engine(request.device, None) as engine:
+    with _engine(request, None) as engine:
         dataset = _scan(request, told)
         store = MemoryStore()
         story = _open(request, Path(), engine, store, told, started_at, dataset)
         drawn = flow.draw_up(story)
         return drawn, gather.report(request, drawn, store.events())
+
+
+def profile(
+    data: str | Path,
+    *,
+    refresh: bool = False,
+    take_in: str | Path | None = None,
+    export: str | Path | None = None,
+    reporter: Reporter | None = None,
+    device: str = "auto",
+    **limits: Unpack[Limits],
+) -> list[Profile | Rejection]:
+    """The profile phase alone: every candidate's largest batch and pace, kept in the cache for runs and plans.
+
+    Args:
+        refresh: measure what is in the cache anew.
+        take_in: a file that ``export`` wrote, on this machine or one like it; its profiles go into the cache first.
+        export: where to write the profiles for others.
+
+    Raises:
+        UsageError: the request, the data or the file does not work out.
+    """
+    told = reporter or Silent()
+    asked: Limits = {"time": PROFILE_TIME, **limits, "scope": "candidate"}
+    request = requests.parse(data, device=parse_device(device), **asked)
+    taken = certificates.take_in(Path(take_in), packs.cache_root() / "profiles") if take_in is not None else []
+    if export is not None:
+        places.check_writable(Path(export))
+    with _engine(request, None) as engine:
+        dataset = _scan(request, told)
+        story = _open(request, Path(), engine, MemoryStore(), told, time.monotonic(), dataset)
+        key = flow.open_cache(story).key
+        if taken:
+            fitting = sum(other == key for other, _ in taken)
+            told.say(
+                f"{len(taken)} profiles taken in; {fitting} are of such a machine, these limits and data of this shape"
+            )
+        found = flow.profile(story, refresh=refresh)
+    if export is not None:
+        certificates.export([each for each in found if isinstance(each, Profile)], key, Path(export))
+    return found
 
 
 def _tell(
@@ -205,7 +249,7 @@ def _open(
         store=store,
         accountant=accountant,
         reporter=reporter,
-        candidates=grid(names, request.precisions, request.sizes),
+        candidates=grid(names, request.precisions, request.sizes, request.layouts),
         images=images,
         workers=max(1, min(MOST_WORKERS, cores() - 1)),
     )
@@ -217,12 +261,12 @@ def _scan(request: Request, reporter: Reporter) -> folders.Dataset:
 
 
 @contextmanager
-def _engine(device: str, folder: Path | None) -> Iterator[Local]:
+def _engine(request: Request, folder: Path | None) -> Iterator[Local]:
     """A local engine whose workers' words are kept in the run's folder, if there are any."""
     with tempfile.TemporaryDirectory(prefix="fitwithin-") as scratch:
         log = Path(scratch) / "worker.log"
         try:
-            with Local(device, log) as engine:
+            with Local(request.device, log, emulate_bytes=request.emulate_bytes) as engine:
                 yield engine
         finally:
             if folder is not None and (folder / "run.db").is_file() and log.is_file() and log.stat().st_size:
@@ -257,50 +301,3 @@ def _budget(request: Request, limits: Limits) -> Budget:
     ).budget
     inference_ms = asked.inference_ms if limits.get("inference") else request.budget.inference_ms
     return replace(asked, inference_ms=inference_ms)
-
-
-def check_writable(path: Path) -> None:
-    """RunFolderError unless a file can be written at ``path``."""
-    parent = path.absolute().parent
-    if path.is_dir():
-        raise RunFolderError(f"{path} is a folder where a file is to be written; choose another file")
-    if not parent.is_dir() or not os.access(path if path.exists() else parent, os.W_OK):
-        raise RunFolderError(
-            f"{path} cannot be written: {parent} is no folder that may be written to; choose another file"
-        )
-
-
-def _default_folder(data: Path) -> Path:
-    return Path("runs") / f"{data.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _check_free(folder: Path) -> None:
-    """RunFolderError unless a new run may be written to ``folder``; nothing is written yet."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        held = "another run" if (folder / "run.db").is_file() else "something else"
-        raise RunFolderError(
-            f"{folder} holds {held}; choose another --out"
-            + (f", or go on with `fitwithin resume {folder}`" if held == "another run" else "")
-        )
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise RunFolderError(f"{folder} cannot be made: no permission to write in {parent}; choose another --out")
-
-
-def _make_folder(folder: Path) -> list[Path]:
-    """Make the run's folder; returns the folders that were not there before, the deepest first."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(f"{folder} cannot be made ({error.strerror}); choose another --out") from error
-    return made
-
-
-def _unmake(folder: Path, made: list[Path]) -> None:
-    """Leave things as they were before :func:`_make_folder`; an empty folder that was there stays."""
-    for path in folder.iterdir():
-        path.unlink() if path.is_file() else shutil.rmtree(path)
-    for path in made:
-        with suppress(OSError):  # somebody else has put something there meanwhile
-            path.rmdir()

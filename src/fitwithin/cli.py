@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from fitwithin import __version__
+from fitwithin import __version__, terminal
 from fitwithin.budget import process_started_at
 from fitwithin.errors import FitwithinError
 from fitwithin.options import (
@@ -19,6 +17,7 @@ from fitwithin.options import (
     AsJson,
     Data,
     Device,
+    Emulate,
     GpuTime,
     Inference,
     Jobs,
@@ -36,9 +35,7 @@ from fitwithin.options import (
 )
 
 if TYPE_CHECKING:
-    from fitwithin.progress import Reporter
     from fitwithin.request import Limits
-    from fitwithin.result import Result
 
 app = typer.Typer(
     name="fitwithin",
@@ -83,33 +80,6 @@ def _limits(asked: dict[str, Any]) -> Limits:
     return cast("Limits", given)
 
 
-@contextmanager
-def _reporter(as_json: bool) -> Iterator[Reporter]:
-    """Bars on a terminal, plain lines elsewhere, nothing where another program reads; Ctrl-C says how to go on."""
-    from fitwithin.progress import Bars, Plain, Silent
-
-    console = _console()
-    try:
-        if as_json:
-            yield Silent()
-        elif console.is_terminal:
-            with Bars(console) as bars:
-                yield bars
-        else:
-            yield Plain(console)
-    except KeyboardInterrupt:
-        typer.echo("fitwithin: interrupted; `fitwithin resume RUN` goes on where it stands", err=True)
-        raise typer.Exit(130) from None
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    console = Console()
-    # A pipe has no width: tables are laid out for a wide page there, not for 80 columns.
-    return console if console.is_terminal else Console(width=160)
-
-
 @app.command()
 def run(
     data: Data,
@@ -128,6 +98,7 @@ def run(
     seed: Seed = None,
     strict: Strict = False,
     jobs: Jobs = None,
+    emulate_device_memory: Emulate = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The run's folder; default: runs/<data>-<time>.", show_default=False)
     ] = None,
@@ -141,11 +112,11 @@ def run(
     from fitwithin import api
 
     limits = _limits(asked)
-    with _reporter(as_json) as reporter:
+    with terminal.reporter(as_json) as reporter:
         result = api.run(
             data, out=out, plan=plan, device=device, reporter=reporter, started_at=process_started_at(), **limits
         )
-    _show(result, as_json)
+    terminal.show(result, as_json)
 
 
 @app.command()
@@ -153,9 +124,9 @@ def resume(folder: RunFolder, as_json: AsJson = False) -> None:
     """Go on with an interrupted run; the time it has spent counts."""
     from fitwithin import api
 
-    with _reporter(as_json) as reporter:
+    with terminal.reporter(as_json) as reporter:
         result = api.resume(folder, reporter=reporter, started_at=process_started_at())
-    _show(result, as_json)
+    terminal.show(result, as_json)
 
 
 @app.command()
@@ -176,24 +147,74 @@ def plan(
     seed: Seed = None,
     strict: Strict = False,
     jobs: Jobs = None,
+    emulate_device_memory: Emulate = None,
     out: Annotated[Path, typer.Option("--out", help="Where to write the plan.")] = Path("plan.json"),
     as_json: AsJson = False,
 ) -> None:
     """Profile the candidates and print what a run would do with the same limits; trains nothing."""
     asked = locals()
-    from fitwithin import api, page
+    from fitwithin import api, page, places
 
     limits = _limits(asked)
-    api.check_writable(out)
-    with _reporter(as_json) as reporter:
+    places.check_writable(out)
+    with terminal.reporter(as_json) as reporter:
         drawn, report = api.plan(data, device=device, reporter=reporter, started_at=process_started_at(), **limits)
     out.write_text(drawn.to_json(), encoding="utf-8")
     if as_json:
         typer.echo(drawn.to_json())
         return
-    console = _console()
+    console = terminal.console()
     console.print(page.plan_table(report))
     console.print(f"Plan written to {out}; carry it out with: fitwithin run {data} --plan {out}", soft_wrap=True)
+
+
+@app.command()
+def profile(
+    data: Data,
+    memory: Memory = None,
+    models: Models = None,
+    precision: Precision = None,
+    sizes: Sizes = None,
+    test_sizes: TestSizes = None,
+    recipe: RecipeName = None,
+    device: Device = "auto",
+    accounting: Accounting = None,
+    seed: Seed = None,
+    strict: Strict = False,
+    jobs: Jobs = None,
+    emulate_device_memory: Emulate = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Measure anew what is known.")] = False,
+    export: Annotated[
+        Path | None, typer.Option("--export", help="Write the profiles to this file, for others.", show_default=False)
+    ] = None,
+    take_in: Annotated[
+        Path | None, typer.Option("--import", help="Take in what --export wrote elsewhere.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find every candidate's largest batch and its pace, for runs and plans to come; trains nothing."""
+    asked = locals()
+    from fitwithin import api, page
+    from fitwithin.profile import to_dict
+
+    with terminal.reporter(as_json) as reporter:
+        found = api.profile(
+            data,
+            refresh=refresh,
+            export=export,
+            take_in=take_in,
+            device=device,
+            reporter=reporter,
+            **_limits(asked),
+        )
+    if as_json:
+        typer.echo(json.dumps([to_dict(each) for each in found]))
+        return
+    console = terminal.console()
+    for part in page.profile_table(found):
+        console.print(part)
+    if export is not None:
+        console.print(f"Profiles written to {export}; take them in with: fitwithin profile DATA --import {export}")
 
 
 @app.command()
@@ -205,10 +226,10 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Classify images with a run's ensemble: class, probability and the five most likely."""
-    from fitwithin import api, result
+    from fitwithin import places, result
 
-    api.check_writable(output)
-    with _reporter(as_json) as reporter:
+    places.check_writable(output)
+    with terminal.reporter(as_json) as reporter:
         predictions = result.load(folder).predict(paths, device=device, reporter=reporter)
     result.write_csv(predictions, output)
     bad = [prediction for prediction in predictions if prediction.error]
@@ -230,28 +251,14 @@ def evaluate(
     """Measure a run's ensemble on a labelled folder: top-1 and top-5 with intervals, and by class."""
     from fitwithin import result
 
-    with _reporter(as_json) as reporter:
+    with terminal.reporter(as_json) as reporter:
         found = result.load(folder).evaluate(data, device=device, reporter=reporter)
     if as_json:
-        facts = {
-            "images": found.top1.total,
-            "top1": found.top1.share,
-            "top1_interval": found.top1.interval,
-            "top5": found.top5.share,
-            "by_class": {name: estimate.share for name, estimate in found.by_class.items()},
-            "unreadable": found.unreadable,
-        }
-        typer.echo(json.dumps(facts, indent=1))
+        typer.echo(json.dumps(found.to_dict(), indent=1))
         return
-    from rich.table import Table
+    from fitwithin import page
 
-    low, high = found.top1.interval
-    table = Table(
-        "class", "images", "right", title=f"{found.top1.share:.1%} ({low:.1%} to {high:.1%}) of {found.top1.total:,}"
-    )
-    for name, estimate in found.by_class.items():
-        table.add_row(name, f"{estimate.total:,}", f"{estimate.share:.1%}")
-    _console().print(table)
+    terminal.console().print(page.accuracy_table(found.top1, found.by_class))
     typer.echo(f"within the first five: {found.top5.share:.1%}")
     for path in found.unreadable:
         typer.echo(f"  not readable: {path}", err=True)
@@ -262,7 +269,7 @@ def report(folder: RunFolder, as_json: AsJson = False) -> None:
     """Print the report of a finished run."""
     from fitwithin import result
 
-    _show(result.load(folder), as_json)
+    terminal.show(result.load(folder), as_json)
 
 
 @app.command()
@@ -302,21 +309,9 @@ def demo(
     """The complete flow on 1,797 scanned digits and five tiny backbones: CPU, under two minutes."""
     from fitwithin import demo as digits
 
-    with _reporter(as_json) as reporter:
+    with terminal.reporter(as_json) as reporter:
         result = digits.run(out, reporter=reporter, started_at=process_started_at())
-    _show(result, as_json)
-
-
-def _show(result: Result, as_json: bool) -> None:
-    """The report on the terminal, or as JSON."""
-    if as_json:
-        typer.echo(result.report.to_json())
-        return
-    from fitwithin import page
-
-    console = _console()
-    page.print_report(result.report, console)
-    console.print(f"\nReport: {(result.folder / 'report.html').resolve()}", soft_wrap=True, highlight=False)
+    terminal.show(result, as_json)
 
 
 if __name__ == "__main__":

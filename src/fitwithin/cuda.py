@@ -224,3 +224,30 @@ class Cuda:
             return free_bytes + int(torch.cuda.memory_reserved(self.index)) < self._limit - SLACK_BYTES
         self._gauge.read()
         return self._gauge.room_bytes < self._limit - SLACK_BYTES
+
+
+#: Blocks in which memory is held.
+HELD_BLOCK_BYTES = 2 * 2**20
+
+
+def hold(index: int, free_bytes: int) -> tuple[int, torch.Tensor]:
+    """Take the GPU's memory but ``free_bytes``: what is free then, and what holds the rest while it lives.
+
+    Libraries see what is free and choose algorithms by it (cuDNN's workspaces, pytorch#69688), so a cap alone does not
+    show what a smaller card would do.
+
+    Raises:
+        DeviceFull: less than that is free.
+    """
+    import torch
+
+    torch.cuda.set_device(index)
+    torch.zeros(1, device="cuda")
+    free, _ = torch.cuda.mem_get_info(index)
+    if free < free_bytes:
+        raise DeviceFull(
+            f"only {format_size(free)} of the device are free, no card of {format_size(free_bytes)} can be emulated"
+        )
+    blocks = (free - free_bytes) // HELD_BLOCK_BYTES
+    held = torch.empty(blocks * HELD_BLOCK_BYTES, dtype=torch.uint8, device="cuda")
+    return int(torch.cuda.mem_get_info(index)[0]), held

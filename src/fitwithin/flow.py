@@ -7,13 +7,16 @@ story again and skipping what has happened already.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from fitwithin import finish, gather, instantiate, profiling
 from fitwithin import planning as plans
+from fitwithin.certificates import Cache, data_shape
 from fitwithin.errors import UsageError
 from fitwithin.jobs import Failure
+from fitwithin.machine import cores
 from fitwithin.pack import cache_root
 from fitwithin.planning import Plan
 from fitwithin.profile import Profile, Rejection
@@ -69,11 +72,42 @@ def _planned(run: Run) -> Plan:
     )
 
 
-def profile(run: Run) -> list[Profile | Rejection]:
-    """The profile phase: every candidate of the grid, from the cache where it is known."""
+def open_cache(run: Run) -> Cache:
+    """The profiles that are known of this machine, these limits and data of this shape."""
+    machine = {**run.engine.describe(), "cores": cores()}
+    return Cache(cache_root() / "profiles", machine, run.setting, data_shape(run.images))
+
+
+def _prune(
+    run: Run, cache: Cache, known: Mapping[str, Profile | Rejection], note: Callable[[Profile | Rejection], None]
+) -> None:
+    """Turn away what loses at a small batch, before it is profiled."""
+    unknown = [candidate for candidate in run.candidates if candidate.name not in known]
+    models = {candidate.model for candidate in unknown}
+    left_s = PROFILE_WITHIN_S * len(models)
+    if run.request.budget.scope == "total":
+        left_s = PROFILE_SHARE * run.request.budget.limit_s - run.accountant.books().spent_s()
+    if not unknown or left_s <= 0:
+        return
+    with run.accountant.entry("profile", "", gpu=True, reserved_s=run.promise_s(left_s, gpu=True)):
+        lost = profiling.screen(
+            [candidate for candidate in run.candidates if candidate.model in models],
+            run.setting,
+            run.engine,
+            until_at=run.engine.now() + left_s,
+            tell=lambda progress: run.reporter.advance(len(known), len(run.candidates), progress.text),
+            cache=cache,
+        )
+    for rejection in lost:
+        if rejection.candidate.name not in known:
+            note(rejection)
+
+
+def profile(run: Run, *, refresh: bool = False) -> list[Profile | Rejection]:
+    """The profile phase: every candidate of the grid, from the cache where it is known unless ``refresh`` says not."""
     budget, events = run.request.budget, run.store.events("profiled", "rejected")
     known: dict[str, Profile | Rejection] = {**gather.profiled(events), **gather.rejected(events)}
-    cache = profiling.Cache(cache_root() / "profiles", run.engine.describe(), run.setting, run.images.fingerprint)
+    cache = open_cache(run)
     run.reporter.begin("profiling", len(run.candidates))
 
     def note(found: Profile | Rejection) -> None:
@@ -85,8 +119,10 @@ def profile(run: Run) -> list[Profile | Rejection]:
             run.store.append("rejected", {"candidate": asdict(found.candidate), "reason": found.reason})
 
     for candidate in run.candidates:
-        if candidate.name not in known and (cached := cache.get(candidate)) is not None:
+        if not refresh and candidate.name not in known and (cached := cache.get(candidate)) is not None:
             note(cached)
+    if run.request.recipe.prune:
+        _prune(run, cache, known, note)
     unknown = [candidate for candidate in run.candidates if candidate.name not in known]
     lanes = run.engine.lanes(run.request.jobs, budget.memory_bytes) if unknown else 1
     # One after the other each has an entry in the books; side by side they share one.

@@ -28,6 +28,7 @@ from fitwithin.report import (
 )
 from fitwithin.request import Request
 from fitwithin.store import Event, bodies, latest
+from fitwithin.units import format_duration
 
 
 def profiled(events: Sequence[Event]) -> dict[str, Profile]:
@@ -59,11 +60,26 @@ def outcomes(events: Sequence[Event]) -> tuple[dict[str, Trained], dict[str, str
 
 def _ended(turn: Turn, trained: Trained) -> str:
     if trained.ended == "complete":
-        return f"complete: all {trained.steps} planned steps"
+        return f"complete: all {trained.steps} planned steps{_compared(turn, trained)}"
     went = f"planned {turn.epochs:g} epochs, took {trained.epochs:.1f}"
     if trained.ended == "shortened":
         return f"{went}: the machine was slower than profiled; annealed to the new end"
     return f"{went}: its time was over before the last step; the model is the last one saved"
+
+
+def _training_s(turn: Turn, trained: Trained) -> float:
+    """What the steps that were taken should have lasted, the first ones' extra cost included."""
+    return turn.warmup_s + trained.steps * turn.batch / turn.images_per_s
+
+
+def _compared(turn: Turn, trained: Trained) -> str:
+    if not trained.training_s:
+        return ""
+    predicted_s = _training_s(turn, trained)
+    return (
+        f" in {format_duration(trained.training_s)}, predicted {format_duration(predicted_s)} "
+        f"({100 * (predicted_s / trained.training_s - 1):+.1f} %)"
+    )
 
 
 def candidate_row(
@@ -115,6 +131,10 @@ def candidate_row(
             validation=None if trained.best is None else Estimate(correct=trained.best, total=n_val),
             validations=tuple(Validation(**{**v, "accuracy": Estimate(**v["accuracy"])}) for v in trained.validations),
             curve=tuple(CurvePoint(**point) for point in trained.curve),
+            predicted_startup_s=turn.startup_s,
+            actual_startup_s=trained.startup_s,
+            predicted_training_s=_training_s(turn, trained),
+            actual_training_s=trained.training_s,
         )
         reason = _ended(turn, trained)
     return CandidateRow(

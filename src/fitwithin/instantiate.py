@@ -94,6 +94,7 @@ def train(
         frozen=frozen,
         outside_bytes=turn.outside_bytes,
         captured=turn.captured,
+        chunks=turn.chunks,
     )
     outcome: Trained | Failure = Failure(kind="deadline", reason="its time was over before it could start")
     for _ in range(ATTEMPTS):
@@ -108,7 +109,7 @@ def train(
         if frozen and answer.kind == "memory":
             break  # a smaller batch would be another plan
         if answer.kind == "memory":
-            batch = max(2, int(job.batch * SMALLER))
+            batch = max(2, int(job.batch * SMALLER) // job.chunks) * job.chunks
             # Fewer images a step take no longer than as many; the schedule measures the rest.
             job = replace(job, batch=batch, steps=max(2, job.steps * job.batch // batch))
             (folder / CHECKPOINT).unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from typing import Any
 from fitwithin.candidate import Candidate
 from fitwithin.ensemble import View
 from fitwithin.profile import Probe
+from fitwithin.pruning import Pace
 from fitwithin.recipe import Recipe
 
 #: The files of a turn's folder: what a later process goes on from, how the turn ended, how it stood at its last
@@ -42,7 +43,8 @@ class ProbeJob:
 
     A ``scout`` goes on in the same process to about half of what seems to fit, so that one start gives two points of
     memory against batch; never beyond ``limit``. ``outside_bytes`` is what earlier probes held outside the allocator.
-    ``captured``: on CUDA the step is recorded as a graph.
+    ``captured``: on CUDA the step is recorded as a graph. An update takes ``batch`` images in ``chunks`` parts; with
+    ``rates`` smaller batches are timed too.
     """
 
     setting: Setting
@@ -53,6 +55,8 @@ class ProbeJob:
     limit: int = 0
     outside_bytes: int = 0
     captured: bool = True
+    chunks: int = 1
+    rates: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,7 @@ class TrainJob:
 
     ``step_s``, ``validation_s`` and ``save_s`` are the profile's figures; ``checkpoint_every_s`` is the time between
     checkpoints; a ``frozen`` job keeps its steps. ``outside_bytes`` is what the profile held outside the allocator;
-    ``captured``: its step was recorded as a CUDA graph.
+    ``captured``: its step was recorded as a CUDA graph; ``chunks``: an update takes ``batch`` images in so many parts.
     """
 
     setting: Setting
@@ -77,6 +81,7 @@ class TrainJob:
     frozen: bool = False
     outside_bytes: int = 0
     captured: bool = True
+    chunks: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +97,37 @@ class EvaluateJob:
     until_at: float
 
 
-Job = ProbeJob | TrainJob | EvaluateJob
+@dataclass(frozen=True, kw_only=True)
+class ScreenJob:
+    """Time the step of a backbone's ``candidates`` (its precisions and layouts at one size) at one small batch."""
+
+    setting: Setting
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screened:
+    """The paces by the candidates' names."""
+
+    paces: dict[str, Pace]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoldJob:
+    """Hold so much of a GPU's memory that ``free_bytes`` are left, until nobody listens any more."""
+
+    device: str
+    free_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What is free now."""
+
+    free_bytes: int
+
+
+Job = ProbeJob | TrainJob | EvaluateJob | ScreenJob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +190,7 @@ class Failure:
     peak_bytes: int | None = None
 
 
-Outcome = Probe | Trained | Evaluated | Failure
+Outcome = Probe | Trained | Evaluated | Screened | Failure
 
 
 @dataclass(frozen=True, kw_only=True)

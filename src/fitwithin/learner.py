@@ -36,12 +36,14 @@ class Learner:
     """A candidate's model, its AdamW and, under float16, its loss scaler.
 
     With ``captured`` its step is recorded as a CUDA graph (:class:`fitwithin.graph.Graph`) once it has run;
-    on the CPU there is no such thing.
+    on the CPU there is no such thing. An update's gradient is accumulated over ``chunks`` parts of its batch.
     """
 
-    def __init__(self, setting: Setting, candidate: Candidate, device: Cpu | Cuda, *, captured: bool = False) -> None:
+    def __init__(
+        self, setting: Setting, candidate: Candidate, device: Cpu | Cuda, *, captured: bool = False, chunks: int = 1
+    ) -> None:
         torch.manual_seed(setting.seed)
-        self.device = device
+        self.device, self.chunks = device, chunks
         self.amp_dtype = models.amp_dtype(candidate.precision, device.amp_dtype)
         if candidate.precision == "tf32":
             torch.set_float32_matmul_precision("high")
@@ -108,15 +110,18 @@ class Learner:
             group["lr"] = lr
 
     def _update(self, x_bhwc: torch.Tensor, y_b: torch.Tensor) -> torch.Tensor:
-        x_bchw = self.images(x_bhwc)
+        x_bhwc = x_bhwc.to(self.device.torch_device, non_blocking=True)
         y_b = y_b.to(self.device.torch_device, non_blocking=True)
-        with self.autocast():
-            loss = F.cross_entropy(self.net(x_bchw), y_b)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        losses = []
+        for x_part, y_part in zip(x_bhwc.chunk(self.chunks), y_b.chunk(self.chunks), strict=True):
+            with self.autocast():
+                loss = F.cross_entropy(self.net(self.images(x_part)), y_part) / self.chunks
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+        return losses[0] if self.chunks == 1 else torch.stack(losses).sum()
 
     def release(self) -> None:
         """Drop the recorded step and the memory that it keeps; the next step is recorded anew."""

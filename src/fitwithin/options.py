@@ -57,4 +57,12 @@ Jobs = Annotated[
         "--jobs", help="Profile so many candidates at once, each under the cap; default: 1.", show_default=False
     ),
 ]
+Emulate = Annotated[
+    str | None,
+    typer.Option(
+        "--emulate-device-memory",
+        help="Hold the rest of the GPU's memory, as if it were a card of this size.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for another program.")]

@@ -7,12 +7,14 @@ Jinja2 and rich are imported inside functions: ``fitwithin --help`` needs neithe
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from fitwithin.headline import caution, headline, is_plan, tiles
-from fitwithin.report import Report
+from fitwithin.profile import Profile, Rejection
+from fitwithin.report import Estimate, Report
 from fitwithin.story import Table, candidates, choices, clean, story
+from fitwithin.units import format_count, format_size
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -126,6 +128,48 @@ def html(report: Report) -> str:
         charts_after=before[-1] if shown and before else None,
         data=data,
     )
+
+
+def profile_table(found: Sequence[Profile | Rejection]) -> list[RenderableType]:
+    """What profiling found: batches, trials and paces; and why a candidate was turned away."""
+    from rich import box
+    from rich.table import Table as RichTable
+
+    heads = ("candidate", "batch", "trials", "images/s", "ms a step", "± %", "dummy", "loader", "start, s", "peak")
+    table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, header_style="bold")
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="right" if number else "left", no_wrap=True)
+    reasons = []
+    for each in found:
+        if isinstance(each, Rejection):
+            reasons.append((each.candidate.name, f"turned away: {each.reason}"))
+            continue
+        timing = each.timing
+        table.add_row(
+            each.candidate.name,
+            f"{each.batch}" if each.chunks == 1 else f"{each.chunks} x {each.batch // each.chunks}",
+            "cached" if each.cached else str(each.trials),
+            format_count(each.images_per_s),
+            f"{timing.step_s * 1e3:.2f}",
+            f"{100 * (timing.step_high_s / timing.step_s - 1):.1f}",
+            f"{timing.dummy_step_s * 1e3:.2f}",
+            f"{timing.loader_step_s * 1e3:.2f}",
+            f"{timing.startup_s + timing.warmup_s:.1f}",
+            format_size(each.peak_bytes),
+        )
+        reasons.append((each.candidate.name, each.batch_why))
+    return [table, *_reason_lines(reasons)]
+
+
+def accuracy_table(top1: Estimate, by_class: Mapping[str, Estimate]) -> RichTable:
+    """How many images were classified right, overall and by class."""
+    from rich.table import Table as RichTable
+
+    low, high = top1.interval
+    table = RichTable("class", "images", "right", title=f"{top1.share:.1%} ({low:.1%} to {high:.1%}) of {top1.total:,}")
+    for name, estimate in by_class.items():
+        table.add_row(name, f"{estimate.total:,}", f"{estimate.share:.1%}")
+    return table
 
 
 def _md(text: str) -> str:

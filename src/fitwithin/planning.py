@@ -53,7 +53,8 @@ class Turn:
     """One candidate's planned training. ``allotted_s`` bounds it from start-up to its evaluation.
 
     ``outside_bytes`` is what its profile held outside the allocator: kept free from the start; ``captured`` whether
-    its step is recorded as a CUDA graph.
+    its step is recorded as a CUDA graph. An update takes ``batch`` images in ``chunks`` parts. ``startup_s`` and
+    ``warmup_s`` are parts of ``predicted_s``.
     """
 
     candidate: Candidate
@@ -73,6 +74,9 @@ class Turn:
     why: tuple[str, ...]
     outside_bytes: int = 0
     captured: bool = True
+    chunks: int = 1
+    startup_s: float = 0.0
+    warmup_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +209,7 @@ def _turn(profile: Profile, cost: Costs, epochs: float, allotted_s: float, data:
         f"at {cost.step_high_s * (1 + MARGIN):.4g} s a step",
         f"learning rate {recipe.learning_rate(profile.batch):.3g}: {recipe.lr:g} x "
         f"sqrt({profile.batch}/{recipe.lr_batch})",
+        *_cautions(profile),
     )
     return Turn(
         candidate=profile.candidate,
@@ -224,7 +229,23 @@ def _turn(profile: Profile, cost: Costs, epochs: float, allotted_s: float, data:
         why=why,
         outside_bytes=profile.outside_bytes,
         captured=profile.captured,
+        chunks=profile.chunks,
+        startup_s=profile.timing.startup_s,
+        warmup_s=profile.timing.warmup_s,
     )
+
+
+def _cautions(profile: Profile) -> list[str]:
+    """What else there is to know of a profile."""
+    told = []
+    if profile.timing.strangers:
+        told.append(
+            f"{format_count(profile.timing.strangers)} other processes used the device while it was timed: alone it "
+            f"may be faster"
+        )
+    if not profile.captured:
+        told.append("its step cannot be recorded as a CUDA graph and is launched kernel by kernel")
+    return told
 
 
 def least_s(paired: Sequence[tuple[Profile, Costs]], data: DataFacts) -> float:

@@ -17,12 +17,13 @@ import numpy.typing as npt
 import torch
 
 from fitwithin.candidate import Candidate
+from fitwithin.choice import rated_batches
 from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu
 from fitwithin.ensemble import View
 from fitwithin.errors import CaptureError, DeviceFull, OutOfMemory, UsageError
 from fitwithin.feeder import Feeder
-from fitwithin.jobs import ProbeJob
+from fitwithin.jobs import ProbeJob, Setting
 from fitwithin.learner import Learner, eval_batch, split_logits
 from fitwithin.loader import Batch, TrainBatches
 from fitwithin.profile import Probe, Timing
@@ -64,7 +65,7 @@ def probe(job: ProbeJob, device: Cpu | Cuda, feeder: Feeder, asked_at: float, sc
         device.watch()
     try:
         with device.guard():
-            learner = Learner(job.setting, job.candidate, device, captured=job.captured)
+            learner = Learner(job.setting, job.candidate, device, captured=job.captured, chunks=job.chunks)
             startup_s = time.monotonic() - asked_at
             if job.timed:
                 with _alone(scratch.parent / f"measuring-{job.setting.device.replace(':', '')}.lock"):
@@ -92,6 +93,7 @@ def probe(job: ProbeJob, device: Cpu | Cuda, feeder: Feeder, asked_at: float, sc
         peak_bytes=peak_bytes,
         reason=reason,
         fatal=fatal,
+        chunks=job.chunks,
         crowded=crowded,
         uncapturable=uncapturable,
         parameters=learner.parameters if learner else 0,
@@ -127,11 +129,11 @@ def _scout(learner: Learner, job: ProbeJob, device: Cpu | Cuda) -> tuple[tuple[i
     return ((batch, device.needed_bytes()),) if device.retries() == before else ()
 
 
-def _dummy(job: ProbeJob, px: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random pixels and labels: the paper's dummy loader."""
-    rng = np.random.default_rng(job.setting.seed)
+def dummy(setting: Setting, px: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random pixels [B, H, W, 3] and labels [B]: the paper's dummy loader."""
+    rng = np.random.default_rng(setting.seed)
     x = torch.from_numpy(rng.integers(0, 256, (batch, px, px, 3), dtype=np.uint8))
-    y = torch.from_numpy(rng.integers(0, job.setting.classes, batch))
+    y = torch.from_numpy(rng.integers(0, setting.classes, batch))
     return x, y
 
 
@@ -150,14 +152,14 @@ def _step_and_evaluate(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batc
 
     What the allocator keeps from evaluation and from one update decides what the next ones need.
     """
-    x, y = _dummy(job, job.candidate.train_px, batch)
+    x, y = dummy(job.setting, job.candidate.train_px, batch)
     updates = RECORDED_UPDATES if job.captured and device.kind == "cuda" else UPDATES
     losses = [learner.step(x, y, 1e-4) for _ in range(updates)]
     device.settle()
     device.empty_cache()
-    size = eval_batch(batch)
+    size = eval_batch(batch // job.chunks)
     for px in sorted({job.candidate.train_px, *job.setting.view_sizes}):
-        learner.logits(_dummy(job, px, size)[0], flip=True)
+        learner.logits(dummy(job.setting, px, size)[0], flip=True)
     device.settle()
     device.empty_cache()
     losses += [learner.step(x, y, 1e-4) for _ in range(updates)]
@@ -197,9 +199,13 @@ def _time(
         device.settle()
         device.empty_cache()
         learner.step(*next(batches), 1e-4)  # recorded anew, as after every evaluation
-        dummy_s = _dummy_pace(learner, job, device)
+        capture_s = learner.capture_s
+        dummy_s = _dummy_pace(learner, job, device, job.batch)
         loader_step_s = _loader_pace(batches, loaded.ahead)
         step_s, step_low_s, step_high_s = _pace(learner, device, batches)
+        rates = {job.batch: job.batch / dummy_s}
+        for batch in rated_batches(job.batch) if job.rates else ():
+            rates[batch] = batch / _dummy_pace(learner, job, device, batch)
     return Timing(
         startup_s=startup_s,
         warmup_s=max(0.0, first_s - FIRST_STEPS * step_s),
@@ -212,7 +218,8 @@ def _time(
         save_s=save_s,
         loader_step_s=loader_step_s,
         strangers=max(strangers, device.strangers()),
-        capture_s=learner.capture_s,
+        capture_s=capture_s,
+        rates=rates if job.rates else {},
     )
 
 
@@ -239,11 +246,13 @@ def _first_steps(
     return first_s, saved_at - stepped_at
 
 
-def _dummy_pace(learner: Learner, job: ProbeJob, device: Cpu | Cuda) -> float:
+def _dummy_pace(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> float:
     """Mean seconds per step with one batch that lies ready in the host's memory."""
-    x, y = _dummy(job, job.candidate.train_px, job.batch)
+    x, y = dummy(job.setting, job.candidate.train_px, batch)
     if device.kind == "cuda":
         x, y = x.pin_memory(), y.pin_memory()
+    for _ in range(0 if batch == job.batch else UPDATES):  # a size that is new is recorded
+        learner.step(x, y, 1e-4)
     device.synchronize()
     begun_at, steps = time.monotonic(), 0
     while steps < SAMPLE_STEPS or time.monotonic() - begun_at < DUMMY_SAMPLE_S:
@@ -298,7 +307,7 @@ def _evaluation(learner: Learner, job: ProbeJob, feeder: Feeder, px: int) -> tup
         marks.append(time.monotonic())
         return True
 
-    size, n = eval_batch(job.batch), len(feeder.pack.indices("val"))
+    size, n = eval_batch(job.batch // job.chunks), len(feeder.pack.indices("val"))
     views = [View(px=px, flip=False)]
     split_logits(learner, feeder, "val", views, crop=job.setting.recipe.crop, batch=size, on_batch=note)
     whole_s = marks[-1] - marks[0]

@@ -25,7 +25,8 @@ class Timing:
     ``loader_step_s`` the time in which the loader alone makes a batch; ``strangers`` how many processes of others were
     seen on the device;
     ``eval_image_s`` seconds per image of evaluation by size; ``eval_first_s`` the extra cost of an evaluation's first
-    batch; ``save_s`` writing a checkpoint; ``capture_s`` recording the step anew after an evaluation.
+    batch; ``save_s`` writing a checkpoint; ``capture_s`` recording the step anew after an evaluation;
+    ``rates`` images per second with the dummy loader by batch size, where several were asked for.
     """
 
     startup_s: float
@@ -40,13 +41,15 @@ class Timing:
     loader_step_s: float = 0.0
     strangers: int = 0
     capture_s: float = 0.0
+    rates: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
     """One fresh process that ran the real step at ``batch``: whether it stayed within the cap, and its peak.
 
-    ``points`` are further batches that a scout ran in the same process: they place later probes and prove nothing.
+    The batch was worked through in ``chunks`` parts. ``points`` are further batches that a scout ran in the same
+    process: they place later probes and prove nothing.
     ``needed_bytes`` is the least cap under which the run would have passed (the peak, where the device cannot tell);
     it is a line in the batch. ``usable_bytes`` is what it may come to, ``outside_bytes`` what of it lay outside the
     allocator. ``crowded``: others held the memory; ``uncapturable``: the step cannot be recorded as a CUDA graph.
@@ -57,6 +60,7 @@ class Probe:
     peak_bytes: int | None = None
     reason: str = ""
     fatal: bool = False  # no smaller batch would help: the model cannot be built, or fails at this size
+    chunks: int = 1
     crowded: bool = False
     uncapturable: bool = False
     parameters: int = 0
@@ -71,7 +75,7 @@ class Probe:
     def line(self) -> list[tuple[int, int]]:
         """Every batch that ran in this process, with the memory it needed."""
         own = self.needed_bytes if self.needed_bytes is not None else self.peak_bytes
-        return [(self.batch, own), *self.points] if self.passed and own is not None else []
+        return [(self.batch // self.chunks, own), *self.points] if self.passed and own is not None else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,7 @@ class Prior:
 class Profile:
     """The measured facts of a candidate: parameters, its certified batch, and its timing at that batch.
 
+    ``batch`` is what an update takes, in ``chunks`` parts; ``largest`` is the certified batch, ``batch`` if that is 0.
     ``captured``: on CUDA its step ran, and has to run, as a recorded graph.
     """
 
@@ -97,6 +102,8 @@ class Profile:
     timing: Timing
     probes: tuple[Probe, ...]
     captured: bool = True
+    chunks: int = 1
+    largest: int = 0
     cached: bool = False
 
     @property
@@ -108,6 +115,11 @@ class Profile:
     def dummy_images_per_s(self) -> float:
         """Training images per second with the dummy loader."""
         return self.batch / self.timing.dummy_step_s
+
+    @property
+    def certified(self) -> int:
+        """The largest batch that ran at once."""
+        return self.largest or self.batch
 
     @property
     def trials(self) -> int:
@@ -141,8 +153,8 @@ class Certified(Protocol):
         """Whose."""
 
     @property
-    def batch(self) -> int:
-        """The largest that ran."""
+    def certified(self) -> int:
+        """The largest batch that ran."""
 
     @property
     def probes(self) -> tuple[Probe, ...]:
@@ -159,10 +171,10 @@ def prior(known: Iterable[Certified], candidate: Candidate) -> Prior | None:
         if replace(other.candidate, train_px=candidate.train_px) != candidate or other.candidate == candidate:
             continue
         points = _points(other.probes)
-        if len(points) < 2 or all(probe.passed or probe.batch != other.batch + 1 for probe in other.probes):
+        if len(points) < 2 or all(probe.passed or probe.batch != other.certified + 1 for probe in other.probes):
             continue
         growth = (candidate.train_px / other.candidate.train_px) ** 2
-        return Prior(batch=int((other.batch + 0.5) / growth), image_bytes=growth * _slope(points))
+        return Prior(batch=int((other.certified + 0.5) / growth), image_bytes=growth * _slope(points))
     return None
 
 
@@ -303,30 +315,30 @@ def _next_guess(search: _Search, lo: int, hi: int, stride: int) -> tuple[int, in
     return (lo + stride if predicted < hi else hi - stride), 2 * stride
 
 
-def to_dict(profile: Profile) -> dict[str, Any]:
-    """The profile as plain JSON values; :func:`from_dict` is its inverse."""
+def to_dict(profile: Profile | Rejection) -> dict[str, Any]:
+    """The profile as plain JSON values; :func:`from_dict` is its inverse. A rejection has its reason."""
     import dataclasses
 
     return dataclasses.asdict(profile)
 
 
+def _timing(value: dict[str, Any]) -> Timing:
+    by_number = {name: {int(key): x for key, x in value[name].items()} for name in ("eval_image_s", "rates")}
+    return Timing(**{**value, **by_number})
+
+
 def _probe(value: dict[str, Any]) -> Probe:
-    timing = value["timing"]
-    if timing is not None:
-        timing = Timing(**{**timing, "eval_image_s": {int(px): s for px, s in timing["eval_image_s"].items()}})
+    timing = _timing(value["timing"]) if value["timing"] is not None else None
     return Probe(**{**value, "timing": timing, "points": tuple((b, n_bytes) for b, n_bytes in value["points"])})
 
 
 def from_dict(value: dict[str, Any], *, cached: bool | None = None) -> Profile:
     """The profile that :func:`to_dict` wrote; ``cached`` overrides where it came from."""
-    timing = Timing(
-        **{**value["timing"], "eval_image_s": {int(px): s for px, s in value["timing"]["eval_image_s"].items()}}
-    )
     return Profile(
         **{
             **value,
             "candidate": Candidate(**value["candidate"]),
-            "timing": timing,
+            "timing": _timing(value["timing"]),
             "probes": tuple(_probe(probe) for probe in value["probes"]),
             "cached": value["cached"] if cached is None else cached,
         }

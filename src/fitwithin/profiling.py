@@ -1,23 +1,19 @@
-"""The profile phase (the paper's Algorithm 1) over an engine: a profile or a rejection for every candidate, cached."""
+"""The profile phase (the paper's Algorithm 1) over an engine: a profile or a rejection for every candidate."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-from fitwithin import profile as profiles
 from fitwithin.candidate import Candidate
+from fitwithin.certificates import Cache
+from fitwithin.choice import knee, parts
 from fitwithin.engine import Engine
-from fitwithin.jobs import Failure, ProbeJob, Progress, Setting
+from fitwithin.jobs import Failure, ProbeJob, Progress, Screened, ScreenJob, Setting
 from fitwithin.profile import Prior, Probe, Profile, Rejection, largest_batch, prior
-
-SCHEMA = 4
+from fitwithin.pruning import pruned, screened, slower
 
 #: Batch norm over one value fails in training (ResNeSt), so two images are the least.
 SMALLEST_BATCH = 2
@@ -43,13 +39,34 @@ AT_ONCE = 2
 Tell = Callable[[Progress], None]
 
 
+def screen(
+    candidates: Sequence[Candidate], setting: Setting, engine: Engine, *, until_at: float, tell: Tell, cache: Cache
+) -> list[Rejection]:
+    """The candidates whose precision or layout loses at a small batch; where nothing could be measured none does."""
+    losers: dict[Candidate, str] = {}
+    for model, variants in screened(candidates).items():
+        paces = cache.get_paces(model)
+        if paces is None or any(variant.name not in paces for variant in variants):
+            tell(Progress(step=0, total=0, text=f"{model}: comparing {len(variants)} precisions and layouts"))
+            ends_at = min(until_at, engine.now() + PROBE_WITHIN_S)
+            job = ScreenJob(setting=setting, candidates=variants)
+            outcome = engine.do(job, until_at=ends_at, on_progress=tell)
+            if not isinstance(outcome, Screened):
+                continue
+            paces = outcome.paces
+            cache.put_paces(model, paces)
+        losers.update(slower({variant: paces[variant.name] for variant in variants if variant.name in paces}))
+    return pruned(candidates, losers)
+
+
 class Measurement:
     """A candidate while it is measured: first its largest batch is found, then that is timed."""
 
     def __init__(self, candidate: Candidate, setting: Setting, engine: Engine, *, n_train: int, tell: Tell) -> None:
         self.candidate, self._setting, self._engine, self._tell = candidate, setting, engine, tell
-        self._limit = min(n_train, setting.recipe.max_batch or n_train)
-        self._asked: dict[tuple[int, bool], Probe] = {}  # by batch and whether it was timed
+        fixed = setting.recipe.batch if isinstance(setting.recipe.batch, int) else n_train
+        self._limit = min(n_train, setting.recipe.max_batch or n_train, fixed)
+        self._asked: dict[tuple[int, int], Probe] = {}  # by batch and TIMED parts of it, 0 if it was not timed
         self._taken: list[Probe] = []
         self._until_at = 0.0
         self._ended = ""  # why nothing more can be found out, if so
@@ -61,9 +78,10 @@ class Measurement:
         """Find the largest batch that runs, ``beside`` others at work or alone; the reason if there is none."""
         self._until_at, self._placed = until_at, place is not None
         first = self._limit if self._limit <= TRY_LIMIT_FIRST else 8
+        at_once = not beside and self._setting.recipe.batch == "largest"
         self.batch, self._why, _ = largest_batch(
             # A limit that is tried first is likely to be the result: it is timed at once, if nothing disturbs that.
-            lambda batch: self._ask(batch, timed=batch == self._limit == first and not beside),
+            lambda batch: self._ask(batch, chunks=int(at_once and batch == self._limit == first)),
             cap_bytes=self._setting.memory_bytes,
             limit=self._limit,
             first=first,
@@ -75,56 +93,94 @@ class Measurement:
         return None
 
     @property
+    def certified(self) -> int:
+        """The largest batch that ran, once it was searched."""
+        return self.batch
+
+    @property
     def probes(self) -> tuple[Probe, ...]:
         """Every probe so far, in order."""
         return tuple(self._taken)
 
     def time(self, until_at: float) -> Profile | Rejection:
-        """Time the largest batch, in a fresh process; if that longer run does not pass, search on below it."""
+        """Time the batch that the recipe wants, in fresh processes; if the largest one fails there, search on below."""
+        wanted = self._setting.recipe.batch
         while True:
             self._until_at = until_at
-            timed = self._ask(self.batch, timed=True)
-            if timed.timing is not None and timed.peak_bytes is not None:
-                return Profile(
-                    candidate=self.candidate,
-                    parameters=timed.parameters,
-                    batch=self.batch,
-                    batch_why=self._why,
-                    peak_bytes=timed.peak_bytes,
-                    timing=timed.timing,
-                    probes=self.probes,
-                    captured=self._captured,
-                )
-            if self._ended or self.batch <= SMALLEST_BATCH:
-                return Rejection(candidate=self.candidate, reason=self._ended or timed.reason)
-            self._asked[self.batch, False] = timed
+            if isinstance(wanted, int):
+                found = self._in_parts(min(wanted, self._limit))
+            else:
+                found = self._profile(self._ask(self.batch, chunks=1, rates=wanted == "knee"), self._why)
+            if isinstance(found, Profile) and wanted == "knee":
+                return self._at_the_knee(found)
+            if isinstance(found, Profile) or self._ended or self.batch <= SMALLEST_BATCH:
+                return found
+            self._asked[self.batch, 0] = self._taken[-1]
             if (rejection := self.search(until_at)) is not None:
                 return rejection
 
-    def _ask(self, batch: int, *, timed: bool) -> Probe:
-        for known in ((batch, timed), (batch, True)):
-            if known in self._asked:
+    def _profile(self, timed: Probe, why: str, *, chunks: int = 1) -> Profile | Rejection:
+        if timed.timing is None or timed.peak_bytes is None:
+            return Rejection(candidate=self.candidate, reason=self._ended or timed.reason)
+        return Profile(
+            candidate=self.candidate,
+            parameters=timed.parameters,
+            batch=timed.batch,
+            batch_why=why,
+            peak_bytes=timed.peak_bytes,
+            timing=timed.timing,
+            probes=self.probes,
+            captured=self._captured,
+            chunks=chunks,
+            largest=self.batch,
+        )
+
+    def _at_the_knee(self, largest: Profile) -> Profile:
+        """The profile at the knee of the throughput; the one at the largest batch if that is it, or if that failed."""
+        batch, why = knee(largest.timing.rates)
+        if batch == largest.batch:
+            return replace(largest, batch_why=f"{largest.batch_why}; {why}")
+        found = self._profile(self._ask(batch, chunks=1), f"{why}; {largest.batch_why}")
+        return found if isinstance(found, Profile) else replace(largest, probes=self.probes)
+
+    def _in_parts(self, batch: int) -> Profile | Rejection:
+        """An update of ``batch`` images, in as few parts as fit."""
+        found: Profile | Rejection = Rejection(candidate=self.candidate, reason=f"{batch} images cannot be divided")
+        for chunks in parts(batch, self.batch):
+            told = f"in {chunks} parts of {batch // chunks}" if chunks > 1 else "at once"
+            why = f"{batch} images an update are held for all candidates, here {told}; {self._why}"
+            found = self._profile(self._ask(batch, chunks=chunks), why, chunks=chunks)
+            if isinstance(found, Profile) or self._ended:
+                break
+        return found
+
+    def _ask(self, batch: int, *, chunks: int = 0, rates: bool = False) -> Probe:
+        """Probe a batch; with ``chunks`` it is timed, in so many parts."""
+        for known in ((batch, chunks), (batch, 1)):
+            if known in self._asked and chunks <= 1:
                 return self._asked[known]
         if self._ended:
             return Probe(batch=batch, passed=False, reason=self._ended, fatal=True)
-        what = f"{self.candidate.name}: batch {batch}{', timed' if timed else ''}"
+        what = f"{self.candidate.name}: batch {batch}{', timed' if chunks else ''}"
         self._tell(Progress(step=len(self._taken), total=0, text=what))
         begun_at = self._engine.now()
-        probe = self._probe(batch, timed=timed)
-        self._asked[batch, timed] = replace(probe, wall_s=self._engine.now() - begun_at)
-        self._taken.append(self._asked[batch, timed])
+        probe = self._probe(batch, chunks=chunks, rates=rates)
+        self._asked[batch, chunks] = replace(probe, wall_s=self._engine.now() - begun_at)
+        self._taken.append(self._asked[batch, chunks])
         return self._taken[-1]
 
-    def _probe(self, batch: int, *, timed: bool) -> Probe:
+    def _probe(self, batch: int, *, chunks: int, rates: bool) -> Probe:
         job = ProbeJob(
             setting=self._setting,
             candidate=self.candidate,
             batch=batch,
-            timed=timed,
-            scout=not self._taken and not timed and batch < self._limit,
+            timed=chunks > 0,
+            scout=not self._taken and not chunks and batch < self._limit,
             limit=self._limit,
             outside_bytes=max((probe.outside_bytes for probe in self._taken), default=0),
             captured=self._captured,
+            chunks=max(1, chunks),
+            rates=rates,
         )
         ends_at = min(self._until_at, self._engine.now() + PROBE_WITHIN_S)
         for pauses in range(CROWDED_RETRIES + 1):
@@ -213,41 +269,3 @@ def _side_by_side(
         except BaseException:
             engine.close()
             raise
-
-
-class Cache:
-    """Profiles kept between runs, one JSON file each, named by everything that they depend on."""
-
-    def __init__(self, folder: Path, machine: dict[str, Any], setting: Setting, fingerprint: str) -> None:
-        self._folder = folder
-        self._key = {
-            "schema": SCHEMA,
-            "machine": machine,
-            "memory_bytes": setting.memory_bytes,
-            "accounting": setting.accounting,
-            "classes": setting.classes,
-            "recipe": repr(setting.recipe),
-            "view_sizes": setting.view_sizes,
-            "workers": setting.workers,
-            "data": fingerprint,
-            "pack": Path(setting.pack).name,
-        }
-
-    def _path(self, candidate: Candidate) -> Path:
-        text = json.dumps({**self._key, "candidate": candidate.name}, sort_keys=True)
-        return self._folder / f"{candidate.name}-{hashlib.blake2b(text.encode(), digest_size=10).hexdigest()}.json"
-
-    def get(self, candidate: Candidate) -> Profile | None:
-        """The stored profile; None if there is none, or if its file is damaged."""
-        try:
-            return profiles.from_dict(json.loads(self._path(candidate).read_text(encoding="utf-8")), cached=True)
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def put(self, profile: Profile) -> None:
-        """Store a profile, whole or not at all."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(profile.candidate)
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(profiles.to_dict(profile)), encoding="utf-8")
-        temporary.replace(path)

@@ -10,7 +10,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from fitwithin.candidate import LAYOUTS, PRECISIONS
 from fitwithin.errors import UsageError
+
+#: Ways to choose a batch; a number is another.
+BATCHES = ("largest", "knee")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +24,11 @@ class Recipe:
     ``crop_scale`` and ``crop_ratio`` are RandomResizedCrop's area share and aspect range, ``flip`` the probability of
     mirroring, ``crop`` the centre share used in evaluation, ``last_epochs`` how many of the last epochs validate.
     Where one budget is split over candidates, only so many are kept that each gets ``worthwhile_epochs``.
+
+    ``precisions`` and ``layouts`` make the grid unless a run asks for others; with ``prune`` those that lose by more
+    than the noise at a small batch are not profiled. ``batch`` is ``largest``, ``knee`` (the smallest batch that comes
+    near the best throughput), or a number of images per update that is held for all candidates by accumulating
+    gradients where it does not fit at once.
     """
 
     name: str
@@ -34,6 +43,10 @@ class Recipe:
     whole_epochs: bool
     worthwhile_epochs: int
     max_batch: int | None = None
+    precisions: tuple[str, ...] = ("amp", "fp32")
+    layouts: tuple[str, ...] = ("nchw",)
+    prune: bool = False
+    batch: str | int = "largest"
 
     def __post_init__(self) -> None:
         checks = {
@@ -47,6 +60,9 @@ class Recipe:
             "last_epochs": self.last_epochs >= 1,
             "worthwhile_epochs": self.worthwhile_epochs >= 1,
             "max_batch": self.max_batch is None or self.max_batch >= 2,
+            "precisions": bool(self.precisions) and set(self.precisions) <= set(PRECISIONS),
+            "layouts": bool(self.layouts) and set(self.layouts) <= set(LAYOUTS),
+            "batch": self.batch >= 2 if isinstance(self.batch, int) else self.batch in BATCHES,
         }
         for field, fine in checks.items():
             if not fine:

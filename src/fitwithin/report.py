@@ -63,6 +63,9 @@ class Validation:
 class CandidateRow:
     """One candidate from profile to validation. Fields that were never reached are None.
 
+    Of a turn's ``predicted_s`` and ``actual_s`` the start-up and the training steps stand apart: the rest is
+    validation, checkpoints and the process's end.
+
     ``status`` is one of trained, planned, rejected, failed; ``reason`` says why for the last two and how it ended
     for the first (for example "planned 46 epochs; shortened to 44.1, the machine was 4 % slower than profiled").
     """
@@ -84,6 +87,10 @@ class CandidateRow:
     predicted_low_s: float | None = None
     predicted_high_s: float | None = None
     actual_s: float | None = None
+    predicted_startup_s: float | None = None
+    actual_startup_s: float | None = None
+    predicted_training_s: float | None = None
+    actual_training_s: float | None = None
     profile_s: float | None = None
     profile_cached: bool = False
     peak_bytes: int | None = None

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from fitwithin import recipe as recipes
 from fitwithin import units
 from fitwithin.budget import Budget
-from fitwithin.candidate import PRECISIONS, TABLE_2, parse_precisions, parse_sizes
+from fitwithin.candidate import TABLE_2, parse_precisions, parse_sizes
 from fitwithin.ensemble import View, views_of
 from fitwithin.errors import UsageError
 from fitwithin.recipe import Recipe
@@ -45,6 +45,7 @@ class Limits(TypedDict, total=False):
     seed: int
     strict: bool
     jobs: int
+    emulate_device_memory: str | int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +56,19 @@ class Request:
     budget: Budget
     recipe: Recipe
     models: tuple[str, ...] = TABLE_2
-    precisions: tuple[str, ...] = PRECISIONS
+    precisions: tuple[str, ...] = ("amp", "fp32")
     sizes: tuple[int, ...] = SIZES
     view_sizes: tuple[int, ...] = SIZES
     device: str = "cpu"
     seed: int = 0
     strict: bool = False
     jobs: int = 1
+    emulate_bytes: int | None = None
+
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        """The recipe's on CUDA; the CPU has one."""
+        return ("nchw",) if self.device == "cpu" else self.recipe.layouts
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -107,6 +114,7 @@ def parse(
     seed: int = 0,
     strict: bool = False,
     jobs: int = 1,
+    emulate_device_memory: str | int | None = None,
 ) -> Request:
     """The request that these words make; numbers are bytes, seconds and pixels, ``inference`` seconds per image.
 
@@ -129,6 +137,15 @@ def parse(
         raise UsageError(f"--seed {seed} is out of range; choose a whole number from 0 to {2**31 - 1}")
     if not 1 <= jobs <= MOST_JOBS:
         raise UsageError(f"--jobs {jobs} is out of range; choose from 1 to {MOST_JOBS}")
+    trains = recipes.load(recipe)
+    emulated = None if emulate_device_memory is None else units.size(str(emulate_device_memory))
+    if emulated is not None and device == "cpu":
+        raise UsageError("--emulate-device-memory is for GPUs; on the CPU --memory alone decides")
+    if emulated is not None and emulated < units.size(str(memory)):
+        raise UsageError(
+            f"--memory {memory} is more than the card of {units.format_size(emulated)} that "
+            f"--emulate-device-memory asks for; choose a smaller --memory"
+        )
     return Request(
         data=str(data),
         budget=Budget(
@@ -139,13 +156,14 @@ def parse(
             scope=scope,
             inference_ms=None if inference_s is None else inference_s * 1e3,
         ),
-        recipe=recipes.load(recipe),
+        recipe=trains,
         models=names,
-        precisions=tuple(parse_precisions(_list(precision)) if precision is not None else PRECISIONS),
+        precisions=tuple(parse_precisions(_list(precision))) if precision is not None else trains.precisions,
         sizes=tuple(trained),
         view_sizes=tuple(sorted(set(viewed))),
         device=device,
         seed=seed,
         strict=strict,
         jobs=jobs,
+        emulate_bytes=emulated,
     )

@@ -51,6 +51,17 @@ class Evaluation:
     by_class: dict[str, Estimate]
     unreadable: tuple[str, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values: shares, and the interval of the first."""
+        return {
+            "images": self.top1.total,
+            "top1": self.top1.share,
+            "top1_interval": self.top1.interval,
+            "top5": self.top5.share,
+            "by_class": {name: estimate.share for name, estimate in self.by_class.items()},
+            "unreadable": self.unreadable,
+        }
+
 
 @dataclass(frozen=True)
 class Result:

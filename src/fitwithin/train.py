@@ -87,7 +87,7 @@ class _Turn:
         self.folder = Path(job.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.began_at = asked_at
-        self.learner = Learner(job.setting, job.candidate, device, captured=job.captured)
+        self.learner = Learner(job.setting, job.candidate, device, captured=job.captured, chunks=job.chunks)
         self.startup_s = time.monotonic() - asked_at
         self.n_train, self.n_val = len(pack.indices("train")), len(pack.indices("val"))
         self.peak_lr = job.setting.recipe.learning_rate(job.batch)
@@ -212,7 +212,7 @@ class _Turn:
             "val",
             px=self.job.candidate.train_px,
             crop=self.job.setting.recipe.crop,
-            batch=eval_batch(self.job.batch),
+            batch=eval_batch(self.job.batch // self.job.chunks),
         )
         self.device.empty_cache()
         # The next step is recorded anew.

@@ -79,7 +79,7 @@ class Law:
         return int(1e7 * self.weight(candidate))
 
     def _work(self, candidate: Candidate, px: int) -> float:
-        return self.weight(candidate) * (px / 160) ** 2 * (1.0 if candidate.precision == "amp" else 1.6)
+        return self.weight(candidate) * (px / 160) ** 2 * (1.0 if candidate.precision.startswith("amp") else 1.6)
 
     def memory_bytes(self, candidate: Candidate, batch: int, job: int = 0) -> int:
         """Peak bytes of the ``job``-th job at that batch."""

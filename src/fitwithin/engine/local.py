@@ -21,7 +21,7 @@ from typing import Any
 from fitwithin import __version__
 from fitwithin.engine.server import ENDED, MESSAGE, READY, STARTED
 from fitwithin.errors import DeviceError
-from fitwithin.jobs import Failure, Job, Outcome, Progress
+from fitwithin.jobs import Failure, HoldJob, Job, Outcome, Progress
 from fitwithin.machine import cpu_name
 
 #: How long importing torch and timm may take before something is wrong.
@@ -46,10 +46,12 @@ class Local:
     Args:
         device: ``cpu`` or ``cuda:N``.
         log: a file for what workers print.
+        emulate_bytes: of the GPU's memory so much is left free, the rest is held: a small card inside a big one.
     """
 
-    def __init__(self, device: str, log: Path | None = None) -> None:
-        self.device = device
+    def __init__(self, device: str, log: Path | None = None, *, emulate_bytes: int | None = None) -> None:
+        self.device, self.emulate_bytes = device, emulate_bytes
+        self._holder: Connection | None = None
         self._log = log
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         environment = {**os.environ, ALLOCATOR: _allocator(), "PYTHONUNBUFFERED": "1"}
@@ -82,6 +84,8 @@ class Local:
             name, driver, total = _nvidia_smi("name,driver_version,memory.total", self.device)
             cudnn = {d.name: d.version for d in metadata.distributions() if d.name.startswith("nvidia-cudnn")}
             facts["allocator"] = _allocator()
+            if self.emulate_bytes is not None:
+                facts["emulated_bytes"] = self.emulate_bytes
             facts.update(name=name, driver=driver, total_bytes=int(total) * 2**20, cudnn=", ".join(cudnn.values()))
         return facts
 
@@ -106,6 +110,35 @@ class Local:
             ) from error
         assert kind == READY
         self._ready = True
+        if self.emulate_bytes is not None:
+            self._hold(self.emulate_bytes)
+
+    def _hold(self, free_bytes: int) -> None:
+        connection, status, _ = self._fork()
+        status.close()
+        connection.send((HoldJob(device=self.device, free_bytes=free_bytes), time.monotonic()))
+        if not connection.poll(STARTED_WITHIN_S):
+            raise DeviceError(f"{self.device} did not give its memory within {STARTED_WITHIN_S:g} s")
+        _, answer = connection.recv()
+        if isinstance(answer, Failure):
+            raise DeviceError(f"{answer.reason}; choose a larger --emulate-device-memory, or free the device")
+        self._holder = connection  # the memory is held until this closes
+
+    def _fork(self) -> tuple[Connection, socket.socket, int]:
+        """A fresh process: what is said to it, what is told of its end, its number."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        status, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection = Connection(ours.detach())
+        try:
+            with theirs, told:
+                self._ask([theirs.fileno(), told.fileno()])
+            kind, pid = _receive(status, STARTED_WITHIN_S)
+            assert kind == STARTED
+        except BaseException:
+            connection.close()
+            status.close()
+            raise
+        return connection, status, pid
 
     def lanes(self, wanted: int, memory_bytes: int) -> int:
         """How many jobs of that memory the device can take at once now, ``wanted`` at most and one at least."""
@@ -118,14 +151,12 @@ class Local:
         """Run the job in a fresh process until it ends or ``until_at`` comes; several threads may ask at once."""
         self.prepare()
         asked_at = time.monotonic()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        status, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection = Connection(ours.detach())
         try:
-            with theirs, told:
-                self._ask([theirs.fileno(), told.fileno()])
-            kind, pid = _receive(status, STARTED_WITHIN_S)
-            assert kind == STARTED
+            connection, status, pid = self._fork()
+        except BaseException:
+            self.close()
+            raise
+        try:
             connection.send((job, asked_at))
             outcome = self._listen(connection, pid, until_at, on_progress)
             code = _end(status, pid, killed=isinstance(outcome, Failure) and outcome.kind == "deadline")
@@ -168,6 +199,8 @@ class Local:
 
     def close(self) -> None:
         """End the server, and with it any child."""
+        if self._holder is not None:
+            self._holder.close()
         self._control.close()
         if not self._ready:  # still importing, without a child: it would take seconds to notice
             self._server.kill()

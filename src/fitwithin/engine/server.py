@@ -24,6 +24,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from fitwithin.errors import FitwithinError
+from fitwithin.jobs import Failure, Held, HoldJob
 from fitwithin.lifeline import die_with_parent
 
 READY, STARTED, ENDED = b"R", b"S", b"E"
@@ -35,7 +37,7 @@ LOOK_S = 0.02
 
 def serve(control: socket.socket) -> None:
     """Fork a child for every request until the other side closes; then end those still at work."""
-    from fitwithin import evaluate, probe, train  # noqa: F401 - imported here, before any fork
+    from fitwithin import evaluate, probe, screen, train  # noqa: F401 - imported here, before any fork
 
     gc.freeze()  # no child's garbage collector walks through all that torch and timm have made
     control.sendall(MESSAGE.pack(READY, os.getpid()))
@@ -89,7 +91,10 @@ def _run_child(fd: int) -> None:
     code = 1
     try:
         job, asked_at = connection.recv()
-        connection.send(("done", _carry_out(job, asked_at, connection)))
+        if isinstance(job, HoldJob):
+            _hold(job, connection)
+        else:
+            connection.send(("done", _carry_out(job, asked_at, connection)))
         code = 0
     except (BrokenPipeError, EOFError):
         pass  # the parent is gone; so is the need
@@ -99,17 +104,35 @@ def _run_child(fd: int) -> None:
         os._exit(code)
 
 
+def _hold(job: HoldJob, connection: Connection) -> None:
+    from fitwithin import cuda
+
+    try:
+        free_bytes, held = cuda.hold(int(job.device.partition(":")[2] or 0), job.free_bytes)
+    except FitwithinError as error:
+        connection.send(("done", Failure(kind="error", reason=str(error))))
+        return
+    connection.send(("done", Held(free_bytes=free_bytes)))
+    with suppress(EOFError):
+        connection.recv()  # nothing comes: in the end the other side closes
+    del held
+
+
 def _carry_out(job: Any, asked_at: float, connection: Connection) -> Any:
-    from fitwithin import device, evaluate, pack, probe, train
-    from fitwithin.errors import FitwithinError, OutOfMemory
+    from fitwithin import device, evaluate, pack, probe, screen, train
+    from fitwithin.errors import OutOfMemory
     from fitwithin.feeder import Feeder
-    from fitwithin.jobs import EvaluateJob, Failure, ProbeJob, Progress, TrainJob
+    from fitwithin.jobs import EvaluateJob, ProbeJob, Progress, ScreenJob, TrainJob
     from fitwithin.learner import feeder_rings
 
     opened: Any = None
     feeder: Feeder | None = None
     try:
         setting = job.setting
+        if isinstance(job, ScreenJob):
+            opened = device.open_device(setting.device)
+            opened.cap(setting.memory_bytes, setting.accounting)
+            return screen.screen(job, opened)
         rings = feeder_rings(job.candidate, setting, job.batch)
         store = pack.open_pack(Path(setting.pack))
         feeder = Feeder(store, setting.workers, rings, pin=setting.device.startswith("cuda"))

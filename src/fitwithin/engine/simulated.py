@@ -18,16 +18,32 @@ import numpy as np
 import numpy.typing as npt
 
 from fitwithin.assemble import logits_path
+from fitwithin.choice import rated_batches
 from fitwithin.engine.law import Law, Trouble
 from fitwithin.engine.turn import Turn, read_skill
-from fitwithin.jobs import Evaluated, EvaluateJob, Failure, Job, Outcome, ProbeJob, Progress, TrainJob
+from fitwithin.jobs import (
+    Evaluated,
+    EvaluateJob,
+    Failure,
+    Job,
+    Outcome,
+    ProbeJob,
+    Progress,
+    Screened,
+    ScreenJob,
+    TrainJob,
+)
 from fitwithin.profile import Probe, Timing
+from fitwithin.pruning import Pace
 
 if TYPE_CHECKING:
     from fitwithin.session import Images
 
 #: A probe takes so many updates and times each pace for so long, as probe.py does; so often the loader's stock is made.
 UPDATES, SAMPLE_S, SAMPLE_STEPS, STOCKS = 6, (0.25, 0.7), 6, 6
+
+#: Precisions and layouts are compared at this batch.
+SCREEN_BATCH = 64
 
 #: An evaluation looks at its deadline so often per split and view.
 SLICES = 8
@@ -107,6 +123,8 @@ class Simulated:
             try:
                 if isinstance(job, ProbeJob):
                     return self._probe(job, until_at)
+                if isinstance(job, ScreenJob):
+                    return self._screen(job, until_at)
                 if isinstance(job, TrainJob):
                     return Turn(self, job, until_at).train(on_progress)
                 return self._evaluate(job, until_at, on_progress)
@@ -133,7 +151,7 @@ class Simulated:
 
     def claim(self, job: ProbeJob | TrainJob) -> int:
         """The peak of the job at hand; it ends here if that is above the cap."""
-        needed = self.law.memory_bytes(job.candidate, job.batch, len(self.jobs))
+        needed = self.law.memory_bytes(job.candidate, job.batch // job.chunks, len(self.jobs))
         cap = job.setting.memory_bytes
         if needed > cap:
             raise _Ended("memory", f"{needed} bytes were asked for, the cap is {cap}", cap)
@@ -169,6 +187,15 @@ class Simulated:
             points=points,
         )
 
+    def _screen(self, job: ScreenJob, until_at: float) -> Screened:
+        paces = {}
+        for candidate in job.candidates:
+            step_s = self.law.device_s(candidate, SCREEN_BATCH)
+            self.spend(self.law.warmup_s + SAMPLE_STEPS * step_s, until_at)
+            error_s = self.law.pace_noise * step_s
+            paces[candidate.name] = Pace(batch=SCREEN_BATCH, step_s=step_s, error_s=error_s)
+        return Screened(paces=paces)
+
     def _scout(self, job: ProbeJob, peak_bytes: int, until_at: float) -> tuple[tuple[int, int], ...]:
         law, cap = self.law, job.setting.memory_bytes
         image_bytes = max(1.0, (peak_bytes - law.fixed_bytes) / job.batch)
@@ -202,7 +229,16 @@ class Simulated:
             eval_first_s=slow * law.eval_first_s,
             save_s=slow * law.save_s,
             loader_step_s=slow * loader_s,
+            rates=self._rates(job, until_at) if job.rates else {},
         )
+
+    def _rates(self, job: ProbeJob, until_at: float) -> dict[int, float]:
+        rates = {}
+        for batch in (job.batch, *rated_batches(job.batch)):
+            pace_s = self.law.device_s(job.candidate, batch)
+            self.spend(max(SAMPLE_S[0], SAMPLE_STEPS * pace_s), until_at)
+            rates[batch] = batch / pace_s
+        return rates
 
     def _evaluate(self, job: EvaluateJob, until_at: float, on_progress: Callable[[Progress], None]) -> Evaluated:
         law, folder = self.law, Path(job.folder)

@@ -54,7 +54,7 @@ class Turn:
         self.curve: list[dict[str, Any]] = []
         self.earlier_s = 0.0
         self.factor = 1.0
-        self.peak_bytes, self.startup_s = 0, 0.0
+        self.peak_bytes, self.startup_s, self.training_s = 0, 0.0, 0.0
         self.validation_s = job.validation_s
         self.saved_at, self.saved_step, self.read_at = self.began_at, -1, self.began_at
 
@@ -72,7 +72,9 @@ class Turn:
             steps = 1 if first else self.stride()
             noise = self.law.pace_noise * (2 * self.law.draw("step", len(self.engine.jobs), schedule.step) - 1)
             pace_s = self.law.step_s(self.job.candidate, self.job.batch) * (1 + noise)
+            begun_at = self.engine.now()
             self.spend(steps * pace_s + (self.law.warmup_s if first else 0.0))
+            self.training_s += self.engine.now() - begun_at
             self.factor = cosine(schedule.step + steps - 1, schedule.total)
             schedule.step += steps
             first = False
@@ -165,7 +167,7 @@ class Turn:
         if self.best is None:
             self.save_model()
         self.spend(self.law.save_s)
-        kept = ("best", "validations", "curve", "factor")
+        kept = ("best", "validations", "curve", "factor", "training_s")
         facts = {
             "step": self.schedule.step,
             "planned": self.schedule.planned,
@@ -184,7 +186,7 @@ class Turn:
         self.schedule.go_on(facts["step"], facts["planned"])
         self.saved_step = facts["step"]
         self.best, self.validations, self.curve = facts["best"], facts["validations"], facts["curve"]
-        self.earlier_s, self.factor = facts["earlier_s"], facts["factor"]
+        self.earlier_s, self.factor, self.training_s = facts["earlier_s"], facts["factor"], facts["training_s"]
 
     def outcome(self, ended: str) -> Trained:
         """How the turn stands."""
@@ -198,6 +200,7 @@ class Turn:
             curve=tuple(self.curve),
             peak_bytes=self.peak_bytes,
             startup_s=self.startup_s,
+            training_s=self.training_s,
         )
 
     def finish(self) -> Trained:

@@ -1,0 +1,52 @@
+"""What a command shows while it works, and how a report is printed in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from fitwithin.progress import Reporter
+    from fitwithin.result import Result
+
+
+@contextmanager
+def reporter(as_json: bool) -> Iterator[Reporter]:
+    """Bars on a terminal, plain lines elsewhere, nothing where another program reads; Ctrl-C says how to go on."""
+    from fitwithin.progress import Bars, Plain, Silent
+
+    screen = console()
+    try:
+        if as_json:
+            yield Silent()
+        elif screen.is_terminal:
+            with Bars(screen) as bars:
+                yield bars
+        else:
+            yield Plain(screen)
+    except KeyboardInterrupt:
+        typer.echo("fitwithin: interrupted; `fitwithin resume RUN` goes on where it stands", err=True)
+        raise typer.Exit(130) from None
+
+
+def console() -> Any:
+    """The terminal's; a pipe has no width: tables are laid out for a wide page there, not for 80 columns."""
+    from rich.console import Console
+
+    screen = Console()
+    return screen if screen.is_terminal else Console(width=160)
+
+
+def show(result: Result, as_json: bool) -> None:
+    """The report on the terminal, or as JSON."""
+    if as_json:
+        typer.echo(result.report.to_json())
+        return
+    from fitwithin import page
+
+    screen = console()
+    page.print_report(result.report, screen)
+    screen.print(f"\nReport: {(result.folder / 'report.html').resolve()}", soft_wrap=True, highlight=False)
