@@ -148,7 +148,7 @@ def _check_finite(job: ProbeJob, losses: list[torch.Tensor]) -> None:
 
 
 def _step_and_evaluate(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> None:
-    """Updates, an evaluation pass at every size, and updates again; on CUDA those are recorded ones.
+    """Updates, an evaluation pass at the largest size, and updates again; on CUDA those are recorded ones.
 
     What the allocator keeps from evaluation and from one update decides what the next ones need.
     """
@@ -157,9 +157,8 @@ def _step_and_evaluate(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batc
     losses = [learner.step(x, y, 1e-4) for _ in range(updates)]
     device.settle()
     device.empty_cache()
-    size = eval_batch(batch // job.chunks)
-    for px in sorted({job.candidate.train_px, *job.setting.view_sizes}):
-        learner.logits(dummy(job.setting, px, size)[0], flip=True)
+    px = max(job.candidate.train_px, *job.setting.view_sizes)
+    learner.logits(dummy(job.setting, px, eval_batch(batch // job.chunks))[0], flip=True)
     device.settle()
     device.empty_cache()
     losses += [learner.step(x, y, 1e-4) for _ in range(updates)]
@@ -198,14 +197,15 @@ def _time(
         passes = {px: _evaluation(learner, job, feeder, px) for px in sizes}
         device.settle()
         device.empty_cache()
-        learner.step(*next(batches), 1e-4)  # recorded anew, as after every evaluation
+        ready = next(batches)
+        learner.step(*ready, 1e-4)  # recorded anew, as after every evaluation
         capture_s = learner.capture_s
-        dummy_s = _dummy_pace(learner, job, device, job.batch)
+        dummy_s = _dummy_pace(learner, device, ready)
         loader_step_s = _loader_pace(batches, loaded.ahead)
         step_s, step_low_s, step_high_s = _pace(learner, device, batches)
         rates = {job.batch: job.batch / dummy_s}
         for batch in rated_batches(job.batch) if job.rates else ():
-            rates[batch] = batch / _dummy_pace(learner, job, device, batch)
+            rates[batch] = batch / _dummy_pace(learner, device, _prepared(learner, job, device, batch))
     return Timing(
         startup_s=startup_s,
         warmup_s=max(0.0, first_s - FIRST_STEPS * step_s),
@@ -246,17 +246,21 @@ def _first_steps(
     return first_s, saved_at - stepped_at
 
 
-def _dummy_pace(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> float:
-    """Mean seconds per step with one batch that lies ready in the host's memory."""
+def _prepared(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> Batch:
+    """A batch of another size that lies ready, after the first steps at that size."""
     x, y = dummy(job.setting, job.candidate.train_px, batch)
-    if device.kind == "cuda":
-        x, y = x.pin_memory(), y.pin_memory()
-    for _ in range(0 if batch == job.batch else UPDATES):  # a size that is new is recorded
-        learner.step(x, y, 1e-4)
+    ready = (x.pin_memory(), y.pin_memory()) if device.kind == "cuda" else (x, y)
+    for _ in range(UPDATES):
+        learner.step(*ready, 1e-4)
+    return ready
+
+
+def _dummy_pace(learner: Learner, device: Cpu | Cuda, ready: Batch) -> float:
+    """Mean seconds per step with one batch that lies ready in the host's memory: the paper's dummy loader."""
     device.synchronize()
     begun_at, steps = time.monotonic(), 0
     while steps < SAMPLE_STEPS or time.monotonic() - begun_at < DUMMY_SAMPLE_S:
-        learner.step(x, y, 1e-4)
+        learner.step(*ready, 1e-4)
         device.throttle()
         steps += 1
     device.synchronize()

@@ -15,10 +15,22 @@ import pytest
 from PIL import Image
 
 from fitwithin import data, pack, recipe
-from fitwithin.candidate import Candidate
+from fitwithin.candidate import Candidate, grid
 from fitwithin.engine.local import Local
 from fitwithin.ensemble import View
-from fitwithin.jobs import Evaluated, EvaluateJob, Failure, ProbeJob, Setting, Trained, TrainJob
+from fitwithin.errors import DeviceError
+from fitwithin.jobs import (
+    Evaluated,
+    EvaluateJob,
+    Failure,
+    Job,
+    ProbeJob,
+    Screened,
+    ScreenJob,
+    Setting,
+    Trained,
+    TrainJob,
+)
 from fitwithin.machine import cuda_count
 from fitwithin.pack import Pack
 from fitwithin.profile import Probe
@@ -70,7 +82,7 @@ def candidate(precision: str = "amp") -> Candidate:
     return Candidate(model="resnet18", train_px=64, precision=precision)
 
 
-def do(engine: Local, job: ProbeJob | TrainJob | EvaluateJob, within_s: float = 120.0) -> object:
+def do(engine: Local, job: Job, within_s: float = 120.0) -> object:
     return engine.do(job, until_at=time.monotonic() + within_s, on_progress=lambda progress: None)
 
 
@@ -176,6 +188,55 @@ def test_an_interrupted_turn_goes_on_from_its_checkpoint(engine: Local, images: 
     engine.do(job(300), until_at=time.monotonic() + 12, on_progress=lambda progress: steps.append(progress.step))
     assert steps
     assert steps[0] > 20  # not from the beginning
+
+
+def free_bytes() -> int:
+    asked = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", "--id=0"]
+    return int(subprocess.run(asked, capture_output=True, text=True, check=True).stdout) * 2**20
+
+
+def test_a_small_card_is_emulated_inside_a_big_one(images: Pack) -> None:
+    before = free_bytes()
+    with Local("cuda:0", emulate_bytes=4 * GIB) as small:
+        small.prepare()
+        assert abs(free_bytes() - 4 * GIB) < 64 * 2**20
+        assert small.describe()["emulated_bytes"] == 4 * GIB
+        assert small.lanes(8, 3 * GIB) == 1
+        probe = do(small, ProbeJob(setting=setting(images), candidate=candidate(), batch=8, timed=True))
+        assert isinstance(probe, Probe)
+        assert probe.passed, probe.reason
+        assert probe.timing is not None
+        assert probe.timing.strangers == 0, "what holds the memory belongs to the run"
+    deadline = time.monotonic() + 10
+    while free_bytes() < before - 64 * 2**20 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert free_bytes() >= before - 64 * 2**20
+
+
+def test_a_card_larger_than_what_is_free_cannot_be_emulated() -> None:
+    with Local("cuda:0", emulate_bytes=10_000 * GIB) as local, pytest.raises(DeviceError, match="can be emulated"):
+        local.prepare()
+
+
+def test_precisions_and_layouts_are_compared_in_one_process(engine: Local, images: Pack) -> None:
+    variants = grid(["resnet18"], ["amp", "amp-bf16", "fp32", "tf32"], [64], ["nchw", "channels_last"])
+    screened = do(engine, ScreenJob(setting=setting(images), candidates=tuple(variants)))
+    assert isinstance(screened, Screened), screened
+    assert set(screened.paces) == {variant.name for variant in variants}
+    for pace in screened.paces.values():
+        assert pace.batch == 64
+        assert 0 < pace.error_s < pace.step_s < 0.1
+
+
+def test_an_update_in_parts_needs_less_memory(engine: Local, images: Pack) -> None:
+    peaks = {}
+    for chunks in (1, 4):
+        probe = do(engine, ProbeJob(setting=setting(images), candidate=candidate("fp32"), batch=256, chunks=chunks))
+        assert isinstance(probe, Probe)
+        assert probe.passed, probe.reason
+        assert probe.peak_bytes is not None
+        peaks[chunks] = probe.peak_bytes
+    assert peaks[4] < peaks[1] - 200 * 2**20
 
 
 LEARNERS = """

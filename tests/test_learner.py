@@ -1,0 +1,73 @@
+"""One update: accumulated in parts it is the update of the whole batch; precisions are what their names say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fitwithin.candidate import Candidate
+from fitwithin.device import Cpu
+from fitwithin.engine.simulated import Law
+from fitwithin.jobs import Setting
+from fitwithin.learner import Learner, eval_batch, feeder_rings
+from fitwithin.model import amp_dtype
+from simulation import CountedImages, Stage, request
+
+#: A backbone with layer norm: batch norm sees the parts one by one, so that there only the gradients' sum is the same.
+CANDIDATE = Candidate(model="test_vit", train_px=64, precision="fp32")
+
+
+def setting() -> Setting:
+    base = Stage(Law(), request(), Path("/nowhere"), CountedImages()).run().setting
+    return replace(base, view_sizes=(64,))
+
+
+def batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    x_bhwc = torch.randint(0, 256, (size, 64, 64, 3), dtype=torch.uint8, generator=generator)
+    return x_bhwc, torch.randint(0, 4, (size,), generator=generator)
+
+
+def updated(chunks: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+    learner = Learner(setting(), CANDIDATE, Cpu(), chunks=chunks)
+    # AdamW's first steps are the gradients' signs: where one is nearly zero, rounding decides. Plain descent is linear.
+    learner.optimizer = torch.optim.SGD(learner.net.parameters(), lr=0.0)  # type: ignore[assignment]
+    losses = [float(learner.step(*batch(12), 0.05)) for _ in range(3)]
+    return losses, {name: value.clone() for name, value in learner.net.state_dict().items()}
+
+
+@pytest.mark.parametrize("chunks", [2, 3, 6])
+def test_an_update_in_parts_is_the_update_of_the_whole(chunks: int) -> None:
+    (losses, weights), (losses_in_parts, weights_in_parts) = updated(1), updated(chunks)
+    assert losses_in_parts == pytest.approx(losses, rel=1e-4)
+    assert len(set(losses)) == 3
+    for name, value in weights.items():
+        torch.testing.assert_close(weights_in_parts[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_precisions() -> None:
+    assert amp_dtype("amp", torch.float16) is torch.float16
+    assert amp_dtype("amp-bf16", torch.float16) is torch.bfloat16
+    assert amp_dtype("fp32", torch.float16) is amp_dtype("tf32", torch.float16) is None
+    scaled = [Learner(setting(), replace(CANDIDATE, precision=p), Cpu()).scaler.is_enabled() for p in ("amp", "fp32")]
+    assert scaled == [False, False], "only float16 needs its loss scaled, and the CPU's amp is bfloat16"
+
+
+def test_an_evaluation_ends_the_training_mode_and_a_step_brings_it_back() -> None:
+    learner = Learner(setting(), CANDIDATE, Cpu())
+    x_bhwc, y_b = batch(4)
+    plain, mirrored = learner.logits(x_bhwc), learner.logits(x_bhwc, flip=True)
+    assert not learner.net.training
+    assert plain.shape == mirrored.shape == (4, 4)
+    torch.testing.assert_close(learner.logits(x_bhwc.flip(2)), mirrored)
+    learner.step(x_bhwc, y_b, 1e-3)
+    assert learner.net.training
+
+
+def test_rings_have_room_for_training_and_for_every_view() -> None:
+    train_bytes, view_bytes = feeder_rings(CANDIDATE, replace(setting(), view_sizes=(32, 96)), 400)
+    assert train_bytes >= 5 * 400 * 64 * 64 * 3
+    assert view_bytes >= 5 * eval_batch(400) * 96 * 96 * 3
