@@ -22,7 +22,7 @@ from fitwithin.assemble import (
     view_rows,
     write,
 )
-from fitwithin.candidate import PRECISIONS, Candidate, grid
+from fitwithin.candidate import LAYOUTS, PRECISIONS, Candidate, grid
 from fitwithin.ensemble import View, views_of
 from fitwithin.errors import RunFolderError
 from fitwithin.jobs import Evaluated, Trained
@@ -80,14 +80,22 @@ def test_where_nobody_validated_the_longest_training_wins() -> None:
 
 @given(st.integers(0, 11))
 def test_a_twin_differs_in_precision_alone(which: int) -> None:
-    every = grid(["resnet18", "resnet50", "vgg11"], PRECISIONS, [160, 224])
+    every = grid(["resnet18", "resnet50", "vgg11"], ["amp", "fp32"], [160, 224])
     winner = every[which]
     other = twin(winner, every)
     assert other is not None
     assert {(c.model, c.train_px) for c in (winner, other)} == {(winner.model, winner.train_px)}
-    assert {winner.precision, other.precision} == set(PRECISIONS)
+    assert {winner.precision, other.precision} == {"amp", "fp32"}
     assert twin(other, every) == winner
     assert twin(winner, [c for c in every if c != other]) is None
+
+
+def test_what_the_paper_did_not_try_has_no_twin() -> None:
+    every = grid(["resnet18"], PRECISIONS, [160], LAYOUTS)
+    for winner in every:
+        other = twin(winner, every)
+        assert (other is None) == (winner.precision in ("amp-bf16", "tf32"))
+        assert other is None or other.layout == winner.layout
 
 
 def test_the_ensemble_on_disk_reads_back(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +77,14 @@ def pick(trained: Mapping[str, Trained]) -> tuple[str, str]:
     return name, f"It is the best of {len(validated)} candidates on validation data."
 
 
+#: The paper's two precisions.
+TWINS = {"amp": "fp32", "fp32": "amp"}
+
+
 def twin(winner: Candidate, others: Sequence[Candidate]) -> Candidate | None:
     """The winner's twin in the other precision, if it was trained too: it completes the paper's Table 1."""
-    for other in others:
-        if (other.model, other.train_px) == (winner.model, winner.train_px) and other.precision != winner.precision:
-            return other
-    return None
+    other = replace(winner, precision=TWINS.get(winner.precision, ""))
+    return other if other in others else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,7 @@ def methods(member: Member, labels: Mapping[str, Labels], views: Sequence[View])
     """The rows of the paper's Table 1 for one candidate: symmetric, asymmetric, and the ensemble."""
     plain = [view.px for view in views if not view.flip]
     train_px, largest = member.candidate.train_px, max(plain)
-    amp = " + AMP" if member.candidate.precision == "amp" else ""
+    amp = {"amp": " + AMP", "amp-bf16": " + AMP (bfloat16)"}.get(member.candidate.precision, "")
     ways: list[tuple[str, list[View]]] = []
     if train_px in plain:
         ways.append((f"Symmetric sizes{amp}", [View(px=train_px, flip=False)]))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from fitwithin.errors import DeviceError, DeviceFull, OutOfMemory, cap_reached
+from fitwithin.errors import DeviceError, DeviceFull, OutOfMemory, cap_reached, let_go
 from fitwithin.meter import DriverGauge, Sampler, demanded_bytes
 from fitwithin.units import format_size
 
@@ -203,6 +203,7 @@ class Cuda:
             yield
         except torch.OutOfMemoryError as error:
             told = str(error)
+            let_go(error)
         except RuntimeError as error:
             # cuBLAS and the driver have no type for it; a batch too large for a kernel shows as NOT_SUPPORTED.
             # A recording that is broken off complains too, of what came after.
@@ -210,6 +211,7 @@ class Cuda:
             if not any(words in str(cause) for cause in causes for words in _CUDA_OUT_OF_MEMORY):
                 raise
             told = str(error.__context__ or error)
+            let_go(error)
         if told is not None:
             if self.crowded():
                 raise DeviceFull(CROWDED)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fitwithin.cuda import Cuda
-from fitwithin.errors import cap_reached
+from fitwithin.errors import cap_reached, let_go
 from fitwithin.machine import cpu_name
 from fitwithin.meter import Sampler, status_bytes
 
@@ -63,6 +63,12 @@ class Device(Protocol):
 
     def synchronize(self) -> None:
         """Wait until everything asked for is done."""
+
+    def empty_cache(self) -> None:
+        """Give back what the allocator holds and nobody uses."""
+
+    def throttle(self) -> None:
+        """After each step: wait if the host is too far ahead of the device."""
 
     def later(self, value: torch.Tensor) -> Callable[[], float | None]:
         """Fetch a scalar without waiting: what is returned gives None until it is there."""
@@ -179,11 +185,13 @@ class Cpu:
             yield
         except (torch.OutOfMemoryError, MemoryError) as error:
             told = str(error)
+            let_go(error)
         except RuntimeError as error:
             if not _is_cpu_out_of_memory(error):
                 raise
             told = str(error)
-        if told is not None:  # outside the except block, so that the traceback lets go of its tensors
+            let_go(error)
+        if told is not None:
             raise cap_reached(told)
 
 

@@ -16,6 +16,8 @@ A message is a sentence with the value, the limit and the way out.
 
 from __future__ import annotations
 
+import traceback
+
 
 class FitwithinError(Exception):
     """Base of every error raised on purpose."""
@@ -69,3 +71,10 @@ def cap_reached(told: str) -> OutOfMemory:
     """The error for a backend's own words."""
     lines = told.strip().splitlines()
     return OutOfMemory(f"the memory cap was reached ({lines[0][:200] if lines else 'no details'})")
+
+
+def let_go(error: BaseException | None) -> None:
+    """Clear the frames of the work that failed: while anybody looks at the error they would keep all its tensors."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__

@@ -208,7 +208,7 @@ def _kept_s(plan: Plan, scope: str) -> float:
     """Under scope ``total``, what no turn may touch: evaluating the winner and its twin, and closing."""
     if scope == "candidate":
         return 0.0
-    twins = 2 if len({turn.candidate.precision for turn in plan.turns}) > 1 else 1
+    twins = 2 if {turn.candidate.precision for turn in plan.turns} >= {"amp", "fp32"} else 1
     return max(instantiate.evaluation_kept_s(turn) for turn in plan.turns) * twins + CLOSING_S
 
 

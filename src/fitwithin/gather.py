@@ -28,7 +28,6 @@ from fitwithin.report import (
 )
 from fitwithin.request import Request
 from fitwithin.store import Event, bodies, latest
-from fitwithin.units import format_duration
 
 
 def profiled(events: Sequence[Event]) -> dict[str, Profile]:
@@ -60,7 +59,7 @@ def outcomes(events: Sequence[Event]) -> tuple[dict[str, Trained], dict[str, str
 
 def _ended(turn: Turn, trained: Trained) -> str:
     if trained.ended == "complete":
-        return f"complete: all {trained.steps} planned steps{_compared(turn, trained)}"
+        return f"complete: all {trained.steps} planned steps"
     went = f"planned {turn.epochs:g} epochs, took {trained.epochs:.1f}"
     if trained.ended == "shortened":
         return f"{went}: the machine was slower than profiled; annealed to the new end"
@@ -70,16 +69,6 @@ def _ended(turn: Turn, trained: Trained) -> str:
 def _training_s(turn: Turn, trained: Trained) -> float:
     """What the steps that were taken should have lasted, the first ones' extra cost included."""
     return turn.warmup_s + trained.steps * turn.batch / turn.images_per_s
-
-
-def _compared(turn: Turn, trained: Trained) -> str:
-    if not trained.training_s:
-        return ""
-    predicted_s = _training_s(turn, trained)
-    return (
-        f" in {format_duration(trained.training_s)}, predicted {format_duration(predicted_s)} "
-        f"({100 * (predicted_s / trained.training_s - 1):+.1f} %)"
-    )
 
 
 def candidate_row(

@@ -261,7 +261,7 @@ def _up(seconds: float) -> float:
 
 def evaluation_reserve_s(paired: Sequence[tuple[Profile, Costs]]) -> float:
     """Seconds kept for evaluating the winner and its twin in the other precision, whoever wins."""
-    twins = 2 if len({profile.candidate.precision for profile, _ in paired}) > 1 else 1
+    twins = 2 if {profile.candidate.precision for profile, _ in paired} >= {"amp", "fp32"} else 1
     return (max(cost.evaluation_s for _, cost in paired) * (1 + FIXED_MARGIN) + WATCHDOG_S) * twins
 
 

@@ -140,9 +140,10 @@ def dummy(setting: Setting, px: int, batch: int) -> tuple[torch.Tensor, torch.Te
 def _check_finite(job: ProbeJob, losses: list[torch.Tensor]) -> None:
     """UsageError unless the losses of the very first updates are finite."""
     found = [float(loss) for loss in losses]
-    if not all(map(math.isfinite, found)):
+    wrong = [loss for loss in found if not math.isfinite(loss)]
+    if wrong:  # the last one may be finite again: float16's scaler leaves the update out
         raise UsageError(
-            f"{job.candidate.model} computes a loss of {found[-1]} in {job.candidate.precision} within its first "
+            f"{job.candidate.model} computes a loss of {wrong[0]} in {job.candidate.precision} within its first "
             f"{len(found)} updates; another precision may do"
         )
 

@@ -21,6 +21,9 @@ SMALLEST_BATCH = 2
 #: A limit up to here (set by the recipe or the data) is tried first: one probe instead of three when memory is ample.
 TRY_LIMIT_FIRST = 64
 
+#: Otherwise the search begins here.
+SMALL_BATCH = 8
+
 #: No single probe lasts longer: a model that hangs is rejected, not waited for.
 PROBE_WITHIN_S = 300.0
 
@@ -77,7 +80,7 @@ class Measurement:
     def search(self, until_at: float, place: Prior | None = None, *, beside: bool = False) -> Rejection | None:
         """Find the largest batch that runs, ``beside`` others at work or alone; the reason if there is none."""
         self._until_at, self._placed = until_at, place is not None
-        first = self._limit if self._limit <= TRY_LIMIT_FIRST else 8
+        first = self._limit if self._limit <= TRY_LIMIT_FIRST else SMALL_BATCH
         at_once = not beside and self._setting.recipe.batch == "largest"
         self.batch, self._why, _ = largest_batch(
             # A limit that is tried first is likely to be the result: it is timed at once, if nothing disturbs that.
@@ -108,14 +111,14 @@ class Measurement:
         while True:
             self._until_at = until_at
             if isinstance(wanted, int):
-                found = self._in_parts(min(wanted, self._limit))
-            else:
-                found = self._profile(self._ask(self.batch, chunks=1, rates=wanted == "knee"), self._why)
+                return self._in_parts(min(wanted, self._limit))  # which tries smaller parts by itself
+            timed = self._ask(self.batch, chunks=1, rates=wanted == "knee")
+            found = self._profile(timed, self._why)
             if isinstance(found, Profile) and wanted == "knee":
                 return self._at_the_knee(found)
-            if isinstance(found, Profile) or self._ended or self.batch <= SMALLEST_BATCH:
+            if isinstance(found, Profile) or self._ended or timed.fatal or self.batch <= SMALLEST_BATCH:
                 return found
-            self._asked[self.batch, 0] = self._taken[-1]
+            self._asked[self.batch, 0] = timed
             if (rejection := self.search(until_at)) is not None:
                 return rejection
 
@@ -149,8 +152,9 @@ class Measurement:
         for chunks in parts(batch, self.batch):
             told = f"in {chunks} parts of {batch // chunks}" if chunks > 1 else "at once"
             why = f"{batch} images an update are held for all candidates, here {told}; {self._why}"
-            found = self._profile(self._ask(batch, chunks=chunks), why, chunks=chunks)
-            if isinstance(found, Profile) or self._ended:
+            timed = self._ask(batch, chunks=chunks)
+            found = self._profile(timed, why, chunks=chunks)
+            if isinstance(found, Profile) or self._ended or timed.fatal:
                 break
         return found
 
@@ -198,13 +202,26 @@ class Measurement:
         if isinstance(outcome, Probe) and outcome.crowded:
             self._ended = outcome.reason  # what others take is no fact of the candidate: nothing is certified
         if isinstance(outcome, Failure):
-            if outcome.kind == "deadline":
+            if outcome.kind == "deadline" and self._engine.now() < self._until_at:
+                self._ended = f"a step of {batch} images did not come to an end within {PROBE_WITHIN_S:g} s"
+            elif outcome.kind == "deadline":
                 self._ended = OUT_OF_TIME
-            # What fails in the first, small probe fails always; later a smaller batch may do.
-            fatal = bool(self._ended) or (outcome.kind == "error" and not self._taken and not self._placed)
-            return Probe(batch=batch, passed=False, reason=self._ended or outcome.reason, fatal=fatal)
+            return Probe(
+                batch=batch,
+                passed=False,
+                reason=self._ended or outcome.reason,
+                fatal=bool(self._ended) or self._at_any_size(outcome, batch),
+            )
         assert isinstance(outcome, Probe)
         return outcome
+
+    def _at_any_size(self, failure: Failure, batch: int) -> bool:
+        """Whether it would fail like this at a smaller batch too; else one may do."""
+        if batch <= SMALLEST_BATCH:
+            return failure.kind in ("error", "died")
+        first_and_small = not self._taken and not self._placed and batch <= SMALL_BATCH
+        ran_already = self.batch > 0  # what is timed has a size that ran: a full disk is no matter of size
+        return failure.kind == "error" and (first_and_small or ran_already)
 
 
 def measure(

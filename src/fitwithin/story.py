@@ -282,11 +282,23 @@ def _ranked(report: Report) -> list[CandidateRow]:
 
 
 def _settings(row: CandidateRow) -> str:
-    """Why this batch size, and what finding out took."""
+    """How well its time was predicted, why this batch size, and what finding out took."""
     profiled = None if row.profile_s is None else f"profiled in {format_duration(row.profile_s)}"
     if row.profile_cached:
         profiled = "profile read from the cache"
-    return "; ".join(filter(None, (row.batch_why, profiled)))
+    return "; ".join(filter(None, (_prediction(row), row.batch_why, profiled)))
+
+
+def _prediction(row: CandidateRow) -> str | None:
+    """The time of the steps alone against its prediction, and that of the process's start."""
+    predicted_s, actual_s = row.predicted_training_s, row.actual_training_s
+    start_predicted_s, start_s = row.predicted_startup_s, row.actual_startup_s
+    if predicted_s is None or not actual_s or start_predicted_s is None or start_s is None:
+        return None
+    return (
+        f"steps took {format_duration(actual_s)}, predicted {format_duration(predicted_s)} "
+        f"({100 * (predicted_s / actual_s - 1):+.1f} %), the start {start_s:.1f}s, predicted {start_predicted_s:.1f}s"
+    ).replace("-", "\u2212")
 
 
 def _share(estimate: Estimate | None) -> Cell:

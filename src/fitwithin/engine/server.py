@@ -161,7 +161,7 @@ def _carry_out(job: Any, asked_at: float, connection: Connection) -> Any:
         return Failure(kind="memory", reason=str(error), peak_bytes=opened.peak_bytes() if opened else None)
     except FitwithinError as error:
         return Failure(kind="error", reason=str(error))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a model that gives up with sys.exit has told why
         text = " ".join(str(error).split())[:300]
         return Failure(kind="error", reason=f"{type(error).__name__}: {text}", trace=traceback.format_exc())
     finally:
