@@ -67,8 +67,9 @@ class Measurement:
 
     def __init__(self, candidate: Candidate, setting: Setting, engine: Engine, *, n_train: int, tell: Tell) -> None:
         self.candidate, self._setting, self._engine, self._tell = candidate, setting, engine, tell
-        fixed = setting.recipe.batch if isinstance(setting.recipe.batch, int) else n_train
-        self._limit = min(n_train, setting.recipe.max_batch or n_train, fixed)
+        #: What an update takes for every candidate, if the recipe says so; in parts of max_batch at the most.
+        self._held = min(n_train, setting.recipe.batch) if isinstance(setting.recipe.batch, int) else 0
+        self._limit = min(n_train, setting.recipe.max_batch or n_train, self._held or n_train)
         self._asked: dict[tuple[int, int], Probe] = {}  # by batch and TIMED parts of it, 0 if it was not timed
         self._taken: list[Probe] = []
         self._until_at = 0.0
@@ -110,8 +111,8 @@ class Measurement:
         wanted = self._setting.recipe.batch
         while True:
             self._until_at = until_at
-            if isinstance(wanted, int):
-                return self._in_parts(min(wanted, self._limit))  # which tries smaller parts by itself
+            if self._held:
+                return self._in_parts(self._held)  # which tries smaller parts by itself
             timed = self._ask(self.batch, chunks=1, rates=wanted == "knee")
             found = self._profile(timed, self._why)
             if isinstance(found, Profile) and wanted == "knee":
