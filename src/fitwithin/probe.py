@@ -109,12 +109,16 @@ def probe(job: ProbeJob, device: Cpu | Cuda, feeder: Feeder, asked_at: float, sc
 #: Bytes per parameter that stay from step to step: float32 weights and AdamW's two moments.
 KEPT_BYTES = 12
 
+#: A small batch's workspaces make its images look larger than they are: two thirds of the room that they leave come to
+#: about half of the largest batch, and a line through that is good to 1.5 % (docs/log.md).
+SCOUTED = 2 / 3
+
 
 def _scout(learner: Learner, job: ProbeJob, device: Cpu | Cuda) -> tuple[tuple[int, int], ...]:
-    """Steps at about half of the largest batch that seems to fit: ``((batch, peak),)``, or nothing if they did not."""
+    """Steps at SCOUTED of the room that seems to be left: ``((batch, peak),)``, or nothing if they did not pass."""
     peak_bytes, usable = device.needed_bytes(), device.usable_bytes()
     image_bytes = (peak_bytes - device.outside_bytes() - KEPT_BYTES * learner.parameters) / job.batch
-    room = int((usable - peak_bytes) / (2 * max(image_bytes, 1.0)))
+    room = int(SCOUTED * (usable - peak_bytes) / max(image_bytes, 1.0))
     batch = min(job.batch + room, job.limit)
     if batch < 2 * job.batch:
         return ()

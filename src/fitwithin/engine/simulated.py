@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 #: A probe takes so many updates and times each pace for so long, as probe.py does; so often the loader's stock is made.
 UPDATES, SAMPLE_S, SAMPLE_STEPS, STOCKS = 6, (0.25, 0.7), 6, 6
 
+#: A scout goes to this share of the room that is left.
+SCOUTED = 2 / 3
+
 #: Precisions and layouts are compared at this batch.
 SCREEN_BATCH = 64
 
@@ -199,7 +202,7 @@ class Simulated:
     def _scout(self, job: ProbeJob, peak_bytes: int, until_at: float) -> tuple[tuple[int, int], ...]:
         law, cap = self.law, job.setting.memory_bytes
         image_bytes = max(1.0, (peak_bytes - law.fixed_bytes) / job.batch)
-        batch = min(job.limit, job.batch + int((cap - peak_bytes) / (2 * image_bytes)))
+        batch = min(job.limit, job.batch + int(SCOUTED * (cap - peak_bytes) / image_bytes))
         needed = law.memory_bytes(job.candidate, batch, len(self.jobs))
         if batch < 2 * job.batch or needed > cap:
             return ()
