@@ -87,8 +87,8 @@ between the updates. It passes if nothing failed, the loss stayed finite, the pe
 allocator did not have to give memory back and try again. What a probe needed, the least cap under which it would have
 passed, is close to a line in the batch.
 
-1. Scout: the first probe runs 8 images and then, in the same process, about two thirds of what seems to fit. That second
-   batch places later probes and certifies nothing.
+1. Scout: the first probe runs 8 images and then, in the same process, about two thirds of what seems to fit. That
+   second batch places later probes and certifies nothing.
 2. Line: through the smallest and the largest batch that ran.
 3. Jump: the next probe is placed where the line meets the usable memory; if that is far beyond what has run, a little
    short of it.

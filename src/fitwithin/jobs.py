@@ -42,7 +42,8 @@ class ProbeJob:
     """Run the real step at ``batch`` under the cap; with ``timed`` also measure everything a plan needs.
 
     A ``scout`` goes on in the same process to about two thirds of what seems to fit, so that one start gives two points
-    of memory against batch; never beyond ``limit``. ``outside_bytes`` is what earlier probes held outside the allocator.
+    of memory against batch; never beyond ``limit``. ``outside_bytes`` is what earlier probes held outside the
+    allocator.
     ``captured``: on CUDA the step is recorded as a graph. An update takes ``batch`` images in ``chunks`` parts; with
     ``rates`` smaller batches are timed too.
     """
