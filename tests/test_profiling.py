@@ -177,6 +177,23 @@ def test_what_probes_held_outside_the_allocator_is_kept_free_by_later_ones() -> 
     assert found.outside_bytes == 302
 
 
+def test_what_a_neighbour_held_outside_the_allocator_is_kept_free_from_the_first_probe_on() -> None:
+    told: list[tuple[int, int]] = []
+
+    def answer(job: ProbeJob) -> Outcome:
+        told.append((job.candidate.train_px, job.outside_bytes))
+        most = 100 if job.candidate.train_px == 160 else 50
+        timing = profile().timing if job.timed else None
+        peak_bytes = 10**7 * job.batch * 100 // most
+        return Probe(batch=job.batch, passed=job.batch <= most, peak_bytes=peak_bytes, timing=timing, outside_bytes=300)
+
+    run = run_of(Law(), sizes=(160, 224))
+    run.engine.do = lambda job, **how: answer(job)
+    list(measure(run.candidates, run.setting, run.engine, n_train=800, until_at=math.inf, tell=lambda progress: None))
+    assert told[0] == (160, 0)
+    assert all(outside_bytes == 300 for px, outside_bytes in told if px == 224)
+
+
 def test_nothing_is_timed_in_the_end() -> None:
     def answer(job: ProbeJob) -> Outcome:
         if job.timed or job.batch > 4:

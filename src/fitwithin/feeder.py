@@ -142,7 +142,8 @@ class Feeder:
         while not select.select([self._told], [], [], LOOK_S)[0]:
             self._check_alive()
         if not (data := os.read(self._told, 64 * DONE.size)):
-            os.waitid(os.P_PID, self._foreman, os.WEXITED | os.WNOWAIT) if self._foreman else None
+            if self._foreman:
+                os.waitid(os.P_PID, self._foreman, os.WEXITED | os.WNOWAIT)
             self._check_alive()
         for start in range(0, len(data), DONE.size):
             stream, number, text = DONE.unpack_from(data, start)
@@ -177,8 +178,9 @@ class Feeder:
     def close(self) -> None:
         """End the processes. The ring's pages go with the last batch that is held."""
         if self._pinned:
-            torch.cuda.synchronize()
-            torch.cuda.cudart().cudaHostUnregister(self._address())  # type: ignore[no-untyped-call]
+            with suppress(RuntimeError):  # after an error of CUDA's nothing works; the process is about to end
+                torch.cuda.synchronize()
+                torch.cuda.cudart().cudaHostUnregister(self._address())  # type: ignore[no-untyped-call]
             self._pinned = False
         for command in self._commands:
             command.close()

@@ -167,6 +167,7 @@ def _step_and_evaluate(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batc
     device.settle()
     device.empty_cache()
     losses += [learner.step(x, y, 1e-4) for _ in range(updates)]
+    device.settle()  # a recorded step takes memory outside the allocator, which later probes keep free
     _check_finite(job, losses)
 
 

@@ -80,10 +80,14 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
-    """What a neighbour's certificate says of a candidate: its largest batch, and bytes per image. It places probes."""
+    """What a neighbour's certificate says of a candidate: its largest batch, and bytes per image. It places probes.
+
+    ``outside_bytes`` is what the neighbour held outside the allocator: the same backbone loads the same kernels.
+    """
 
     batch: int
     image_bytes: float
+    outside_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +178,11 @@ def prior(known: Iterable[Certified], candidate: Candidate) -> Prior | None:
         if len(points) < 2 or all(probe.passed or probe.batch != other.certified + 1 for probe in other.probes):
             continue
         growth = (candidate.train_px / other.candidate.train_px) ** 2
-        return Prior(batch=int((other.certified + 0.5) / growth), image_bytes=growth * _slope(points))
+        return Prior(
+            batch=int((other.certified + 0.5) / growth),
+            image_bytes=growth * _slope(points),
+            outside_bytes=max(probe.outside_bytes for probe in other.probes),
+        )
     return None
 
 

@@ -76,11 +76,13 @@ class Measurement:
         self._ended = ""  # why nothing more can be found out, if so
         self._placed = False
         self._captured = True
+        self._outside_bytes = 0
         self.batch, self._why = 0, ""
 
     def search(self, until_at: float, place: Prior | None = None, *, beside: bool = False) -> Rejection | None:
         """Find the largest batch that runs, ``beside`` others at work or alone; the reason if there is none."""
         self._until_at, self._placed = until_at, place is not None
+        self._outside_bytes = place.outside_bytes if place is not None else self._outside_bytes
         first = self._limit if self._limit <= TRY_LIMIT_FIRST else SMALL_BATCH
         at_once = not beside and self._setting.recipe.batch == "largest"
         self.batch, self._why, _ = largest_batch(
@@ -182,7 +184,7 @@ class Measurement:
             timed=chunks > 0,
             scout=not self._taken and not chunks and batch < self._limit,
             limit=self._limit,
-            outside_bytes=max((probe.outside_bytes for probe in self._taken), default=0),
+            outside_bytes=max([self._outside_bytes, *(probe.outside_bytes for probe in self._taken)]),
             captured=self._captured,
             chunks=max(1, chunks),
             rates=rates,
