@@ -1,6 +1,7 @@
 """The search for the largest batch, told step by step, and profiles as JSON. Its laws stand in test_laws.py."""
 
 import json
+import random
 from dataclasses import replace
 
 import pytest
@@ -134,3 +135,40 @@ def test_a_prior_that_is_wrong_costs_probes_and_nothing_else(edge: int, promised
     assert batch == edge
     assert len({probe.batch for probe in probes}) == len(probes)
     assert len(probes) <= 24
+
+
+@given(
+    noise=st.floats(0, 0.3),
+    stairs=st.integers(1, 40),
+    slope=st.integers(1, 50_000),
+    room=st.integers(2, 900),
+    seed=st.integers(0, 999),
+    promised=st.none() | st.integers(2, 900),
+)
+def test_whatever_memory_does_the_certificate_holds(
+    noise: float, stairs: int, slope: int, room: int, seed: int, promised: int | None
+) -> None:
+    """Memory in stairs, falling here and there, or fragmented at random: another amount at every size."""
+    base, limit = 10_000, 2_000
+    cap_bytes = base + slope * room
+
+    def needed_bytes(batch: int) -> int:
+        rounded = -(-batch // stairs) * stairs
+        return int(base + slope * rounded * (1 + noise * random.Random(1000 * batch + seed).uniform(-1, 1)))
+
+    def run(batch: int) -> Probe:
+        needed = needed_bytes(batch)
+        passed = needed <= cap_bytes
+        return Probe(batch=batch, passed=passed, peak_bytes=needed if passed else None, reason="" if passed else "no")
+
+    place = None if promised is None else Prior(batch=promised, image_bytes=float(slope))
+    batch, why, probes = largest_batch(run, cap_bytes=cap_bytes, limit=limit, prior=place)
+    ran = {probe.batch: probe.passed for probe in probes}
+    assert len(ran) == len(probes), "a size was run twice"
+    assert len(probes) <= 60
+    if batch == 0:
+        assert not ran[2]
+        assert why
+    else:
+        assert ran[batch]
+        assert batch == limit or ran[batch + 1] is False
