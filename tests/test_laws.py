@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 
 from fitwithin import assemble, flow, gather, page, planning
 from fitwithin import recipe as recipes
+from fitwithin.bracket import largest_batch
 from fitwithin.engine.simulated import Law, Simulated, Trouble
 from fitwithin.errors import BudgetError, TrainingError
 from fitwithin.jobs import CARD, WEIGHTS, Failure, Job, Outcome, Progress, TrainJob
 from fitwithin.ledger import BEAT, Books
-from fitwithin.profile import Probe, Profile, largest_batch
+from fitwithin.profile import Probe, Profile
 from fitwithin.profiling import measure
 from fitwithin.report import Report
 from fitwithin.session import Run

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitwithin.profile import Prior, Probe, Profile, from_dict, largest_batch, prior, to_dict
+from fitwithin.bracket import largest_batch
+from fitwithin.profile import Prior, Probe, Profile, from_dict, prior, to_dict
 from simulation import profile
 
 

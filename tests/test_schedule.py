@@ -5,7 +5,7 @@ import math
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fitwithin.schedule import PRIOR_STEPS, Schedule, cosine
+from fitwithin.schedule import PRIOR_STEPS, SCHEDULES, Schedule, cosine, rate_factor
 
 
 @given(st.integers(2, 10**6))
@@ -128,3 +128,24 @@ def test_a_machine_that_slows_down_gets_fewer_annealed_steps(slower: float) -> N
     assert factors[-1] == 0.0
     assert now <= 1020.0 + slower
     assert schedule.step >= math.floor(300 + 700 / slower) - 30
+
+
+@given(
+    total=st.integers(2, 3000),
+    shape=st.sampled_from(SCHEDULES),
+    warmup=st.floats(0, 0.99),
+)
+def test_a_rate_rises_and_then_falls_to_exactly_nothing(total: int, shape: str, warmup: float) -> None:
+    factors = [rate_factor(step, total, shape, warmup) for step in range(total)]
+    assert factors[-1] == 0.0
+    assert all(0.0 <= factor <= 1.0 for factor in factors)
+    top = factors.index(max(factors))
+    assert factors[: top + 1] == sorted(factors[: top + 1])
+    assert factors[top:] == sorted(factors[top:], reverse=True)
+    assert factors[0] > 0.0
+    assert top <= warmup * total + 1
+
+
+@given(step=st.integers(0, 500), total=st.integers(1, 500))
+def test_without_a_warm_up_the_cosine_is_the_papers(step: int, total: int) -> None:
+    assert rate_factor(step, total) == cosine(step, total)

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from fitwithin import model as models
+from fitwithin import optimizers
 from fitwithin.candidate import Candidate
 from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu
@@ -33,7 +34,7 @@ UNRECORDED = 1
 
 
 class Learner:
-    """A candidate's model, its AdamW and, under float16, its loss scaler.
+    """A candidate's model, its optimizer and, under float16, its loss scaler.
 
     With ``captured`` its step is recorded as a CUDA graph (:class:`fitwithin.graph.Graph`) once it has run;
     on the CPU there is no such thing. An update's gradient is accumulated over ``chunks`` parts of its batch.
@@ -55,13 +56,14 @@ class Learner:
         self._recorder = device if captured and isinstance(device, Cuda) else None
         #: The learning rate where a recorded step finds it; without one it is a plain number.
         self._rate = torch.zeros((), device=device.torch_device) if self._recorder else None
-        self.optimizer = torch.optim.AdamW(
-            self.net.parameters(),
-            lr=0.0 if self._rate is None else self._rate,
-            weight_decay=setting.recipe.weight_decay,
+        self.optimizer = optimizers.make(
+            setting.recipe,
+            self.net,
+            0.0 if self._rate is None else self._rate,
             fused=device.kind == "cuda",
             capturable=self._recorder is not None,
         )
+        self._smoothing = setting.recipe.smoothing
         self.scaler = torch.amp.GradScaler(device.kind, enabled=self.amp_dtype == torch.float16)
         self._mean = torch.tensor(models.MEAN, device=device.torch_device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(models.STD, device=device.torch_device).view(1, 3, 1, 1) * 255
@@ -115,7 +117,8 @@ class Learner:
         losses = []
         for x_part, y_part in zip(x_bhwc.chunk(self.chunks), y_b.chunk(self.chunks), strict=True):
             with self.autocast():
-                loss = F.cross_entropy(self.net(self.images(x_part)), y_part) / self.chunks
+                loss = F.cross_entropy(self.net(self.images(x_part)), y_part, label_smoothing=self._smoothing)
+            loss = loss / self.chunks
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         self.scaler.step(self.optimizer)

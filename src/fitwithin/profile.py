@@ -1,4 +1,4 @@
-"""What profiling finds out about a candidate, and the search for its largest batch. Pure: a probe is a callable.
+"""What profiling finds out about a candidate. Pure; the search for its largest batch is bracket.py's.
 
 A profile's claim is a certificate: a batch of ``batch`` ran the real training step under the cap in a fresh process,
 and ``batch + 1`` did not (or a stated limit other than memory ended the search). Nothing is returned that did not run.
@@ -7,12 +7,11 @@ and ``batch + 1`` did not (or a stated limit other than memory ended the search)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from fitwithin.candidate import Candidate
-from fitwithin.units import format_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,19 +173,19 @@ def prior(known: Iterable[Certified], candidate: Candidate) -> Prior | None:
     for other in known:
         if replace(other.candidate, train_px=candidate.train_px) != candidate or other.candidate == candidate:
             continue
-        points = _points(other.probes)
+        points = points_of(other.probes)
         if len(points) < 2 or all(probe.passed or probe.batch != other.certified + 1 for probe in other.probes):
             continue
         growth = (candidate.train_px / other.candidate.train_px) ** 2
         return Prior(
             batch=int((other.certified + 0.5) / growth),
-            image_bytes=growth * _slope(points),
+            image_bytes=growth * slope_of(points),
             outside_bytes=max(probe.outside_bytes for probe in other.probes),
         )
     return None
 
 
-def _points(probes: Iterable[Probe]) -> list[tuple[int, int]]:
+def points_of(probes: Iterable[Probe]) -> list[tuple[int, int]]:
     """Batches and the memory they needed, ascending; for a batch that ran twice, the larger."""
     points: dict[int, int] = {}
     for batch, needed_bytes in (point for probe in probes for point in probe.line):
@@ -194,133 +193,10 @@ def _points(probes: Iterable[Probe]) -> list[tuple[int, int]]:
     return sorted(points.items())
 
 
-def _slope(points: Sequence[tuple[int, int]]) -> float:
+def slope_of(points: Sequence[tuple[int, int]]) -> float:
     """Bytes per image between the smallest and the largest point."""
     (low, low_bytes), (high, high_bytes) = points[0], points[-1]
     return (high_bytes - low_bytes) / (high - low)
-
-
-@dataclass(kw_only=True)
-class _Search:
-    """The bracket while it closes: every probe by batch size."""
-
-    run: Callable[[int], Probe]
-    cap_bytes: int
-    limit: int
-    prior: Prior | None = None
-    probes: list[Probe] = field(default_factory=list)
-
-    def ask(self, batch: int) -> Probe:
-        probe = self.run(batch)
-        self.probes.append(probe)
-        return probe
-
-    @property
-    def largest_passed(self) -> int:
-        failed = self.smallest_failed
-        return max((p.batch for p in self.probes if p.passed and p.batch < failed), default=0)
-
-    @property
-    def smallest_failed(self) -> int:
-        return min((p.batch for p in self.probes if not p.passed), default=self.limit + 1)
-
-    @property
-    def points(self) -> list[tuple[int, int]]:
-        return _points(self.probes)
-
-    def predicted(self) -> float | None:
-        """Where the line meets the cap: through the smallest and the largest point, or with the prior's slope."""
-        points = self.points
-        slope = self.prior.image_bytes if self.prior else 0.0
-        if len(points) > 1 and (self.prior is None or points[-1][0] >= APART * points[0][0]):
-            slope = _slope(points)
-        if not points or slope <= 0:
-            return None
-        usable = min((p.usable_bytes for p in self.probes if p.usable_bytes is not None), default=self.cap_bytes)
-        high, high_bytes = points[-1]
-        return high + (usable - high_bytes) / slope
-
-
-#: Beside a neighbour's slope, points give one only if the largest is APART times the smallest: memory comes in pages.
-APART = 1.2
-
-#: A jump to more than FAR times the largest point stops short of the prediction by this share: it passes then, and the
-#: line through it is good to an image or two.
-SHORT, FAR = 0.95, 2.5
-
-#: From this stride on the line has misled so often that the bracket is halved.
-MISLED = 16
-
-
-def largest_batch(
-    run: Callable[[int], Probe],
-    *,
-    cap_bytes: int,
-    limit: int,
-    first: int = 8,
-    smallest: int = 2,
-    prior: Prior | None = None,
-) -> tuple[int, str, list[Probe]]:
-    """The largest batch that passes, why the search ended there, and every probe in order.
-
-    Memory is close to affine in the batch, so two points give a line (one scout, or two small probes) and a jump to
-    its prediction; a neighbour's certificate gives both at once. Strides that double close the bracket. Memory need
-    not be monotone for the result to hold: it says that the batch passed and the next did not.
-
-    Args:
-        run: runs one probe in a fresh process.
-        cap_bytes: the memory cap, for the prediction only; a probe's ``passed`` decides.
-        limit: the largest batch worth asking for (training images, or the recipe's), at least ``smallest``.
-        first: where to start; ``smallest`` the least batch that can be trained (ResNeSt's batch norm needs 2).
-        prior: what a neighbour's certificate says; the search starts there.
-
-    Returns:
-        ``(batch, why, probes)``; batch is 0 if none passed, and ``why`` then is the reason.
-    """
-    search = _Search(run=run, cap_bytes=cap_bytes, limit=limit, prior=prior)
-    start = max(smallest, min(prior.batch if prior else first, limit))
-    probe = search.ask(start)
-    if probe.fatal:
-        return 0, probe.reason, search.probes
-    if not probe.passed and start <= max(first, smallest):
-        smaller = search.ask(smallest) if start > smallest else probe
-        if not smaller.passed:
-            why = smaller.reason if smaller.fatal else f"{smallest} images do not fit: {smaller.reason}"
-            return 0, why, search.probes
-    elif probe.passed and start < limit and search.predicted() is None:
-        search.ask(min(limit, 3 * start))
-    stride = 1
-    while (hi := search.smallest_failed) - (lo := search.largest_passed) > 1:
-        if lo == 0 and hi <= smallest:
-            return 0, f"{smallest} images do not fit: {search.probes[-1].reason}", search.probes
-        guess, stride = _next_guess(search, lo, hi, stride)
-        search.ask(max(lo + 1, smallest, min(hi - 1, guess)))
-    batch = search.largest_passed
-    if batch == limit:
-        return batch, f"{batch} is as large as the recipe or the data allow; memory would allow more", search.probes
-    failure = next(p for p in search.probes if p.batch == batch + 1 and not p.passed)
-    return batch, f"{batch} ran within {format_size(cap_bytes)}, {batch + 1} did not: {failure.reason}", search.probes
-
-
-def _next_guess(search: _Search, lo: int, hi: int, stride: int) -> tuple[int, int]:
-    """Where to look between ``lo`` (passed) and ``hi`` (failed, or beyond the limit), and the next stride."""
-    predicted, failed = search.predicted(), hi <= search.limit
-    if lo == 0 and search.prior is not None:
-        return hi - stride, 2 * stride  # the neighbour promised too much
-    reach = max([lo, *(batch for batch, _ in search.points if batch < hi)])
-    if failed and hi > FAR * reach:
-        return 3 * hi // 4, stride  # a far jump failed: what passes near it makes the line a good one
-    if failed and (predicted is None or stride > MISLED):
-        return (lo + hi) // 2, stride
-    if predicted is None:
-        return 2 * lo, stride
-    if not failed and predicted >= hi:
-        return search.limit, stride
-    if not failed and predicted > FAR * reach:
-        return int(SHORT * predicted), stride
-    if lo < int(predicted) < hi:
-        return int(predicted), 2 * stride if failed else 1
-    return (lo + stride if predicted < hi else hi - stride), 2 * stride
 
 
 def to_dict(profile: Profile | Rejection) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 
+from fitwithin.bracket import largest_batch
 from fitwithin.candidate import Candidate
 from fitwithin.certificates import Cache
 from fitwithin.choice import knee, parts
 from fitwithin.engine import Engine
 from fitwithin.jobs import Failure, ProbeJob, Progress, Screened, ScreenJob, Setting
-from fitwithin.profile import Prior, Probe, Profile, Rejection, largest_batch, prior
+from fitwithin.profile import Prior, Probe, Profile, Rejection, prior
 from fitwithin.pruning import pruned, screened, slower
 
 #: Batch norm over one value fails in training (ResNeSt), so two images are the least.

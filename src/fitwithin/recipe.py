@@ -12,9 +12,12 @@ from typing import Any
 
 from fitwithin.candidate import LAYOUTS, PRECISIONS
 from fitwithin.errors import UsageError
+from fitwithin.schedule import SCHEDULES
 
 #: Ways to choose a batch; a number is another.
 BATCHES = ("largest", "knee")
+
+OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,10 @@ class Recipe:
     ``crop_scale`` and ``crop_ratio`` are RandomResizedCrop's area share and aspect range, ``flip`` the probability of
     mirroring, ``crop`` the centre share used in evaluation, ``last_epochs`` how many of the last epochs validate.
     Where one budget is split over candidates, only so many are kept that each gets ``worthwhile_epochs``.
+
+    The learning rate rises over the share ``warmup`` of the steps and then falls to 0 along ``schedule`` (one of
+    SCHEDULES); ``optimizer`` is one of OPTIMIZERS; without ``decay_norms`` norms and biases are not decayed;
+    ``smoothing`` is label smoothing's share.
 
     ``precisions`` and ``layouts`` make the grid unless a run asks for others; with ``prune`` those that lose by more
     than the noise at a small batch are not profiled. ``batch`` is ``largest``, ``knee`` (the smallest batch that comes
@@ -47,6 +54,11 @@ class Recipe:
     layouts: tuple[str, ...] = ("nchw",)
     prune: bool = False
     batch: str | int = "largest"
+    optimizer: str = "adamw"
+    decay_norms: bool = True
+    smoothing: float = 0.0
+    schedule: str = "cosine"
+    warmup: float = 0.0
 
     def __post_init__(self) -> None:
         checks = {
@@ -62,6 +74,10 @@ class Recipe:
             "max_batch": self.max_batch is None or self.max_batch >= 2,
             "precisions": bool(self.precisions) and set(self.precisions) <= set(PRECISIONS),
             "layouts": bool(self.layouts) and set(self.layouts) <= set(LAYOUTS),
+            "optimizer": self.optimizer in OPTIMIZERS,
+            "smoothing": 0 <= self.smoothing < 1,
+            "schedule": self.schedule in SCHEDULES,
+            "warmup": 0 <= self.warmup < 1,
             "batch": self.batch >= 2 if isinstance(self.batch, int) else self.batch in BATCHES,
         }
         for field, fine in checks.items():

@@ -1,7 +1,7 @@
 """The course of one turn: a number of steps, never more than planned, and a learning rate that ends at exactly 0.
 
 A turn is planned in steps. While it runs, the pace is measured; where the steps left no longer fit before the deadline,
-the end moves forward and the cosine is drawn to the new end (Li, Yumer, Ramanan, "Budgeted Training", ICLR 2020:
+the end moves forward and the rate is drawn to the new end (Li, Yumer, Ramanan, "Budgeted Training", ICLR 2020:
 a schedule must span exactly the budget). A frozen schedule keeps its steps, so that it can be replayed.
 """
 
@@ -17,6 +17,24 @@ def cosine(step: int, total: int) -> float:
     if total <= 1:
         return 1.0
     return 0.5 * (1.0 + math.cos(math.pi * min(step, total - 1) / (total - 1)))
+
+
+#: Ways down from the peak rate.
+SCHEDULES = ("cosine", "linear")
+
+
+def rate_factor(step: int, total: int, shape: str = "cosine", warmup: float = 0.0) -> float:
+    """The learning-rate factor of step ``step`` (0-based) of ``total``: it rises over the share ``warmup``, then falls.
+
+    The first of n warm-up steps has 1/n; the last step has exactly 0. In a total of one step the factor is 1.
+    """
+    rising = min(math.ceil(warmup * total), total - 1) if total > 1 else 0
+    if step < rising:
+        return (step + 1) / rising
+    step, total = step - rising, total - rising
+    if shape == "linear" and total > 1:
+        return 1.0 - min(step, total - 1) / (total - 1)
+    return cosine(step, total) if total > 1 or not rising else 0.0
 
 
 #: The planned pace counts like this many measured steps, so that a slow start does not end a turn early.
@@ -38,6 +56,8 @@ class Schedule:
     training_ends_at: float
     planned_step_s: float
     frozen: bool = False
+    shape: str = "cosine"
+    warmup: float = 0.0
     step: int = 0
     total: int = field(init=False)
     cut: bool = field(default=False, init=False)
@@ -56,7 +76,7 @@ class Schedule:
     @property
     def lr_factor(self) -> float:
         """The learning-rate factor of the step about to be taken."""
-        return cosine(self.step, self.total)
+        return rate_factor(self.step, self.total, self.shape, self.warmup)
 
     @property
     def pace_s(self) -> float:

@@ -97,6 +97,8 @@ class _Turn:
             training_ends_at=job.until_at - EXIT_S - 1.2 * job.save_s,
             planned_step_s=job.step_s,
             frozen=job.frozen,
+            shape=job.setting.recipe.schedule,
+            warmup=job.setting.recipe.warmup,
         )
         self.best: int | None = None
         self.validations: list[dict[str, Any]] = []

@@ -302,6 +302,21 @@ print(json.dumps(told))
     np.testing.assert_allclose(recorded, launched, rtol=2e-2 if precision.startswith("amp") else 2e-3)
 
 
+def test_muon_learns_the_same_recorded_as_launched() -> None:
+    found = fresh("""
+from dataclasses import replace
+setting = replace(setting, recipe=replace(setting.recipe, optimizer="muon", decay_norms=False, smoothing=0.1))
+told = {}
+for captured in (True, False):
+    one = learner("amp-bf16", "channels_last", captured)
+    told[str(captured)] = [float(one.step(x, y, 1e-3)) for x, y in batches]
+    told["recorded " + str(captured)] = one.capture_s
+print(json.dumps(told))
+""")
+    assert found["recorded True"]
+    np.testing.assert_allclose(found["True"], found["False"], rtol=3e-2)
+
+
 def test_a_recorded_step_uses_new_random_numbers_every_time() -> None:
     found = fresh("""
 one = learner("fp32")

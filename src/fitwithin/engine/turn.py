@@ -21,7 +21,7 @@ from fitwithin.jobs import (
     trained_to_json,
 )
 from fitwithin.planning import EXIT_S
-from fitwithin.schedule import Schedule, cosine
+from fitwithin.schedule import Schedule, rate_factor
 
 if TYPE_CHECKING:
     from fitwithin.engine.simulated import Simulated
@@ -47,6 +47,8 @@ class Turn:
             training_ends_at=job.until_at - EXIT_S - 1.2 * job.save_s,
             planned_step_s=job.step_s,
             frozen=job.frozen,
+            shape=job.setting.recipe.schedule,
+            warmup=job.setting.recipe.warmup,
         )
         # Everything that a checkpoint keeps beside the step.
         self.best: int | None = None
@@ -75,7 +77,8 @@ class Turn:
             begun_at = self.engine.now()
             self.spend(steps * pace_s + (self.law.warmup_s if first else 0.0))
             self.training_s += self.engine.now() - begun_at
-            self.factor = cosine(schedule.step + steps - 1, schedule.total)
+            last = schedule.step + steps - 1
+            self.factor = rate_factor(last, schedule.total, schedule.shape, schedule.warmup)
             schedule.step += steps
             first = False
             self.read(on_progress)

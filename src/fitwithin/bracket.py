@@ -1,0 +1,132 @@
+"""The search for a candidate's largest batch: a line, a jump, a bracket that closes. Pure: a probe is a callable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fitwithin.profile import Prior, Probe, points_of, slope_of
+from fitwithin.units import format_size
+
+
+@dataclass(kw_only=True)
+class _Search:
+    """The bracket while it closes: every probe by batch size."""
+
+    run: Callable[[int], Probe]
+    cap_bytes: int
+    limit: int
+    prior: Prior | None = None
+    probes: list[Probe] = field(default_factory=list)
+
+    def ask(self, batch: int) -> Probe:
+        probe = self.run(batch)
+        self.probes.append(probe)
+        return probe
+
+    @property
+    def largest_passed(self) -> int:
+        failed = self.smallest_failed
+        return max((p.batch for p in self.probes if p.passed and p.batch < failed), default=0)
+
+    @property
+    def smallest_failed(self) -> int:
+        return min((p.batch for p in self.probes if not p.passed), default=self.limit + 1)
+
+    @property
+    def points(self) -> list[tuple[int, int]]:
+        return points_of(self.probes)
+
+    def predicted(self) -> float | None:
+        """Where the line meets the cap: through the smallest and the largest point, or with the prior's slope."""
+        points = self.points
+        slope = self.prior.image_bytes if self.prior else 0.0
+        if len(points) > 1 and (self.prior is None or points[-1][0] >= APART * points[0][0]):
+            slope = slope_of(points)
+        if not points or slope <= 0:
+            return None
+        usable = min((p.usable_bytes for p in self.probes if p.usable_bytes is not None), default=self.cap_bytes)
+        high, high_bytes = points[-1]
+        return high + (usable - high_bytes) / slope
+
+
+#: Beside a neighbour's slope, points give one only if the largest is APART times the smallest: memory comes in pages.
+APART = 1.2
+
+#: A jump to more than FAR times the largest point stops short of the prediction by this share: it passes then, and the
+#: line through it is good to an image or two.
+SHORT, FAR = 0.95, 2.5
+
+#: From this stride on the line has misled so often that the bracket is halved.
+MISLED = 16
+
+
+def largest_batch(
+    run: Callable[[int], Probe],
+    *,
+    cap_bytes: int,
+    limit: int,
+    first: int = 8,
+    smallest: int = 2,
+    prior: Prior | None = None,
+) -> tuple[int, str, list[Probe]]:
+    """The largest batch that passes, why the search ended there, and every probe in order.
+
+    Memory is close to affine in the batch, so two points give a line (one scout, or two small probes) and a jump to
+    its prediction; a neighbour's certificate gives both at once. Strides that double close the bracket. Memory need
+    not be monotone for the result to hold: it says that the batch passed and the next did not.
+
+    Args:
+        run: runs one probe in a fresh process.
+        cap_bytes: the memory cap, for the prediction only; a probe's ``passed`` decides.
+        limit: the largest batch worth asking for (training images, or the recipe's), at least ``smallest``.
+        first: where to start; ``smallest`` the least batch that can be trained (ResNeSt's batch norm needs 2).
+        prior: what a neighbour's certificate says; the search starts there.
+
+    Returns:
+        ``(batch, why, probes)``; batch is 0 if none passed, and ``why`` then is the reason.
+    """
+    search = _Search(run=run, cap_bytes=cap_bytes, limit=limit, prior=prior)
+    start = max(smallest, min(prior.batch if prior else first, limit))
+    probe = search.ask(start)
+    if probe.fatal:
+        return 0, probe.reason, search.probes
+    if not probe.passed and start <= max(first, smallest):
+        smaller = search.ask(smallest) if start > smallest else probe
+        if not smaller.passed:
+            why = smaller.reason if smaller.fatal else f"{smallest} images do not fit: {smaller.reason}"
+            return 0, why, search.probes
+    elif probe.passed and start < limit and search.predicted() is None:
+        search.ask(min(limit, 3 * start))
+    stride = 1
+    while (hi := search.smallest_failed) - (lo := search.largest_passed) > 1:
+        if lo == 0 and hi <= smallest:
+            return 0, f"{smallest} images do not fit: {search.probes[-1].reason}", search.probes
+        guess, stride = _next_guess(search, lo, hi, stride)
+        search.ask(max(lo + 1, smallest, min(hi - 1, guess)))
+    batch = search.largest_passed
+    if batch == limit:
+        return batch, f"{batch} is as large as the recipe or the data allow; memory would allow more", search.probes
+    failure = next(p for p in search.probes if p.batch == batch + 1 and not p.passed)
+    return batch, f"{batch} ran within {format_size(cap_bytes)}, {batch + 1} did not: {failure.reason}", search.probes
+
+
+def _next_guess(search: _Search, lo: int, hi: int, stride: int) -> tuple[int, int]:
+    """Where to look between ``lo`` (passed) and ``hi`` (failed, or beyond the limit), and the next stride."""
+    predicted, failed = search.predicted(), hi <= search.limit
+    if lo == 0 and search.prior is not None:
+        return hi - stride, 2 * stride  # the neighbour promised too much
+    reach = max([lo, *(batch for batch, _ in search.points if batch < hi)])
+    if failed and hi > FAR * reach:
+        return 3 * hi // 4, stride  # a far jump failed: what passes near it makes the line a good one
+    if failed and (predicted is None or stride > MISLED):
+        return (lo + hi) // 2, stride
+    if predicted is None:
+        return 2 * lo, stride
+    if not failed and predicted >= hi:
+        return search.limit, stride
+    if not failed and predicted > FAR * reach:
+        return int(SHORT * predicted), stride
+    if lo < int(predicted) < hi:
+        return int(predicted), 2 * stride if failed else 1
+    return (lo + stride if predicted < hi else hi - stride), 2 * stride

@@ -1,0 +1,95 @@
+"""The optimizers of a recipe: what decays, and that each of them learns and goes on after an interruption."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+
+from fitwithin import recipe as recipes
+from fitwithin.candidate import Candidate
+from fitwithin.device import Cpu
+from fitwithin.jobs import Setting
+from fitwithin.learner import Learner
+from fitwithin.optimizers import make, parameter_groups
+from fitwithin.recipe import OPTIMIZERS, Recipe
+
+CANDIDATE = Candidate(model="test_resnet", train_px=32, precision="fp32")
+
+
+def learner(recipe: Recipe) -> Learner:
+    setting = Setting(
+        device="cpu",
+        memory_bytes=2**30,
+        accounting="process",
+        pack="",
+        classes=3,
+        recipe=recipe,
+        view_sizes=(32,),
+        seed=0,
+        workers=1,
+    )
+    return Learner(setting, CANDIDATE, Cpu())
+
+
+def batch(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(number)
+    y_b = torch.randint(0, 3, (12,), generator=generator)
+    x_bhwc = torch.randint(0, 100, (12, 32, 32, 3), generator=generator) + 50 * y_b.view(-1, 1, 1, 1)
+    return x_bhwc.to(torch.uint8), y_b
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_falls(optimizer: str, smoothing: float) -> None:
+    one = learner(replace(recipes.load("paper"), optimizer=optimizer, smoothing=smoothing, decay_norms=False))
+    losses = [float(one.step(*batch(number % 2), 3e-3)) for number in range(16)]
+    assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_it_goes_on_to_the_same_bytes(optimizer: str) -> None:
+    recipe = replace(recipes.load("paper"), optimizer=optimizer)
+    whole, part = learner(recipe), learner(recipe)
+    for number in range(6):
+        whole.step(*batch(number), 1e-3)
+        if number < 3:
+            part.step(*batch(number), 1e-3)
+    again = learner(replace(recipe))
+    again.load_state(part.state())
+    for number in range(3, 6):
+        again.step(*batch(number), 1e-3)
+    for name, value in whole.net.state_dict().items():
+        assert torch.equal(again.net.state_dict()[name], value), name
+
+
+def test_norms_and_biases_decay_only_where_that_is_wanted() -> None:
+    net = timm.create_model("test_resnet", num_classes=3)
+    (every,) = parameter_groups(net, 0.05, decay_norms=True)
+    matrices, flat = parameter_groups(net, 0.05, decay_norms=False)
+    assert len(every["params"]) == len(matrices["params"]) + len(flat["params"])
+    assert all(parameter.ndim > 1 for parameter in matrices["params"])
+    assert all(parameter.ndim <= 1 for parameter in flat["params"])
+    assert (every["weight_decay"], matrices["weight_decay"], flat["weight_decay"]) == (0.05, 0.05, 0.0)
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    net = timm.create_model("test_resnet", num_classes=3)
+    net.fc.weight.requires_grad_(False)
+    optimizer = make(recipes.load("paper"), net, 0.0, fused=False, capturable=False)
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert id(net.fc.weight) not in held
+
+
+def test_the_papers_optimizer_is_torchs_adamw_as_it_comes() -> None:
+    net = timm.create_model("test_resnet", num_classes=3)
+    ours = make(recipes.load("paper"), net, 0.0, fused=False, capturable=False)
+    theirs = torch.optim.AdamW(net.parameters(), lr=0.0, weight_decay=0.01)
+    assert type(ours) is type(theirs)
+    assert len(ours.param_groups) == 1
+    told = [
+        {k: v for k, v in group.param_groups[0].items() if k not in ("params", "fused")} for group in (ours, theirs)
+    ]
+    assert told[0] == told[1]
