@@ -1,6 +1,6 @@
 """The profile phase on a GPU: Table 2's ten backbones x {amp, fp32} x {160, 224} under 6 GiB, and what became of it.
 
-    python benchmarks/profile_phase.py --data IMAGENETTE [--jobs 8] [--device cuda:0]
+    python benchmarks/profile_phase.py --data IMAGENETTE [--jobs 12] [--device cuda:0]
 
 IMAGENETTE holds train/val/test of https://github.com/fastai/imagenette at 224 px. One series without a pause: all
 candidates are profiled as `fitwithin profile --jobs N` does it; TIMED ones train two epochs against their prediction
@@ -58,13 +58,16 @@ TIMED = (*PEERS, "resnet101-fp32-160", "efficientnet_b1-amp-160", "resnest50d-am
 
 SOAK_STEPS = 200
 
-PARTS = ("time", "soak", "again", "peers")
+PARTS = ("time", "soak", "beside", "lightning", "accelerate", "alone")
 
 #: What of the machine's description stands under "versions".
 VERSIONS = ("torch", "timm", "python", "driver", "cudnn")
 
 #: The longest that any training of the check may last.
 TURN_WITHIN_S = 180.0
+
+#: A peer that has found nothing by then is ended.
+PEER_WITHIN_S = 300.0
 
 #: Profiling may take so long.
 PROFILE_WITHIN_S = 900.0
@@ -76,7 +79,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="imagenette with train, val and test")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--memory", default="6GiB")
-    parser.add_argument("--jobs", type=int, default=8)
+    parser.add_argument("--jobs", type=int, default=12)
     parser.add_argument("--models", default=",".join(TABLE_2))
     parser.add_argument("--timed", default=",".join(TIMED))
     parser.add_argument("--peers", default=",".join(PEERS))
@@ -114,16 +117,19 @@ def measure(arguments: argparse.Namespace) -> None:
         parts, timed, compared = arguments.parts.split(","), arguments.timed.split(","), arguments.peers.split(",")
         watch = series.watch()
         series.profile(candidates)
+        timed, compared = ([name for name in names if name in series.profiles] for names in (timed, compared))
         for name in timed if "time" in parts else ():
             series.two_epochs(name)
         for name in timed if "soak" in parts else ():
             series.soak(name)
         series.watched(watch)
-        if "again" in parts:
-            series.again(compared)
-        for name in compared if "peers" in parts else ():
-            for peer in ("lightning", "accelerate"):
+        if "beside" in parts:
+            series.again(compared, "side_by_side", arguments.jobs)
+        for peer in ("lightning", "accelerate"):
+            for name in compared if peer in parts else ():
                 series.peer(peer, name)
+        if "alone" in parts:
+            series.again(compared, "one_by_one", 1)
 
 
 class Series:
@@ -171,17 +177,17 @@ class Series:
                 self.rows[each.candidate.name].update(trials=each.trials, certified=certified(each))
         self.save()
 
-    def again(self, names: list[str]) -> None:
-        """The peers' candidates alone: side by side, and one after the other."""
+    def again(self, names: list[str], key: str, jobs: int) -> None:
+        """The peers' candidates alone, side by side or one after the other."""
         chosen = [self.profiles[name].candidate for name in names if name in self.profiles]
-        for key, jobs in (("side_by_side", self.arguments.jobs), ("one_by_one", 1)):
-            found, wall_s, _ = self._measure(chosen, jobs)
-            self.facts[f"peers_wall_s_{key}"] = wall_s
-            for each in found:
-                if isinstance(each, Profile):
-                    timed_s = math.fsum(probe.wall_s for probe in each.probes if probe.timing is not None)
-                    row = {"batch": each.batch, "search_s": each.wall_s - timed_s, "timing_s": timed_s}
-                    self.rows[each.candidate.name][key] = row
+        found, wall_s, _ = self._measure(chosen, jobs)
+        self.facts[f"peers_wall_s_{key}"] = wall_s
+        for each in found:
+            if isinstance(each, Profile):
+                timed_s = math.fsum(probe.wall_s for probe in each.probes if probe.timing is not None)
+                row = {"batch": each.batch, "search_s": each.wall_s - timed_s, "timing_s": timed_s}
+                row["warmup_s"] = each.timing.warmup_s
+                self.rows[each.candidate.name][key] = row
         self.save()
 
     def _train(self, name: str, folder: str, steps: int) -> tuple[Trained | Any, float]:
@@ -223,7 +229,7 @@ class Series:
         predicted_s = timing.warmup_s + steps * timing.step_s
         n_val = len(self.images.indices("val"))
         validation_s = timing.eval_first_s + n_val * timing.eval_image_s[profile.candidate.train_px]
-        row = {
+        row: dict[str, Any] = {
             "steps": steps,
             "training_s": outcome.training_s,
             "predicted_s": predicted_s,
@@ -285,16 +291,18 @@ class Series:
         words = [peer, candidate.model, candidate.precision, str(candidate.train_px)]
         command = [sys.executable, str(ROOT / "benchmarks" / "peers.py"), *words]
         environment = {**os.environ, "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-        ran = subprocess.run(
-            [*command, "--memory", str(self.setting.memory_bytes)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment,
-            timeout=400,
-        )
         try:
+            ran = subprocess.run(
+                [*command, "--memory", str(self.setting.memory_bytes)],
+                capture_output=True,
+                text=True,
+                check=False,
+                env=environment,
+                timeout=PEER_WITHIN_S,
+            )
             row = json.loads(ran.stdout.strip().splitlines()[-1])
+        except subprocess.TimeoutExpired:
+            row = {"failed": f"not done within {PEER_WITHIN_S:g} s"}
         except (IndexError, ValueError):
             row = {"failed": ran.stderr[-500:]}
         self.rows[name][peer] = row
@@ -358,8 +366,10 @@ def summary(rows: list[dict[str, Any]], facts: dict[str, Any], cap_bytes: int) -
         theirs_s = math.fsum(row[peer]["wall_s"] for row in found)
         value[f"candidates_{peer}"] = len(found)
         value[f"wall_ratio_{peer}"] = facts["peers_wall_s_side_by_side"] / theirs_s
-        value[f"wall_ratio_{peer}_one_by_one"] = facts["peers_wall_s_one_by_one"] / theirs_s
-        value[f"search_ratio_{peer}_one_by_one"] = math.fsum(row["one_by_one"]["search_s"] for row in found) / theirs_s
+        if "peers_wall_s_one_by_one" in facts:
+            searched_s = math.fsum(row["one_by_one"]["search_s"] for row in found if "one_by_one" in row)
+            value[f"wall_ratio_{peer}_one_by_one"] = facts["peers_wall_s_one_by_one"] / theirs_s
+            value[f"search_ratio_{peer}_one_by_one"] = searched_s / theirs_s
         value[f"batch_ratio_{peer}_min"] = min(row["profile"]["batch"] / row[peer]["batch"] for row in found)
         value[f"trials_mean_{peer}"] = mean(row[peer]["trials"] for row in found)
     return value
