@@ -160,6 +160,25 @@ def test_the_longer_timed_run_is_the_stricter_one() -> None:
     assert len(set(jobs)) == len(jobs), "a size was run twice"
 
 
+def test_a_search_that_goes_on_begins_where_it_stood() -> None:
+    """The longer, timed run fails at the edge again and again, as on a CPU whose memory is never twice the same."""
+    timed: list[int] = []
+
+    def answer(job: ProbeJob) -> Outcome:
+        if job.timed:
+            timed.append(job.batch)
+        fails = job.batch > 100 or (job.timed and len(timed) < 4)
+        timing = profile().timing if job.timed and not fails else None
+        reason = "the cap was reached" if fails else ""
+        peak_bytes = None if fails else 10**7 * job.batch
+        return Probe(batch=job.batch, passed=not fails, reason=reason, peak_bytes=peak_bytes, timing=timing)
+
+    found, jobs = scripted(answer)
+    assert isinstance(found, Profile)
+    assert timed == [100, 99, 98, 97]
+    assert len(jobs) <= 14
+
+
 def test_what_probes_held_outside_the_allocator_is_kept_free_by_later_ones() -> None:
     told: list[int] = []
 

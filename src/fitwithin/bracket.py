@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from fitwithin.profile import Prior, Probe, points_of, slope_of
@@ -69,6 +69,7 @@ def largest_batch(
     first: int = 8,
     smallest: int = 2,
     prior: Prior | None = None,
+    known: Iterable[Probe] = (),
 ) -> tuple[int, str, list[Probe]]:
     """The largest batch that passes, why the search ended there, and every probe in order.
 
@@ -82,11 +83,14 @@ def largest_batch(
         limit: the largest batch worth asking for (training images, or the recipe's), at least ``smallest``.
         first: where to start; ``smallest`` the least batch that can be trained (ResNeSt's batch norm needs 2).
         prior: what a neighbour's certificate says; the search starts there.
+        known: probes of an earlier search; it goes on from there if one of them passed.
 
     Returns:
         ``(batch, why, probes)``; batch is 0 if none passed, and ``why`` then is the reason.
     """
-    search = _Search(run=run, cap_bytes=cap_bytes, limit=limit, prior=prior)
+    search = _Search(run=run, cap_bytes=cap_bytes, limit=limit, prior=prior, probes=list(known))
+    if search.largest_passed:
+        return _close(search, smallest)
     start = max(smallest, min(prior.batch if prior else first, limit))
     probe = search.ask(start)
     if probe.fatal:
@@ -98,6 +102,11 @@ def largest_batch(
             return 0, why, search.probes
     elif probe.passed and start < limit and search.predicted() is None:
         search.ask(min(limit, 3 * start))
+    return _close(search, smallest)
+
+
+def _close(search: _Search, smallest: int) -> tuple[int, str, list[Probe]]:
+    """Close the bracket around the largest batch that passes."""
     stride = 1
     while (hi := search.smallest_failed) - (lo := search.largest_passed) > 1:
         if lo == 0 and hi <= smallest:
@@ -105,10 +114,14 @@ def largest_batch(
         guess, stride = _next_guess(search, lo, hi, stride)
         search.ask(max(lo + 1, smallest, min(hi - 1, guess)))
     batch = search.largest_passed
-    if batch == limit:
+    if batch == search.limit:
         return batch, f"{batch} is as large as the recipe or the data allow; memory would allow more", search.probes
     failure = next(p for p in search.probes if p.batch == batch + 1 and not p.passed)
-    return batch, f"{batch} ran within {format_size(cap_bytes)}, {batch + 1} did not: {failure.reason}", search.probes
+    return (
+        batch,
+        f"{batch} ran within {format_size(search.cap_bytes)}, {batch + 1} did not: {failure.reason}",
+        search.probes,
+    )
 
 
 def _next_guess(search: _Search, lo: int, hi: int, stride: int) -> tuple[int, int]:

@@ -94,6 +94,7 @@ class Measurement:
             first=first,
             smallest=SMALLEST_BATCH,
             prior=place,
+            known=[probe for (_, chunks), probe in self._asked.items() if not chunks],
         )
         if self.batch == 0 or self._ended:
             return Rejection(candidate=self.candidate, reason=self._ended or self._why)
