@@ -82,10 +82,11 @@ TARGETS = (
 METHOD = """\
 ## How the largest batch is found
 
-A probe runs the real training step at one batch in a fresh process under the cap, with an evaluation at every size
-between the updates. It passes if nothing failed, the loss stayed finite, the peak stayed within the cap, and the
-allocator did not have to give memory back and try again. What a probe needed, the least cap under which it would have
-passed, is close to a line in the batch.
+A probe runs the real training step at one batch in a fresh process under the cap, launched and then recorded as a CUDA
+graph, with an evaluation at the largest size in between. It passes if nothing failed, the loss stayed finite, the peak
+stayed within the cap, and the allocator never had to give memory back nor refuse any: a library that is refused its
+workspace may go on with a slower algorithm. What a probe needed, the least cap under which it would have passed, is
+close to a line in the batch.
 
 1. Scout: the first probe runs 8 images and then, in the same process, about two thirds of what seems to fit. That
    second batch places later probes and certifies nothing.
