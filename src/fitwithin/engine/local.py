@@ -119,9 +119,12 @@ class Local:
         connection.send((HoldJob(device=self.device, free_bytes=free_bytes), time.monotonic()))
         if not connection.poll(STARTED_WITHIN_S):
             raise DeviceError(f"{self.device} did not give its memory within {STARTED_WITHIN_S:g} s")
-        _, answer = connection.recv()
+        try:
+            _, answer = connection.recv()
+        except EOFError as error:
+            raise DeviceError(f"the process that was to hold the memory of {self.device} ended") from error
         if isinstance(answer, Failure):
-            raise DeviceError(f"{answer.reason}; choose a larger --emulate-device-memory, or free the device")
+            raise DeviceError(f"{answer.reason}; choose a smaller --emulate-device-memory, or free the device")
         self._holder = connection  # the memory is held until this closes
 
     def _fork(self) -> tuple[Connection, socket.socket, int]:
