@@ -371,6 +371,9 @@ def test_a_precision_that_loses_at_a_small_batch_is_not_profiled(
     assert sum(isinstance(job, ScreenJob) for job in run.engine.jobs) == 2
     again, _ = screened_run(Law())
     assert again.engine.jobs == [], "paces and profiles are in the cache"
+    fresh = Stage(Law(), run.request, Path("/nowhere"), CountedImages()).run()
+    flow.profile(fresh, refresh=True)
+    assert sum(isinstance(job, ScreenJob) for job in fresh.engine.jobs) == 2, "paces are measured anew too"
 
 
 def test_where_nothing_can_be_compared_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from fitwithin.errors import UsageError
 from fitwithin.jobs import Setting
 from fitwithin.profile import Profile
 from fitwithin.pruning import Pace
+from fitwithin.session import Images
 
 SCHEMA = 5
 
@@ -26,10 +27,10 @@ OF_THE_MACHINE = (
 )  # fmt: skip
 
 
-def data_shape(images: Any) -> dict[str, Any]:
+def data_shape(images: Images) -> dict[str, Any]:
     """What of the data decides memory and pace: how many images of which sizes, not which ones.
 
-    ``images`` is a :class:`fitwithin.session.Images`; mean heights and widths are rounded to 16 pixels.
+    Mean heights and widths are rounded to 16 pixels.
     """
     counts = {split: len(images.indices(split)) for split in ("train", "val")}
     sides = [getattr(images, name, None) for name in ("heights", "widths")]

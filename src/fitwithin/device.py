@@ -59,7 +59,7 @@ class Device(Protocol):
         """Whether other processes held so much that the cap could not be reached."""
 
     def retries(self) -> int:
-        """How often the allocator had to give memory back and try again; 0 where there is no such thing."""
+        """How often the allocator gave memory back and tried again, or refused; 0 where there is no such thing."""
 
     def synchronize(self) -> None:
         """Wait until everything asked for is done."""

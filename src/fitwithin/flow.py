@@ -79,7 +79,12 @@ def open_cache(run: Run) -> Cache:
 
 
 def _prune(
-    run: Run, cache: Cache, known: Mapping[str, Profile | Rejection], note: Callable[[Profile | Rejection], None]
+    run: Run,
+    cache: Cache,
+    known: Mapping[str, Profile | Rejection],
+    note: Callable[[Profile | Rejection], None],
+    *,
+    refresh: bool,
 ) -> None:
     """Turn away what loses at a small batch, before it is profiled."""
     unknown = [candidate for candidate in run.candidates if candidate.name not in known]
@@ -97,6 +102,7 @@ def _prune(
             until_at=run.engine.now() + left_s,
             tell=lambda progress: run.reporter.advance(len(known), len(run.candidates), progress.text),
             cache=cache,
+            refresh=refresh,
         )
     for rejection in lost:
         if rejection.candidate.name not in known:
@@ -122,7 +128,7 @@ def profile(run: Run, *, refresh: bool = False) -> list[Profile | Rejection]:
         if not refresh and candidate.name not in known and (cached := cache.get(candidate)) is not None:
             note(cached)
     if run.request.recipe.prune:
-        _prune(run, cache, known, note)
+        _prune(run, cache, known, note, refresh=refresh)
     unknown = [candidate for candidate in run.candidates if candidate.name not in known]
     lanes = run.engine.lanes(run.request.jobs, budget.memory_bytes) if unknown else 1
     # One after the other each has an entry in the books; side by side they share one.

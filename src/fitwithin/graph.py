@@ -44,7 +44,7 @@ class Graph:
         recording = torch.cuda.graph(
             self._graph,
             stream=torch.cuda.current_stream(device.torch_device),
-            capture_error_mode="thread_local",  # the loader's threads ask for pinned memory meanwhile
+            capture_error_mode="thread_local",  # what another thread asks of CUDA meanwhile spoils nothing
         )
         try:
             with device.guard(), recording:
@@ -54,10 +54,6 @@ class Graph:
             raise CaptureError(f"its step cannot be recorded as a CUDA graph ({said})") from error
         #: Seconds that recording took.
         self.wall_s = time.monotonic() - begun_at
-
-    def fits(self, x_bhwc: torch.Tensor) -> bool:
-        """Whether the batch has the recorded shape."""
-        return x_bhwc.shape == self._x_bhwc.shape
 
     def replay(self, x_bhwc: torch.Tensor, y_b: torch.Tensor) -> torch.Tensor:
         """One step on this batch; its loss, not waited for."""

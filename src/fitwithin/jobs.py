@@ -23,7 +23,7 @@ WEIGHTS, CARD = "model.safetensors", "card.json"
 class Setting:
     """What every job of a run shares: the device, its cap, the packed images and the recipe.
 
-    ``workers`` is the number of loader threads; ``view_sizes`` the sizes in pixels that evaluation uses.
+    ``workers`` is the number of loader processes; ``view_sizes`` the sizes in pixels that evaluation uses.
     """
 
     device: str

@@ -28,7 +28,6 @@ from fitwithin.loader import EvalBatches
 #: Evaluation needs no gradients: this many images at once keep a GPU busy, and the peak below training's.
 EVAL_BATCH = 256
 
-
 #: Steps launched kernel by kernel before one is recorded: kernels are loaded and the optimizer's state made.
 UNRECORDED = 1
 

@@ -46,7 +46,7 @@ DUMMY_SAMPLE_S = 0.25
 #: More than are ever sampled.
 PLENTY_OF_STEPS = 100_000
 
-#: A probe that gives memory back and tries again is at the edge: its speed is no longer the trend's.
+#: A probe in which the allocator gives memory back, or refuses some, is at the edge: its speed is not the trend's.
 ALLOWED_RETRIES = 0
 
 
@@ -84,7 +84,7 @@ def probe(job: ProbeJob, device: Cpu | Cuda, feeder: Feeder, asked_at: float, sc
     if not reason and peak_bytes > job.setting.memory_bytes:
         reason = f"the peak was {peak_bytes - job.setting.memory_bytes} bytes above the cap"
     if not reason and retries > ALLOWED_RETRIES:
-        reason, crowded = f"the allocator gave memory back and tried again {retries} times", device.crowded()
+        reason, crowded = f"the allocator gave memory back or refused some {retries} times", device.crowded()
     if not reason and job.scout and learner is not None:
         points = _scout(learner, job, device)
     return Probe(

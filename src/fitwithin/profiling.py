@@ -44,12 +44,19 @@ Tell = Callable[[Progress], None]
 
 
 def screen(
-    candidates: Sequence[Candidate], setting: Setting, engine: Engine, *, until_at: float, tell: Tell, cache: Cache
+    candidates: Sequence[Candidate],
+    setting: Setting,
+    engine: Engine,
+    *,
+    until_at: float,
+    tell: Tell,
+    cache: Cache,
+    refresh: bool = False,
 ) -> list[Rejection]:
     """The candidates whose precision or layout loses at a small batch; where nothing could be measured none does."""
     losers: dict[Candidate, str] = {}
     for model, variants in screened(candidates).items():
-        paces = cache.get_paces(model)
+        paces = None if refresh else cache.get_paces(model)
         if paces is None or any(variant.name not in paces for variant in variants):
             tell(Progress(step=0, total=0, text=f"{model}: comparing {len(variants)} precisions and layouts"))
             ends_at = min(until_at, engine.now() + PROBE_WITHIN_S)
@@ -71,7 +78,7 @@ class Measurement:
         #: What an update takes for every candidate, if the recipe says so; in parts of max_batch at the most.
         self._held = min(n_train, setting.recipe.batch) if isinstance(setting.recipe.batch, int) else 0
         self._limit = min(n_train, setting.recipe.max_batch or n_train, self._held or n_train)
-        self._asked: dict[tuple[int, int], Probe] = {}  # by batch and TIMED parts of it, 0 if it was not timed
+        self._asked: dict[tuple[int, int], Probe] = {}  # by batch and the parts in which it was timed, 0 if it was not
         self._taken: list[Probe] = []
         self._until_at = 0.0
         self._ended = ""  # why nothing more can be found out, if so

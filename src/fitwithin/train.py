@@ -206,7 +206,6 @@ class _Turn:
         if time.monotonic() + self.validation_s > self.job.until_at - EXIT_S:
             return
         begun_at = time.monotonic()
-        self.learner.release()
         self.device.empty_cache()
         correct = count_correct(
             self.learner,

@@ -99,8 +99,12 @@ class Local:
 
     def prepare(self) -> None:
         """Wait until the server has imported everything; DeviceError if it cannot."""
-        if self._ready:
-            return
+        if not self._ready:
+            self._await_ready()
+        if self.emulate_bytes is not None and self._holder is None:
+            self._hold(self.emulate_bytes)
+
+    def _await_ready(self) -> None:
         try:
             kind, _ = _receive(self._control, READY_WITHIN_S)
         except (TimeoutError, ConnectionError) as error:
@@ -110,8 +114,6 @@ class Local:
             ) from error
         assert kind == READY
         self._ready = True
-        if self.emulate_bytes is not None:
-            self._hold(self.emulate_bytes)
 
     def _hold(self, free_bytes: int) -> None:
         connection, status, _ = self._fork()
