@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from fitwithin.profile import Prior, Probe, points_of, slope_of
@@ -14,15 +14,19 @@ class _Search:
     """The bracket while it closes: every probe by batch size."""
 
     run: Callable[[int], Probe]
+    run_both: Callable[[int, int], Sequence[Probe]] | None = None
     cap_bytes: int
     limit: int
     prior: Prior | None = None
     probes: list[Probe] = field(default_factory=list)
 
-    def ask(self, batch: int) -> Probe:
-        probe = self.run(batch)
-        self.probes.append(probe)
-        return probe
+    def ask(self, batch: int, *, near: bool = False) -> Probe:
+        """Run a batch; where the end of the search is ``near``, the next one too, if there is room for that."""
+        if near and self.run_both is not None and batch + 1 < min(self.smallest_failed, self.limit + 1):
+            self.probes.extend(self.run_both(batch, batch + 1))
+        else:
+            self.probes.append(self.run(batch))
+        return next(probe for probe in reversed(self.probes) if probe.batch == batch)
 
     @property
     def largest_passed(self) -> int:
@@ -50,12 +54,31 @@ class _Search:
         return high + (usable - high_bytes) / slope
 
 
+def expected_edge(probes: Iterable[Probe], *, cap_bytes: int, limit: int) -> float | None:
+    """Where a search that is not over yet will end, in images: the line's prediction, within the bracket so far.
+
+    None if there is no line, or if it does not meet the cap below ``limit``.
+    """
+    search = _Search(run=_nothing_more, cap_bytes=cap_bytes, limit=limit, probes=list(probes))
+    predicted = search.predicted()
+    if predicted is None or predicted >= limit:
+        return None
+    return max(search.largest_passed + 0.5, min(predicted, search.smallest_failed - 0.5))
+
+
+def _nothing_more(batch: int) -> Probe:
+    raise AssertionError(f"{batch} was asked for while only looking")
+
+
 #: Beside a neighbour's slope, points give one only if the largest is APART times the smallest: memory comes in pages.
 APART = 1.2
 
 #: A jump to more than FAR times the largest point stops short of the prediction by this share: it passes then, and the
 #: line through it is good to an image or two.
 SHORT, FAR = 0.95, 2.5
+
+#: A guess within so many images of the prediction may be the result.
+NEAR = 4
 
 #: From this stride on the line has misled so often that the bracket is halved.
 MISLED = 16
@@ -70,6 +93,7 @@ def largest_batch(
     smallest: int = 2,
     prior: Prior | None = None,
     known: Iterable[Probe] = (),
+    run_both: Callable[[int, int], Sequence[Probe]] | None = None,
 ) -> tuple[int, str, list[Probe]]:
     """The largest batch that passes, why the search ended there, and every probe in order.
 
@@ -84,15 +108,17 @@ def largest_batch(
         first: where to start; ``smallest`` the least batch that can be trained (ResNeSt's batch norm needs 2).
         prior: what a neighbour's certificate says; the search starts there.
         known: probes of an earlier search; it goes on from there if one of them passed.
+        run_both: runs two sizes side by side, or the first alone if there is no room. A certificate takes a size that
+            passes and one above it that fails, so both are asked for where they are expected.
 
     Returns:
         ``(batch, why, probes)``; batch is 0 if none passed, and ``why`` then is the reason.
     """
-    search = _Search(run=run, cap_bytes=cap_bytes, limit=limit, prior=prior, probes=list(known))
+    search = _Search(run=run, run_both=run_both, cap_bytes=cap_bytes, limit=limit, prior=prior, probes=list(known))
     if search.largest_passed:
         return _close(search, smallest)
     start = max(smallest, min(prior.batch if prior else first, limit))
-    probe = search.ask(start)
+    probe = search.ask(start, near=prior is not None)
     if probe.fatal:
         return 0, probe.reason, search.probes
     if not probe.passed and start <= max(first, smallest):
@@ -112,7 +138,8 @@ def _close(search: _Search, smallest: int) -> tuple[int, str, list[Probe]]:
         if lo == 0 and hi <= smallest:
             return 0, f"{smallest} images do not fit: {search.probes[-1].reason}", search.probes
         guess, stride = _next_guess(search, lo, hi, stride)
-        search.ask(max(lo + 1, smallest, min(hi - 1, guess)))
+        batch, predicted = max(lo + 1, smallest, min(hi - 1, guess)), search.predicted()
+        search.ask(batch, near=predicted is not None and abs(batch - predicted) <= NEAR)
     batch = search.largest_passed
     if batch == search.limit:
         return batch, f"{batch} is as large as the recipe or the data allow; memory would allow more", search.probes

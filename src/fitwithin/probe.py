@@ -5,17 +5,17 @@ The step is the one train.py takes: optimizer state and all, followed by evaluat
 
 from __future__ import annotations
 
-import fcntl
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from fitwithin.baton import Baton
 from fitwithin.candidate import Candidate
 from fitwithin.choice import rated_batches
 from fitwithin.cuda import Cuda
@@ -33,15 +33,15 @@ from fitwithin.train import write_checkpoint
 #: every time, and the second is the first that is recorded.
 UPDATES, RECORDED_UPDATES = 3, 1
 
-#: A timed process begins as a turn does, with so many steps: one, a checkpoint, the recording, and some in a row.
+#: A timed process begins as a turn does, with so many steps: one, the recording, and some in a row.
 FIRST_STEPS = 4
 
 #: The pace with the real loader is measured after a run-up (a GPU that rested takes a while to raise its clocks) until
 #: it is known to STEADY (95 % interval over the mean), within these limits in seconds, over so many steps at least.
-RUN_UP_S, SAMPLE_S, LONGEST_S, SAMPLE_STEPS, STEADY = 0.1, 0.6, 3.0, 6, 0.003
+RUN_UP_S, SAMPLE_S, LONGEST_S, SAMPLE_STEPS, STEADY = 0.1, 0.4, 3.0, 6, 0.003
 
 #: The dummy pace needs less: nothing but the device is in it.
-DUMMY_SAMPLE_S = 0.25
+DUMMY_SAMPLE_S = 0.15
 
 #: More than are ever sampled.
 PLENTY_OF_STEPS = 100_000
@@ -50,10 +50,13 @@ PLENTY_OF_STEPS = 100_000
 ALLOWED_RETRIES = 0
 
 
-def probe(job: ProbeJob, device: Cpu | Cuda, feeder: Feeder, asked_at: float, scratch: Path) -> Probe:
+def probe(
+    job: ProbeJob, device: Cpu | Cuda, feeder: Feeder, asked_at: float, scratch: Path, baton: Baton | None = None
+) -> Probe:
     """Run the real step at ``job.batch``; what it says of memory and, if asked, of time.
 
-    ``asked_at`` is the instant the process was asked for, ``scratch`` a folder for a checkpoint that is timed.
+    ``asked_at`` is the instant the process was asked for, ``scratch`` a folder for a checkpoint that is timed. A timed
+    process has got the ``baton`` that let it start.
     """
     started_at = time.monotonic()
     learner: Learner | None = None
@@ -68,8 +71,11 @@ def probe(job: ProbeJob, device: Cpu | Cuda, feeder: Feeder, asked_at: float, sc
             learner = Learner(job.setting, job.candidate, device, captured=job.captured, chunks=job.chunks)
             startup_s = time.monotonic() - asked_at
             if job.timed:
-                with _alone(scratch.parent / f"measuring-{job.setting.device.replace(':', '')}.lock"):
-                    timing = _time(learner, job, device, feeder, startup_s, scratch)
+                assert baton is not None, "whoever times must have waited for it"
+                baton.measure()
+                timing = _time(learner, job, device, feeder, startup_s, baton)
+                baton.measured()
+                timing = replace(timing, save_s=_save(learner, scratch))
             else:
                 _step_and_evaluate(learner, job, device, job.batch)
                 needed_bytes = device.needed_bytes()
@@ -171,18 +177,10 @@ def _step_and_evaluate(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batc
     _check_finite(job, losses)
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """While no other process of this machine times anything on the device: start and end may overlap with others."""
-    with path.open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _time(
-    learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: Feeder, startup_s: float, scratch: Path
+    learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: Feeder, startup_s: float, baton: Baton
 ) -> Timing:
-    """The pace of the device, of the loader and of both together, and what happens beside steps."""
+    """The pace of the device, of the loader and of both together, and what happens beside steps but saving."""
     setting, candidate = job.setting, job.candidate
     strangers = device.strangers()
     begun_at = time.monotonic()
@@ -196,7 +194,8 @@ def _time(
         steps=PLENTY_OF_STEPS,
     ) as loaded:
         batches = iter(loaded)
-        first_s, save_s = _first_steps(learner, job, device, batches, begun_at, scratch)
+        first_s = _first_steps(learner, job, device, batches, begun_at)
+        baton.warm()
         device.settle()
         device.empty_cache()
         sizes = sorted({candidate.train_px, *setting.view_sizes})
@@ -221,7 +220,7 @@ def _time(
         step_high_s=step_high_s,
         eval_image_s={px: image_s for px, (_, image_s) in passes.items()},
         eval_first_s=max(first_s for first_s, _ in passes.values()),
-        save_s=save_s,
+        save_s=0.0,
         loader_step_s=loader_step_s,
         strangers=max(strangers, device.strangers()),
         capture_s=capture_s,
@@ -230,26 +229,25 @@ def _time(
 
 
 def _first_steps(
-    learner: Learner,
-    job: ProbeJob,
-    device: Cpu | Cuda,
-    batches: Iterator[Batch],
-    begun_at: float,
-    scratch: Path,
-) -> tuple[float, float]:
-    """What a turn begins with: the seconds of its first steps, and those of the checkpoint after the very first."""
+    learner: Learner, job: ProbeJob, device: Cpu | Cuda, batches: Iterator[Batch], begun_at: float
+) -> float:
+    """What a turn begins with; the seconds that its first steps took since ``begun_at``."""
     losses = [learner.step(*next(batches), 1e-4)]
-    device.synchronize()
-    stepped_at = time.monotonic()
-    write_checkpoint(scratch / "checkpoint.pt", learner, {})
-    saved_at = time.monotonic()
+    device.synchronize()  # here a turn writes its first checkpoint
     for _ in range(FIRST_STEPS - 1):
         losses.append(learner.step(*next(batches), 1e-4))
         device.throttle()
     device.synchronize()
-    first_s = stepped_at - begun_at + time.monotonic() - saved_at
+    first_s = time.monotonic() - begun_at
     _check_finite(job, losses)
-    return first_s, saved_at - stepped_at
+    return first_s
+
+
+def _save(learner: Learner, scratch: Path) -> float:
+    """Seconds that a checkpoint takes; others may measure meanwhile."""
+    begun_at = time.monotonic()
+    write_checkpoint(scratch / "checkpoint.pt", learner, {})
+    return time.monotonic() - begun_at
 
 
 def _prepared(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> Batch:
@@ -327,6 +325,11 @@ def _evaluation(learner: Learner, job: ProbeJob, feeder: Feeder, px: int) -> tup
     batch_s = (marks[-1] - marks[1]) / (len(marks) - 2)
     first_s = max(0.0, marks[1] - marks[0] - batch_s)
     return first_s, (whole_s - first_s) / n
+
+
+def scratch_folder(job: ProbeJob) -> Path:
+    """Where the probes of all runs with this cache have their throw-away files, and their locks."""
+    return Path(job.setting.pack).parent.parent / "scratch"
 
 
 def candidate_scratch(candidate: Candidate, folder: Path) -> Path:

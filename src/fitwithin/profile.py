@@ -125,6 +125,11 @@ class Profile:
         return self.largest or self.batch
 
     @property
+    def edge(self) -> float | None:
+        """Where its memory meets the cap, in images: just above the certified batch; None if another limit ended it."""
+        return edge_of(self.certified, self.probes)
+
+    @property
     def trials(self) -> int:
         """How many batch sizes were run to find the largest, repetitions and scouted ones included."""
         return sum(1 + len(probe.points) for probe in self.probes if not (probe.passed and probe.timing is not None))
@@ -148,23 +153,28 @@ class Rejection:
     reason: str
 
 
-class Certified(Protocol):
-    """A candidate whose largest batch was found (:class:`Profile` is one)."""
+class Neighbour(Protocol):
+    """A candidate whose largest batch was found (:class:`Profile` is one), or is about to be."""
 
     @property
     def candidate(self) -> Candidate:
         """Whose."""
 
     @property
-    def certified(self) -> int:
-        """The largest batch that ran."""
+    def edge(self) -> float | None:
+        """Where its memory meets the cap, in images; None if that is not known, or if something else was the limit."""
 
     @property
     def probes(self) -> tuple[Probe, ...]:
         """What was tried."""
 
 
-def prior(known: Iterable[Certified], candidate: Candidate) -> Prior | None:
+def edge_of(batch: int, probes: Iterable[Probe]) -> float | None:
+    """Half an image above ``batch`` if the next one was tried and failed, else None."""
+    return batch + 0.5 if any(not probe.passed and probe.batch == batch + 1 for probe in probes) else None
+
+
+def prior(known: Iterable[Neighbour], candidate: Candidate) -> Prior | None:
     """What the profile of the same backbone at another size says, if there is one whose limit was memory.
 
     Activations grow with the number of pixels, and everything else stays: bytes per image scale by the square of the
@@ -173,12 +183,12 @@ def prior(known: Iterable[Certified], candidate: Candidate) -> Prior | None:
     for other in known:
         if replace(other.candidate, train_px=candidate.train_px) != candidate or other.candidate == candidate:
             continue
-        points = points_of(other.probes)
-        if len(points) < 2 or all(probe.passed or probe.batch != other.certified + 1 for probe in other.probes):
+        points, edge = points_of(other.probes), other.edge
+        if len(points) < 2 or edge is None:
             continue
         growth = (candidate.train_px / other.candidate.train_px) ** 2
         return Prior(
-            batch=int((other.certified + 0.5) / growth),
+            batch=int(edge / growth),
             image_bytes=growth * slope_of(points),
             outside_bytes=max(probe.outside_bytes for probe in other.probes),
         )

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from queue import SimpleQueue
+from threading import Semaphore
+from typing import Any
 
-from fitwithin.bracket import largest_batch
+from fitwithin.bracket import expected_edge, largest_batch
 from fitwithin.candidate import Candidate
 from fitwithin.certificates import Cache
 from fitwithin.choice import knee, parts
 from fitwithin.engine import Engine
 from fitwithin.jobs import Failure, ProbeJob, Progress, Screened, ScreenJob, Setting
-from fitwithin.profile import Prior, Probe, Profile, Rejection, prior
+from fitwithin.profile import Prior, Probe, Profile, Rejection, edge_of, prior
 from fitwithin.pruning import pruned, screened, slower
 
 #: Batch norm over one value fails in training (ResNeSt), so two images are the least.
@@ -35,6 +39,10 @@ CROWDED_RETRIES, CROWDED_PAUSE_S = 2, 5.0
 
 #: Where candidates are searched side by side, the share of the time for that; the rest is for timing them.
 SEARCH_SHARE = 0.6
+
+#: After so many probes of one size the next size of a backbone may be searched beside it: the first gives a line, the
+#: second is near its end. (Depthwise float16 kernels are built for every batch, 10 s a probe: two sizes took 115 s.)
+PLACING_PROBES = 2
 
 #: Timed processes at once: one that measures, and one that starts or ends beside it.
 AT_ONCE = 2
@@ -73,7 +81,17 @@ def screen(
 class Measurement:
     """A candidate while it is measured: first its largest batch is found, then that is timed."""
 
-    def __init__(self, candidate: Candidate, setting: Setting, engine: Engine, *, n_train: int, tell: Tell) -> None:
+    def __init__(
+        self,
+        candidate: Candidate,
+        setting: Setting,
+        engine: Engine,
+        *,
+        n_train: int,
+        tell: Tell,
+        lanes: Semaphore | None = None,
+    ) -> None:
+        self._lanes = lanes or Semaphore()
         self.candidate, self._setting, self._engine, self._tell = candidate, setting, engine, tell
         #: What an update takes for every candidate, if the recipe says so; in parts of max_batch at the most.
         self._held = min(n_train, setting.recipe.batch) if isinstance(setting.recipe.batch, int) else 0
@@ -86,10 +104,13 @@ class Measurement:
         self._captured = True
         self._outside_bytes = 0
         self.batch, self._why = 0, ""
+        self._searched = False
+        #: Called whenever a probe of the search is over.
+        self.on_probe: Callable[[], None] = lambda: None
 
     def search(self, until_at: float, place: Prior | None = None, *, beside: bool = False) -> Rejection | None:
         """Find the largest batch that runs, ``beside`` others at work or alone; the reason if there is none."""
-        self._until_at, self._placed = until_at, place is not None
+        self._until_at, self._placed, self._searched = until_at, place is not None, False
         self._outside_bytes = place.outside_bytes if place is not None else self._outside_bytes
         first = self._limit if self._limit <= TRY_LIMIT_FIRST else SMALL_BATCH
         at_once = not beside and self._setting.recipe.batch == "largest"
@@ -102,15 +123,19 @@ class Measurement:
             smallest=SMALLEST_BATCH,
             prior=place,
             known=[probe for (_, chunks), probe in self._asked.items() if not chunks],
+            run_both=self._ask_both if beside else None,
         )
+        self._searched = True
         if self.batch == 0 or self._ended:
             return Rejection(candidate=self.candidate, reason=self._ended or self._why)
         return None
 
     @property
-    def certified(self) -> int:
-        """The largest batch that ran, once it was searched."""
-        return self.batch
+    def edge(self) -> float | None:
+        """Where its memory meets the cap, in images; while the search goes on, where it is about to end."""
+        if self._searched:
+            return edge_of(self.batch, self.probes)
+        return expected_edge(self.probes, cap_bytes=self._setting.memory_bytes, limit=self._limit)
 
     @property
     def probes(self) -> tuple[Probe, ...]:
@@ -170,7 +195,24 @@ class Measurement:
                 break
         return found
 
-    def _ask(self, batch: int, *, chunks: int = 0, rates: bool = False) -> Probe:
+    def _ask_both(self, batch: int, other: int) -> list[Probe]:
+        """Probe two batches at once if a lane is free for the second, else the first alone."""
+        if not self._lanes.acquire(blocking=False):
+            return [self._ask(batch)]
+        with ThreadPoolExecutor(1, thread_name_prefix="beside") as pool:
+            beside = pool.submit(self._ask_in_lane, other)
+            return [self._ask(batch), beside.result()]
+
+    def _ask_in_lane(self, batch: int) -> Probe:
+        """Probe a batch in a lane that was taken for it."""
+        try:
+            return self._ask(batch, lane=nullcontext())
+        finally:
+            self._lanes.release()
+
+    def _ask(
+        self, batch: int, *, chunks: int = 0, rates: bool = False, lane: AbstractContextManager[Any] | None = None
+    ) -> Probe:
         """Probe a batch; with ``chunks`` it is timed, in so many parts."""
         for known in ((batch, chunks), (batch, 1)):
             if known in self._asked and chunks <= 1:
@@ -179,11 +221,13 @@ class Measurement:
             return Probe(batch=batch, passed=False, reason=self._ended, fatal=True)
         what = f"{self.candidate.name}: batch {batch}{', timed' if chunks else ''}"
         self._tell(Progress(step=len(self._taken), total=0, text=what))
-        begun_at = self._engine.now()
-        probe = self._probe(batch, chunks=chunks, rates=rates)
+        with lane or self._lanes:
+            begun_at = self._engine.now()
+            probe = self._probe(batch, chunks=chunks, rates=rates)
         self._asked[batch, chunks] = replace(probe, wall_s=self._engine.now() - begun_at)
         self._taken.append(self._asked[batch, chunks])
-        return self._taken[-1]
+        self.on_probe()
+        return self._asked[batch, chunks]
 
     def _probe(self, batch: int, *, chunks: int, rates: bool) -> Probe:
         job = ProbeJob(
@@ -250,9 +294,11 @@ def measure(
     """The profile of each candidate, or why there is none, as they become known.
 
     With several ``lanes`` so many candidates are searched side by side, each in processes of its own under the cap;
-    then one after the other is timed, alone. ``known`` profiles place the probes of their neighbours.
+    then one after the other is timed, alone. ``known`` profiles place the probes of their neighbours, and so does a
+    search that is about to end: a backbone's next size waits in line from its PLACING_PROBES-th probe on.
     """
-    measurements = [Measurement(c, setting, engine, n_train=n_train, tell=tell) for c in candidates]
+    room = Semaphore(lanes)
+    measurements = [Measurement(c, setting, engine, n_train=n_train, tell=tell, lanes=room) for c in candidates]
     if lanes <= 1:
         found = list(known)
         for measurement in measurements:
@@ -274,20 +320,40 @@ def _side_by_side(
     families: dict[Candidate, list[Measurement]] = {}
     for measurement in measurements:
         families.setdefault(replace(measurement.candidate, train_px=0), []).append(measurement)
-
-    def search(family: list[Measurement]) -> list[Measurement | Rejection]:
-        found: list[Measurement | Rejection] = []
-        for measurement in family:
-            place = prior([*known, *(each for each in found if isinstance(each, Measurement))], measurement.candidate)
-            found.append(measurement.search(search_until_at, place, beside=True) or measurement)
-        return found
+    over: SimpleQueue[Future[Measurement | Rejection]] = SimpleQueue()
 
     with ThreadPoolExecutor(lanes, thread_name_prefix="lane") as pool:
+
+        def begin(family: Sequence[Measurement], number: int) -> None:
+            pool.submit(search, family, number).add_done_callback(over.put)
+
+        def search(family: Sequence[Measurement], number: int) -> Measurement | Rejection:
+            measurement, followed = family[number], number + 1 == len(family)
+
+            def follow(placed: bool) -> None:
+                nonlocal followed
+                if placed and not followed:
+                    followed = True
+                    begin(family, number + 1)
+
+            measurement.on_probe = lambda: follow(
+                len(measurement.probes) >= PLACING_PROBES and measurement.edge is not None
+            )
+            place = prior([*known, *family[:number]], measurement.candidate)
+            rejection = measurement.search(search_until_at, place, beside=True)
+            follow(placed=True)
+            return rejection or measurement
+
         try:
+            for family in families.values():
+                begin(family, 0)
             ready: list[Measurement] = []
-            for done in as_completed([pool.submit(search, family) for family in families.values()]):
-                ready += [each for each in done.result() if isinstance(each, Measurement)]
-                yield from (each for each in done.result() if isinstance(each, Rejection))
+            for _ in measurements:
+                found = over.get().result()
+                if isinstance(found, Measurement):
+                    ready.append(found)
+                else:
+                    yield found
         except BaseException:
             engine.close()  # an interrupt: what the lanes wait for ends
             raise

@@ -119,7 +119,7 @@ def _hold(job: HoldJob, connection: Connection) -> None:
 
 
 def _carry_out(job: Any, asked_at: float, connection: Connection) -> Any:
-    from fitwithin import device, evaluate, pack, probe, screen, train
+    from fitwithin import baton, device, evaluate, pack, probe, screen, train
     from fitwithin.errors import OutOfMemory
     from fitwithin.feeder import Feeder
     from fitwithin.jobs import EvaluateJob, ProbeJob, Progress, ScreenJob, TrainJob
@@ -127,6 +127,7 @@ def _carry_out(job: Any, asked_at: float, connection: Connection) -> Any:
 
     opened: Any = None
     feeder: Feeder | None = None
+    held: baton.Baton | None = None
     try:
         setting = job.setting
         if isinstance(job, ScreenJob):
@@ -136,6 +137,9 @@ def _carry_out(job: Any, asked_at: float, connection: Connection) -> Any:
         rings = feeder_rings(job.candidate, setting, job.batch)
         store = pack.open_pack(Path(setting.pack))
         feeder = Feeder(store, setting.workers, rings, pin=setting.device.startswith("cuda"))
+        if isinstance(job, ProbeJob) and job.timed:
+            held = baton.Baton(probe.scratch_folder(job), setting.device)
+            asked_at += held.start()
         if not isinstance(job, ProbeJob) or job.timed:
             feeder.start()
         opened = device.open_device(setting.device)
@@ -150,8 +154,8 @@ def _carry_out(job: Any, asked_at: float, connection: Connection) -> Any:
                 sent_at = time.monotonic()
 
         if isinstance(job, ProbeJob):
-            scratch = probe.candidate_scratch(job.candidate, Path(setting.pack).parent.parent / "scratch")
-            return probe.probe(job, opened, feeder, asked_at, scratch)
+            scratch = probe.candidate_scratch(job.candidate, probe.scratch_folder(job))
+            return probe.probe(job, opened, feeder, asked_at, scratch, held)
         with opened.guard():
             if isinstance(job, TrainJob):
                 return train.advance(job, opened, feeder, asked_at, emit)
