@@ -88,15 +88,15 @@ stayed within the cap, and the allocator never had to give memory back nor refus
 workspace may go on with a slower algorithm. What a probe needed, the least cap under which it would have passed, is
 close to a line in the batch.
 
-1. Scout: the first probe runs 8 images and then, in the same process, about two thirds of what seems to fit. That
-   second batch places later probes and certifies nothing.
-2. Line: through the smallest and the largest batch that ran.
-3. Jump: the next probe is placed where the line meets the usable memory; if that is far beyond what has run, a little
-   short of it.
+1. Scout: the first probe runs 8 images and then, in the same process, about half of what fits and 93 % of what a line
+   promises. These two place later probes and certify nothing.
+2. Line: through the two largest batches that ran.
+3. Jump: the next probe is placed where the line meets the usable memory, and where a process is to spare its neighbour
+   runs beside it; if that is far beyond what has run, a little short of it.
 4. Bracket: strides that double, begun anew from every better line, close in on the limit until a batch b ran and b + 1
    did not. That pair is the certificate. It does not assume that memory grows evenly.
-5. Neighbour: the same backbone in the same precision at the other size begins at its neighbour's certificate, since
-   bytes per image grow with the number of pixels.
+5. Neighbour: the same backbone in the same precision at the other size begins where its neighbour's line or
+   certificate puts it, since bytes per image grow with the number of pixels.
 """
 
 

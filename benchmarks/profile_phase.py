@@ -228,7 +228,9 @@ class Series:
             return
         predicted_s = timing.warmup_s + steps * timing.step_s
         n_val = len(self.images.indices("val"))
-        validation_s = timing.eval_first_s + n_val * timing.eval_image_s[profile.candidate.train_px]
+        validation_s = (
+            timing.eval_first_s[profile.candidate.train_px] + n_val * timing.eval_image_s[profile.candidate.train_px]
+        )
         row: dict[str, Any] = {
             "steps": steps,
             "training_s": outcome.training_s,
@@ -399,7 +401,7 @@ def told(each: Profile | Rejection) -> str:
         f"{each.candidate.name}: batch {each.batch}, trials {each.trials} [{tried}]; ms a step: dummy "
         f"{timing.dummy_step_s * 1e3:.2f}, loader {timing.loader_step_s * 1e3:.2f}, both {timing.step_s * 1e3:.2f} "
         f"(±{100 * (timing.step_high_s / timing.step_s - 1):.2f} %); start {timing.startup_s:.2f} s, warm-up "
-        f"{timing.warmup_s:.2f}, first evaluation {timing.eval_first_s:.2f}, save {timing.save_s:.2f}"
+        f"{timing.warmup_s:.2f}, first evaluation {max(timing.eval_first_s.values()):.2f}, save {timing.save_s:.2f}"
     )
 
 

@@ -131,7 +131,7 @@ def timing(**changes: Any) -> Timing:
         "step_low_s": 0.058,
         "step_high_s": 0.063,
         "eval_image_s": {160: 0.0005, 224: 0.001},
-        "eval_first_s": 0.2,
+        "eval_first_s": {160: 0.2, 224: 0.2},
         "save_s": 0.1,
     }
     return Timing(**{**values, **changes})

@@ -358,7 +358,7 @@ profiles = st.builds(
     startup_s=st.floats(0.5, 10),
     warmup_s=st.floats(0, 10),
     save_s=st.floats(0, 5),
-    eval_first_s=st.floats(0, 3),
+    eval_first_s=st.floats(0, 3).map(lambda first_s: {160: first_s, 224: first_s}),
 ).map(
     lambda p: replace(
         p, timing=replace(p.timing, step_low_s=p.timing.step_s * 0.95, step_high_s=p.timing.step_s * 1.05)

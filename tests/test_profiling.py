@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -249,6 +251,86 @@ def test_side_by_side_finds_what_one_after_the_other_finds() -> None:
     assert batches == {found.candidate: found.batch for found in one if isinstance(found, Profile)}
     first_timed = min(number for number, job in enumerate(run.engine.jobs) if job.timed)
     assert not any(job.scout for job in run.engine.jobs[first_timed:]), "something was searched after timing began"
+
+
+def test_the_next_size_is_searched_as_soon_as_the_first_one_has_a_line() -> None:
+    """Nobody waits for the certificate: the first size's last probes wait until the second size has begun."""
+    run = run_of(Law(), sizes=(160, 224))
+    begun = threading.Event()
+    waited: list[bool] = []
+
+    class Slow(Scripted):
+        def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+            assert isinstance(job, ProbeJob)
+            if job.candidate.train_px == 224:
+                begun.set()
+            elif not job.scout and not job.timed:
+                waited.append(begun.wait(30))
+            return super().do(job, until_at=until_at, on_progress=on_progress)
+
+    def answer(job: ProbeJob) -> Outcome:
+        edge = 100 if job.candidate.train_px == 160 else 51
+        image_bytes = 10**7 * (job.candidate.train_px / 160) ** 2
+        points = ((40, 4 * 10**8), (80, 8 * 10**8)) if job.scout and job.batch < 40 else ()
+        timing = profile().timing if job.timed else None
+        peak_bytes = int(image_bytes * job.batch)
+        return Probe(batch=job.batch, passed=job.batch <= edge, peak_bytes=peak_bytes, points=points, timing=timing)
+
+    found = list(
+        measure(
+            run.candidates,
+            run.setting,
+            Slow(answer),
+            n_train=800,
+            until_at=math.inf,
+            tell=lambda progress: None,
+            lanes=2,
+        )
+    )
+    assert [each.batch for each in found if isinstance(each, Profile)] in ([100, 51], [51, 100])
+    assert waited
+    assert all(waited)
+
+
+def test_no_more_than_the_lanes_are_at_work_and_two_sizes_share_them() -> None:
+    run = run_of(Law(), models=("resnet18", "resnet50"))
+    at_work, most, lock = 0, 0, threading.Lock()
+
+    class Counting(Scripted):
+        def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+            nonlocal at_work, most
+            with lock:
+                at_work += 1
+                most = max(most, at_work)
+            try:
+                time.sleep(0.02)
+                return super().do(job, until_at=until_at, on_progress=on_progress)
+            finally:
+                with lock:
+                    at_work -= 1
+
+    def answer(job: ProbeJob) -> Outcome:
+        timing = profile().timing if job.timed else None
+        points = ((40, 4 * 10**8),) if job.scout else ()
+        peak_bytes = 10**7 * job.batch
+        return Probe(batch=job.batch, passed=job.batch <= 107, peak_bytes=peak_bytes, points=points, timing=timing)
+
+    for lanes in (2, 4):
+        most = 0
+        engine = Counting(answer)
+        found = list(
+            measure(
+                run.candidates,
+                run.setting,
+                engine,
+                n_train=800,
+                until_at=math.inf,
+                tell=lambda progress: None,
+                lanes=lanes,
+            )
+        )
+        assert [each.batch for each in found if isinstance(each, Profile)] == [107, 107]
+        assert most == lanes
 
 
 def test_a_neighbour_takes_fewer_trials() -> None:

@@ -42,16 +42,20 @@ class _Search:
         return points_of(self.probes)
 
     def predicted(self) -> float | None:
-        """Where the line meets the cap: through the smallest and the largest point, or with the prior's slope."""
+        """Where the line meets the cap: through the largest point and the next one APART, or with the prior's slope."""
         points = self.points
-        slope = self.prior.image_bytes if self.prior else 0.0
-        if len(points) > 1 and (self.prior is None or points[-1][0] >= APART * points[0][0]):
-            slope = slope_of(points)
-        if not points or slope <= 0:
+        if not points:
             return None
-        usable = min((p.usable_bytes for p in self.probes if p.usable_bytes is not None), default=self.cap_bytes)
         high, high_bytes = points[-1]
-        return high + (usable - high_bytes) / slope
+        below = [point for point in points if high >= APART * point[0]]
+        if not below and self.prior is None:
+            below = points[:-1][:1]
+        slope = slope_of([below[-1], points[-1]]) if below else self.prior.image_bytes if self.prior else 0.0
+        if slope <= 0:
+            return None
+        usable = min((p.usable_bytes for p in self.probes if p.usable_bytes is not None), default=None)
+        room = self.cap_bytes if usable is None else usable - HALF_PAGE_BYTES
+        return high + (room - high_bytes) / slope
 
 
 def expected_edge(probes: Iterable[Probe], *, cap_bytes: int, limit: int) -> float | None:
@@ -70,8 +74,17 @@ def _nothing_more(batch: int) -> Probe:
     raise AssertionError(f"{batch} was asked for while only looking")
 
 
-#: Beside a neighbour's slope, points give one only if the largest is APART times the smallest: memory comes in pages.
+#: Memory comes in pages, and small batches take other algorithms than large ones: two points give a line if one is
+#: APART times the other, and of several the largest two.
 APART = 1.2
+
+#: Shares of what seems to fit at which a scout runs two further batches. A small batch's workspaces make its images
+#: look larger than they are: the first share of what seems to be all comes to 40 to 70 % of the largest batch. A line
+#: through it is good to 6 %; a second point short of that makes it good to an image or two (20 candidates on an H100).
+SCOUTED = (0.9, 0.93)
+
+#: An allocator that maps pages of 20 MiB leaves half of one on average.
+HALF_PAGE_BYTES = 10 * 2**20
 
 #: A jump to more than FAR times the largest point stops short of the prediction by this share: it passes then, and the
 #: line through it is good to an image or two.

@@ -221,7 +221,7 @@ def _candidate_s(books: Books, name: str) -> float:
 
 
 def _limit(name: str, limit: float, spent: float, unit: str, note: str) -> Limit:
-    return Limit(name=name, limit=limit, spent=spent, unit=unit, kept=spent <= limit, note=note)
+    return Limit(name=name, limit=limit, spent=spent, unit=unit, kept=spent <= limit * (1 + ROUNDING), note=note)
 
 
 def report(
@@ -267,6 +267,9 @@ def report(
         notes=tuple(notes),
     )
 
+
+#: Seconds that are sums of differences are exact to some 1e-13.
+ROUNDING = 1e-12
 
 _VERSIONS = ("fitwithin", "torch", "torchvision", "timm", "numpy", "pillow", "python", "cudnn")
 

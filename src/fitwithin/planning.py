@@ -174,11 +174,12 @@ def costs(profile: Profile, data: DataFacts, recipe: Recipe, view_sizes: Sequenc
     timing = profile.timing
     flips = 2 if recipe.flips else 1
     per_image_s = math.fsum(timing.eval_image_s[px] * flips for px in view_sizes)
-    evaluation_s = timing.startup_s + len(view_sizes) * timing.eval_first_s + (data.val + data.test) * per_image_s
+    first_s = max(timing.eval_first_s.values())  # a process of its own, without the kernels of training
+    evaluation_s = timing.startup_s + len(view_sizes) * first_s + (data.val + data.test) * per_image_s
     return Costs(
         startup_s=timing.startup_s + timing.warmup_s,
         validation_s=data.val * timing.eval_image_s[profile.candidate.train_px]
-        + timing.eval_first_s
+        + timing.eval_first_s[profile.candidate.train_px]
         + timing.capture_s,
         validations=recipe.last_epochs,
         save_s=timing.save_s,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from fitwithin.baton import Baton
+from fitwithin.bracket import APART, SCOUTED
 from fitwithin.candidate import Candidate
 from fitwithin.choice import rated_batches
 from fitwithin.cuda import Cuda
@@ -33,12 +33,13 @@ from fitwithin.train import write_checkpoint
 #: every time, and the second is the first that is recorded.
 UPDATES, RECORDED_UPDATES = 3, 1
 
-#: A timed process begins as a turn does, with so many steps: one, the recording, and some in a row.
+#: A timed process begins as a turn does, with so many steps: one, a checkpoint, the recording, and some in a row.
 FIRST_STEPS = 4
 
-#: The pace with the real loader is measured after a run-up (a GPU that rested takes a while to raise its clocks) until
-#: it is known to STEADY (95 % interval over the mean), within these limits in seconds, over so many steps at least.
-RUN_UP_S, SAMPLE_S, LONGEST_S, SAMPLE_STEPS, STEADY = 0.1, 0.4, 3.0, 6, 0.003
+#: The pace with the real loader is measured after a run-up until it is known to STEADY (95 % interval over the mean),
+#: within these limits in seconds, over so many steps at least. A GPU that rested takes a while to raise its clocks, and
+#: lowers them again under load: within half a second resnest50d_1s4x24d ran 1.3 % faster than it goes on (H100).
+RUN_UP_S, SAMPLE_S, LONGEST_S, SAMPLE_STEPS, STEADY = 0.5, 0.5, 3.0, 6, 0.003
 
 #: The dummy pace needs less: nothing but the device is in it.
 DUMMY_SAMPLE_S = 0.15
@@ -73,9 +74,8 @@ def probe(
             if job.timed:
                 assert baton is not None, "whoever times must have waited for it"
                 baton.measure()
-                timing = _time(learner, job, device, feeder, startup_s, baton)
+                timing = _time(learner, job, device, feeder, startup_s, scratch, baton)
                 baton.measured()
-                timing = replace(timing, save_s=_save(learner, scratch))
             else:
                 _step_and_evaluate(learner, job, device, job.batch)
                 needed_bytes = device.needed_bytes()
@@ -115,28 +115,34 @@ def probe(
 #: Bytes per parameter that stay from step to step: float32 weights and AdamW's two moments.
 KEPT_BYTES = 12
 
-#: A small batch's workspaces make its images look larger than they are: two thirds of the room that they leave come to
-#: about half of the largest batch, and a line through that is good to 1.5 % (docs/log.md).
-SCOUTED = 2 / 3
-
 
 def _scout(learner: Learner, job: ProbeJob, device: Cpu | Cuda) -> tuple[tuple[int, int], ...]:
-    """Steps at SCOUTED of the room that seems to be left: ``((batch, peak),)``, or nothing if they did not pass."""
-    peak_bytes, usable = device.needed_bytes(), device.usable_bytes()
-    image_bytes = (peak_bytes - device.outside_bytes() - KEPT_BYTES * learner.parameters) / job.batch
-    room = int(SCOUTED * (usable - peak_bytes) / max(image_bytes, 1.0))
-    batch = min(job.batch + room, job.limit)
-    if batch < 2 * job.batch:
-        return ()
-    before = device.retries()
-    device.empty_cache()
-    device.watch()
-    try:
-        with device.guard():
-            _step_and_evaluate(learner, job, device, batch)
-    except OutOfMemory:
-        return ()
-    return ((batch, device.needed_bytes()),) if device.retries() == before else ()
+    """Two larger batches in the same process, as ``((batch, needed bytes), ...)``; what did not pass is left out.
+
+    Where they lie: :data:`fitwithin.bracket.SCOUTED`.
+    """
+    points = [(job.batch, device.needed_bytes())]
+    image_bytes = (points[0][1] - device.outside_bytes() - KEPT_BYTES * learner.parameters) / job.batch
+    for share in SCOUTED:
+        at, needed_bytes = points[-1]
+        if len(points) > 1:
+            image_bytes = (needed_bytes - points[0][1]) / (at - points[0][0])
+        room = (device.usable_bytes() - needed_bytes) / max(image_bytes, 1.0)
+        batch = min(int(share * (at + room)), job.limit)
+        if batch < APART * at:
+            break
+        before = device.retries()
+        device.empty_cache()
+        device.watch()
+        try:
+            with device.guard():
+                _step_and_evaluate(learner, job, device, batch)
+        except OutOfMemory:
+            break
+        if device.retries() > before:
+            break
+        points.append((batch, device.needed_bytes()))
+    return tuple(points[1:])
 
 
 def dummy(setting: Setting, px: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -178,9 +184,9 @@ def _step_and_evaluate(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batc
 
 
 def _time(
-    learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: Feeder, startup_s: float, baton: Baton
+    learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: Feeder, startup_s: float, scratch: Path, baton: Baton
 ) -> Timing:
-    """The pace of the device, of the loader and of both together, and what happens beside steps but saving."""
+    """The pace of the device, of the loader and of both together, and what happens beside steps."""
     setting, candidate = job.setting, job.candidate
     strangers = device.strangers()
     begun_at = time.monotonic()
@@ -194,7 +200,7 @@ def _time(
         steps=PLENTY_OF_STEPS,
     ) as loaded:
         batches = iter(loaded)
-        first_s = _first_steps(learner, job, device, batches, begun_at)
+        first_s, save_s = _first_steps(learner, job, device, batches, begun_at, scratch)
         baton.warm()
         device.settle()
         device.empty_cache()
@@ -205,9 +211,9 @@ def _time(
         ready = next(batches)
         learner.step(*ready, 1e-4)  # recorded anew, as after every evaluation
         capture_s = learner.capture_s
-        dummy_s = _dummy_pace(learner, device, ready)
         loader_step_s = _loader_pace(batches, loaded.ahead)
         step_s, step_low_s, step_high_s = _pace(learner, device, batches)
+        dummy_s = _dummy_pace(learner, device, ready)  # what lies in its slot by now is another batch, as good as any
         rates = {job.batch: job.batch / dummy_s}
         for batch in rated_batches(job.batch) if job.rates else ():
             rates[batch] = batch / _dummy_pace(learner, device, _prepared(learner, job, device, batch))
@@ -219,8 +225,8 @@ def _time(
         step_low_s=step_low_s,
         step_high_s=step_high_s,
         eval_image_s={px: image_s for px, (_, image_s) in passes.items()},
-        eval_first_s=max(first_s for first_s, _ in passes.values()),
-        save_s=0.0,
+        eval_first_s={px: first_s for px, (first_s, _) in passes.items()},
+        save_s=save_s,
         loader_step_s=loader_step_s,
         strangers=max(strangers, device.strangers()),
         capture_s=capture_s,
@@ -229,25 +235,26 @@ def _time(
 
 
 def _first_steps(
-    learner: Learner, job: ProbeJob, device: Cpu | Cuda, batches: Iterator[Batch], begun_at: float
-) -> float:
-    """What a turn begins with; the seconds that its first steps took since ``begun_at``."""
+    learner: Learner,
+    job: ProbeJob,
+    device: Cpu | Cuda,
+    batches: Iterator[Batch],
+    begun_at: float,
+    scratch: Path,
+) -> tuple[float, float]:
+    """What a turn begins with: the seconds of its first steps, and those of the checkpoint after the very first."""
     losses = [learner.step(*next(batches), 1e-4)]
-    device.synchronize()  # here a turn writes its first checkpoint
+    device.synchronize()
+    stepped_at = time.monotonic()
+    write_checkpoint(scratch / "checkpoint.pt", learner, {})
+    saved_at = time.monotonic()
     for _ in range(FIRST_STEPS - 1):
         losses.append(learner.step(*next(batches), 1e-4))
         device.throttle()
     device.synchronize()
-    first_s = time.monotonic() - begun_at
+    first_s = stepped_at - begun_at + time.monotonic() - saved_at
     _check_finite(job, losses)
-    return first_s
-
-
-def _save(learner: Learner, scratch: Path) -> float:
-    """Seconds that a checkpoint takes; others may measure meanwhile."""
-    begun_at = time.monotonic()
-    write_checkpoint(scratch / "checkpoint.pt", learner, {})
-    return time.monotonic() - begun_at
+    return first_s, saved_at - stepped_at
 
 
 def _prepared(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> Batch:

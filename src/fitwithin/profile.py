@@ -22,10 +22,10 @@ class Timing:
     first steps cost more than later ones; ``dummy_step_s`` a step fed with a batch already there (the paper's dummy
     loader); ``step_s`` a step fed by the real loader, within ``step_low_s`` to ``step_high_s`` (its 95 % interval);
     ``loader_step_s`` the time in which the loader alone makes a batch; ``strangers`` how many processes of others were
-    seen on the device;
-    ``eval_image_s`` seconds per image of evaluation by size; ``eval_first_s`` the extra cost of an evaluation's first
-    batch; ``save_s`` writing a checkpoint; ``capture_s`` recording the step anew after an evaluation;
-    ``rates`` images per second with the dummy loader by batch size, where several were asked for.
+    seen on the device; ``eval_image_s`` seconds per image of evaluation by size; ``eval_first_s`` the extra cost of an
+    evaluation's first batch by size (less where training has loaded the same kernels); ``save_s`` writing a checkpoint;
+    ``capture_s`` recording the step anew after an evaluation; ``rates`` images per second with the dummy loader by
+    batch size, where several were asked for.
     """
 
     startup_s: float
@@ -35,7 +35,7 @@ class Timing:
     step_low_s: float
     step_high_s: float
     eval_image_s: dict[int, float]
-    eval_first_s: float
+    eval_first_s: dict[int, float]
     save_s: float
     loader_step_s: float = 0.0
     strangers: int = 0
@@ -217,7 +217,9 @@ def to_dict(profile: Profile | Rejection) -> dict[str, Any]:
 
 
 def _timing(value: dict[str, Any]) -> Timing:
-    by_number = {name: {int(key): x for key, x in value[name].items()} for name in ("eval_image_s", "rates")}
+    by_number = {
+        name: {int(key): x for key, x in value[name].items()} for name in ("eval_image_s", "eval_first_s", "rates")
+    }
     return Timing(**{**value, **by_number})
 
 

@@ -17,7 +17,7 @@ from fitwithin.certificates import Cache
 from fitwithin.choice import knee, parts
 from fitwithin.engine import Engine
 from fitwithin.jobs import Failure, ProbeJob, Progress, Screened, ScreenJob, Setting
-from fitwithin.profile import Prior, Probe, Profile, Rejection, edge_of, prior
+from fitwithin.profile import Prior, Probe, Profile, Rejection, edge_of, points_of, prior
 from fitwithin.pruning import pruned, screened, slower
 
 #: Batch norm over one value fails in training (ResNeSt), so two images are the least.
@@ -40,9 +40,9 @@ CROWDED_RETRIES, CROWDED_PAUSE_S = 2, 5.0
 #: Where candidates are searched side by side, the share of the time for that; the rest is for timing them.
 SEARCH_SHARE = 0.6
 
-#: After so many probes of one size the next size of a backbone may be searched beside it: the first gives a line, the
-#: second is near its end. (Depthwise float16 kernels are built for every batch, 10 s a probe: two sizes took 115 s.)
-PLACING_PROBES = 2
+#: With so many points on its line a size says enough to search the next size of the backbone beside it. (Depthwise
+#: float16 kernels are built for every batch, 10 s a probe: one size after the other took 115 s.)
+PLACING_POINTS = 3
 
 #: Timed processes at once: one that measures, and one that starts or ends beside it.
 AT_ONCE = 2
@@ -295,7 +295,7 @@ def measure(
 
     With several ``lanes`` so many candidates are searched side by side, each in processes of its own under the cap;
     then one after the other is timed, alone. ``known`` profiles place the probes of their neighbours, and so does a
-    search that is about to end: a backbone's next size waits in line from its PLACING_PROBES-th probe on.
+    search that is about to end: a backbone's next size waits in line once it has PLACING_POINTS.
     """
     room = Semaphore(lanes)
     measurements = [Measurement(c, setting, engine, n_train=n_train, tell=tell, lanes=room) for c in candidates]
@@ -337,7 +337,7 @@ def _side_by_side(
                     begin(family, number + 1)
 
             measurement.on_probe = lambda: follow(
-                len(measurement.probes) >= PLACING_PROBES and measurement.edge is not None
+                len(points_of(measurement.probes)) >= PLACING_POINTS and measurement.edge is not None
             )
             place = prior([*known, *family[:number]], measurement.candidate)
             rejection = measurement.search(search_until_at, place, beside=True)

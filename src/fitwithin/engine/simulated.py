@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fitwithin.assemble import logits_path
+from fitwithin.bracket import APART, SCOUTED
 from fitwithin.choice import rated_batches
 from fitwithin.engine.law import Law, Trouble
 from fitwithin.engine.turn import Turn, read_skill
@@ -40,10 +41,7 @@ if TYPE_CHECKING:
     from fitwithin.session import Images
 
 #: A probe takes so many updates and times each pace for so long, as probe.py does; so often the loader's stock is made.
-UPDATES, SAMPLE_S, SAMPLE_STEPS, STOCKS = 6, (0.25, 0.7), 6, 6
-
-#: A scout goes to this share of the room that is left.
-SCOUTED = 2 / 3
+UPDATES, SAMPLE_S, SAMPLE_STEPS, STOCKS = 6, (0.15, 1.0), 6, 6
 
 #: Precisions and layouts are compared at this batch.
 SCREEN_BATCH = 64
@@ -201,13 +199,19 @@ class Simulated:
 
     def _scout(self, job: ProbeJob, peak_bytes: int, until_at: float) -> tuple[tuple[int, int], ...]:
         law, cap = self.law, job.setting.memory_bytes
-        image_bytes = max(1.0, (peak_bytes - law.fixed_bytes) / job.batch)
-        batch = min(job.limit, job.batch + int(SCOUTED * (cap - peak_bytes) / image_bytes))
-        needed = law.memory_bytes(job.candidate, batch, len(self.jobs))
-        if batch < 2 * job.batch or needed > cap:
-            return ()
-        self.spend(UPDATES * law.device_s(job.candidate, batch), until_at)
-        return ((batch, needed),)
+        points = [(job.batch, peak_bytes)]
+        image_bytes = (peak_bytes - law.fixed_bytes) / job.batch
+        for share in SCOUTED:
+            at, needed = points[-1]
+            if len(points) > 1:
+                image_bytes = (needed - peak_bytes) / (at - job.batch)
+            batch = min(job.limit, int(share * (at + (cap - needed) / max(1.0, image_bytes))))
+            needed = law.memory_bytes(job.candidate, batch, len(self.jobs))
+            if batch < APART * at or needed > cap:
+                break
+            self.spend(UPDATES * law.device_s(job.candidate, batch), until_at)
+            points.append((batch, needed))
+        return tuple(points[1:])
 
     def _time(self, job: ProbeJob, until_at: float) -> Timing:
         law, candidate = self.law, job.candidate
@@ -229,7 +233,7 @@ class Simulated:
             step_low_s=found_s * (1 - law.pace_noise / 2),
             step_high_s=found_s * (1 + law.pace_noise / 2),
             eval_image_s={px: slow * image_s for px, image_s in sorted(evals.items())},
-            eval_first_s=slow * law.eval_first_s,
+            eval_first_s=dict.fromkeys(sorted(evals), slow * law.eval_first_s),
             save_s=slow * law.save_s,
             loader_step_s=slow * loader_s,
             rates=self._rates(job, until_at) if job.rates else {},
