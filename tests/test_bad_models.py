@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fitwithin import data, pack, profiling
+from fitwithin import data, measurement, pack, profiling
 from fitwithin import recipe as recipes
 from fitwithin.candidate import Candidate
 from fitwithin.engine.local import Local
@@ -35,7 +35,7 @@ COUNTS = (36, 12, 6)  # train, val, test
 LIMIT = 8
 
 #: More than may be tried first, so that the search has to climb; more than ``bad_large`` takes.
-FAR_LIMIT = profiling.TRY_LIMIT_FIRST + 6
+FAR_LIMIT = measurement.TRY_LIMIT_FIRST + 6
 
 #: What ``bad_large`` takes.
 LARGEST = 20
@@ -262,7 +262,7 @@ def test_what_fails_under_autocast_alone_is_certified_without(bench: Bench) -> N
 
 def test_what_cannot_train_on_a_single_image_is_certified(bench: Bench) -> None:
     """At the least batch that is ever asked for."""
-    least = profiling.SMALLEST_BATCH
+    least = measurement.SMALLEST_BATCH
     assert assert_certified(bench.one("bad_alone", limit=least), least).batch == least
 
 

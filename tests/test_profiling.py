@@ -16,8 +16,9 @@ from fitwithin import flow
 from fitwithin import recipe as recipes
 from fitwithin.engine.simulated import Law, Trouble
 from fitwithin.jobs import Failure, Job, Outcome, ProbeJob, Progress, ScreenJob
+from fitwithin.measurement import OUT_OF_TIME, PROBE_WITHIN_S, SMALLEST_BATCH
 from fitwithin.profile import Probe, Profile, Rejection
-from fitwithin.profiling import OUT_OF_TIME, PROBE_WITHIN_S, SMALLEST_BATCH, measure
+from fitwithin.profiling import measure
 from fitwithin.session import Run
 from simulation import CountedImages, Stage, profile, request
 

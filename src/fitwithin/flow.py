@@ -17,6 +17,7 @@ from fitwithin.certificates import Cache, data_shape
 from fitwithin.errors import UsageError
 from fitwithin.jobs import Failure
 from fitwithin.machine import cores
+from fitwithin.measurement import OUT_OF_TIME
 from fitwithin.pack import cache_root
 from fitwithin.planning import Plan
 from fitwithin.profile import Profile, Rejection
@@ -139,7 +140,7 @@ def profile(run: Run, *, refresh: bool = False) -> list[Profile | Rejection]:
             left_s = share_s if known else max(share_s, REFUSAL_S)
         if left_s <= 0:
             for candidate in group:
-                note(Rejection(candidate=candidate, reason=profiling.OUT_OF_TIME))
+                note(Rejection(candidate=candidate, reason=OUT_OF_TIME))
             continue
         # Measuring for a refusal may go on past a very short budget; the books promise no more than there is.
         promised_s = run.promise_s(left_s, gpu=True)

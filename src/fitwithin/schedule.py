@@ -1,14 +1,17 @@
-"""The course of one turn: a number of steps, never more than planned, and a learning rate that ends at exactly 0.
+"""The course of one turn: its steps, the image size of each, and a learning rate that ends at exactly 0.
 
 A turn is planned in steps. While it runs, the pace is measured; where the steps left no longer fit before the deadline,
 the end moves forward and the rate is drawn to the new end (Li, Yumer, Ramanan, "Budgeted Training", ICLR 2020:
-a schedule must span exactly the budget). A frozen schedule keeps its steps, so that it can be replayed.
+a schedule must span exactly the budget). Where more would fit, an open-ended schedule moves it back. A frozen schedule
+keeps its steps, so that it can be replayed.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 
@@ -37,6 +40,19 @@ def rate_factor(step: int, total: int, shape: str = "cosine", warmup: float = 0.
     return cosine(step, total) if total > 1 or not rising else 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """From the share ``since`` of a turn's steps on, images of ``px`` pixels a side (progressive resizing).
+
+    A step then takes ``step_s``; ``change_s`` is what getting there costs beside the steps.
+    """
+
+    since: float
+    px: int
+    step_s: float
+    change_s: float = 0.0
+
+
 #: The planned pace counts like this many measured steps, so that a slow start does not end a turn early.
 PRIOR_STEPS = 20
 
@@ -49,7 +65,8 @@ class Schedule:
     """Steps of one turn against its deadline.
 
     ``training_ends_at`` is the deadline less everything that must follow the last step; ``planned_step_s`` the pace
-    that was planned. ``cut`` tells that time ended before a last step at rate 0 could be taken.
+    that was planned, or that of each of the ``stages``. An ``open_ended`` schedule goes beyond its plan while time
+    lasts. ``cut`` tells that time ended before a last step at rate 0 could be taken.
     """
 
     planned: int
@@ -58,15 +75,20 @@ class Schedule:
     frozen: bool = False
     shape: str = "cosine"
     warmup: float = 0.0
+    stages: tuple[Stage, ...] = ()
+    open_ended: bool = False
     step: int = 0
     total: int = field(init=False)
     cut: bool = field(default=False, init=False)
-    _paces_s: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW), init=False)
+    _stage: int = field(default=0, init=False)
+    _slow: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW), init=False)
     _seen_at: float | None = field(default=None, init=False)
     _seen_step: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.total = self.planned
+        if not self.stages:
+            self.stages = (Stage(since=0.0, px=0, step_s=self.planned_step_s),)
 
     @property
     def done(self) -> bool:
@@ -79,11 +101,30 @@ class Schedule:
         return rate_factor(self.step, self.total, self.shape, self.warmup)
 
     @property
+    def stage(self) -> Stage:
+        """That of the step about to be taken. A turn never goes back to an earlier one."""
+        return self.stages[self._stage]
+
+    @property
     def pace_s(self) -> float:
-        """Seconds per step: the mean of the last readings and of the plan's as a prior."""
-        most_s = OUTLIER * self.planned_step_s
-        seen_s = sum(min(pace_s, most_s) for pace_s in self._paces_s)
-        return (seen_s + PRIOR_STEPS * self.planned_step_s) / (len(self._paces_s) + PRIOR_STEPS)
+        """Seconds per step in this stage: as planned, times how much slower than planned the last steps were."""
+        return self._slowness * self.stage.step_s
+
+    @property
+    def _slowness(self) -> float:
+        """The mean of the last readings over the plan's, the plan itself as a prior."""
+        seen = sum(min(slow, OUTLIER) for slow in self._slow)
+        return (seen + PRIOR_STEPS) / (len(self._slow) + PRIOR_STEPS)
+
+    def _ahead(self, total: int) -> Iterator[tuple[Stage, int]]:
+        """The stages from this one on, each with the steps left in it if the last step is ``total``."""
+        later = [math.ceil(stage.since * total) for stage in self.stages[self._stage + 1 :]]
+        for stage, begin, end in zip(self.stages[self._stage :], [self.step, *later], [*later, total], strict=True):
+            yield stage, max(0, min(end, total) - max(begin, self.step))
+
+    def _planned_s(self, total: int) -> float:
+        """Seconds of the steps until ``total`` at the planned pace."""
+        return sum(steps * stage.step_s for stage, steps in self._ahead(total))
 
     def marks(self, steps_per_epoch: float, last_epochs: int) -> list[int]:
         """The steps that end the last epochs, as the end stands now, ascending: after them validation is due."""
@@ -92,11 +133,12 @@ class Schedule:
 
     def hold(self) -> None:
         """The last epochs have begun: from here the end moves away no more, or they would be validated twice."""
-        self.planned = self.total
+        self.planned, self.open_ended = self.total, False
 
     def go_on(self, step: int, planned: int) -> None:
         """Take up a schedule that an earlier process left at ``step``, with the end ``planned`` at the furthest."""
         self.step, self.planned, self.total = step, planned, planned
+        self._enter()
 
     def pause(self) -> None:
         """Forget the last reading: what follows (a validation, a checkpoint) is no step."""
@@ -112,7 +154,7 @@ class Schedule:
         simulated, it did so to 56 of 244 turns; 2 are left.)
         """
         if self._seen_at is not None and self.step > self._seen_step:
-            self._paces_s.append((now - self._seen_at) / (self.step - self._seen_step))
+            self._slow.append((now - self._seen_at) / (self.step - self._seen_step) / self.stage.step_s)
         self._seen_at, self._seen_step = now, self.step
         if self.done:
             return
@@ -120,5 +162,21 @@ class Schedule:
         if left_s <= 0:
             self.total, self.cut = self.step, True
         elif not self.frozen:
-            affordable = math.floor((left_s - overhead_s) / self.pace_s)
-            self.total = min(self.planned, self.step + max(1, affordable))
+            self.total = max(self.step + 1, self._affordable(left_s - overhead_s))
+        self._enter()
+
+    def _affordable(self, left_s: float) -> int:
+        """The last step that can be taken within ``left_s``, no further than allowed."""
+        changes_s = sum(stage.change_s for stage in self.stages[self._stage + 1 :])
+        planned_s = max(0.0, left_s - changes_s) / self._slowness
+        furthest = self.planned
+        if self.open_ended:
+            furthest = self.step + math.floor(planned_s / min(stage.step_s for stage in self.stages))
+        totals = range(self.step, max(self.step, furthest) + 1)
+        return self.step + bisect.bisect_right(totals, planned_s, key=self._planned_s) - 1
+
+    def _enter(self) -> None:
+        """Go on to the stage in which the next step lies."""
+        while (later := self._stage + 1) < len(self.stages) and self.step >= self.stages[later].since * self.total:
+            self._stage = later
+            self.pause()
