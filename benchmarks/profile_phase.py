@@ -32,7 +32,7 @@ from statistics import mean, median
 from typing import Any
 
 import profile_page
-from fitwithin import api, data, pack, planning, profiling
+from fitwithin import api, costs, data, pack, profiling
 from fitwithin import request as requests
 from fitwithin.candidate import TABLE_2, Candidate, grid
 from fitwithin.engine.local import Local
@@ -192,9 +192,9 @@ class Series:
 
     def _train(self, name: str, folder: str, steps: int) -> tuple[Trained | Any, float]:
         profile = self.profiles[name]
-        cost = planning.costs(
+        cost = costs.costs(
             profile,
-            planning.DataFacts(train=self.n_train, val=len(self.images.indices("val")), test=0, classes=10),
+            costs.DataFacts(train=self.n_train, val=len(self.images.indices("val")), test=0, classes=10),
             self.setting.recipe,
             self.setting.view_sizes,
             "candidate",

@@ -14,9 +14,9 @@ from fitwithin import recipe as recipes
 from fitwithin.accountant import Accountant
 from fitwithin.budget import Budget
 from fitwithin.candidate import grid
+from fitwithin.costs import DataFacts
 from fitwithin.engine.simulated import Law, Simulated, SimulatedClock
 from fitwithin.ledger import KINDS, Books, fold
-from fitwithin.planning import DataFacts
 from fitwithin.profile import Profile, Timing
 from fitwithin.progress import Silent
 from fitwithin.request import Request

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from fitwithin import flow, instantiate
+from fitwithin.costs import WATCHDOG_S
 from fitwithin.engine.simulated import Law, Trouble
 from fitwithin.jobs import CHECKPOINT, OUTCOME, SALVAGE, WEIGHTS, Failure, Job, Outcome, Progress, Trained, TrainJob
-from fitwithin.planning import WATCHDOG_S, Plan
+from fitwithin.planning import Plan
 from fitwithin.session import Run
 from simulation import CountedImages, Stage, request
 

@@ -9,18 +9,9 @@ from hypothesis import strategies as st
 
 from fitwithin import recipe as recipes
 from fitwithin.candidate import Candidate
+from fitwithin.costs import CHECKPOINT_LEAST_S, DataFacts, checkpoint_every_s, checkpoints, costs
 from fitwithin.errors import BudgetError, UsageError
-from fitwithin.planning import (
-    CHECKPOINT_LEAST_S,
-    DataFacts,
-    Plan,
-    checkpoint_every_s,
-    checkpoints,
-    costs,
-    draw_up,
-    from_json,
-    least_s,
-)
+from fitwithin.planning import Plan, draw_up, from_json, least_s
 from fitwithin.profile import Probe, Profile, Rejection
 from fitwithin.units import duration
 from simulation import FACTS, profile

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,38 @@ def test_an_unknown_recipe_names_the_known_ones() -> None:
         load("papr")
     with pytest.raises(UsageError, match=r"there is no recipe file 'nowhere\.toml'"):
         load("nowhere.toml")
+
+
+def test_progressive_resizing_gives_sizes_that_fit_the_strides() -> None:
+    one = replace(load("paper"), progress=((0.0, 0.6), (0.4, 0.8), (0.7, 1.0)))
+    assert one.stages(160) == ((0.0, 96), (0.4, 128), (0.7, 160))
+    assert one.stages(224) == ((0.0, 128), (0.4, 192), (0.7, 224))
+    assert one.stages(84) == ((0.0, 48), (0.4, 64), (0.7, 84))
+    assert one.stages(40) == ((0.0, 24), (0.4, 32), (0.7, 40))
+    assert replace(one, progress=((0.0, 0.95), (0.5, 1.0))).stages(160) == ((0.0, 160),), "no size comes twice"
+    assert load("paper").stages(160) == ((0.0, 160),)
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [
+        ((0.1, 0.5), (0.4, 1.0)),  # the first steps have no size
+        ((0.0, 0.5), (0.4, 0.9)),  # the whole size is never reached
+        ((0.0, 0.5), (0.4, 0.4), (0.6, 1.0)),  # smaller again
+        ((0.0, 0.5), (0.4, 0.8), (0.4, 1.0)),  # two at once
+        ((0.0, 0.0), (0.4, 1.0)),
+        ((0.0, 0.5), (1.0, 1.0)),
+        ((0.0,),),
+    ],
+)
+def test_progressive_resizing_that_makes_no_sense_is_refused(progress: object) -> None:
+    with pytest.raises(UsageError, match="progress"):
+        replace(load("paper"), progress=progress)
+
+
+def test_progressive_resizing_is_read_from_toml(tmp_path: Path) -> None:
+    text = resources.files("fitwithin").joinpath("recipes/paper.toml").read_text(encoding="utf-8")
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace("[augment]", "[augment]\nprogress = [[0.0, 0.5], [0.5, 1]]"), encoding="utf-8")
+    assert load(str(path)).progress == ((0.0, 0.5), (0.5, 1))
+    assert from_dict(json.loads(json.dumps(dataclasses.asdict(load(str(path)))))) == load(str(path))

@@ -5,7 +5,7 @@ import math
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fitwithin.schedule import PRIOR_STEPS, SCHEDULES, Schedule, cosine, rate_factor
+from fitwithin.schedule import PRIOR_STEPS, SCHEDULES, Schedule, Stage, cosine, rate_factor
 
 
 @given(st.integers(2, 10**6))
@@ -149,3 +149,89 @@ def test_a_rate_rises_and_then_falls_to_exactly_nothing(total: int, shape: str, 
 @given(step=st.integers(0, 500), total=st.integers(1, 500))
 def test_without_a_warm_up_the_cosine_is_the_papers(step: int, total: int) -> None:
     assert rate_factor(step, total) == cosine(step, total)
+
+
+# --- progressive resizing ---------------------------------------------------------------------------------------------
+
+
+def staged(
+    planned: int, ends_at: float, *, open_ended: bool = False, frozen: bool = False, change_s: float = 0.0
+) -> Schedule:
+    """Three sizes: a second, two and four a step at 96, 128 and 160 px."""
+    return Schedule(
+        planned=planned,
+        training_ends_at=ends_at,
+        planned_step_s=1.0,
+        frozen=frozen,
+        open_ended=open_ended,
+        stages=(
+            Stage(since=0.0, px=96, step_s=1.0),
+            Stage(since=0.4, px=128, step_s=2.0, change_s=change_s),
+            Stage(since=0.7, px=160, step_s=4.0, change_s=change_s),
+        ),
+    )
+
+
+def act(schedule: Schedule, slower: float = 1.0, *, change_s: float = 0.0, since: int = 0) -> tuple[list[int], float]:
+    """Take every step, ``slower`` than planned from step ``since`` on; the sizes, and the time."""
+    sizes: list[int] = []
+    now = 0.0
+    schedule.observe(now)
+    while not schedule.done:
+        stage = schedule.stage
+        if sizes and stage.px != sizes[-1]:
+            now += change_s
+        sizes.append(stage.px)
+        now += stage.step_s * (slower if schedule.step >= since else 1.0)
+        last = schedule.lr_factor
+        schedule.step += 1
+        schedule.observe(now)
+    assert schedule.cut or last == 0.0
+    return sizes, now
+
+
+@given(st.integers(10, 2000))
+def test_a_frozen_turn_spends_the_shares_of_its_steps_at_each_size(planned: int) -> None:
+    sizes, _ = act(staged(planned, 1e9, frozen=True))
+    counts = [sizes.count(px) for px in (96, 128, 160)]
+    assert sizes == sorted(sizes)
+    assert counts == [
+        math.ceil(0.4 * planned),
+        math.ceil(0.7 * planned) - math.ceil(0.4 * planned),
+        planned - math.ceil(0.7 * planned),
+    ]
+
+
+@given(st.integers(50, 1500), st.floats(0.5, 4), st.floats(0, 1), st.floats(0, 5))
+def test_whatever_the_pace_sizes_never_fall_and_time_is_kept(
+    planned: int, slower: float, share: float, change_s: float
+) -> None:
+    """The whole turn at its planned pace takes 2.2 s a step."""
+    for open_ended in (False, True):
+        ends_at = 2.3 * planned + 2 * change_s
+        schedule = staged(planned, ends_at, open_ended=open_ended, change_s=change_s)
+        sizes, now = act(schedule, slower, change_s=change_s, since=int(share * planned))
+        assert sizes == sorted(sizes)
+        assert open_ended or len(sizes) <= planned
+        assert now <= ends_at + 4 * slower
+        assert sizes[-1] == 160 or schedule.cut
+
+
+@given(st.integers(100, 1500), st.floats(0.4, 1.5))
+def test_an_open_ended_turn_fills_its_time_at_any_steady_pace(planned: int, slower: float) -> None:
+    ends_at = 2.2 * planned
+    sizes, now = act(staged(planned, ends_at, open_ended=True), slower)
+    assert now >= ends_at - 8 * slower, "time for a step or more was left over"
+    assert len(sizes) >= 0.9 * planned / slower
+
+
+def test_the_first_steps_at_a_size_say_nothing_of_the_pace() -> None:
+    schedule = staged(1000, 1e9, open_ended=False)
+    now = 0.0
+    schedule.observe(now)
+    while schedule.step < 420:
+        now += 1.0 if schedule.step < 400 else 50.0 if schedule.step < 403 else 2.0
+        schedule.step += 1
+        schedule.observe(now)
+    assert schedule.stage.px == 128
+    assert schedule.pace_s == 2.0

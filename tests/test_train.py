@@ -20,6 +20,7 @@ from PIL import Image
 
 from fitwithin import data, pack, recipe, train
 from fitwithin.candidate import Candidate
+from fitwithin.costs import EXIT_S
 from fitwithin.device import Cpu
 from fitwithin.errors import TrainingError
 from fitwithin.feeder import Feeder
@@ -38,8 +39,7 @@ from fitwithin.jobs import (
 from fitwithin.learner import Learner, feeder_rings
 from fitwithin.model import load
 from fitwithin.pack import Pack
-from fitwithin.planning import EXIT_S
-from fitwithin.schedule import cosine
+from fitwithin.schedule import Stage, cosine
 
 CANDIDATE = Candidate(model="test_efficientnet", train_px=32, precision="fp32")
 BATCH, STEPS, N_TRAIN, N_VAL = 8, 36, 32, 8  # 4 steps an epoch
@@ -209,6 +209,37 @@ def test_no_time_at_all_still_leaves_a_model(images: Pack, tmp_path: Path) -> No
     assert (tmp_path / WEIGHTS).is_file()
 
 
+#: Progressive resizing in three stages of a third of the steps.
+STAGES = tuple(Stage(since=n / 3, px=16 + 8 * n, step_s=0.01 * (n + 1)) for n in range(3))
+
+
+def test_progressive_resizing_trains_on_each_size_in_turn(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, sizes = Learner.step, []
+
+    def step(self: Learner, x_bhwc: torch.Tensor, y_b: torch.Tensor, lr: float) -> torch.Tensor:
+        sizes.append(x_bhwc.shape[1])
+        return take(self, x_bhwc, y_b, lr)
+
+    monkeypatch.setattr(Learner, "step", step)
+    outcome = advance(job(images, tmp_path, stages=STAGES), images)
+    assert sizes == [16] * 12 + [24] * 12 + [32] * 12
+    assert (outcome.ended, outcome.steps) == ("complete", STEPS)
+    assert outcome.best == N_VAL
+
+
+def test_an_open_ended_turn_uses_its_time_up(images: Pack, tmp_path: Path, rates: list[float]) -> None:
+    """Planned for far fewer steps than there is time for; the validation at its end and the model are within."""
+    wanted = job(images, tmp_path, steps=10, until_at=time.monotonic() + 6.0)
+    recipe_ = replace(wanted.setting.recipe, whole_epochs=False, last_epochs=1)
+    outcome = advance(replace(wanted, setting=replace(wanted.setting, recipe=recipe_)), images)
+    assert 0.0 <= wanted.until_at - time.monotonic() <= EXIT_S + 0.5
+    assert outcome.steps > 10
+    assert (rates[-1], outcome.ended) == (0.0, "complete")
+    assert [found["step"] for found in outcome.validations] == [outcome.steps]
+
+
 #: A turn in a process of its own that says when it has written a checkpoint, and dies at the one it is told to.
 PROGRAM = """
 import os, pickle, signal, sys, time
@@ -250,11 +281,14 @@ def elsewhere(wanted: TrainJob, dies_at: int) -> tuple[int, list[int]]:
     return done.returncode, [int(word) for word in done.stdout.split()]
 
 
-def test_killed_twice_and_carried_on_gives_the_bytes_of_an_uninterrupted_turn(images: Pack, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stages", [(), STAGES], ids=["one size", "three sizes"])
+def test_killed_twice_and_carried_on_gives_the_bytes_of_an_uninterrupted_turn(
+    images: Pack, tmp_path: Path, stages: tuple[Stage, ...]
+) -> None:
     """The model has dropout and batch norm: generator and running statistics must be carried on too."""
-    whole = advance(job(images, tmp_path / "whole", frozen=True), images)
+    whole = advance(job(images, tmp_path / "whole", frozen=True, stages=stages), images)
     # A checkpoint after every step (none where a validation takes its place).
-    often = job(images, tmp_path / "killed", frozen=True, save_s=0.0, checkpoint_every_s=1e-9)
+    often = job(images, tmp_path / "killed", frozen=True, save_s=0.0, checkpoint_every_s=1e-9, stages=stages)
     code, first = elsewhere(often, dies_at=5)
     assert (code, first) == (-9, [1, 2, 3, 4, 5])
     code, second = elsewhere(often, dies_at=24)  # after the first validation, at step 28

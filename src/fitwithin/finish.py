@@ -13,10 +13,11 @@ import numpy as np
 from fitwithin import assemble, gather, instantiate, page
 from fitwithin.assemble import Ensemble, Member, read_logits
 from fitwithin.candidate import Candidate
+from fitwithin.costs import WATCHDOG_S
 from fitwithin.ensemble import View
 from fitwithin.errors import TrainingError
 from fitwithin.jobs import Evaluated, EvaluateJob, Failure
-from fitwithin.planning import WATCHDOG_S, Plan, Turn
+from fitwithin.planning import Plan, Turn
 from fitwithin.report import Report
 from fitwithin.session import CLOSING_S, Run
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fitwithin.accountant import Accountant, Open
 from fitwithin.budget import Budget
+from fitwithin.costs import FIXED_MARGIN, WATCHDOG_S, checkpoint_every_s
 from fitwithin.engine import Engine
 from fitwithin.jobs import (
     CHECKPOINT,
@@ -21,7 +22,7 @@ from fitwithin.jobs import (
     TrainJob,
     read_trained,
 )
-from fitwithin.planning import FIXED_MARGIN, WATCHDOG_S, Turn, checkpoint_every_s
+from fitwithin.planning import Turn
 
 #: After running out of memory in spite of its certificate, a turn goes on with this share of its batch.
 SMALLER = 7 / 8
@@ -95,6 +96,7 @@ def train(
         outside_bytes=turn.outside_bytes,
         captured=turn.captured,
         chunks=turn.chunks,
+        stages=turn.stages,
     )
     outcome: Trained | Failure = Failure(kind="deadline", reason="its time was over before it could start")
     for _ in range(ATTEMPTS):

@@ -12,6 +12,7 @@ from fitwithin.ensemble import View
 from fitwithin.profile import Probe
 from fitwithin.pruning import Pace
 from fitwithin.recipe import Recipe
+from fitwithin.schedule import Schedule, Stage
 
 #: The files of a turn's folder: what a later process goes on from, how the turn ended, how it stood at its last
 #: checkpoint, the model's weights and what is needed to use them.
@@ -67,6 +68,7 @@ class TrainJob:
     ``step_s``, ``validation_s`` and ``save_s`` are the profile's figures; ``checkpoint_every_s`` is the time between
     checkpoints; a ``frozen`` job keeps its steps. ``outside_bytes`` is what the profile held outside the allocator;
     ``captured``: its step was recorded as a CUDA graph; ``chunks``: an update takes ``batch`` images in so many parts.
+    ``stages``: the sizes of images and the pace at each; without any all have the candidate's, at ``step_s``.
     """
 
     setting: Setting
@@ -83,6 +85,21 @@ class TrainJob:
     outside_bytes: int = 0
     captured: bool = True
     chunks: int = 1
+    stages: tuple[Stage, ...] = ()
+
+    def schedule(self, exit_s: float) -> Schedule:
+        """The course of the turn, whose process needs ``exit_s`` to end."""
+        whole = Stage(since=0.0, px=self.candidate.train_px, step_s=self.step_s)
+        return Schedule(
+            planned=self.steps,
+            training_ends_at=self.until_at - exit_s - 1.2 * self.save_s,
+            planned_step_s=self.step_s,
+            frozen=self.frozen,
+            shape=self.setting.recipe.schedule,
+            warmup=self.setting.recipe.warmup,
+            stages=self.stages or (whole,),
+            open_ended=not self.setting.recipe.whole_epochs,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +150,8 @@ Job = ProbeJob | TrainJob | EvaluateJob | ScreenJob
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """How a turn ended: ``ended`` is ``complete``, ``shortened`` (fewer steps, annealed) or ``cut`` (time was over).
+    """How a turn ended: ``ended`` is ``complete`` (the planned steps or more), ``shortened`` (fewer, annealed) or
+    ``cut`` (time was over).
 
     ``validations`` and ``curve`` hold plain values ready for the report; ``best`` is ``correct`` images of the best
     validation, whose weights are in the folder (None if none took place: then the weights are the last ones).

@@ -5,6 +5,7 @@ Shape suffixes: B batch, C channels, H W pixels, K classes.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -20,6 +21,7 @@ from fitwithin.candidate import Candidate
 from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu
 from fitwithin.ensemble import Floats, View
+from fitwithin.errors import UsageError
 from fitwithin.feeder import Feeder, ring_bytes
 from fitwithin.graph import Graph
 from fitwithin.jobs import Setting
@@ -48,7 +50,8 @@ class Learner:
         if candidate.precision == "tf32":
             torch.set_float32_matmul_precision("high")
         self._format = torch.channels_last if candidate.layout == "channels_last" else device.memory_format
-        sizes = (candidate.train_px, *setting.view_sizes)
+        stages = setting.recipe.stages(candidate.train_px)
+        sizes = (candidate.train_px, *setting.view_sizes, *(px for _, px in stages))
         net, self.arguments = models.build(candidate, setting.classes, sizes)
         self.net = net.to(device.torch_device, memory_format=self._format)  # type: ignore[call-overload]
         self.parameters = models.parameters(net)
@@ -164,6 +167,17 @@ class Learner:
         torch.set_rng_state(state["rng"]["cpu"].cpu())
         if "cuda" in state["rng"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"].cpu(), self.device.torch_device)
+
+
+def check_finite(candidate: Candidate, losses: list[torch.Tensor]) -> None:
+    """UsageError unless the losses of the very first updates are finite."""
+    found = [float(loss) for loss in losses]
+    wrong = [loss for loss in found if not math.isfinite(loss)]
+    if wrong:  # the last one may be finite again: float16's scaler leaves the update out
+        raise UsageError(
+            f"{candidate.model} computes a loss of {wrong[0]} in {candidate.precision} within its first "
+            f"{len(found)} updates; another precision may do"
+        )
 
 
 def eval_batch(batch: int) -> int:

@@ -30,6 +30,14 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 Fill = Callable[[npt.NDArray[np.uint8], range], None]
 
 
+def dummy(px: int, batch: int, classes: int, seed: int) -> Batch:
+    """Random pixels [B, H, W, 3] and labels [B]: the paper's dummy loader."""
+    rng = np.random.default_rng(seed)
+    x = torch.from_numpy(rng.integers(0, 256, (batch, px, px, 3), dtype=np.uint8))
+    y = torch.from_numpy(rng.integers(0, classes, batch))
+    return x, y
+
+
 @dataclass(frozen=True, kw_only=True)
 class Crops:
     """One epoch's draws: the order of images; for each position its crop box (left, top, right, bottom) and flip."""

@@ -1,12 +1,10 @@
 """The plan: which candidates are trained, at which batch, for how many steps, and how long that is expected to take.
 
-A turn's time is modelled as its fixed costs (start-up, warm-up, validations, checkpoints) plus steps at the measured
-pace; the upper end of the prediction must fit into the turn's allotment.
+What a turn costs: costs.py. The upper end of that prediction must fit into the turn's allotment.
 """
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import json
 import math
@@ -15,42 +13,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from fitwithin.candidate import Candidate
+from fitwithin.costs import FIXED_MARGIN, MARGIN, WATCHDOG_S, Costs, DataFacts, costs, stages_of
 from fitwithin.errors import BudgetError, UsageError
 from fitwithin.profile import Profile, Rejection
 from fitwithin.recipe import Recipe
+from fitwithin.schedule import Stage
 from fitwithin.units import format_count, format_duration
 
 SCHEMA = 1
 
-#: Relative safety on every predicted cost: the machine's own jitter between a two-second sample and a long run.
-MARGIN = 0.02
-
-#: Fixed costs are single measurements; they get a wider one.
-FIXED_MARGIN = 0.25
-
-#: A worker is given this much less than its watchdog, so that it ends by itself; EXIT_S is for leaving the process.
-WATCHDOG_S, EXIT_S = 1.0, 0.5
-
 #: Which of a turn's reasons tells where its epochs come from.
 WHY_EPOCHS = 2
-
-#: A turn writes a checkpoint after its first step and then every CHECKPOINT_SHARE of its time, at least so far apart.
-CHECKPOINT_SHARE, CHECKPOINT_LEAST_S = 1 / 10, 30.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataFacts:
-    """The sizes of a data set's splits, in images."""
-
-    train: int
-    val: int
-    test: int
-    classes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """One candidate's planned training. ``allotted_s`` bounds it from start-up to its evaluation.
+    """One candidate's planned training, at a mean of ``images_per_s`` over its ``stages`` of progressive resizing.
+
+    ``allotted_s`` bounds it from start-up to its evaluation.
 
     ``outside_bytes`` is what its profile held outside the allocator: kept free from the start; ``captured`` whether
     its step is recorded as a CUDA graph. An update takes ``batch`` images in ``chunks`` parts. ``startup_s`` and
@@ -77,6 +57,7 @@ class Turn:
     chunks: int = 1
     startup_s: float = 0.0
     warmup_s: float = 0.0
+    stages: tuple[Stage, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +88,14 @@ def from_json(text: str) -> Plan:
         if value["schema"] != SCHEMA:
             raise UsageError(f"the plan has schema {value['schema']}, this version reads {SCHEMA}; draw it up again")
         turns = tuple(
-            Turn(**{**turn, "candidate": Candidate(**turn["candidate"]), "why": tuple(turn["why"])})
+            Turn(
+                **{
+                    **turn,
+                    "candidate": Candidate(**turn["candidate"]),
+                    "why": tuple(turn["why"]),
+                    "stages": tuple(Stage(**stage) for stage in turn.get("stages", ())),
+                }
+            )
             for turn in value["turns"]
         )
         rejections = tuple(
@@ -118,79 +106,6 @@ def from_json(text: str) -> Plan:
         raise UsageError(f"this is no plan that `fitwithin plan` wrote ({type(error).__name__}: {error})") from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class Costs:
-    """The parts of a turn's time for one profile on given data, in seconds."""
-
-    startup_s: float
-    validation_s: float
-    validations: int
-    save_s: float
-    evaluation_s: float
-    evaluation_inside: bool
-    step_s: float
-    step_low_s: float
-    step_high_s: float
-
-    def training_s(self, steps: int, pace_s: float) -> float:
-        """Start-up to last save for ``steps`` at ``pace_s``: the evaluation of all views comes on top."""
-        bare = self.startup_s + self.validations * self.validation_s + steps * pace_s
-        return bare + self.save_s * (2 + checkpoints(bare))
-
-    def fixed_s(self) -> float:
-        """Everything but the steps that an allotment must cover, with its safety margin."""
-        inside_s = self.evaluation_s * (1 + FIXED_MARGIN) + WATCHDOG_S if self.evaluation_inside else 0.0
-        return self.training_s(0, 0.0) * (1 + FIXED_MARGIN) + inside_s + WATCHDOG_S + EXIT_S
-
-    def needed_s(self, steps: int) -> float:
-        """The allotment that ``steps`` need by their upper prediction; it never falls as steps grow."""
-        pace_s = self.step_high_s * (1 + MARGIN)
-        saves_s = self.save_s * checkpoints(self.training_s(steps, pace_s))
-        return self.fixed_s() + steps * pace_s + saves_s * (1 + FIXED_MARGIN)
-
-    def affordable_steps(self, allotted_s: float) -> int:
-        """The most steps whose upper prediction fits into ``allotted_s``; fewer than two are no schedule, and none."""
-        most = int(max(0.0, allotted_s) / self.step_high_s)
-        steps = bisect.bisect_right(range(most + 1), allotted_s, key=self.needed_s) - 1
-        return steps if steps >= 2 else 0
-
-
-def checkpoints(turn_s: float) -> int:
-    """How many checkpoints a turn of that length writes between its first and its last."""
-    return min(round(1 / CHECKPOINT_SHARE), int(turn_s / CHECKPOINT_LEAST_S))
-
-
-def checkpoint_every_s(turn_s: float) -> float:
-    """Seconds between checkpoints of a turn of that length."""
-    return max(CHECKPOINT_LEAST_S, turn_s * CHECKPOINT_SHARE)
-
-
-def costs(profile: Profile, data: DataFacts, recipe: Recipe, view_sizes: Sequence[int], scope: str) -> Costs:
-    """What a turn of this profile costs on this data.
-
-    Under scope ``candidate`` the evaluation of all its views is part of its allotment; under ``total`` only the winner
-    is evaluated, and the run keeps time for that.
-    """
-    timing = profile.timing
-    flips = 2 if recipe.flips else 1
-    per_image_s = math.fsum(timing.eval_image_s[px] * flips for px in view_sizes)
-    first_s = max(timing.eval_first_s.values())  # a process of its own, without the kernels of training
-    evaluation_s = timing.startup_s + len(view_sizes) * first_s + (data.val + data.test) * per_image_s
-    return Costs(
-        startup_s=timing.startup_s + timing.warmup_s,
-        validation_s=data.val * timing.eval_image_s[profile.candidate.train_px]
-        + timing.eval_first_s[profile.candidate.train_px]
-        + timing.capture_s,
-        validations=recipe.last_epochs,
-        save_s=timing.save_s,
-        evaluation_s=evaluation_s,
-        evaluation_inside=scope == "candidate",
-        step_s=timing.step_s,
-        step_low_s=timing.step_low_s,
-        step_high_s=timing.step_high_s,
-    )
-
-
 def _epochs(steps: int, profile: Profile, data: DataFacts, recipe: Recipe) -> float:
     """Epochs in ``steps``; whole ones where the recipe says so and one fits."""
     epochs = steps * profile.batch / data.train
@@ -199,7 +114,7 @@ def _epochs(steps: int, profile: Profile, data: DataFacts, recipe: Recipe) -> fl
 
 def _turn(profile: Profile, cost: Costs, epochs: float, allotted_s: float, data: DataFacts, recipe: Recipe) -> Turn:
     steps = max(2, math.floor(epochs * data.train / profile.batch + 1e-9))
-    pace = format_count(profile.images_per_s)
+    pace, stages = format_count(profile.images_per_s), stages_of(profile, recipe)
     slower = profile.timing.step_s / profile.timing.dummy_step_s - 1
     why = (  # in this order: WHY_EPOCHS is the third
         f"batch {profile.batch}: {profile.batch_why}",
@@ -210,6 +125,7 @@ def _turn(profile: Profile, cost: Costs, epochs: float, allotted_s: float, data:
         f"at {cost.step_high_s * (1 + MARGIN):.4g} s a step",
         f"learning rate {recipe.learning_rate(profile.batch):.3g}: {recipe.lr:g} x "
         f"sqrt({profile.batch}/{recipe.lr_batch})",
+        *_resizing(stages),
         *_cautions(profile),
     )
     return Turn(
@@ -218,7 +134,7 @@ def _turn(profile: Profile, cost: Costs, epochs: float, allotted_s: float, data:
         batch=profile.batch,
         steps=steps,
         epochs=round(epochs, 3),
-        images_per_s=profile.images_per_s,
+        images_per_s=profile.batch / cost.step_s,
         dummy_images_per_s=profile.dummy_images_per_s,
         predicted_s=cost.training_s(steps, cost.step_s),
         predicted_low_s=cost.training_s(steps, cost.step_low_s * (1 - MARGIN)) - FIXED_MARGIN * cost.startup_s,
@@ -232,8 +148,17 @@ def _turn(profile: Profile, cost: Costs, epochs: float, allotted_s: float, data:
         captured=profile.captured,
         chunks=profile.chunks,
         startup_s=profile.timing.startup_s,
-        warmup_s=profile.timing.warmup_s,
+        warmup_s=profile.timing.warmup_s + math.fsum(stage.change_s for stage in stages),
+        stages=stages,
     )
+
+
+def _resizing(stages: Sequence[Stage]) -> list[str]:
+    """The course of progressive resizing, in words."""
+    if len(stages) == 1:
+        return []
+    told = (f"{stage.px} px from {stage.since:.0%} on ({stage.step_s * 1e3:.3g} ms a step)" for stage in stages)
+    return [f"progressive resizing: {', '.join(told)}"]
 
 
 def _cautions(profile: Profile) -> list[str]:

@@ -25,7 +25,8 @@ class Timing:
     seen on the device; ``eval_image_s`` seconds per image of evaluation by size; ``eval_first_s`` the extra cost of an
     evaluation's first batch by size (less where training has loaded the same kernels); ``save_s`` writing a checkpoint;
     ``capture_s`` recording the step anew after an evaluation; ``rates`` images per second with the dummy loader by
-    batch size, where several were asked for.
+    batch size, where several were asked for. Under progressive resizing ``stage_step_s`` is the pace at each smaller
+    size, ``stage_change_s`` what going on to the next size costs beside steps, by that size.
     """
 
     startup_s: float
@@ -41,6 +42,8 @@ class Timing:
     strangers: int = 0
     capture_s: float = 0.0
     rates: dict[int, float] = field(default_factory=dict)
+    stage_step_s: dict[int, float] = field(default_factory=dict)
+    stage_change_s: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,10 +219,12 @@ def to_dict(profile: Profile | Rejection) -> dict[str, Any]:
     return dataclasses.asdict(profile)
 
 
+#: What of a timing is by size in pixels, or by batch.
+_BY_NUMBER = ("eval_image_s", "eval_first_s", "rates", "stage_step_s", "stage_change_s")
+
+
 def _timing(value: dict[str, Any]) -> Timing:
-    by_number = {
-        name: {int(key): x for key, x in value[name].items()} for name in ("eval_image_s", "eval_first_s", "rates")
-    }
+    by_number = {name: {int(key): x for key, x in value[name].items()} for name in _BY_NUMBER}
     return Timing(**{**value, **by_number})
 
 

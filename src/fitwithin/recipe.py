@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import tomllib
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ class Recipe:
     SCHEDULES); ``optimizer`` is one of OPTIMIZERS; without ``decay_norms`` norms and biases are not decayed;
     ``smoothing`` is label smoothing's share.
 
+    ``progress`` is progressive resizing: pairs of a share of the steps and a share of the training size (a side, in
+    pixels); from that step on images have that size. The last pair has the whole size; without any all have it.
+
     ``precisions`` and ``layouts`` make the grid unless a run asks for others; with ``prune`` those that lose by more
     than the noise at a small batch are not profiled. ``batch`` is ``largest``, ``knee`` (the smallest batch that comes
     near the best throughput), or a number of images per update that is held for all candidates by accumulating
@@ -59,6 +63,7 @@ class Recipe:
     smoothing: float = 0.0
     schedule: str = "cosine"
     warmup: float = 0.0
+    progress: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         checks = {
@@ -78,6 +83,7 @@ class Recipe:
             "smoothing": 0 <= self.smoothing < 1,
             "schedule": self.schedule in SCHEDULES,
             "warmup": 0 <= self.warmup < 1,
+            "progress": _rises(self.progress),
             "batch": self.batch >= 2 if isinstance(self.batch, int) else self.batch in BATCHES,
         }
         for field, fine in checks.items():
@@ -92,10 +98,34 @@ class Recipe:
         """
         return self.lr * math.sqrt(batch / self.lr_batch)
 
+    def stages(self, train_px: int) -> tuple[tuple[float, int], ...]:
+        """``(share of the steps, px)`` of each stage, ascending in both: always one at least, the last at ``train_px``.
+
+        Sizes are multiples of 32 pixels, the stride of most backbones, for a training size of 128 or more, else of 8.
+        """
+        grain = 32 if train_px >= 128 else 8
+        stages: list[tuple[float, int]] = []
+        for since, share in self.progress or ((0.0, 1.0),):
+            px = train_px if share == 1 else max(grain, round(share * train_px / grain) * grain)
+            if not stages or px > stages[-1][1]:
+                stages.append((since, min(px, train_px)))
+        return tuple(stages)
+
     @property
     def flips(self) -> bool:
         """Whether mirrored images are of the same class under this recipe."""
         return self.flip > 0
+
+
+def _rises(progress: tuple[tuple[float, float], ...]) -> bool:
+    """Whether stages begin at the first step, ascend, and end at the whole size."""
+    if not progress:
+        return True
+    if any(len(pair) != 2 for pair in progress):
+        return False
+    since, shares = [pair[0] for pair in progress], [pair[1] for pair in progress]
+    rising = all(a < b for column in (since, shares) for a, b in itertools.pairwise(column))
+    return rising and since[0] == 0 and since[-1] < 1 and shares[0] > 0 and shares[-1] == 1
 
 
 _SECTIONS = {"optimizer", "augment", "evaluate", "plan"}
@@ -131,7 +161,7 @@ def load(name: str) -> Recipe:
         if section not in _SECTIONS or not isinstance(entries, dict):
             raise UsageError(f"recipe {name!r}: unknown section [{section}]; known are {', '.join(sorted(_SECTIONS))}")
         for key, value in entries.items():
-            values[key] = tuple(value) if isinstance(value, list) else value
+            values[key] = value
     return from_dict(values)
 
 
@@ -144,5 +174,9 @@ def from_dict(values: dict[str, Any]) -> Recipe:
         wrong = [f"unknown {', '.join(unknown)}"] if unknown else []
         wrong += [f"missing {', '.join(missing)}"] if missing else []
         raise UsageError(f"recipe {values.get('name')!r}: {'; '.join(wrong)}")
-    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return Recipe(**plain)
+    return Recipe(**{key: _tuples(value) for key, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, those within too."""
+    return tuple(_tuples(part) for part in value) if isinstance(value, list | tuple) else value

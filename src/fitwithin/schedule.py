@@ -60,6 +60,10 @@ PRIOR_STEPS = 20
 WINDOW, OUTLIER = 100, 10.0
 
 
+#: The first steps at another size are part of the change.
+UNSTEADY_STEPS = 3
+
+
 @dataclass(kw_only=True)
 class Schedule:
     """Steps of one turn against its deadline.
@@ -81,6 +85,7 @@ class Schedule:
     total: int = field(init=False)
     cut: bool = field(default=False, init=False)
     _stage: int = field(default=0, init=False)
+    _unsteady: int = field(default=0, init=False)
     _slow: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW), init=False)
     _seen_at: float | None = field(default=None, init=False)
     _seen_step: int = field(default=0, init=False)
@@ -153,7 +158,9 @@ class Schedule:
         that no longer fits is left out, so its overhead alone must not cut a turn: on machines that slowed down,
         simulated, it did so to 56 of 244 turns; 2 are left.)
         """
-        if self._seen_at is not None and self.step > self._seen_step:
+        if self._unsteady:
+            self._unsteady -= 1
+        elif self._seen_at is not None and self.step > self._seen_step:
             self._slow.append((now - self._seen_at) / (self.step - self._seen_step) / self.stage.step_s)
         self._seen_at, self._seen_step = now, self.step
         if self.done:
@@ -178,5 +185,5 @@ class Schedule:
     def _enter(self) -> None:
         """Go on to the stage in which the next step lies."""
         while (later := self._stage + 1) < len(self.stages) and self.step >= self.stages[later].since * self.total:
-            self._stage = later
+            self._stage, self._unsteady = later, UNSTEADY_STEPS
             self.pause()

@@ -13,7 +13,7 @@ from fitwithin.device import Cpu
 from fitwithin.errors import OutOfMemory
 from fitwithin.jobs import Screened, ScreenJob
 from fitwithin.learner import Learner
-from fitwithin.probe import dummy
+from fitwithin.loader import dummy
 from fitwithin.pruning import Pace
 
 #: The batches to compare at: the first at which every variant runs within the cap.
@@ -49,7 +49,7 @@ def screen(job: ScreenJob, device: Cpu | Cuda) -> Screened:
 def _pace(job: ScreenJob, candidate: Candidate, batch: int, device: Cpu | Cuda) -> Pace:
     torch.set_float32_matmul_precision("highest")  # a variant before this one may have lowered it
     learner = Learner(job.setting, candidate, device, captured=True)
-    x, y = dummy(job.setting, candidate.train_px, batch)
+    x, y = dummy(candidate.train_px, batch, job.setting.classes, job.setting.seed)
     for _ in range(WARM):
         learner.step(x, y, 1e-4)
     device.synchronize()

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from fitwithin.accountant import Accountant
 from fitwithin.candidate import Candidate
+from fitwithin.costs import DataFacts
 from fitwithin.engine import Engine
 from fitwithin.jobs import Progress, Setting
-from fitwithin.planning import DataFacts
 from fitwithin.progress import Reporter
 from fitwithin.request import Request
 from fitwithin.store import Store

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fitwithin import model as models
+from fitwithin.costs import EXIT_S
 from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu
 from fitwithin.errors import TrainingError
@@ -21,8 +22,9 @@ from fitwithin.feeder import Feeder
 from fitwithin.jobs import CHECKPOINT, OUTCOME, SALVAGE, Progress, Trained, TrainJob, read_trained, trained_to_json
 from fitwithin.learner import Learner, count_correct, eval_batch
 from fitwithin.loader import TrainBatches
-from fitwithin.planning import EXIT_S
-from fitwithin.schedule import Schedule
+
+#: More steps than any turn has.
+ENDLESS = 10**9
 
 #: Seconds between readings of the loss: reading waits for the device.
 READING_S = 1.0
@@ -53,28 +55,30 @@ def advance(
     turn.go_on()
     schedule, learner = turn.schedule, turn.learner
     turn.stepping()
-    with feeder.stream(
-        TrainBatches,
-        recipe=job.setting.recipe,
-        px=job.candidate.train_px,
-        batch=job.batch,
-        seed=job.setting.seed,
-        first_step=schedule.step,
-        steps=schedule.total,
-    ) as loaded:
-        batches = iter(loaded)
-        while not schedule.done:
-            x_bhwc, y_b = next(batches)
-            loss = learner.step(x_bhwc, y_b, turn.peak_lr * schedule.lr_factor)
-            device.throttle()
-            schedule.step += 1
-            turn.read(loss, emit)
-            schedule.observe(time.monotonic(), turn.overhead_s())
-            if turn.validation_due():
-                turn.aside(turn.validate)
-            elif turn.checkpoint_due():
-                turn.aside(turn.checkpoint)
-        turn.aside(turn.keep)
+    while not schedule.done:
+        stage = schedule.stage
+        with feeder.stream(
+            TrainBatches,
+            recipe=job.setting.recipe,
+            px=stage.px,
+            batch=job.batch,
+            seed=job.setting.seed,
+            first_step=schedule.step,
+            steps=ENDLESS if schedule.open_ended else schedule.total,
+        ) as loaded:
+            for x_bhwc, y_b in loaded:
+                loss = learner.step(x_bhwc, y_b, turn.peak_lr * schedule.lr_factor)
+                device.throttle()
+                schedule.step += 1
+                turn.read(loss, emit)
+                schedule.observe(time.monotonic(), turn.overhead_s())
+                if turn.validation_due():
+                    turn.aside(turn.validate)
+                elif turn.checkpoint_due():
+                    turn.aside(turn.checkpoint)
+                if schedule.done or schedule.stage is not stage:
+                    break
+    turn.aside(turn.keep)
     return turn.finish()
 
 
@@ -92,14 +96,7 @@ class _Turn:
         self.n_train, self.n_val = len(pack.indices("train")), len(pack.indices("val"))
         self.peak_lr = job.setting.recipe.learning_rate(job.batch)
         self.steps_per_epoch = self.n_train / job.batch
-        self.schedule = Schedule(
-            planned=job.steps,
-            training_ends_at=job.until_at - EXIT_S - 1.2 * job.save_s,
-            planned_step_s=job.step_s,
-            frozen=job.frozen,
-            shape=job.setting.recipe.schedule,
-            warmup=job.setting.recipe.warmup,
-        )
+        self.schedule = job.schedule(EXIT_S)
         self.best: int | None = None
         self.validations: list[dict[str, Any]] = []
         self.curve: list[dict[str, Any]] = []
@@ -288,7 +285,7 @@ class _Turn:
         """The outcome, written where a resumed run looks."""
         schedule = self.schedule
         outcome = self.outcome(
-            "cut" if schedule.cut else "complete" if schedule.step == self.job.steps else "shortened"
+            "cut" if schedule.cut else "complete" if schedule.step >= self.job.steps else "shortened"
         )
         self._note(OUTCOME, outcome)
         return outcome

@@ -58,6 +58,7 @@ class Law:
     startup_s: float = 1.0
     warmup_s: float = 0.5
     save_s: float = 0.05
+    change_s: float = 0.2
     ceiling: float = 0.9
     half_epochs: float = 8.0
     size_gain: float = 0.02

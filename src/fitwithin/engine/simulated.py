@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -225,6 +226,7 @@ class Simulated:
         self.spend(STOCKS * loader_s, until_at)
         n_val = len(self.images.indices("val"))
         self.spend(sum(law.eval_first_s + 2 * n_val * image_s for image_s in evals.values()) + law.save_s, until_at)
+        stages = self._stages(job, slow, until_at)
         return Timing(
             startup_s=slow * law.startup_s,
             warmup_s=slow * law.warmup_s,
@@ -237,7 +239,16 @@ class Simulated:
             save_s=slow * law.save_s,
             loader_step_s=slow * loader_s,
             rates=self._rates(job, until_at) if job.rates else {},
+            stage_step_s=stages[0],
+            stage_change_s=stages[1],
         )
+
+    def _stages(self, job: ProbeJob, slow: float, until_at: float) -> tuple[dict[int, float], dict[int, float]]:
+        """The pace at every smaller size of progressive resizing, and what going on to the next one costs."""
+        law, sizes = self.law, [px for _, px in job.setting.recipe.stages(job.candidate.train_px)]
+        paces = {px: law.step_s(replace(job.candidate, train_px=px), job.batch) for px in sizes[:-1]}
+        self.spend(sum(max(SAMPLE_S[1], SAMPLE_STEPS * pace_s) + law.change_s for pace_s in paces.values()), until_at)
+        return {px: slow * pace_s for px, pace_s in paces.items()}, dict.fromkeys(sizes[1:], slow * law.change_s)
 
     def _rates(self, job: ProbeJob, until_at: float) -> dict[int, float]:
         rates = {}

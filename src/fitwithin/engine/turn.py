@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fitwithin.costs import EXIT_S
 from fitwithin.jobs import (
     CARD,
     CHECKPOINT,
@@ -20,8 +22,7 @@ from fitwithin.jobs import (
     read_trained,
     trained_to_json,
 )
-from fitwithin.planning import EXIT_S
-from fitwithin.schedule import Schedule, rate_factor
+from fitwithin.schedule import rate_factor
 
 if TYPE_CHECKING:
     from fitwithin.engine.simulated import Simulated
@@ -42,14 +43,7 @@ class Turn:
         self.n_val = len(engine.images.indices("val"))
         self.steps_per_epoch = len(engine.images.indices("train")) / job.batch
         self.began_at = engine.now()
-        self.schedule = Schedule(
-            planned=job.steps,
-            training_ends_at=job.until_at - EXIT_S - 1.2 * job.save_s,
-            planned_step_s=job.step_s,
-            frozen=job.frozen,
-            shape=job.setting.recipe.schedule,
-            warmup=job.setting.recipe.warmup,
-        )
+        self.schedule = job.schedule(EXIT_S)
         # Everything that a checkpoint keeps beside the step.
         self.best: int | None = None
         self.validations: list[dict[str, Any]] = []
@@ -69,13 +63,16 @@ class Turn:
         self.startup_s = self.engine.now() - self.began_at
         self.peak_bytes = self.engine.claim(self.job)
         self.go_on()
-        schedule, first = self.schedule, True
+        schedule, first, changed = self.schedule, True, False
         while not schedule.done:
             steps = 1 if first else self.stride()
             noise = self.law.pace_noise * (2 * self.law.draw("step", len(self.engine.jobs), schedule.step) - 1)
-            pace_s = self.law.step_s(self.job.candidate, self.job.batch) * (1 + noise)
+            stage = schedule.stage
+            sized = replace(self.job.candidate, train_px=stage.px)
+            pace_s = self.law.step_s(sized, self.job.batch) * (1 + noise)
             begun_at = self.engine.now()
-            self.spend(steps * pace_s + (self.law.warmup_s if first else 0.0))
+            self.spend(steps * pace_s + (self.law.warmup_s if first else changed * self.law.change_s))
+            changed = False
             self.training_s += self.engine.now() - begun_at
             last = schedule.step + steps - 1
             self.factor = rate_factor(last, schedule.total, schedule.shape, schedule.warmup)
@@ -83,6 +80,7 @@ class Turn:
             first = False
             self.read(on_progress)
             schedule.observe(self.engine.now(), self.overhead_s())
+            changed = schedule.stage is not stage
             if schedule.step in self.marks():
                 self.validate()
                 schedule.pause()
@@ -100,7 +98,8 @@ class Turn:
     def stride(self) -> int:
         """Steps to take at once: many in the middle, single ones before a validation and at the end."""
         step, total = self.schedule.step, self.schedule.total
-        to_mark = min((mark - step for mark in self.marks() if mark > step), default=total - step)
+        ends = [*self.marks(), *(math.ceil(stage.since * total) for stage in self.schedule.stages)]
+        to_mark = min((mark - step for mark in ends if mark > step), default=total - step)
         return max(1, min(to_mark, (total - step) // STRIDES))
 
     def marks(self) -> list[int]:
@@ -210,7 +209,7 @@ class Turn:
         """Leave the model and the outcome."""
         if self.best is None:
             self.save_model()
-        whole = "complete" if self.schedule.step == self.job.steps else "shortened"
+        whole = "complete" if self.schedule.step >= self.job.steps else "shortened"
         outcome = self.outcome("cut" if self.schedule.cut else whole)
         _write(self.folder / OUTCOME, trained_to_json(outcome).encode())
         return outcome

@@ -1,0 +1,125 @@
+"""What a turn costs: its fixed parts (start-up, warm-up, validations, checkpoints) plus steps at the measured pace."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fitwithin.profile import Profile
+from fitwithin.recipe import Recipe
+from fitwithin.schedule import Stage
+
+#: Relative safety on every predicted cost: the machine's own jitter between a two-second sample and a long run.
+MARGIN = 0.02
+
+#: Fixed costs are single measurements; they get a wider one.
+FIXED_MARGIN = 0.25
+
+#: A worker is given this much less than its watchdog, so that it ends by itself; EXIT_S is for leaving the process.
+WATCHDOG_S, EXIT_S = 1.0, 0.5
+
+#: A turn writes a checkpoint after its first step and then every CHECKPOINT_SHARE of its time, at least so far apart.
+CHECKPOINT_SHARE, CHECKPOINT_LEAST_S = 1 / 10, 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """The sizes of a data set's splits, in images."""
+
+    train: int
+    val: int
+    test: int
+    classes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """The parts of a turn's time for one profile on given data, in seconds."""
+
+    startup_s: float
+    validation_s: float
+    validations: int
+    save_s: float
+    evaluation_s: float
+    evaluation_inside: bool
+    step_s: float
+    step_low_s: float
+    step_high_s: float
+
+    def training_s(self, steps: int, pace_s: float) -> float:
+        """Start-up to last save for ``steps`` at ``pace_s``: the evaluation of all views comes on top."""
+        bare = self.startup_s + self.validations * self.validation_s + steps * pace_s
+        return bare + self.save_s * (2 + checkpoints(bare))
+
+    def fixed_s(self) -> float:
+        """Everything but the steps that an allotment must cover, with its safety margin."""
+        inside_s = self.evaluation_s * (1 + FIXED_MARGIN) + WATCHDOG_S if self.evaluation_inside else 0.0
+        return self.training_s(0, 0.0) * (1 + FIXED_MARGIN) + inside_s + WATCHDOG_S + EXIT_S
+
+    def needed_s(self, steps: int) -> float:
+        """The allotment that ``steps`` need by their upper prediction; it never falls as steps grow."""
+        pace_s = self.step_high_s * (1 + MARGIN)
+        saves_s = self.save_s * checkpoints(self.training_s(steps, pace_s))
+        return self.fixed_s() + steps * pace_s + saves_s * (1 + FIXED_MARGIN)
+
+    def affordable_steps(self, allotted_s: float) -> int:
+        """The most steps whose upper prediction fits into ``allotted_s``; fewer than two are no schedule, and none."""
+        most = int(max(0.0, allotted_s) / self.step_high_s)
+        steps = bisect.bisect_right(range(most + 1), allotted_s, key=self.needed_s) - 1
+        return steps if steps >= 2 else 0
+
+
+def checkpoints(turn_s: float) -> int:
+    """How many checkpoints a turn of that length writes between its first and its last."""
+    return min(round(1 / CHECKPOINT_SHARE), int(turn_s / CHECKPOINT_LEAST_S))
+
+
+def checkpoint_every_s(turn_s: float) -> float:
+    """Seconds between checkpoints of a turn of that length."""
+    return max(CHECKPOINT_LEAST_S, turn_s * CHECKPOINT_SHARE)
+
+
+def costs(profile: Profile, data: DataFacts, recipe: Recipe, view_sizes: Sequence[int], scope: str) -> Costs:
+    """What a turn of this profile costs on this data.
+
+    Under scope ``candidate`` the evaluation of all its views is part of its allotment; under ``total`` only the winner
+    is evaluated, and the run keeps time for that.
+    """
+    timing = profile.timing
+    flips = 2 if recipe.flips else 1
+    per_image_s = math.fsum(timing.eval_image_s[px] * flips for px in view_sizes)
+    first_s = max(timing.eval_first_s.values())  # a process of its own, without the kernels of training
+    evaluation_s = timing.startup_s + len(view_sizes) * first_s + (data.val + data.test) * per_image_s
+    stages = stages_of(profile, recipe)
+    untils = [*(stage.since for stage in stages[1:]), 1.0]
+    step_s = math.fsum((until - stage.since) * stage.step_s for stage, until in zip(stages, untils, strict=True))
+    mean = step_s / timing.step_s  # of all sizes, over that of the whole one
+    return Costs(
+        startup_s=timing.startup_s + timing.warmup_s + math.fsum(stage.change_s for stage in stages),
+        validation_s=data.val * timing.eval_image_s[profile.candidate.train_px]
+        + timing.eval_first_s[profile.candidate.train_px]
+        + timing.capture_s,
+        validations=recipe.last_epochs,
+        save_s=timing.save_s,
+        evaluation_s=evaluation_s,
+        evaluation_inside=scope == "candidate",
+        step_s=step_s,
+        step_low_s=mean * timing.step_low_s,
+        step_high_s=mean * timing.step_high_s,
+    )
+
+
+def stages_of(profile: Profile, recipe: Recipe) -> tuple[Stage, ...]:
+    """The sizes of progressive resizing with their measured paces; one stage where there is none."""
+    timing = profile.timing
+    return tuple(
+        Stage(
+            since=since,
+            px=px,
+            step_s=timing.stage_step_s.get(px, timing.step_s),
+            change_s=timing.stage_change_s.get(px, 0.0),
+        )
+        for since, px in recipe.stages(profile.candidate.train_px)
+    )

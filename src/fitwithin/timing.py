@@ -1,0 +1,234 @@
+"""How long everything takes at one batch size: the timed part of a probe, in this fresh process."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fitwithin.baton import Baton
+from fitwithin.choice import rated_batches
+from fitwithin.cuda import Cuda
+from fitwithin.device import Cpu
+from fitwithin.ensemble import View
+from fitwithin.feeder import Feeder
+from fitwithin.jobs import ProbeJob
+from fitwithin.learner import Learner, check_finite, eval_batch, split_logits
+from fitwithin.loader import Batch, TrainBatches, dummy
+from fitwithin.profile import Timing
+from fitwithin.train import write_checkpoint
+
+#: Seconds per step, and its 95 % interval.
+Pace = tuple[float, float, float]
+
+#: A timed process begins as a turn does, with so many steps: one, a checkpoint, the recording, and some in a row.
+FIRST_STEPS = 4
+
+#: The pace with the real loader is measured after a run-up until it is known to STEADY (95 % interval over the mean),
+#: within these limits in seconds, over so many steps at least. A GPU that rested takes a while to raise its clocks, and
+#: lowers them again under load: within half a second resnest50d_1s4x24d ran 1.3 % faster than it goes on (H100).
+RUN_UP_S, SAMPLE_S, LONGEST_S, SAMPLE_STEPS, STEADY = 0.5, 0.5, 3.0, 6, 0.003
+
+#: The dummy pace needs less: nothing but the device is in it.
+DUMMY_SAMPLE_S = 0.15
+
+#: Steps after which a batch of another size has its steady pace.
+PREPARED = 3
+
+#: What a change of the size costs shows in so many steps: one, its recording, and the first that is replayed.
+CHANGE_STEPS = 3
+
+#: More than are ever sampled.
+PLENTY_OF_STEPS = 100_000
+
+
+def timed(
+    learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: Feeder, startup_s: float, scratch: Path, baton: Baton
+) -> Timing:
+    """The pace of the device, of the loader and of both together, and what happens beside steps.
+
+    As a turn does, it begins with the smallest size of progressive resizing and goes on to the next.
+    """
+    recipe, candidate = job.setting.recipe, job.candidate
+    strangers = device.strangers()
+    sizes = [px for _, px in recipe.stages(candidate.train_px)]
+    first_s = save_s = 0.0
+    paces: dict[int, Pace] = {}
+    changes_s: dict[int, float] = {}
+    whole: dict[str, Any] = {}
+    for px in sizes:
+        begun_at = time.monotonic()
+        with feeder.stream(
+            TrainBatches,
+            recipe=recipe,
+            px=px,
+            batch=job.batch,
+            seed=job.setting.seed,
+            first_step=0,
+            steps=PLENTY_OF_STEPS,
+        ) as loaded:
+            batches = iter(loaded)
+            if px == sizes[0]:
+                first_s, save_s = _first_steps(learner, job, device, batches, begun_at, scratch)
+                baton.warm()
+            else:
+                changes_s[px] = _change(learner, device, batches, begun_at)
+            if px == sizes[-1]:
+                whole = _beside_steps(learner, job, device, feeder)
+                ready = next(batches)
+                learner.step(*ready, 1e-4)  # recorded anew, as after every evaluation
+                whole.update(capture_s=learner.capture_s, loader_step_s=_loader_pace(batches, loaded.ahead))
+            paces[px] = _pace(learner, device, batches)
+            if px == sizes[-1]:
+                # What lies in the slot of ``ready`` by now is another batch, as good as any.
+                whole.update(_dummy_paces(learner, job, device, ready))
+    step_s, step_low_s, step_high_s = paces[candidate.train_px]
+    return Timing(
+        startup_s=startup_s,
+        warmup_s=max(0.0, first_s - FIRST_STEPS * paces[sizes[0]][0]),
+        step_s=step_s,
+        step_low_s=step_low_s,
+        step_high_s=step_high_s,
+        save_s=save_s,
+        strangers=max(strangers, device.strangers()),
+        stage_step_s={px: paces[px][0] for px in sizes[:-1]},
+        stage_change_s={px: max(0.0, spent_s - CHANGE_STEPS * paces[px][0]) for px, spent_s in changes_s.items()},
+        **whole,
+    )
+
+
+def _beside_steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: Feeder) -> dict[str, Any]:
+    """What evaluations cost, by size."""
+    device.settle()
+    device.empty_cache()
+    sizes = sorted({job.candidate.train_px, *job.setting.view_sizes})
+    passes = {px: _evaluation(learner, job, feeder, px) for px in sizes}
+    device.settle()
+    device.empty_cache()
+    return {
+        "eval_image_s": {px: image_s for px, (_, image_s) in passes.items()},
+        "eval_first_s": {px: first_s for px, (first_s, _) in passes.items()},
+    }
+
+
+def _dummy_paces(learner: Learner, job: ProbeJob, device: Cpu | Cuda, ready: Batch) -> dict[str, Any]:
+    """The pace with a batch that lies ready, and the rates of smaller ones where they are asked for."""
+    dummy_s = _dummy_pace(learner, device, ready)
+    rates = {job.batch: job.batch / dummy_s}
+    for batch in rated_batches(job.batch) if job.rates else ():
+        rates[batch] = batch / _dummy_pace(learner, device, _prepared(learner, job, device, batch))
+    return {"dummy_step_s": dummy_s, "rates": rates if job.rates else {}}
+
+
+def _first_steps(
+    learner: Learner,
+    job: ProbeJob,
+    device: Cpu | Cuda,
+    batches: Iterator[Batch],
+    begun_at: float,
+    scratch: Path,
+) -> tuple[float, float]:
+    """What a turn begins with: the seconds of its first steps, and those of the checkpoint after the very first."""
+    losses = [learner.step(*next(batches), 1e-4)]
+    device.synchronize()
+    stepped_at = time.monotonic()
+    write_checkpoint(scratch / "checkpoint.pt", learner, {})
+    saved_at = time.monotonic()
+    for _ in range(FIRST_STEPS - 1):
+        losses.append(learner.step(*next(batches), 1e-4))
+        device.throttle()
+    device.synchronize()
+    first_s = stepped_at - begun_at + time.monotonic() - saved_at
+    check_finite(job.candidate, losses)
+    return first_s, saved_at - stepped_at
+
+
+def _change(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch], begun_at: float) -> float:
+    """Seconds since ``begun_at`` that the first CHANGE_STEPS of another size took."""
+    for _ in range(CHANGE_STEPS):
+        learner.step(*next(batches), 1e-4)
+        device.throttle()
+    device.synchronize()
+    return time.monotonic() - begun_at
+
+
+def _prepared(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> Batch:
+    """A batch of another size that lies ready, after the first steps at that size."""
+    x, y = dummy(job.candidate.train_px, batch, job.setting.classes, job.setting.seed)
+    ready = (x.pin_memory(), y.pin_memory()) if device.kind == "cuda" else (x, y)
+    for _ in range(PREPARED):
+        learner.step(*ready, 1e-4)
+    return ready
+
+
+def _dummy_pace(learner: Learner, device: Cpu | Cuda, ready: Batch) -> float:
+    """Mean seconds per step with one batch that lies ready in the host's memory: the paper's dummy loader."""
+    device.synchronize()
+    begun_at, steps = time.monotonic(), 0
+    while steps < SAMPLE_STEPS or time.monotonic() - begun_at < DUMMY_SAMPLE_S:
+        learner.step(*ready, 1e-4)
+        device.throttle()
+        steps += 1
+    device.synchronize()
+    return (time.monotonic() - begun_at) / steps
+
+
+def _loader_pace(batches: Iterator[Batch], ahead: int) -> float:
+    """Mean seconds in which the loader makes a batch while nothing else is done; it has none in stock afterwards."""
+    for _ in range(ahead):
+        next(batches)
+    begun_at, made = time.monotonic(), 0
+    while made < ahead:
+        next(batches)
+        made += 1
+    return (time.monotonic() - begun_at) / made
+
+
+def _pace(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch]) -> Pace:
+    """Mean seconds per step, and its 95 % interval from the spread of chunks of steps."""
+    marks: list[float] = []
+    begun_at = time.monotonic()
+    for x, y in batches:
+        learner.step(x, y, 1e-4)
+        device.throttle()
+        now = time.monotonic()
+        if now - begun_at >= RUN_UP_S:
+            marks.append(now)
+        if len(marks) <= SAMPLE_STEPS or now - marks[0] < SAMPLE_S:
+            continue
+        mean_s, error_s = _mean(np.diff(marks))
+        if error_s <= STEADY * mean_s or now - marks[0] >= LONGEST_S:
+            break
+    return mean_s, max(mean_s - error_s, 0.5 * mean_s), mean_s + error_s
+
+
+def _mean(steps_s: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """The mean of SAMPLE_STEPS or more durations, and half the width of its 95 % interval."""
+    means = np.array([chunk.mean() for chunk in np.array_split(steps_s, min(10, len(steps_s)))])
+    return float(steps_s.mean()), 1.96 * float(means.std(ddof=1)) / math.sqrt(len(means))
+
+
+def _evaluation(learner: Learner, job: ProbeJob, feeder: Feeder, px: int) -> tuple[float, float]:
+    """An evaluation of the validation split at ``px`` with the real loader: what the first batch costs more, seconds
+    per image of the others."""
+    marks = [time.monotonic()]
+
+    def note() -> bool:
+        marks.append(time.monotonic())
+        return True
+
+    size, n = eval_batch(job.batch // job.chunks), len(feeder.pack.indices("val"))
+    views = [View(px=px, flip=False)]
+    split_logits(learner, feeder, "val", views, crop=job.setting.recipe.crop, batch=size, on_batch=note)
+    whole_s = marks[-1] - marks[0]
+    if len(marks) < 3:
+        return 0.0, whole_s / n
+    # All batches have the same size: the last is filled up.
+    batch_s = (marks[-1] - marks[1]) / (len(marks) - 2)
+    first_s = max(0.0, marks[1] - marks[0] - batch_s)
+    return first_s, (whole_s - first_s) / n
