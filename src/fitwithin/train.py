@@ -54,6 +54,8 @@ def advance(
     turn = _Turn(job, device, feeder, asked_at)
     turn.go_on()
     schedule, learner = turn.schedule, turn.learner
+    if schedule.done:
+        turn.keep()
     turn.stepping()
     while not schedule.done:
         stage = schedule.stage
@@ -76,9 +78,10 @@ def advance(
                     turn.aside(turn.validate)
                 elif turn.checkpoint_due():
                     turn.aside(turn.checkpoint)
+                if schedule.done:
+                    turn.aside(turn.keep)
                 if schedule.done or schedule.stage is not stage:
                     break
-    turn.aside(turn.keep)
     return turn.finish()
 
 
