@@ -148,3 +148,23 @@ def test_no_process_is_left(pack: Pack) -> None:
         time.sleep(0.01)
     assert children() == before
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+class Hanging(TrainBatches):
+    """Its third batch is never made."""
+
+    def prepare(self, number: int) -> tuple[Ints, Fill]:
+        if number == 2:
+            time.sleep(3600)
+        return super().prepare(number)
+
+
+def test_a_process_that_hangs_is_not_waited_for_beyond_the_deadline(pack: Pack) -> None:
+    rings = [ring_bytes([(BATCH, PX)])] * 2
+    begun_at = time.monotonic()
+    with Feeder(pack, 2, rings, pin=False) as feeder:
+        with feeder.stream(Hanging, until_at=begun_at + 1.5, **described()) as stream:
+            assert len(list(stream)) == 2
+        assert feeder.stalled
+        assert 1.4 <= time.monotonic() - begun_at < 3.0
+    assert time.monotonic() - begun_at < 4.0, "whoever hangs was waited for"

@@ -115,7 +115,7 @@ def test_a_worker_that_hangs_is_ended_and_its_checkpoint_saved(stage: Any) -> No
     assert isinstance(outcome, Trained)
     assert outcome.ended == "cut"
     assert 0 < outcome.steps < plan.turns[0].steps
-    assert run.engine.now() == ends_at
+    assert run.engine.now() == pytest.approx(ends_at - instantiate.ENDING_S)
 
 
 def test_what_hangs_before_its_first_step_leaves_nothing(stage: Any) -> None:

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from fitwithin import data, pack, recipe, train
+from fitwithin import learner as learners
 from fitwithin.candidate import Candidate
 from fitwithin.costs import EXIT_S
 from fitwithin.device import Cpu
@@ -37,6 +38,7 @@ from fitwithin.jobs import (
     read_trained,
 )
 from fitwithin.learner import Learner, feeder_rings
+from fitwithin.loader import EvalBatches, TrainBatches
 from fitwithin.model import load
 from fitwithin.pack import Pack
 from fitwithin.schedule import Stage, cosine
@@ -146,6 +148,20 @@ def test_a_turn_that_has_ended_is_not_taken_again(images: Pack, tmp_path: Path, 
     assert advance(job(images, tmp_path, steps=6), images) == first
     assert rates == []
     assert (tmp_path / WEIGHTS).read_bytes() == weights
+
+
+def test_what_a_validation_found_is_there_if_the_process_is_ended_after_it(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finish(self: Any) -> Trained:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train._Turn, "finish", finish)
+    with pytest.raises(KeyboardInterrupt):
+        advance(job(images, tmp_path), images)
+    left = read_trained(tmp_path / SALVAGE)
+    assert left is not None
+    assert (left.steps, left.best, len(left.validations)) == (STEPS, N_VAL, 3)
 
 
 @pytest.mark.parametrize(("found", "kept"), [((5, 7, 6), 1), ((5, 7, 7), 2), ((8, 2, 3), 0)])
@@ -303,3 +319,40 @@ def test_killed_twice_and_carried_on_gives_the_bytes_of_an_uninterrupted_turn(
         torch.load(tmp_path / name / CHECKPOINT, weights_only=True)["facts"]["step"] for name in ("whole", "killed")
     ]
     assert last == [1, 35]
+
+
+class Hanging(TrainBatches):
+    """No batch after the tenth is ever made."""
+
+    def prepare(self, number: int) -> Any:
+        if number == 10:
+            time.sleep(3600)
+        return super().prepare(number)
+
+
+def test_a_loader_that_hangs_shortens_the_turn(images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "TrainBatches", Hanging)
+    until_at = time.monotonic() + 4.0
+    outcome = advance(job(images, tmp_path, until_at=until_at), images)
+    assert time.monotonic() <= until_at
+    assert (outcome.ended, outcome.steps, outcome.best) == ("cut", 10, None)
+    assert load(tmp_path, torch.device("cpu"))[1].model == CANDIDATE.model
+
+
+class Stuck(EvalBatches):
+    """No batch is ever made."""
+
+    def prepare(self, number: int) -> Any:
+        time.sleep(3600)
+        return super().prepare(number)
+
+
+def test_a_loader_that_hangs_in_a_validation_leaves_the_last_model(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learners, "EvalBatches", Stuck)
+    until_at = time.monotonic() + 6.0
+    outcome = advance(job(images, tmp_path, until_at=until_at, steps=4), images)
+    assert time.monotonic() <= until_at + 0.5
+    assert outcome.validations == ()
+    assert load(tmp_path, torch.device("cpu"))[1].model == CANDIDATE.model

@@ -55,6 +55,7 @@ def evaluate(job: EvaluateJob, device: Cpu | Cuda, feeder: Feeder, emit: Callabl
             crop=job.setting.recipe.crop,
             batch=size,
             on_batch=go_on,
+            until_at=job.until_at,
         )
         if found is None:
             break

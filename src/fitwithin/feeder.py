@@ -9,12 +9,14 @@ CUDA's start.
 from __future__ import annotations
 
 import gc
+import math
 import mmap
 import os
 import select
 import signal
 import struct
 import sys
+import time
 import traceback
 import warnings
 from collections import Counter
@@ -78,6 +80,8 @@ class Feeder:
         self.pack, self.workers, self._rings = pack, workers, tuple(rings)
         self._starts = tuple(HEADER + sum(rings[:ring]) for ring in range(len(rings)))
         self._pin, self._pinned, self._foreman, self._opened = pin, False, 0, 0
+        #: Whether a batch was not made in time: the processes hang, and no stream can be opened any more.
+        self.stalled = False
         self._memory: mmap.mmap | None = None
         self._commands: list[Connection] = []
         self._streams: dict[int, Stream] = {}
@@ -101,8 +105,10 @@ class Feeder:
         return self
 
     @contextmanager
-    def stream(self, make: Make, **arguments: Any) -> Iterator[Stream]:
+    def stream(self, make: Make, *, until_at: float = math.inf, **arguments: Any) -> Iterator[Stream]:
         """Open a stream of the batches that ``make(pack, **arguments)`` describes, in the first ring that has room.
+
+        A batch that is not there by ``until_at`` (on the monotonic clock) is not waited for: the stream ends.
 
         Raises:
             DataError: (while it is read) a worker failed or died.
@@ -116,15 +122,16 @@ class Feeder:
             self._register()
         ring, self._opened = free[0], self._opened + 1
         self._current[ring] = self._opened
-        opened = Stream(self, self._opened, self._starts[ring], batches)
+        opened = Stream(self, self._opened, self._starts[ring], batches, until_at)
         self._streams[self._opened] = opened
         self.command((opened.number, ring, self._starts[ring], make, arguments))
         try:
             yield opened
         finally:
             self._current[ring] = 0  # what was asked for and is not begun is not made any more
-            with suppress(DataError):
-                opened.drain()
+            if not self.stalled:
+                with suppress(DataError):
+                    opened.drain()
             del self._streams[opened.number]
 
     def command(self, words: tuple[Any, ...]) -> None:
@@ -133,14 +140,17 @@ class Feeder:
             with suppress(BrokenPipeError):  # it will be missed soon enough
                 command.send(words)
 
-    def listen(self) -> None:
-        """Let the streams know what is done since; waits until there is something.
+    def listen(self, until_at: float) -> None:
+        """Let the streams know what is done since; waits until there is something, or until ``until_at``.
 
         Raises:
             DataError: a worker died.
         """
-        while not select.select([self._told], [], [], LOOK_S)[0]:
+        while not select.select([self._told], [], [], max(0.0, min(LOOK_S, until_at - time.monotonic())))[0]:
             self._check_alive()
+            if time.monotonic() >= until_at:
+                self.stalled = True
+                return
         if not (data := os.read(self._told, 64 * DONE.size)):
             if self._foreman:
                 os.waitid(os.P_PID, self._foreman, os.WEXITED | os.WNOWAIT)
@@ -186,6 +196,8 @@ class Feeder:
             command.close()
         self._commands = []
         if self._foreman:
+            if self.stalled:  # whoever hangs does not end by itself; the others end with the foreman
+                os.kill(self._foreman, signal.SIGKILL)
             os.waitpid(self._foreman, 0)
             os.close(self._told)
             self._foreman = 0
@@ -203,8 +215,8 @@ class Stream:
     #: Batches that are made before they are asked for.
     ahead = SLOTS - HELD + 1
 
-    def __init__(self, feeder: Feeder, number: int, start: int, batches: Batches) -> None:
-        self.number = number
+    def __init__(self, feeder: Feeder, number: int, start: int, batches: Batches, until_at: float) -> None:
+        self.number, self._until_at = number, until_at
         self._feeder, self._start, self._batches = feeder, start, batches
         self._asked = self._taken = 0
         self._made: Counter[int] = Counter()
@@ -215,7 +227,8 @@ class Stream:
             while self._asked < min(number + self.ahead, len(self._batches)):
                 self._feeder.command((self.number, self._asked))
                 self._asked += 1
-            self._wait(number)
+            if not self._wait(number):
+                return
             self._taken = number + 1
             if self._failed:
                 raise DataError(f"the images could not be loaded: {self._failed}")
@@ -226,11 +239,11 @@ class Stream:
         self._made[number] += 1
         self._failed = self._failed or failed
 
-    def _wait(self, number: int) -> None:
-        """Until all of that batch is made, or failed to be."""
-        while self._made[number] < self._feeder.workers:
-            self._feeder.listen()
-        del self._made[number]
+    def _wait(self, number: int) -> bool:
+        """Until all of that batch is made, or failed to be; whether that came to pass in time."""
+        while self._made[number] < self._feeder.workers and not self._feeder.stalled:
+            self._feeder.listen(self._until_at)
+        return self._made.pop(number, 0) == self._feeder.workers
 
     def drain(self) -> None:
         """Wait until nothing that was asked for is still being made."""

@@ -200,27 +200,34 @@ def split_logits(
     crop: float,
     batch: int,
     on_batch: Callable[[], bool] | None = None,
+    until_at: float = math.inf,
 ) -> dict[View, Floats] | None:
     """Logits [N, K] of every image of a split under views of one size, in stored order.
 
-    ``on_batch`` is asked after every batch whether to go on; None is returned if it says no.
+    ``on_batch`` is asked after every batch whether to go on; None is returned if it says no, or if a batch was not
+    there by ``until_at``.
     """
     px = views[0].px
     parts: dict[View, list[torch.Tensor]] = {view: [] for view in views}
-    with feeder.stream(EvalBatches, split=split, crop=crop, px=px, batch=batch) as loaded:
+    with feeder.stream(EvalBatches, split=split, crop=crop, px=px, batch=batch, until_at=until_at) as loaded:
         for x_bhwc, _ in loaded:
             for view in views:
                 parts[view].append(learner.logits(x_bhwc, flip=view.flip).cpu())
             if on_batch is not None and not on_batch():
                 return None
+    if feeder.stalled:
+        return None
     n = len(feeder.pack.indices(split))
     return {view: np.asarray(torch.cat(found)[:n].numpy(), dtype=np.float32) for view, found in parts.items()}
 
 
-def count_correct(learner: Learner, feeder: Feeder, split: str, *, px: int, crop: float, batch: int) -> int:
-    """How many images of a labelled split the model gets right, one plain view at ``px``."""
+def count_correct(
+    learner: Learner, feeder: Feeder, split: str, *, px: int, crop: float, batch: int, until_at: float = math.inf
+) -> int | None:
+    """How many images of a labelled split the model gets right, one plain view at ``px``; None after ``until_at``."""
     view = View(px=px, flip=False)
-    found = split_logits(learner, feeder, split, [view], crop=crop, batch=batch)
-    assert found is not None
+    found = split_logits(learner, feeder, split, [view], crop=crop, batch=batch, until_at=until_at)
+    if found is None:
+        return None
     labels = feeder.pack.labels[feeder.pack.indices(split)]
     return int((found[view].argmax(axis=1) == labels).sum())

@@ -54,10 +54,10 @@ def advance(
     turn = _Turn(job, device, feeder, asked_at)
     turn.go_on()
     schedule, learner = turn.schedule, turn.learner
-    if schedule.done:
+    if ended := schedule.done:
         turn.keep()
     turn.stepping()
-    while not schedule.done:
+    while not ended:
         stage = schedule.stage
         with feeder.stream(
             TrainBatches,
@@ -67,6 +67,7 @@ def advance(
             seed=job.setting.seed,
             first_step=schedule.step,
             steps=ENDLESS if schedule.open_ended else schedule.total,
+            until_at=schedule.training_ends_at,
         ) as loaded:
             for x_bhwc, y_b in loaded:
                 loss = learner.step(x_bhwc, y_b, turn.peak_lr * schedule.lr_factor)
@@ -78,10 +79,12 @@ def advance(
                     turn.aside(turn.validate)
                 elif turn.checkpoint_due():
                     turn.aside(turn.checkpoint)
-                if schedule.done:
-                    turn.aside(turn.keep)
                 if schedule.done or schedule.stage is not stage:
                     break
+            if feeder.stalled:
+                schedule.observe(time.monotonic())  # its time is over
+            if ended := schedule.done:
+                turn.aside(turn.keep)
     return turn.finish()
 
 
@@ -214,7 +217,10 @@ class _Turn:
             px=self.job.candidate.train_px,
             crop=self.job.setting.recipe.crop,
             batch=eval_batch(self.job.batch // self.job.chunks),
+            until_at=self.job.until_at - EXIT_S,
         )
+        if correct is None:
+            return
         self.device.empty_cache()
         # The next step is recorded anew.
         self.validation_s = time.monotonic() - begun_at + self.learner.capture_s
@@ -225,6 +231,7 @@ class _Turn:
         if self.best is None or correct >= self.best:
             self.best = correct
             self.save_model()
+        self._note(SALVAGE, self.outcome("cut"))
 
     def save_model(self) -> None:
         card = models.Card(
@@ -249,7 +256,7 @@ class _Turn:
             self.save_model()
         facts = {
             "step": self.schedule.step,
-            "planned": self.schedule.planned,
+            "planned": max(self.schedule.planned, self.schedule.total),
             "best": self.best,
             "validations": self.validations,
             "curve": self.curve,

@@ -150,6 +150,7 @@ class Turn:
         if self.best is None or correct >= self.best:
             self.best = correct
             self.save_model()
+        _write(self.folder / SALVAGE, trained_to_json(self.outcome("cut")).encode())
 
     def save_model(self) -> None:
         """Leave tokens where a model and its card would be."""
@@ -172,7 +173,7 @@ class Turn:
         kept = ("best", "validations", "curve", "factor", "training_s")
         facts = {
             "step": self.schedule.step,
-            "planned": self.schedule.planned,
+            "planned": max(self.schedule.planned, self.schedule.total),
             "earlier_s": self.elapsed_s(),
             **{name: getattr(self, name) for name in kept},
         }
