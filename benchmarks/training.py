@@ -1,0 +1,220 @@
+"""The training engine: images/s against the device's own pace and against a plain timm loop, and accuracy in its time.
+
+    python benchmarks/training.py --part speed --imagenette DATA
+    python benchmarks/training.py --part accuracy --data-set imagenette --data DATA --time 90s --recipe paper --seed 0
+
+Rows are added to the result file as they are made, so that a series can be made in several sittings; a row that is
+there is made again only with --again. Speed: one process after the other on the same machine. Accuracy: the command
+line as a user has it, from the start of its process; the store of decoded images and the profile are there already
+unless --cold. Every choice is made on `val`; `test` is read once per run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from fitwithin import data, pack, units
+from fitwithin import request as requests
+from fitwithin.candidate import grid
+from fitwithin.engine.local import Local
+from fitwithin.jobs import ProbeJob, Setting
+from fitwithin.profile import Probe
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "training.json"
+
+#: Compared at 160 px and this batch, with so many loader processes.
+SPEED_MODELS = ("resnet18", "resnet26d", "resnest50d_1s4x24d", "efficientnet_b0")
+SPEED_PX, SPEED_BATCH, SPEED_WORKERS = 160, 128, 4
+
+#: Training and further test sizes.
+SIZES = {"imagenette": ("160", "160,224"), "mini-imagenet": ("64", "64,84")}
+
+
+def main() -> None:
+    """One part; its rows and the summary of all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("speed", "accuracy"), required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data-set", choices=tuple(SIZES), default="imagenette")
+    parser.add_argument("--time", default="90s")
+    parser.add_argument("--recipe", default="paper")
+    parser.add_argument("--model", default="resnet26d")
+    parser.add_argument("--precision", default="amp")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--memory", default="6GiB")
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--models", default=",".join(SPEED_MODELS), help="of the speed part")
+    parser.add_argument("--px", type=int, default=SPEED_PX)
+    parser.add_argument("--batch", type=int, default=SPEED_BATCH)
+    parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--commit", default=None)
+    arguments = parser.parse_args()
+    if arguments.part == "speed":
+        for model in arguments.models.split(","):
+            add(arguments, {"part": "speed", "model": model}, lambda model=model: speed(arguments, model))
+    else:
+        key = {"part": "accuracy", "data": arguments.data_set, "time": arguments.time, "recipe": recipe_name(arguments)}
+        key.update(model=arguments.model, precision=arguments.precision, seed=arguments.seed, cold=arguments.cold)
+        add(arguments, key, lambda: accuracy(arguments))
+
+
+def recipe_name(arguments: argparse.Namespace) -> str:
+    """Without its folder."""
+    return Path(arguments.recipe).stem
+
+
+def add(arguments: argparse.Namespace, key: dict[str, Any], make: Any) -> None:
+    """Make the row of that key unless it is there, and write the result."""
+    value = json.loads(arguments.result.read_text(encoding="utf-8")) if arguments.result.exists() else {"rows": []}
+    there = [row for row in value["rows"] if all(row.get(name) == wanted for name, wanted in key.items())]
+    if there and not arguments.again:
+        return
+    row = {**key, **make()}
+    print(json.dumps(row), flush=True)
+    rows = [other for other in value["rows"] if other not in there] + [row]
+    with Local(arguments.device) as engine:
+        machine = engine.describe()
+    value = {
+        "theme": "training",
+        "date": datetime.date.today().isoformat(),
+        "commit": arguments.commit or value.get("commit", "unknown"),
+        "hardware": f"{machine['name']}, {machine['cpu']}",
+        "versions": {name: machine[name] for name in ("torch", "timm", "python", "driver") if name in machine},
+        "command": "python benchmarks/training.py (each row holds its own arguments)",
+        "summary": summary(rows),
+        "rows": rows,
+    }
+    arguments.result.parent.mkdir(parents=True, exist_ok=True)
+    arguments.result.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def speed(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
+    """Images/s with the real loader, with a batch that lies ready, and of a plain timm loop over the same files."""
+    px, batch = arguments.px, arguments.batch
+    request = requests.parse(
+        arguments.data, memory=arguments.memory, time="1h", sizes=str(px), recipe="paper", device=arguments.device
+    )
+    images = pack.build(data.scan(arguments.data), request.pack_side)
+    with tempfile.TemporaryDirectory() as scratch, Local(arguments.device, Path(scratch) / "worker.log") as engine:
+        setting = Setting(
+            device=arguments.device,
+            memory_bytes=request.budget.memory_bytes,
+            accounting="process",
+            pack=str(images.folder),
+            classes=len(images.classes),
+            recipe=request.recipe,
+            view_sizes=(px,),
+            seed=0,
+            workers=SPEED_WORKERS,
+        )
+        (candidate,) = grid([model], [arguments.precision], [px])
+        job = ProbeJob(setting=setting, candidate=candidate, batch=batch, timed=True)
+        probe = engine.do(job, until_at=time.monotonic() + 300, on_progress=lambda progress: None)
+    assert isinstance(probe, Probe), probe
+    assert probe.timing is not None, probe.reason
+    words = [model, "--data", arguments.data, "--px", px, "--batch", batch, "--workers", SPEED_WORKERS]
+    command = [sys.executable, ROOT / "benchmarks" / "timm_loop.py", *words, "--device", arguments.device]
+    told = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True).stdout
+    loop = json.loads(told.strip().splitlines()[-1])
+    return {
+        "px": px,
+        "batch": batch,
+        "workers": SPEED_WORKERS,
+        "images_per_s": batch / probe.timing.step_s,
+        "device_images_per_s": batch / probe.timing.dummy_step_s,
+        "loader_images_per_s": batch / probe.timing.loader_step_s,
+        "timm_images_per_s": loop["images_per_s"],
+        "timm_least": loop["least"],
+        "timm_most": loop["most"],
+    }
+
+
+def accuracy(arguments: argparse.Namespace) -> dict[str, Any]:
+    """One run of the product, seen from outside."""
+    train_sizes, test_sizes = SIZES[arguments.data_set]
+    limits = ["--memory", arguments.memory, "--models", arguments.model, "--precision", arguments.precision]
+    limits += ["--sizes", train_sizes, "--test-sizes", test_sizes, "--recipe", arguments.recipe]
+    limits += ["--device", arguments.device, "--seed", str(arguments.seed), "--time", arguments.time]
+    with tempfile.TemporaryDirectory() as scratch:
+        environment = dict(os.environ)
+        if arguments.cold:
+            environment["FITWITHIN_CACHE"] = str(Path(scratch) / "cache")
+        else:
+            told = _fitwithin(["profile", str(arguments.data), *limits, "--json"], environment)
+            assert told.returncode == 0, told.stderr
+        folder = Path(scratch) / "run"
+        begun_at = time.monotonic()
+        told = _fitwithin(["run", str(arguments.data), *limits, "--out", str(folder)], environment)
+        wall_s = time.monotonic() - begun_at
+        assert told.returncode == 0, told.stderr
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    receipt, methods = report["receipt"], report["methods"]
+    delivered = next(method for method in methods if method["delivered"])
+    trained = next(row for row in report["candidates"] if row["name"] == report["winner"])
+    return {
+        "limit_s": units.duration(arguments.time),
+        "wall_s": wall_s,
+        "spent_s": next(limit["spent"] for limit in receipt["limits"] if limit["name"] == "time"),
+        "limits_kept": all(limit["kept"] for limit in receipt["limits"]),
+        "phases": {phase["phase"]: phase["spent_s"] for phase in receipt["phases"]},
+        "batch": trained["batch"],
+        "epochs": trained["epochs"],
+        "images_per_s": trained["images_per_s"],
+        "val": _share(delivered["validation"]),
+        "ensemble_test": _share(delivered["test"]),
+        # By px, each alone; the best of them by validation is the single view that would be handed over.
+        "single": {
+            method["test_px"]: [_share(method["validation"]), _share(method["test"])]
+            for method in methods
+            if method["test_px"].isdigit()
+        },
+    }
+
+
+def _fitwithin(words: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fitwithin", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def _share(accuracy: dict[str, int] | None) -> float | None:
+    return 100 * accuracy["correct"] / accuracy["total"] if accuracy else None
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The flat numbers."""
+    value: dict[str, Any] = {}
+    fast = [row for row in rows if row["part"] == "speed"]
+    if fast:
+        value["loader_bound_ratio_min"] = min(row["images_per_s"] / row["device_images_per_s"] for row in fast)
+        value["speed_vs_timm_loop_min"] = min(row["images_per_s"] / row["timm_images_per_s"] for row in fast)
+    runs = [row for row in rows if row["part"] == "accuracy"]
+    if runs:
+        value["overrun_s_max"] = max(max(0.0, row["spent_s"] - row["limit_s"]) for row in runs)
+        value["budget_used_pct_min"] = min(100 * row["spent_s"] / row["limit_s"] for row in runs)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in runs:
+        groups.setdefault(f"{row['data']}_{row['time']}_{row['recipe']}".replace("-", "_"), []).append(row)
+    for name, group in groups.items():
+        value[f"{name}_seeds"] = len(group)
+        tested = [row for row in group if row["ensemble_test"] is not None]
+        if tested:
+            value[f"{name}_ensemble_test_mean"] = mean(row["ensemble_test"] for row in tested)
+            value[f"{name}_single_test_mean"] = mean(max(row["single"].values())[1] for row in tested)
+    return value
+
+
+if __name__ == "__main__":
+    main()
