@@ -303,7 +303,7 @@ def test_what_fails_only_when_it_is_timed_is_not_sought_size_by_size(
 
 
 def test_a_model_that_hangs_is_not_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiling, "PROBE_WITHIN_S", 2.0)
+    monkeypatch.setattr(measurement, "PROBE_WITHIN_S", 2.0)
     bench.engine.prepare()
     begun_at = time.monotonic()
     assert_rejected(bench.one("bad_hang"), "within 2 s")
