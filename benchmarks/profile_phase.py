@@ -31,17 +31,16 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import ground
 import profile_page
-from fitwithin import api, costs, data, pack, profiling
-from fitwithin import request as requests
+from fitwithin import api, costs, pack, profiling
 from fitwithin.candidate import TABLE_2, Candidate, grid
 from fitwithin.engine.local import Local
 from fitwithin.jobs import Setting, Trained, TrainJob
 from fitwithin.machine import cores
 from fitwithin.profile import Profile, Rejection, to_dict
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "profile_phase.json"
+RESULT = ground.ROOT / "benchmarks" / "results" / "profile_phase.json"
 
 #: Compared with the peers: the chosen model of the paper, a depthwise one, the smallest, the standard one.
 PEERS = (
@@ -59,9 +58,6 @@ TIMED = (*PEERS, "resnet101-fp32-160", "efficientnet_b1-amp-160", "resnest50d-am
 SOAK_STEPS = 200
 
 PARTS = ("time", "soak", "beside", "lightning", "accelerate", "alone")
-
-#: What of the machine's description stands under "versions".
-VERSIONS = ("torch", "timm", "python", "driver", "cudnn")
 
 #: The longest that any training of the check may last.
 TURN_WITHIN_S = 180.0
@@ -90,29 +86,18 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.page_only:
         measure(arguments)
-    profile_page.write(json.loads(arguments.result.read_text(encoding="utf-8")), ROOT / "docs")
+    profile_page.write(json.loads(arguments.result.read_text(encoding="utf-8")), ground.ROOT / "docs")
 
 
 def measure(arguments: argparse.Namespace) -> None:
     """Every part, one after the other; the result is written after each."""
-    request = requests.parse(
-        arguments.data, memory=arguments.memory, time="1h", sizes="160,224", recipe="paper", device=arguments.device
+    workers = max(1, min(api.MOST_WORKERS, cores() - 1))
+    images, setting = ground.prepared(
+        arguments.data, device=arguments.device, memory=arguments.memory, sizes="160,224", workers=workers
     )
-    images = pack.build(data.scan(Path(arguments.data)), request.pack_side)
     candidates = grid(arguments.models.split(","), ("amp", "fp32"), (160, 224))
     with tempfile.TemporaryDirectory() as scratch, Local(arguments.device, Path(scratch) / "worker.log") as engine:
         engine.prepare()
-        setting = Setting(
-            device=arguments.device,
-            memory_bytes=request.budget.memory_bytes,
-            accounting="process",
-            pack=str(images.folder),
-            classes=len(images.classes),
-            recipe=request.recipe,
-            view_sizes=request.view_sizes,
-            seed=0,
-            workers=max(1, min(api.MOST_WORKERS, cores() - 1)),
-        )
         series = Series(arguments, setting, engine, images, Path(scratch))
         parts, timed, compared = arguments.parts.split(","), arguments.timed.split(","), arguments.peers.split(",")
         watch = series.watch()
@@ -275,7 +260,7 @@ class Series:
         """Start the witness."""
         if not self.arguments.device.startswith("cuda"):
             return None
-        script = str(ROOT / "benchmarks" / "watch.py")
+        script = str(ground.ROOT / "benchmarks" / "watch.py")
         return subprocess.Popen([sys.executable, script, str(self.scratch / "watch.json")])
 
     def watched(self, watch: subprocess.Popen[bytes] | None) -> None:
@@ -291,7 +276,7 @@ class Series:
         """The same candidate, another finder."""
         candidate = self.profiles[name].candidate
         words = [peer, candidate.model, candidate.precision, str(candidate.train_px)]
-        command = [sys.executable, str(ROOT / "benchmarks" / "peers.py"), *words]
+        command = [sys.executable, str(ground.ROOT / "benchmarks" / "peers.py"), *words]
         environment = {**os.environ, "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
         try:
             ran = subprocess.run(
@@ -317,11 +302,8 @@ class Series:
         value = {
             "theme": "profile_phase",
             "date": datetime.date.today().isoformat(),
-            "commit": self.arguments.commit or commit(),
-            "hardware": f"{self.machine['name']}, {self.machine['cpu']}",
-            "versions": {
-                key: self.machine[key] for key in ("torch", "timm", "python", "driver") if key in self.machine
-            },
+            "commit": self.arguments.commit or ground.commit(),
+            **ground.origin(self.machine),
             "command": f"python benchmarks/profile_phase.py --data IMAGENETTE --jobs {self.arguments.jobs}",
             "soak_steps": SOAK_STEPS,
             "summary": summary(rows, self.facts, self.setting.memory_bytes),
@@ -408,12 +390,6 @@ def told(each: Profile | Rejection) -> str:
 def say(text: str) -> None:
     """One line at once."""
     print(text, flush=True)
-
-
-def commit() -> str:
-    """The repository's commit."""
-    asked = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return asked.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

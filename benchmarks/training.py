@@ -4,7 +4,7 @@
     python benchmarks/training.py --part accuracy --data-set imagenette --data DATA --time 90s --recipe paper --seed 0
 
 Rows are added to the result file as they are made, so that a series can be made in several sittings; a row that is
-there is made again only with --again. Speed: one process after the other on the same machine. Accuracy: the command
+there is not made again. Speed: one process after the other on the same machine. Accuracy: the command
 line as a user has it, from the start of its process; the store of decoded images and the profile are there already
 unless --cold. Every choice is made on `val`; `test` is read once per run.
 """
@@ -23,19 +23,21 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from fitwithin import data, pack, units
-from fitwithin import request as requests
+import ground
+from fitwithin import units
 from fitwithin.candidate import grid
 from fitwithin.engine.local import Local
-from fitwithin.jobs import ProbeJob, Setting
+from fitwithin.jobs import ProbeJob
 from fitwithin.profile import Probe
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "training.json"
+RESULT = ground.ROOT / "benchmarks" / "results" / "training.json"
 
 #: Compared at 160 px and this batch, with so many loader processes.
 SPEED_MODELS = ("resnet18", "resnet26d", "resnest50d_1s4x24d", "efficientnet_b0")
 SPEED_PX, SPEED_BATCH, SPEED_WORKERS = 160, 128, 4
+
+#: The one candidate that accuracy is measured with; rows of another one are summed up under its name.
+CANDIDATE = ("resnet26d", "amp")
 
 #: Training and further test sizes.
 SIZES = {"imagenette": ("160", "160,224"), "mini-imagenet": ("64", "64,84")}
@@ -49,8 +51,8 @@ def main() -> None:
     parser.add_argument("--data-set", choices=tuple(SIZES), default="imagenette")
     parser.add_argument("--time", default="90s")
     parser.add_argument("--recipe", default="paper")
-    parser.add_argument("--model", default="resnet26d")
-    parser.add_argument("--precision", default="amp")
+    parser.add_argument("--model", default=CANDIDATE[0])
+    parser.add_argument("--precision", default=CANDIDATE[1])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--memory", default="6GiB")
     parser.add_argument("--device", default="cuda:0")
@@ -58,7 +60,6 @@ def main() -> None:
     parser.add_argument("--px", type=int, default=SPEED_PX)
     parser.add_argument("--batch", type=int, default=SPEED_BATCH)
     parser.add_argument("--cold", action="store_true")
-    parser.add_argument("--again", action="store_true")
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--commit", default=None)
     arguments = parser.parse_args()
@@ -80,19 +81,18 @@ def add(arguments: argparse.Namespace, key: dict[str, Any], make: Any) -> None:
     """Make the row of that key unless it is there, and write the result."""
     value = json.loads(arguments.result.read_text(encoding="utf-8")) if arguments.result.exists() else {"rows": []}
     there = [row for row in value["rows"] if all(row.get(name) == wanted for name, wanted in key.items())]
-    if there and not arguments.again:
+    if there:
         return
     row = {**key, **make()}
     print(json.dumps(row), flush=True)
-    rows = [other for other in value["rows"] if other not in there] + [row]
+    rows = [*value["rows"], row]
     with Local(arguments.device) as engine:
         machine = engine.describe()
     value = {
         "theme": "training",
         "date": datetime.date.today().isoformat(),
-        "commit": arguments.commit or value.get("commit", "unknown"),
-        "hardware": f"{machine['name']}, {machine['cpu']}",
-        "versions": {name: machine[name] for name in ("torch", "timm", "python", "driver") if name in machine},
+        "commit": arguments.commit or ground.commit(),
+        **ground.origin(machine),
         "command": "python benchmarks/training.py (each row holds its own arguments)",
         "summary": summary(rows),
         "rows": rows,
@@ -104,29 +104,17 @@ def add(arguments: argparse.Namespace, key: dict[str, Any], make: Any) -> None:
 def speed(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
     """Images/s with the real loader, with a batch that lies ready, and of a plain timm loop over the same files."""
     px, batch = arguments.px, arguments.batch
-    request = requests.parse(
-        arguments.data, memory=arguments.memory, time="1h", sizes=str(px), recipe="paper", device=arguments.device
+    _, setting = ground.prepared(
+        arguments.data, device=arguments.device, memory=arguments.memory, sizes=str(px), workers=SPEED_WORKERS
     )
-    images = pack.build(data.scan(arguments.data), request.pack_side)
     with tempfile.TemporaryDirectory() as scratch, Local(arguments.device, Path(scratch) / "worker.log") as engine:
-        setting = Setting(
-            device=arguments.device,
-            memory_bytes=request.budget.memory_bytes,
-            accounting="process",
-            pack=str(images.folder),
-            classes=len(images.classes),
-            recipe=request.recipe,
-            view_sizes=(px,),
-            seed=0,
-            workers=SPEED_WORKERS,
-        )
         (candidate,) = grid([model], [arguments.precision], [px])
         job = ProbeJob(setting=setting, candidate=candidate, batch=batch, timed=True)
         probe = engine.do(job, until_at=time.monotonic() + 300, on_progress=lambda progress: None)
     assert isinstance(probe, Probe), probe
     assert probe.timing is not None, probe.reason
     words = [model, "--data", arguments.data, "--px", px, "--batch", batch, "--workers", SPEED_WORKERS]
-    command = [sys.executable, ROOT / "benchmarks" / "timm_loop.py", *words, "--device", arguments.device]
+    command = [sys.executable, ground.ROOT / "benchmarks" / "timm_loop.py", *words, "--device", arguments.device]
     told = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True).stdout
     loop = json.loads(told.strip().splitlines()[-1])
     return {
@@ -153,7 +141,8 @@ def accuracy(arguments: argparse.Namespace) -> dict[str, Any]:
         if arguments.cold:
             environment["FITWITHIN_CACHE"] = str(Path(scratch) / "cache")
         else:
-            told = _fitwithin(["profile", str(arguments.data), *limits, "--json"], environment)
+            plan = ["plan", str(arguments.data), *limits, "--out", str(Path(scratch) / "plan.json")]
+            told = _fitwithin(plan, environment)
             assert told.returncode == 0, told.stderr
         folder = Path(scratch) / "run"
         begun_at = time.monotonic()
@@ -206,13 +195,18 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         value["budget_used_pct_min"] = min(100 * row["spent_s"] / row["limit_s"] for row in runs)
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in runs:
-        groups.setdefault(f"{row['data']}_{row['time']}_{row['recipe']}".replace("-", "_"), []).append(row)
+        words = [row["data"], row["time"], row["recipe"]]
+        words += [] if (row["model"], row["precision"]) == CANDIDATE else [row["model"], row["precision"]]
+        words += ["cold"] if row["cold"] else []
+        groups.setdefault("_".join(words).replace("-", "_"), []).append(row)
     for name, group in groups.items():
         value[f"{name}_seeds"] = len(group)
         tested = [row for row in group if row["ensemble_test"] is not None]
         if tested:
             value[f"{name}_ensemble_test_mean"] = mean(row["ensemble_test"] for row in tested)
-            value[f"{name}_single_test_mean"] = mean(max(row["single"].values())[1] for row in tested)
+            value[f"{name}_single_test_mean"] = mean(
+                max(row["single"].values(), key=lambda found: found[0])[1] for row in tested
+            )
     return value
 
 

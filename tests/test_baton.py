@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+from contextlib import closing
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -13,26 +14,26 @@ import pytest
 
 from fitwithin.baton import Baton
 
-FORK = multiprocessing.get_context("spawn")
+SPAWN = multiprocessing.get_context("spawn")
 
 
 def _hold(folder: str, got: Event, go: Event) -> None:
     """Take both, say so, and wait for leave to be warm, then for leave to be done."""
-    with Baton(Path(folder), "cuda:0") as baton:
-        baton.start()
-        baton.measure()
-        got.set()
-        go.wait(30)
-        baton.warm()
-        time.sleep(1.0)
-        baton.measured()
-        time.sleep(30)
+    baton = Baton(Path(folder), "cuda:0")
+    baton.start()
+    baton.measure()
+    got.set()
+    go.wait(30)
+    baton.warm()
+    time.sleep(1.0)
+    baton.close()
+    time.sleep(30)
 
 
 @pytest.fixture
 def holder(tmp_path: Path) -> object:
-    got, go = FORK.Event(), FORK.Event()
-    process = FORK.Process(target=_hold, args=(str(tmp_path), got, go))
+    got, go = SPAWN.Event(), SPAWN.Event()
+    process = SPAWN.Process(target=_hold, args=(str(tmp_path), got, go))
     process.start()
     assert got.wait(60)
     yield process, go
@@ -41,10 +42,10 @@ def holder(tmp_path: Path) -> object:
 
 
 def test_the_next_starts_when_the_one_before_is_warm_and_measures_when_it_has_measured(
-    holder: tuple[FORK.Process, Event], tmp_path: Path
+    holder: tuple[SPAWN.Process, Event], tmp_path: Path
 ) -> None:
     _, go = holder
-    with Baton(tmp_path, "cuda:0") as baton:
+    with closing(Baton(tmp_path, "cuda:0")) as baton:
         begun_at = time.monotonic()
         go.set()
         started_s = baton.start()
@@ -55,13 +56,13 @@ def test_the_next_starts_when_the_one_before_is_warm_and_measures_when_it_has_me
 
 def test_devices_do_not_wait_for_each_other(holder: object, tmp_path: Path) -> None:
     del holder
-    with Baton(tmp_path, "cuda:1") as baton:
+    with closing(Baton(tmp_path, "cuda:1")) as baton:
         assert baton.start() + baton.measure() < 1.0
 
 
-def test_whoever_is_killed_holds_nobody_up(holder: tuple[FORK.Process, Event], tmp_path: Path) -> None:
+def test_whoever_is_killed_holds_nobody_up(holder: tuple[SPAWN.Process, Event], tmp_path: Path) -> None:
     process, _ = holder
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
-    with Baton(tmp_path, "cuda:0") as baton:
+    with closing(Baton(tmp_path, "cuda:0")) as baton:
         assert baton.start() + baton.measure() < 5.0

@@ -11,12 +11,11 @@ import fcntl
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 
 class Baton:
-    """The two locks of a device, taken in order: :meth:`start`, :meth:`measure`, :meth:`warm`, :meth:`measured`.
+    """The two locks of a device, taken in order: :meth:`start`, :meth:`measure`, :meth:`warm`, :meth:`close`.
 
     Args:
         folder: shared by all processes that measure on this machine with the same cache.
@@ -43,16 +42,10 @@ class Baton:
         """The first steps are over: the next one may start."""
         fcntl.flock(self._starting, fcntl.LOCK_UN)
 
-    def measured(self) -> None:
-        """The next one may measure."""
-        fcntl.flock(self._measuring, fcntl.LOCK_UN)
-
-    def __enter__(self) -> Baton:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """It has measured: let go of both. (Loaders that were forked since hold the files open, so that is said.)"""
+        for lock in (self._starting, self._measuring):
+            fcntl.flock(lock, fcntl.LOCK_UN)
         self._open.close()
 
 

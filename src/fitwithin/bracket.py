@@ -80,7 +80,8 @@ APART = 1.2
 
 #: Shares of what seems to fit at which a scout runs two further batches. A small batch's workspaces make its images
 #: look larger than they are: the first share of what seems to be all comes to 40 to 70 % of the largest batch. A line
-#: through it is good to 6 %; a second point short of that makes it good to an image or two (20 candidates on an H100).
+#: through it is good to 6 to 11 %; a second point short of that makes it good to an image or two. (Reckoned from the
+#: probes of 20 candidates on an H100, which had run at other sizes.)
 SCOUTED = (0.9, 0.93)
 
 #: An allocator that maps pages of 20 MiB leaves half of one on average.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fitwithin.candidate import Candidate
+from fitwithin.costs import EXIT_S
 from fitwithin.ensemble import View
 from fitwithin.profile import Probe
 from fitwithin.pruning import Pace
@@ -87,12 +88,12 @@ class TrainJob:
     chunks: int = 1
     stages: tuple[Stage, ...] = ()
 
-    def schedule(self, exit_s: float) -> Schedule:
-        """The course of the turn, whose process needs ``exit_s`` to end."""
+    def schedule(self) -> Schedule:
+        """The course of the turn; its last model must be saved and its process end by ``until_at``."""
         whole = Stage(since=0.0, px=self.candidate.train_px, step_s=self.step_s)
         return Schedule(
             planned=self.steps,
-            training_ends_at=self.until_at - exit_s - 1.2 * self.save_s,
+            training_ends_at=self.until_at - EXIT_S - 1.2 * self.save_s,
             planned_step_s=self.step_s,
             frozen=self.frozen,
             shape=self.setting.recipe.schedule,

@@ -53,7 +53,7 @@ def probe(
                 assert baton is not None, "whoever times must have waited for it"
                 baton.measure()
                 timing = timed(learner, job, device, feeder, startup_s, scratch, baton)
-                baton.measured()
+                baton.close()
             else:
                 _step_and_evaluate(learner, job, device, job.batch)
                 needed_bytes = device.needed_bytes()

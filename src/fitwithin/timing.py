@@ -21,7 +21,7 @@ from fitwithin.jobs import ProbeJob
 from fitwithin.learner import Learner, check_finite, eval_batch, split_logits
 from fitwithin.loader import Batch, TrainBatches, dummy
 from fitwithin.profile import Timing
-from fitwithin.train import write_checkpoint
+from fitwithin.train import ENDLESS, write_checkpoint
 
 #: Seconds per step, and its 95 % interval.
 Pace = tuple[float, float, float]
@@ -42,9 +42,6 @@ PREPARED = 3
 
 #: What a change of the size costs shows in so many steps: one, its recording, and the first that is replayed.
 CHANGE_STEPS = 3
-
-#: More than are ever sampled.
-PLENTY_OF_STEPS = 100_000
 
 
 def timed(
@@ -70,7 +67,7 @@ def timed(
             batch=job.batch,
             seed=job.setting.seed,
             first_step=0,
-            steps=PLENTY_OF_STEPS,
+            steps=ENDLESS,
         ) as loaded:
             batches = iter(loaded)
             if px == sizes[0]:

@@ -102,7 +102,7 @@ class _Turn:
         self.n_train, self.n_val = len(pack.indices("train")), len(pack.indices("val"))
         self.peak_lr = job.setting.recipe.learning_rate(job.batch)
         self.steps_per_epoch = self.n_train / job.batch
-        self.schedule = job.schedule(EXIT_S)
+        self.schedule = job.schedule()
         self.best: int | None = None
         self.validations: list[dict[str, Any]] = []
         self.curve: list[dict[str, Any]] = []

@@ -43,7 +43,7 @@ class Turn:
         self.n_val = len(engine.images.indices("val"))
         self.steps_per_epoch = len(engine.images.indices("train")) / job.batch
         self.began_at = engine.now()
-        self.schedule = job.schedule(EXIT_S)
+        self.schedule = job.schedule()
         # Everything that a checkpoint keeps beside the step.
         self.best: int | None = None
         self.validations: list[dict[str, Any]] = []

@@ -1,0 +1,49 @@
+"""What several benchmarks stand on: packed images with a setting for jobs, and what a result says of its origin."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fitwithin import data, pack
+from fitwithin import request as requests
+from fitwithin.jobs import Setting
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: What of the machine's description stands under "versions".
+VERSIONS = ("torch", "timm", "python", "driver", "cudnn")
+
+
+def prepared(folder: Path, *, device: str, memory: str, sizes: str, workers: int) -> tuple[pack.Pack, Setting]:
+    """The images of a folder, decoded, and the paper's recipe on them under a cap by the driver's count."""
+    request = requests.parse(folder, memory=memory, time="1h", sizes=sizes, recipe="paper", device=device)
+    images = pack.build(data.scan(Path(folder)), request.pack_side)
+    setting = Setting(
+        device=device,
+        memory_bytes=request.budget.memory_bytes,
+        accounting="process",
+        pack=str(images.folder),
+        classes=len(images.classes),
+        recipe=request.recipe,
+        view_sizes=request.view_sizes,
+        seed=0,
+        workers=workers,
+    )
+    return images, setting
+
+
+def origin(machine: Mapping[str, Any]) -> dict[str, Any]:
+    """Hardware and versions of a result."""
+    return {
+        "hardware": f"{machine['name']}, {machine['cpu']}",
+        "versions": {key: machine[key] for key in VERSIONS if key in machine},
+    }
+
+
+def commit() -> str:
+    """The repository's commit."""
+    asked = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or "unknown"
