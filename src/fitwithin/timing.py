@@ -31,7 +31,9 @@ FIRST_STEPS = 4
 
 #: The pace with the real loader is measured after a run-up until it is known to STEADY (95 % interval over the mean),
 #: within these limits in seconds, over so many steps at least. A GPU that rested takes a while to raise its clocks, and
-#: lowers them again under load: within half a second resnest50d_1s4x24d ran 1.3 % faster than it goes on (H100).
+#: lowers them again under load: within half a second resnest50d_1s4x24d ran 1.3 % faster than it goes on (H100). The
+#: run-up goes on while another process starts, up to LOUD_S.
+LOUD_S = 5.0
 RUN_UP_S, SAMPLE_S, LONGEST_S, SAMPLE_STEPS, STEADY = 0.5, 0.5, 3.0, 6, 0.003
 
 #: The dummy pace needs less: nothing but the device is in it.
@@ -80,10 +82,11 @@ def timed(
                 ready = next(batches)
                 learner.step(*ready, 1e-4)  # recorded anew, as after every evaluation
                 whole.update(capture_s=learner.capture_s, loader_step_s=_loader_pace(batches, loaded.ahead))
-            paces[px] = _pace(learner, device, batches)
+            paces[px] = _pace(learner, device, batches, baton)
             if px == sizes[-1]:
                 # What lies in the slot of ``ready`` by now is another batch, as good as any.
                 whole.update(_dummy_paces(learner, job, device, ready))
+            baton.loud()
     step_s, step_low_s, step_high_s = paces[candidate.train_px]
     return Timing(
         startup_s=startup_s,
@@ -186,15 +189,15 @@ def _loader_pace(batches: Iterator[Batch], ahead: int) -> float:
     return (time.monotonic() - begun_at) / made
 
 
-def _pace(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch]) -> Pace:
-    """Mean seconds per step, and its 95 % interval from the spread of chunks of steps."""
+def _pace(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch], baton: Baton) -> Pace:
+    """Mean seconds per step, and its 95 % interval from the spread of chunks of steps; nobody starts meanwhile."""
     marks: list[float] = []
     begun_at = time.monotonic()
     for x, y in batches:
         learner.step(x, y, 1e-4)
         device.throttle()
         now = time.monotonic()
-        if now - begun_at >= RUN_UP_S:
+        if marks or (now - begun_at >= RUN_UP_S and (baton.quiet() or now - begun_at >= LOUD_S)):
             marks.append(now)
         if len(marks) <= SAMPLE_STEPS or now - marks[0] < SAMPLE_S:
             continue
