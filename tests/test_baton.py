@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from contextlib import closing
 from multiprocessing.synchronize import Event
@@ -67,35 +66,3 @@ def test_whoever_is_killed_holds_nobody_up(holder: tuple[SPAWN.Process, Event], 
     os.kill(process.pid, signal.SIGKILL)
     with closing(Baton(tmp_path, "cuda:0")) as baton:
         assert baton.start() + baton.measure() < 5.0
-
-
-def test_nobody_starts_while_another_samples(tmp_path: Path) -> None:
-    with closing(Baton(tmp_path, "cuda:0")) as first, closing(Baton(tmp_path, "cuda:0")) as second:
-        first.start()
-        first.measure()
-        first.warm()
-        assert first.quiet()
-        begun_at = time.monotonic()
-        threading.Timer(0.5, first.loud).start()
-        assert second.start() == pytest.approx(time.monotonic() - begun_at, abs=0.1)
-        assert time.monotonic() - begun_at >= 0.5, "it started beside a sample"
-
-
-def test_whoever_samples_does_not_wait_but_is_told_that_another_starts(tmp_path: Path) -> None:
-    first = Baton(tmp_path, "cuda:0")
-    with closing(Baton(tmp_path, "cuda:0")) as second:
-        first.start()
-        first.measure()
-        first.warm()
-        second.start()
-        assert not first.quiet()
-        waiting = threading.Thread(target=second.measure)
-        waiting.start()  # it has started and waits for the first to have measured
-        ends_at = time.monotonic() + 5
-        while not first.quiet():
-            assert time.monotonic() < ends_at, "it was never quiet"
-            time.sleep(0.01)
-        assert waiting.is_alive()
-        first.close()
-        waiting.join(5)
-        assert not waiting.is_alive()

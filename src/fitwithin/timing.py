@@ -30,10 +30,7 @@ Pace = tuple[float, float, float]
 FIRST_STEPS = 4
 
 #: The pace with the real loader is measured after a run-up until it is known to STEADY (95 % interval over the mean),
-#: within these limits in seconds, over so many steps at least. A GPU that rested takes a while to raise its clocks, and
-#: lowers them again under load: within half a second resnest50d_1s4x24d ran 1.3 % faster than it goes on (H100). The
-#: run-up goes on while another process starts, up to LOUD_S.
-LOUD_S = 5.0
+#: within these limits in seconds, over so many steps at least. A GPU that rested takes a while to raise its clocks.
 RUN_UP_S, SAMPLE_S, LONGEST_S, SAMPLE_STEPS, STEADY = 0.5, 0.5, 3.0, 6, 0.003
 
 #: The dummy pace needs less: nothing but the device is in it.
@@ -51,7 +48,10 @@ def timed(
 ) -> Timing:
     """The pace of the device, of the loader and of both together, and what happens beside steps.
 
-    As a turn does, it begins with the smallest size of progressive resizing and goes on to the next.
+    As a turn does, it begins with the smallest size of progressive resizing and goes on to the next. The pace is that
+    of the step as it was recorded first: recorded again after an evaluation, ResNeSt's float16 steps were 1.2 to 1.8 %
+    faster than the turns that followed (H100). Nobody else starts until it is known: beside a start, ten of 40 samples
+    had an interval of 1 to 3.4 %, where 0.1 is usual, and dummy paces were up to 17 % slow.
     """
     recipe, candidate = job.setting.recipe, job.candidate
     strangers = device.strangers()
@@ -74,19 +74,15 @@ def timed(
             batches = iter(loaded)
             if px == sizes[0]:
                 first_s, save_s = _first_steps(learner, job, device, batches, begun_at, scratch)
-                baton.warm()
             else:
                 changes_s[px] = _change(learner, device, batches, begun_at)
+            paces[px] = _pace(learner, device, batches)
             if px == sizes[-1]:
-                whole = _beside_steps(learner, job, device, feeder)
-                ready = next(batches)
-                learner.step(*ready, 1e-4)  # recorded anew, as after every evaluation
+                whole = _dummy_paces(learner, job, device, next(batches))
+                baton.warm()
+                whole.update(_beside_steps(learner, job, device, feeder))
+                learner.step(*next(batches), 1e-4)  # recorded anew, as after every evaluation
                 whole.update(capture_s=learner.capture_s, loader_step_s=_loader_pace(batches, loaded.ahead))
-            paces[px] = _pace(learner, device, batches, baton)
-            if px == sizes[-1]:
-                # What lies in the slot of ``ready`` by now is another batch, as good as any.
-                whole.update(_dummy_paces(learner, job, device, ready))
-            baton.loud()
     step_s, step_low_s, step_high_s = paces[candidate.train_px]
     return Timing(
         startup_s=startup_s,
@@ -122,6 +118,8 @@ def _dummy_paces(learner: Learner, job: ProbeJob, device: Cpu | Cuda, ready: Bat
     rates = {job.batch: job.batch / dummy_s}
     for batch in rated_batches(job.batch) if job.rates else ():
         rates[batch] = batch / _dummy_pace(learner, device, _prepared(learner, job, device, batch))
+    if len(rates) > 1:
+        learner.step(*ready, 1e-4)  # back at the batch of the turn
     return {"dummy_step_s": dummy_s, "rates": rates if job.rates else {}}
 
 
@@ -189,15 +187,15 @@ def _loader_pace(batches: Iterator[Batch], ahead: int) -> float:
     return (time.monotonic() - begun_at) / made
 
 
-def _pace(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch], baton: Baton) -> Pace:
-    """Mean seconds per step, and its 95 % interval from the spread of chunks of steps; nobody starts meanwhile."""
+def _pace(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch]) -> Pace:
+    """Mean seconds per step, and its 95 % interval from the spread of chunks of steps."""
     marks: list[float] = []
     begun_at = time.monotonic()
     for x, y in batches:
         learner.step(x, y, 1e-4)
         device.throttle()
         now = time.monotonic()
-        if marks or (now - begun_at >= RUN_UP_S and (baton.quiet() or now - begun_at >= LOUD_S)):
+        if now - begun_at >= RUN_UP_S:
             marks.append(now)
         if len(marks) <= SAMPLE_STEPS or now - marks[0] < SAMPLE_S:
             continue
