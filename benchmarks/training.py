@@ -1,6 +1,6 @@
 """The training engine: images/s against the device's own pace and against a plain timm loop, and accuracy in its time.
 
-    python benchmarks/training.py --part speed --imagenette DATA
+    python benchmarks/training.py --part speed --data IMAGENETTE
     python benchmarks/training.py --part accuracy --data-set imagenette --data DATA --time 90s --recipe paper --seed 0
 
 Rows are added to the result file as they are made, so that a series can be made in several sittings; a row that is
