@@ -50,8 +50,8 @@ def timed(
 
     As a turn does, it begins with the smallest size of progressive resizing and goes on to the next. The pace is that
     of the step as it was recorded first: recorded again after an evaluation, ResNeSt's float16 steps were 1.2 to 1.8 %
-    faster than the turns that followed (H100). Nobody else starts until it is known: beside a start, eight of 40 samples
-    had an interval of 1 to 3.4 %, where 0.1 is usual, and two dummy paces were 15 and 16 % slow.
+    faster than the turns that followed (H100). Nobody else starts until it is known: beside a start, eight of 40
+    samples had an interval of 1 to 3.4 %, where 0.1 is usual, and two dummy paces were 15 and 16 % slow.
     """
     recipe, candidate = job.setting.recipe, job.candidate
     strangers = device.strangers()
