@@ -104,7 +104,7 @@ class Learner:
             return self._graph.replay(x_bhwc, y_b)
         with warnings.catch_warnings():  # that it runs before it is recorded is as it should be
             warnings.filterwarnings("ignore", message=".*capturable=True.*")
-            return self._update(x_bhwc, y_b)
+            return self._update(x_bhwc, y_b, lambda: None)
 
     def _set_rate(self, lr: float) -> None:
         if self._rate is not None:
@@ -113,13 +113,18 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def _update(self, x_bhwc: torch.Tensor, y_b: torch.Tensor) -> torch.Tensor:
+    def _update(self, x_bhwc: torch.Tensor, y_b: torch.Tensor, read: Callable[[], None]) -> torch.Tensor:
+        """One update; ``read`` is called once the images are on their way through the net."""
         x_bhwc = x_bhwc.to(self.device.torch_device, non_blocking=True)
         y_b = y_b.to(self.device.torch_device, non_blocking=True)
         losses = []
         for x_part, y_part in zip(x_bhwc.chunk(self.chunks), y_b.chunk(self.chunks), strict=True):
+            x_bchw = self.images(x_part)
+            if len(losses) == self.chunks - 1:
+                read()
             with self.autocast():
-                loss = F.cross_entropy(self.net(self.images(x_part)), y_part, label_smoothing=self._smoothing)
+                loss = F.cross_entropy(self.net(x_bchw), y_part, label_smoothing=self._smoothing)
+            del x_bchw  # it need not stay while the weights are updated
             loss = loss / self.chunks
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())

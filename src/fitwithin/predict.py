@@ -53,8 +53,8 @@ class Predictor:
         return average(logits, self.ensemble.views)
 
     def _crop(self, image: Image.Image, px: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        pixels = np.asarray(image)
-        return resize(pixels, centre_box(pixels.shape[0], pixels.shape[1], self.card.crop), px)
+        pixels, out = np.asarray(image), np.empty((px, px, 3), np.uint8)
+        return resize(pixels, centre_box(pixels.shape[0], pixels.shape[1], self.card.crop), out)
 
     def files(self, paths: Sequence[Path]) -> Iterator[tuple[Path, Floats | None, str]]:
         """For each file: its probabilities [K], or None and the reason why it cannot be read."""

@@ -302,6 +302,21 @@ print(json.dumps(told))
     np.testing.assert_allclose(recorded, launched, rtol=2e-2 if precision.startswith("amp") else 2e-3)
 
 
+def test_a_batch_fetched_while_a_step_runs_does_not_reach_that_step() -> None:
+    found = fresh("""
+batches = [(x.repeat(16, 1, 1, 1).roll(n, 2).pin_memory(), y.repeat(16).roll(n).pin_memory())
+           for n, (x, y) in enumerate(batches * 4)]
+told = {}
+for captured in (True, False):
+    one = learner("fp32", captured=captured)
+    losses = [one.step(x, y, 0.0) for x, y in batches]  # nobody waits for the device
+    told[str(captured)] = [float(loss) for loss in losses]
+print(json.dumps(told))
+""")
+    assert len(set(found["False"])) > 40
+    np.testing.assert_allclose(found["True"], found["False"], rtol=1e-5)
+
+
 def test_muon_learns_the_same_recorded_as_launched() -> None:
     found = fresh("""
 from dataclasses import replace
