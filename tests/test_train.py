@@ -182,7 +182,7 @@ def test_the_best_model_is_kept_the_later_on_a_tie(
     assert any(not torch.equal(saved[name], value) for name, value in seen[kept - 1].items())
 
 
-def test_a_loss_that_is_no_number_ends_the_turn_and_leaves_a_model(
+def test_a_loss_that_is_never_a_number_again_ends_the_turn_and_leaves_a_model(
     images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take, taken = Learner.step, []
@@ -193,12 +193,42 @@ def test_a_loss_that_is_no_number_ends_the_turn_and_leaves_a_model(
 
     monkeypatch.setattr(Learner, "step", step)
     monkeypatch.setattr(train, "READING_S", 0.0)
-    with pytest.raises(TrainingError, match="the loss became nan between steps 4 and 5"):
+    with pytest.raises(TrainingError, match=r"no longer finite at step 2, and at its 4\. try"):
         advance(job(images, tmp_path), images)
-    net, card = load(tmp_path, torch.device("cpu"))
+    assert_finite(tmp_path)
+    assert read_trained(tmp_path / SALVAGE) is not None
+
+
+def assert_finite(folder: Path) -> None:
+    net, card = load(folder, torch.device("cpu"))
     assert card.classes == ("bright", "dark")
     assert all(torch.isfinite(value).all() for value in net.state_dict().values() if value.is_floating_point())
-    assert read_trained(tmp_path / SALVAGE) is not None
+
+
+@pytest.mark.parametrize("shown", [True, False], ids=["in the loss", "in the weights alone"])
+@pytest.mark.parametrize("at", [6, STEPS - 4, STEPS], ids=["early", "before a validation", "at the end"])
+def test_weights_that_are_no_numbers_are_taken_back(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rates: list[float], at: int, shown: bool
+) -> None:
+    take, taken = Learner.step, []
+
+    def step(self: Learner, *arguments: Any) -> torch.Tensor:
+        taken.append(1)
+        loss = take(self, *arguments)
+        if len(taken) == at:
+            with torch.no_grad():
+                next(self.net.parameters())[0] = math.nan
+            return loss * math.nan if shown else loss
+        return loss
+
+    monkeypatch.setattr(Learner, "step", step)
+    outcome = advance(job(images, tmp_path), images)
+    assert (outcome.ended, outcome.steps, outcome.rescues) == ("complete", STEPS, 1)
+    assert (outcome.best or 0) > N_VAL // 2
+    assert_finite(tmp_path)
+    peak = job(images, tmp_path).setting.recipe.learning_rate(BATCH)
+    assert rates[-1] == 0.0
+    assert rates[-(STEPS - 1)] == 0.5 * peak * cosine(1, STEPS), "back at the checkpoint after the first step"
 
 
 @pytest.mark.parametrize("frozen", [False, True])

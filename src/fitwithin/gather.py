@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,9 @@ def outcomes(events: Sequence[Event]) -> tuple[dict[str, Trained], dict[str, str
 
 
 def _ended(turn: Turn, trained: Trained) -> str:
+    if trained.rescues:
+        again = f"; {trained.rescues} times the loss was no number: back to the checkpoint, half the learning rate"
+        return _ended(turn, replace(trained, rescues=0)) + again
     if trained.ended == "complete":
         return f"complete: all {trained.steps} planned steps"
     went = f"planned {turn.epochs:g} epochs, took {trained.epochs:.1f}"

@@ -156,7 +156,8 @@ class Trained:
 
     ``validations`` and ``curve`` hold plain values ready for the report; ``best`` is ``correct`` images of the best
     validation, whose weights are in the folder (None if none took place: then the weights are the last ones).
-    ``training_s`` is the time of the steps alone, the loader's start included.
+    ``training_s`` is the time of the steps alone, the loader's start included; ``rescues`` how often the loss was no
+    number and the turn went back to its checkpoint, at a lower rate.
     """
 
     steps: int
@@ -169,6 +170,7 @@ class Trained:
     peak_bytes: int
     startup_s: float
     training_s: float = 0.0
+    rescues: int = 0
 
 
 def trained_to_json(trained: Trained) -> str:

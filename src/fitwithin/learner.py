@@ -117,7 +117,7 @@ class Learner:
         """One update; ``read`` is called once the images are on their way through the net."""
         x_bhwc = x_bhwc.to(self.device.torch_device, non_blocking=True)
         y_b = y_b.to(self.device.torch_device, non_blocking=True)
-        losses = []
+        losses: list[torch.Tensor] = []
         for x_part, y_part in zip(x_bhwc.chunk(self.chunks), y_b.chunk(self.chunks), strict=True):
             x_bchw = self.images(x_part)
             if len(losses) == self.chunks - 1:
@@ -149,6 +149,13 @@ class Learner:
             out: torch.Tensor = self.net(x_bchw.flip(3) if flip else x_bchw)
         return out.float()
 
+    def finite(self) -> bool:
+        """Whether all weights and statistics are numbers; waits for the device."""
+        values = [value for value in self.net.state_dict().values() if value.is_floating_point() and value.numel()]
+        with torch.no_grad():  # a norm needs no memory to speak of, unlike isfinite: the cap may be near
+            largest = torch.stack([torch.linalg.vector_norm(value, math.inf) for value in values])
+            return bool(torch.isfinite(largest).all())
+
     def state(self) -> dict[str, Any]:
         """Everything that a later process needs to go on as if nothing had happened."""
         rng = {"cpu": torch.get_rng_state()}
@@ -163,6 +170,7 @@ class Learner:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state`."""
+        self.release()  # it works on the optimizer's earlier state
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:

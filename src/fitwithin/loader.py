@@ -76,10 +76,11 @@ def draw(heights: Ints, widths: Ints, recipe: Recipe, *, seed: int, epoch: int) 
 def resize(
     image: npt.NDArray[np.uint8], box: Box, out: npt.NDArray[np.uint8], *, flip: bool = False
 ) -> npt.NDArray[np.uint8]:
-    """Put the part of ``image`` [H, W, 3] in ``box``, antialiased bilinear, or its mirror image, into ``out`` [P, P, 3].
+    """Resize what of ``image`` [H, W, 3] lies in ``box``, or its mirror image, into ``out`` [P, P, 3].
 
-    PyTorch's kernel for uint8 gives what Pillow gives, to 2 of 255, in a third of the time (40 to 90 against 110 to 310
-    us for crops of 160 x 180 to 220 x 250 px to 160, one core of an Intel Xeon), and frees the interpreter meanwhile.
+    Bilinear and antialiased. PyTorch's kernel for uint8 gives what Pillow gives, to 2 of 255, in a third of the time
+    (40 to 90 against 110 to 310 us for crops of 160 x 180 to 220 x 250 px to 160, one core of an Intel Xeon), and frees
+    the interpreter meanwhile.
     """
     left, top, right, bottom = box
     part = np.array(image[top:bottom, left:right])  # out of the memory map: only what lies in the box

@@ -26,6 +26,9 @@ from fitwithin.loader import TrainBatches
 #: More steps than any turn has.
 ENDLESS = 10**9
 
+#: A loss that is no number sends a turn back to its checkpoint, at most so often, each time at this share of the rate.
+RESCUES, RESCUE_RATE = 3, 0.5
+
 #: Seconds between readings of the loss: reading waits for the device.
 READING_S = 1.0
 
@@ -47,7 +50,7 @@ def advance(
 
     Raises:
         OutOfMemory: the cap was reached; checkpoint and best model so far stay.
-        TrainingError: the loss is no longer finite.
+        TrainingError: the loss is no longer finite, whatever the rate.
     """
     if (finished := read_trained(Path(job.folder) / OUTCOME)) is not None:
         return finished
@@ -79,12 +82,15 @@ def advance(
                     turn.aside(turn.validate)
                 elif turn.checkpoint_due():
                     turn.aside(turn.checkpoint)
-                if schedule.done or schedule.stage is not stage:
+                if turn.spoiled or schedule.done or schedule.stage is not stage:
                     break
             if feeder.stalled:
                 schedule.observe(time.monotonic())  # its time is over
-            if ended := schedule.done:
+            if schedule.done:
                 turn.aside(turn.keep)
+        if turn.spoiled:
+            turn.rescue()
+        ended = schedule.done
     return turn.finish()
 
 
@@ -100,7 +106,6 @@ class _Turn:
         self.learner = Learner(job.setting, job.candidate, device, captured=job.captured, chunks=job.chunks)
         self.startup_s = time.monotonic() - asked_at
         self.n_train, self.n_val = len(pack.indices("train")), len(pack.indices("val"))
-        self.peak_lr = job.setting.recipe.learning_rate(job.batch)
         self.steps_per_epoch = self.n_train / job.batch
         self.schedule = job.schedule()
         self.best: int | None = None
@@ -111,11 +116,19 @@ class _Turn:
         self.training_s = 0.0
         self._stepping_from = 0.0
         self._losses: list[torch.Tensor] = []
-        self._reading: tuple[int, int, Callable[[], float | None]] | None = None  # step, losses, their mean
+        self._reading: tuple[int, Callable[[], float | None]] | None = None  # step, mean of the losses before
         self._read_at = time.monotonic()
         self._saved_at = time.monotonic()
         self._saved_step = -1
         self._settled = False
+        #: Whether a loss or a weight was seen that is no number.
+        self.spoiled = False
+        self.rescues = 0
+
+    @property
+    def peak_lr(self) -> float:
+        """The recipe's, lowered by every rescue."""
+        return self.job.setting.recipe.learning_rate(self.job.batch) * RESCUE_RATE**self.rescues
 
     def go_on(self) -> None:
         """Take up the checkpoint that an interrupted process left."""
@@ -128,16 +141,40 @@ class _Turn:
         self._saved_step = facts["step"]
         self.best, self.validations, self.curve = facts["best"], facts["validations"], facts["curve"]
         self.earlier_s, self.training_s = facts["elapsed_s"], facts["training_s"]
+        self.rescues = facts["rescues"]
+
+    def rescue(self) -> None:
+        """Go back to the last checkpoint, whose weights are numbers, and on from there at a lower rate.
+
+        Raises:
+            TrainingError: that did not help.
+        """
+        saved = read_checkpoint(self.folder / CHECKPOINT)
+        if saved is None or self.rescues == RESCUES:
+            raise TrainingError(
+                f"the loss was no longer finite at step {self.schedule.step}, and at its {self.rescues + 1}. try; "
+                f"a lower learning rate or fp32 may help"
+            )
+        self.rescues += 1
+        self.spoiled, self._reading = False, None
+        self._losses.clear()
+        self.learner.load_state(saved["learner"])
+        self.schedule.go_on(saved["facts"]["step"], max(self.schedule.planned, self.schedule.total))
+        self.schedule.observe(time.monotonic(), self.overhead_s())
+        if self.schedule.done:
+            self.keep()
 
     def stepping(self) -> None:
         """From here on time is spent on steps."""
         self._stepping_from = time.monotonic()
 
     def aside(self, other: Callable[[], None]) -> None:
-        """Do something other than steps, once the device has finished those behind."""
+        """Do something other than steps, once the device has finished those behind; not with weights that are none."""
         self.device.synchronize()
         self.training_s += time.monotonic() - self._stepping_from
-        other()
+        self.spoiled = self.spoiled or not self.learner.finite()
+        if not self.spoiled:
+            other()
         self.schedule.pause()
         self.stepping()
 
@@ -172,20 +209,18 @@ class _Turn:
 
     def _fetch(self) -> None:
         mean = torch.stack(self._losses).mean()
-        self._reading = self.schedule.step, len(self._losses), self.device.later(mean)
+        self._reading = self.schedule.step, self.device.later(mean)
         self._losses.clear()
         self._read_at = time.monotonic()
 
     def _take(self, emit: Callable[[Progress], None]) -> None:
         """Take note of the mean that was asked for, if it is there."""
-        if self._reading is None or (mean := self._reading[2]()) is None:
+        if self._reading is None or (mean := self._reading[1]()) is None:
             return
-        (step, count, _), self._reading = self._reading, None
+        (step, _), self._reading = self._reading, None
         if not math.isfinite(mean):
-            raise TrainingError(
-                f"the loss became {mean} between steps {step - count} and {step}; "
-                f"a lower learning rate or fp32 may help"
-            )
+            self.spoiled = True
+            return
         epoch = step / self.steps_per_epoch
         lr = self.peak_lr * self.schedule.lr_factor
         self.curve.append({"step": step, "epoch": epoch, "elapsed_s": self.elapsed_s(), "loss": mean, "lr": lr})
@@ -262,6 +297,7 @@ class _Turn:
             "curve": self.curve,
             "elapsed_s": self.elapsed_s(),
             "training_s": self.training_s,
+            "rescues": self.rescues,
         }
         write_checkpoint(self.folder / CHECKPOINT, self.learner, facts)
         self._note(SALVAGE, self.outcome("cut"))
@@ -280,6 +316,7 @@ class _Turn:
             peak_bytes=self.device.peak_bytes(),
             startup_s=self.startup_s,
             training_s=self.training_s,
+            rescues=self.rescues,
         )
 
     def _note(self, name: str, outcome: Trained) -> None:
