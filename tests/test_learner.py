@@ -48,6 +48,26 @@ def test_an_update_in_parts_is_the_update_of_the_whole(chunks: int) -> None:
         torch.testing.assert_close(weights_in_parts[name], value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_a_gradient_beyond_the_clip_is_scaled_down_to_it(chunks: int) -> None:
+    def norm(clip: float | None) -> float:
+        base = setting()
+        clipped = replace(base, recipe=replace(base.recipe, clip=clip))
+        learner, found = Learner(clipped, CANDIDATE, Cpu(), chunks=chunks), []
+
+        def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
+            grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            found.append(float(torch.nn.utils.get_total_norm(grads)))
+
+        learner.optimizer.register_step_pre_hook(note)
+        learner.step(*batch(12), 0.0)
+        return found[0]
+
+    free = norm(None)
+    assert norm(free / 2) == pytest.approx(free / 2, rel=1e-3)
+    assert norm(free * 2) == pytest.approx(free, rel=1e-3)
+
+
 def test_precisions() -> None:
     assert amp_dtype("amp", torch.float16) is torch.float16
     assert amp_dtype("amp-bf16", torch.float16) is torch.bfloat16

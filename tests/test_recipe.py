@@ -54,6 +54,7 @@ def test_the_learning_rate_grows_with_the_root_of_the_batch(batch: int, factor: 
         ("flip", 1.1),
         ("flip", -0.1),
         ("crop", 0.0),
+        ("clip", 0.0),
         ("crop", 1.2),
         ("last_epochs", 0),
         ("worthwhile_epochs", 0),

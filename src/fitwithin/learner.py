@@ -65,7 +65,7 @@ class Learner:
             fused=device.kind == "cuda",
             capturable=self._recorder is not None,
         )
-        self._smoothing = setting.recipe.smoothing
+        self._smoothing, self._clip = setting.recipe.smoothing, setting.recipe.clip
         self.scaler = torch.amp.GradScaler(device.kind, enabled=self.amp_dtype == torch.float16)
         self._mean = torch.tensor(models.MEAN, device=device.torch_device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(models.STD, device=device.torch_device).view(1, 3, 1, 1) * 255
@@ -128,6 +128,9 @@ class Learner:
             loss = loss / self.chunks
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
+        if self._clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), self._clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

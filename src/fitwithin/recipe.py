@@ -31,7 +31,8 @@ class Recipe:
 
     The learning rate rises over the share ``warmup`` of the steps and then falls to 0 along ``schedule`` (one of
     SCHEDULES); ``optimizer`` is one of OPTIMIZERS; without ``decay_norms`` norms and biases are not decayed;
-    ``smoothing`` is label smoothing's share.
+    ``smoothing`` is label smoothing's share; with ``clip`` gradients whose norm, over all parameters, is larger are
+    scaled down to it.
 
     ``progress`` is progressive resizing: pairs of a share of the steps and a share of the training size (a side, in
     pixels); from that step on images have that size. The last pair has the whole size; without any all have it.
@@ -61,6 +62,7 @@ class Recipe:
     optimizer: str = "adamw"
     decay_norms: bool = True
     smoothing: float = 0.0
+    clip: float | None = None
     schedule: str = "cosine"
     warmup: float = 0.0
     progress: tuple[tuple[float, float], ...] = ()
@@ -81,6 +83,7 @@ class Recipe:
             "layouts": bool(self.layouts) and set(self.layouts) <= set(LAYOUTS),
             "optimizer": self.optimizer in OPTIMIZERS,
             "smoothing": 0 <= self.smoothing < 1,
+            "clip": self.clip is None or self.clip > 0,
             "schedule": self.schedule in SCHEDULES,
             "warmup": 0 <= self.warmup < 1,
             "progress": _rises(self.progress),
