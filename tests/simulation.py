@@ -96,6 +96,7 @@ class Stage:
             candidates=grid(self.request.models, self.request.precisions, self.request.sizes),
             images=self.images,
             workers=2,
+            closing_s=6.0,
         )
 
 

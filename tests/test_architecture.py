@@ -80,7 +80,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("engine", "engine.law", "engine.turn", "engine.local", "engine.server", "engine.simulated"),
     ),
     ("phases", ("session", "certificates", "measurement", "profiling", "instantiate")),
-    ("story", ("flow", "finish", "result")),
+    ("story", ("flow", "finish", "rehearsal", "result")),
     ("doors", ("api", "demo", "doctor")),
     ("command line", ("options", "terminal", "cli", "__main__", "")),
 )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fitwithin import flow, instantiate
-from fitwithin.costs import WATCHDOG_S
+from fitwithin.costs import WATCHDOG_S, evaluation_kept_s
 from fitwithin.engine.simulated import Law, Trouble
 from fitwithin.jobs import CHECKPOINT, OUTCOME, SALVAGE, WEIGHTS, Failure, Job, Outcome, Progress, Trained, TrainJob
 from fitwithin.planning import Plan
@@ -181,7 +181,7 @@ def test_a_turn_ends_within_its_allotment_and_within_the_run(stage: Any, scope: 
     kept_s = 0.0 if scope == "candidate" else 20.0
     ends_at = instantiate.turn_ends_at(turn, budget, run.accountant, now, kept_s=kept_s, later_s=0.0)
     if scope == "candidate":
-        assert ends_at - now == pytest.approx(turn.allotted_s - instantiate.evaluation_kept_s(turn))
+        assert ends_at - now == pytest.approx(turn.allotted_s - evaluation_kept_s(turn.evaluation_s))
     else:
         assert ends_at - now == pytest.approx(run.accountant.remaining().usable_s - kept_s)
     with run.accountant.entry("train", turn.candidate.name, gpu=True):

@@ -27,6 +27,7 @@ from fitwithin.machine import parse as parse_device
 from fitwithin.planning import Plan
 from fitwithin.profile import Profile, Rejection
 from fitwithin.progress import Reporter, Silent
+from fitwithin.rehearsal import rehearse
 from fitwithin.report import Report
 from fitwithin.request import Limits, Request
 from fitwithin.result import Result, load
@@ -220,8 +221,10 @@ def _open(
     store.append("start", {"pid": os.getpid()})
     accountant = Accountant(store, request.budget, engine.now, started_at=started_at)
     names = match(request.models, catalogue.known_models())
+    candidates = grid(names, request.precisions, request.sizes, request.layouts)
     with accountant.entry("start-up"):
         reporter.begin("starting workers")
+        closing_s = rehearse(candidates, request.budget) if request.budget.scope == "total" else 0.0
         engine.prepare()
     with accountant.entry("data"):
         reporter.begin("packing images", len(dataset.samples))
@@ -249,9 +252,10 @@ def _open(
         store=store,
         accountant=accountant,
         reporter=reporter,
-        candidates=grid(names, request.precisions, request.sizes, request.layouts),
+        candidates=candidates,
         images=images,
         workers=max(1, min(MOST_WORKERS, cores() - 1)),
+        closing_s=closing_s,
     )
 
 

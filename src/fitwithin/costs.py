@@ -17,8 +17,8 @@ MARGIN = 0.02
 #: Fixed costs are single measurements; they get a wider one.
 FIXED_MARGIN = 0.25
 
-#: A worker is given this much less than its watchdog, so that it ends by itself; EXIT_S is for leaving the process.
-WATCHDOG_S, EXIT_S = 1.0, 0.5
+#: A trainer is given this much less than its watchdog, so that it ends by itself; EXIT_S is for leaving a process.
+WATCHDOG_S, EXIT_S = 0.7, 0.3
 
 #: A turn writes a checkpoint after its first step and then every CHECKPOINT_SHARE of its time, at least so far apart.
 CHECKPOINT_SHARE, CHECKPOINT_LEAST_S = 1 / 10, 30.0
@@ -55,7 +55,7 @@ class Costs:
 
     def fixed_s(self) -> float:
         """Everything but the steps that an allotment must cover, with its safety margin."""
-        inside_s = self.evaluation_s * (1 + FIXED_MARGIN) + WATCHDOG_S if self.evaluation_inside else 0.0
+        inside_s = evaluation_kept_s(self.evaluation_s) if self.evaluation_inside else 0.0
         return self.training_s(0, 0.0) * (1 + FIXED_MARGIN) + inside_s + WATCHDOG_S + EXIT_S
 
     def needed_s(self, steps: int) -> float:
@@ -69,6 +69,12 @@ class Costs:
         most = int(max(0.0, allotted_s) / self.step_high_s)
         steps = bisect.bisect_right(range(most + 1), allotted_s, key=self.needed_s) - 1
         return steps if steps >= 2 else 0
+
+
+def evaluation_kept_s(predicted_s: float) -> float:
+    """Seconds kept for evaluating a model under all views: as predicted, with a margin. It begins WATCHDOG_S earlier
+    than it must unless the trainer had to be ended."""
+    return predicted_s * (1 + FIXED_MARGIN) + EXIT_S
 
 
 def checkpoints(turn_s: float) -> int:

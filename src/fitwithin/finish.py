@@ -13,13 +13,13 @@ import numpy as np
 from fitwithin import assemble, gather, instantiate, page
 from fitwithin.assemble import Ensemble, Member, read_logits
 from fitwithin.candidate import Candidate
-from fitwithin.costs import WATCHDOG_S
+from fitwithin.costs import EXIT_S
 from fitwithin.ensemble import View
 from fitwithin.errors import TrainingError
 from fitwithin.jobs import Evaluated, EvaluateJob, Failure
 from fitwithin.planning import Plan, Turn
 from fitwithin.report import Report
-from fitwithin.session import CLOSING_S, Run
+from fitwithin.session import Run
 
 
 def evaluate(run: Run, plan: Plan) -> tuple[list[Member], Candidate, str]:
@@ -67,10 +67,10 @@ def _evaluate(run: Run, turn: Turn, folder: Path) -> Evaluated:
         charged_s = sum(e.charged_s or 0.0 for e in books.entries if e.key == name and e.phase != "profile")
         left_s = turn.allotted_s - charged_s
     else:
-        left_s = run.accountant.remaining().usable_s - CLOSING_S
+        left_s = run.accountant.remaining().usable_s - run.closing_s
     with run.accountant.entry("evaluate", turn.candidate.name, gpu=True, reserved_s=left_s) as opened:
         outcome: Any = Failure(kind="deadline", reason="no time was left")
-        if left_s > WATCHDOG_S:
+        if left_s > EXIT_S:
             job = EvaluateJob(
                 setting=run.setting,
                 candidate=turn.candidate,
@@ -78,7 +78,7 @@ def _evaluate(run: Run, turn: Turn, folder: Path) -> Evaluated:
                 folder=str(folder),
                 views=run.request.views,
                 splits=("val", "test") if run.data.test else ("val",),
-                until_at=now + left_s - WATCHDOG_S,
+                until_at=now + left_s - EXIT_S,
             )
             outcome = run.engine.do(job, until_at=now + left_s, on_progress=run.progress)
         opened.peak(outcome.peak_bytes)
@@ -117,7 +117,7 @@ def close(run: Run, plan: Plan, members: Sequence[Member], winner: Candidate, wh
         )
 
     run.reporter.begin("writing the report")
-    with run.accountant.entry("report", reserved_s=run.promise_s(CLOSING_S, gpu=False)) as opened:
+    with run.accountant.entry("report", reserved_s=run.promise_s(run.closing_s, gpu=False)) as opened:
         begun_at = run.engine.now()
         write_report(gathered(False), run.folder)
         opened.charge_ahead(run.engine.now() - begun_at)

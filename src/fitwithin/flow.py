@@ -14,6 +14,7 @@ from typing import Any
 from fitwithin import finish, gather, instantiate, profiling
 from fitwithin import planning as plans
 from fitwithin.certificates import Cache, data_shape
+from fitwithin.costs import evaluation_kept_s
 from fitwithin.errors import UsageError
 from fitwithin.jobs import Failure
 from fitwithin.machine import cores
@@ -23,7 +24,7 @@ from fitwithin.planning import Plan
 from fitwithin.profile import Profile, Rejection
 from fitwithin.profile import to_dict as profile_to_dict
 from fitwithin.report import Report
-from fitwithin.session import CLOSING_S, Run
+from fitwithin.session import Run
 from fitwithin.store import latest
 from fitwithin.units import format_count, format_duration, format_size
 
@@ -62,7 +63,7 @@ def _planned(run: Run) -> Plan:
     return plans.draw_up(
         [found for found in known if isinstance(found, Profile)],
         [found for found in known if isinstance(found, Rejection)],
-        available_s=left_s - (0.0 if budget.scope == "candidate" else CLOSING_S),
+        available_s=left_s - (0.0 if budget.scope == "candidate" else run.closing_s),
         limit_s=budget.limit_s,
         scope=budget.scope,
         data=run.data,
@@ -176,7 +177,7 @@ def _told(found: Profile | Rejection) -> str:
 def train(run: Run, plan: Plan) -> None:
     """The instantiation phase: every turn of the plan that has not ended yet."""
     trained, failed = gather.outcomes(run.store.events("turn"))
-    kept_s = _kept_s(plan, run.request.budget.scope)
+    kept_s = _kept_s(plan, run)
     done = set(trained) | set(failed)
     for number, turn in enumerate(plan.turns):
         name = turn.candidate.name
@@ -211,12 +212,12 @@ def train(run: Run, plan: Plan) -> None:
         instantiate.clean(instantiate.turn_folder(run.folder, turn))
 
 
-def _kept_s(plan: Plan, scope: str) -> float:
+def _kept_s(plan: Plan, run: Run) -> float:
     """Under scope ``total``, what no turn may touch: evaluating the winner and its twin, and closing."""
-    if scope == "candidate":
+    if run.request.budget.scope == "candidate":
         return 0.0
     twins = 2 if {turn.candidate.precision for turn in plan.turns} >= {"amp", "fp32"} else 1
-    return max(instantiate.evaluation_kept_s(turn) for turn in plan.turns) * twins + CLOSING_S
+    return evaluation_kept_s(max(turn.evaluation_s for turn in plan.turns)) * twins + run.closing_s
 
 
 def check_plan(plan: Plan, fingerprint: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fitwithin.accountant import Accountant, Open
 from fitwithin.budget import Budget
-from fitwithin.costs import FIXED_MARGIN, WATCHDOG_S, checkpoint_every_s
+from fitwithin.costs import WATCHDOG_S, checkpoint_every_s, evaluation_kept_s
 from fitwithin.engine import Engine
 from fitwithin.jobs import (
     CHECKPOINT,
@@ -28,7 +28,7 @@ from fitwithin.planning import Turn
 SMALLER = 7 / 8
 
 #: A turn that does not end by itself is ended so long before its time is over: the evaluation begins on time.
-ENDING_S = 0.4
+ENDING_S = 0.25
 
 #: A turn whose process died or ran out of memory is taken up again so often.
 ATTEMPTS = 3
@@ -51,14 +51,9 @@ def turn_ends_at(
     charged_s = accountant.books().spent_s(key=turn.candidate.name) - _profiled_s(accountant, turn)
     own_s = turn.allotted_s - charged_s
     if budget.scope == "candidate":
-        return now + own_s - evaluation_kept_s(turn)
+        return now + own_s - evaluation_kept_s(turn.evaluation_s)
     left_s = accountant.remaining().usable_s - kept_s
     return now + min(left_s, max(own_s, left_s - later_s))
-
-
-def evaluation_kept_s(turn: Turn) -> float:
-    """Seconds kept for evaluating a turn's model under all views: as predicted, with a margin, and its watchdog's."""
-    return turn.evaluation_s * (1 + FIXED_MARGIN) + WATCHDOG_S
 
 
 def _profiled_s(accountant: Accountant, turn: Turn) -> float:

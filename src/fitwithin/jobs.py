@@ -20,6 +20,9 @@ from fitwithin.schedule import Schedule, Stage
 CHECKPOINT, OUTCOME, SALVAGE = "checkpoint.pt", "outcome.json", "salvage.json"
 WEIGHTS, CARD = "model.safetensors", "card.json"
 
+#: Seconds between readings of a turn's loss: reading waits for the device. A long turn has CURVE_POINTS of them.
+READING_S, CURVE_POINTS = 1.0, 1000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:

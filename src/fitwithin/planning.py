@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fitwithin.candidate import Candidate
-from fitwithin.costs import FIXED_MARGIN, MARGIN, WATCHDOG_S, Costs, DataFacts, costs, stages_of
+from fitwithin.costs import FIXED_MARGIN, MARGIN, Costs, DataFacts, costs, evaluation_kept_s, stages_of
 from fitwithin.errors import BudgetError, UsageError
 from fitwithin.profile import Profile, Rejection
 from fitwithin.recipe import Recipe
@@ -188,7 +188,7 @@ def _up(seconds: float) -> float:
 def evaluation_reserve_s(paired: Sequence[tuple[Profile, Costs]]) -> float:
     """Seconds kept for evaluating the winner and its twin in the other precision, whoever wins."""
     twins = 2 if {profile.candidate.precision for profile, _ in paired} >= {"amp", "fp32"} else 1
-    return (max(cost.evaluation_s for _, cost in paired) * (1 + FIXED_MARGIN) + WATCHDOG_S) * twins
+    return evaluation_kept_s(max(cost.evaluation_s for _, cost in paired)) * twins
 
 
 def draw_up(

@@ -19,9 +19,6 @@ from fitwithin.progress import Reporter
 from fitwithin.request import Request
 from fitwithin.store import Store
 
-#: Kept for closing the books and drawing the report: its charts take 2 to 4 seconds on two cores.
-CLOSING_S = 6.0
-
 
 class Images(Protocol):
     """What a run needs to know of packed images (:class:`fitwithin.pack.Pack` is one)."""
@@ -52,7 +49,10 @@ class Images(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything a run works with. ``candidates`` is the grid that was asked for, ``images`` the packed data."""
+    """Everything a run works with. ``candidates`` is the grid that was asked for, ``images`` the packed data.
+
+    ``closing_s`` is kept for drawing the report and closing the books.
+    """
 
     request: Request
     folder: Path
@@ -63,6 +63,7 @@ class Run:
     candidates: Sequence[Candidate]
     images: Images
     workers: int
+    closing_s: float
 
     @property
     def setting(self) -> Setting:

@@ -19,7 +19,18 @@ from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu
 from fitwithin.errors import TrainingError
 from fitwithin.feeder import Feeder
-from fitwithin.jobs import CHECKPOINT, OUTCOME, SALVAGE, Progress, Trained, TrainJob, read_trained, trained_to_json
+from fitwithin.jobs import (
+    CHECKPOINT,
+    CURVE_POINTS,
+    OUTCOME,
+    READING_S,
+    SALVAGE,
+    Progress,
+    Trained,
+    TrainJob,
+    read_trained,
+    trained_to_json,
+)
 from fitwithin.learner import Learner, count_correct, eval_batch
 from fitwithin.loader import TrainBatches
 
@@ -28,9 +39,6 @@ ENDLESS = 10**9
 
 #: A loss that is no number sends a turn back to its checkpoint, at most so often, each time at this share of the rate.
 RESCUES, RESCUE_RATE = 3, 0.5
-
-#: Seconds between readings of the loss: reading waits for the device.
-READING_S = 1.0
 
 
 def write_checkpoint(path: Path, learner: Learner, facts: dict[str, Any]) -> None:
@@ -117,6 +125,7 @@ class _Turn:
         self._stepping_from = 0.0
         self._losses: list[torch.Tensor] = []
         self._reading: tuple[int, Callable[[], float | None]] | None = None  # step, mean of the losses before
+        self._reading_s = max(READING_S, (job.until_at - asked_at) / CURVE_POINTS)
         self._read_at = time.monotonic()
         self._saved_at = time.monotonic()
         self._saved_step = -1
@@ -197,7 +206,7 @@ class _Turn:
         """Keep the loss; once a second fetch the mean since, without waiting for the device until the last step."""
         self._losses.append(loss)
         now, done = time.monotonic(), self.schedule.done
-        if self._reading is None and (done or now - self._read_at >= READING_S):
+        if self._reading is None and (done or now - self._read_at >= self._reading_s):
             self._fetch()
         if done:
             self.device.synchronize()

@@ -13,7 +13,9 @@ from fitwithin.costs import EXIT_S
 from fitwithin.jobs import (
     CARD,
     CHECKPOINT,
+    CURVE_POINTS,
     OUTCOME,
+    READING_S,
     SALVAGE,
     WEIGHTS,
     Progress,
@@ -29,9 +31,6 @@ if TYPE_CHECKING:
 
 #: Far from its end a turn is simulated in strides of this share of its steps left; at the end, step by step.
 STRIDES = 64
-
-#: Simulated seconds between readings of the loss.
-READING_S = 1.0
 
 
 class Turn:
@@ -52,6 +51,7 @@ class Turn:
         self.factor = 1.0
         self.peak_bytes, self.startup_s, self.training_s = 0, 0.0, 0.0
         self.validation_s = job.validation_s
+        self.reading_s = max(READING_S, (job.until_at - self.began_at) / CURVE_POINTS)
         self.saved_at, self.saved_step, self.read_at = self.began_at, -1, self.began_at
 
     def train(self, on_progress: Callable[[Progress], None]) -> Trained:
@@ -120,7 +120,7 @@ class Turn:
     def read(self, on_progress: Callable[[Progress], None]) -> None:
         """Note how it stands; ``lr`` is the rate of the last step that was taken."""
         now, step = self.engine.now(), self.schedule.step
-        if now - self.read_at < READING_S and not self.schedule.done:
+        if now - self.read_at < self.reading_s and not self.schedule.done:
             return
         self.read_at, epoch = now, step / self.steps_per_epoch
         lr = self.job.setting.recipe.learning_rate(self.job.batch) * self.factor

@@ -1,0 +1,84 @@
+"""How long a run's closing will take: a report of its size is drawn beforehand, while the workers still start."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from fitwithin.budget import Budget
+from fitwithin.candidate import Candidate
+from fitwithin.finish import write_report
+from fitwithin.jobs import CURVE_POINTS, READING_S
+from fitwithin.report import CandidateRow, CurvePoint, Estimate, Limit, Receipt, Report, Validation
+
+#: The end of a run draws its report twice, once for its own cost.
+DRAWN = 2
+
+#: A machine may be busier at the end than now; and the ensemble and the books are written beside the report.
+MARGIN, BESIDE_S = 1.5, 0.3
+
+
+def rehearse(candidates: Sequence[Candidate], budget: Budget) -> float:
+    """Seconds to keep for closing a run over these candidates. What drawing needs is imported by then."""
+    report = _sample(candidates, budget)
+    with tempfile.TemporaryDirectory(prefix="fitwithin-") as folder:
+        write_report(report, Path(folder))
+        begun_at = time.monotonic()
+        write_report(report, Path(folder))
+        return DRAWN * MARGIN * (time.monotonic() - begun_at) + BESIDE_S
+
+
+def _sample(candidates: Sequence[Candidate], budget: Budget) -> Report:
+    """A report as long as that run's will be; its figures mean nothing."""
+    each_s = budget.limit_s / (1 if budget.scope == "candidate" else len(candidates))
+    points = max(2, min(CURVE_POINTS, int(each_s / READING_S)))
+    curve = tuple(
+        CurvePoint(step=n, epoch=0.1 * n, elapsed_s=float(n), loss=1.0 + 1 / n, lr=0.1) for n in range(1, points + 1)
+    )
+    accuracy = Estimate(correct=1, total=2)
+    validation = Validation(step=points, epoch=0.1 * points, accuracy=accuracy)
+    rows = [
+        CandidateRow(
+            name=candidate.name,
+            model=candidate.model,
+            precision=candidate.precision,
+            train_px=candidate.train_px,
+            status="trained",
+            reason="",
+            epochs=0.1 * points,
+            predicted_s=each_s,
+            actual_s=each_s + number,
+            predicted_training_s=each_s,
+            actual_training_s=each_s + number,
+            peak_bytes=budget.memory_bytes - number,
+            validation=accuracy,
+            validations=(validation,) * 3,
+            curve=curve,
+        )
+        for number, candidate in enumerate(candidates)
+    ]
+    limit = Limit(name="time", limit=budget.limit_s, spent=budget.limit_s, unit="s", kept=True)
+    return Report(
+        title="rehearsal",
+        created_at="2000-01-01T00:00:00+00:00",
+        request={},
+        data={},
+        candidates=tuple(rows),
+        winner=rows[0].name,
+        winner_why="",
+        methods=(),
+        views=(),
+        ensemble_why="",
+        receipt=Receipt(
+            limits=(limit,),
+            phases=(),
+            balanced=True,
+            starts=1,
+            device={},
+            versions={},
+            data_fingerprint="",
+            finished=True,
+        ),
+    )
