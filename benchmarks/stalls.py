@@ -1,6 +1,6 @@
 """Runs of the product in which processes are made to stall, and whether they ended in time with a model that works.
 
-    python benchmarks/stalls.py --data DATA --time 30s --stalls 20 --out stalls.json -- --models resnet18
+    python benchmarks/stalls.py --data DATA --time 30s --stalls 20 -- --device cpu --models resnet18
 
 Each run is a process of its own. At a moment drawn from the seed a signal stops one of its children (a loader, the
 process that leads the loaders, or the trainer), for some seconds or for good. What is measured is seen from outside:
@@ -10,6 +10,7 @@ wall clock, exit code, the receipt, the report.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import random
@@ -23,9 +24,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import ground
 from fitwithin import ledger, units
+from fitwithin.engine.local import Local
 from fitwithin.errors import FitwithinError
 from fitwithin.store import SqliteStore
+
+RESULT = ground.ROOT / "benchmarks" / "results" / "stalls.json"
 
 #: Whom a stall befalls, and for how long in seconds; None is for good.
 VICTIMS = ("loader", "foreman", "trainer")
@@ -42,9 +47,13 @@ def main() -> None:
     parser.add_argument("--time", default="90s")
     parser.add_argument("--stalls", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--commit", default=None)
     parser.add_argument("words", nargs="*", help="of fitwithin run, after --")
     arguments = parser.parse_args()
+    device = arguments.words[arguments.words.index("--device") + 1] if "--device" in arguments.words else "cuda:0"
+    with Local(device) as engine:
+        machine = engine.describe()
     rows: list[dict[str, Any]] = []
     for number in range(arguments.stalls):
         victim = VICTIMS[number % len(VICTIMS)]
@@ -52,7 +61,18 @@ def main() -> None:
         moment = random.Random(f"{arguments.seed} {number}").uniform(0.02, 0.98)
         rows.append(stalled(arguments.data, arguments.time, arguments.words, victim, length_s, moment))
         print(json.dumps(rows[-1]), flush=True)
-        arguments.out.write_text(json.dumps({"rows": rows, "summary": summary(rows)}, indent=1), encoding="utf-8")
+        value = {
+            "theme": "stalls",
+            "date": datetime.date.today().isoformat(),
+            "commit": arguments.commit or ground.commit(),
+            **ground.origin(machine),
+            "command": f"python benchmarks/stalls.py --data {arguments.data.name} --time {arguments.time} "
+            f"--stalls {arguments.stalls} -- {' '.join(word.rsplit('/')[-1] for word in arguments.words)}",
+            "summary": summary(rows),
+            "rows": rows,
+        }
+        arguments.result.parent.mkdir(parents=True, exist_ok=True)
+        arguments.result.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(summary(rows)), flush=True)
 
 

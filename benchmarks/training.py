@@ -32,6 +32,9 @@ from fitwithin.profile import Probe
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "training.json"
 
+#: What benchmarks/stalls.py found.
+STALLS = RESULT.with_name("stalls.json")
+
 #: Compared at 160 px and this batch, with so many loader processes.
 SPEED_MODELS = ("resnet18", "resnet26d", "resnest50d_1s4x24d", "efficientnet_b0")
 SPEED_PX, SPEED_BATCH, SPEED_WORKERS = 160, 128, 4
@@ -193,6 +196,9 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     if runs:
         value["overrun_s_max"] = max(max(0.0, row["spent_s"] - row["limit_s"]) for row in runs)
         value["budget_used_pct_min"] = min(100 * row["spent_s"] / row["limit_s"] for row in runs)
+    if STALLS.exists():
+        stalls = json.loads(STALLS.read_text(encoding="utf-8"))["summary"]
+        value.update({key: stalls[key] for key in ("stalls", "overrun_s_max_stalls")})
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in runs:
         words = [row["data"], row["time"], row["recipe"]]
