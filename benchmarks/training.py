@@ -39,8 +39,11 @@ STALLS = RESULT.with_name("stalls.json")
 SPEED_MODELS = ("resnet18", "resnet26d", "resnest50d_1s4x24d", "efficientnet_b0")
 SPEED_PX, SPEED_BATCH, SPEED_WORKERS = 160, 128, 4
 
-#: The one candidate that accuracy is measured with; rows of another one are summed up under its name.
-CANDIDATE = ("resnet26d", "amp")
+#: The images' shorter side in our store: that of imagenette-224's files, so that both read as many pixels.
+STORE_PX = 224
+
+#: The one candidate that accuracy is measured with, by recipe; rows of another one are summed up under its name.
+CANDIDATE = {"paper": ("resnet26d", "amp"), "fast": ("resnet26d", "amp-bf16")}
 
 #: Training and further test sizes.
 SIZES = {"imagenette": ("160", "160,224"), "mini-imagenet": ("64", "64,84")}
@@ -52,10 +55,12 @@ def main() -> None:
     parser.add_argument("--part", choices=("speed", "accuracy"), required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--data-set", choices=tuple(SIZES), default="imagenette")
+    parser.add_argument("--sizes", default=None, help="training size; its usual ones without")
+    parser.add_argument("--test-sizes", default=None)
     parser.add_argument("--time", default="90s")
     parser.add_argument("--recipe", default="paper")
-    parser.add_argument("--model", default=CANDIDATE[0])
-    parser.add_argument("--precision", default=CANDIDATE[1])
+    parser.add_argument("--model", default=CANDIDATE["paper"][0])
+    parser.add_argument("--precision", default=None, help="the recipe's usual one without")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--memory", default="6GiB")
     parser.add_argument("--device", default="cuda:0")
@@ -71,8 +76,20 @@ def main() -> None:
             add(arguments, {"part": "speed", "model": model}, lambda model=model: speed(arguments, model))
     else:
         key = {"part": "accuracy", "data": arguments.data_set, "time": arguments.time, "recipe": recipe_name(arguments)}
-        key.update(model=arguments.model, precision=arguments.precision, seed=arguments.seed, cold=arguments.cold)
+        key.update(sizes=list(sizes(arguments)), model=arguments.model, precision=precision(arguments))
+        key.update(seed=arguments.seed, cold=arguments.cold)
         add(arguments, key, lambda: accuracy(arguments))
+
+
+def sizes(arguments: argparse.Namespace) -> tuple[str, str]:
+    """Training and test sizes."""
+    usual = SIZES[arguments.data_set]
+    return arguments.sizes or usual[0], arguments.test_sizes or usual[1]
+
+
+def precision(arguments: argparse.Namespace) -> str:
+    """As asked for, or the recipe's usual one."""
+    return arguments.precision or CANDIDATE.get(recipe_name(arguments), CANDIDATE["paper"])[1]
 
 
 def recipe_name(arguments: argparse.Namespace) -> str:
@@ -108,10 +125,14 @@ def speed(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
     """Images/s with the real loader, with a batch that lies ready, and of a plain timm loop over the same files."""
     px, batch = arguments.px, arguments.batch
     _, setting = ground.prepared(
-        arguments.data, device=arguments.device, memory=arguments.memory, sizes=str(px), workers=SPEED_WORKERS
+        arguments.data,
+        device=arguments.device,
+        memory=arguments.memory,
+        sizes=f"{px},{STORE_PX}",
+        workers=SPEED_WORKERS,
     )
     with tempfile.TemporaryDirectory() as scratch, Local(arguments.device, Path(scratch) / "worker.log") as engine:
-        (candidate,) = grid([model], [arguments.precision], [px])
+        (candidate,) = grid([model], [precision(arguments)], [px])
         job = ProbeJob(setting=setting, candidate=candidate, batch=batch, timed=True)
         probe = engine.do(job, until_at=time.monotonic() + 300, on_progress=lambda progress: None)
     assert isinstance(probe, Probe), probe
@@ -135,8 +156,8 @@ def speed(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
 
 def accuracy(arguments: argparse.Namespace) -> dict[str, Any]:
     """One run of the product, seen from outside."""
-    train_sizes, test_sizes = SIZES[arguments.data_set]
-    limits = ["--memory", arguments.memory, "--models", arguments.model, "--precision", arguments.precision]
+    train_sizes, test_sizes = sizes(arguments)
+    limits = ["--memory", arguments.memory, "--models", arguments.model, "--precision", precision(arguments)]
     limits += ["--sizes", train_sizes, "--test-sizes", test_sizes, "--recipe", arguments.recipe]
     limits += ["--device", arguments.device, "--seed", str(arguments.seed), "--time", arguments.time]
     with tempfile.TemporaryDirectory() as scratch:
@@ -202,7 +223,9 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in runs:
         words = [row["data"], row["time"], row["recipe"]]
-        words += [] if (row["model"], row["precision"]) == CANDIDATE else [row["model"], row["precision"]]
+        words += (
+            [] if (row["model"], row["precision"]) == CANDIDATE.get(row["recipe"]) else [row["model"], row["precision"]]
+        )
         words += ["cold"] if row["cold"] else []
         groups.setdefault("_".join(words).replace("-", "_"), []).append(row)
     for name, group in groups.items():

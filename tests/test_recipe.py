@@ -97,7 +97,7 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, told: st
 
 
 def test_an_unknown_recipe_names_the_known_ones() -> None:
-    with pytest.raises(UsageError, match=r"there is no recipe 'papr'; choose from paper, .*or give a \.toml file"):
+    with pytest.raises(UsageError, match=r"no recipe 'papr'; choose from fast, paper, .*or give a \.toml file"):
         load("papr")
     with pytest.raises(UsageError, match=r"there is no recipe file 'nowhere\.toml'"):
         load("nowhere.toml")
