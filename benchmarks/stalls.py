@@ -36,9 +36,6 @@ RESULT = ground.ROOT / "benchmarks" / "results" / "stalls.json"
 VICTIMS = ("loader", "foreman", "trainer")
 LENGTHS_S = (2.0, 6.0, None)
 
-#: What leaving a Python process may take beyond the instant up to which its budget counts.
-TEARDOWN_S = 0.3
-
 
 def main() -> None:
     """Run after run; the rows are written after each."""
@@ -97,7 +94,7 @@ def stalled(
             "hit": hit,
             "exit_code": code,
             "wall_s": wall_s,
-            "overrun_s": max(0.0, wall_s - limit_s - TEARDOWN_S),
+            "overrun_s": max(0.0, wall_s - limit_s),
         }
         with suppress(OSError, ValueError, KeyError):
             receipt = json.loads((folder / "receipt.json").read_text(encoding="utf-8"))
