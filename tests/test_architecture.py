@@ -50,6 +50,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             "catalogue",
             "charts",
+            "checkpoint",
             "cuda",
             "data",
             "device",
@@ -88,6 +89,7 @@ LAYER_OF = {module: number for number, (_, modules) in enumerate(LAYERS) for mod
 
 #: Only these may import torch or timm, or one another, when they are imported: they run in workers, or on demand.
 TORCH = {
+    "checkpoint",
     "evaluate",
     "feeder",
     "graph",

@@ -106,18 +106,18 @@ def test_an_inference_limit_that_nothing_keeps_is_not_called_kept(tmp_path: Path
 
 
 def test_a_failed_turn_keeps_its_reason(tmp_path: Path) -> None:
-    """The first turn hangs before its first step; the other one wins."""
+    """The first turn dies before its first step, again and again; the other one wins."""
     models = ("resnet18", "resnet50")
     _, calm = told(tmp_path, models=models)
     first = next(row for row in calm.candidates if row.status == "trained")
     profiled_s = sum(phase.spent_s for phase in calm.receipt.phases if phase.phase == "profile")
-    law = Law(troubles=(Trouble(at_s=profiled_s + 0.5, kind="hang"),))
+    law = Law(troubles=tuple(Trouble(at_s=profiled_s + at_s, kind="died") for at_s in (0.5, 0.6, 0.7)))
     folder = tmp_path / "second"
     folder.mkdir()
     _, report = told(folder, law, models=models)
     row = next(row for row in report.candidates if row.name == first.name)
     assert (row.status, row.validation) == ("failed", None)
-    assert "its time was over" in row.reason
+    assert row.reason == f"simulated: died {profiled_s + 0.7:g} s after the start"
     assert report.winner not in (None, first.name)
 
 

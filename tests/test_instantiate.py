@@ -108,21 +108,31 @@ def test_a_worker_that_dies_again_and_again_leaves_its_checkpoint(stage: Any) ->
     assert (folder(run, plan) / WEIGHTS).is_file()
 
 
-def test_a_worker_that_hangs_is_ended_and_its_checkpoint_saved(stage: Any) -> None:
+def test_a_worker_that_hangs_is_replaced_and_goes_on_from_its_checkpoint(stage: Any) -> None:
     run, plan = stage(Law(troubles=(Trouble(at_s=100.0, kind="hang"),)))
-    ends_at = run.engine.now() + plan.turns[0].allotted_s
-    outcome = train(run, plan, ends_at=ends_at)
-    assert isinstance(outcome, Trained)
-    assert outcome.ended == "cut"
-    assert 0 < outcome.steps < plan.turns[0].steps
-    assert run.engine.now() == pytest.approx(ends_at - instantiate.ENDING_S)
-
-
-def test_what_hangs_before_its_first_step_leaves_nothing(stage: Any) -> None:
-    run, plan = stage(Law(troubles=(Trouble(at_s=0.5, kind="hang"),)))
     outcome = train(run, plan)
-    assert isinstance(outcome, Failure)
-    assert outcome.kind == "deadline"
+    assert isinstance(outcome, Trained)
+    assert outcome.ended == "shortened"
+    assert outcome.curve[-1]["lr"] == 0.0
+    first, second = run.engine.jobs
+    assert first == second
+    lost_s = first.silence_s + first.checkpoint_every_s + plan.turns[0].startup_s
+    assert outcome.steps * first.step_s > 0.9 * (plan.turns[0].allotted_s - lost_s)
+
+
+@pytest.mark.parametrize("at_s", [0.5, 100.0])
+def test_a_worker_that_hangs_when_there_is_no_time_for_another_is_ended(stage: Any, at_s: float) -> None:
+    run, plan = stage(Law(troubles=(Trouble(at_s=at_s, kind="hang"),)))
+    ends_at = run.engine.now() + at_s + 5.0
+    outcome = train(run, plan, ends_at=ends_at)
+    assert run.engine.now() == pytest.approx(ends_at - instantiate.ENDING_S)
+    if at_s < 1:  # before its first step
+        assert isinstance(outcome, Failure)
+        assert outcome.kind == "deadline"
+    else:
+        assert isinstance(outcome, Trained)
+        assert outcome.ended == "cut"
+        assert 0 < outcome.steps < plan.turns[0].steps
 
 
 def test_no_time_is_no_start(stage: Any) -> None:

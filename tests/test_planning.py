@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fitwithin import recipe as recipes
 from fitwithin.candidate import Candidate
-from fitwithin.costs import CHECKPOINT_LEAST_S, DataFacts, checkpoint_every_s, checkpoints, costs
+from fitwithin.costs import DataFacts, checkpoint_every_s, checkpoints, costs
 from fitwithin.errors import BudgetError, UsageError
 from fitwithin.planning import Plan, draw_up, from_json, least_s
 from fitwithin.profile import Probe, Profile, Rejection
@@ -156,7 +156,10 @@ def test_flips_cost_evaluation_twice() -> None:
     assert with_flips == pytest.approx(2 * upright)
 
 
-@given(st.floats(0, 1e5), st.floats(0, 1e4))
-def test_longer_turns_write_no_fewer_checkpoints_and_ten_at_most(turn_s: float, more_s: float) -> None:
-    assert 0 <= checkpoints(turn_s) <= checkpoints(turn_s + more_s) <= 10
-    assert checkpoint_every_s(turn_s) >= CHECKPOINT_LEAST_S
+@given(st.floats(1, 1e5), st.floats(0, 1e4), st.floats(0, 60))
+def test_longer_turns_write_no_fewer_checkpoints_ten_at_most_at_a_hundredth_of_their_time(
+    turn_s: float, more_s: float, save_s: float
+) -> None:
+    assert 0 <= checkpoints(turn_s, save_s) <= checkpoints(turn_s + more_s, save_s) <= 10
+    assert checkpoints(turn_s, save_s) * save_s <= turn_s / 100
+    assert turn_s / checkpoint_every_s(turn_s, save_s) == pytest.approx(checkpoints(turn_s, save_s), abs=1.0)

@@ -23,7 +23,7 @@ from fitwithin import learner as learners
 from fitwithin.candidate import Candidate
 from fitwithin.costs import EXIT_S
 from fitwithin.device import Cpu
-from fitwithin.errors import TrainingError
+from fitwithin.errors import Hanging, TrainingError
 from fitwithin.feeder import Feeder
 from fitwithin.jobs import (
     CARD,
@@ -352,7 +352,7 @@ def test_killed_twice_and_carried_on_gives_the_bytes_of_an_uninterrupted_turn(
     assert last == [1, 35]
 
 
-class Hanging(TrainBatches):
+class TornOff(TrainBatches):
     """No batch after the tenth is ever made."""
 
     def prepare(self, number: int) -> Any:
@@ -362,12 +362,37 @@ class Hanging(TrainBatches):
 
 
 def test_a_loader_that_hangs_shortens_the_turn(images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "TrainBatches", Hanging)
+    monkeypatch.setattr(train, "TrainBatches", TornOff)
     until_at = time.monotonic() + 4.0
     outcome = advance(job(images, tmp_path, until_at=until_at), images)
     assert time.monotonic() <= until_at
     assert (outcome.ended, outcome.steps, outcome.best) == ("cut", 10, None)
     assert load(tmp_path, torch.device("cpu"))[1].model == CANDIDATE.model
+
+
+def test_a_loader_that_hangs_early_lets_another_process_go_on(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = job(images, tmp_path / "hung", frozen=True, patience_s=1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "TrainBatches", TornOff)
+        with pytest.raises(Hanging, match="no batch came within 1 s after step 10"):
+            advance(wanted, images)
+    outcome = advance(wanted, images)
+    assert (outcome.ended, outcome.steps) == ("complete", STEPS)
+    advance(replace(wanted, folder=str(tmp_path / "calm")), images)
+    assert (tmp_path / "hung" / WEIGHTS).read_bytes() == (tmp_path / "calm" / WEIGHTS).read_bytes()
+
+
+def test_a_loader_that_hangs_late_is_not_waited_for(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "TrainBatches", TornOff)
+    monkeypatch.setattr(train, "RESTARTS", 10**6)
+    begun_at = time.monotonic()
+    outcome = advance(job(images, tmp_path, patience_s=1.0), images)
+    assert time.monotonic() - begun_at < 20.0
+    assert (outcome.ended, outcome.steps) == ("cut", 10)
 
 
 class Stuck(EvalBatches):

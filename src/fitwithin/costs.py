@@ -20,8 +20,9 @@ FIXED_MARGIN = 0.25
 #: A trainer is given this much less than its watchdog, so that it ends by itself; EXIT_S is for leaving a process.
 WATCHDOG_S, EXIT_S = 0.7, 0.3
 
-#: A turn writes a checkpoint after its first step and then every CHECKPOINT_SHARE of its time, at least so far apart.
-CHECKPOINT_SHARE, CHECKPOINT_LEAST_S = 1 / 10, 30.0
+#: A turn writes a checkpoint after its first step and then every CHECKPOINT_SHARE of its time, less often where that
+#: would cost more than CHECKPOINT_COST of it.
+CHECKPOINT_SHARE, CHECKPOINT_COST = 1 / 10, 1 / 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class Costs:
     def training_s(self, steps: int, pace_s: float) -> float:
         """Start-up to last save for ``steps`` at ``pace_s``: the evaluation of all views comes on top."""
         bare = self.startup_s + self.validations * self.validation_s + steps * pace_s
-        return bare + self.save_s * (2 + checkpoints(bare))
+        return bare + self.save_s * (2 + checkpoints(bare, self.save_s))
 
     def fixed_s(self) -> float:
         """Everything but the steps that an allotment must cover, with its safety margin."""
@@ -61,7 +62,7 @@ class Costs:
     def needed_s(self, steps: int) -> float:
         """The allotment that ``steps`` need by their upper prediction; it never falls as steps grow."""
         pace_s = self.step_high_s * (1 + MARGIN)
-        saves_s = self.save_s * checkpoints(self.training_s(steps, pace_s))
+        saves_s = self.save_s * checkpoints(self.training_s(steps, pace_s), self.save_s)
         return self.fixed_s() + steps * pace_s + saves_s * (1 + FIXED_MARGIN)
 
     def affordable_steps(self, allotted_s: float) -> int:
@@ -77,14 +78,15 @@ def evaluation_kept_s(predicted_s: float) -> float:
     return predicted_s * (1 + FIXED_MARGIN) + EXIT_S
 
 
-def checkpoints(turn_s: float) -> int:
-    """How many checkpoints a turn of that length writes between its first and its last."""
-    return min(round(1 / CHECKPOINT_SHARE), int(turn_s / CHECKPOINT_LEAST_S))
+def checkpoints(turn_s: float, save_s: float) -> int:
+    """How many checkpoints, each of ``save_s``, a turn of that length writes between its first and its last."""
+    most = round(1 / CHECKPOINT_SHARE)
+    return int(min(most, turn_s * CHECKPOINT_COST / save_s)) if save_s else most
 
 
-def checkpoint_every_s(turn_s: float) -> float:
+def checkpoint_every_s(turn_s: float, save_s: float) -> float:
     """Seconds between checkpoints of a turn of that length."""
-    return max(CHECKPOINT_LEAST_S, turn_s * CHECKPOINT_SHARE)
+    return max(turn_s * CHECKPOINT_SHARE, save_s / CHECKPOINT_COST)
 
 
 def costs(profile: Profile, data: DataFacts, recipe: Recipe, view_sizes: Sequence[int], scope: str) -> Costs:

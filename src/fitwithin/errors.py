@@ -8,7 +8,8 @@
     ├── DeviceError             3   the device: absent, or it does not do what its driver promised
     │   ├── OutOfMemory         3   the memory cap was reached (raised by device.py and cuda.py alone)
     │   │   └── DeviceFull      3   others left less of the device's memory than the cap
-    │   └── CaptureError        3   a model's step cannot be recorded as a CUDA graph; it can still run
+    │   ├── CaptureError        3   a model's step cannot be recorded as a CUDA graph; it can still run
+    │   └── Hanging             3   the loaders make no more batches; another process may go on
     └── TrainingError           4   nothing that was tried left a usable model
 
 A message is a sentence with the value, the limit and the way out.
@@ -59,6 +60,10 @@ class DeviceFull(OutOfMemory):
 
 class CaptureError(DeviceError):
     """A training step cannot be recorded as a CUDA graph; launched kernel by kernel it may well run."""
+
+
+class Hanging(DeviceError):
+    """The loaders make no more batches; in another process they may."""
 
 
 class TrainingError(FitwithinError):

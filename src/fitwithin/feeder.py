@@ -80,8 +80,8 @@ class Feeder:
         self.pack, self.workers, self._rings = pack, workers, tuple(rings)
         self._starts = tuple(HEADER + sum(rings[:ring]) for ring in range(len(rings)))
         self._pin, self._pinned, self._foreman, self._opened = pin, False, 0, 0
-        #: Whether a batch was not made in time: the processes hang, and no stream can be opened any more.
-        self.stalled = False
+        #: A batch not made within so many seconds never will be: then the processes hang, and nothing can be opened.
+        self.patience_s, self.stalled = math.inf, False
         self._memory: mmap.mmap | None = None
         self._commands: list[Connection] = []
         self._streams: dict[int, Stream] = {}
@@ -108,7 +108,7 @@ class Feeder:
     def stream(self, make: Make, *, until_at: float = math.inf, **arguments: Any) -> Iterator[Stream]:
         """Open a stream of the batches that ``make(pack, **arguments)`` describes, in the first ring that has room.
 
-        A batch that is not there by ``until_at`` (on the monotonic clock) is not waited for: the stream ends.
+        The stream ends where a batch is not there by ``until_at`` (monotonic), or within the feeder's patience.
 
         Raises:
             DataError: (while it is read) a worker failed or died.
@@ -241,8 +241,9 @@ class Stream:
 
     def _wait(self, number: int) -> bool:
         """Until all of that batch is made, or failed to be; whether that came to pass in time."""
+        until_at = min(self._until_at, time.monotonic() + self._feeder.patience_s)
         while self._made[number] < self._feeder.workers and not self._feeder.stalled:
-            self._feeder.listen(self._until_at)
+            self._feeder.listen(until_at)
         return self._made.pop(number, 0) == self._feeder.workers
 
     def drain(self) -> None:

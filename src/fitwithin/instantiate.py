@@ -12,7 +12,9 @@ from fitwithin.costs import WATCHDOG_S, checkpoint_every_s, evaluation_kept_s
 from fitwithin.engine import Engine
 from fitwithin.jobs import (
     CHECKPOINT,
+    CURVE_POINTS,
     OUTCOME,
+    READING_S,
     SALVAGE,
     WEIGHTS,
     Failure,
@@ -29,6 +31,12 @@ SMALLER = 7 / 8
 
 #: A turn that does not end by itself is ended so long before its time is over: the evaluation begins on time.
 ENDING_S = 0.25
+
+#: A batch that is so late (seconds; this share of a turn within those limits; steps of the plan) will not come.
+PATIENCE_S, PATIENCE_SHARE, PATIENCE_STEPS = (5.0, 60.0), 0.05, 20
+
+#: A trainer is silent for so many times what its start, a validation and two checkpoints take only if it hangs.
+SILENT = 5
 
 #: A turn whose process died or ran out of memory is taken up again so often.
 ATTEMPTS = 3
@@ -79,6 +87,10 @@ def train(
         opened.peak(progress.facts.get("peak_bytes"))
         on_progress(progress)
 
+    step_s = turn.batch / turn.images_per_s
+    least_s, most_s = PATIENCE_S
+    patience_s = max(least_s, PATIENCE_STEPS * step_s, min(most_s, PATIENCE_SHARE * turn.allotted_s))
+    silent_s = turn.startup_s + turn.warmup_s + turn.validation_s + 2 * turn.save_s
     job = TrainJob(
         setting=setting,
         candidate=turn.candidate,
@@ -86,10 +98,12 @@ def train(
         steps=turn.steps,
         folder=str(folder),
         until_at=ends_at - WATCHDOG_S,
-        step_s=turn.batch / turn.images_per_s,
+        step_s=step_s,
         validation_s=turn.validation_s,
         save_s=turn.save_s,
-        checkpoint_every_s=checkpoint_every_s(turn.allotted_s),
+        checkpoint_every_s=checkpoint_every_s(turn.allotted_s, turn.save_s),
+        patience_s=patience_s,
+        silence_s=SILENT * silent_s + patience_s + max(READING_S, turn.allotted_s / CURVE_POINTS),
         frozen=frozen,
         outside_bytes=turn.outside_bytes,
         captured=turn.captured,

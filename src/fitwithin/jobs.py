@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,10 @@ class TrainJob:
     """Train for ``steps`` and leave a model in ``folder`` before ``until_at``; goes on from a checkpoint found there.
 
     ``step_s``, ``validation_s`` and ``save_s`` are the profile's figures; ``checkpoint_every_s`` is the time between
-    checkpoints; a ``frozen`` job keeps its steps. ``outside_bytes`` is what the profile held outside the allocator;
-    ``captured``: its step was recorded as a CUDA graph; ``chunks``: an update takes ``batch`` images in so many parts.
+    checkpoints. Where a batch is not there within ``patience_s``, or nothing is heard of the process for ``silence_s``,
+    it hangs, and the turn goes on in another one. A ``frozen`` job keeps its steps. ``outside_bytes`` is what the
+    profile held outside the allocator; ``captured``: its step was recorded as a CUDA graph; ``chunks``: an update takes
+    ``batch`` images in so many parts.
     ``stages``: the sizes of images and the pace at each; without any all have the candidate's, at ``step_s``.
     """
 
@@ -85,6 +88,8 @@ class TrainJob:
     validation_s: float
     save_s: float
     checkpoint_every_s: float
+    patience_s: float = math.inf
+    silence_s: float = math.inf
     frozen: bool = False
     outside_bytes: int = 0
     captured: bool = True
@@ -207,7 +212,7 @@ class Evaluated:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A job that gave no result: ``kind`` is ``memory``, ``deadline``, ``died`` or ``error``."""
+    """A job that gave no result: ``kind`` is ``memory``, ``deadline``, ``died``, ``hung`` or ``error``."""
 
     kind: str
     reason: str

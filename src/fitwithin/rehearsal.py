@@ -16,8 +16,8 @@ from fitwithin.report import CandidateRow, CurvePoint, Estimate, Limit, Receipt,
 #: The end of a run draws its report twice, once for its own cost.
 DRAWN = 2
 
-#: A machine may be busier at the end than now; the ensemble and the books are written beside the report, and the process
-#: is left (0.25 s on the host of an H100).
+#: A machine may be busier at the end than now; beside the report the ensemble and the books are written, and then the
+#: process ends (0.25 s on the host of an H100).
 MARGIN, BESIDE_S = 1.5, 0.6
 
 

@@ -149,6 +149,10 @@ class Schedule:
         """Forget the last reading: what follows (a validation, a checkpoint) is no step."""
         self._seen_at = None
 
+    def stop(self) -> None:
+        """No more steps can be taken."""
+        self.total, self.cut = self.step, True
+
     def observe(self, now: float, overhead_s: float = 0.0) -> None:
         """Take note that ``step`` steps are done at ``now``, and draw the end anew.
 
@@ -167,7 +171,7 @@ class Schedule:
             return
         left_s = self.training_ends_at - now
         if left_s <= 0:
-            self.total, self.cut = self.step, True
+            self.stop()
         elif not self.frozen:
             self.total = max(self.step + 1, self._affordable(left_s - overhead_s))
         self._enter()

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fitwithin.baton import Baton
+from fitwithin.checkpoint import write_checkpoint
 from fitwithin.choice import rated_batches
 from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu
@@ -21,7 +22,7 @@ from fitwithin.jobs import ProbeJob
 from fitwithin.learner import Learner, check_finite, eval_batch, split_logits
 from fitwithin.loader import Batch, TrainBatches, dummy
 from fitwithin.profile import Timing
-from fitwithin.train import ENDLESS, write_checkpoint
+from fitwithin.train import ENDLESS
 
 #: Seconds per step, and its 95 % interval.
 Pace = tuple[float, float, float]

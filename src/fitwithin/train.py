@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from fitwithin import model as models
+from fitwithin.checkpoint import read_checkpoint, write_checkpoint
 from fitwithin.costs import EXIT_S
 from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu
-from fitwithin.errors import TrainingError
+from fitwithin.errors import Hanging, TrainingError
 from fitwithin.feeder import Feeder
 from fitwithin.jobs import (
     CHECKPOINT,
@@ -34,21 +35,14 @@ from fitwithin.jobs import (
 from fitwithin.learner import Learner, count_correct, eval_batch
 from fitwithin.loader import TrainBatches
 
+#: Starting anew must be worth its while: so many times what a start takes must be left.
+RESTARTS = 3
+
 #: More steps than any turn has.
 ENDLESS = 10**9
 
 #: A loss that is no number sends a turn back to its checkpoint, at most so often, each time at this share of the rate.
 RESCUES, RESCUE_RATE = 3, 0.5
-
-
-def write_checkpoint(path: Path, learner: Learner, facts: dict[str, Any]) -> None:
-    """Write everything needed to go on; an older checkpoint stays whole until replaced."""
-    models.write_atomically(path, lambda new: torch.save({"learner": learner.state(), "facts": facts}, new))
-
-
-def read_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The checkpoint at ``path``, None if there is none. Tensors and plain values only: nothing in it can run."""
-    return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
 
 
 def advance(
@@ -58,13 +52,14 @@ def advance(
 
     Raises:
         OutOfMemory: the cap was reached; checkpoint and best model so far stay.
+        Hanging: the loaders make no more batches, and there is time to go on from the checkpoint in another process.
         TrainingError: the loss is no longer finite, whatever the rate.
     """
     if (finished := read_trained(Path(job.folder) / OUTCOME)) is not None:
         return finished
     turn = _Turn(job, device, feeder, asked_at)
     turn.go_on()
-    schedule, learner = turn.schedule, turn.learner
+    schedule, learner, feeder.patience_s = turn.schedule, turn.learner, job.patience_s
     if ended := schedule.done:
         turn.keep()
     turn.stepping()
@@ -93,10 +88,10 @@ def advance(
                 if turn.spoiled or schedule.done or schedule.stage is not stage:
                     break
             if feeder.stalled:
-                schedule.observe(time.monotonic())  # its time is over
+                turn.starve()
             if schedule.done:
                 turn.aside(turn.keep)
-        if turn.spoiled:
+        if turn.spoiled and not feeder.stalled:
             turn.rescue()
         ended = schedule.done
     return turn.finish()
@@ -120,14 +115,12 @@ class _Turn:
         self.validations: list[dict[str, Any]] = []
         self.curve: list[dict[str, Any]] = []
         self.validation_s = job.validation_s
-        self.earlier_s = 0.0  # of processes before this one
-        self.training_s = 0.0
+        self.earlier_s = self.training_s = 0.0  # the former of processes before this one
         self._stepping_from = 0.0
         self._losses: list[torch.Tensor] = []
         self._reading: tuple[int, Callable[[], float | None]] | None = None  # step, mean of the losses before
         self._reading_s = max(READING_S, (job.until_at - asked_at) / CURVE_POINTS)
-        self._read_at = time.monotonic()
-        self._saved_at = time.monotonic()
+        self._read_at = self._saved_at = time.monotonic()
         self._saved_step = -1
         self._settled = False
         #: Whether a loss or a weight was seen that is no number.
@@ -176,6 +169,17 @@ class _Turn:
     def stepping(self) -> None:
         """From here on time is spent on steps."""
         self._stepping_from = time.monotonic()
+
+    def starve(self) -> None:
+        """There will be no more batches here: let another process go on, or end with what there is.
+
+        Raises:
+            Hanging: there is time for another one.
+        """
+        if time.monotonic() + RESTARTS * (self.startup_s + self.job.save_s) < self.schedule.training_ends_at:
+            self.aside(self.checkpoint)
+            raise Hanging(f"no batch came within {self.job.patience_s:.0f} s after step {self.schedule.step}")
+        self.schedule.stop()
 
     def aside(self, other: Callable[[], None]) -> None:
         """Do something other than steps, once the device has finished those behind; not with weights that are none."""
@@ -296,8 +300,7 @@ class _Turn:
 
     def checkpoint(self) -> None:
         """Write the checkpoint, and the model as it is while no validation has chosen one: there always is a model."""
-        if self.best is None:
-            self.save_model()
+        self.keep()
         facts = {
             "step": self.schedule.step,
             "planned": max(self.schedule.planned, self.schedule.total),

@@ -289,6 +289,25 @@ def test_a_worker_that_is_killed_died(local: Bench, tmp_path: Path) -> None:
     assert "SIGKILL" in ended.reason
 
 
+@pytest.mark.slow
+def test_a_worker_that_falls_silent_hangs(local: Bench, tmp_path: Path) -> None:
+    """From its first word on it stands still."""
+
+    def stop(progress: Progress) -> None:
+        children = Path(f"/proc/{local.engine._server.pid}/task/{local.engine._server.pid}/children").read_text()
+        for pid in children.split():
+            os.kill(int(pid), 19)
+
+    job = replace(local.train_job(tmp_path, 10**6), silence_s=3.0)
+    ended = local.engine.do(job, until_at=job.until_at, on_progress=stop)
+    assert isinstance(ended, Failure)
+    assert ended.kind == "hung"
+    assert ended.reason == "nothing was heard of the worker for 3 s"
+    job = replace(job, until_at=local.engine.now() + 4.0)
+    again = local.engine.do(job, until_at=job.until_at + 2.0, on_progress=lambda progress: None)
+    assert isinstance(again, Trained), "the checkpoint and the server live on"
+
+
 def simulated(**law: Any) -> Bench:
     engine = Simulated(Law(**law), CountedImages(counts=COUNTS, k=3))
     return Bench(engine, setting("cpu", Path("/nowhere")), too_little_bytes=0)

@@ -29,7 +29,10 @@ class Engine(Protocol):
         """Let time pass."""
 
     def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
-        """The job's outcome; one still running at ``until_at`` is ended there: a Failure of kind ``deadline``."""
+        """The job's outcome; one still running at ``until_at`` is ended there: a Failure of kind ``deadline``.
+
+        One that is silent for as long as its ``silence_s`` says, if it has that, is ended too: kind ``hung``.
+        """
 
     def close(self) -> None:
         """End everything that was started."""

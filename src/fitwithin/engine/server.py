@@ -120,7 +120,7 @@ def _hold(job: HoldJob, connection: Connection) -> None:
 
 def _carry_out(job: Any, asked_at: float, connection: Connection) -> Any:
     from fitwithin import baton, device, evaluate, pack, probe, screen, train
-    from fitwithin.errors import OutOfMemory
+    from fitwithin.errors import Hanging, OutOfMemory
     from fitwithin.feeder import Feeder
     from fitwithin.jobs import EvaluateJob, ProbeJob, Progress, ScreenJob, TrainJob
     from fitwithin.learner import feeder_rings
@@ -164,7 +164,7 @@ def _carry_out(job: Any, asked_at: float, connection: Connection) -> Any:
     except OutOfMemory as error:
         return Failure(kind="memory", reason=str(error), peak_bytes=opened.peak_bytes() if opened else None)
     except FitwithinError as error:
-        return Failure(kind="error", reason=str(error))
+        return Failure(kind="hung" if isinstance(error, Hanging) else "error", reason=str(error))
     except (Exception, SystemExit) as error:  # a model that gives up with sys.exit has told why
         text = " ".join(str(error).split())[:300]
         return Failure(kind="error", reason=f"{type(error).__name__}: {text}", trace=traceback.format_exc())

@@ -1,0 +1,21 @@
+"""Everything that a turn needs to go on in another process, in one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fitwithin import model as models
+from fitwithin.learner import Learner
+
+
+def write_checkpoint(path: Path, learner: Learner, facts: dict[str, Any]) -> None:
+    """Write everything needed to go on; an older checkpoint stays whole until replaced."""
+    models.write_atomically(path, lambda new: torch.save({"learner": learner.state(), "facts": facts}, new))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The checkpoint at ``path``, None if there is none. Tensors and plain values only: nothing in it can run."""
+    return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
