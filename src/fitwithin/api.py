@@ -80,7 +80,7 @@ def run(
         dataset = _scan(request, told)
         if frozen is not None:
             flow.check_plan(frozen, dataset.fingerprint)
-        match(request.models, catalogue.known_models())
+        match(request.models, catalogue.known_models(engine.prepare))
         told.say(f"the run's folder is {folder}")
         made = places.make_folder(folder)
         store = SqliteStore(folder)
@@ -220,7 +220,7 @@ def _open(
     """Everything a run works with: the books opened, the images packed, the engine ready."""
     store.append("start", {"pid": os.getpid()})
     accountant = Accountant(store, request.budget, engine.now, started_at=started_at)
-    names = match(request.models, catalogue.known_models())
+    names = match(request.models, catalogue.known_models(engine.prepare))
     candidates = grid(names, request.precisions, request.sizes, request.layouts)
     with accountant.entry("start-up"):
         reporter.begin("starting workers")

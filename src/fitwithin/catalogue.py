@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 
 from fitwithin.pack import cache_root
 
 
-def known_models() -> list[str]:
-    """All model names of the installed timm, sorted."""
+def known_models(wait: Callable[[], None] | None = None) -> list[str]:
+    """All model names of the installed timm, sorted.
+
+    ``wait`` returns when another process, which imports timm anyway, has called this: nothing is imported twice.
+    """
     path = cache_root() / f"timm-{metadata.version('timm')}.json"
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    names = _kept(path)
+    if names is None and wait is not None:
+        wait()
+        names = _kept(path)
+    if names is None:
         from fitwithin.model import known_models as ask_timm
 
         names = ask_timm()
@@ -21,4 +28,11 @@ def known_models() -> list[str]:
         temporary = path.with_suffix(".new")
         temporary.write_text(json.dumps(names), encoding="utf-8")
         temporary.replace(path)
-    return [str(name) for name in names]
+    return names
+
+
+def _kept(path: Path) -> list[str] | None:
+    try:
+        return [str(name) for name in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError):
+        return None

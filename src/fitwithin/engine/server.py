@@ -37,8 +37,10 @@ LOOK_S = 0.02
 
 def serve(control: socket.socket) -> None:
     """Fork a child for every request until the other side closes; then end those still at work."""
-    from fitwithin import evaluate, probe, screen, train  # noqa: F401 - imported here, before any fork
+    from fitwithin import catalogue, evaluate, probe, screen, train  # noqa: F401 - imported here, before any fork
 
+    with suppress(OSError):  # a cache that cannot be written is told of where it is needed
+        catalogue.known_models()
     gc.freeze()  # no child's garbage collector walks through all that torch and timm have made
     control.sendall(MESSAGE.pack(READY, os.getpid()))
     children: dict[int, socket.socket] = {}
