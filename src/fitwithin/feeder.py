@@ -196,8 +196,7 @@ class Feeder:
             command.close()
         self._commands = []
         if self._foreman:
-            if self.stalled:  # whoever hangs does not end by itself; the others end with the foreman
-                os.kill(self._foreman, signal.SIGKILL)
+            os.kill(self._foreman, signal.SIGKILL)  # who hangs does not end by itself; the workers end with the foreman
             os.waitpid(self._foreman, 0)
             os.close(self._told)
             self._foreman = 0
