@@ -121,6 +121,18 @@ def test_a_failed_turn_keeps_its_reason(tmp_path: Path) -> None:
     assert report.winner not in (None, first.name)
 
 
+def test_a_rescue_is_told_of(tmp_path: Path) -> None:
+    stage, report = told(tmp_path)
+    row = next(row for row in report.candidates if row.status == "trained")
+    (event,) = stage.store.events("turn")
+    stage.store.append("turn", {**event.body, "trained": {**event.body["trained"], "rescues": 2}})
+    plan = flow.draw_up(stage.run())
+    again = gather.report(stage.request, plan, stage.store.events())
+    assert again.row(row.name).reason.startswith(
+        f"{row.reason}; 2 times the loss was no number: back to the checkpoint"
+    )
+
+
 def test_a_plan_alone_has_no_limits_and_no_winner(tmp_path: Path) -> None:
     stage = Stage(Law(), request(time_s=300.0), tmp_path)
     run = stage.run()
