@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,15 +37,22 @@ def prepared(folder: Path, *, device: str, memory: str, sizes: str, workers: int
     return images, setting
 
 
-def origin(machine: Mapping[str, Any]) -> dict[str, Any]:
-    """Hardware and versions of a result."""
-    return {
+def write(path: Path, theme: str, machine: Mapping[str, Any], commit: str | None, command: str, **results: Any) -> None:
+    """Write a result file with where it comes from; without ``commit``, the repository's."""
+    value = {
+        "theme": theme,
+        "date": datetime.date.today().isoformat(),
+        "commit": commit or _commit(),
         "hardware": f"{machine['name']}, {machine['cpu']}",
         "versions": {key: machine[key] for key in VERSIONS if key in machine},
+        "command": command,
+        **results,
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def commit() -> str:
+def _commit() -> str:
     """The repository's commit."""
     asked = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return asked.stdout.strip() or "unknown"

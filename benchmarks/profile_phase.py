@@ -17,7 +17,6 @@ Writes results/profile_phase.json and docs/results/profile_phase.md with its plo
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
 import os
@@ -299,19 +298,17 @@ class Series:
     def save(self) -> None:
         """Write the result as it stands."""
         rows = list(self.rows.values())
-        value = {
-            "theme": "profile_phase",
-            "date": datetime.date.today().isoformat(),
-            "commit": self.arguments.commit or ground.commit(),
-            **ground.origin(self.machine),
-            "command": f"python benchmarks/profile_phase.py --data IMAGENETTE --jobs {self.arguments.jobs}",
-            "soak_steps": SOAK_STEPS,
-            "summary": summary(rows, self.facts, self.setting.memory_bytes),
-            "facts": self.facts,
-            "rows": rows,
-        }
-        self.arguments.result.parent.mkdir(parents=True, exist_ok=True)
-        self.arguments.result.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        ground.write(
+            self.arguments.result,
+            "profile_phase",
+            self.machine,
+            self.arguments.commit,
+            f"python benchmarks/profile_phase.py --data IMAGENETTE --jobs {self.arguments.jobs}",
+            soak_steps=SOAK_STEPS,
+            summary=summary(rows, self.facts, self.setting.memory_bytes),
+            facts=self.facts,
+            rows=rows,
+        )
 
 
 def summary(rows: list[dict[str, Any]], facts: dict[str, Any], cap_bytes: int) -> dict[str, Any]:

@@ -10,7 +10,6 @@ wall clock, exit code, the receipt, the report.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import random
@@ -58,18 +57,16 @@ def main() -> None:
         moment = random.Random(f"{arguments.seed} {number}").uniform(0.02, 0.98)
         rows.append(stalled(arguments.data, arguments.time, arguments.words, victim, length_s, moment))
         print(json.dumps(rows[-1]), flush=True)
-        value = {
-            "theme": "stalls",
-            "date": datetime.date.today().isoformat(),
-            "commit": arguments.commit or ground.commit(),
-            **ground.origin(machine),
-            "command": f"python benchmarks/stalls.py --data {arguments.data.name} --time {arguments.time} "
+        ground.write(
+            arguments.result,
+            "stalls",
+            machine,
+            arguments.commit,
+            f"python benchmarks/stalls.py --data {arguments.data.name} --time {arguments.time} "
             f"--stalls {arguments.stalls} -- {' '.join(word.rsplit('/')[-1] for word in arguments.words)}",
-            "summary": summary(rows),
-            "rows": rows,
-        }
-        arguments.result.parent.mkdir(parents=True, exist_ok=True)
-        arguments.result.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+            summary=summary(rows),
+            rows=rows,
+        )
     print(json.dumps(summary(rows)), flush=True)
 
 

@@ -12,7 +12,6 @@ unless --cold. Every choice is made on `val`; `test` is read once per run.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import subprocess
@@ -108,17 +107,8 @@ def add(arguments: argparse.Namespace, key: dict[str, Any], make: Any) -> None:
     rows = [*value["rows"], row]
     with Local(arguments.device) as engine:
         machine = engine.describe()
-    value = {
-        "theme": "training",
-        "date": datetime.date.today().isoformat(),
-        "commit": arguments.commit or ground.commit(),
-        **ground.origin(machine),
-        "command": "python benchmarks/training.py (each row holds its own arguments)",
-        "summary": summary(rows),
-        "rows": rows,
-    }
-    arguments.result.parent.mkdir(parents=True, exist_ok=True)
-    arguments.result.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    command = "python benchmarks/training.py (each row holds its own arguments)"
+    ground.write(arguments.result, "training", machine, arguments.commit, command, summary=summary(rows), rows=rows)
 
 
 def speed(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
@@ -215,7 +205,10 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         value["speed_vs_timm_loop_min"] = min(row["images_per_s"] / row["timm_images_per_s"] for row in fast)
     runs = [row for row in rows if row["part"] == "accuracy"]
     if runs:
-        value["overrun_s_max"] = max(max(0.0, row["spent_s"] - row["limit_s"]) for row in runs)
+        # By the receipt, and seen from outside, with Python's own start and end.
+        value["overrun_s_max"] = max(
+            max(0.0, row["spent_s"] - row["limit_s"], row["wall_s"] - row["limit_s"]) for row in runs
+        )
         value["budget_used_pct_min"] = min(100 * row["spent_s"] / row["limit_s"] for row in runs)
     if STALLS.exists():
         stalls = json.loads(STALLS.read_text(encoding="utf-8"))["summary"]
@@ -223,9 +216,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in runs:
         words = [row["data"], row["time"], row["recipe"]]
-        words += (
-            [] if (row["model"], row["precision"]) == CANDIDATE.get(row["recipe"]) else [row["model"], row["precision"]]
-        )
+        if (row["model"], row["precision"]) != CANDIDATE.get(row["recipe"]):
+            words += [row["model"], row["precision"]]
         words += ["cold"] if row["cold"] else []
         groups.setdefault("_".join(words).replace("-", "_"), []).append(row)
     for name, group in groups.items():

@@ -157,6 +157,11 @@ class Held:
 Job = ProbeJob | TrainJob | EvaluateJob | ScreenJob
 
 
+def silence_s(job: Job) -> float:
+    """After so many seconds without a word from its process the job hangs."""
+    return job.silence_s if isinstance(job, TrainJob) else math.inf
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     """How a turn ended: ``ended`` is ``complete`` (the planned steps or more), ``shortened`` (fewer, annealed) or

@@ -154,8 +154,8 @@ class _Turn:
         saved = read_checkpoint(self.folder / CHECKPOINT)
         if saved is None or self.rescues == RESCUES:
             raise TrainingError(
-                f"the loss was no longer finite at step {self.schedule.step}, and at its {self.rescues + 1}. try; "
-                f"a lower learning rate or fp32 may help"
+                f"the loss was no longer finite at step {self.schedule.step}, in attempt {self.rescues + 1} of "
+                f"{RESCUES + 1}; a lower learning rate or fp32 may help"
             )
         self.rescues += 1
         self.spoiled, self._reading = False, None
@@ -182,7 +182,7 @@ class _Turn:
         self.schedule.stop()
 
     def aside(self, other: Callable[[], None]) -> None:
-        """Do something other than steps, once the device has finished those behind; not with weights that are none."""
+        """Do something other than steps, once the device has finished those behind; not with weights that are NaN."""
         self.device.synchronize()
         self.training_s += time.monotonic() - self._stepping_from
         self.spoiled = self.spoiled or not self.learner.finite()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import struct
 import time
 from collections.abc import Iterator
@@ -273,17 +274,19 @@ def test_closing_ends_every_process(local: Bench) -> None:
     engine.close()  # twice does no harm
 
 
+def strike(local: Bench, number: int) -> None:
+    """A signal for every worker."""
+    server = local.engine._server.pid
+    for pid in Path(f"/proc/{server}/task/{server}/children").read_text().split():
+        os.kill(int(pid), number)
+
+
 @pytest.mark.slow
 def test_a_worker_that_is_killed_died(local: Bench, tmp_path: Path) -> None:
     """From its first word on it is killed; the server lives on."""
 
-    def kill(progress: Progress) -> None:
-        children = Path(f"/proc/{local.engine._server.pid}/task/{local.engine._server.pid}/children").read_text()
-        for pid in children.split():
-            os.kill(int(pid), 9)
-
     job = local.train_job(tmp_path, 10**6)
-    ended = local.engine.do(job, until_at=job.until_at, on_progress=kill)
+    ended = local.engine.do(job, until_at=job.until_at, on_progress=lambda progress: strike(local, signal.SIGKILL))
     assert isinstance(ended, Failure)
     assert ended.kind == "died"
     assert "SIGKILL" in ended.reason
@@ -293,13 +296,8 @@ def test_a_worker_that_is_killed_died(local: Bench, tmp_path: Path) -> None:
 def test_a_worker_that_falls_silent_hangs(local: Bench, tmp_path: Path) -> None:
     """From its first word on it stands still."""
 
-    def stop(progress: Progress) -> None:
-        children = Path(f"/proc/{local.engine._server.pid}/task/{local.engine._server.pid}/children").read_text()
-        for pid in children.split():
-            os.kill(int(pid), 19)
-
     job = replace(local.train_job(tmp_path, 10**6), silence_s=3.0)
-    ended = local.engine.do(job, until_at=job.until_at, on_progress=stop)
+    ended = local.engine.do(job, until_at=job.until_at, on_progress=lambda progress: strike(local, signal.SIGSTOP))
     assert isinstance(ended, Failure)
     assert ended.kind == "hung"
     assert ended.reason == "nothing was heard of the worker for 3 s"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import signal
@@ -22,7 +21,7 @@ from typing import Any
 from fitwithin import __version__
 from fitwithin.engine.server import ENDED, MESSAGE, READY, STARTED
 from fitwithin.errors import DeviceError
-from fitwithin.jobs import Failure, HoldJob, Job, Outcome, Progress, TrainJob
+from fitwithin.jobs import Failure, HoldJob, Job, Outcome, Progress, silence_s
 from fitwithin.machine import cpu_name
 
 #: How long importing torch and timm may take before something is wrong.
@@ -164,8 +163,7 @@ class Local:
             raise
         try:
             connection.send((job, asked_at))
-            silence_s = job.silence_s if isinstance(job, TrainJob) else math.inf
-            outcome = self._listen(connection, pid, until_at, silence_s, on_progress)
+            outcome = self._listen(connection, pid, until_at, silence_s(job), on_progress)
             code = _end(status, pid, killed=isinstance(outcome, Failure) and outcome.kind in ("deadline", "hung"))
         except BaseException:
             self.close()  # an interrupt: nothing may go on behind our back
@@ -187,20 +185,20 @@ class Local:
         connection: Connection,
         pid: int,
         until_at: float,
-        silence_s: float,
+        silent_s: float,
         on_progress: Callable[[Progress], None],
     ) -> Outcome | None:
         """What the child says in the end; None if it is gone, a Failure if its time was over or it fell silent."""
         heard_at = time.monotonic()
         while True:
             now = time.monotonic()
-            if now >= min(until_at, heard_at + silence_s):
+            if now >= min(until_at, heard_at + silent_s):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 if now < until_at:
-                    return Failure(kind="hung", reason=f"nothing was heard of the worker for {silence_s:.0f} s")
+                    return Failure(kind="hung", reason=f"nothing was heard of the worker for {silent_s:.0f} s")
                 return Failure(kind="deadline", reason="its time was over and the worker was ended")
-            if not connection.poll(min(until_at - now, heard_at + silence_s - now, 0.5)):
+            if not connection.poll(min(until_at - now, heard_at + silent_s - now, 0.5)):
                 continue
             heard_at = time.monotonic()
             try:

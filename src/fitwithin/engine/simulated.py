@@ -9,7 +9,6 @@ one cares to imagine. See docs/decisions/0004-simulated-at-the-engine-seam.md.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,6 +34,7 @@ from fitwithin.jobs import (
     Screened,
     ScreenJob,
     TrainJob,
+    silence_s,
 )
 from fitwithin.profile import Probe, Timing
 from fitwithin.pruning import Pace
@@ -94,7 +94,6 @@ class Simulated:
         self.law, self.images, self.clock = law, images, clock or SimulatedClock()
         self.started_at = self.clock.now()
         self.jobs: list[Job] = []
-        self.silence_s = math.inf
         self._one = threading.Lock()
 
     def describe(self) -> dict[str, Any]:
@@ -124,14 +123,12 @@ class Simulated:
         """The outcome that the law gives the job; the clock stands at its end, never beyond ``until_at``."""
         with self._one:
             self.jobs.append(job)
-            self.silence_s = math.inf
             try:
                 if isinstance(job, ProbeJob):
                     return self._probe(job, until_at)
                 if isinstance(job, ScreenJob):
                     return self._screen(job, until_at)
                 if isinstance(job, TrainJob):
-                    self.silence_s = job.silence_s
                     return Turn(self, job, until_at).train(on_progress)
                 return self._evaluate(job, until_at, on_progress)
             except _Ended as end:
@@ -147,9 +144,10 @@ class Simulated:
             at = self.started_at + trouble.at_s
             if begun_at < at <= min(ends_at, until_at):
                 hung = trouble.kind == "hang"
-                self.clock.wait_until(min(until_at, at + self.silence_s) if hung else at)
+                silent_s = silence_s(self.jobs[-1])
+                self.clock.wait_until(min(until_at, at + silent_s) if hung else at)
                 if hung and self.now() < until_at:
-                    raise _Ended("hung", f"nothing was heard of the worker for {self.silence_s:.0f} s")
+                    raise _Ended("hung", f"nothing was heard of the worker for {silent_s:.0f} s")
                 if not hung:
                     raise _Ended(trouble.kind, f"simulated: {trouble.kind} {trouble.at_s:g} s after the start")
                 break
