@@ -319,9 +319,9 @@ def test_the_engine_works_on_and_nothing_of_the_bad_ones_is_left(bench: Bench, l
     for outcome in found.values():
         assert_rejected(outcome, BAD[outcome.candidate.model][1])
     until_at = time.monotonic() + 5
-    while (left := _of_the_engine(bench.engine)) != {bench.engine._server.pid} and time.monotonic() < until_at:
+    while (left := _of_the_engine(bench.engine)) != {bench.engine.server.process.pid} and time.monotonic() < until_at:
         time.sleep(0.05)
-    assert left == {bench.engine._server.pid}, "a worker or a loader outlived its job"
+    assert left == {bench.engine.server.process.pid}, "a worker or a loader outlived its job"
 
 
 def _of_the_engine(engine: Local) -> set[int]:
@@ -332,6 +332,7 @@ def _of_the_engine(engine: Local) -> set[int]:
             state, _, _, session = stat.read_text(errors="replace").rpartition(")")[2].split()[:4]
         except OSError:  # it has just ended
             continue
-        if int(session) == engine._server.pid and state != "Z":  # one that nobody waits for holds nothing any more
+        # One that nobody waits for holds nothing any more.
+        if int(session) == engine.server.process.pid and state != "Z":
             found.add(int(stat.parent.name))
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
-from fitwithin import catalogue, certificates, flow, gather, places
+from fitwithin import catalogue, certificates, flow, gather, launch, places
 from fitwithin import data as folders
 from fitwithin import pack as packs
 from fitwithin import planning as plans
@@ -48,6 +47,7 @@ def run(
     plan: str | Path | None = None,
     reporter: Reporter | None = None,
     started_at: float | None = None,
+    server: launch.Server | None = None,
     device: str = "auto",
     **limits: Unpack[Limits],
 ) -> Result:
@@ -59,6 +59,7 @@ def run(
         plan: a plan that ``fitwithin plan`` wrote, to be carried out step by step as it stands.
         reporter: told of progress; silent by default.
         started_at: the monotonic instant from which time counts; default now.
+        server: a worker server that was launched before; the run ends it. Default: one that is launched now.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         **limits: what may be spent and tried, as :class:`fitwithin.request.Limits` lists it.
 
@@ -68,39 +69,53 @@ def run(
     """
     started_at = time.monotonic() if started_at is None else started_at
     told = reporter or Silent()
-    frozen = _frozen(plan, limits) if plan is not None else None
-    if frozen is not None:
-        request = replace(requests.from_dict(frozen.request), data=str(data), device=parse_device(device))
-        request = replace(request, budget=_budget(request, limits))
-    else:
-        request = requests.parse(data, device=parse_device(device), **limits)
-    folder = Path(out) if out is not None else places.default_folder(Path(data))
-    places.check_free(folder)
-    with _engine(request, folder) as engine:
-        dataset = _scan(request, told)
+    with launch.launched(server) as server:  # before anything else: in the end all wait for its imports
+        frozen = _frozen(plan, limits) if plan is not None else None
         if frozen is not None:
-            flow.check_plan(frozen, dataset.fingerprint)
-        match(request.models, catalogue.known_models(engine.prepare))
-        told.say(f"the run's folder is {folder}")
-        made = places.make_folder(folder)
-        store = SqliteStore(folder)
-        try:
-            store.append("request", request.to_dict())
-            if frozen is not None:
-                store.append("frozen", json.loads(frozen.to_json()))
-            report = _tell(request, folder, engine, store, told, started_at, dataset)
-        except UsageError:
-            planned = store.events("plan")
-            store.close()
-            if not planned:  # nothing was trained: nothing is left behind
-                places.unmake(folder, made)
-            raise
-        finally:
-            store.close()
+            request = replace(requests.from_dict(frozen.request), data=str(data), device=parse_device(device))
+            request = replace(request, budget=_budget(request, limits))
+        else:
+            request = requests.parse(data, device=parse_device(device), **limits)
+        folder = Path(out) if out is not None else places.default_folder(Path(data))
+        places.check_free(folder)
+        with _engine(request, folder, server) as engine:
+            report = _begin(request, folder, engine, told, started_at, frozen)
     return Result(folder=folder, report=report)
 
 
-def resume(folder: str | Path, *, reporter: Reporter | None = None, started_at: float | None = None) -> Result:
+def _begin(
+    request: Request, folder: Path, engine: Local, reporter: Reporter, started_at: float, frozen: Plan | None
+) -> Report:
+    """A run in a folder of its own, which is left as it was when nothing could be trained."""
+    dataset = _scan(request, reporter)
+    if frozen is not None:
+        flow.check_plan(frozen, dataset.fingerprint)
+    match(request.models, catalogue.known_models(engine.prepare))
+    reporter.say(f"the run's folder is {folder}")
+    made = places.make_folder(folder)
+    store = SqliteStore(folder)
+    try:
+        store.append("request", request.to_dict())
+        if frozen is not None:
+            store.append("frozen", json.loads(frozen.to_json()))
+        return _tell(request, folder, engine, store, reporter, started_at, dataset)
+    except UsageError:
+        planned = store.events("plan")
+        store.close()
+        if not planned:  # nothing was trained: nothing is left behind
+            places.unmake(folder, made)
+        raise
+    finally:
+        store.close()
+
+
+def resume(
+    folder: str | Path,
+    *,
+    reporter: Reporter | None = None,
+    started_at: float | None = None,
+    server: launch.Server | None = None,
+) -> Result:
     """Carry an interrupted run on to its end within what is left of its budget.
 
     A run that had ended already is returned as it is.
@@ -121,7 +136,7 @@ def resume(folder: str | Path, *, reporter: Reporter | None = None, started_at: 
         if stored is None:
             raise RunFolderError(f"{path} holds a run that never began; remove it and start again")
         request = requests.from_dict(stored)
-        with _engine(request, path) as engine:
+        with launch.launched(server) as server, _engine(request, path, server) as engine:
             dataset = _scan(request, told)
             known = latest(store.events("data"), "data")
             if known is not None and known["fingerprint"] != dataset.fingerprint:
@@ -135,6 +150,7 @@ def plan(
     *,
     reporter: Reporter | None = None,
     started_at: float | None = None,
+    server: launch.Server | None = None,
     device: str = "auto",
     **limits: Unpack[Limits],
 ) -> tuple[Plan, Report]:
@@ -144,13 +160,14 @@ def plan(
     """
     started_at = time.monotonic() if started_at is None else started_at
     told = reporter or Silent()
-    request = requests.parse(data, device=parse_device(device), **limits)
-    with _engine(request, None) as engine:
-        dataset = _scan(request, told)
-        store = MemoryStore()
-        story = _open(request, Path(), engine, store, told, started_at, dataset)
-        drawn = flow.draw_up(story)
-        return drawn, gather.report(request, drawn, store.events())
+    with launch.launched(server) as server:
+        request = requests.parse(data, device=parse_device(device), **limits)
+        with _engine(request, None, server) as engine:
+            dataset = _scan(request, told)
+            store = MemoryStore()
+            story = _open(request, Path(), engine, store, told, started_at, dataset)
+            drawn = flow.draw_up(story)
+            return drawn, gather.report(request, drawn, store.events())
 
 
 def profile(
@@ -179,7 +196,7 @@ def profile(
     taken = certificates.take_in(Path(take_in), packs.cache_root() / "profiles") if take_in is not None else []
     if export is not None:
         places.check_writable(Path(export))
-    with _engine(request, None) as engine:
+    with launch.launched() as server, _engine(request, None, server) as engine:
         dataset = _scan(request, told)
         story = _open(request, Path(), engine, MemoryStore(), told, time.monotonic(), dataset)
         key = flow.open_cache(story).key
@@ -217,18 +234,27 @@ def _open(
     started_at: float,
     dataset: folders.Dataset,
 ) -> Run:
-    """Everything a run works with: the books opened, the images packed, the engine ready."""
+    """Everything a run works with: the books opened, the images packed, the engine ready.
+
+    The server imports meanwhile, so that it is waited for in the end; before images are decoded, which may take
+    minutes on all cores, it must have started.
+    """
     store.append("start", {"pid": os.getpid()})
     accountant = Accountant(store, request.budget, engine.now, started_at=started_at)
-    names = match(request.models, catalogue.known_models(engine.prepare))
-    candidates = grid(names, request.precisions, request.sizes, request.layouts)
-    with accountant.entry("start-up"):
+
+    def decoding() -> None:
         reporter.begin("starting workers")
-        closing_s = rehearse(candidates, request.budget) if request.budget.scope == "total" else 0.0
         engine.prepare()
-    with accountant.entry("data"):
         reporter.begin("packing images", len(dataset.samples))
-        images = packs.build(dataset, request.pack_side, on_progress=reporter.advance, strict=request.strict)
+
+    with accountant.entry("start-up"):
+        names = match(request.models, catalogue.known_models(engine.prepare))
+        candidates = grid(names, request.precisions, request.sizes, request.layouts)
+    with accountant.entry("data"):
+        reporter.begin("checking images")
+        images = packs.build(
+            dataset, request.pack_side, on_progress=reporter.advance, strict=request.strict, before_decoding=decoding
+        )
         whole = folders.without(dataset, images.broken)
         store.append(
             "data",
@@ -242,7 +268,11 @@ def _open(
                 "ignored": dataset.ignored,
             },
         )
+    with accountant.entry("start-up"):
+        reporter.begin("starting workers")
+        closing_s = rehearse(candidates, request.budget) if request.budget.scope == "total" else 0.0
         store.append("machine", engine.describe())
+        engine.prepare()
     counts = ", ".join(f"{n:,} {split}" for split, n in whole.counts().items())
     reporter.say(f"{request.data}: {len(dataset.classes)} classes, {counts} images; {len(images.broken)} broken")
     return Run(
@@ -261,21 +291,20 @@ def _open(
 
 def _scan(request: Request, reporter: Reporter) -> folders.Dataset:
     reporter.begin(f"reading {request.data}")
-    return folders.scan(Path(request.data), seed=request.seed)
+    return folders.scan(Path(request.data), seed=request.seed, kept=packs.cache_root() / "folders")
 
 
 @contextmanager
-def _engine(request: Request, folder: Path | None) -> Iterator[Local]:
+def _engine(request: Request, folder: Path | None, server: launch.Server) -> Iterator[Local]:
     """A local engine whose workers' words are kept in the run's folder, if there are any."""
-    with tempfile.TemporaryDirectory(prefix="fitwithin-") as scratch:
-        log = Path(scratch) / "worker.log"
-        try:
-            with Local(request.device, log, emulate_bytes=request.emulate_bytes) as engine:
-                yield engine
-        finally:
-            if folder is not None and (folder / "run.db").is_file() and log.is_file() and log.stat().st_size:
-                with (folder / "worker.log").open("ab") as kept:
-                    kept.write(log.read_bytes())
+    log = server.log
+    try:
+        with Local(request.device, emulate_bytes=request.emulate_bytes, server=server) as engine:
+            yield engine
+    finally:
+        if folder is not None and (folder / "run.db").is_file() and log and log.is_file() and log.stat().st_size:
+            with (folder / "worker.log").open("ab") as kept:
+                kept.write(log.read_bytes())
 
 
 def _frozen(path: str | Path, limits: Limits) -> Plan:

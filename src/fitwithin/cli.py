@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from fitwithin import __version__, terminal
+from fitwithin import __version__, launch, terminal
 from fitwithin.budget import process_started_at
 from fitwithin.errors import FitwithinError
 from fitwithin.options import (
@@ -109,12 +109,18 @@ def run(
 ) -> None:
     """Profile, plan, train and ensemble within the limits; end with a report and its receipt."""
     asked = locals()
-    from fitwithin import api
+    with launch.launched() as server, terminal.reporter(as_json) as reporter:
+        from fitwithin import api
 
-    limits = _limits(asked)
-    with terminal.reporter(as_json) as reporter:
         result = api.run(
-            data, out=out, plan=plan, device=device, reporter=reporter, started_at=process_started_at(), **limits
+            data,
+            out=out,
+            plan=plan,
+            device=device,
+            reporter=reporter,
+            started_at=process_started_at(),
+            server=server,
+            **_limits(asked),
         )
     terminal.show(result, as_json)
 
@@ -122,10 +128,10 @@ def run(
 @app.command()
 def resume(folder: RunFolder, as_json: AsJson = False) -> None:
     """Go on with an interrupted run; the time it has spent counts."""
-    from fitwithin import api
+    with launch.launched() as server, terminal.reporter(as_json) as reporter:
+        from fitwithin import api
 
-    with terminal.reporter(as_json) as reporter:
-        result = api.resume(folder, reporter=reporter, started_at=process_started_at())
+        result = api.resume(folder, reporter=reporter, started_at=process_started_at(), server=server)
     terminal.show(result, as_json)
 
 
@@ -153,12 +159,13 @@ def plan(
 ) -> None:
     """Profile the candidates and print what a run would do with the same limits; trains nothing."""
     asked = locals()
-    from fitwithin import api, page, places
+    with launch.launched() as server, terminal.reporter(as_json) as reporter:
+        from fitwithin import api, page, places
 
-    limits = _limits(asked)
-    places.check_writable(out)
-    with terminal.reporter(as_json) as reporter:
-        drawn, report = api.plan(data, device=device, reporter=reporter, started_at=process_started_at(), **limits)
+        places.check_writable(out)
+        drawn, report = api.plan(
+            data, device=device, reporter=reporter, started_at=process_started_at(), server=server, **_limits(asked)
+        )
     out.write_text(drawn.to_json(), encoding="utf-8")
     if as_json:
         typer.echo(drawn.to_json())
@@ -307,10 +314,10 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """The complete flow on 1,797 scanned digits and five tiny backbones: CPU, under two minutes."""
-    from fitwithin import demo as digits
+    with launch.launched() as server, terminal.reporter(as_json) as reporter:
+        from fitwithin import demo as digits
 
-    with terminal.reporter(as_json) as reporter:
-        result = digits.run(out, reporter=reporter, started_at=process_started_at())
+        result = digits.run(out, reporter=reporter, started_at=process_started_at(), server=server)
     terminal.show(result, as_json)
 
 

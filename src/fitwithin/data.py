@@ -10,18 +10,16 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 
 from fitwithin.errors import DataError
+from fitwithin.fingerprint import digest, fingerprint
 from fitwithin.pixels import is_image
 
 SPLITS = ("train", "val", "test")
 LAYOUT = "DATA/<class>/*.jpg, or DATA/train/<class>/*.jpg with val and test beside train"
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_HEAD_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,9 +44,9 @@ class Dataset:
     """A folder of labelled images, sorted by path, each in exactly one split.
 
     ``fingerprint`` is a BLAKE2b digest (32 hex digits) over every image's relative path, size in bytes and first
-    64 KiB, in the order of the paths. It covers a split that the folders state, for that is part of the path, but not
-    one drawn from the seed. ``split_why`` says where the split came from; ``ignored`` counts the files left out: no
-    images, or images outside every class folder.
+    64 KiB, in the order of the paths (:func:`fitwithin.fingerprint.fingerprint`). It covers a split that the folders
+    state, for that is part of the path, but not one drawn from the seed. ``split_why`` says where the split came from;
+    ``ignored`` counts the files left out: no images, or images outside every class folder.
     """
 
     root: Path
@@ -82,11 +80,12 @@ class _Folder:
         return not self.loose and not any(self.by_class.values())
 
 
-def scan(root: Path, *, seed: int = 0) -> Dataset:
+def scan(root: Path, *, seed: int = 0, kept: Path | None = None) -> Dataset:
     """The data set in a folder; a split the folders do not state is drawn per class from the seed and the paths alone.
 
     Flat folders and ``train`` alone are drawn 80/10/10; ``train`` and ``test`` without ``val`` give 10 % of train to
     val; ``train`` and ``val`` without ``test`` go without. A file that cannot be read stays in: decoding reports it.
+    In the folder ``kept`` it is noted what was read, so that files that did not change are not read again.
 
     Raises:
         DataError: missing folder, fewer than two classes, a class too small, a class that train does not have.
@@ -116,7 +115,7 @@ def scan(root: Path, *, seed: int = 0) -> Dataset:
         root=root,
         classes=classes,
         samples=tuple(samples),
-        fingerprint=_fingerprint(root, [sample.path for sample in samples]),
+        fingerprint=fingerprint(root, [sample.path for sample in samples], kept),
         split_why="; ".join([_split_why(folders, samples, flat=flat, seed=seed), *notes]),
         ignored=ignored,
     )
@@ -294,7 +293,7 @@ def _drawn(samples: Sequence[Sample], *, seed: int, with_test: bool) -> list[Sam
             by_label.setdefault(sample.label, []).append(sample)
     result = [sample for sample in samples if sample.split != "train"]
     for mine in by_label.values():
-        mine.sort(key=lambda sample: _digest(f"{seed}:{sample.path}".encode("utf-8", "surrogateescape")))
+        mine.sort(key=lambda sample: digest(f"{seed}:{sample.path}".encode("utf-8", "surrogateescape")))
         tenth = round(len(mine) / 10)
         n_val = min(max(1, tenth), len(mine) - 1)
         n_test = tenth if with_test else 0
@@ -319,31 +318,3 @@ def _split_why(folders: dict[str, _Folder], samples: Sequence[Sample], *, flat: 
     if tested[0].label < 0:
         return f"{why}; the test images are unlabelled, so test figures will be missing"
     return why
-
-
-def _digest(content: bytes) -> bytes:
-    return blake2b(content, digest_size=16).digest()
-
-
-def _heads(root: Path, paths: Sequence[str]) -> list[bytes]:
-    """Size and digest of the first 64 KiB of each file; size -1 where it cannot be read."""
-    heads = []
-    for path in paths:
-        try:
-            with open(root / path, "rb", buffering=0) as file:
-                size, head = os.fstat(file.fileno()).st_size, file.read(_HEAD_BYTES)
-        except OSError:
-            size, head = -1, b""
-        heads.append(size.to_bytes(8, "big", signed=True) + _digest(head))
-    return heads
-
-
-def _fingerprint(root: Path, paths: Sequence[str]) -> str:
-    """See :class:`Dataset`. In threads, because network file systems answer slowly but in parallel."""
-    batches = [paths[start : start + 256] for start in range(0, len(paths), 256)]
-    total = blake2b(digest_size=16)
-    with ThreadPoolExecutor(16) as pool:
-        for batch, heads in zip(batches, pool.map(lambda batch: _heads(root, batch), batches), strict=True):
-            for path, head in zip(batch, heads, strict=True):
-                total.update(path.encode("utf-8", "surrogateescape") + b"\0" + head)
-    return total.hexdigest()

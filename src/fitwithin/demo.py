@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fitwithin.api import run as run_api
 from fitwithin.errors import RunFolderError, UsageError
+from fitwithin.launch import Server
 from fitwithin.progress import Reporter
 from fitwithin.result import Result
 
@@ -41,7 +42,7 @@ def write_digits(folder: Path) -> None:
         image.resize((image.width * ENLARGE, image.height * ENLARGE), Image.Resampling.BICUBIC).save(path)
 
 
-def run(out: Path, *, reporter: Reporter, started_at: float) -> Result:
+def run(out: Path, *, reporter: Reporter, started_at: float, server: Server | None = None) -> Result:
     """Write the digits beside ``out`` and run over them; an earlier demo in ``out`` is replaced."""
     if out.exists() and any(out.iterdir()):
         if not (out / "digits").is_dir():
@@ -62,4 +63,5 @@ def run(out: Path, *, reporter: Reporter, started_at: float) -> Result:
         device="cpu",
         reporter=reporter,
         started_at=started_at,
+        server=server,
     )

@@ -34,6 +34,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fitwithin.data import SPLITS, Broken, Dataset, Sample, without
 from fitwithin.errors import DataError
+from fitwithin.machine import cores
 from fitwithin.pixels import UNREADABLE, read_rgb
 from fitwithin.units import format_size
 
@@ -108,12 +109,13 @@ def build(
     on_progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
     strict: bool = False,
+    before_decoding: Callable[[], None] | None = None,
 ) -> Pack:
     """The pack of a data set: the stored one when it is complete, undamaged and matches, else one decoded now.
 
     Images whose shorter side is above ``side`` are scaled down to it, aspect ratio kept; none is enlarged. Files that
     cannot be decoded are left out and listed in ``broken``; ``strict`` refuses them. ``on_progress`` gets (done, total)
-    after each image.
+    after each image; ``before_decoding`` is called if there is anything to decode.
 
     Raises:
         DataError: no space, a cache that cannot be written, broken files under ``strict``, or too few whole ones.
@@ -121,8 +123,10 @@ def build(
     target = location(dataset, side)
     pack = _reusable(target, dataset, side)
     if pack is None:
+        if before_decoding is not None:
+            before_decoding()
         try:
-            pack = _build(dataset, side, target, on_progress or (lambda done, total: None), workers or _cores())
+            pack = _build(dataset, side, target, on_progress or (lambda done, total: None), workers or cores())
         except OSError as error:
             if error.errno not in (*_FULL, *_NO_ENTRY):
                 raise
@@ -165,10 +169,6 @@ def open_pack(folder: Path) -> Pack:
         raise DataError(f"{folder} holds no complete pack of images ({error}); start again to have it built") from error
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _reusable(target: Path, dataset: Dataset, side: int) -> Pack | None:
     """The pack in ``target`` if it is what decoding ``dataset`` again would give."""
     try:
@@ -186,7 +186,14 @@ def _reusable(target: Path, dataset: Dataset, side: int) -> Pack | None:
     places = np.arange(len(pack))
     if len(pack.pixels) > CHECK_ALL_BYTES:
         places = np.random.default_rng().choice(places, size=min(CHECK_SOME, len(pack)), replace=False)
-    return pack if all(zlib.crc32(pack.image(i).data) == pack.crcs[i] for i in places.tolist()) else None
+    return pack if _intact(pack, places) else None
+
+
+def _intact(pack: Pack, places: npt.NDArray[np.int64]) -> bool:
+    """Those images' pixels are what was stored. In threads: the checksum frees the interpreter lock."""
+    chunks = [places[start : start + 256].tolist() for start in range(0, len(places), 256)]
+    with ThreadPoolExecutor(cores()) as pool:
+        return all(pool.map(lambda chunk: all(zlib.crc32(pack.image(i).data) == pack.crcs[i] for i in chunk), chunks))
 
 
 def _build(dataset: Dataset, side: int, target: Path, on_progress: Callable[[int, int], None], workers: int) -> Pack:

@@ -19,7 +19,7 @@ import pytest
 
 from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu, Device
-from fitwithin.engine.local import ALLOCATOR, GROWING
+from fitwithin.launch import ALLOCATOR, GROWING
 from fitwithin.machine import cuda_count
 
 MIB = 2**20

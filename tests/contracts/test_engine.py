@@ -6,6 +6,8 @@ import math
 import os
 import signal
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -263,7 +265,7 @@ def test_an_end_in_the_past_is_a_deadline(bench: Bench, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_closing_ends_every_process(local: Bench) -> None:
     engine = Local("cpu")
-    server = engine._server
+    server = engine.server.process
     engine.prepare()
     begun_at = time.monotonic()
     engine.close()
@@ -274,9 +276,37 @@ def test_closing_ends_every_process(local: Bench) -> None:
     engine.close()  # twice does no harm
 
 
+def test_a_gpu_is_asked_once_for_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nvidia-smi takes up to a second."""
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho x >> {tmp_path}/asked\necho 'A card, 1.2, 1024'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with Local("cuda:0") as engine:
+        facts = engine.describe()
+        facts["name"] = "another"
+        again = engine.describe()
+    assert (again["name"], again["driver"], again["total_bytes"]) == ("A card", "1.2", 2**30)
+    assert (tmp_path / "asked").read_text() == "x\n"
+
+
+@pytest.mark.slow
+def test_the_server_collects_garbage_again_once_it_has_imported() -> None:
+    """Nobody asks it for anything: it imports, says so and ends."""
+    program = """
+import gc, socket
+from fitwithin.engine.server import serve
+ours, theirs = socket.socketpair()
+ours.shutdown(socket.SHUT_WR)
+serve(theirs)
+print(gc.isenabled(), gc.get_freeze_count() > 100_000)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["True", "True"]
+
+
 def strike(local: Bench, number: int) -> None:
     """A signal for every worker."""
-    server = local.engine._server.pid
+    server = local.engine.server.process.pid
     for pid in Path(f"/proc/{server}/task/{server}/children").read_text().split():
         os.kill(int(pid), number)
 

@@ -7,10 +7,10 @@ import platform
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import metadata
 from multiprocessing.connection import Connection
@@ -19,13 +19,10 @@ from types import TracebackType
 from typing import Any
 
 from fitwithin import __version__
-from fitwithin.engine.server import ENDED, MESSAGE, READY, STARTED
 from fitwithin.errors import DeviceError
 from fitwithin.jobs import Failure, HoldJob, Job, Outcome, Progress, silence_s
+from fitwithin.launch import ENDED, STARTED, Server, allocator, receive
 from fitwithin.machine import cpu_name
-
-#: How long importing torch and timm may take before something is wrong.
-READY_WITHIN_S = 180.0
 
 #: How long forking a process may take before something is wrong.
 STARTED_WITHIN_S = 60.0
@@ -33,44 +30,39 @@ STARTED_WITHIN_S = 60.0
 #: What a process may hold beside its cap where that leaves the CUDA context out.
 CONTEXT_BYTES = 2**30
 
-#: PyTorch's CUDA allocator is told to grow its segments: memory then is a line in the batch, where blocks of fixed size
-#: left 16 to 36 % of it unused (H200: resnet18 amp at 520 images reserved 5,414 MiB for 3,438, and 3,476 this way).
-#: A setting of the user's own stays.
-ALLOCATOR = "PYTORCH_ALLOC_CONF"
-GROWING = "expandable_segments:True"
-
 
 class Local:
-    """A process server, started at once so that its imports overlap with reading the data, and its children.
+    """A process server, launched at once so that its imports overlap with reading the data, and its children.
 
     Args:
         device: ``cpu`` or ``cuda:N``.
         log: a file for what workers print.
         emulate_bytes: of the GPU's memory so much is left free, the rest is held: a small card inside a big one.
+        server: a server that was launched already; it has a log of its own.
     """
 
-    def __init__(self, device: str, log: Path | None = None, *, emulate_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        device: str,
+        log: Path | None = None,
+        *,
+        emulate_bytes: int | None = None,
+        server: Server | None = None,
+    ) -> None:
         self.device, self.emulate_bytes = device, emulate_bytes
+        self.server = server if server is not None else Server(log)
         self._holder: Connection | None = None
-        self._log = log
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        environment = {**os.environ, ALLOCATOR: _allocator(), "PYTHONUNBUFFERED": "1"}
-        with open(log, "ab") if log else open(os.devnull, "wb") as sink:
-            self._server = subprocess.Popen(
-                [sys.executable, "-m", "fitwithin.engine.server", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=sink,
-                env=environment,
-                start_new_session=True,
-            )
-        theirs.close()
-        self._ready = False
         self._asking = threading.Lock()
+        # nvidia-smi is a process to wait for; meanwhile there is something else to do.
+        beside = ThreadPoolExecutor(1, thread_name_prefix="facts")
+        self._facts = beside.submit(self._gather)
+        beside.shutdown(wait=False)
 
     def describe(self) -> dict[str, Any]:
-        """Device, driver and versions, without starting CUDA here."""
+        """Device, driver and versions, without starting CUDA here; gathered once."""
+        return dict(self._facts.result())
+
+    def _gather(self) -> dict[str, Any]:
         facts: dict[str, Any] = {
             "device": self.device,
             "platform": platform.platform(),
@@ -83,7 +75,7 @@ class Local:
         if self.device.startswith("cuda"):
             name, driver, total = _nvidia_smi("name,driver_version,memory.total", self.device)
             cudnn = {d.name: d.version for d in metadata.distributions() if d.name.startswith("nvidia-cudnn")}
-            facts["allocator"] = _allocator()
+            facts["allocator"] = allocator()
             if self.emulate_bytes is not None:
                 facts["emulated_bytes"] = self.emulate_bytes
             facts.update(name=name, driver=driver, total_bytes=int(total) * 2**20, cudnn=", ".join(cudnn.values()))
@@ -99,21 +91,9 @@ class Local:
 
     def prepare(self) -> None:
         """Wait until the server has imported everything; DeviceError if it cannot."""
-        if not self._ready:
-            self._await_ready()
+        self.server.await_ready()
         if self.emulate_bytes is not None and self._holder is None:
             self._hold(self.emulate_bytes)
-
-    def _await_ready(self) -> None:
-        try:
-            kind, _ = _receive(self._control, READY_WITHIN_S)
-        except (TimeoutError, ConnectionError) as error:
-            told = self._log.read_text(errors="replace").strip().splitlines()[-1:] if self._log else []
-            raise DeviceError(
-                f"the worker server, which imports torch and timm, did not start: {''.join(told)}"
-            ) from error
-        assert kind == READY
-        self._ready = True
 
     def _hold(self, free_bytes: int) -> None:
         connection, status, _ = self._fork()
@@ -137,7 +117,7 @@ class Local:
         try:
             with theirs, told:
                 self._ask([theirs.fileno(), told.fileno()])
-            kind, pid = _receive(status, STARTED_WITHIN_S)
+            kind, pid = receive(status, STARTED_WITHIN_S)
             assert kind == STARTED
         except BaseException:
             connection.close()
@@ -178,7 +158,7 @@ class Local:
 
     def _ask(self, fds: list[int]) -> None:
         with self._asking:
-            socket.send_fds(self._control, [b"J"], fds)
+            socket.send_fds(self.server.control, [b"J"], fds)
 
     def _listen(
         self,
@@ -215,14 +195,7 @@ class Local:
         """End the server, and with it any child."""
         if self._holder is not None:
             self._holder.close()
-        self._control.close()
-        if not self._ready:  # still importing, without a child: it would take seconds to notice
-            self._server.kill()
-        try:
-            self._server.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._server.kill()
-            self._server.wait()
+        self.server.close()
 
     def __enter__(self) -> Local:
         return self
@@ -233,29 +206,11 @@ class Local:
         self.close()
 
 
-def _allocator() -> str:
-    """What PyTorch's CUDA allocator is told; its variable's older name counts where it is set."""
-    return os.environ.get(ALLOCATOR) or os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or GROWING
-
-
-def _receive(source: socket.socket, within_s: float) -> tuple[bytes, int]:
-    """A message of the server's; TimeoutError if none came, ConnectionError if it is gone."""
-    source.settimeout(within_s)
-    data = b""
-    while len(data) < MESSAGE.size:
-        part = source.recv(MESSAGE.size - len(data))
-        if not part:
-            raise ConnectionError("the worker server is gone")
-        data += part
-    kind, value = MESSAGE.unpack(data)
-    return kind, value
-
-
 def _end(status: socket.socket, pid: int, *, killed: bool) -> int:
     """Wait for a child's exit status; a child that answered but does not end is ended."""
     for attempt in range(2):
         try:
-            kind, code = _receive(status, 10.0)
+            kind, code = receive(status, 10.0)
         except TimeoutError:
             if attempt or killed:
                 raise DeviceError(f"worker process {pid} does not end even when killed; the driver may hang") from None
