@@ -48,6 +48,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "verbs",
         (
+            "augment",
             "catalogue",
             "charts",
             "checkpoint",
@@ -56,7 +57,9 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "device",
             "evaluate",
             "feeder",
+            "fingerprint",
             "graph",
+            "launch",
             "learner",
             "lifeline",
             "loader",
@@ -89,6 +92,7 @@ LAYER_OF = {module: number for number, (_, modules) in enumerate(LAYERS) for mod
 
 #: Only these may import torch or timm, or one another, when they are imported: they run in workers, or on demand.
 TORCH = {
+    "augment",
     "checkpoint",
     "evaluate",
     "feeder",

@@ -206,6 +206,17 @@ def test_a_turn_ends_within_its_allotment_and_within_the_run(stage: Any, scope: 
         assert sooner - run.engine.now() == pytest.approx(10.0)
 
 
+def test_a_short_turn_augments_less_than_it_was_profiled_with(stage: Any) -> None:
+    run, plan = stage(recipe="fast", time_s=28.0)
+    turn = plan.turns[0]
+    wanted = run.request.recipe
+    assert turn.epochs < wanted.augment_epochs
+    train(run, plan)
+    (job,) = run.engine.jobs
+    assert job.setting.recipe.cutmix == pytest.approx(wanted.cutmix * turn.epochs / wanted.augment_epochs)
+    assert run.setting.recipe == wanted
+
+
 def test_jobs_are_told_the_profiles_figures(stage: Any) -> None:
     run, plan = stage()
     train(run, plan)

@@ -55,6 +55,9 @@ def test_the_learning_rate_grows_with_the_root_of_the_batch(batch: int, factor: 
         ("flip", -0.1),
         ("crop", 0.0),
         ("clip", 0.0),
+        ("jitter", 1.1),
+        ("cutmix", -0.1),
+        ("augment_epochs", -1.0),
         ("crop", 1.2),
         ("last_epochs", 0),
         ("worthwhile_epochs", 0),
@@ -64,6 +67,16 @@ def test_the_learning_rate_grows_with_the_root_of_the_batch(batch: int, factor: 
 def test_a_value_out_of_range_is_named(field: str, value: Any) -> None:
     with pytest.raises(UsageError, match=rf"recipe 'paper': {field} = .* is out of its range"):
         replace(load("paper"), **{field: value})
+
+
+@given(st.floats(0, 1000), st.floats(0, 1000))
+def test_the_longer_a_turn_the_more_it_augments_up_to_the_recipes_values(epochs: float, more: float) -> None:
+    fast = load("fast")
+    shorter, longer = fast.over(min(epochs, more)), fast.over(max(epochs, more))
+    assert 0 <= shorter.jitter <= longer.jitter <= fast.jitter
+    assert 0 <= shorter.cutmix <= longer.cutmix <= fast.cutmix
+    assert fast.over(fast.augment_epochs) == fast
+    assert load("paper").over(epochs) == load("paper")
 
 
 def toml(recipe: Recipe) -> str:

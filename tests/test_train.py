@@ -328,14 +328,20 @@ def elsewhere(wanted: TrainJob, dies_at: int) -> tuple[int, list[int]]:
     return done.returncode, [int(word) for word in done.stdout.split()]
 
 
-@pytest.mark.parametrize("stages", [(), STAGES], ids=["one size", "three sizes"])
+@pytest.mark.parametrize(
+    ("stages", "augmented"),
+    [((), {}), (STAGES, {}), ((), {"jitter": 0.2, "cutmix": 0.3, "optimizer": "muon", "lr": 1e-3})],
+    ids=["one size", "three sizes", "augmented, with Muon"],
+)
 def test_killed_twice_and_carried_on_gives_the_bytes_of_an_uninterrupted_turn(
-    images: Pack, tmp_path: Path, stages: tuple[Stage, ...]
+    images: Pack, tmp_path: Path, stages: tuple[Stage, ...], augmented: dict[str, Any]
 ) -> None:
     """The model has dropout and batch norm: generator and running statistics must be carried on too."""
-    whole = advance(job(images, tmp_path / "whole", frozen=True, stages=stages), images)
+    calm = job(images, tmp_path / "whole", frozen=True, stages=stages)
+    calm = replace(calm, setting=replace(calm.setting, recipe=replace(calm.setting.recipe, **augmented)))
+    whole = advance(calm, images)
     # A checkpoint after every step (none where a validation takes its place).
-    often = job(images, tmp_path / "killed", frozen=True, save_s=0.0, checkpoint_every_s=1e-9, stages=stages)
+    often = replace(calm, folder=str(tmp_path / "killed"), save_s=0.0, checkpoint_every_s=1e-9)
     code, first = elsewhere(often, dies_at=5)
     assert (code, first) == (-9, [1, 2, 3, 4, 5])
     code, second = elsewhere(often, dies_at=24)  # after the first validation, at step 28

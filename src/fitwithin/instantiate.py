@@ -92,7 +92,7 @@ def train(
     patience_s = max(least_s, PATIENCE_STEPS * step_s, min(most_s, PATIENCE_SHARE * turn.allotted_s))
     silent_s = turn.startup_s + turn.warmup_s + turn.validation_s + 2 * turn.save_s
     job = TrainJob(
-        setting=setting,
+        setting=replace(setting, recipe=setting.recipe.over(turn.epochs)),
         candidate=turn.candidate,
         batch=turn.batch,
         steps=turn.steps,

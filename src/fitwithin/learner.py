@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
+from fitwithin import augment, optimizers
 from fitwithin import model as models
-from fitwithin import optimizers
 from fitwithin.candidate import Candidate
 from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu
@@ -65,7 +65,7 @@ class Learner:
             fused=device.kind == "cuda",
             capturable=self._recorder is not None,
         )
-        self._smoothing, self._clip = setting.recipe.smoothing, setting.recipe.clip
+        self._recipe, self._classes = setting.recipe, setting.classes
         self.scaler = torch.amp.GradScaler(device.kind, enabled=self.amp_dtype == torch.float16)
         self._mean = torch.tensor(models.MEAN, device=device.torch_device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(models.STD, device=device.torch_device).view(1, 3, 1, 1) * 255
@@ -78,10 +78,20 @@ class Learner:
         """Mixed precision where the candidate asks for it."""
         return torch.autocast(self.device.kind, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
 
-    def images(self, x_bhwc: torch.Tensor) -> torch.Tensor:
+    def images(self, x_bhwc: torch.Tensor, jitter: float = 0.0) -> torch.Tensor:
         """uint8 [B, H, W, 3] from the loader, as normalised floats [B, 3, H, W] on the device."""
-        x_bchw = x_bhwc.to(self.device.torch_device, non_blocking=True).permute(0, 3, 1, 2)
-        return x_bchw.float().sub_(self._mean).div_(self._std).contiguous(memory_format=self._format)
+        x_bchw = x_bhwc.to(self.device.torch_device, non_blocking=True).permute(0, 3, 1, 2).float()
+        if jitter:
+            x_bchw = augment.coloured(x_bchw, jitter)
+        return x_bchw.sub_(self._mean).div_(self._std).contiguous(memory_format=self._format)
+
+    def _augmented(self, x_bhwc: torch.Tensor, y_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images [B, 3, H, W] as the recipe wants them, and their targets: classes [B], or shares of them [B, K]."""
+        recipe = self._recipe
+        x_bchw = self.images(x_bhwc, recipe.jitter)
+        if recipe.cutmix:
+            return augment.mixed(x_bchw, y_b, self._classes, recipe.cutmix)
+        return x_bchw, y_b
 
     def step(self, x_bhwc: torch.Tensor, y_b: torch.Tensor, lr: float) -> torch.Tensor:
         """One update at learning rate ``lr``; returns the batch's mean cross-entropy, not waited for.
@@ -119,18 +129,18 @@ class Learner:
         y_b = y_b.to(self.device.torch_device, non_blocking=True)
         losses: list[torch.Tensor] = []
         for x_part, y_part in zip(x_bhwc.chunk(self.chunks), y_b.chunk(self.chunks), strict=True):
-            x_bchw = self.images(x_part)
+            x_bchw, target = self._augmented(x_part, y_part)
             if len(losses) == self.chunks - 1:
                 read()
             with self.autocast():
-                loss = F.cross_entropy(self.net(x_bchw), y_part, label_smoothing=self._smoothing)
+                loss = F.cross_entropy(self.net(x_bchw), target, label_smoothing=self._recipe.smoothing)
             del x_bchw  # it need not stay while the weights are updated
             loss = loss / self.chunks
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
-        if self._clip is not None:
+        if self._recipe.clip is not None:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.net.parameters(), self._clip)
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), self._recipe.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

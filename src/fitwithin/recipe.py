@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,10 @@ class Recipe:
     SCHEDULES); ``optimizer`` is one of OPTIMIZERS; without ``decay_norms`` norms and biases are not decayed;
     ``smoothing`` is label smoothing's share; with ``clip`` gradients whose norm, over all parameters, is larger are
     scaled down to it.
+
+    On the device, an image's brightness, contrast and saturation are drawn from 1 - ``jitter`` to 1 + ``jitter``, and
+    with probability ``cutmix`` a box of it is filled from another image, whose label counts by the box's share. Turns
+    of fewer than ``augment_epochs`` have less of both, in proportion: few epochs are better spent on plain images.
 
     ``progress`` is progressive resizing: pairs of a share of the steps and a share of the training size (a side, in
     pixels); from that step on images have that size. The last pair has the whole size; without any all have it.
@@ -65,6 +69,9 @@ class Recipe:
     clip: float | None = None
     schedule: str = "cosine"
     warmup: float = 0.0
+    jitter: float = 0.0
+    cutmix: float = 0.0
+    augment_epochs: float = 0.0
     progress: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
@@ -86,6 +93,9 @@ class Recipe:
             "clip": self.clip is None or self.clip > 0,
             "schedule": self.schedule in SCHEDULES,
             "warmup": 0 <= self.warmup < 1,
+            "jitter": 0 <= self.jitter <= 1,
+            "cutmix": 0 <= self.cutmix <= 1,
+            "augment_epochs": 0 <= self.augment_epochs < math.inf,
             "progress": _rises(self.progress),
             "batch": self.batch >= 2 if isinstance(self.batch, int) else self.batch in BATCHES,
         }
@@ -100,6 +110,11 @@ class Recipe:
         only that the rate was adapted to the batch.
         """
         return self.lr * math.sqrt(batch / self.lr_batch)
+
+    def over(self, epochs: float) -> Recipe:
+        """This recipe for a turn that is planned for so many epochs: the shorter, the less it augments."""
+        share = min(1.0, epochs / self.augment_epochs) if self.augment_epochs else 1.0
+        return replace(self, jitter=share * self.jitter, cutmix=share * self.cutmix)
 
     def stages(self, train_px: int) -> tuple[tuple[float, int], ...]:
         """``(share of the steps, px)`` of each stage, ascending in both: always one at least, the last at ``train_px``.

@@ -343,6 +343,18 @@ print(json.dumps({"losses": [float(loss) for loss in losses], "recorded": one.ca
     assert len(set(found["losses"])) > 6
 
 
+def test_a_recorded_step_augments_anew_every_time() -> None:
+    found = fresh("""
+from dataclasses import replace
+setting = replace(setting, recipe=replace(setting.recipe, jitter=0.3, cutmix=0.5))
+one = learner("amp-bf16", "channels_last")
+losses = [one.step(*batches[0], 0.0) for _ in range(8)]
+print(json.dumps({"losses": [float(loss) for loss in losses], "recorded": one.capture_s}))
+""")
+    assert found["recorded"]
+    assert len(set(found["losses"])) > 6
+
+
 def test_a_recorded_steps_memory_comes_back_for_the_evaluation() -> None:
     found = fresh("""
 one = learner("fp32")

@@ -1,0 +1,59 @@
+"""Changes to training images that a device makes in passing: colours, and boxes out of other images.
+
+Shape suffixes: B batch, C channels, H W pixels, K classes.
+
+Every draw is the device's own generator's, whose state a checkpoint keeps, and nothing waits for the device: a step
+with these in it can be recorded as a CUDA graph, and goes on from a checkpoint as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
+
+#: Luma of red, green and blue (ITU-R BT.601, as torchvision and Pillow turn images grey).
+LUMA = (0.299, 0.587, 0.114)
+
+
+def coloured(x_bchw: torch.Tensor, most: float) -> torch.Tensor:
+    """Images [B, 3, H, W] of 0 to 255, each of another brightness, contrast and saturation.
+
+    Each factor is drawn from 1 - ``most`` to 1 + ``most`` for every image (torchvision.transforms.ColorJitter, whose
+    order is drawn too; here it is brightness, contrast, saturation).
+    """
+    brightness, contrast, saturation = _uniform(x_bchw, 3, 1 - most, 1 + most).view(3, -1, 1, 1, 1)
+    x_bchw = (x_bchw * brightness).clamp_(0, 255)
+    x_bchw = torch.lerp(_grey(x_bchw).mean((2, 3), keepdim=True), x_bchw, contrast).clamp_(0, 255)
+    return torch.lerp(_grey(x_bchw), x_bchw, saturation).clamp_(0, 255)
+
+
+def _grey(x_bchw: torch.Tensor) -> torch.Tensor:
+    """Luma [B, 1, H, W]; by plain numbers, for a tensor of them could not be made while a step is recorded."""
+    red, green, blue = (x_bchw[:, channel : channel + 1] * share for channel, share in enumerate(LUMA))
+    return red + green + blue
+
+
+def mixed(
+    x_bchw: torch.Tensor, y_b: torch.Tensor, classes: int, probability: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images [B, C, H, W], some with a box out of their neighbour in the batch; targets [B, K] by what is to be seen.
+
+    CutMix (Yun et al., ICCV 2019): the box covers a share drawn from 0 to 1 around a point drawn from all; here every
+    image has its own. Neighbours in a batch are strangers: an epoch's order is drawn.
+    """
+    share, chosen, *centre = _uniform(x_bchw, 4, 0.0, 1.0)
+    inside = [
+        ((torch.arange(size, device=x_bchw.device) + 0.5) / size - at.unsqueeze(1)).abs()
+        < share.sqrt().unsqueeze(1) / 2
+        for size, at in zip(x_bchw.shape[2:], centre, strict=True)
+    ]
+    rows, columns = inside[0].view(len(x_bchw), 1, -1, 1), inside[1].view(len(x_bchw), 1, 1, -1)
+    box = rows & columns & (chosen < probability).view(-1, 1, 1, 1)
+    kept = 1 - box.float().mean((1, 2, 3)).unsqueeze(1)
+    target = F.one_hot(y_b, classes).float()
+    return torch.where(box, x_bchw.roll(1, 0), x_bchw), kept * target + (1 - kept) * target.roll(1, 0)
+
+
+def _uniform(like: torch.Tensor, rows: int, low: float, high: float) -> torch.Tensor:
+    """Draws [rows, B] between ``low`` and ``high``."""
+    return torch.rand(rows, len(like), device=like.device) * (high - low) + low
