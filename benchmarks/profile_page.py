@@ -15,13 +15,11 @@ from typing import Any, NamedTuple
 
 from fitwithin.candidate import TABLE_2, grid
 from fitwithin.charts import GREY, PALETTE
+from pages import Target, minus, save, table, targets, text
 
 Row = dict[str, Any]
 
 GIB, MIB = 2**30, 2**20
-
-#: Of a line of prose.
-WIDTH = 120
 
 #: Shown in the picture as far as they were profiled; others take the places of those that were not.
 PICTURED = (
@@ -32,33 +30,6 @@ PICTURED = (
 )
 
 PEERS = {"lightning": "Lightning", "accelerate": "accelerate"}
-
-
-class Target(NamedTuple):
-    """A number of the summary: its words and form, what it should be at least or at most, and what it is made from.
-
-    ``base`` is the summary's count of that: with none of them the number says nothing.
-    """
-
-    key: str
-    words: str
-    form: str
-    least: float | None = None
-    most: float | None = None
-    base: str = "candidates"
-
-    @property
-    def bound(self) -> str:
-        """The target as the table has it."""
-        if self.least is not None:
-            return f"≥ {self.least:g}"
-        return "–" if self.most is None else f"≤ {self.most:g}"
-
-    def met(self, number: float) -> bool | None:
-        """Whether it is; None without a target."""
-        if self.least is not None:
-            return number >= self.least
-        return None if self.most is None else number <= self.most
 
 
 TARGETS = (
@@ -109,7 +80,7 @@ def write(value: dict[str, Any], docs: Path) -> None:
     cap_bytes = value["summary"]["cap_bytes"]
     parts = [
         _made(value, profiled),
-        _targets(value["summary"]),
+        targets(TARGETS, value["summary"]),
         _method(profiled, pictured, cap_bytes),
         _candidates(rows),
         _times(rows),
@@ -117,14 +88,9 @@ def write(value: dict[str, Any], docs: Path) -> None:
         _watch(value["facts"].get("watch"), cap_bytes),
         _peers(value, rows),
     ]
-    _save(docs / "results" / "profile_phase.md", "\n".join(line for part in parts for line in part))
+    save(docs / "results" / "profile_phase.md", "\n".join(line for part in parts for line in part))
     if pictured:
-        _save(docs / "images" / "profile_phase.svg", _picture(pictured, cap_bytes))
-
-
-def _save(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+        save(docs / "images" / "profile_phase.svg", _picture(pictured, cap_bytes))
 
 
 def _made(value: dict[str, Any], profiled: Sequence[Row]) -> list[str]:
@@ -138,32 +104,13 @@ def _made(value: dict[str, Any], profiled: Sequence[Row]) -> list[str]:
     what = f" ({len(models)} backbones{whose}, in {precisions}, at {sizes} px)" if known else ""
     lanes = f", up to {summary['jobs']} of them side by side" if (summary.get("jobs") or 1) > 1 else ""
     versions = ", ".join(f"{key} {version}" for key, version in value["versions"].items())
-    told = _text(
+    told = text(
         f"{summary['candidates']} candidates{what} profiled on imagenette{lanes}, each process under a cap of "
         f"{summary['cap_bytes'] / GIB:.2f} GiB by the driver's count. Made by `benchmarks/profile_phase.py` on "
         f"{value['date']} at commit `{value['commit'][:12]}`, from `benchmarks/results/profile_phase.json`. "
         f"Hardware: {value['hardware']}. Versions: {versions}. The command:"
     )
     return ["# The profile phase", "", *told, f"    {value['command']}", ""]
-
-
-def _targets(summary: dict[str, Any]) -> list[str]:
-    lines: list[list[str]] = []
-    keys: dict[str, list[str]] = {"yes": [], "**no**": [], "–": [], "absent": []}
-    for target in TARGETS:
-        number = summary.get(target.key)
-        if number is None or not summary.get(target.base):
-            keys["absent"] += [f"`{target.key}`"] if target.bound != "–" else []
-            continue
-        verdict = {None: "–", True: "yes", False: "**no**"}[target.met(number)]
-        keys[verdict].append(f"`{target.key}`")
-        lines.append([f"`{target.key}`", target.words, _minus(target.form.format(number)), target.bound, verdict])
-    met, missed, absent = keys["yes"], keys["**no**"], keys["absent"]
-    told = f"Met: {len(met)} of the {len(met) + len(missed)} targets that were measured."
-    told += f" Missed: {', '.join(missed)}." if missed else ""
-    told += f" Not measured in this result: {', '.join(absent)}." if absent else ""
-    table = _table(["Key", "What", "Result", "Target", "Met"], lines, left=2)
-    return ["## Result and targets", "", *_text(told), *table]
 
 
 def _method(profiled: Sequence[Row], pictured: Sequence[Row], cap_bytes: int) -> list[str]:
@@ -173,7 +120,7 @@ def _method(profiled: Sequence[Row], pictured: Sequence[Row], cap_bytes: int) ->
     for row in profiled:
         trials.setdefault(row["profile"]["candidate"]["train_px"], []).append(row["trials"])
     told = ", ".join(f"{mean(trials[px]):.2f} at {px} px" for px in sorted(trials))
-    lines = _text(
+    lines = text(
         "A trial is a batch that was run, scouted ones and repetitions included; the timed process at the end is not "
         f"one. Trials for a candidate, mean: {told}. More in [how-it-works.md](../how-it-works.md#the-profile-phase)."
     )
@@ -185,7 +132,7 @@ def _method(profiled: Sequence[Row], pictured: Sequence[Row], cap_bytes: int) ->
         *lines,
         f"![Memory needed against batch, for {len(pictured)} candidates](../images/profile_phase.svg)",
         "",
-        *_text(
+        *text(
             "Left: every batch that was tried, and the line through the smallest and the largest that passed. Right: "
             "the end of it, enlarged. What a failed batch would have needed is not known: its cross lies on the usable "
             f"memory. That is where the search aims{less}; the cap itself decides what passes."
@@ -208,12 +155,12 @@ def _candidates(rows: Sequence[Row]) -> list[str]:
         lines.append([*cells, f"{step} ({low}–{high})", f"{profile['batch'] / timing['step_s']:,.0f}"])
     if not lines and not turned:
         return []
-    told = _text(
+    told = text(
         "Milliseconds a step: with a batch that is already there (the paper's dummy loader), of the loader alone, and "
         "of both together with the 95 % interval of their mean. Images/s are those of both together."
     )
     head = ["Candidate", "Batch", "Trials", "Peak, GiB", "Dummy, ms", "Loader, ms", "Both, ms", "Images/s"]
-    return ["## All candidates", "", *(told if lines else []), *_table(head, lines), *_list("Turned away:", turned)]
+    return ["## All candidates", "", *(told if lines else []), *table(head, lines), *_list("Turned away:", turned)]
 
 
 def _times(rows: Sequence[Row]) -> list[str]:
@@ -228,7 +175,7 @@ def _times(rows: Sequence[Row]) -> list[str]:
             lines.append([row["candidate"], str(check["steps"]), *steps, *turn, _signed(check["turn_error_pct"], 1)])
     if not lines and not failed:
         return []
-    told = _text(
+    told = text(
         "Two epochs at the certified batch, as a run trains them, against what the profile said. The error is "
         "predicted over actual seconds of the steps, less 1; the summary takes it without its sign. These seconds run "
         "from asking for the first batch until the device has finished the last step: the start of the loader and slow "
@@ -238,7 +185,7 @@ def _times(rows: Sequence[Row]) -> list[str]:
     head = ["Candidate", "Steps", "Predicted, s", "Actual, s", "Error, %"]
     head += ["Turn: predicted, s", "Actual, s", "Error, %"]
     others = _list("Failed, and so in none of the errors:", failed)
-    return ["## Predicted and actual time", "", *told, *_table(head, lines), *others]
+    return ["## Predicted and actual time", "", *told, *table(head, lines), *others]
 
 
 def _soaks(rows: Sequence[Row], cap_bytes: int) -> list[str]:
@@ -254,9 +201,9 @@ def _soaks(rows: Sequence[Row], cap_bytes: int) -> list[str]:
         lines.append([row["candidate"], str(row["profile"]["batch"]), *cells, "yes" if soak["passed"] else failed])
     if not lines:
         return []
-    told = _text("A training of 200 steps; it passed if it took all of them and its peak stayed within the cap.")
+    told = text("A training of 200 steps; it passed if it took all of them and its peak stayed within the cap.")
     head = ["Candidate", "Batch", "Seconds", "Peak, GiB", "Below the cap, MiB", "Passed"]
-    return ["## 200 steps at the certified batch", "", *told, *_table(head, lines)]
+    return ["## 200 steps at the certified batch", "", *told, *table(head, lines)]
 
 
 def _watch(watch: dict[str, Any] | None, cap_bytes: int) -> list[str]:
@@ -265,7 +212,7 @@ def _watch(watch: dict[str, Any] | None, cap_bytes: int) -> list[str]:
     peaks = list(watch["peaks"].values())
     above = sum(peak_bytes > cap_bytes for peak_bytes in peaks)
     apart = f"{abs(cap_bytes - max(peaks)) / MIB:,.1f} MiB {'above' if above else 'below'} the cap"
-    told = _text(
+    told = text(
         "A process of its own read the driver's count of every process on the GPU while candidates were searched, "
         f"timed and trained: {watch['readings']:,} readings, {len(peaks)} processes. The gaps between readings were "
         f"{watch['gap_ms_median']:.1f} ms (median), at most {watch['gap_ms_p999']:.1f} ms for 99.9 % of them and "
@@ -293,7 +240,7 @@ def _peers(value: dict[str, Any], rows: Sequence[Row]) -> list[str]:
             if "failed" in theirs:
                 failed.append(f"- {PEERS[peer]}, {row['candidate']}: {_last_line(theirs['failed'])}")
         lines.append([row["candidate"], str(row["profile"]["batch"]), str(row["trials"]), *cells])
-    told = _text(
+    told = text(
         "The same candidates, searched by Lightning's `BatchSizeFinder` (`binsearch`, its defaults, which cut the "
         "result by a margin of 5 %) and by accelerate's `find_executable_batch_size` (from 2048 downwards), each in a "
         "process of its own under the same cap. They get images that are there already and no evaluation; their "
@@ -301,7 +248,7 @@ def _peers(value: dict[str, Any], rows: Sequence[Row]) -> list[str]:
         "every process; in the first table ours ran one after the other too, side by side several run at once."
     )
     totals = [*_totals(value["facts"], compared, names), *_ratios(value["summary"], names), *_repeated(compared)]
-    return ["## Beside other finders", "", *told, *_table(head, lines), *_list("Failed:", failed), *totals]
+    return ["## Beside other finders", "", *told, *table(head, lines), *_list("Failed:", failed), *totals]
 
 
 def _totals(facts: dict[str, Any], compared: Sequence[Row], names: dict[str, str]) -> list[str]:
@@ -317,7 +264,7 @@ def _totals(facts: dict[str, Any], compared: Sequence[Row], names: dict[str, str
     for peer, name in names.items():
         seconds = [row[peer]["wall_s"] for row in compared if "batch" in row.get(peer, {})]
         lines.append([name, str(len(seconds)), f"{math.fsum(seconds):.1f}"])
-    return _table(["In total", "Candidates", "Seconds"], lines)
+    return table(["In total", "Candidates", "Seconds"], lines)
 
 
 def _ratios(summary: dict[str, Any], names: Iterable[str]) -> list[str]:
@@ -328,7 +275,7 @@ def _ratios(summary: dict[str, Any], names: Iterable[str]) -> list[str]:
             cells = [*(f"{summary[key]:.3f}" for key in keys), f"{summary[f'trials_mean_{peer}']:.1f}"]
             lines.append([PEERS[peer], *cells])
     head = ["Our seconds over those of", "Side by side", "One by one", "One by one, search only", "Its trials, mean"]
-    return _table(head, lines)
+    return table(head, lines)
 
 
 def _repeated(compared: Sequence[Row]) -> list[str]:
@@ -344,7 +291,7 @@ def _repeated(compared: Sequence[Row]) -> list[str]:
     told = (
         f"Searched three times (among all candidates, side by side, alone), {len(again) - len(others)} of {len(again)}"
     )
-    return _text(f"{told} had the same batch each time{'; the others: ' + ', '.join(others) if others else ''}.")
+    return text(f"{told} had the same batch each time{'; the others: ' + ', '.join(others) if others else ''}.")
 
 
 def _versioned(peer: str, rows: Iterable[Row]) -> str:
@@ -352,29 +299,12 @@ def _versioned(peer: str, rows: Iterable[Row]) -> str:
     return " ".join([PEERS[peer], *versions])
 
 
-def _text(paragraph: str) -> list[str]:
-    """The paragraph in lines, and an empty one."""
-    return [*textwrap.wrap(paragraph, WIDTH, break_long_words=False, break_on_hyphens=False), ""]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """A Markdown table, its first columns to the left and the others to the right, and an empty line."""
-    if not rows:
-        return []
-    rule = "|" + "---|" * left + "---:|" * (len(head) - left)
-    return [f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(row)} |" for row in rows), ""]
-
-
 def _list(title: str, items: Sequence[str]) -> list[str]:
     return [title, "", *items, ""] if items else []
 
 
 def _signed(number: float, digits: int) -> str:
-    return _minus(f"{number:+.{digits}f}")
-
-
-def _minus(number: str) -> str:
-    return number.replace("-", "−")
+    return minus(f"{number:+.{digits}f}")
 
 
 def _reason(text: str) -> str:

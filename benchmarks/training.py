@@ -1,10 +1,13 @@
 """The training engine: images/s against the device's own pace and against a plain timm loop, and accuracy in its time.
 
     python benchmarks/training.py --part speed --data IMAGENETTE
-    python benchmarks/training.py --part accuracy --data-set imagenette --data DATA --time 90s --recipe paper --seed 0
+    python benchmarks/training.py --part accuracy --data DATA --data-set imagenette --time 90s --recipe fast --seeds 0,1
+    python benchmarks/training.py --take OTHER.json ...    # rows that another GPU of the machine made meanwhile
+    python benchmarks/training.py --page                   # docs/results/training.md anew from the result
 
 Rows are added to the result file as they are made, so that a series can be made in several sittings; a row that is
-there is not made again. Speed: one process after the other on the same machine. Accuracy: the command
+there is not made again. Speed: one process after the other on the same machine, in the precision and layout that a
+comparison at a small batch finds fastest, as the profile phase does. Accuracy: the command
 line as a user has it, from the start of its process; the store of decoded images and the profile are there already
 unless --cold. Every choice is made on `val`; `test` is read once per run.
 """
@@ -23,10 +26,11 @@ from statistics import mean
 from typing import Any
 
 import ground
+import training_page
 from fitwithin import units
 from fitwithin.candidate import grid
 from fitwithin.engine.local import Local
-from fitwithin.jobs import ProbeJob
+from fitwithin.jobs import ProbeJob, Screened, ScreenJob
 from fitwithin.profile import Probe
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "training.json"
@@ -41,26 +45,42 @@ SPEED_PX, SPEED_BATCH, SPEED_WORKERS = 160, 128, 4
 #: The images' shorter side in our store: that of imagenette-224's files, so that both read as many pixels.
 STORE_PX = 224
 
-#: The one candidate that accuracy is measured with, by recipe; rows of another one are summed up under its name.
-CANDIDATE = {"paper": ("resnet26d", "amp"), "fast": ("resnet26d", "amp-bf16")}
+#: What 16-bit training there is to choose from.
+SPEED_PRECISIONS, SPEED_LAYOUTS = ("amp", "amp-bf16"), ("nchw", "channels_last")
 
-#: Training and further test sizes.
-SIZES = {"imagenette": ("160", "160,224"), "mini-imagenet": ("64", "64,84")}
+#: The one backbone that accuracy is measured with, by the time there is (a larger one for a longer time), and its
+#: precision by recipe; rows of others are summed up under their names.
+MODEL, LONG_MODEL, LONG_S = "resnet26d", "resnet50d", 600.0
+PRECISION = {"paper": "amp", "fast": "amp-bf16"}
+
+#: Of which limits the store and the profile are known to be there.
+PREPARED: list[list[str]] = []
+
+#: Training sizes, and test sizes by recipe: the paper's two, and one between.
+SIZES = {"imagenette": "160", "mini-imagenet": "64"}
+TEST_SIZES = {
+    ("imagenette", "paper"): "160,224",
+    ("imagenette", "fast"): "160,192,224",
+    ("mini-imagenet", "paper"): "64,84",
+    ("mini-imagenet", "fast"): "64,84",
+}
 
 
 def main() -> None:
     """One part; its rows and the summary of all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("speed", "accuracy"), required=True)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--part", choices=("speed", "accuracy"))
+    parser.add_argument("--page", action="store_true", help="write the page of the result, measure nothing")
+    parser.add_argument("--take", type=Path, nargs="+", help="take these results' rows in, measure nothing")
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--data-set", choices=tuple(SIZES), default="imagenette")
     parser.add_argument("--sizes", default=None, help="training size; its usual ones without")
     parser.add_argument("--test-sizes", default=None)
     parser.add_argument("--time", default="90s")
     parser.add_argument("--recipe", default="paper")
-    parser.add_argument("--model", default=CANDIDATE["paper"][0])
+    parser.add_argument("--model", default=None, help="the usual one for the time without")
     parser.add_argument("--precision", default=None, help="the recipe's usual one without")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", default="0")
     parser.add_argument("--memory", default="6GiB")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--models", default=",".join(SPEED_MODELS), help="of the speed part")
@@ -70,25 +90,33 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--commit", default=None)
     arguments = parser.parse_args()
-    if arguments.part == "speed":
+    if arguments.page:
+        training_page.write(json.loads(arguments.result.read_text(encoding="utf-8")), ground.ROOT / "docs")
+    elif arguments.take:
+        take(arguments.take, arguments.result)
+    elif arguments.part == "speed":
         for model in arguments.models.split(","):
             add(arguments, {"part": "speed", "model": model}, lambda model=model: speed(arguments, model))
     else:
-        key = {"part": "accuracy", "data": arguments.data_set, "time": arguments.time, "recipe": recipe_name(arguments)}
-        key.update(sizes=list(sizes(arguments)), model=arguments.model, precision=precision(arguments))
-        key.update(seed=arguments.seed, cold=arguments.cold)
-        add(arguments, key, lambda: accuracy(arguments))
+        arguments.model = arguments.model or usual_model(arguments.time)
+        arguments.precision = arguments.precision or PRECISION.get(recipe_name(arguments), "amp")
+        for seed in (int(word) for word in arguments.seeds.split(",")):
+            key = {"part": "accuracy", "data": arguments.data_set, "time": arguments.time}
+            key.update(recipe=recipe_name(arguments), sizes=list(sizes(arguments)), model=arguments.model)
+            key.update(precision=arguments.precision, seed=seed, cold=arguments.cold)
+            add(arguments, key, lambda seed=seed: accuracy(arguments, seed))
 
 
 def sizes(arguments: argparse.Namespace) -> tuple[str, str]:
     """Training and test sizes."""
-    usual = SIZES[arguments.data_set]
-    return arguments.sizes or usual[0], arguments.test_sizes or usual[1]
+    name = recipe_name(arguments)
+    usual = TEST_SIZES.get((arguments.data_set, name), TEST_SIZES[arguments.data_set, "paper"])
+    return arguments.sizes or SIZES[arguments.data_set], arguments.test_sizes or usual
 
 
-def precision(arguments: argparse.Namespace) -> str:
-    """As asked for, or the recipe's usual one."""
-    return arguments.precision or CANDIDATE.get(recipe_name(arguments), CANDIDATE["paper"])[1]
+def usual_model(time_told: str) -> str:
+    """The backbone for so much time."""
+    return LONG_MODEL if units.duration(time_told) >= LONG_S else MODEL
 
 
 def recipe_name(arguments: argparse.Namespace) -> str:
@@ -111,6 +139,16 @@ def add(arguments: argparse.Namespace, key: dict[str, Any], make: Any) -> None:
     ground.write(arguments.result, "training", machine, arguments.commit, command, summary=summary(rows), rows=rows)
 
 
+def take(others: list[Path], result: Path) -> None:
+    """Make one result of several made on one machine at one commit."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in (result, *others) if path.exists()]
+    for name in ("hardware", "versions", "commit"):
+        assert len({json.dumps(value[name]) for value in found}) == 1, f"{name} is not the same in all of them"
+    rows = [row for value in found for row in value["rows"]]
+    value = {**found[0], "summary": summary(rows), "rows": rows}
+    result.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
 def speed(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
     """Images/s with the real loader, with a batch that lies ready, and of a plain timm loop over the same files."""
     px, batch = arguments.px, arguments.batch
@@ -122,7 +160,14 @@ def speed(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
         workers=SPEED_WORKERS,
     )
     with tempfile.TemporaryDirectory() as scratch, Local(arguments.device, Path(scratch) / "worker.log") as engine:
-        (candidate,) = grid([model], [precision(arguments)], [px])
+        variants = tuple(grid([model], SPEED_PRECISIONS, [px], SPEED_LAYOUTS))
+        screened = engine.do(
+            ScreenJob(setting=setting, candidates=variants),
+            until_at=time.monotonic() + 300,
+            on_progress=lambda progress: None,
+        )
+        assert isinstance(screened, Screened), screened
+        candidate = min(variants, key=lambda variant: screened.paces[variant.name].step_s)
         job = ProbeJob(setting=setting, candidate=candidate, batch=batch, timed=True)
         probe = engine.do(job, until_at=time.monotonic() + 300, on_progress=lambda progress: None)
     assert isinstance(probe, Probe), probe
@@ -133,6 +178,8 @@ def speed(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
     loop = json.loads(told.strip().splitlines()[-1])
     return {
         "px": px,
+        "precision": candidate.precision,
+        "layout": candidate.layout,
         "batch": batch,
         "workers": SPEED_WORKERS,
         "images_per_s": batch / probe.timing.step_s,
@@ -144,20 +191,21 @@ def speed(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
     }
 
 
-def accuracy(arguments: argparse.Namespace) -> dict[str, Any]:
+def accuracy(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     """One run of the product, seen from outside."""
     train_sizes, test_sizes = sizes(arguments)
-    limits = ["--memory", arguments.memory, "--models", arguments.model, "--precision", precision(arguments)]
+    limits = ["--memory", arguments.memory, "--models", arguments.model, "--precision", arguments.precision]
     limits += ["--sizes", train_sizes, "--test-sizes", test_sizes, "--recipe", arguments.recipe]
-    limits += ["--device", arguments.device, "--seed", str(arguments.seed), "--time", arguments.time]
+    limits += ["--device", arguments.device, "--seed", str(seed), "--time", arguments.time]
     with tempfile.TemporaryDirectory() as scratch:
         environment = dict(os.environ)
         if arguments.cold:
             environment["FITWITHIN_CACHE"] = str(Path(scratch) / "cache")
-        else:
+        elif limits[:-4] not in PREPARED:  # whatever the seed and the time
             plan = ["plan", str(arguments.data), *limits, "--out", str(Path(scratch) / "plan.json")]
             told = _fitwithin(plan, environment)
             assert told.returncode == 0, told.stderr
+            PREPARED.append(limits[:-4])
         folder = Path(scratch) / "run"
         begun_at = time.monotonic()
         told = _fitwithin(["run", str(arguments.data), *limits, "--out", str(folder)], environment)
@@ -216,7 +264,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in runs:
         words = [row["data"], row["time"], row["recipe"]]
-        if (row["model"], row["precision"]) != CANDIDATE.get(row["recipe"]):
+        if (row["model"], row["precision"]) != (usual_model(row["time"]), PRECISION.get(row["recipe"])):
             words += [row["model"], row["precision"]]
         words += ["cold"] if row["cold"] else []
         groups.setdefault("_".join(words).replace("-", "_"), []).append(row)

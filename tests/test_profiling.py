@@ -463,3 +463,17 @@ def test_where_nothing_can_be_compared_nothing_is_lost(tmp_path: Path, monkeypat
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))
     _, found = screened_run(Law(troubles=(Trouble(at_s=0.1, kind="died"),)))
     assert sum(isinstance(each, Profile) for each in found) >= 6
+
+
+@pytest.mark.parametrize("time_s", [8.0, 12.0, 20.0])
+def test_what_won_a_comparison_that_took_all_the_time_is_measured_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, time_s: float
+) -> None:
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))
+    asked = request(precisions=("amp", "fp32"), time_s=time_s)
+    asked = replace(asked, recipe=replace(asked.recipe, prune=True))
+    found = flow.profile(Stage(Law(), asked, Path("/nowhere"), CountedImages()).run())
+    assert sorted((each.candidate.precision, isinstance(each, Profile)) for each in found) == [
+        ("amp", True),
+        ("fp32", False),
+    ]

@@ -58,6 +58,8 @@ def test_the_learning_rate_grows_with_the_root_of_the_batch(batch: int, factor: 
         ("jitter", 1.1),
         ("cutmix", -0.1),
         ("augment_epochs", -1.0),
+        ("test_scales", ()),
+        ("test_scales", (3.0,)),
         ("crop", 1.2),
         ("last_epochs", 0),
         ("worthwhile_epochs", 0),
@@ -77,6 +79,12 @@ def test_the_longer_a_turn_the_more_it_augments_up_to_the_recipes_values(epochs:
     assert 0 <= shorter.cutmix <= longer.cutmix <= fast.cutmix
     assert fast.over(fast.augment_epochs) == fast
     assert load("paper").over(epochs) == load("paper")
+
+
+def test_sizes_to_test_at() -> None:
+    assert load("paper").view_sizes((160, 224)) == [160, 224]
+    assert load("fast").view_sizes((160, 224)) == [160, 192, 224, 256]
+    assert load("fast").view_sizes((32,)) == [32, 40]
 
 
 def toml(recipe: Recipe) -> str:

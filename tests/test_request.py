@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fitwithin.candidate import TABLE_2
 from fitwithin.ensemble import View
 from fitwithin.errors import UsageError
+from fitwithin.recipe import load
 from fitwithin.request import SIZES, from_dict, parse
 
 
@@ -18,7 +19,17 @@ def test_the_command_line_of_the_first_page() -> None:
     assert asked.budget.memory_bytes == 6 * 2**30
     assert asked.budget.limit_s == 10800
     assert asked.models == TABLE_2
+    assert asked.recipe == load("fast")
+    assert asked.precisions == ("amp", "fp32"), "on the CPU"
+    assert parse("photos", memory=1, time=1, device="cuda:0").precisions == ("amp-bf16", "amp")
+    assert asked.sizes == SIZES
+    assert asked.view_sizes == (160, 192, 224, 256)
+
+
+def test_the_papers_recipe_has_the_papers_grid_and_views() -> None:
+    asked = parse("photos", memory="6GiB", time="3h", recipe="paper", device="cuda:0")
     assert asked.precisions == ("amp", "fp32")
+    assert asked.layouts == ("nchw",)
     assert asked.sizes == asked.view_sizes == SIZES
     assert asked.views == (
         View(px=160, flip=False),
@@ -42,7 +53,7 @@ sizes = st.lists(st.integers(8, 1024), min_size=1, max_size=4)
     test_sizes=st.one_of(st.none(), sizes),
     scope=st.sampled_from(["total", "candidate"]),
     accounting=st.sampled_from(["process", "allocator"]),
-    recipe=st.sampled_from(["paper", "upright"]),
+    recipe=st.sampled_from(["paper", "fast", "upright"]),
     seed=st.integers(0, 2**31 - 1),
     strict=st.booleans(),
 )
@@ -56,8 +67,9 @@ def test_a_request_survives_json(**words: Any) -> None:
     assert any(view.flip for view in asked.views) == asked.recipe.flips
 
 
-def test_evaluation_takes_the_training_sizes_unless_told() -> None:
-    assert parse("x", memory=1, time=1, sizes="96").view_sizes == (96,)
+def test_evaluation_takes_the_recipes_sizes_unless_told() -> None:
+    assert parse("x", memory=1, time=1, sizes="96", recipe="paper").view_sizes == (96,)
+    assert parse("x", memory=1, time=1, sizes="96", recipe="fast").view_sizes == (96, 112)
     assert parse("x", memory=1, time=1, sizes="96", test_sizes="128,96,128").view_sizes == (96, 128)
 
 

@@ -132,13 +132,15 @@ def profile(run: Run, *, refresh: bool = False) -> list[Profile | Rejection]:
     if run.request.recipe.prune:
         _prune(run, cache, known, note, refresh=refresh)
     unknown = [candidate for candidate in run.candidates if candidate.name not in known]
+    measured = any(isinstance(found, Profile) for found in known.values())
     lanes = run.engine.lanes(run.request.jobs, budget.memory_bytes) if unknown else 1
     # One after the other each has an entry in the books; side by side they share one.
     for group in [unknown] if lanes > 1 else [[candidate] for candidate in unknown]:
         left_s = PROFILE_WITHIN_S * -(-len(group) // lanes)
         if budget.scope == "total":
             share_s = PROFILE_SHARE * budget.limit_s - run.accountant.books().spent_s()
-            left_s = share_s if known else max(share_s, REFUSAL_S)
+            left_s = share_s if measured else max(share_s, REFUSAL_S)
+        measured = True
         if left_s <= 0:
             for candidate in group:
                 note(Rejection(candidate=candidate, reason=OUT_OF_TIME))

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fitwithin.recipe import DEFAULT
+
 Data = Annotated[
     Path, typer.Argument(help="A folder of images: DATA/<class>/* or DATA/{train,val,test}/<class>/*.", metavar="DATA")
 ]
@@ -30,15 +32,18 @@ Models = Annotated[
     str | None,
     typer.Option("--models", help="timm names or patterns; default: the paper's ten.", show_default=False),
 ]
-Precision = Annotated[str | None, typer.Option("--precision", help="Of amp, fp32; default: both.", show_default=False)]
+Precision = Annotated[
+    str | None,
+    typer.Option("--precision", help="Of amp, amp-bf16, fp32, tf32; default: the recipe's.", show_default=False),
+]
 Sizes = Annotated[
     str | None, typer.Option("--sizes", help="Training sizes in pixels; default: 160,224.", show_default=False)
 ]
 TestSizes = Annotated[
-    str | None, typer.Option("--test-sizes", help="Evaluation sizes; default: as --sizes.", show_default=False)
+    str | None, typer.Option("--test-sizes", help="Evaluation sizes; default: the recipe's.", show_default=False)
 ]
 RecipeName = Annotated[
-    str | None, typer.Option("--recipe", help="A recipe's name or TOML file; default: paper.", show_default=False)
+    str | None, typer.Option("--recipe", help=f"A recipe's name or TOML file; default: {DEFAULT}.", show_default=False)
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Accounting = Annotated[

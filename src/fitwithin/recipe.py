@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -19,6 +20,9 @@ from fitwithin.schedule import SCHEDULES
 BATCHES = ("largest", "knee")
 
 OPTIMIZERS = ("adamw", "muon")
+
+#: The recipe of whoever names none.
+DEFAULT = "fast"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,8 @@ class Recipe:
 
     ``progress`` is progressive resizing: pairs of a share of the steps and a share of the training size (a side, in
     pixels); from that step on images have that size. The last pair has the whole size; without any all have it.
+
+    Models are tested at their training sizes times ``test_scales`` unless a run asks for other sizes.
 
     ``precisions`` and ``layouts`` make the grid unless a run asks for others; with ``prune`` those that lose by more
     than the noise at a small batch are not profiled. ``batch`` is ``largest``, ``knee`` (the smallest batch that comes
@@ -72,6 +78,7 @@ class Recipe:
     jitter: float = 0.0
     cutmix: float = 0.0
     augment_epochs: float = 0.0
+    test_scales: tuple[float, ...] = (1.0,)
     progress: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
@@ -95,6 +102,7 @@ class Recipe:
             "warmup": 0 <= self.warmup < 1,
             "jitter": 0 <= self.jitter <= 1,
             "cutmix": 0 <= self.cutmix <= 1,
+            "test_scales": bool(self.test_scales) and all(0.5 <= scale <= 2 for scale in self.test_scales),
             "augment_epochs": 0 <= self.augment_epochs < math.inf,
             "progress": _rises(self.progress),
             "batch": self.batch >= 2 if isinstance(self.batch, int) else self.batch in BATCHES,
@@ -121,18 +129,27 @@ class Recipe:
 
         Sizes are multiples of 32 pixels, the stride of most backbones, for a training size of 128 or more, else of 8.
         """
-        grain = 32 if train_px >= 128 else 8
         stages: list[tuple[float, int]] = []
         for since, share in self.progress or ((0.0, 1.0),):
-            px = train_px if share == 1 else max(grain, round(share * train_px / grain) * grain)
+            px = _scaled(train_px, share)
             if not stages or px > stages[-1][1]:
                 stages.append((since, min(px, train_px)))
         return tuple(stages)
+
+    def view_sizes(self, trained: Sequence[int]) -> list[int]:
+        """The sizes in pixels to test at where models are ``trained`` at these."""
+        return sorted({_scaled(px, scale) for px in trained for scale in self.test_scales})
 
     @property
     def flips(self) -> bool:
         """Whether mirrored images are of the same class under this recipe."""
         return self.flip > 0
+
+
+def _scaled(px: int, scale: float) -> int:
+    """A size in whole strides of 32 pixels, or of 8 where ``px`` is below 128; ``px`` itself for a scale of 1."""
+    grain = 32 if px >= 128 else 8
+    return px if scale == 1 else max(grain, round(scale * px / grain) * grain)
 
 
 def _rises(progress: tuple[tuple[float, float], ...]) -> bool:

@@ -19,6 +19,9 @@ from fitwithin.recipe import Recipe
 #: The sizes of the paper.
 SIZES = (160, 224)
 
+#: What there is to choose from on a CPU, whose autocast computes in bfloat16.
+CPU_PRECISIONS = ("amp", "fp32")
+
 #: Candidates that may be profiled side by side.
 MOST_JOBS = 32
 
@@ -109,7 +112,7 @@ def parse(
     precision: str | Sequence[str] | None = None,
     sizes: str | Sequence[int] | None = None,
     test_sizes: str | Sequence[int] | None = None,
-    recipe: str = "paper",
+    recipe: str = recipes.DEFAULT,
     device: str = "cpu",
     seed: int = 0,
     strict: bool = False,
@@ -129,7 +132,6 @@ def parse(
         raise UsageError("a run needs a memory cap: give --memory 6GiB")
     inference_s = seconds(inference)
     trained = parse_sizes(_list(sizes)) if sizes is not None else list(SIZES)
-    viewed = parse_sizes(_list(test_sizes)) if test_sizes is not None else trained
     names = tuple(word.strip() for word in _list(models).split(",") if word.strip()) if models is not None else TABLE_2
     if not names:
         raise UsageError("no model was given; write timm names or patterns, as in 'resnet*,resnest26d'")
@@ -138,6 +140,8 @@ def parse(
     if not 1 <= jobs <= MOST_JOBS:
         raise UsageError(f"--jobs {jobs} is out of range; choose from 1 to {MOST_JOBS}")
     trains = recipes.load(recipe)
+    viewed = parse_sizes(_list(test_sizes)) if test_sizes is not None else trains.view_sizes(trained)
+    usual = CPU_PRECISIONS if device == "cpu" else trains.precisions
     emulated = None if emulate_device_memory is None else units.size(str(emulate_device_memory))
     if emulated is not None and device == "cpu":
         raise UsageError("--emulate-device-memory is for GPUs; on the CPU --memory alone decides")
@@ -158,7 +162,7 @@ def parse(
         ),
         recipe=trains,
         models=names,
-        precisions=tuple(parse_precisions(_list(precision))) if precision is not None else trains.precisions,
+        precisions=tuple(parse_precisions(_list(precision))) if precision is not None else usual,
         sizes=tuple(trained),
         view_sizes=tuple(sorted(set(viewed))),
         device=device,

@@ -198,3 +198,18 @@ def test_unlabelled_test_pictures_and_broken_files(door: Door, shapes: Path, tmp
     assert sorted(Path(p.path).name for p in predictions) == sorted(path.name for path in (data / "test").iterdir())
     assert all(0 <= p.probability <= 1 and not p.error for p in predictions)
     assert sum(Path(p.path).name.startswith(p.label) for p in predictions) >= 16
+
+
+def test_without_a_recipe_it_is_the_fast_one_and_uses_its_time_up(ground: Path, door: Door, shapes: Path) -> None:
+    """Named recipes below are for speed and for symbols; this is what a user has who names none."""
+    folder = ground / "usual"
+    asked = ("--device", "cpu", "--memory", "1GiB", "--models", "test_resnet", "--sizes", "32", "--time", "45s")
+    ended = door.fine("run", shapes, *asked, "--out", folder)
+    assert ended.wall_s <= 45 + TEARDOWN_S
+    assert json.loads((folder / "report.json").read_text())["request"]["recipe"] == "fast"
+    limits = {limit["name"]: limit for limit in receipt(folder)["limits"]}
+    assert 0.9 * 45 <= limits["time"]["spent"] <= 45
+    found = {method["test_px"] for method in report(folder)["methods"]}
+    assert {"32", "40"} <= found, "and tests at 1.2 times the training size"
+    row = delivered(folder)
+    assert row["test"]["correct"] / row["test"]["total"] >= 0.5  # chance is 0.25
