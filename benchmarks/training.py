@@ -56,8 +56,10 @@ PRECISION = {"paper": "amp", "fast": "amp-bf16"}
 #: Of which limits the store and the profile are known to be there.
 PREPARED: list[list[str]] = []
 
-#: Training sizes, and test sizes by recipe: the paper's two, and one between.
+#: Training sizes, and test sizes by recipe: the paper's two, and one between. A long time has room for larger images:
+#: from 5 to 200 epochs imagenette's published runs gain more at 192 px than at 128 (92.50 to 95.03, 91.57 to 94.24 %).
 SIZES = {"imagenette": "160", "mini-imagenet": "64"}
+LONG_SIZES = {("imagenette", "fast"): ("192", "192,224,256")}
 TEST_SIZES = {
     ("imagenette", "paper"): "160,224",
     ("imagenette", "fast"): "160,192,224",
@@ -110,8 +112,13 @@ def main() -> None:
 def sizes(arguments: argparse.Namespace) -> tuple[str, str]:
     """Training and test sizes."""
     name = recipe_name(arguments)
-    usual = TEST_SIZES.get((arguments.data_set, name), TEST_SIZES[arguments.data_set, "paper"])
-    return arguments.sizes or SIZES[arguments.data_set], arguments.test_sizes or usual
+    usual = (
+        SIZES[arguments.data_set],
+        TEST_SIZES.get((arguments.data_set, name), TEST_SIZES[arguments.data_set, "paper"]),
+    )
+    if units.duration(arguments.time) >= LONG_S:
+        usual = LONG_SIZES.get((arguments.data_set, name), usual)
+    return arguments.sizes or usual[0], arguments.test_sizes or usual[1]
 
 
 def usual_model(time_told: str) -> str:
