@@ -1,0 +1,219 @@
+"""Successive halving: the default search. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from fitwithin.candidate import Candidate
+from fitwithin.search import FINAL, Entrant, Search, Trial, Verdict, verdict
+from fitwithin.units import format_duration
+
+#: One in so many goes on to the next rung, where it gets so many times as long (Li et al., "A system for massively
+#: parallel hyperparameter tuning", MLSys 2020: 3 or 4).
+ETA = 4
+
+#: The share of the budget that is kept for the final training of the winner.
+FINAL_SHARE = 0.4
+
+#: A rung's time is so many times what a trial takes beside steps, at the least: start-up, validation, saving.
+WORTHWHILE = 2.0
+
+#: More rungs than this tell less than their time is worth.
+MOST_RUNGS = 6
+
+SECONDS_PER_HOUR = 3600.0
+
+#: What the sum of all rungs may be off by, as a share of the final training.
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """The rungs of successive halving: how many are tried on each, and for how many GPU-seconds; what is left over."""
+
+    counts: tuple[int, ...]
+    seconds: tuple[float, ...]
+
+    @property
+    def total_s(self) -> float:
+        """What all rungs take."""
+        return math.fsum(count * each_s for count, each_s in zip(self.counts, self.seconds, strict=True))
+
+
+def ladder(count: int, budget_s: float, fixed_s: float, eta: int = ETA) -> Ladder | None:
+    """The most rungs whose first trial is WORTHWHILE; None if not even one rung of ``count`` candidates is.
+
+    Args:
+        budget_s: GPU-seconds for all rungs.
+        fixed_s: what a trial takes beside steps.
+    """
+    best = None
+    for rungs in range(1, MOST_RUNGS + 1):
+        counts = [count]
+        while len(counts) < rungs and counts[-1] > eta:  # a rung for one alone would tell nothing
+            counts.append(-(-counts[-1] // eta))
+        if len(counts) < rungs:
+            break
+        first_s = budget_s / sum(n * eta**rung for rung, n in enumerate(counts))
+        if first_s < WORTHWHILE * fixed_s or first_s <= 0:
+            break
+        best = Ladder(counts=tuple(counts), seconds=tuple(first_s * eta**rung for rung in range(rungs)))
+    return best
+
+
+class Halving(Search):
+    """Successive halving by promotion: all get a little, the best ETA-th of them ETA times as much, and so on.
+
+    Nobody waits for a whole rung: who cannot be overtaken any more goes on at once. Where a rung has fewer trials than
+    there are devices each takes several. FINAL_SHARE of the budget is kept for the final training, which goes on from
+    the model that its candidate's last trial left: the best one's, or in equal shares that of the ``finals`` best,
+    where there are more devices than one training can use. With ``min_gain`` (points of accuracy per GPU-hour) it is
+    no longer than it is worth, and the rest is left unspent.
+
+    Where the budget does not pay for a rung of all entrants, the last ones are left out.
+    """
+
+    def __init__(
+        self,
+        entrants: Sequence[Entrant],
+        *,
+        budget_s: float,
+        eta: int = ETA,
+        final_share: float = FINAL_SHARE,
+        finals: int = 1,
+        min_gain: float | None = None,
+    ) -> None:
+        super().__init__(entrants)
+        self.eta, self.finals, self.min_gain = eta, finals, min_gain
+        self.final_s = final_share * budget_s
+        self.ladder, self._enter = self._drawn(budget_s - self.final_s)
+        #: Who is still to have a final training; None as long as the search goes on.
+        self._finalists: list[Trial | Entrant] | None = None if self.entrants else []
+
+    def _drawn(self, budget_s: float) -> tuple[Ladder | None, tuple[Entrant, ...]]:
+        """The ladder of as many entrants as it pays for; with two or fewer of them there is nothing to search."""
+        for count in range(len(self.entrants), 1, -1):
+            fixed_s = max(entrant.fixed_s for entrant in self.entrants[:count])
+            if (found := ladder(count, budget_s, fixed_s, self.eta)) is not None:
+                return found, self.entrants[:count]
+        return None, self.entrants[:1]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the final training is over, or nothing is left that could be done."""
+        return self._finalists == [] and not self.running
+
+    def _next(self, left_s: float, gpus: int) -> Trial | None:
+        if self._finalists is None and self.ladder is not None:
+            found = self._promotion() or self._entry()
+            if found is not None and found.seconds <= left_s - self.final_s * (1 - ROUNDING):
+                return replace(found, gpus=self._gpus(found.rung, gpus))
+            if self.running:
+                return None  # what they tell may change everything
+        if self._finalists is None:
+            self._finalists = [*self._best_of_the_highest_rung()] if self.ladder else [*self._enter]
+        while self._finalists:
+            trial = self._final(self._finalists[0], left_s / len(self._finalists), gpus // len(self._finalists))
+            self._finalists.pop(0)
+            if trial is not None:
+                return trial
+        return None
+
+    def _best_of_the_highest_rung(self) -> list[Trial]:
+        """Those that shall have a final training; nobody where all failed."""
+        rungs = sorted(self._rungs, reverse=True)
+        return next((ranked for rung in rungs if (ranked := self._ranked(rung))), [])[: self.finals]
+
+    def _entry(self) -> Trial | None:
+        """The next candidate for the first rung."""
+        entered = len(self._on(0))
+        if self.ladder is None or entered >= len(self._enter):
+            return None
+        seconds = self.ladder.seconds[0]
+        return self._made(self._enter[entered].candidate, 0, seconds, f"all get {format_duration(seconds)}")
+
+    def _promotion(self) -> Trial | None:
+        """Who has not gone on from its rung and cannot be overtaken any more; from the highest rungs first."""
+        assert self.ladder is not None
+        for rung in range(len(self.ladder.counts) - 2, -1, -1):
+            quota = self.ladder.counts[rung + 1]
+            above = {trial.candidate for trial in self._on(rung + 1)}
+            unknown = self._expected(rung) - sum(trial.number in self.scores for trial in self._on(rung))
+            for place, trial in enumerate(self._ranked(rung)[: max(0, quota - unknown)]):
+                if trial.candidate not in above:
+                    seconds = self.ladder.seconds[rung + 1]
+                    why = f"{self._accuracy(trial):.1%} after {format_duration(trial.seconds)}, place {place + 1}"
+                    return self._made(trial.candidate, rung + 1, seconds, why)
+        return None
+
+    def _expected(self, rung: int) -> int:
+        """How many trials that rung will have."""
+        assert self.ladder is not None
+        if rung == 0:
+            return len(self._enter)
+        alive = sum(self._accuracy(trial) is not None for trial in self._on(rung - 1))
+        below = self._expected(rung - 1) - len(self._on(rung - 1)) + alive
+        below += sum(trial.number not in self.scores for trial in self._on(rung - 1))
+        return max(len(self._on(rung)), min(self.ladder.counts[rung], below))
+
+    def _gpus(self, rung: int, gpus: int) -> int:
+        """Several devices for a trial where its rung has fewer trials than there are devices to do them."""
+        assert self.ladder is not None
+        waiting = max(1, self.ladder.counts[rung] - len(self._on(rung)))
+        return max(1, gpus // waiting)
+
+    def _final(self, of: Trial | Entrant, seconds: float, gpus: int) -> Trial | None:
+        """The final training of an entrant, or of who was in that trial; None where there is no time for it."""
+        why = "there is time for one candidate"
+        if isinstance(of, Trial):
+            why = f"{self.scores[of.number].accuracy:.1%} after {format_duration(of.seconds)}, the best so far"
+        worth_s = self.worth_s(of.candidate)
+        if worth_s is not None and worth_s < seconds:
+            seconds = worth_s
+            why += f"; beyond {format_duration(worth_s)} a GPU-hour would gain less than {self.min_gain:g} points"
+        if seconds <= max(entrant.fixed_s for entrant in self.entrants if entrant.candidate == of.candidate):
+            return None
+        return self._made(of.candidate, FINAL, seconds, why, max(1, gpus))
+
+    def worth_s(self, candidate: Candidate) -> float | None:
+        """How long a final training is worth ``min_gain``; None where that is not asked for or cannot be told.
+
+        Accuracy is taken to grow with the logarithm of the time, as it did from the candidate's last trial but one to
+        its last: then a second gains slope / seconds.
+        """
+        done = [trial for trial in self.trials if trial.candidate == candidate and self._accuracy(trial) is not None]
+        if self.min_gain is None or len(done) < 2:
+            return None
+        gained = 100 * (self.scores[done[-1].number].accuracy - self.scores[done[-2].number].accuracy)
+        slope = max(0.0, gained) / math.log(done[-1].seconds / done[-2].seconds)
+        return max(done[-1].seconds, slope * SECONDS_PER_HOUR / self.min_gain)
+
+    def verdicts(self) -> list[Verdict]:
+        """Those left out, those that failed, and those that were not among the best of their last rung."""
+        assert self.ladder is not None or len(self._enter) <= 1
+        told = [
+            Verdict(
+                candidate=entrant.candidate, rung=0, reason=f"left out: the time pays for {len(self._enter)} trials"
+            )
+            for entrant in self.entrants[len(self._enter) :]
+        ]
+        best = self.best
+        for rung, above in pairwise([*range(len(self.ladder.counts) if self.ladder else 0), FINAL]):
+            gone_on = {trial.candidate for trial in (*self._on(above), *self._on(FINAL))}
+            ranked = self._ranked(rung)
+            cut = next((trial for trial in reversed(ranked) if trial.candidate in gone_on), None)
+            told += [
+                verdict(trial, self.scores[trial.number], self.scores[cut.number] if cut else None, len(gone_on))
+                for trial in self._on(rung)
+                if trial.number in self.scores and trial.candidate not in gone_on and trial != best
+            ]
+        handed = self.scores[best.number] if best is not None else None
+        told += [
+            verdict(trial, self.scores[trial.number], handed, 1)
+            for trial in self._on(FINAL)
+            if trial.number in self.scores and best is not None and trial.candidate != best.candidate
+        ]
+        return told

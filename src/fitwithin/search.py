@@ -1,0 +1,229 @@
+"""Which candidate is trained next, and for how long: strategies that are asked for trials and told results. Pure.
+
+    search = Halving(entrants, budget_s=left_s)  # or Exhaustive(entrants, seconds=45)
+    while not search.finished:
+        trial = search.ask(left_s=left_s)
+        search.tell(trial.number, Score(correct=..., total=..., spent_s=...))
+
+A trial's fidelity is GPU-seconds, and each is a complete schedule that ends at a learning rate of 0: candidates are
+compared after equal time, never in the middle of a cosine. A strategy's state is what it was asked for and told, so
+that a run that was interrupted tells it the same again and goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from fitwithin.candidate import Candidate
+from fitwithin.units import format_duration
+
+#: The rung of the winner's last training.
+FINAL = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrant:
+    """A candidate in a search, and the seconds that any trial of it takes beside steps.
+
+    Entrants come in the order in which they should be tried: prior knowledge orders, it decides nothing.
+    """
+
+    candidate: Candidate
+    fixed_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A complete schedule of ``seconds`` GPU-seconds, on ``gpus`` devices at once; ``rung`` -1 is the final training.
+
+    ``after`` is the number of the candidate's trial before: its model is there to go on from.
+    """
+
+    number: int
+    candidate: Candidate
+    rung: int
+    seconds: float
+    why: str
+    after: int | None = None
+    gpus: int = 1
+
+    @property
+    def final(self) -> bool:
+        """Whether it is the winner's last training."""
+        return self.rung == FINAL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What became of a trial: ``correct`` of ``total`` validation images; without ``total`` it failed, as told."""
+
+    correct: int = 0
+    total: int = 0
+    spent_s: float = 0.0
+    reason: str = ""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of validation images; 0 where it failed."""
+        return self.correct / self.total if self.total else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Why a candidate went no further; ``confidence`` that the worst of those that went on is really better."""
+
+    candidate: Candidate
+    rung: int
+    reason: str
+    confidence: float | None = None
+
+
+class Search(ABC):
+    """What all strategies share: the trials, their scores, and who is still at work."""
+
+    def __init__(self, entrants: Sequence[Entrant]) -> None:
+        self.entrants = tuple(entrants)
+        self.trials: list[Trial] = []
+        self.scores: dict[int, Score] = {}
+        self._order = {entrant.candidate: place for place, entrant in enumerate(self.entrants)}
+        self._rungs: dict[int, list[Trial]] = {}
+
+    def ask(self, *, left_s: float, free: int = 1, width: int = 1) -> Trial | None:
+        """The next trial; None where there is nothing to do now, or nothing any more.
+
+        Args:
+            left_s: GPU-seconds that nobody has been promised.
+            free: devices that have nothing to do.
+            width: devices that one trial may take at once.
+        """
+        if free < 1 or self.finished:
+            return None
+        trial = self._next(left_s, min(free, width))
+        if trial is not None:
+            self.trials.append(trial)
+            self._rungs.setdefault(trial.rung, []).append(trial)
+        return trial
+
+    def tell(self, number: int, score: Score) -> None:
+        """What became of a trial."""
+        assert any(trial.number == number for trial in self.trials), f"trial {number} was not asked for"
+        assert number not in self.scores, f"trial {number} was told of before"
+        self.scores[number] = score
+
+    @property
+    def running(self) -> list[Trial]:
+        """The trials that nothing has been told of yet."""
+        return [trial for trial in self.trials if trial.number not in self.scores]
+
+    @property
+    @abstractmethod
+    def finished(self) -> bool:
+        """Whether no trial will come any more, and none is at work."""
+
+    @abstractmethod
+    def _next(self, left_s: float, gpus: int) -> Trial | None: ...
+
+    @abstractmethod
+    def verdicts(self) -> list[Verdict]:
+        """Why each candidate that is out went no further."""
+
+    @property
+    def best(self) -> Trial | None:
+        """The trial whose model is handed over: the best of the highest rung, or the final one if that is no worse."""
+        rungs = sorted((rung for rung in self._rungs if rung != FINAL), reverse=True)
+        found = next((ranked[0] for rung in rungs if (ranked := self._ranked(rung))), None)
+        final = next(iter(self._ranked(FINAL)), None)
+        if final is None or (
+            found is not None and self.scores[final.number].accuracy < self.scores[found.number].accuracy
+        ):
+            return found
+        return final
+
+    def _accuracy(self, trial: Trial) -> float | None:
+        """None while it is at work, and where it failed."""
+        score = self.scores.get(trial.number)
+        return score.accuracy if score is not None and score.total else None
+
+    def _place(self, trial: Trial) -> tuple[float, int]:
+        """What trials of a rung are sorted by, the best first: accuracy, then who was to be tried first."""
+        return -(self._accuracy(trial) or 0.0), self._order[trial.candidate]
+
+    def _on(self, rung: int) -> list[Trial]:
+        return self._rungs.get(rung, [])
+
+    def _ranked(self, rung: int) -> list[Trial]:
+        """The trials of a rung that left a model, the best first."""
+        return sorted((trial for trial in self._on(rung) if self._accuracy(trial) is not None), key=self._place)
+
+    def _made(self, candidate: Candidate, rung: int, seconds: float, why: str, gpus: int = 1) -> Trial:
+        before = [trial for trial in self.trials if trial.candidate == candidate and self._accuracy(trial) is not None]
+        return Trial(
+            number=len(self.trials) + 1,
+            candidate=candidate,
+            rung=rung,
+            seconds=seconds,
+            why=why,
+            after=before[-1].number if before else None,
+            gpus=gpus,
+        )
+
+
+class Exhaustive(Search):
+    """The paper's: every candidate gets the same time, and the best is handed over."""
+
+    def __init__(self, entrants: Sequence[Entrant], *, seconds: float) -> None:
+        super().__init__(entrants)
+        self.seconds = seconds
+
+    @property
+    def finished(self) -> bool:
+        """Whether all have been tried, or nothing is left for the next."""
+        return len(self.trials) == len(self.entrants) and not self.running
+
+    def _next(self, left_s: float, gpus: int) -> Trial | None:
+        if len(self.trials) == len(self.entrants) or left_s < self.seconds:
+            return None
+        entrant = self.entrants[len(self.trials)]
+        return self._made(entrant.candidate, 0, self.seconds, f"each gets {format_duration(self.seconds)}")
+
+    def verdicts(self) -> list[Verdict]:
+        """All but the best, and those that failed."""
+        best = self.best
+        return [
+            verdict(trial, self.scores[trial.number], self.scores[best.number] if best else None, 1)
+            for trial in self.trials
+            if trial.number in self.scores and trial != best
+        ]
+
+
+def verdict(trial: Trial, score: Score, cut: Score | None, gone_on: int) -> Verdict:
+    """Why a candidate is out: it failed, or others were better."""
+    after = format_duration(trial.seconds)
+    if not score.total:
+        return Verdict(candidate=trial.candidate, rung=trial.rung, reason=score.reason or "it left no model")
+    if cut is None:
+        return Verdict(candidate=trial.candidate, rung=trial.rung, reason=f"{score.accuracy:.1%} after {after}")
+    whose = "the one that went on" if gone_on == 1 else f"the last of {gone_on} that went on"
+    confidence = better(cut, score)
+    return Verdict(
+        candidate=trial.candidate,
+        rung=trial.rung,
+        reason=f"{score.accuracy:.1%} after {after}, where {whose} had {cut.accuracy:.1%}; "
+        f"{confidence:.0%} sure by {score.total} validation images",
+        confidence=confidence,
+    )
+
+
+def better(one: Score, other: Score) -> float:
+    """How sure it is that ``one`` is really better: normal approximation to two binomial shares, taken as independent.
+
+    (They are of the same images, so the truth is surer than this.)
+    """
+    variance = sum(
+        (each.correct + 1) * (each.total - each.correct + 1) / (each.total + 2) ** 3 for each in (one, other)
+    )
+    return NormalDist().cdf((one.accuracy - other.accuracy) / math.sqrt(variance))

@@ -1,0 +1,261 @@
+"""Laws of the search: it spends no more than it has, is fair, does not wait for nothing, and goes on as it was."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import assume, event, given
+from hypothesis import strategies as st
+
+from fitwithin.candidate import Candidate
+from fitwithin.halving import ETA, WORTHWHILE, Halving, ladder
+from fitwithin.search import Entrant, Exhaustive, Score, Search, Trial, better
+from simulation import tries
+
+N_VAL = 1000
+
+Truth = Callable[[Trial], Score]
+
+
+def entrants(count: int, fixed_s: float = 0.0) -> list[Entrant]:
+    return [
+        Entrant(candidate=Candidate(model=f"model{n:04}", train_px=160, precision="amp"), fixed_s=fixed_s)
+        for n in range(count)
+    ]
+
+
+def steady(best: int, *, fails: Sequence[int] = ()) -> Truth:
+    """All learn with the logarithm of the time, ``best`` fastest of all, whatever the time."""
+
+    def score(trial: Trial) -> Score:
+        place = int(trial.candidate.model[5:])
+        if place in fails:
+            return Score(spent_s=trial.seconds, reason="simulated")
+        skill = 1.0 if place == best else 0.9 - 0.0001 * place
+        accuracy = skill * (1 - 0.5 / math.log(math.e + trial.seconds))
+        return Score(correct=round(accuracy * N_VAL), total=N_VAL, spent_s=trial.seconds)
+
+    return score
+
+
+@dataclass
+class Played:
+    """What a search did on some devices."""
+
+    order: list[Trial] = field(default_factory=list)
+    makespan_s: float = 0.0
+    busy_s: float = 0.0
+    least_left_s: float = math.inf
+
+
+def play(search: Search, truth: Truth, *, budget_s: float, gpus: int = 1, width: int = 1) -> Played:
+    """Hand trials to devices as they come free, until there is nothing to do."""
+    told = Played()
+    left_s, free, now = budget_s, gpus, 0.0
+    at_work: list[tuple[float, int, Trial]] = []
+    while not search.finished or at_work:
+        while free and (trial := search.ask(left_s=left_s, free=free, width=width)) is not None:
+            left_s -= trial.seconds
+            free -= trial.gpus
+            told.order.append(trial)
+            told.busy_s += trial.seconds
+            told.least_left_s = min(told.least_left_s, left_s)
+            heapq.heappush(at_work, (now + trial.seconds / trial.gpus, trial.number, trial))
+        if not at_work:
+            assert search.finished, "it waits for nothing"
+            break
+        now, _, trial = heapq.heappop(at_work)
+        free += trial.gpus
+        search.tell(trial.number, truth(trial))
+    told.makespan_s = now
+    return told
+
+
+counts, budgets, devices = st.integers(1, 40), st.floats(1.0, 1e5), st.integers(1, 8)
+
+
+@tries(100)
+@given(counts, budgets, devices, st.floats(0, 20), st.data())
+def test_halving_keeps_its_budget_and_its_ladder(
+    count: int, budget_s: float, gpus: int, fixed_s: float, data: st.DataObject
+) -> None:
+    fails = data.draw(st.sets(st.integers(0, count - 1)))
+    best = data.draw(st.integers(0, count - 1))
+    search = Halving(entrants(count, fixed_s), budget_s=budget_s)
+    told = play(search, steady(best, fails=sorted(fails)), budget_s=budget_s, gpus=gpus, width=gpus)
+    assert told.least_left_s >= -1e-6 * budget_s, "more was promised than there is"
+    finals = [trial for trial in told.order if trial.final]
+    assert len(finals) <= search.finals
+    by_candidate: dict[Candidate, list[Trial]] = {}
+    for trial in told.order:
+        assert trial.seconds > 0
+        before = by_candidate.setdefault(trial.candidate, [])
+        assert trial.after == (before[-1].number if before else None)
+        before.append(trial)
+    for trials in by_candidate.values():
+        assert [trial.rung for trial in trials if not trial.final] == list(
+            range(len([t for t in trials if not t.final]))
+        )
+    if search.ladder is not None:
+        event(f"{len(search.ladder.counts)} rungs")
+        for rung, seconds in enumerate(search.ladder.seconds):
+            on = [trial for trial in told.order if trial.rung == rung]
+            assert len(on) <= search.ladder.counts[rung]
+            assert all(trial.seconds == seconds for trial in on), "candidates of a rung are compared after equal time"
+    if finals and len(fails) < count and search.ladder is not None:
+        assert search.best is not None
+
+
+@tries(50)
+@given(st.integers(2, 40), devices, st.integers(1, 3), st.data())
+def test_the_fastest_learner_wins_and_all_others_are_told_why(
+    count: int, gpus: int, finals: int, data: st.DataObject
+) -> None:
+    best = data.draw(st.integers(0, count - 1))
+    search = Halving(entrants(count), budget_s=10_000.0, finals=finals)
+    play(search, steady(best), budget_s=10_000.0, gpus=gpus, width=gpus)
+    assert search.best is not None
+    assert search.best.candidate == search.entrants[best].candidate
+    assert search.best.final or finals > 1, "in several shares it may be shorter than the rung before"
+    told = [verdict.candidate for verdict in search.verdicts()]
+    assert sorted(told) == sorted(entrant.candidate for place, entrant in enumerate(search.entrants) if place != best)
+    assert all(verdict.reason for verdict in search.verdicts())
+
+
+@tries(50)
+@given(counts, budgets, devices, st.integers(0, 200))
+def test_told_the_same_again_it_goes_on_as_it_was(count: int, budget_s: float, gpus: int, cut: int) -> None:
+    """A run that was interrupted asks and tells once more what happened, and is where it was."""
+
+    def fresh() -> Halving:
+        return Halving(entrants(count, 0.5), budget_s=budget_s)
+
+    first = fresh()
+    whole = play(first, steady(0), budget_s=budget_s, gpus=1).order
+    again, left_s = fresh(), budget_s
+    for trial in whole[:cut]:
+        assert again.ask(left_s=left_s) == trial
+        left_s -= trial.seconds
+        again.tell(trial.number, steady(0)(trial))
+    rest = play(again, steady(0), budget_s=left_s, gpus=1).order
+    assert whole[:cut] + rest == whole
+    assert again.best == first.best
+
+
+@tries(50)
+@given(st.integers(2, 60), st.floats(10, 1e5), st.floats(0.01, 20))
+def test_a_ladder_spends_its_budget_on_rungs_that_are_worth_it(count: int, budget_s: float, fixed_s: float) -> None:
+    found = ladder(count, budget_s, fixed_s)
+    assume(found is not None)
+    assert found is not None
+    assert found.total_s == pytest.approx(budget_s)
+    assert found.seconds[0] >= WORTHWHILE * fixed_s
+    assert found.counts[0] == count
+    for (many, some), (short, longer) in zip(
+        zip(found.counts, found.counts[1:], strict=False),
+        zip(found.seconds, found.seconds[1:], strict=False),
+        strict=True,
+    ):
+        assert some == -(-many // ETA)
+        assert longer == pytest.approx(ETA * short)
+
+
+@tries(30)
+@given(st.integers(2, 30), st.floats(100, 1e4))
+def test_more_devices_do_the_same_work_sooner(count: int, budget_s: float) -> None:
+    alone = play(Halving(entrants(count, 0.1), budget_s=budget_s), steady(1), budget_s=budget_s)
+    pair = play(Halving(entrants(count, 0.1), budget_s=budget_s), steady(1), budget_s=budget_s, gpus=2, width=2)
+    assert pair.busy_s == pytest.approx(alone.busy_s)
+    assert pair.makespan_s <= alone.makespan_s
+
+
+@tries(30)
+@given(st.integers(2, 40), st.integers(1, 6), st.data())
+def test_the_best_of_several_finals_is_handed_over(count: int, finals: int, data: st.DataObject) -> None:
+    best = data.draw(st.integers(0, count - 1))
+    search = Halving(entrants(count), budget_s=10_000.0, finals=finals)
+    told = play(search, steady(best), budget_s=10_000.0, gpus=8, width=2)
+    last = [trial for trial in told.order if trial.final]
+    assert search.ladder is not None
+    assert len(last) == min(finals, search.ladder.counts[-1])
+    assert sum(trial.seconds for trial in last) == pytest.approx(4_000.0)
+    assert len({round(trial.seconds, 6) for trial in last}) == 1
+    assert max(trial.gpus for trial in told.order) <= 2
+    assert search.best is not None
+    assert search.best.candidate == search.entrants[best].candidate
+
+
+def test_without_time_for_all_the_last_are_left_out() -> None:
+    search = Halving(entrants(20, fixed_s=5.0), budget_s=200.0)
+    play(search, steady(0), budget_s=200.0)
+    tried = {trial.candidate for trial in search.trials}
+    assert 2 <= len(tried) < 20
+    assert tried == {entrant.candidate for entrant in search.entrants[: len(tried)]}
+    left_out = [verdict for verdict in search.verdicts() if verdict.reason.startswith("left out")]
+    assert len(left_out) == 20 - len(tried)
+
+
+def test_with_time_for_one_only_it_is_trained_at_once() -> None:
+    search = Halving(entrants(20, fixed_s=5.0), budget_s=12.0)
+    told = play(search, steady(0), budget_s=12.0)
+    assert [trial.final for trial in told.order] == [True]
+    assert told.order[0].seconds == 12.0
+
+
+def test_a_final_training_that_did_harm_is_not_handed_over() -> None:
+    search = Halving(entrants(4), budget_s=100.0)
+    fine = steady(2)
+    play(search, lambda trial: Score(correct=1, total=N_VAL) if trial.final else fine(trial), budget_s=100.0)
+    assert search.trials[-1].final
+    assert search.best is not None
+    assert not search.best.final
+
+
+def test_what_gains_too_little_is_left_unspent() -> None:
+    def flat(trial: Trial) -> Score:
+        """0.1 points for every doubling: an hour more at an hour's length gains 0.14 points."""
+        return Score(correct=round(8000 + 10 * math.log2(trial.seconds)), total=10_000, spent_s=trial.seconds)
+
+    greedy = Halving(entrants(16), budget_s=100_000.0)
+    assert play(greedy, flat, budget_s=100_000.0).busy_s == pytest.approx(100_000.0)
+    frugal = Halving(entrants(16), budget_s=100_000.0, min_gain=0.1)
+    told = play(frugal, flat, budget_s=100_000.0)
+    final = told.order[-1]
+    assert final.final
+    assert final.seconds < 0.9 * greedy.trials[-1].seconds
+    assert "0.1 points" in final.why
+
+
+def test_a_search_of_nobody_is_over() -> None:
+    search = Halving([], budget_s=10.0)
+    assert search.finished
+    assert search.ask(left_s=10.0) is None
+    assert search.best is None
+
+
+@tries(30)
+@given(counts, devices, st.data())
+def test_the_papers_search_gives_all_the_same(count: int, gpus: int, data: st.DataObject) -> None:
+    best = data.draw(st.integers(0, count - 1))
+    fails = data.draw(st.sets(st.integers(0, count - 1).filter(lambda n: n != best)))
+    search = Exhaustive(entrants(count), seconds=10.0)
+    told = play(search, steady(best, fails=sorted(fails)), budget_s=10.0 * count, gpus=gpus)
+    assert [trial.candidate for trial in told.order] == [entrant.candidate for entrant in search.entrants]
+    assert {trial.seconds for trial in told.order} == {10.0}
+    assert search.best is not None
+    assert search.best.candidate == search.entrants[best].candidate
+    assert len(search.verdicts()) == count - 1
+
+
+def test_how_sure_a_difference_is() -> None:
+    def of(correct: int, total: int) -> Score:
+        return Score(correct=correct, total=total)
+
+    assert better(of(500, 1000), of(500, 1000)) == pytest.approx(0.5)
+    assert better(of(520, 1000), of(500, 1000)) == pytest.approx(0.81, abs=0.01)  # 2 points, standard error 2.2
+    assert better(of(5200, 10_000), of(5000, 10_000)) > 0.99
+    assert better(of(10, 10), of(10, 10)) == pytest.approx(0.5)
