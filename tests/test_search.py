@@ -52,13 +52,13 @@ class Played:
     least_left_s: float = math.inf
 
 
-def play(search: Search, truth: Truth, *, budget_s: float, gpus: int = 1, width: int = 1) -> Played:
+def play(search: Search, truth: Truth, *, budget_s: float, gpus: int = 1) -> Played:
     """Hand trials to devices as they come free, until there is nothing to do."""
     told = Played()
     left_s, free, now = budget_s, gpus, 0.0
     at_work: list[tuple[float, int, Trial]] = []
     while not search.finished or at_work:
-        while free and (trial := search.ask(left_s=left_s, free=free, width=width)) is not None:
+        while free and (trial := search.ask(left_s=left_s, free=free)) is not None:
             left_s -= trial.seconds
             free -= trial.gpus
             told.order.append(trial)
@@ -85,8 +85,8 @@ def test_halving_keeps_its_budget_and_its_ladder(
 ) -> None:
     fails = data.draw(st.sets(st.integers(0, count - 1)))
     best = data.draw(st.integers(0, count - 1))
-    search = Halving(entrants(count, fixed_s), budget_s=budget_s)
-    told = play(search, steady(best, fails=sorted(fails)), budget_s=budget_s, gpus=gpus, width=gpus)
+    search = Halving(entrants(count, fixed_s), budget_s=budget_s, devices=gpus, width=gpus)
+    told = play(search, steady(best, fails=sorted(fails)), budget_s=budget_s, gpus=gpus)
     assert told.least_left_s >= -1e-6 * budget_s, "more was promised than there is"
     finals = [trial for trial in told.order if trial.final]
     assert len(finals) <= search.finals
@@ -116,8 +116,8 @@ def test_the_fastest_learner_wins_and_all_others_are_told_why(
     count: int, gpus: int, finals: int, data: st.DataObject
 ) -> None:
     best = data.draw(st.integers(0, count - 1))
-    search = Halving(entrants(count), budget_s=10_000.0, finals=finals)
-    play(search, steady(best), budget_s=10_000.0, gpus=gpus, width=gpus)
+    search = Halving(entrants(count), budget_s=10_000.0, devices=gpus * finals, width=gpus)
+    play(search, steady(best), budget_s=10_000.0, gpus=gpus * finals)
     assert search.best is not None
     assert search.best.candidate == search.entrants[best].candidate
     assert search.best.final or finals > 1, "in several shares it may be shorter than the rung before"
@@ -168,7 +168,8 @@ def test_a_ladder_spends_its_budget_on_rungs_that_are_worth_it(count: int, budge
 @given(st.integers(2, 30), st.floats(100, 1e4))
 def test_more_devices_do_the_same_work_sooner(count: int, budget_s: float) -> None:
     alone = play(Halving(entrants(count, 0.1), budget_s=budget_s), steady(1), budget_s=budget_s)
-    pair = play(Halving(entrants(count, 0.1), budget_s=budget_s), steady(1), budget_s=budget_s, gpus=2, width=2)
+    search = Halving(entrants(count, 0.1), budget_s=budget_s, devices=2, width=2)
+    pair = play(search, steady(1), budget_s=budget_s, gpus=2)
     assert pair.busy_s == pytest.approx(alone.busy_s)
     assert pair.makespan_s <= alone.makespan_s
 
@@ -177,8 +178,8 @@ def test_more_devices_do_the_same_work_sooner(count: int, budget_s: float) -> No
 @given(st.integers(2, 40), st.integers(1, 6), st.data())
 def test_the_best_of_several_finals_is_handed_over(count: int, finals: int, data: st.DataObject) -> None:
     best = data.draw(st.integers(0, count - 1))
-    search = Halving(entrants(count), budget_s=10_000.0, finals=finals)
-    told = play(search, steady(best), budget_s=10_000.0, gpus=8, width=2)
+    search = Halving(entrants(count), budget_s=10_000.0, devices=2 * finals, width=2)
+    told = play(search, steady(best), budget_s=10_000.0, gpus=2 * finals)
     last = [trial for trial in told.order if trial.final]
     assert search.ladder is not None
     assert len(last) == min(finals, search.ladder.counts[-1])

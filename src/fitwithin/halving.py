@@ -43,17 +43,19 @@ class Ladder:
         return math.fsum(count * each_s for count, each_s in zip(self.counts, self.seconds, strict=True))
 
 
-def ladder(count: int, budget_s: float, fixed_s: float, eta: int = ETA) -> Ladder | None:
+def ladder(count: int, budget_s: float, fixed_s: float, *, least: int = 1, eta: int = ETA) -> Ladder | None:
     """The most rungs whose first trial is WORTHWHILE; None if not even one rung of ``count`` candidates is.
 
     Args:
         budget_s: GPU-seconds for all rungs.
         fixed_s: what a trial takes beside steps.
+        least: so many go on from the last rung; none has fewer trials.
     """
     best = None
     for rungs in range(1, MOST_RUNGS + 1):
         counts = [count]
-        while len(counts) < rungs and counts[-1] > eta:  # a rung for one alone would tell nothing
+        # A rung for one alone would tell nothing.
+        while len(counts) < rungs and -(-counts[-1] // eta) >= max(2, least):
             counts.append(-(-counts[-1] // eta))
         if len(counts) < rungs:
             break
@@ -69,9 +71,9 @@ class Halving(Search):
 
     Nobody waits for a whole rung: who cannot be overtaken any more goes on at once. Where a rung has fewer trials than
     there are devices each takes several. FINAL_SHARE of the budget is kept for the final training, which goes on from
-    the model that its candidate's last trial left: the best one's, or in equal shares that of the ``finals`` best,
-    where there are more devices than one training can use. With ``min_gain`` (points of accuracy per GPU-hour) it is
-    no longer than it is worth, and the rest is left unspent.
+    the model that its candidate's last trial left: the best one's, or those of the best few, in equal shares, where
+    there are more ``devices`` than one training can use (``width``). With ``min_gain`` (points of accuracy per
+    GPU-hour) it is no longer than it is worth, and the rest is left unspent.
 
     Where the budget does not pay for a rung of all entrants, the last ones are left out.
     """
@@ -83,11 +85,13 @@ class Halving(Search):
         budget_s: float,
         eta: int = ETA,
         final_share: float = FINAL_SHARE,
-        finals: int = 1,
+        devices: int = 1,
+        width: int = 1,
         min_gain: float | None = None,
     ) -> None:
         super().__init__(entrants)
-        self.eta, self.finals, self.min_gain = eta, finals, min_gain
+        self.eta, self.devices, self.width, self.min_gain = eta, devices, width, min_gain
+        self.finals = max(1, devices // width)
         self.final_s = final_share * budget_s
         self.ladder, self._enter = self._drawn(budget_s - self.final_s)
         #: Who is still to have a final training; None as long as the search goes on.
@@ -97,7 +101,7 @@ class Halving(Search):
         """The ladder of as many entrants as it pays for; with two or fewer of them there is nothing to search."""
         for count in range(len(self.entrants), 1, -1):
             fixed_s = max(entrant.fixed_s for entrant in self.entrants[:count])
-            if (found := ladder(count, budget_s, fixed_s, self.eta)) is not None:
+            if (found := ladder(count, budget_s, fixed_s, least=self.finals, eta=self.eta)) is not None:
                 return found, self.entrants[:count]
         return None, self.entrants[:1]
 
@@ -106,20 +110,22 @@ class Halving(Search):
         """Whether the final training is over, or nothing is left that could be done."""
         return self._finalists == [] and not self.running
 
-    def _next(self, left_s: float, gpus: int) -> Trial | None:
+    def _next(self, left_s: float, free: int) -> Trial | None:
         if self._finalists is None and self.ladder is not None:
             found = self._promotion() or self._entry()
             if found is not None and found.seconds <= left_s - self.final_s * (1 - ROUNDING):
-                return replace(found, gpus=self._gpus(found.rung, gpus))
+                return self._wide(found, self.ladder.counts[found.rung], free)
             if self.running:
                 return None  # what they tell may change everything
         if self._finalists is None:
             self._finalists = [*self._best_of_the_highest_rung()] if self.ladder else [*self._enter]
         while self._finalists:
-            trial = self._final(self._finalists[0], left_s / len(self._finalists), gpus // len(self._finalists))
-            self._finalists.pop(0)
-            if trial is not None:
-                return trial
+            final = self._final(self._finalists[0], left_s / len(self._finalists))
+            placed = None if final is None else self._wide(final, self.finals, free)
+            if final is None or placed is not None:
+                self._finalists.pop(0)
+            if final is not None:
+                return placed
         return None
 
     def _best_of_the_highest_rung(self) -> list[Trial]:
@@ -159,13 +165,18 @@ class Halving(Search):
         below += sum(trial.number not in self.scores for trial in self._on(rung - 1))
         return max(len(self._on(rung)), min(self.ladder.counts[rung], below))
 
-    def _gpus(self, rung: int, gpus: int) -> int:
-        """Several devices for a trial where its rung has fewer trials than there are devices to do them."""
-        assert self.ladder is not None
-        waiting = max(1, self.ladder.counts[rung] - len(self._on(rung)))
-        return max(1, gpus // waiting)
+    def _wide(self, trial: Trial, count: int, free: int) -> Trial | None:
+        """The trial on as many devices as there are for each of ``count``; None to wait until so many are free.
 
-    def _final(self, of: Trial | Entrant, seconds: float, gpus: int) -> Trial | None:
+        (Taking at once what little is free made the last trials of a rung last several times as long: with 64 devices
+        and 2,000 candidates, simulated, 87 % of the devices' time was used, and 98 % this way.)
+        """
+        gpus = max(1, min(self.width, self.devices // count))
+        if gpus > free and self.running:
+            return None
+        return replace(trial, gpus=min(gpus, free))
+
+    def _final(self, of: Trial | Entrant, seconds: float) -> Trial | None:
         """The final training of an entrant, or of who was in that trial; None where there is no time for it."""
         why = "there is time for one candidate"
         if isinstance(of, Trial):
@@ -176,7 +187,7 @@ class Halving(Search):
             why += f"; beyond {format_duration(worth_s)} a GPU-hour would gain less than {self.min_gain:g} points"
         if seconds <= max(entrant.fixed_s for entrant in self.entrants if entrant.candidate == of.candidate):
             return None
-        return self._made(of.candidate, FINAL, seconds, why, max(1, gpus))
+        return self._made(of.candidate, FINAL, seconds, why)
 
     def worth_s(self, candidate: Candidate) -> float | None:
         """How long a final training is worth ``min_gain``; None where that is not asked for or cannot be told.

@@ -92,17 +92,16 @@ class Search(ABC):
         self._order = {entrant.candidate: place for place, entrant in enumerate(self.entrants)}
         self._rungs: dict[int, list[Trial]] = {}
 
-    def ask(self, *, left_s: float, free: int = 1, width: int = 1) -> Trial | None:
+    def ask(self, *, left_s: float, free: int = 1) -> Trial | None:
         """The next trial; None where there is nothing to do now, or nothing any more.
 
         Args:
             left_s: GPU-seconds that nobody has been promised.
-            free: devices that have nothing to do.
-            width: devices that one trial may take at once.
+            free: devices that have nothing to do and that one trial can take at once.
         """
         if free < 1 or self.finished:
             return None
-        trial = self._next(left_s, min(free, width))
+        trial = self._next(left_s, free)
         if trial is not None:
             self.trials.append(trial)
             self._rungs.setdefault(trial.rung, []).append(trial)
@@ -125,7 +124,7 @@ class Search(ABC):
         """Whether no trial will come any more, and none is at work."""
 
     @abstractmethod
-    def _next(self, left_s: float, gpus: int) -> Trial | None: ...
+    def _next(self, left_s: float, free: int) -> Trial | None: ...
 
     @abstractmethod
     def verdicts(self) -> list[Verdict]:
@@ -159,7 +158,7 @@ class Search(ABC):
         """The trials of a rung that left a model, the best first."""
         return sorted((trial for trial in self._on(rung) if self._accuracy(trial) is not None), key=self._place)
 
-    def _made(self, candidate: Candidate, rung: int, seconds: float, why: str, gpus: int = 1) -> Trial:
+    def _made(self, candidate: Candidate, rung: int, seconds: float, why: str) -> Trial:
         before = [trial for trial in self.trials if trial.candidate == candidate and self._accuracy(trial) is not None]
         return Trial(
             number=len(self.trials) + 1,
@@ -168,7 +167,6 @@ class Search(ABC):
             seconds=seconds,
             why=why,
             after=before[-1].number if before else None,
-            gpus=gpus,
         )
 
 
@@ -184,7 +182,7 @@ class Exhaustive(Search):
         """Whether all have been tried, or nothing is left for the next."""
         return len(self.trials) == len(self.entrants) and not self.running
 
-    def _next(self, left_s: float, gpus: int) -> Trial | None:
+    def _next(self, left_s: float, free: int) -> Trial | None:
         if len(self.trials) == len(self.entrants) or left_s < self.seconds:
             return None
         entrant = self.entrants[len(self.trials)]

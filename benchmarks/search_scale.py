@@ -1,0 +1,187 @@
+"""The search on paper: 2,000 candidates on 1 to 256 GPUs, with workers that die and nodes that are slow. No hardware.
+
+    python benchmarks/search_scale.py
+
+The scheduler is the product's (fitwithin.halving), the machines are a discrete-event simulation, and how well a
+candidate learns in a time is the law that the simulated engine goes by (fitwithin.engine.law). Utilisation: GPU-seconds
+that were held by trials over GPUs times makespan. Regret: what an oracle that trains every candidate for as long as
+the winner was trained in the end would reach, less what the search handed over; both by the law, without noise. The
+search itself sees counts of right validation images, with their noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+import ground
+from fitwithin.candidate import Candidate
+from fitwithin.engine.law import Law
+from fitwithin.halving import Halving
+from fitwithin.machine import cpu_name
+from fitwithin.search import Entrant, Score, Trial
+
+RESULT = ground.ROOT / "benchmarks" / "results" / "search_scale.json"
+
+CANDIDATES, GPUS, SEEDS = 2000, (1, 4, 16, 64, 256), (0, 1, 2)
+
+#: GPU-seconds in all: 300 hours.
+BUDGET_S = 300 * 3600.0
+
+#: GPUs of a host; a trial stays on one.
+HOST = 8
+
+#: A worker dies once in so many seconds of its life, is back after some, and has lost what it did since its checkpoint.
+LIFE_S, BACK_S, CHECKPOINTS = 24 * 3600.0, 60.0, 10
+
+#: One host in so many takes so many times as long for everything.
+SLOW_HOSTS, SLOWNESS = 16, 2.0
+
+#: Beside steps a trial takes so long; on several GPUs a step's work is shared but for this part of it.
+FIXED_S, SERIAL = 5.0, 0.02
+
+#: The data: images to train and to validate on, classes, and images/s of a backbone of weight 1.
+N_TRAIN, N_VAL, CLASSES, PACE = 100_000, 5_000, 100, 5_000.0
+
+
+@dataclass
+class Turn:
+    """A trial at work: what it was charged, and what it has learnt in, both in GPU-seconds."""
+
+    trial: Trial
+    charged_s: float = 0.0
+    worked_s: float = 0.0
+
+
+@dataclass(order=True)
+class Event:
+    """A turn's worker ends, or has died and is back."""
+
+    at: float
+    number: int
+    turn: Turn = field(compare=False)
+    host: int = field(compare=False)
+    lasted_s: float = field(compare=False)
+    died: bool = field(compare=False)
+
+
+class Cluster:
+    """Hosts with free GPUs."""
+
+    def __init__(self, gpus: int, seed: int) -> None:
+        count = -(-gpus // HOST)
+        self.rng = np.random.default_rng(seed)
+        self.free = [min(HOST, gpus - HOST * host) for host in range(count)]
+        self._slowness = [SLOWNESS if host % SLOW_HOSTS == SLOW_HOSTS - 1 else 1.0 for host in range(count)]
+        self.deaths = 0
+
+    def place(self, gpus: int) -> int:
+        """The host with the most free GPUs gives that many of them."""
+        host = max(range(len(self.free)), key=lambda place: self.free[place])
+        assert self.free[host] >= gpus
+        self.free[host] -= gpus
+        return host
+
+    def begin(self, turn: Turn, host: int, now: float) -> Event:
+        """Work until all that was allotted is charged, or the worker dies."""
+        gpus = turn.trial.gpus
+        left_s = (turn.trial.seconds - turn.charged_s) / gpus
+        life_s = float(self.rng.exponential(LIFE_S / gpus))
+        lasted_s, died = min(life_s, left_s), life_s < left_s
+        return Event(now + lasted_s, turn.trial.number, turn, host, lasted_s, died)
+
+    def end(self, event: Event) -> None:
+        """Charge the turn; of a worker that died what came after its last checkpoint is lost."""
+        turn, gpus = event.turn, event.turn.trial.gpus
+        every_s = turn.trial.seconds / gpus / CHECKPOINTS
+        kept_s = event.lasted_s // every_s * every_s if event.died else event.lasted_s
+        turn.charged_s += event.lasted_s * gpus
+        turn.worked_s += kept_s * gpus / (1 + SERIAL * (gpus - 1)) / self._slowness[event.host]
+        self.deaths += event.died
+
+
+def accuracy(law: Law, candidate: Candidate, seconds: float) -> float:
+    """The law's, after so many GPU-seconds."""
+    epochs = max(0.0, seconds - FIXED_S) * PACE / law.weight(candidate) / N_TRAIN
+    return law.accuracy(candidate, epochs, 0.0, CLASSES)
+
+
+def simulated(gpus: int, seed: int) -> dict[str, Any]:
+    """One search."""
+    law, cluster, now = Law(seed=seed, ceiling=0.95), Cluster(gpus, seed), 0.0
+    candidates = [Candidate(model=f"backbone{n:04}", train_px=160, precision="amp") for n in range(CANDIDATES)]
+    entrants = [Entrant(candidate=candidate, fixed_s=FIXED_S) for candidate in candidates]
+    search = Halving(entrants, budget_s=BUDGET_S, devices=gpus, width=HOST)
+    left_s, held_s = BUDGET_S, 0.0
+    events: list[Event] = []
+    learnt_s: dict[Candidate, float] = {}
+    while True:
+        while (free := max(cluster.free)) and (trial := search.ask(left_s=left_s, free=free)) is not None:
+            left_s -= trial.seconds
+            heapq.heappush(events, cluster.begin(Turn(trial), cluster.place(trial.gpus), now))
+        if not events:
+            break
+        event = heapq.heappop(events)
+        now, turn, trial = event.at, event.turn, event.turn.trial
+        if event.lasted_s == 0.0 and turn.charged_s > 0.0:  # it is back
+            heapq.heappush(events, cluster.begin(turn, event.host, now))
+            continue
+        cluster.end(event)
+        held_s += event.lasted_s * trial.gpus
+        if event.died:
+            heapq.heappush(events, Event(now + BACK_S, trial.number, turn, event.host, 0.0, died=False))
+            continue
+        cluster.free[event.host] += trial.gpus
+        # A final training goes on from what its candidate has learnt.
+        learnt_s[trial.candidate] = turn.worked_s + (learnt_s[trial.candidate] if trial.final else 0.0)
+        share = accuracy(law, trial.candidate, learnt_s[trial.candidate])
+        correct = int(cluster.rng.binomial(N_VAL, share))
+        search.tell(trial.number, Score(correct=correct, total=N_VAL, spent_s=turn.charged_s))
+    best = search.best
+    assert best is not None
+    learnt = learnt_s[best.candidate]
+    reached = accuracy(law, best.candidate, learnt)
+    oracle = max(accuracy(law, candidate, learnt) for candidate in candidates)
+    return {
+        "gpus": gpus,
+        "seed": seed,
+        "rungs": list(search.ladder.counts) if search.ladder else [],
+        "trials": len(search.trials),
+        "deaths": cluster.deaths,
+        "held_gpu_s": held_s,
+        "makespan_s": now,
+        "utilisation": held_s / (gpus * now),
+        "accuracy": 100 * reached,
+        "regret_points": 100 * (oracle - reached),
+    }
+
+
+def main() -> None:
+    """All searches; the result, its page and its picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--result", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    rows = []
+    for gpus in GPUS:
+        for seed in SEEDS:
+            rows.append(simulated(gpus, seed))
+            print(rows[-1], flush=True)
+    machine = {"name": "simulated", "cpu": cpu_name()}
+    summary: dict[str, Any] = {"candidates": CANDIDATES, "budget_gpu_s": BUDGET_S}
+    for gpus in GPUS:
+        found = [row for row in rows if row["gpus"] == gpus]
+        summary[f"utilisation_{gpus}_gpus_min"] = min(row["utilisation"] for row in found)
+        summary[f"makespan_s_{gpus}_gpus_mean"] = mean(row["makespan_s"] for row in found)
+        summary[f"regret_points_{gpus}_gpus_mean"] = mean(row["regret_points"] for row in found)
+    command = "python benchmarks/search_scale.py"
+    ground.write(arguments.result, "search_scale", machine, None, command, summary=summary, rows=rows)
+
+
+if __name__ == "__main__":
+    main()
