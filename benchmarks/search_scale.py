@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import io
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -22,10 +24,12 @@ import numpy as np
 
 import ground
 from fitwithin.candidate import Candidate
+from fitwithin.charts import GREY, PALETTE
 from fitwithin.engine.law import Law
 from fitwithin.halving import Halving
 from fitwithin.machine import cpu_name
 from fitwithin.search import Entrant, Score, Trial
+from pages import save, table, text
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "search_scale.json"
 
@@ -181,6 +185,72 @@ def main() -> None:
         summary[f"regret_points_{gpus}_gpus_mean"] = mean(row["regret_points"] for row in found)
     command = "python benchmarks/search_scale.py"
     ground.write(arguments.result, "search_scale", machine, None, command, summary=summary, rows=rows)
+    write_page(json.loads(arguments.result.read_text(encoding="utf-8")), ground.ROOT / "docs")
+
+
+def write_page(value: dict[str, Any], docs: Path) -> None:
+    """docs/results/search_scale.md and its picture."""
+    rows = value["rows"]
+    groups = {gpus: [row for row in rows if row["gpus"] == gpus] for gpus in sorted({row["gpus"] for row in rows})}
+
+    def spread(found: list[dict[str, Any]], name: str, form: str, factor: float = 1.0) -> str:
+        numbers = [factor * row[name] for row in found]
+        return f"{mean(numbers):{form}} ({min(numbers):{form}} to {max(numbers):{form}})"
+
+    lines = [
+        [
+            str(gpus),
+            " → ".join(str(count) for count in found[0]["rungs"]),
+            spread(found, "utilisation", ".1f", 100),
+            spread(found, "makespan_s", ".2f", 1 / 3600),
+            spread(found, "deaths", ".0f"),
+            spread(found, "regret_points", ".2f"),
+        ]
+        for gpus, found in groups.items()
+    ]
+    told = (
+        f"{value['summary']['candidates']:,} candidates, {value['summary']['budget_gpu_s'] / 3600:.0f} GPU-hours, "
+        f"hosts of {HOST} GPUs, a worker that dies every {LIFE_S / 3600:.0f} hours of its life, every "
+        f"{SLOW_HOSTS}th host {SLOWNESS:g} times as slow; {len(next(iter(groups.values())))} seeds each. No hardware: made "
+        f"by `benchmarks/search_scale.py` on {value['date']} at commit `{value['commit'][:12]}`, from "
+        f"`benchmarks/results/search_scale.json`. The scheduler is the product's; the machines and how well backbones "
+        f"learn are a law. Utilisation: GPU-seconds held by trials over GPUs times makespan. Regret: points below what "
+        f"training every candidate as long as the winner would have found. Mean (least to most)."
+    )
+    head = ["GPUs", "Trials by rung", "Utilisation, %", "Makespan, h", "Deaths", "Regret, points"]
+    parts = [
+        ["# The search on paper", "", *text(told)],
+        ["![Utilisation and makespan by GPUs](../images/search_scale.svg)", ""],
+        table(head, lines),
+    ]
+    save(docs / "results" / "search_scale.md", "\n".join(line for part in parts for line in part))
+    save(docs / "images" / "search_scale.svg", _picture(groups))
+
+
+def _picture(groups: dict[int, list[dict[str, Any]]]) -> str:
+    """Utilisation, and how much sooner than one GPU, by the number of GPUs."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.hashsalt": "fitwithin", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(7.5, 2.6), layout="constrained")
+        used, sooner = figure.subplots(1, 2)
+        gpus = list(groups)
+        used.plot(gpus, [100 * mean(row["utilisation"] for row in groups[n]) for n in gpus], "o-", color=PALETTE[0])
+        used.axhline(95, color=GREY, linestyle=":", linewidth=1)
+        used.set(ylim=(0, 102), ylabel="utilisation, %")
+        alone_s = mean(row["makespan_s"] for row in groups[gpus[0]])
+        times = [alone_s / mean(row["makespan_s"] for row in groups[n]) for n in gpus]
+        sooner.plot(gpus, times, "o-", color=PALETTE[0])
+        sooner.plot(gpus, gpus, ":", color=GREY, linewidth=1)
+        sooner.set(yscale="log", ylabel=f"times as fast as {gpus[0]} GPU")
+        for axes in (used, sooner):
+            axes.set(xscale="log", xlabel="GPUs")
+            axes.set_xticks(gpus, [str(n) for n in gpus])
+            axes.minorticks_off()
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
 
 
 if __name__ == "__main__":
