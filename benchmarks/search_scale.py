@@ -208,14 +208,15 @@ def write_page(value: dict[str, Any], docs: Path) -> None:
         ]
         for gpus, found in groups.items()
     ]
+    summary, seeds = value["summary"], len(next(iter(groups.values())))
     told = (
-        f"{value['summary']['candidates']:,} candidates, {value['summary']['budget_gpu_s'] / 3600:.0f} GPU-hours, "
-        f"hosts of {HOST} GPUs, a worker that dies every {LIFE_S / 3600:.0f} hours of its life, every "
-        f"{SLOW_HOSTS}th host {SLOWNESS:g} times as slow; {len(next(iter(groups.values())))} seeds each. No hardware: made "
-        f"by `benchmarks/search_scale.py` on {value['date']} at commit `{value['commit'][:12]}`, from "
-        f"`benchmarks/results/search_scale.json`. The scheduler is the product's; the machines and how well backbones "
-        f"learn are a law. Utilisation: GPU-seconds held by trials over GPUs times makespan. Regret: points below what "
-        f"training every candidate as long as the winner would have found. Mean (least to most)."
+        f"{summary['candidates']:,} candidates, {summary['budget_gpu_s'] / 3600:.0f} GPU-hours, hosts of {HOST} GPUs, "
+        f"a worker that dies every {LIFE_S / 3600:.0f} hours of its life, every {SLOW_HOSTS}th host {SLOWNESS:g} times "
+        f"as slow; {seeds} seeds each. No hardware: made by `benchmarks/search_scale.py` on {value['date']} at commit "
+        f"`{value['commit'][:12]}`, from `benchmarks/results/search_scale.json`. The scheduler is the product's; the "
+        f"machines and how well backbones learn are a law. Utilisation: GPU-seconds held by trials over GPUs times "
+        f"makespan. Regret: points below what training every candidate as long as the winner would have found. Mean "
+        f"(least to most)."
     )
     head = ["GPUs", "Trials by rung", "Utilisation, %", "Makespan, h", "Deaths", "Regret, points"]
     parts = [
