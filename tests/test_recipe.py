@@ -59,6 +59,7 @@ def test_the_learning_rate_grows_with_the_root_of_the_batch(batch: int, factor: 
         ("cutmix", -0.1),
         ("augment_epochs", -1.0),
         ("test_scales", ()),
+        ("cpu_precisions", ("int4",)),
         ("test_scales", (3.0,)),
         ("crop", 1.2),
         ("last_epochs", 0),

@@ -47,10 +47,10 @@ class Recipe:
 
     Models are tested at their training sizes times ``test_scales`` unless a run asks for other sizes.
 
-    ``precisions`` and ``layouts`` make the grid unless a run asks for others; with ``prune`` those that lose by more
-    than the noise at a small batch are not profiled. ``batch`` is ``largest``, ``knee`` (the smallest batch that comes
-    near the best throughput), or a number of images per update that is held for all candidates by accumulating
-    gradients where it does not fit at once.
+    ``precisions`` (on the CPU ``cpu_precisions``, if given) and ``layouts`` make the grid unless a run asks for others;
+    with ``prune`` those that lose by more than the noise at a small batch are not profiled. ``batch`` is ``largest``,
+    ``knee`` (the smallest batch that comes near the best throughput), or a number of images per update that is held for
+    all candidates by accumulating gradients where it does not fit at once.
     """
 
     name: str
@@ -66,6 +66,7 @@ class Recipe:
     worthwhile_epochs: int
     max_batch: int | None = None
     precisions: tuple[str, ...] = ("amp", "fp32")
+    cpu_precisions: tuple[str, ...] | None = None
     layouts: tuple[str, ...] = ("nchw",)
     prune: bool = False
     batch: str | int = "largest"
@@ -94,6 +95,8 @@ class Recipe:
             "worthwhile_epochs": self.worthwhile_epochs >= 1,
             "max_batch": self.max_batch is None or self.max_batch >= 2,
             "precisions": bool(self.precisions) and set(self.precisions) <= set(PRECISIONS),
+            "cpu_precisions": self.cpu_precisions is None
+            or (bool(self.cpu_precisions) and set(self.cpu_precisions) <= set(PRECISIONS)),
             "layouts": bool(self.layouts) and set(self.layouts) <= set(LAYOUTS),
             "optimizer": self.optimizer in OPTIMIZERS,
             "smoothing": 0 <= self.smoothing < 1,
@@ -139,6 +142,10 @@ class Recipe:
     def view_sizes(self, trained: Sequence[int]) -> list[int]:
         """The sizes in pixels to test at where models are ``trained`` at these."""
         return sorted({_scaled(px, scale) for px in trained for scale in self.test_scales})
+
+    def precisions_on(self, device: str) -> tuple[str, ...]:
+        """The grid's precisions on a device."""
+        return self.cpu_precisions if device == "cpu" and self.cpu_precisions else self.precisions
 
     @property
     def flips(self) -> bool:

@@ -19,9 +19,6 @@ from fitwithin.recipe import Recipe
 #: The sizes of the paper.
 SIZES = (160, 224)
 
-#: What there is to choose from on a CPU, whose autocast computes in bfloat16.
-CPU_PRECISIONS = ("amp", "fp32")
-
 #: Candidates that may be profiled side by side.
 MOST_JOBS = 32
 
@@ -141,7 +138,7 @@ def parse(
         raise UsageError(f"--jobs {jobs} is out of range; choose from 1 to {MOST_JOBS}")
     trains = recipes.load(recipe)
     viewed = parse_sizes(_list(test_sizes)) if test_sizes is not None else trains.view_sizes(trained)
-    usual = CPU_PRECISIONS if device == "cpu" else trains.precisions
+    usual = trains.precisions_on(device)
     emulated = None if emulate_device_memory is None else units.size(str(emulate_device_memory))
     if emulated is not None and device == "cpu":
         raise UsageError("--emulate-device-memory is for GPUs; on the CPU --memory alone decides")
