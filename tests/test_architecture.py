@@ -63,6 +63,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "learner",
             "lifeline",
             "loader",
+            "losses",
             "baton",
             "machine",
             "meter",
@@ -70,6 +71,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "optimizers",
             "pack",
             "page",
+            "parallel",
             "pixels",
             "places",
             "predict",
@@ -81,7 +83,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "engines",
-        ("engine", "engine.law", "engine.turn", "engine.local", "engine.server", "engine.simulated"),
+        ("engine", "engine.children", "engine.law", "engine.turn", "engine.local", "engine.server", "engine.simulated"),
     ),
     ("phases", ("session", "certificates", "measurement", "profiling", "instantiate")),
     ("story", ("flow", "finish", "rehearsal", "result")),
@@ -99,8 +101,10 @@ TORCH = {
     "graph",
     "learner",
     "loader",
+    "losses",
     "model",
     "optimizers",
+    "parallel",
     "predict",
     "probe",
     "screen",
@@ -259,6 +263,7 @@ LIMITS = [
     "--seed",
     "--strict",
     "--jobs",
+    "--data-parallel",
     "--emulate-device-memory",
 ]
 

@@ -152,12 +152,12 @@ def _accounts(books: Books, stage: Stage) -> Iterator[tuple[float, float, float]
         for name in {entry.key for entry in books.entries if entry.key}:
             mine = [entry for entry in books.entries if entry.key == name and entry.phase != "profile"]
             reserved = [entry.reserved_s for entry in mine if entry.open]
-            yield sum(entry.charged_s or 0.0 for entry in mine), sum(reserved), budget.limit_s
+            yield sum(entry.charged_s or 0.0 for entry in mine), sum(reserved), stage.request.limit_s
         return
     if budget.time_s is not None:
         yield books.spent_s(), books.reserved_s(), budget.time_s
     if budget.gpu_time_s is not None:
-        held = sum(entry.reserved_s for entry in books.entries if entry.open and entry.gpu)
+        held = books.reserved_s(gpu=True)
         yield books.spent_s(gpu=True), held, budget.gpu_time_s
 
 

@@ -16,7 +16,7 @@ from fitwithin.request import SIZES, from_dict, parse
 def test_the_command_line_of_the_first_page() -> None:
     asked = parse("photos", memory="6GiB", time="3h")
     assert asked.budget.memory_bytes == 6 * 2**30
-    assert asked.budget.limit_s == 10800
+    assert asked.limit_s == 10800
     assert asked.models == TABLE_2
     assert asked.precisions == ("amp", "fp32")
     assert asked.sizes == asked.view_sizes == SIZES

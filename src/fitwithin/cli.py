@@ -16,6 +16,7 @@ from fitwithin.options import (
     Accounting,
     AsJson,
     Data,
+    DataParallel,
     Device,
     Emulate,
     GpuTime,
@@ -98,6 +99,7 @@ def run(
     seed: Seed = None,
     strict: Strict = False,
     jobs: Jobs = None,
+    data_parallel: DataParallel = None,
     emulate_device_memory: Emulate = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The run's folder; default: runs/<data>-<time>.", show_default=False)
@@ -153,6 +155,7 @@ def plan(
     seed: Seed = None,
     strict: Strict = False,
     jobs: Jobs = None,
+    data_parallel: DataParallel = None,
     emulate_device_memory: Emulate = None,
     out: Annotated[Path, typer.Option("--out", help="Where to write the plan.")] = Path("plan.json"),
     as_json: AsJson = False,
@@ -189,6 +192,7 @@ def profile(
     seed: Seed = None,
     strict: Strict = False,
     jobs: Jobs = None,
+    data_parallel: DataParallel = None,
     emulate_device_memory: Emulate = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Measure anew what is known.")] = False,
     export: Annotated[
