@@ -31,9 +31,11 @@ Item = TypeVar("Item")
 #: Whoever waits is ended by the engine, at its deadline at the latest; the libraries' own limits must not come first.
 ENDLESS = timedelta(days=1)
 
-#: All are on this machine, so the hosts speak through its own interface, whatever the network is like. NVLink's
-#: multicast takes buffers of its own on every device, outside the allocator and under the cap; what a user sets stays.
-SETTINGS = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_NVLS_ENABLE": "0"}
+#: What a user sets stays. All are on this machine, so the hosts speak through its own interface, whatever the network
+#: is like. NVLink's multicast takes buffers of its own on every device, outside the allocator and under the cap. NCCL
+#: must not register the memory of recorded operations: the allocator's segments grow, and Megatron-LM refuses the two
+#: together for illegal memory accesses.
+SETTINGS = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_NVLS_ENABLE": "0", "NCCL_GRAPH_REGISTER": "0"}
 
 #: How often the first process is looked for while it waits for its turn, in seconds.
 LOOK_S = 0.01
