@@ -75,9 +75,8 @@ def _limits(asked: dict[str, Any]) -> Limits:
     """Those of a command's options that are limits and were given."""
     from fitwithin.request import Limits
 
-    given = {
-        name: value for name, value in asked.items() if name in Limits.__annotations__ and value not in (None, False)
-    }
+    there = {name: value for name, value in asked.items() if name in Limits.__annotations__}
+    given = {name: value for name, value in there.items() if value is not None and value is not False}
     return cast("Limits", given)
 
 
