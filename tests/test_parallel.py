@@ -198,6 +198,19 @@ def test_a_deadline_ends_both_at_the_same_step(images: Pack, tmp_path: Path) -> 
     assert steps[-1][1] == 0.0
 
 
+def test_an_open_ended_turn_of_two_uses_its_time_up(images: Pack, tmp_path: Path) -> None:
+    wanted = turn(images, tmp_path / "turn", steps=10, until_at=time.monotonic() + 6.0, stages=STAGES)
+    recipe = replace(wanted.setting.recipe, whole_epochs=False, last_epochs=1)
+    wanted = replace(wanted, setting=replace(wanted.setting, recipe=recipe))
+    (first, steps), (second, other_steps) = advanced(images, wanted, tmp_path / "meet")
+    assert time.monotonic() <= wanted.until_at
+    assert (first.ended, first.steps) == ("complete", second.steps)
+    assert first.steps > 10
+    assert steps == other_steps
+    assert steps[-1][1] == 0.0
+    assert [found["step"] for found in first.validations] == [first.steps]
+
+
 @pytest.mark.parametrize(
     ("stages", "augmented"),
     [((), {"jitter": 0.2, "cutmix": 0.3, "optimizer": "muon", "lr": 1e-3}), (STAGES, {})],
