@@ -108,6 +108,7 @@ def request(
     sizes: tuple[int, ...] = (160,),
     view_sizes: tuple[int, ...] = (160,),
     recipe: str = "paper",
+    data_parallel: int = 1,
     **limits: Any,
 ) -> Request:
     """A request in plain numbers; ``limits`` are the budget's."""
@@ -119,6 +120,7 @@ def request(
         precisions=precisions,
         sizes=sizes,
         view_sizes=view_sizes,
+        data_parallel=data_parallel,
     )
 
 

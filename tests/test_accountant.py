@@ -30,7 +30,7 @@ def test_charges_add_up_to_the_clock(started_at: float, spans: list[tuple[float,
     accountant = book(store, clock)
     for between_s, inside_s, gpu in spans:
         clock.sleep(between_s)
-        with accountant.entry("train", "a", gpu=gpu, reserved_s=inside_s):
+        with accountant.entry("train", "a", gpus=int(gpu), reserved_s=inside_s):
             clock.sleep(inside_s)
     books = accountant.books()
     assert books.balanced
@@ -73,7 +73,7 @@ def test_what_a_killed_process_left_open_is_charged(elapsed_s: float, later_s: f
     assert abandoned.abandoned
     assert abandoned.charged_s == elapsed_s + ledger.GRACE_S
     assert abandoned.peak_bytes == 5
-    with second.entry("train", "a", gpu=True):
+    with second.entry("train", "a", gpus=1):
         clock.sleep(later_s)
     assert [entry.number for entry in second.books().entries] == [1, 2, 3]
     assert second.books().spent_s() == pytest.approx(1.0 + elapsed_s + ledger.GRACE_S + later_s)

@@ -65,6 +65,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "learner",
             "lifeline",
             "loader",
+            "losses",
             "baton",
             "machine",
             "meter",
@@ -72,6 +73,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "optimizers",
             "pack",
             "page",
+            "parallel",
             "pixels",
             "places",
             "predict",
@@ -83,7 +85,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "engines",
-        ("engine", "engine.law", "engine.turn", "engine.local", "engine.server", "engine.simulated"),
+        ("engine", "engine.children", "engine.law", "engine.turn", "engine.local", "engine.server", "engine.simulated"),
     ),
     ("phases", ("session", "certificates", "measurement", "profiling", "instantiate")),
     ("story", ("flow", "finish", "rehearsal", "result")),
@@ -101,8 +103,10 @@ TORCH = {
     "graph",
     "learner",
     "loader",
+    "losses",
     "model",
     "optimizers",
+    "parallel",
     "predict",
     "probe",
     "screen",
@@ -261,6 +265,7 @@ LIMITS = [
     "--seed",
     "--strict",
     "--jobs",
+    "--data-parallel",
     "--emulate-device-memory",
 ]
 

@@ -37,7 +37,7 @@ limits = st.one_of(st.none(), st.floats(1e-3, 1e9))
 def test_the_tighter_limit_counts(time_s: float | None, gpu_time_s: float | None) -> None:
     if time_s is None and gpu_time_s is None:
         return
-    limit_s = Budget(memory_bytes=1, time_s=time_s, gpu_time_s=gpu_time_s).limit_s
+    limit_s = Budget(memory_bytes=1, time_s=time_s, gpu_time_s=gpu_time_s).limit_s()
     given_s = [value for value in (time_s, gpu_time_s) if value is not None]
     assert limit_s in given_s
     assert all(limit_s <= value for value in given_s)

@@ -37,7 +37,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
 
 def train(run: Run, plan: Plan, *, ends_at: float | None = None, frozen: bool = False) -> Trained | Failure:
     (turn,) = plan.turns
-    with run.accountant.entry("train", turn.candidate.name, gpu=True) as opened:
+    with run.accountant.entry("train", turn.candidate.name, gpus=1) as opened:
         return instantiate.train(
             turn,
             run.setting,
@@ -194,7 +194,7 @@ def test_a_turn_ends_within_its_allotment_and_within_the_run(stage: Any, scope: 
         assert ends_at - now == pytest.approx(turn.allotted_s - evaluation_kept_s(turn.evaluation_s))
     else:
         assert ends_at - now == pytest.approx(run.accountant.remaining().usable_s - kept_s)
-    with run.accountant.entry("train", turn.candidate.name, gpu=True):
+    with run.accountant.entry("train", turn.candidate.name, gpus=1):
         run.engine.clock.sleep(50.0)
     later = instantiate.turn_ends_at(turn, budget, run.accountant, run.engine.now(), kept_s=kept_s, later_s=0.0)
     assert later == pytest.approx(ends_at)  # what was spent on it before counts

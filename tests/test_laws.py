@@ -100,6 +100,7 @@ requests = st.builds(
     precisions=st.sampled_from([("amp",), ("fp32",), ("amp", "fp32")]),
     view_sizes=st.sampled_from([(160,), (160, 224)]),
     recipe=st.sampled_from(["paper", "upright"]),
+    data_parallel=st.sampled_from([1, 1, 2, 3]),
 )
 
 resizing = st.sampled_from([(), (), ((0.0, 0.5), (0.4, 1.0)), ((0.0, 0.6), (0.3, 0.8), (0.6, 1.0))])
@@ -152,12 +153,12 @@ def _accounts(books: Books, stage: Stage) -> Iterator[tuple[float, float, float]
         for name in {entry.key for entry in books.entries if entry.key}:
             mine = [entry for entry in books.entries if entry.key == name and entry.phase != "profile"]
             reserved = [entry.reserved_s for entry in mine if entry.open]
-            yield sum(entry.charged_s or 0.0 for entry in mine), sum(reserved), budget.limit_s
+            yield sum(entry.charged_s or 0.0 for entry in mine), sum(reserved), stage.request.limit_s
         return
     if budget.time_s is not None:
         yield books.spent_s(), books.reserved_s(), budget.time_s
     if budget.gpu_time_s is not None:
-        held = sum(entry.reserved_s for entry in books.entries if entry.open and entry.gpu)
+        held = books.reserved_s(gpu=True)
         yield books.spent_s(gpu=True), held, budget.gpu_time_s
 
 
@@ -559,3 +560,26 @@ def test_validation_and_evaluation_of_the_simulation_agree(seed: int) -> None:
         (symmetric,) = (m for m in report.methods if m.method.startswith("Symmetric"))
         assert symmetric.validation == row.validation
         assert json.loads((folder / "receipt.json").read_text())["balanced"]
+
+
+@pytest.mark.parametrize("limit", ["time_s", "gpu_time_s"])
+def test_a_gpu_budget_is_spent_on_all_gpus_at_once(limit: str) -> None:
+    """With two GPUs at a time, 600 GPU seconds are 300 by the clock, but for what one of them does alone."""
+    with empty_folder() as folder:
+        stage = Stage(Law(), request(data_parallel=2, **{limit: 600.0}), folder)
+        report = flow.tell(stage.run())
+        books = books_after_each(stage.store.events())[-1]
+    held = {entry.phase: entry.gpus for entry in books.entries}
+    assert (held["profile"], held["train"], held["evaluate"], held["report"]) == (2, 2, 1, 0)
+    charged_s = {phase: sum(e.charged_s or 0.0 for e in entries) for phase, entries in books.by_phase().items()}
+    gpu_s = 2 * (charged_s["profile"] + charged_s["train"]) + charged_s["evaluate"]
+    assert books.spent_s(gpu=True) == pytest.approx(gpu_s)
+    assert sum(phase.gpu_s for phase in report.receipt.phases) == pytest.approx(gpu_s)
+    if limit == "gpu_time_s":
+        (promise,) = (found for found in report.receipt.limits if found.name == "device time")
+        assert promise.spent == pytest.approx(gpu_s)
+        assert promise.kept
+        assert "2 by what is profiled and trained" in promise.note
+        assert books.spent_s() < 320
+    else:
+        assert 400 < books.spent_s() <= 600

@@ -109,3 +109,19 @@ def test_a_contradiction_raises(told: Told, sentence: str) -> None:
 def test_phases_stand_in_order_of_appearance() -> None:
     told = [opened(1, "profile"), opened(2, "train"), opened(3, "profile")]
     assert [(phase, len(entries)) for phase, entries in fold(told).by_phase().items()] == [("profile", 2), ("train", 1)]
+
+
+def test_gpu_seconds_count_every_gpu_that_was_held() -> None:
+    books = fold(
+        [
+            opened(1, gpu=2, reserved_s=30.0),
+            settled(1, 10.0),
+            opened(2, gpu=1, reserved_s=30.0),
+            settled(2, 5.0),
+            opened(3, gpu=0, reserved_s=30.0),
+            settled(3, 3.0),
+            opened(4, gpu=3, reserved_s=7.0),
+        ]
+    )
+    assert (books.spent_s(), books.spent_s(gpu=True)) == (18.0, 25.0)
+    assert (books.reserved_s(), books.reserved_s(gpu=True)) == (7.0, 21.0)

@@ -477,3 +477,46 @@ def test_what_won_a_comparison_that_took_all_the_time_is_measured_all_the_same(
         ("amp", True),
         ("fp32", False),
     ]
+
+
+def test_processes_that_train_together_are_certified_by_the_share_of_one() -> None:
+    run = run_of(Law(), data_parallel=2)
+    found = measured(run)
+    assert isinstance(found, Profile)
+    law, (candidate,), cap = run.engine.law, run.candidates, run.setting.memory_bytes
+    assert found.batch == 2 * found.largest
+    assert law.memory_bytes(candidate, found.largest) <= cap < law.memory_bytes(candidate, found.largest + 1)
+    assert found.edge == found.largest + 0.5
+    assert found.images_per_s == pytest.approx(2 * found.largest / law.step_s(candidate, found.largest))
+    assert found.batch_why.startswith(f"2 processes take {found.largest} each; {found.largest} ran within 1.00 GiB")
+    assert not any(job.scout for job in run.engine.jobs)
+
+
+def test_a_recipes_limit_is_the_updates() -> None:
+    most = recipes.load("upright").max_batch
+    assert most is not None
+    found = measured(run_of(Law(), recipe="upright", data_parallel=2))
+    assert isinstance(found, Profile)
+    assert (found.batch, found.largest) == (most // 2 * 2, most // 2)
+
+
+@pytest.mark.parametrize(("ranks", "n_train", "batch", "told"), [
+    (4, 7, "largest", "not even 2 images each; choose a smaller --data-parallel"),
+    (3, 800, 64, "64 images an update cannot be shared equally by 3 processes"),
+])  # fmt: skip
+def test_what_cannot_be_shared_is_rejected(ranks: int, n_train: int, batch: str | int, told: str) -> None:
+    run = run_of(Law(), n_train=n_train, data_parallel=ranks)
+    run = replace(run, request=replace(run.request, recipe=replace(run.request.recipe, batch=batch)))
+    found = measured(run)
+    assert isinstance(found, Rejection)
+    assert told in found.reason
+
+
+def test_a_fixed_update_is_shared_and_then_divided() -> None:
+    run = run_of(Law(), data_parallel=2)
+    run = replace(run, request=replace(run.request, recipe=replace(run.request.recipe, batch=512)))
+    found = measured(run)
+    assert isinstance(found, Profile)
+    assert (found.batch, 256 % found.chunks) == (512, 0)
+    assert 256 // found.chunks <= found.largest
+    assert found.chunks > 1

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fitwithin import machine
 from fitwithin.candidate import TABLE_2
 from fitwithin.ensemble import View
 from fitwithin.errors import UsageError
@@ -17,7 +18,7 @@ from fitwithin.request import SIZES, from_dict, parse
 def test_the_command_line_of_the_first_page() -> None:
     asked = parse("photos", memory="6GiB", time="3h")
     assert asked.budget.memory_bytes == 6 * 2**30
-    assert asked.budget.limit_s == 10800
+    assert asked.limit_s == 10800
     assert asked.models == TABLE_2
     assert asked.recipe == load("fast")
     assert asked.precisions == ("amp", "fp32"), "on the CPU"
@@ -101,3 +102,27 @@ def test_inference_is_asked_for_in_time_and_kept_in_milliseconds() -> None:
 def test_every_wrong_word_is_named(words: dict[str, Any], told: str) -> None:
     with pytest.raises(UsageError, match=told):
         parse("photos", **{"memory": "6GiB", "time": "3h", **words})
+
+
+def test_gpu_time_is_shared_by_the_gpus_of_a_candidate() -> None:
+    asked = parse("photos", memory="6GiB", gpu_time="9h", data_parallel=2)
+    assert asked.limit_s == 4.5 * 3600
+    assert parse("photos", memory="6GiB", gpu_time="9h", time="2h", data_parallel=2).limit_s == 7200
+    assert from_dict(json.loads(json.dumps(asked.to_dict()))) == asked
+    with pytest.raises(UsageError, match="--data-parallel 17 is out of range; choose from 1 to 16"):
+        parse("photos", memory="6GiB", time="3h", data_parallel=17)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "found"),
+    [("auto", 2, "cuda:0"), ("cuda:1", 3, "cuda:1"), ("cpu", 9, "cpu"), ("cuda:2", 3, None), ("auto", 5, None)],
+)
+def test_a_device_is_the_first_of_several_in_a_row(
+    device: str, gpus: int, found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "cuda_count", lambda: 4)
+    if found is not None:
+        assert machine.parse(device, gpus) == found
+        return
+    with pytest.raises(UsageError, match=r"--data-parallel \d needs the devices .* shows 4 CUDA devices; --data-para"):
+        machine.parse(device, gpus)

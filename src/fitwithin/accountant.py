@@ -56,22 +56,23 @@ class Accountant:
         """The books as the store tells them."""
         return ledger.fold((event.kind, event.body) for event in self._store.events(*ledger.KINDS))
 
-    def remaining(self) -> Remaining:
-        """What is left of the whole run's budget now (scope ``total``); call between entries."""
+    def remaining(self, gpus: int = 1) -> Remaining:
+        """What is left of the whole run's budget now (scope ``total``) for what holds so many; call between entries."""
         books = self.books()
         unbooked_s = self._clock() - self._since
         time_s, gpu_s = self._budget.time_s, self._budget.gpu_time_s
         return Remaining(
             time_s=float("inf") if time_s is None else time_s - books.spent_s() - unbooked_s,
             gpu_time_s=float("inf") if gpu_s is None else gpu_s - books.spent_s(gpu=True),
+            gpus=gpus,
         )
 
     @contextmanager
-    def entry(self, phase: str, key: str = "", *, gpu: bool = False, reserved_s: float = 0.0) -> Iterator[Open]:
-        """Book everything since the last entry and until the block ends under ``phase`` and ``key``."""
+    def entry(self, phase: str, key: str = "", *, gpus: int = 0, reserved_s: float = 0.0) -> Iterator[Open]:
+        """Book all since the last entry and until the block ends under ``phase`` and ``key``; it holds ``gpus``."""
         opened = Open(self._next, self._since)
         self._next += 1
-        body = {"number": opened.number, "phase": phase, "key": key, "gpu": gpu, "reserved_s": max(0.0, reserved_s)}
+        body = {"number": opened.number, "phase": phase, "key": key, "gpu": gpus, "reserved_s": max(0.0, reserved_s)}
         self._store.append(ledger.OPEN, body)
         stop = threading.Event()
         beats = threading.Thread(target=self._beat, args=(opened, stop), name="ledger-beat", daemon=True)

@@ -72,10 +72,11 @@ def run(
     with launch.launched(server) as server:  # before anything else: in the end all wait for its imports
         frozen = _frozen(plan, limits) if plan is not None else None
         if frozen is not None:
-            request = replace(requests.from_dict(frozen.request), data=str(data), device=parse_device(device))
-            request = replace(request, budget=_budget(request, limits))
+            request = replace(requests.from_dict(frozen.request), data=str(data))
+            device = parse_device(device, request.data_parallel)
+            request = replace(request, device=device, budget=_budget(request, limits))
         else:
-            request = requests.parse(data, device=parse_device(device), **limits)
+            request = _parsed(data, device, limits)
         folder = Path(out) if out is not None else places.default_folder(Path(data))
         places.check_free(folder)
         with _engine(request, folder, server) as engine:
@@ -161,7 +162,7 @@ def plan(
     started_at = time.monotonic() if started_at is None else started_at
     told = reporter or Silent()
     with launch.launched(server) as server:
-        request = requests.parse(data, device=parse_device(device), **limits)
+        request = _parsed(data, device, limits)
         with _engine(request, None, server) as engine:
             dataset = _scan(request, told)
             store = MemoryStore()
@@ -192,7 +193,7 @@ def profile(
     """
     told = reporter or Silent()
     asked: Limits = {"time": PROFILE_TIME, **limits, "scope": "candidate"}
-    request = requests.parse(data, device=parse_device(device), **asked)
+    request = _parsed(data, device, asked)
     taken = certificates.take_in(Path(take_in), packs.cache_root() / "profiles") if take_in is not None else []
     if export is not None:
         places.check_writable(Path(export))
@@ -270,7 +271,7 @@ def _open(
         )
     with accountant.entry("start-up"):
         reporter.begin("starting workers")
-        closing_s = rehearse(candidates, request.budget) if request.budget.scope == "total" else 0.0
+        closing_s = rehearse(candidates, request) if request.budget.scope == "total" else 0.0
         store.append("machine", engine.describe())
         engine.prepare()
     counts = ", ".join(f"{n:,} {split}" for split, n in whole.counts().items())
@@ -284,9 +285,14 @@ def _open(
         reporter=reporter,
         candidates=candidates,
         images=images,
-        workers=max(1, min(MOST_WORKERS, cores() - 1)),
+        workers=max(1, min(MOST_WORKERS, (cores() - 1) // request.data_parallel)),
         closing_s=closing_s,
     )
+
+
+def _parsed(data: str | Path, device: str, limits: Limits) -> Request:
+    """The request, on a device that is there."""
+    return requests.parse(data, device=parse_device(device, limits.get("data_parallel", 1)), **limits)
 
 
 def _scan(request: Request, reporter: Reporter) -> folders.Dataset:
@@ -299,7 +305,8 @@ def _engine(request: Request, folder: Path | None, server: launch.Server) -> Ite
     """A local engine whose workers' words are kept in the run's folder, if there are any."""
     log = server.log
     try:
-        with Local(request.device, emulate_bytes=request.emulate_bytes, server=server) as engine:
+        emulated, gpus = request.emulate_bytes, request.data_parallel
+        with Local(request.device, emulate_bytes=emulated, server=server, data_parallel=gpus) as engine:
             yield engine
     finally:
         if folder is not None and (folder / "run.db").is_file() and log and log.is_file() and log.stat().st_size:

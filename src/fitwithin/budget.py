@@ -26,9 +26,9 @@ class Budget:
 
     ``memory_bytes`` bounds the process on the device at any point: as the driver sees it (``process``), or the caching
     allocator's share alone (``allocator``, the challenge organisers' measure). ``time_s`` bounds wall-clock time from
-    process start, ``gpu_time_s`` the seconds a device is held. ``scope`` says whether the limits bound the whole run
-    (``total``) or each candidate (``candidate``, as the paper had it). ``inference_ms`` bounds the ensemble's
-    milliseconds per image.
+    process start, ``gpu_time_s`` the seconds that devices are held, summed over them. ``scope`` says whether the limits
+    bound the whole run (``total``) or each candidate (``candidate``, as the paper had it). ``inference_ms`` bounds the
+    ensemble's milliseconds per image.
     """
 
     memory_bytes: int
@@ -51,23 +51,27 @@ class Budget:
         if self.scope not in SCOPES:
             raise UsageError(f"{self.scope!r} is no scope; choose from {', '.join(SCOPES)}")
 
-    @property
-    def limit_s(self) -> float:
-        """The tighter of the two time limits. On one device at a time, device time never exceeds wall-clock time."""
-        return min(limit for limit in (self.time_s, self.gpu_time_s) if limit is not None)
+    def limit_s(self, gpus: int = 1) -> float:
+        """The tighter of the two time limits in wall-clock seconds, if at most ``gpus`` devices are held at once."""
+        limits = (self.time_s, None if self.gpu_time_s is None else self.gpu_time_s / gpus)
+        return min(limit for limit in limits if limit is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Remaining:
-    """What is left of a budget at an instant: wall-clock and device seconds; infinity where there is no limit."""
+    """What is left of a budget at an instant: wall-clock and device seconds; infinity where there is no limit.
+
+    It is to be spent on what holds ``gpus`` devices at once.
+    """
 
     time_s: float
     gpu_time_s: float
+    gpus: int = 1
 
     @property
     def usable_s(self) -> float:
-        """Seconds that a turn holding the device may last."""
-        return min(self.time_s, self.gpu_time_s)
+        """Wall-clock seconds that a turn holding the devices may last."""
+        return min(self.time_s, self.gpu_time_s / self.gpus)
 
 
 def process_started_at() -> float:

@@ -19,7 +19,7 @@ from fitwithin.profile import Profile
 from fitwithin.pruning import Pace
 from fitwithin.session import Images
 
-SCHEMA = 8
+SCHEMA = 9
 
 #: What of a machine decides memory and pace. Not its number among others, its Python, or its operating system's name.
 OF_THE_MACHINE = (
@@ -53,6 +53,7 @@ class Cache:
                     "recipe": {name: value for name, value in asdict(setting.recipe).items() if name != "name"},
                     "view_sizes": setting.view_sizes,
                     "workers": setting.workers,
+                    "data_parallel": setting.data_parallel,
                     "data": shape,
                 }
             )

@@ -12,8 +12,13 @@ from fitwithin.learner import Learner
 
 
 def write_checkpoint(path: Path, learner: Learner, facts: dict[str, Any]) -> None:
-    """Write everything needed to go on; an older checkpoint stays whole until replaced."""
-    models.write_atomically(path, lambda new: torch.save({"learner": learner.state(), "facts": facts}, new))
+    """Write everything needed to go on; an older checkpoint stays whole until replaced.
+
+    Processes that train together call it together; the first one writes.
+    """
+    state = learner.state()
+    if learner.team.leads:
+        models.write_atomically(path, lambda new: torch.save({"learner": state, "facts": facts}, new))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from fitwithin.options import (
     Accounting,
     AsJson,
     Data,
+    DataParallel,
     Device,
     Emulate,
     GpuTime,
@@ -74,9 +75,8 @@ def _limits(asked: dict[str, Any]) -> Limits:
     """Those of a command's options that are limits and were given."""
     from fitwithin.request import Limits
 
-    given = {
-        name: value for name, value in asked.items() if name in Limits.__annotations__ and value not in (None, False)
-    }
+    there = {name: value for name, value in asked.items() if name in Limits.__annotations__}
+    given = {name: value for name, value in there.items() if value is not None and value is not False}
     return cast("Limits", given)
 
 
@@ -98,6 +98,7 @@ def run(
     seed: Seed = None,
     strict: Strict = False,
     jobs: Jobs = None,
+    data_parallel: DataParallel = None,
     emulate_device_memory: Emulate = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The run's folder; default: runs/<data>-<time>.", show_default=False)
@@ -153,6 +154,7 @@ def plan(
     seed: Seed = None,
     strict: Strict = False,
     jobs: Jobs = None,
+    data_parallel: DataParallel = None,
     emulate_device_memory: Emulate = None,
     out: Annotated[Path, typer.Option("--out", help="Where to write the plan.")] = Path("plan.json"),
     as_json: AsJson = False,
@@ -189,6 +191,7 @@ def profile(
     seed: Seed = None,
     strict: Strict = False,
     jobs: Jobs = None,
+    data_parallel: DataParallel = None,
     emulate_device_memory: Emulate = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Measure anew what is known.")] = False,
     export: Annotated[

@@ -9,7 +9,8 @@
     │   ├── OutOfMemory         3   the memory cap was reached (raised by device.py and cuda.py alone)
     │   │   └── DeviceFull      3   others left less of the device's memory than the cap
     │   ├── CaptureError        3   a model's step cannot be recorded as a CUDA graph; it can still run
-    │   └── Hanging             3   the loaders make no more batches; another process may go on
+    │   ├── Hanging             3   the loaders make no more batches; another process may go on
+    │   └── Deserted            3   a process that shares the job is gone
     └── TrainingError           4   nothing that was tried left a usable model
 
 A message is a sentence with the value, the limit and the way out.
@@ -64,6 +65,10 @@ class CaptureError(DeviceError):
 
 class Hanging(DeviceError):
     """The loaders make no more batches; in another process they may."""
+
+
+class Deserted(DeviceError):
+    """A process that trains together with this one is gone; what became of it, its own end tells."""
 
 
 class TrainingError(FitwithinError):

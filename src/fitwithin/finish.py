@@ -68,13 +68,13 @@ def _evaluate(run: Run, turn: Turn, folder: Path) -> Evaluated:
         left_s = turn.allotted_s - charged_s
     else:
         left_s = run.accountant.remaining().usable_s - run.closing_s
-    with run.accountant.entry("evaluate", turn.candidate.name, gpu=True, reserved_s=left_s) as opened:
+    with run.accountant.entry("evaluate", turn.candidate.name, gpus=1, reserved_s=left_s) as opened:
         outcome: Any = Failure(kind="deadline", reason="no time was left")
         if left_s > EXIT_S:
             job = EvaluateJob(
                 setting=run.setting,
                 candidate=turn.candidate,
-                batch=turn.batch,
+                batch=turn.batch // run.request.data_parallel,
                 folder=str(folder),
                 views=run.request.views,
                 splits=("val", "test") if run.data.test else ("val",),
@@ -117,7 +117,7 @@ def close(run: Run, plan: Plan, members: Sequence[Member], winner: Candidate, wh
         )
 
     run.reporter.begin("writing the report")
-    with run.accountant.entry("report", reserved_s=run.promise_s(run.closing_s, gpu=False)) as opened:
+    with run.accountant.entry("report", reserved_s=run.promise_s(run.closing_s, gpus=0)) as opened:
         begun_at = run.engine.now()
         write_report(gathered(False), run.folder)
         opened.charge_ahead(run.engine.now() - begun_at)

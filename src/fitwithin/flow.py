@@ -59,12 +59,14 @@ def draw_up(run: Run, frozen: Plan | None = None) -> Plan:
 def _planned(run: Run) -> Plan:
     known = profile(run)
     budget = run.request.budget
-    left_s = budget.limit_s if budget.scope == "candidate" else run.accountant.remaining().usable_s
+    left_s, gpus = run.request.limit_s, run.request.data_parallel
+    if budget.scope == "total":
+        left_s = run.accountant.remaining(gpus).usable_s
     return plans.draw_up(
         [found for found in known if isinstance(found, Profile)],
         [found for found in known if isinstance(found, Rejection)],
         available_s=left_s - (0.0 if budget.scope == "candidate" else run.closing_s),
-        limit_s=budget.limit_s,
+        limit_s=run.request.limit_s,
         scope=budget.scope,
         data=run.data,
         recipe=run.request.recipe,
@@ -93,10 +95,10 @@ def _prune(
     models = {candidate.model for candidate in unknown}
     left_s = PROFILE_WITHIN_S * len(models)
     if run.request.budget.scope == "total":
-        left_s = PROFILE_SHARE * run.request.budget.limit_s - run.accountant.books().spent_s()
+        left_s = PROFILE_SHARE * run.request.limit_s - run.accountant.books().spent_s()
     if not unknown or left_s <= 0:
         return
-    with run.accountant.entry("profile", "", gpu=True, reserved_s=run.promise_s(left_s, gpu=True)):
+    with run.accountant.entry("profile", "", gpus=1, reserved_s=run.promise_s(left_s, gpus=1)):
         lost = profiling.screen(
             [candidate for candidate in run.candidates if candidate.model in models],
             run.setting,
@@ -114,6 +116,7 @@ def _prune(
 def profile(run: Run, *, refresh: bool = False) -> list[Profile | Rejection]:
     """The profile phase: every candidate of the grid, from the cache where it is known unless ``refresh`` says not."""
     budget, events = run.request.budget, run.store.events("profiled", "rejected")
+    gpus = run.request.data_parallel
     known: dict[str, Profile | Rejection] = {**gather.profiled(events), **gather.rejected(events)}
     cache = open_cache(run)
     run.reporter.begin("profiling", len(run.candidates))
@@ -138,7 +141,7 @@ def profile(run: Run, *, refresh: bool = False) -> list[Profile | Rejection]:
     for group in [unknown] if lanes > 1 else [[candidate] for candidate in unknown]:
         left_s = PROFILE_WITHIN_S * -(-len(group) // lanes)
         if budget.scope == "total":
-            share_s = PROFILE_SHARE * budget.limit_s - run.accountant.books().spent_s()
+            share_s = PROFILE_SHARE * run.request.limit_s - run.accountant.books().spent_s()
             left_s = share_s if measured else max(share_s, REFUSAL_S)
         measured = True
         if left_s <= 0:
@@ -146,9 +149,9 @@ def profile(run: Run, *, refresh: bool = False) -> list[Profile | Rejection]:
                 note(Rejection(candidate=candidate, reason=OUT_OF_TIME))
             continue
         # Measuring for a refusal may go on past a very short budget; the books promise no more than there is.
-        promised_s = run.promise_s(left_s, gpu=True)
+        promised_s = run.promise_s(left_s, gpus=gpus)
         key = group[0].name if len(group) == 1 else ""
-        with run.accountant.entry("profile", key, gpu=True, reserved_s=promised_s) as opened:
+        with run.accountant.entry("profile", key, gpus=gpus, reserved_s=promised_s) as opened:
             for found in profiling.measure(
                 group,
                 run.setting,
@@ -188,10 +191,11 @@ def train(run: Run, plan: Plan) -> None:
         run.reporter.begin(f"training {name} ({number + 1} of {len(plan.turns)})", turn.steps)
         now = run.engine.now()
         later_s = sum(later.allotted_s for later in plan.turns[number + 1 :] if later.candidate.name not in done)
+        gpus = run.request.data_parallel
         ends_at = instantiate.turn_ends_at(
-            turn, run.request.budget, run.accountant, now, kept_s=kept_s, later_s=later_s
+            turn, run.request.budget, run.accountant, now, gpus=gpus, kept_s=kept_s, later_s=later_s
         )
-        with run.accountant.entry("train", name, gpu=True, reserved_s=ends_at - now) as opened:
+        with run.accountant.entry("train", name, gpus=gpus, reserved_s=ends_at - now) as opened:
             outcome = instantiate.train(
                 turn,
                 run.setting,

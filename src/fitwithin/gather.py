@@ -185,7 +185,7 @@ def _phases(books: Books) -> tuple[PhaseRow, ...]:
             PhaseRow(
                 phase=phase,
                 spent_s=sum(entry.charged_s or 0.0 for entry in entries),
-                gpu_s=sum(entry.charged_s or 0.0 for entry in entries if entry.gpu),
+                gpu_s=sum((entry.charged_s or 0.0) * entry.gpus for entry in entries),
                 peak_bytes=max(peaks, default=None),
                 entries=len(entries),
             )
@@ -201,6 +201,8 @@ def _limits(request: Request, books: Books, plan: Plan, views: Sequence[ViewRow]
         counted = "by the driver's count of this process" if budget.accounting == "process" else "allocator only"
         if request.device == "cpu":
             counted = "growth of the process's own memory"
+        if request.data_parallel > 1:
+            counted += f"; the largest of the {request.data_parallel} processes that train at once"
         limits.append(_limit("memory", budget.memory_bytes, max(peaks), "bytes", counted))
     if budget.scope == "candidate":
         names = [turn.candidate.name for turn in plan.turns]
@@ -208,12 +210,14 @@ def _limits(request: Request, books: Books, plan: Plan, views: Sequence[ViewRow]
         if most:
             slowest = max(most, key=lambda name: most[name])
             note = f"each candidate's training and evaluation; the longest was {slowest}"
-            limits.append(_limit("time per candidate", budget.limit_s, most[slowest], "s", note))
+            limits.append(_limit("time per candidate", request.limit_s, most[slowest], "s", note))
     else:
         if budget.time_s is not None:
             limits.append(_limit("time", budget.time_s, books.spent_s(), "s", "wall clock from process start"))
         if budget.gpu_time_s is not None:
-            limits.append(_limit("device time", budget.gpu_time_s, books.spent_s(gpu=True), "s", "device held"))
+            held = request.data_parallel
+            note = "device held" if held == 1 else f"devices held, {held} by what is profiled and trained"
+            limits.append(_limit("device time", budget.gpu_time_s, books.spent_s(gpu=True), "s", note))
     chosen = [view.ms_per_image for view in views if view.chosen]
     if budget.inference_ms is not None and chosen:
         limits.append(_limit("inference", budget.inference_ms, sum(chosen), "ms/image", "sum of the chosen views"))

@@ -48,19 +48,20 @@ def turn_folder(run: Path, turn: Turn) -> Path:
 
 
 def turn_ends_at(
-    turn: Turn, budget: Budget, accountant: Accountant, now: float, *, kept_s: float, later_s: float
+    turn: Turn, budget: Budget, accountant: Accountant, now: float, *, gpus: int = 1, kept_s: float, later_s: float
 ) -> float:
     """The instant by which a turn must have ended.
 
     Under scope ``candidate``, what is left of its allotment: everything the candidate was charged before counts, and
     its evaluation is kept back. Under ``total`` also what turns before it left over: all that remains of the run but
-    ``kept_s`` for its end and ``later_s`` for the turns to come; never more than the run less ``kept_s``.
+    ``kept_s`` for its end and ``later_s`` for the turns to come; never more than the run less ``kept_s``. The
+    turn holds ``gpus`` devices.
     """
     charged_s = accountant.books().spent_s(key=turn.candidate.name) - _profiled_s(accountant, turn)
     own_s = turn.allotted_s - charged_s
     if budget.scope == "candidate":
         return now + own_s - evaluation_kept_s(turn.evaluation_s)
-    left_s = accountant.remaining().usable_s - kept_s
+    left_s = accountant.remaining(gpus).usable_s - kept_s
     return now + min(left_s, max(own_s, left_s - later_s))
 
 
@@ -123,7 +124,8 @@ def train(
         if frozen and answer.kind == "memory":
             break  # a smaller batch would be another plan
         if answer.kind == "memory":
-            batch = max(2, int(job.batch * SMALLER) // job.chunks) * job.chunks
+            parts = job.chunks * setting.data_parallel
+            batch = max(2, int(job.batch * SMALLER) // parts) * parts
             # Fewer images a step take no longer than as many; the schedule measures the rest.
             job = replace(job, batch=batch, steps=max(2, job.steps * job.batch // batch))
             (folder / CHECKPOINT).unlink(missing_ok=True)

@@ -30,6 +30,7 @@ class Setting:
     """What every job of a run shares: the device, its cap, the packed images and the recipe.
 
     ``workers`` is the number of loader processes; ``view_sizes`` the sizes in pixels that evaluation uses.
+    ``data_parallel`` processes train a candidate together, on devices that follow each other; each has its loaders.
     """
 
     device: str
@@ -41,12 +42,33 @@ class Setting:
     view_sizes: tuple[int, ...]
     seed: int
     workers: int
+    data_parallel: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """Which of the ``of`` processes that do a job together this one is, and the file at which they meet."""
+
+    rank: int = 0
+    of: int = 1
+    meeting: str = ""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the first of them: it decides, validates and saves."""
+        return self.rank == 0
+
+    def device(self, first: str) -> str:
+        """The device of this one, where the first has ``first``; there is only one CPU."""
+        kind, _, index = first.partition(":")
+        return first if kind == "cpu" else f"{kind}:{int(index or 0) + self.rank}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeJob:
     """Run the real step at ``batch`` under the cap; with ``timed`` also measure everything a plan needs.
 
+    ``batch`` is what each process takes, where several train together.
     A ``scout`` goes on in the same process to about two thirds of what seems to fit, so that one start gives two points
     of memory against batch; never beyond ``limit``. ``outside_bytes`` is what earlier probes held outside the
     allocator.
@@ -65,6 +87,11 @@ class ProbeJob:
     chunks: int = 1
     rates: bool = False
 
+    @property
+    def share(self) -> int:
+        """The images of an update that each process takes."""
+        return self.batch
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
@@ -74,7 +101,7 @@ class TrainJob:
     checkpoints. Where a batch is not there within ``patience_s``, or nothing is heard of the process for ``silence_s``,
     it hangs, and the turn goes on in another one. A ``frozen`` job keeps its steps. ``outside_bytes`` is what the
     profile held outside the allocator; ``captured``: its step was recorded as a CUDA graph; ``chunks``: an update takes
-    ``batch`` images in so many parts.
+    ``batch`` images in so many parts. Processes that train together take equal shares of them, each in so many parts.
     ``stages``: the sizes of images and the pace at each; without any all have the candidate's, at ``step_s``.
     """
 
@@ -95,6 +122,11 @@ class TrainJob:
     captured: bool = True
     chunks: int = 1
     stages: tuple[Stage, ...] = ()
+
+    @property
+    def share(self) -> int:
+        """The images of an update that each process takes."""
+        return self.batch // self.setting.data_parallel
 
     def schedule(self) -> Schedule:
         """The course of the turn; its last model must be saved and its process end by ``until_at``."""
@@ -157,6 +189,11 @@ class Held:
 Job = ProbeJob | TrainJob | EvaluateJob | ScreenJob
 
 
+def processes(job: Job) -> int:
+    """How many processes do the job together: training is what several share."""
+    return job.setting.data_parallel if isinstance(job, ProbeJob | TrainJob) else 1
+
+
 def silence_s(job: Job) -> float:
     """After so many seconds without a word from its process the job hangs."""
     return job.silence_s if isinstance(job, TrainJob) else math.inf
@@ -217,7 +254,10 @@ class Evaluated:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A job that gave no result: ``kind`` is ``memory``, ``deadline``, ``died``, ``hung`` or ``error``."""
+    """A job that gave no result: ``kind`` is ``memory``, ``deadline``, ``died``, ``hung`` or ``error``.
+
+    One process of several may also say ``deserted``: another is gone, whose own end tells more.
+    """
 
     kind: str
     reason: str

@@ -26,6 +26,7 @@ from fitwithin.feeder import Feeder, ring_bytes
 from fitwithin.graph import Graph
 from fitwithin.jobs import Setting
 from fitwithin.loader import EvalBatches
+from fitwithin.parallel import ALONE, Team
 
 #: Evaluation needs no gradients: this many images at once keep a GPU busy, and the peak below training's.
 EVAL_BATCH = 256
@@ -33,19 +34,30 @@ EVAL_BATCH = 256
 #: Steps launched kernel by kernel before one is recorded: kernels are loaded and the optimizer's state made.
 UNRECORDED = 1
 
+#: Seeds of runs are below this: processes that train together have seeds that are no other run's.
+SEEDS = 2**31
+
 
 class Learner:
     """A candidate's model, its optimizer and, under float16, its loss scaler.
 
     With ``captured`` its step is recorded as a CUDA graph (:class:`fitwithin.graph.Graph`) once it has run;
-    on the CPU there is no such thing. An update's gradient is accumulated over ``chunks`` parts of its batch.
+    on the CPU there is no such thing. An update's gradient is accumulated over ``chunks`` parts of its batch, and
+    averaged over the ``team`` of processes that train together.
     """
 
     def __init__(
-        self, setting: Setting, candidate: Candidate, device: Cpu | Cuda, *, captured: bool = False, chunks: int = 1
+        self,
+        setting: Setting,
+        candidate: Candidate,
+        device: Cpu | Cuda,
+        *,
+        captured: bool = False,
+        chunks: int = 1,
+        team: Team = ALONE,
     ) -> None:
         torch.manual_seed(setting.seed)
-        self.device, self.chunks = device, chunks
+        self.device, self.chunks, self.team = device, chunks, team
         self.amp_dtype = models.amp_dtype(candidate.precision, device.amp_dtype)
         if candidate.precision == "tf32":
             torch.set_float32_matmul_precision("high")
@@ -55,6 +67,9 @@ class Learner:
         net, self.arguments = models.build(candidate, setting.classes, sizes)
         self.net = net.to(device.torch_device, memory_format=self._format)  # type: ignore[call-overload]
         self.parameters = models.parameters(net)
+        team.equalise(self.net)
+        if team.rank:  # equal weights, but dropout and augmentation of its own
+            torch.manual_seed(setting.seed + team.rank * SEEDS)
         self._recorder = device if captured and isinstance(device, Cuda) else None
         #: The learning rate where a recorded step finds it; without one it is a plain number.
         self._rate = torch.zeros((), device=device.torch_device) if self._recorder else None
@@ -138,13 +153,15 @@ class Learner:
             loss = loss / self.chunks
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
+        whole = losses[0] if self.chunks == 1 else torch.stack(losses).sum()
+        whole = self.team.average(whole, self.net.parameters())
         if self._recipe.clip is not None:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.net.parameters(), self._recipe.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return losses[0] if self.chunks == 1 else torch.stack(losses).sum()
+        return whole
 
     def release(self) -> None:
         """Drop the recorded step and the memory that it keeps; the next step is recorded anew."""
@@ -170,7 +187,12 @@ class Learner:
             return bool(torch.isfinite(largest).all())
 
     def state(self) -> dict[str, Any]:
-        """Everything that a later process needs to go on as if nothing had happened."""
+        """Everything that a later process needs to go on as if nothing had happened.
+
+        Processes that train together ask for it together. The first one's answer has every generator's state; the
+        others take over its batch norm's statistics, as they will where they go on from there.
+        """
+        self.team.equalise(self.net)
         rng = {"cpu": torch.get_rng_state()}
         if self.device.kind == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device.torch_device)
@@ -178,7 +200,7 @@ class Learner:
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "rng": rng,
+            "rng": self.team.gather(rng),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -190,9 +212,10 @@ class Learner:
             group["lr"] = 0.0 if self._rate is None else self._rate
             group["capturable"] = self._rate is not None
         self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"]["cpu"].cpu())
-        if "cuda" in state["rng"]:
-            torch.cuda.set_rng_state(state["rng"]["cuda"].cpu(), self.device.torch_device)
+        rng = state["rng"][self.team.rank]
+        torch.set_rng_state(rng["cpu"].cpu())
+        if "cuda" in rng:
+            torch.cuda.set_rng_state(rng["cuda"].cpu(), self.device.torch_device)
 
 
 def check_finite(candidate: Candidate, losses: list[torch.Tensor]) -> None:

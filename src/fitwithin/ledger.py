@@ -24,13 +24,13 @@ KINDS = (OPEN, BEAT, SETTLE, ABANDON)
 class Entry:
     """One stretch of a run: ``phase`` (start-up, data, profile, train, evaluate, report) of ``key`` (a candidate).
 
-    ``gpu`` says whether the device was held. ``charged_s`` is None while the entry is open.
+    ``gpus`` is how many GPUs were held. ``charged_s`` is None while the entry is open.
     """
 
     number: int
     phase: str
     key: str
-    gpu: bool
+    gpus: int
     reserved_s: float
     beaten_s: float = 0.0
     charged_s: float | None = None
@@ -50,16 +50,16 @@ class Books:
     entries: tuple[Entry, ...] = ()
 
     def spent_s(self, *, gpu: bool = False, key: str | None = None) -> float:
-        """Seconds charged so far: of all entries, or of those that held the device, or of one key's."""
+        """Seconds charged so far, of all entries or of one key's; with ``gpu`` the seconds that GPUs were held."""
         return sum(
-            entry.charged_s or 0.0
+            (entry.charged_s or 0.0) * (entry.gpus if gpu else 1)
             for entry in self.entries
-            if (entry.gpu or not gpu) and (key is None or entry.key == key)
+            if key is None or entry.key == key
         )
 
-    def reserved_s(self) -> float:
-        """Seconds promised to entries that are still open."""
-        return sum(entry.reserved_s for entry in self.entries if entry.open)
+    def reserved_s(self, *, gpu: bool = False) -> float:
+        """Seconds promised to entries that are still open; with ``gpu`` those of the GPUs that they hold."""
+        return sum(entry.reserved_s * (entry.gpus if gpu else 1) for entry in self.entries if entry.open)
 
     @property
     def balanced(self) -> bool:
@@ -92,7 +92,7 @@ def fold(events: Iterable[tuple[str, Mapping[str, Any]]]) -> Books:
                 number=number,
                 phase=str(body["phase"]),
                 key=str(body["key"]),
-                gpu=bool(body["gpu"]),
+                gpus=int(body["gpu"]),
                 reserved_s=float(body["reserved_s"]),
             )
             continue

@@ -123,13 +123,25 @@ class Batches(ABC):
 class TrainBatches(Batches):
     """Training batches from ``first_step`` on, up to step ``steps``.
 
-    Images come in a new random order every epoch; a batch may span two epochs, so that no image is dropped.
+    Images come in a new random order every epoch; a batch may span two epochs, so that no image is dropped. Where an
+    update is made by ``ranks`` processes, these are the ``rank``-th one's slices of it, of ``batch`` images each.
     """
 
     def __init__(
-        self, pack: Pack, recipe: Recipe, *, px: int, batch: int, seed: int, first_step: int, steps: int
+        self,
+        pack: Pack,
+        recipe: Recipe,
+        *,
+        px: int,
+        batch: int,
+        seed: int,
+        first_step: int,
+        steps: int,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         super().__init__(pack, px=px, batch=batch, count=max(0, steps - first_step))
+        self._rank, self._ranks = rank, ranks
         self._recipe, self._seed, self._first = recipe, seed, first_step
         self._indices = pack.indices("train")
         self._heights = np.asarray(pack.heights[self._indices], dtype=np.int64)
@@ -145,7 +157,8 @@ class TrainBatches(Batches):
     def prepare(self, number: int) -> tuple[Ints, Fill]:
         """Random crops and flips."""
         n = len(self._indices)
-        positions = (self._first + number) * self.size + np.arange(self.size)
+        slices = (self._first + number) * self._ranks + self._rank
+        positions = slices * self.size + np.arange(self.size)
         epochs = positions // n
         drawn = [(self._epoch(int(epoch)), positions[epochs == epoch] % n) for epoch in np.unique(epochs)]
         chosen = self._indices[np.concatenate([crops.order[at] for crops, at in drawn])]

@@ -11,8 +11,8 @@ from pathlib import Path
 from fitwithin.errors import UsageError
 
 
-def parse(text: str) -> str:
-    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` means here.
+def parse(text: str, gpus: int = 1) -> str:
+    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` means here: the first of ``gpus`` in a row.
 
     Raises:
         UsageError: the text names no kind of device, or a GPU that is not there.
@@ -23,12 +23,17 @@ def parse(text: str) -> str:
     if word == "cpu":
         return word
     count = cuda_count()
-    if word == "auto":
-        return "cuda:0" if count else "cpu"
+    if word == "auto" and not count:
+        return "cpu"
     index = int(word[5:]) if ":" in word else 0
+    seen = f"{count} CUDA device{'s' if count != 1 else ''}" if count else "no CUDA device"
     if index >= count:
-        seen = f"{count} CUDA device{'s' if count != 1 else ''}" if count else "no CUDA device"
         raise UsageError(f"--device {word} was asked for and this machine shows {seen}; --device cpu trains without")
+    if index + gpus > count:
+        raise UsageError(
+            f"--data-parallel {gpus} needs the devices cuda:{index} to cuda:{index + gpus - 1} and this machine shows "
+            f"{seen}; --data-parallel {count - index} is the most that it can do from there"
+        )
     return f"cuda:{index}"
 
 

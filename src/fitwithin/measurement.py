@@ -54,7 +54,9 @@ class Measurement:
         self.candidate, self._setting, self._engine, self._tell = candidate, setting, engine, tell
         #: What an update takes for every candidate, if the recipe says so; in parts of max_batch at the most.
         self._held = min(n_train, setting.recipe.batch) if isinstance(setting.recipe.batch, int) else 0
-        self._limit = min(n_train, setting.recipe.max_batch or n_train, self._held or n_train)
+        #: Processes that share an update. What is probed is the share of one; a limit is an update's.
+        self._ranks = setting.data_parallel
+        self._limit = min(n_train, setting.recipe.max_batch or n_train, self._held or n_train) // self._ranks
         self._asked: dict[tuple[int, int], Probe] = {}  # by batch and the parts in which it was timed, 0 if it was not
         self._taken: list[Probe] = []
         self._until_at = 0.0
@@ -69,6 +71,9 @@ class Measurement:
 
     def search(self, until_at: float, place: Prior | None = None, *, beside: bool = False) -> Rejection | None:
         """Find the largest batch that runs, ``beside`` others at work or alone; the reason if there is none."""
+        if self._ranks > 1 and self._limit < SMALLEST_BATCH:
+            reason = f"the recipe or the data allow {self._ranks} processes not even {SMALLEST_BATCH} images each"
+            return Rejection(candidate=self.candidate, reason=f"{reason}; choose a smaller --data-parallel")
         self._until_at, self._placed, self._searched = until_at, place is not None, False
         self._outside_bytes = place.outside_bytes if place is not None else self._outside_bytes
         first = self._limit if self._limit <= TRY_LIMIT_FIRST else SMALL_BATCH
@@ -124,8 +129,8 @@ class Measurement:
         return Profile(
             candidate=self.candidate,
             parameters=timed.parameters,
-            batch=timed.batch,
-            batch_why=why,
+            batch=timed.batch * self._ranks,
+            batch_why=why if self._ranks == 1 else f"{self._ranks} processes take {timed.batch} each; {why}",
             peak_bytes=timed.peak_bytes,
             timing=timed.timing,
             probes=self.probes,
@@ -137,7 +142,7 @@ class Measurement:
     def _at_the_knee(self, largest: Profile) -> Profile:
         """The profile at the knee of the throughput; the one at the largest batch if that is it, or if that failed."""
         batch, why = knee(largest.timing.rates)
-        if batch == largest.batch:
+        if batch == largest.batch // self._ranks:
             return replace(largest, batch_why=f"{largest.batch_why}; {why}")
         found = self._profile(self._ask(batch, chunks=1), f"{why}; {largest.batch_why}")
         return found if isinstance(found, Profile) else replace(largest, probes=self.probes)
@@ -145,10 +150,14 @@ class Measurement:
     def _in_parts(self, batch: int) -> Profile | Rejection:
         """An update of ``batch`` images, in as few parts as fit."""
         found: Profile | Rejection = Rejection(candidate=self.candidate, reason=f"{batch} images cannot be divided")
-        for chunks in parts(batch, self.batch):
-            told = f"in {chunks} parts of {batch // chunks}" if chunks > 1 else "at once"
+        share, rest = divmod(batch, self._ranks)
+        if rest:
+            reason = f"the recipe's {batch} images an update cannot be shared equally by {self._ranks} processes"
+            return Rejection(candidate=self.candidate, reason=reason)
+        for chunks in parts(share, self.batch):
+            told = f"in {chunks} parts of {share // chunks}" if chunks > 1 else "at once"
             why = f"{batch} images an update are held for all candidates, here {told}; {self._why}"
-            timed = self._ask(batch, chunks=chunks)
+            timed = self._ask(share, chunks=chunks)
             found = self._profile(timed, why, chunks=chunks)
             if isinstance(found, Profile) or self._ended or timed.fatal:
                 break
@@ -194,7 +203,8 @@ class Measurement:
             candidate=self.candidate,
             batch=batch,
             timed=chunks > 0,
-            scout=not self._taken and not chunks and batch < self._limit,
+            # Processes that train together would have to agree on where to look, and on who ran out of memory there.
+            scout=not self._taken and not chunks and batch < self._limit and self._ranks == 1,
             limit=self._limit,
             outside_bytes=max([self._outside_bytes, *(probe.outside_bytes for probe in self._taken)]),
             captured=self._captured,

@@ -62,6 +62,14 @@ Jobs = Annotated[
         "--jobs", help="Profile so many candidates at once, each under the cap; default: 1.", show_default=False
     ),
 ]
+DataParallel = Annotated[
+    int | None,
+    typer.Option(
+        "--data-parallel",
+        help="Train each candidate on so many GPUs at once, from --device on; default: 1.",
+        show_default=False,
+    ),
+]
 Emulate = Annotated[
     str | None,
     typer.Option(

@@ -18,6 +18,7 @@ from fitwithin.feeder import Feeder
 from fitwithin.jobs import ProbeJob
 from fitwithin.learner import Learner, check_finite, eval_batch
 from fitwithin.loader import dummy
+from fitwithin.parallel import ALONE, Team
 from fitwithin.profile import Probe, Timing
 from fitwithin.timing import timed
 
@@ -30,12 +31,18 @@ ALLOWED_RETRIES = 0
 
 
 def probe(
-    job: ProbeJob, device: Cpu | Cuda, feeder: Feeder, asked_at: float, scratch: Path, baton: Baton | None = None
+    job: ProbeJob,
+    device: Cpu | Cuda,
+    feeder: Feeder,
+    asked_at: float,
+    scratch: Path,
+    baton: Baton | None = None,
+    team: Team = ALONE,
 ) -> Probe:
     """Run the real step at ``job.batch``; what it says of memory and, if asked, of time.
 
     ``asked_at`` is the instant the process was asked for, ``scratch`` a folder for a checkpoint that is timed. A timed
-    process has got the ``baton`` that let it start.
+    process has got the ``baton`` that let it start; of a ``team``, all of which take these steps, the first one has.
     """
     started_at = time.monotonic()
     learner: Learner | None = None
@@ -47,13 +54,15 @@ def probe(
         device.watch()
     try:
         with device.guard():
-            learner = Learner(job.setting, job.candidate, device, captured=job.captured, chunks=job.chunks)
+            learner = Learner(job.setting, job.candidate, device, captured=job.captured, chunks=job.chunks, team=team)
             startup_s = time.monotonic() - asked_at
             if job.timed:
-                assert baton is not None, "whoever times must have waited for it"
-                baton.measure()
+                assert baton is not None or not team.leads, "whoever times must have waited for it"
+                if baton is not None:
+                    baton.measure()
                 timing = timed(learner, job, device, feeder, startup_s, scratch, baton)
-                baton.close()
+                if baton is not None:
+                    baton.close()
             else:
                 _step_and_evaluate(learner, job, device, job.batch)
                 needed_bytes = device.needed_bytes()

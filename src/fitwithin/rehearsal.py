@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from fitwithin.budget import Budget
 from fitwithin.candidate import Candidate
 from fitwithin.finish import write_report
 from fitwithin.jobs import CURVE_POINTS, READING_S
 from fitwithin.report import CandidateRow, CurvePoint, Estimate, Limit, Receipt, Report, Validation
+from fitwithin.request import Request
 
 #: The end of a run draws its report twice, once for its own cost.
 DRAWN = 2
@@ -21,9 +21,9 @@ DRAWN = 2
 MARGIN, BESIDE_S = 1.5, 0.6
 
 
-def rehearse(candidates: Sequence[Candidate], budget: Budget) -> float:
+def rehearse(candidates: Sequence[Candidate], request: Request) -> float:
     """Seconds to keep for closing a run over these candidates. What drawing needs is imported by then."""
-    report = _sample(candidates, budget)
+    report = _sample(candidates, request)
     with tempfile.TemporaryDirectory(prefix="fitwithin-") as folder:
         write_report(report, Path(folder))
         begun_at = time.monotonic()
@@ -31,9 +31,10 @@ def rehearse(candidates: Sequence[Candidate], budget: Budget) -> float:
         return DRAWN * MARGIN * (time.monotonic() - begun_at) + BESIDE_S
 
 
-def _sample(candidates: Sequence[Candidate], budget: Budget) -> Report:
+def _sample(candidates: Sequence[Candidate], request: Request) -> Report:
     """A report as long as that run's will be; its figures mean nothing."""
-    each_s = budget.limit_s / (1 if budget.scope == "candidate" else len(candidates))
+    budget, limit_s = request.budget, request.limit_s
+    each_s = limit_s / (1 if budget.scope == "candidate" else len(candidates))
     points = max(2, min(CURVE_POINTS, int(each_s / READING_S)))
     curve = tuple(
         CurvePoint(step=n, epoch=0.1 * n, elapsed_s=float(n), loss=1.0 + 1 / n, lr=0.1) for n in range(1, points + 1)
@@ -60,7 +61,7 @@ def _sample(candidates: Sequence[Candidate], budget: Budget) -> Report:
         )
         for number, candidate in enumerate(candidates)
     ]
-    limit = Limit(name="time", limit=budget.limit_s, spent=budget.limit_s, unit="s", kept=True)
+    limit = Limit(name="time", limit=limit_s, spent=limit_s, unit="s", kept=True)
     return Report(
         title="rehearsal",
         created_at="2000-01-01T00:00:00+00:00",

@@ -19,8 +19,8 @@ from fitwithin.recipe import Recipe
 #: The sizes of the paper.
 SIZES = (160, 224)
 
-#: Candidates that may be profiled side by side.
-MOST_JOBS = 32
+#: Candidates that may be profiled side by side, and GPUs that one may be trained on.
+MOST_JOBS, MOST_PARALLEL = 32, 16
 
 
 class Limits(TypedDict, total=False):
@@ -45,12 +45,16 @@ class Limits(TypedDict, total=False):
     seed: int
     strict: bool
     jobs: int
+    data_parallel: int
     emulate_device_memory: str | int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One request. ``models`` are names or patterns; ``sizes`` are trained at, ``view_sizes`` evaluated at (pixels)."""
+    """One request. ``models`` are names or patterns; ``sizes`` are trained at, ``view_sizes`` evaluated at (pixels).
+
+    A candidate is trained by ``data_parallel`` processes at once, on as many GPUs from ``device`` on.
+    """
 
     data: str
     budget: Budget
@@ -64,6 +68,12 @@ class Request:
     strict: bool = False
     jobs: int = 1
     emulate_bytes: int | None = None
+    data_parallel: int = 1
+
+    @property
+    def limit_s(self) -> float:
+        """The tighter of the two time limits in wall-clock seconds."""
+        return self.budget.limit_s(self.data_parallel)
 
     @property
     def layouts(self) -> tuple[str, ...]:
@@ -114,6 +124,7 @@ def parse(
     seed: int = 0,
     strict: bool = False,
     jobs: int = 1,
+    data_parallel: int = 1,
     emulate_device_memory: str | int | None = None,
 ) -> Request:
     """The request that these words make; numbers are bytes, seconds and pixels, ``inference`` seconds per image.
@@ -136,6 +147,8 @@ def parse(
         raise UsageError(f"--seed {seed} is out of range; choose a whole number from 0 to {2**31 - 1}")
     if not 1 <= jobs <= MOST_JOBS:
         raise UsageError(f"--jobs {jobs} is out of range; choose from 1 to {MOST_JOBS}")
+    if not 1 <= data_parallel <= MOST_PARALLEL:
+        raise UsageError(f"--data-parallel {data_parallel} is out of range; choose from 1 to {MOST_PARALLEL}")
     trains = recipes.load(recipe)
     viewed = parse_sizes(_list(test_sizes)) if test_sizes is not None else trains.view_sizes(trained)
     usual = trains.precisions_on(device)
@@ -167,4 +180,5 @@ def parse(
         strict=strict,
         jobs=jobs,
         emulate_bytes=emulated,
+        data_parallel=data_parallel,
     )

@@ -145,6 +145,14 @@ class Schedule:
         self.step, self.planned, self.total = step, planned, planned
         self._enter()
 
+    def told(self) -> tuple[int, int, int]:
+        """What :meth:`obey` takes."""
+        return self.total, self.cut, self._stage
+
+    def obey(self, total: int, cut: bool, stage: int) -> None:
+        """End where another schedule of the same turn ends, and be in the same stage."""
+        self.total, self.cut, self._stage = total, cut, stage
+
     def pause(self) -> None:
         """Forget the last reading: what follows (a validation, a checkpoint) is no step."""
         self._seen_at = None

@@ -51,6 +51,7 @@ class Images(Protocol):
 class Run:
     """Everything a run works with. ``candidates`` is the grid that was asked for, ``images`` the packed data.
 
+    ``workers`` is how many processes load for each that trains;
     ``closing_s`` is kept for drawing the report and closing the books.
     """
 
@@ -79,6 +80,7 @@ class Run:
             view_sizes=request.view_sizes,
             seed=request.seed,
             workers=self.workers,
+            data_parallel=request.data_parallel,
         )
 
     @property
@@ -87,12 +89,12 @@ class Run:
         counts = {split: len(self.images.indices(split)) for split in ("train", "val", "test")}
         return DataFacts(**counts, classes=len(self.images.classes))
 
-    def promise_s(self, seconds: float, *, gpu: bool) -> float:
+    def promise_s(self, seconds: float, *, gpus: int) -> float:
         """What the books may reserve for what should take ``seconds``: no more than the whole run has left."""
         if self.request.budget.scope == "candidate":
             return seconds
-        left = self.accountant.remaining()
-        return min(seconds, left.usable_s if gpu else left.time_s)
+        left = self.accountant.remaining(max(1, gpus))
+        return min(seconds, left.usable_s if gpus else left.time_s)
 
     def progress(self, progress: Progress) -> None:
         """Hand a worker's sign of life on."""

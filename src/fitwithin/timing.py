@@ -45,7 +45,13 @@ CHANGE_STEPS = 3
 
 
 def timed(
-    learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: Feeder, startup_s: float, scratch: Path, baton: Baton
+    learner: Learner,
+    job: ProbeJob,
+    device: Cpu | Cuda,
+    feeder: Feeder,
+    startup_s: float,
+    scratch: Path,
+    baton: Baton | None,
 ) -> Timing:
     """The pace of the device, of the loader and of both together, and what happens beside steps.
 
@@ -53,7 +59,10 @@ def timed(
     of the step as it was recorded first: recorded again after an evaluation, ResNeSt's float16 steps were 1.2 to 1.8 %
     faster than the turns that followed (H100). Nobody else starts until it is known: beside a start, eight of 40
     samples had an interval of 1 to 3.4 %, where 0.1 is usual, and two dummy paces were 15 and 16 % slow.
+
+    Processes that train together take the same steps; the first one, which has the ``baton``, says when it is enough.
     """
+    team = learner.team
     recipe, candidate = job.setting.recipe, job.candidate
     strangers = device.strangers()
     sizes = [px for _, px in recipe.stages(candidate.train_px)]
@@ -68,6 +77,8 @@ def timed(
             recipe=recipe,
             px=px,
             batch=job.batch,
+            rank=team.rank,
+            ranks=team.size,
             seed=job.setting.seed,
             first_step=0,
             steps=ENDLESS,
@@ -80,7 +91,8 @@ def timed(
             paces[px] = _pace(learner, device, batches)
             if px == sizes[-1]:
                 whole = _dummy_paces(learner, job, device, next(batches))
-                baton.warm()
+                if baton is not None:
+                    baton.warm()
                 whole.update(_beside_steps(learner, job, device, feeder))
                 learner.step(*next(batches), 1e-4)  # recorded anew, as after every evaluation
                 whole.update(capture_s=learner.capture_s, loader_step_s=_loader_pace(batches, loaded.ahead))
@@ -104,7 +116,10 @@ def _beside_steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: F
     device.settle()
     device.empty_cache()
     sizes = sorted({job.candidate.train_px, *job.setting.view_sizes})
-    passes = {px: _evaluation(learner, job, feeder, px) for px in sizes}
+    passes = dict.fromkeys(sizes, (0.0, 0.0))
+    if learner.team.leads:
+        passes = {px: _evaluation(learner, job, feeder, px) for px in sizes}
+    learner.release()  # in a turn too the others do no more, and wait at the next step
     device.settle()
     device.empty_cache()
     return {
@@ -169,7 +184,7 @@ def _dummy_pace(learner: Learner, device: Cpu | Cuda, ready: Batch) -> float:
     """Mean seconds per step with one batch that lies ready in the host's memory: the paper's dummy loader."""
     device.synchronize()
     begun_at, steps = time.monotonic(), 0
-    while steps < SAMPLE_STEPS or time.monotonic() - begun_at < DUMMY_SAMPLE_S:
+    while learner.team.led([steps < SAMPLE_STEPS or time.monotonic() - begun_at < DUMMY_SAMPLE_S])[0]:
         learner.step(*ready, 1e-4)
         device.throttle()
         steps += 1
@@ -191,17 +206,17 @@ def _loader_pace(batches: Iterator[Batch], ahead: int) -> float:
 def _pace(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch]) -> Pace:
     """Mean seconds per step, and its 95 % interval from the spread of chunks of steps."""
     marks: list[float] = []
-    begun_at = time.monotonic()
-    for x, y in batches:
+    begun_at, mean_s, error_s, enough = time.monotonic(), 0.0, 0.0, False
+    for x, y in learner.team.in_step(batches):
         learner.step(x, y, 1e-4)
         device.throttle()
         now = time.monotonic()
         if now - begun_at >= RUN_UP_S:
             marks.append(now)
-        if len(marks) <= SAMPLE_STEPS or now - marks[0] < SAMPLE_S:
-            continue
-        mean_s, error_s = _mean(np.diff(marks))
-        if error_s <= STEADY * mean_s or now - marks[0] >= LONGEST_S:
+        if len(marks) > SAMPLE_STEPS and now - marks[0] >= SAMPLE_S:
+            mean_s, error_s = _mean(np.diff(marks))
+            enough = error_s <= STEADY * mean_s or now - marks[0] >= LONGEST_S
+        if learner.team.led([enough])[0]:
             break
     return mean_s, max(mean_s - error_s, 0.5 * mean_s), mean_s + error_s
 

@@ -34,6 +34,8 @@ from fitwithin.jobs import (
 )
 from fitwithin.learner import Learner, count_correct, eval_batch
 from fitwithin.loader import TrainBatches
+from fitwithin.losses import Losses
+from fitwithin.parallel import ALONE, Team
 
 #: Starting anew must be worth its while: so many times what a start takes must be left.
 RESTARTS = 3
@@ -45,10 +47,16 @@ ENDLESS = 10**9
 RESCUES, RESCUE_RATE = 3, 0.5
 
 
+#: Told of progress.
+Emit = Callable[[Progress], None]
+
+
 def advance(
-    job: TrainJob, device: Cpu | Cuda, feeder: Feeder, asked_at: float, emit: Callable[[Progress], None]
+    job: TrainJob, device: Cpu | Cuda, feeder: Feeder, asked_at: float, emit: Emit, team: Team = ALONE
 ) -> Trained:
     """Train; go on from the folder's checkpoint if there is one; leave the best model in the folder.
+
+    The processes of a ``team`` do so together, step by step; the first one decides, validates and writes.
 
     Raises:
         OutOfMemory: the cap was reached; checkpoint and best model so far stay.
@@ -57,7 +65,7 @@ def advance(
     """
     if (finished := read_trained(Path(job.folder) / OUTCOME)) is not None:
         return finished
-    turn = _Turn(job, device, feeder, asked_at)
+    turn = _Turn(job, device, feeder, asked_at, team)
     turn.go_on()
     schedule, learner, feeder.patience_s = turn.schedule, turn.learner, job.patience_s
     if ended := schedule.done:
@@ -69,29 +77,28 @@ def advance(
             TrainBatches,
             recipe=job.setting.recipe,
             px=stage.px,
-            batch=job.batch,
+            batch=job.share,
+            rank=team.rank,
+            ranks=team.size,
             seed=job.setting.seed,
             first_step=schedule.step,
             steps=ENDLESS if schedule.open_ended else schedule.total,
             until_at=schedule.training_ends_at,
         ) as loaded:
-            for x_bhwc, y_b in loaded:
+            for x_bhwc, y_b in team.in_step(loaded):
                 loss = learner.step(x_bhwc, y_b, turn.peak_lr * schedule.lr_factor)
                 device.throttle()
                 schedule.step += 1
                 turn.read(loss, emit)
-                schedule.observe(time.monotonic(), turn.overhead_s())
-                if turn.validation_due():
-                    turn.aside(turn.validate)
-                elif turn.checkpoint_due():
-                    turn.aside(turn.checkpoint)
+                if due := turn.observe():
+                    turn.aside(due)
                 if turn.spoiled or schedule.done or schedule.stage is not stage:
                     break
-            if feeder.stalled:
+            if stalled := team.any(feeder.stalled):
                 turn.starve()
             if schedule.done:
                 turn.aside(turn.keep)
-        if turn.spoiled and not feeder.stalled:
+        if turn.spoiled and not stalled:
             turn.rescue()
         ended = schedule.done
     return turn.finish()
@@ -100,13 +107,13 @@ def advance(
 class _Turn:
     """The state of one turn between its steps."""
 
-    def __init__(self, job: TrainJob, device: Cpu | Cuda, feeder: Feeder, asked_at: float) -> None:
-        self.job, self.device, self.feeder = job, device, feeder
+    def __init__(self, job: TrainJob, device: Cpu | Cuda, feeder: Feeder, asked_at: float, team: Team) -> None:
+        self.job, self.device, self.feeder, self.team = job, device, feeder, team
         pack = feeder.pack
         self.folder = Path(job.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.began_at = asked_at
-        self.learner = Learner(job.setting, job.candidate, device, captured=job.captured, chunks=job.chunks)
+        self.learner = Learner(job.setting, job.candidate, device, captured=job.captured, chunks=job.chunks, team=team)
         self.startup_s = time.monotonic() - asked_at
         self.n_train, self.n_val = len(pack.indices("train")), len(pack.indices("val"))
         self.steps_per_epoch = self.n_train / job.batch
@@ -117,15 +124,12 @@ class _Turn:
         self.validation_s = job.validation_s
         self.earlier_s = self.training_s = 0.0  # the former of processes before this one
         self._stepping_from = 0.0
-        self._losses: list[torch.Tensor] = []
-        self._reading: tuple[int, Callable[[], float | None]] | None = None  # step, mean of the losses before
-        self._reading_s = max(READING_S, (job.until_at - asked_at) / CURVE_POINTS)
-        self._read_at = self._saved_at = time.monotonic()
+        self._losses = Losses(device, max(READING_S, (job.until_at - asked_at) / CURVE_POINTS))
+        self._saved_at = time.monotonic()
         self._saved_step = -1
         self._settled = False
-        #: Whether a loss or a weight was seen that is no number.
-        self.spoiled = False
-        self.rescues = 0
+        self.spoiled = False  # whether a loss or a weight was seen that is no number
+        self.rescues = self.peak_bytes = 0  # the latter of all processes of the team, the last time they met
 
     @property
     def peak_lr(self) -> float:
@@ -158,13 +162,20 @@ class _Turn:
                 f"{RESCUES + 1}; a lower learning rate or fp32 may help"
             )
         self.rescues += 1
-        self.spoiled, self._reading = False, None
+        self.spoiled = False
         self._losses.clear()
         self.learner.load_state(saved["learner"])
         self.schedule.go_on(saved["facts"]["step"], max(self.schedule.planned, self.schedule.total))
-        self.schedule.observe(time.monotonic(), self.overhead_s())
+        self.observe()
         if self.schedule.done:
             self.keep()
+
+    def observe(self) -> Callable[[], None] | None:
+        """Draw the end anew; what is due beside steps now. In a team the first one's word counts."""
+        self.schedule.observe(time.monotonic(), self.overhead_s())
+        due = 1 if self.validation_due() else 2 if self.checkpoint_due() else 0
+        due, self.spoiled = self.team.follow(self.schedule, due, self.spoiled)
+        return (None, self.validate, self.checkpoint)[due]
 
     def stepping(self) -> None:
         """From here on time is spent on steps."""
@@ -176,7 +187,8 @@ class _Turn:
         Raises:
             Hanging: there is time for another one.
         """
-        if time.monotonic() + RESTARTS * (self.startup_s + self.job.save_s) < self.schedule.training_ends_at:
+        again_at = time.monotonic() + RESTARTS * (self.startup_s + self.job.save_s)
+        if self.team.led([again_at < self.schedule.training_ends_at])[0]:
             self.aside(self.checkpoint)
             raise Hanging(f"no batch came within {self.job.patience_s:.0f} s after step {self.schedule.step}")
         self.schedule.stop()
@@ -185,7 +197,8 @@ class _Turn:
         """Do something other than steps, once the device has finished those behind; not with weights that are NaN."""
         self.device.synchronize()
         self.training_s += time.monotonic() - self._stepping_from
-        self.spoiled = self.spoiled or not self.learner.finite()
+        self.spoiled = self.team.any(self.spoiled or not self.learner.finite())
+        (self.peak_bytes,) = self.team.largest(self.device.peak_bytes())
         if not self.spoiled:
             other()
         self.schedule.pause()
@@ -206,34 +219,15 @@ class _Turn:
             left_s / self.job.checkpoint_every_s
         )
 
-    def read(self, loss: torch.Tensor, emit: Callable[[Progress], None]) -> None:
-        """Keep the loss; once a second fetch the mean since, without waiting for the device until the last step."""
-        self._losses.append(loss)
-        now, done = time.monotonic(), self.schedule.done
-        if self._reading is None and (done or now - self._read_at >= self._reading_s):
-            self._fetch()
-        if done:
-            self.device.synchronize()
-        self._take(emit)
-        if done and self._losses:
-            self._fetch()
-            self.device.synchronize()
-            self._take(emit)
+    def read(self, loss: torch.Tensor, emit: Emit) -> None:
+        """Keep the loss; take note of the mean of losses, once a second and after the last step."""
+        for step, mean in self._losses.read(self.schedule.step, loss, done=self.schedule.done):
+            if not math.isfinite(mean):
+                self.spoiled = True
+                return
+            self._tell(step, mean, emit)
 
-    def _fetch(self) -> None:
-        mean = torch.stack(self._losses).mean()
-        self._reading = self.schedule.step, self.device.later(mean)
-        self._losses.clear()
-        self._read_at = time.monotonic()
-
-    def _take(self, emit: Callable[[Progress], None]) -> None:
-        """Take note of the mean that was asked for, if it is there."""
-        if self._reading is None or (mean := self._reading[1]()) is None:
-            return
-        (step, _), self._reading = self._reading, None
-        if not math.isfinite(mean):
-            self.spoiled = True
-            return
+    def _tell(self, step: int, mean: float, emit: Emit) -> None:
         epoch = step / self.steps_per_epoch
         lr = self.peak_lr * self.schedule.lr_factor
         self.curve.append({"step": step, "epoch": epoch, "elapsed_s": self.elapsed_s(), "loss": mean, "lr": lr})
@@ -242,7 +236,7 @@ class _Turn:
                 step=step,
                 total=self.schedule.total,
                 text=f"epoch {epoch:.1f}  loss {mean:.3f}",
-                facts={"loss": mean, "peak_bytes": self.device.peak_bytes()},
+                facts={"loss": mean, "peak_bytes": max(self.peak_bytes, self.device.peak_bytes())},
             )
         )
         if not self._settled and step >= 3:
@@ -254,9 +248,12 @@ class _Turn:
 
     def validate(self) -> None:
         """Validate at the training size; keep the model if it is the best so far (on a tie, the later one)."""
-        if time.monotonic() + self.validation_s > self.job.until_at - EXIT_S:
+        if self.team.led([time.monotonic() + self.validation_s > self.job.until_at - EXIT_S])[0]:
             return
         begun_at = time.monotonic()
+        self.learner.release()  # in all processes, so that they record the step anew side by side
+        if not self.team.leads:
+            return
         self.device.empty_cache()
         correct = count_correct(
             self.learner,
@@ -264,7 +261,7 @@ class _Turn:
             "val",
             px=self.job.candidate.train_px,
             crop=self.job.setting.recipe.crop,
-            batch=eval_batch(self.job.batch // self.job.chunks),
+            batch=eval_batch(self.job.share // self.job.chunks),
             until_at=self.job.until_at - EXIT_S,
         )
         if correct is None:
@@ -282,6 +279,8 @@ class _Turn:
         self._note(SALVAGE, self.outcome("cut"))
 
     def save_model(self) -> None:
+        if not self.team.leads:
+            return
         card = models.Card(
             model=self.job.candidate.model,
             classes=self.feeder.pack.classes,
@@ -325,7 +324,7 @@ class _Turn:
             best=self.best,
             validations=tuple(self.validations),
             curve=tuple(self.curve),
-            peak_bytes=self.device.peak_bytes(),
+            peak_bytes=max(self.peak_bytes, self.device.peak_bytes()),
             startup_s=self.startup_s,
             training_s=self.training_s,
             rescues=self.rescues,
@@ -333,7 +332,8 @@ class _Turn:
 
     def _note(self, name: str, outcome: Trained) -> None:
         text = trained_to_json(outcome)
-        models.write_atomically(self.folder / name, lambda path: path.write_text(text, encoding="utf-8"))
+        if self.team.leads:
+            models.write_atomically(self.folder / name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def keep(self) -> None:
         """If no validation chose a model, the last weights are it."""

@@ -336,6 +336,107 @@ def test_a_worker_that_falls_silent_hangs(local: Bench, tmp_path: Path) -> None:
     assert isinstance(again, Trained), "the checkpoint and the server live on"
 
 
+@pytest.fixture
+def pair(local: Bench) -> Bench:
+    """Jobs of two processes that train together."""
+    return replace(local, setting=replace(local.setting, data_parallel=2))
+
+
+def workers(bench: Bench) -> list[int]:
+    """The processes at work, in the order in which they started."""
+    server = bench.engine.server.process.pid
+    return sorted(int(pid) for pid in Path(f"/proc/{server}/task/{server}/children").read_text().split())
+
+
+@pytest.mark.slow
+def test_a_pair_is_certified_by_the_share_of_each(pair: Bench) -> None:
+    found = pair.probe(timed=True)
+    assert isinstance(found, Probe), found
+    assert (found.passed, found.batch) == (True, 4)
+    assert 0 < found.peak_bytes <= pair.setting.memory_bytes
+    assert found.timing is not None
+    assert 0 < found.timing.step_low_s <= found.timing.step_s <= found.timing.step_high_s
+    assert set(found.timing.eval_image_s) == {32, 48}
+    failed = pair.probe(batch=64, memory_bytes=pair.too_little_bytes)
+    assert isinstance(failed, Probe), failed
+    assert not failed.passed
+    assert "memory cap" in failed.reason
+    assert workers(pair) == []
+
+
+@pytest.mark.slow
+def test_a_pair_trains_a_model_that_evaluates(pair: Bench, tmp_path: Path) -> None:
+    told: list[Progress] = []
+    job = replace(pair.train_job(tmp_path, 60), batch=8)
+    done = pair.engine.do(job, until_at=job.until_at, on_progress=told.append)
+    assert isinstance(done, Trained), done
+    assert (done.ended, done.steps, done.epochs) == ("complete", 60, 60 * 8 / COUNTS[0])
+    assert 0 < done.peak_bytes <= pair.setting.memory_bytes
+    assert [progress.step for progress in told] == sorted({progress.step for progress in told}), "one of them tells"
+    assert {WEIGHTS, CARD, OUTCOME} <= {path.name for path in tmp_path.iterdir()}
+    views = tuple(views_of((32,), flips=False))
+    splits, until_at = ("val",), pair.engine.now() + 60
+    asked = EvaluateJob(
+        setting=pair.setting,
+        candidate=CANDIDATE,
+        batch=4,
+        folder=str(tmp_path),
+        views=views,
+        splits=splits,
+        until_at=until_at,
+    )
+    evaluated = pair.engine.do(asked, until_at=until_at, on_progress=told.append)
+    assert isinstance(evaluated, Evaluated), evaluated
+    plain = read_logits(tmp_path, "val", views[0])
+    assert int((plain.argmax(axis=1) == _labels(pair)).sum()) == done.best, "evaluated by one process"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_of_a_pair_that_is_killed_ends_both_and_both_are_replaced(pair: Bench, tmp_path: Path, rank: int) -> None:
+    job = replace(pair.train_job(tmp_path, 40_000), batch=8)
+    struck: list[int] = []
+
+    def strike_one(progress: Progress) -> None:
+        if not struck:
+            struck.append(workers(pair)[rank])
+            os.kill(struck[0], signal.SIGKILL)
+
+    ended = pair.engine.do(job, until_at=job.until_at, on_progress=strike_one)
+    assert isinstance(ended, Failure), ended
+    assert (ended.kind, ended.reason) == ("died", "the worker process ended without an answer (SIGKILL)")
+    assert workers(pair) == []
+    job = replace(job, until_at=pair.engine.now() + 5.0)
+    again = pair.engine.do(job, until_at=job.until_at + 2.0, on_progress=lambda progress: None)
+    assert isinstance(again, Trained), "two others go on from the checkpoint"
+    assert again.ended == "shortened"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_of_a_pair_that_stands_still_ends_both(pair: Bench, tmp_path: Path, rank: int) -> None:
+    job = replace(pair.train_job(tmp_path, 10**6), batch=8, silence_s=3.0)
+
+    def stop_one(progress: Progress) -> None:
+        os.kill(workers(pair)[rank], signal.SIGSTOP)
+
+    ended = pair.engine.do(job, until_at=job.until_at, on_progress=stop_one)
+    assert isinstance(ended, Failure), ended
+    assert ended.kind == "hung"
+    assert workers(pair) == []
+
+
+@pytest.mark.slow
+def test_a_pair_beyond_its_end_is_ended_in_time(pair: Bench, tmp_path: Path) -> None:
+    begun_at = pair.engine.now()
+    job = replace(pair.train_job(tmp_path, 10**6), batch=8)
+    ended = pair.engine.do(job, until_at=begun_at + 2.0, on_progress=lambda progress: None)
+    assert isinstance(ended, Failure), ended
+    assert ended.kind == "deadline"
+    assert 2.0 <= pair.engine.now() - begun_at < 2.6
+    assert workers(pair) == []
+
+
 def simulated(**law: Any) -> Bench:
     engine = Simulated(Law(**law), CountedImages(counts=COUNTS, k=3))
     return Bench(engine, setting("cpu", Path("/nowhere")), too_little_bytes=0)

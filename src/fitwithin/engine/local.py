@@ -7,11 +7,12 @@ import platform
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,8 +20,9 @@ from types import TracebackType
 from typing import Any
 
 from fitwithin import __version__
+from fitwithin.engine.children import Child, listen, merged
 from fitwithin.errors import DeviceError
-from fitwithin.jobs import Failure, HoldJob, Job, Outcome, Progress, silence_s
+from fitwithin.jobs import Failure, HoldJob, Job, Outcome, Progress, Seat, processes, silence_s
 from fitwithin.launch import ENDED, STARTED, Server, allocator, receive
 from fitwithin.machine import cpu_name
 
@@ -38,6 +40,7 @@ class Local:
         device: ``cpu`` or ``cuda:N``.
         log: a file for what workers print.
         emulate_bytes: of the GPU's memory so much is left free, the rest is held: a small card inside a big one.
+        data_parallel: so many GPUs from ``device`` on are worked with.
         server: a server that was launched already; it has a log of its own.
     """
 
@@ -48,10 +51,12 @@ class Local:
         *,
         emulate_bytes: int | None = None,
         server: Server | None = None,
+        data_parallel: int = 1,
     ) -> None:
         self.device, self.emulate_bytes = device, emulate_bytes
+        self._devices = [Seat(rank=rank).device(device) for rank in range(data_parallel)]
         self.server = server if server is not None else Server(log)
-        self._holder: Connection | None = None
+        self._holders: list[Connection] = []
         self._asking = threading.Lock()
         # nvidia-smi is a process to wait for; meanwhile there is something else to do.
         beside = ThreadPoolExecutor(1, thread_name_prefix="facts")
@@ -92,25 +97,27 @@ class Local:
     def prepare(self) -> None:
         """Wait until the server has imported everything; DeviceError if it cannot."""
         self.server.await_ready()
-        if self.emulate_bytes is not None and self._holder is None:
-            self._hold(self.emulate_bytes)
+        if self.emulate_bytes is not None and not self._holders:
+            for device in self._devices:
+                self._hold(device, self.emulate_bytes)
 
-    def _hold(self, free_bytes: int) -> None:
-        connection, status, _ = self._fork()
-        status.close()
-        connection.send((HoldJob(device=self.device, free_bytes=free_bytes), time.monotonic()))
+    def _hold(self, device: str, free_bytes: int) -> None:
+        holder = self._fork()
+        connection = holder.connection
+        holder.status.close()
+        connection.send((HoldJob(device=device, free_bytes=free_bytes), time.monotonic(), Seat()))
         if not connection.poll(STARTED_WITHIN_S):
-            raise DeviceError(f"{self.device} did not give its memory within {STARTED_WITHIN_S:g} s")
+            raise DeviceError(f"{device} did not give its memory within {STARTED_WITHIN_S:g} s")
         try:
             _, answer = connection.recv()
         except EOFError as error:
-            raise DeviceError(f"the process that was to hold the memory of {self.device} ended") from error
+            raise DeviceError(f"the process that was to hold the memory of {device} ended") from error
         if isinstance(answer, Failure):
             raise DeviceError(f"{answer.reason}; choose a smaller --emulate-device-memory, or free the device")
-        self._holder = connection  # the memory is held until this closes
+        self._holders.append(connection)  # the memory is held until this closes
 
-    def _fork(self) -> tuple[Connection, socket.socket, int]:
-        """A fresh process: what is said to it, what is told of its end, its number."""
+    def _fork(self) -> Child:
+        """A fresh process."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         status, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         connection = Connection(ours.detach())
@@ -123,78 +130,41 @@ class Local:
             connection.close()
             status.close()
             raise
-        return connection, status, pid
+        return Child(connection, status, pid)
 
     def lanes(self, wanted: int, memory_bytes: int) -> int:
-        """How many jobs of that memory the device can take at once now, ``wanted`` at most and one at least."""
+        """How many jobs of that memory the devices can take at once now, ``wanted`` at most and one at least."""
         if wanted <= 1 or not self.device.startswith("cuda"):
             return 1
-        free_bytes = int(_nvidia_smi("memory.free", self.device)[0]) * 2**20
+        free_bytes = min(int(_nvidia_smi("memory.free", device)[0]) for device in self._devices) * 2**20
         return max(1, min(wanted, free_bytes // (memory_bytes + CONTEXT_BYTES)))
 
     def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
-        """Run the job in a fresh process until it ends or ``until_at`` comes; several threads may ask at once."""
+        """Run the job in fresh processes until they end or ``until_at`` comes; several threads may ask at once."""
         self.prepare()
         asked_at = time.monotonic()
-        try:
-            connection, status, pid = self._fork()
-        except BaseException:
-            self.close()
-            raise
-        try:
-            connection.send((job, asked_at))
-            outcome = self._listen(connection, pid, until_at, silence_s(job), on_progress)
-            code = _end(status, pid, killed=isinstance(outcome, Failure) and outcome.kind in ("deadline", "hung"))
-        except BaseException:
-            self.close()  # an interrupt: nothing may go on behind our back
-            raise
-        finally:
-            connection.close()
-            status.close()
-        if outcome is None:
-            told_of = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            return Failure(kind="died", reason=f"the worker process ended without an answer ({told_of})")
-        return outcome
+        children: list[Child] = []
+        with ExitStack() as open_things:
+            try:
+                for seat in open_things.enter_context(_seats(job)):
+                    children.append(open_things.enter_context(closing(self._fork())))
+                    children[-1].connection.send((job, asked_at, seat))
+                ended = listen(children, until_at, silence_s(job), on_progress)
+                for child in children:
+                    child.code = _end(child.status, child.pid, killed=child.killed)
+            except BaseException:
+                self.close()  # an interrupt: nothing may go on behind our back
+                raise
+        return ended or merged([child.told() for child in children])
 
     def _ask(self, fds: list[int]) -> None:
         with self._asking:
             socket.send_fds(self.server.control, [b"J"], fds)
 
-    def _listen(
-        self,
-        connection: Connection,
-        pid: int,
-        until_at: float,
-        silent_s: float,
-        on_progress: Callable[[Progress], None],
-    ) -> Outcome | None:
-        """What the child says in the end; None if it is gone, a Failure if its time was over or it fell silent."""
-        heard_at = time.monotonic()
-        while True:
-            now = time.monotonic()
-            if now >= min(until_at, heard_at + silent_s):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                if now < until_at:
-                    return Failure(kind="hung", reason=f"nothing was heard of the worker for {silent_s:.0f} s")
-                return Failure(kind="deadline", reason="its time was over and the worker was ended")
-            if not connection.poll(min(until_at - now, heard_at + silent_s - now, 0.5)):
-                continue
-            heard_at = time.monotonic()
-            try:
-                kind, value = connection.recv()
-            except (EOFError, ConnectionResetError, BrokenPipeError):
-                return None
-            if kind == "done":
-                outcome: Outcome = value
-                return outcome
-            if kind == "progress":
-                on_progress(value)
-
     def close(self) -> None:
         """End the server, and with it any child."""
-        if self._holder is not None:
-            self._holder.close()
+        for holder in self._holders:
+            holder.close()
         self.server.close()
 
     def __enter__(self) -> Local:
@@ -204,6 +174,16 @@ class Local:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextmanager
+def _seats(job: Job) -> Iterator[list[Seat]]:
+    """The seats of the processes that do the job together, and the folder of the file at which they meet."""
+    if (size := processes(job)) == 1:
+        yield [Seat()]
+        return
+    with tempfile.TemporaryDirectory(prefix="fitwithin-") as scratch:
+        yield [Seat(rank=rank, of=size, meeting=str(Path(scratch) / "meeting")) for rank in range(size)]
 
 
 def _end(status: socket.socket, pid: int, *, killed: bool) -> int:

@@ -19,17 +19,21 @@ import sys
 import time
 import traceback
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from fitwithin.errors import FitwithinError
-from fitwithin.jobs import Failure, Held, HoldJob
+from fitwithin.errors import Deserted, FitwithinError, Hanging, OutOfMemory
+from fitwithin.jobs import EvaluateJob, Failure, Held, HoldJob, ProbeJob, Progress, ScreenJob, Seat, TrainJob
 from fitwithin.launch import ENDED, MESSAGE, READY, STARTED
 from fitwithin.lifeline import die_with_parent
 
 #: How often children are looked at, in seconds.
 LOOK_S = 0.02
+
+#: What an engine calls these errors.
+KINDS: dict[type[FitwithinError], str] = {Deserted: "deserted", Hanging: "hung"}
 
 
 def serve(control: socket.socket) -> None:
@@ -91,11 +95,11 @@ def _run_child(fd: int) -> None:
     connection = Connection(fd)
     code = 1
     try:
-        job, asked_at = connection.recv()
+        job, asked_at, seat = connection.recv()
         if isinstance(job, HoldJob):
             _hold(job, connection)
         else:
-            connection.send(("done", _carry_out(job, asked_at, connection)))
+            connection.send(("done", _carry_out(job, asked_at, seat, connection)))
         code = 0
     except (BrokenPipeError, EOFError):
         pass  # the parent is gone; so is the need
@@ -119,53 +123,65 @@ def _hold(job: HoldJob, connection: Connection) -> None:
     del held
 
 
-def _carry_out(job: Any, asked_at: float, connection: Connection) -> Any:
-    from fitwithin import baton, device, evaluate, pack, probe, screen, train
-    from fitwithin.errors import Hanging, OutOfMemory
+def _baton(job: ProbeJob, seat: Seat) -> tuple[Any, float]:
+    """The baton of a timed process, once it may start, and how long it waited; of several, the first has it."""
+    from fitwithin import baton, parallel, probe
+
+    if not seat.leads:
+        parallel.await_first(seat)
+        return None, 0.0
+    held = baton.Baton(probe.scratch_folder(job), job.setting.device)
+    return held, held.start()
+
+
+def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) -> Any:
+    from fitwithin import device, evaluate, pack, parallel, probe, screen, train
     from fitwithin.feeder import Feeder
-    from fitwithin.jobs import EvaluateJob, ProbeJob, Progress, ScreenJob, TrainJob
     from fitwithin.learner import feeder_rings
 
     opened: Any = None
     feeder: Feeder | None = None
-    held: baton.Baton | None = None
+    held: Any = None
     try:
-        setting = job.setting
+        setting = replace(job.setting, device=seat.device(job.setting.device))
+        job = replace(job, setting=setting)
         if isinstance(job, ScreenJob):
             opened = device.open_device(setting.device)
             opened.cap(setting.memory_bytes, setting.accounting)
             return screen.screen(job, opened)
-        rings = feeder_rings(job.candidate, setting, job.batch)
+        rings = feeder_rings(job.candidate, setting, job.batch if isinstance(job, EvaluateJob) else job.share)
         store = pack.open_pack(Path(setting.pack))
         feeder = Feeder(store, setting.workers, rings, pin=setting.device.startswith("cuda"))
         if isinstance(job, ProbeJob) and job.timed:
-            held = baton.Baton(probe.scratch_folder(job), setting.device)
-            asked_at += held.start()
+            held, waited_s = _baton(job, seat)
+            asked_at += waited_s
         if not isinstance(job, ProbeJob) or job.timed:
             feeder.start()
+        team = parallel.join(seat)
         opened = device.open_device(setting.device)
         expected_bytes = 0 if isinstance(job, EvaluateJob) else job.outside_bytes
         opened.cap(setting.memory_bytes, setting.accounting, expected_bytes, feeder.capacity_bytes)
+        team.open(opened)
         sent_at = 0.0
 
         def emit(progress: Progress) -> None:
             nonlocal sent_at
-            if time.monotonic() - sent_at >= 0.2:
+            if seat.leads and time.monotonic() - sent_at >= 0.2:
                 connection.send(("progress", progress))
                 sent_at = time.monotonic()
 
         if isinstance(job, ProbeJob):
             scratch = probe.candidate_scratch(job.candidate, probe.scratch_folder(job))
-            return probe.probe(job, opened, feeder, asked_at, scratch, held)
+            return probe.probe(job, opened, feeder, asked_at, scratch, held, team)
         with opened.guard():
             if isinstance(job, TrainJob):
-                return train.advance(job, opened, feeder, asked_at, emit)
+                return train.advance(job, opened, feeder, asked_at, emit, team)
             assert isinstance(job, EvaluateJob)
             return evaluate.evaluate(job, opened, feeder, emit)
     except OutOfMemory as error:
         return Failure(kind="memory", reason=str(error), peak_bytes=opened.peak_bytes() if opened else None)
     except FitwithinError as error:
-        return Failure(kind="hung" if isinstance(error, Hanging) else "error", reason=str(error))
+        return Failure(kind=KINDS.get(type(error), "error"), reason=str(error))
     except (Exception, SystemExit) as error:  # a model that gives up with sys.exit has told why
         text = " ".join(str(error).split())[:300]
         return Failure(kind="error", reason=f"{type(error).__name__}: {text}", trace=traceback.format_exc())

@@ -158,7 +158,7 @@ class Simulated:
 
     def claim(self, job: ProbeJob | TrainJob) -> int:
         """The peak of the job at hand; it ends here if that is above the cap."""
-        needed = self.law.memory_bytes(job.candidate, job.batch // job.chunks, len(self.jobs))
+        needed = self.law.memory_bytes(job.candidate, job.share // job.chunks, len(self.jobs))
         cap = job.setting.memory_bytes
         if needed > cap:
             raise _Ended("memory", f"{needed} bytes were asked for, the cap is {cap}", cap)

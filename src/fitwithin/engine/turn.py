@@ -69,7 +69,7 @@ class Turn:
             noise = self.law.pace_noise * (2 * self.law.draw("step", len(self.engine.jobs), schedule.step) - 1)
             stage = schedule.stage
             sized = replace(self.job.candidate, train_px=stage.px)
-            pace_s = self.law.step_s(sized, self.job.batch) * (1 + noise)
+            pace_s = self.law.step_s(sized, self.job.share) * (1 + noise)
             begun_at = self.engine.now()
             self.spend(steps * pace_s + (self.law.warmup_s if first else changed * self.law.change_s))
             changed = False
