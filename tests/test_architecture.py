@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "budget",
             "candidate",
             "choice",
+            "contest",
             "costs",
             "ensemble",
             "gather",
@@ -87,7 +88,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "engines",
         ("engine", "engine.children", "engine.law", "engine.turn", "engine.local", "engine.server", "engine.simulated"),
     ),
-    ("phases", ("session", "certificates", "measurement", "profiling", "instantiate")),
+    ("phases", ("session", "certificates", "measurement", "profiling", "instantiate", "searching")),
     ("story", ("flow", "finish", "rehearsal", "result")),
     ("doors", ("api", "demo", "doctor")),
     ("command line", ("options", "terminal", "cli", "__main__", "")),
@@ -266,6 +267,7 @@ LIMITS = [
     "--strict",
     "--jobs",
     "--data-parallel",
+    "--search",
     "--emulate-device-memory",
 ]
 
@@ -278,7 +280,7 @@ COMMANDS: dict[str, list[str]] = {
     "plan": ["data", *LIMITS, "--out", "--json"],
     "profile": [
         "data",
-        *(name for name in LIMITS if name not in ("--time", "--gpu-time", "--inference", "--scope")),
+        *(name for name in LIMITS if name not in ("--time", "--gpu-time", "--inference", "--scope", "--search")),
         "--refresh",
         "--export",
         "--import",

@@ -114,6 +114,8 @@ def stages(draw: st.DrawFn) -> Callable[[Path], Stage]:
     asked = replace(asked, budget=replace(asked.budget, **given_limits))
     progress, whole = draw(resizing), draw(st.booleans())
     asked = replace(asked, recipe=replace(asked.recipe, progress=progress, whole_epochs=whole))
+    if asked.budget.scope == "total":
+        asked = replace(asked, search=draw(st.sampled_from(["exhaustive", "halving"])))
     images = CountedImages(counts=draw(st.sampled_from([(800, 100, 100), (90, 12, 0), (2000, 300, 200)])))
     return lambda folder: Stage(law, asked, folder, images)
 

@@ -28,6 +28,7 @@ from fitwithin.options import (
     RecipeName,
     RunFolder,
     Scope,
+    Search,
     Seed,
     Sizes,
     Strict,
@@ -99,6 +100,7 @@ def run(
     strict: Strict = False,
     jobs: Jobs = None,
     data_parallel: DataParallel = None,
+    search: Search = None,
     emulate_device_memory: Emulate = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The run's folder; default: runs/<data>-<time>.", show_default=False)
@@ -155,6 +157,7 @@ def plan(
     strict: Strict = False,
     jobs: Jobs = None,
     data_parallel: DataParallel = None,
+    search: Search = None,
     emulate_device_memory: Emulate = None,
     out: Annotated[Path, typer.Option("--out", help="Where to write the plan.")] = Path("plan.json"),
     as_json: AsJson = False,

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from fitwithin import assemble, gather, instantiate, page
+from fitwithin import assemble, gather, instantiate, page, searching
 from fitwithin.assemble import Ensemble, Member, read_logits
-from fitwithin.candidate import Candidate
 from fitwithin.costs import EXIT_S
 from fitwithin.ensemble import View
 from fitwithin.errors import TrainingError
@@ -22,28 +21,32 @@ from fitwithin.report import Report
 from fitwithin.session import Run
 
 
-def evaluate(run: Run, plan: Plan) -> tuple[list[Member], Candidate, str]:
+def evaluate(run: Run, plan: Plan) -> tuple[list[Member], Turn, str]:
     """Evaluate the winner, and its twin in the other precision, under all views: validation first, then test, once.
+
+    What it gives: the evaluated, the winner's turn first, that turn, and why it won.
 
     Raises:
         TrainingError: no turn left a model.
     """
-    trained, failed = gather.outcomes(run.store.events("turn"))
+    events = run.store.events("turn", "trial")
+    trained, failed = gather.outcomes(events)
     if not trained:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         raise TrainingError(f"no candidate left a model ({reasons}); `fitwithin plan` shows what would fit")
+    turns = gather.turns(plan, events)
     name, why = assemble.pick(trained)
-    turns = {turn.candidate.name: turn for turn in plan.turns}
-    winner = turns[name].candidate
-    other = assemble.twin(winner, [turns[key].candidate for key in trained])
-    members = []
-    for candidate in [winner, *([other] if other is not None else [])]:
-        members.append(_member(run, turns[candidate.name], trained[candidate.name].best is not None))
-    return members, winner, why
+    if plan.search is not None:
+        name, why = searching.pick(run, plan.search) or (name, why)
+    winner, chosen = turns[name], [name]
+    if plan.search is None:
+        other = assemble.twin(winner.candidate, [turns[key].candidate for key in trained])
+        chosen += [other.name] if other is not None else []
+    return [_member(run, turns[key], trained[key].best is not None) for key in chosen], winner, why
 
 
 def _member(run: Run, turn: Turn, validated: bool) -> Member:
-    name, folder = turn.candidate.name, instantiate.turn_folder(run.folder, turn)
+    name, folder = turn.name, instantiate.turn_folder(run.folder, turn)
     done = next((body for e in run.store.events("evaluated") if (body := e.body)["name"] == name), None)
     if done is None:
         run.reporter.begin(f"evaluating {name}")
@@ -63,12 +66,12 @@ def _evaluate(run: Run, turn: Turn, folder: Path) -> Evaluated:
     now, budget = run.engine.now(), run.request.budget
     if budget.scope == "candidate":
         books = run.accountant.books()
-        name = turn.candidate.name
+        name = turn.name
         charged_s = sum(e.charged_s or 0.0 for e in books.entries if e.key == name and e.phase != "profile")
         left_s = turn.allotted_s - charged_s
     else:
         left_s = run.accountant.remaining().usable_s - run.closing_s
-    with run.accountant.entry("evaluate", turn.candidate.name, gpus=1, reserved_s=left_s) as opened:
+    with run.accountant.entry("evaluate", turn.name, gpus=1, reserved_s=left_s) as opened:
         outcome: Any = Failure(kind="deadline", reason="no time was left")
         if left_s > EXIT_S:
             job = EvaluateJob(
@@ -89,16 +92,18 @@ def _evaluate(run: Run, turn: Turn, folder: Path) -> Evaluated:
     return outcome
 
 
-def close(run: Run, plan: Plan, members: Sequence[Member], winner: Candidate, why: str) -> Report:
+def close(run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: str) -> Report:
     """Choose the views on validation data, hand the ensemble over, close the books and write the report."""
     labels = {split: np.asarray(run.images.labels[run.images.indices(split)]) for split in ("val", "test")}
     chief = members[0]
     choice = assemble.choose_views(chief, labels, run.request.budget.inference_ms)
     rows = [row for member in reversed(members) for row in assemble.methods(member, labels, run.request.views)]
     rows.append(assemble.handed_over(chief, labels, choice))
-    folder = instantiate.turn_folder(Path(), next(t for t in plan.turns if t.candidate == winner))
+    folder = instantiate.turn_folder(Path(), winner)
     batch = chief.evaluated.batch
-    assemble.write(Ensemble(candidate=winner.name, folder=str(folder), views=choice.views, batch=batch), run.folder)
+    assemble.write(
+        Ensemble(candidate=winner.candidate.name, folder=str(folder), views=choice.views, batch=batch), run.folder
+    )
     tested = [run.images.paths[int(i)] for i in run.images.indices("test")]
     (run.folder / "test-paths.json").write_text(json.dumps(tested), encoding="utf-8")
 
@@ -107,7 +112,7 @@ def close(run: Run, plan: Plan, members: Sequence[Member], winner: Candidate, wh
             run.request,
             plan,
             run.store.events(),
-            winner=winner.name,
+            winner=winner.candidate.name,
             winner_why=why,
             methods=rows,
             views=assemble.view_rows(chief, labels, choice),
@@ -123,7 +128,7 @@ def close(run: Run, plan: Plan, members: Sequence[Member], winner: Candidate, wh
         opened.charge_ahead(run.engine.now() - begun_at)
     report = gathered(True)
     write_report(report, run.folder)
-    run.store.append("finished", {"winner": winner.name})
+    run.store.append("finished", {"winner": winner.candidate.name})
     return report
 
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
 
-from fitwithin import finish, gather, instantiate, profiling
+from fitwithin import contest, finish, gather, instantiate, profiling, searching
 from fitwithin import planning as plans
 from fitwithin.certificates import Cache, data_shape
 from fitwithin.costs import evaluation_kept_s
 from fitwithin.errors import UsageError
-from fitwithin.jobs import Failure
 from fitwithin.machine import cores
 from fitwithin.measurement import OUT_OF_TIME
 from fitwithin.pack import cache_root
@@ -62,10 +60,26 @@ def _planned(run: Run) -> Plan:
     left_s, gpus = run.request.limit_s, run.request.data_parallel
     if budget.scope == "total":
         left_s = run.accountant.remaining(gpus).usable_s
+    profiles = [found for found in known if isinstance(found, Profile)]
+    rejections = [found for found in known if isinstance(found, Rejection)]
+    available_s = left_s - (0.0 if budget.scope == "candidate" else run.closing_s)
+    if run.request.search == "halving" and len(profiles) > 1:
+        found = contest.plan(
+            profiles,
+            rejections,
+            available_s=available_s,
+            data=run.data,
+            recipe=run.request.recipe,
+            view_sizes=run.request.view_sizes,
+            request=run.request.to_dict(),
+            fingerprint=run.images.fingerprint,
+        )
+        if found is not None:
+            return found
     return plans.draw_up(
-        [found for found in known if isinstance(found, Profile)],
-        [found for found in known if isinstance(found, Rejection)],
-        available_s=left_s - (0.0 if budget.scope == "candidate" else run.closing_s),
+        profiles,
+        rejections,
+        available_s=available_s,
         limit_s=run.request.limit_s,
         scope=budget.scope,
         data=run.data,
@@ -180,42 +194,22 @@ def _told(found: Profile | Rejection) -> str:
 
 
 def train(run: Run, plan: Plan) -> None:
-    """The instantiation phase: every turn of the plan that has not ended yet."""
+    """The instantiation phase: every turn of the plan that has not ended yet, or the trials of its search."""
+    kept_s, gpus = _kept_s(plan, run), run.request.data_parallel
+    if plan.search is not None:
+        searching.train(run, plan, left_s=lambda: run.accountant.remaining(gpus).usable_s - kept_s)
+        return
     trained, failed = gather.outcomes(run.store.events("turn"))
-    kept_s = _kept_s(plan, run)
     done = set(trained) | set(failed)
     for number, turn in enumerate(plan.turns):
-        name = turn.candidate.name
-        if name in done:
+        if turn.name in done:
             continue
-        run.reporter.begin(f"training {name} ({number + 1} of {len(plan.turns)})", turn.steps)
-        now = run.engine.now()
-        later_s = sum(later.allotted_s for later in plan.turns[number + 1 :] if later.candidate.name not in done)
-        gpus = run.request.data_parallel
+        later_s = sum(later.allotted_s for later in plan.turns[number + 1 :] if later.name not in done)
         ends_at = instantiate.turn_ends_at(
-            turn, run.request.budget, run.accountant, now, gpus=gpus, kept_s=kept_s, later_s=later_s
+            turn, run.request.budget, run.accountant, run.engine.now(), gpus=gpus, kept_s=kept_s, later_s=later_s
         )
-        with run.accountant.entry("train", name, gpus=gpus, reserved_s=ends_at - now) as opened:
-            outcome = instantiate.train(
-                turn,
-                run.setting,
-                run.engine,
-                instantiate.turn_folder(run.folder, turn),
-                opened,
-                ends_at=ends_at,
-                frozen=plan.frozen,
-                on_progress=run.progress,
-            )
-        body: dict[str, Any] = {"name": name, "trained": None, "reason": ""}
-        if isinstance(outcome, Failure):
-            body["reason"] = outcome.reason
-            run.reporter.say(f"  {name}: failed, {outcome.reason}")
-        else:
-            body["trained"] = asdict(outcome)
-            share = "no validation" if outcome.best is None else f"{outcome.best / run.data.val:.1%} on validation data"
-            run.reporter.say(f"  {name}: {share} after {outcome.epochs:.1f} epochs ({outcome.ended})")
-        run.store.append("turn", body)
-        instantiate.clean(instantiate.turn_folder(run.folder, turn))
+        told = f"{number + 1} of {len(plan.turns)}"
+        instantiate.carry_out(run, turn, ends_at=ends_at, frozen=plan.frozen, told=told)
 
 
 def _kept_s(plan: Plan, run: Run) -> float:
@@ -232,6 +226,11 @@ def check_plan(plan: Plan, fingerprint: str) -> None:
         raise UsageError(
             f"the plan was drawn up for other data (fingerprint {plan.fingerprint[:12]}, this folder has "
             f"{fingerprint[:12]}); draw up a new one with `fitwithin plan`"
+        )
+    if plan.search is not None:
+        raise UsageError(
+            "the plan is a search, whose later trials depend on how the first ones end; "
+            "draw up a plan with --search exhaustive to carry it out step by step"
         )
     if not plan.turns:
         raise UsageError("the plan trains nothing; draw up a new one with `fitwithin plan`")

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fitwithin import __version__
+from fitwithin import __version__, contest
 from fitwithin import profile as profiles
 from fitwithin.candidate import Candidate
 from fitwithin.jobs import Trained, trained_from_dict
 from fitwithin.ledger import KINDS, Books, fold
-from fitwithin.planning import WHY_EPOCHS, Plan, Turn
+from fitwithin.planning import WHY_EPOCHS, Plan, Turn, turn_from_dict
 from fitwithin.profile import Profile, Rejection
 from fitwithin.report import (
     CandidateRow,
@@ -28,6 +28,7 @@ from fitwithin.report import (
     ViewRow,
 )
 from fitwithin.request import Request
+from fitwithin.search import Trial
 from fitwithin.store import Event, bodies, latest
 
 
@@ -44,6 +45,21 @@ def rejected(events: Sequence[Event]) -> dict[str, Rejection]:
         for body in bodies(list(events), "rejected")
     )
     return {rejection.candidate.name: rejection for rejection in found}
+
+
+def trials(events: Sequence[Event]) -> list[tuple[float, Trial]]:
+    """What a search was asked: the seconds that were left, and the trial, in order."""
+    found = bodies(list(events), "trial")
+    return [
+        (body["left_s"], Trial(**{**body["trial"], "candidate": Candidate(**body["trial"]["candidate"])}))
+        for body in found
+    ]
+
+
+def turns(plan: Plan, events: Sequence[Event]) -> dict[str, Turn]:
+    """All turns by name: the plan's, and those that a search has had since, in order."""
+    later = [turn_from_dict(body["turn"]) for body in bodies(list(events), "trial") if body["turn"] is not None]
+    return {turn.name: turn for turn in (*plan.turns, *later)}
 
 
 def outcomes(events: Sequence[Event]) -> tuple[dict[str, Trained], dict[str, str]]:
@@ -85,9 +101,10 @@ def candidate_row(
     status: str,
     books: Books,
     n_val: int,
+    keys: Sequence[str] = (),
 ) -> CandidateRow:
-    """One row of the report from everything known about a candidate."""
-    entries = [entry for entry in books.entries if entry.key == candidate.name and entry.phase == "train"]
+    """One row of the report from everything known about a candidate, whose entries have these ``keys``."""
+    entries = [entry for entry in books.entries if entry.key in keys and entry.phase == "train"]
     facts: dict[str, Any] = {}
     if profile is not None:
         facts.update(
@@ -146,21 +163,30 @@ def candidate_rows(plan: Plan, events: Sequence[Event], books: Books, n_val: int
     known = profiled(events)
     trained, failed = outcomes(events)
     rows = []
-    for turn in plan.turns:
-        name = turn.candidate.name
+    by_candidate: dict[Candidate, list[Turn]] = {}
+    for turn in turns(plan, events).values():
+        by_candidate.setdefault(turn.candidate, []).append(turn)
+    why_out = _verdicts(plan, events, n_val)
+    for candidate, had in by_candidate.items():
+        # What it was trained last counts, if that left a model.
+        turn = next((turn for turn in reversed(had) if turn.name in trained), had[-1])
+        name = turn.name
         status = "trained" if name in trained else "failed" if name in failed else "planned"
         rows.append(
             candidate_row(
-                turn.candidate,
-                profile=known.get(name),
+                candidate,
+                profile=known.get(candidate.name),
                 turn=turn,
                 trained=trained.get(name),
                 reason=failed.get(name),
                 status=status,
                 books=books,
                 n_val=n_val,
+                keys=[each.name for each in had],
             )
         )
+        if candidate in why_out and name in trained:
+            rows[-1] = replace(rows[-1], reason=f"{why_out[candidate]} ({rows[-1].reason})")
     for rejection in plan.rejections:
         rows.append(
             candidate_row(
@@ -175,6 +201,16 @@ def candidate_rows(plan: Plan, events: Sequence[Event], books: Books, n_val: int
             )
         )
     return tuple(rows)
+
+
+def _verdicts(plan: Plan, events: Sequence[Event], n_val: int) -> dict[Candidate, str]:
+    """Why a search went no further with a candidate."""
+    asked = trials(events)
+    if plan.search is None or not asked:
+        return {}
+    trained, failed = outcomes(events)
+    search = contest.told_again(plan.search, asked, {**trained, **failed}, n_val)
+    return {verdict.candidate: verdict.reason for verdict in search.verdicts()}
 
 
 def _phases(books: Books) -> tuple[PhaseRow, ...]:

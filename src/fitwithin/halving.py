@@ -93,7 +93,7 @@ class Halving(Search):
         self.eta, self.devices, self.width, self.min_gain = eta, devices, width, min_gain
         self.finals = max(1, devices // width)
         self.final_s = final_share * budget_s
-        self.ladder, self._enter = self._drawn(budget_s - self.final_s)
+        self.ladder, self.entering = self._drawn(budget_s - self.final_s)
         #: Who is still to have a final training; None as long as the search goes on.
         self._finalists: list[Trial | Entrant] | None = None if self.entrants else []
 
@@ -118,7 +118,7 @@ class Halving(Search):
             if self.running:
                 return None  # what they tell may change everything
         if self._finalists is None:
-            self._finalists = [*self._best_of_the_highest_rung()] if self.ladder else [*self._enter]
+            self._finalists = [*self._best_of_the_highest_rung()] if self.ladder else [*self.entering]
         while self._finalists:
             final = self._final(self._finalists[0], left_s / len(self._finalists))
             placed = None if final is None else self._wide(final, self.finals, free)
@@ -136,10 +136,10 @@ class Halving(Search):
     def _entry(self) -> Trial | None:
         """The next candidate for the first rung."""
         entered = len(self._on(0))
-        if self.ladder is None or entered >= len(self._enter):
+        if self.ladder is None or entered >= len(self.entering):
             return None
         seconds = self.ladder.seconds[0]
-        return self._made(self._enter[entered].candidate, 0, seconds, f"all get {format_duration(seconds)}")
+        return self._made(self.entering[entered].candidate, 0, seconds, f"all get {format_duration(seconds)}")
 
     def _promotion(self) -> Trial | None:
         """Who has not gone on from its rung and cannot be overtaken any more; from the highest rungs first."""
@@ -159,7 +159,7 @@ class Halving(Search):
         """How many trials that rung will have."""
         assert self.ladder is not None
         if rung == 0:
-            return len(self._enter)
+            return len(self.entering)
         alive = sum(self._accuracy(trial) is not None for trial in self._on(rung - 1))
         below = self._expected(rung - 1) - len(self._on(rung - 1)) + alive
         below += sum(trial.number not in self.scores for trial in self._on(rung - 1))
@@ -204,12 +204,12 @@ class Halving(Search):
 
     def verdicts(self) -> list[Verdict]:
         """Those left out, those that failed, and those that were not among the best of their last rung."""
-        assert self.ladder is not None or len(self._enter) <= 1
+        assert self.ladder is not None or len(self.entering) <= 1
         told = [
             Verdict(
-                candidate=entrant.candidate, rung=0, reason=f"left out: the time pays for {len(self._enter)} trials"
+                candidate=entrant.candidate, rung=0, reason=f"left out: the time pays for {len(self.entering)} trials"
             )
-            for entrant in self.entrants[len(self._enter) :]
+            for entrant in self.entrants[len(self.entering) :]
         ]
         best = self.best
         for rung, above in pairwise([*range(len(self.ladder.counts) if self.ladder else 0), FINAL]):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from fitwithin.accountant import Accountant, Open
 from fitwithin.budget import Budget
@@ -25,6 +26,7 @@ from fitwithin.jobs import (
     read_trained,
 )
 from fitwithin.planning import Turn
+from fitwithin.session import Run
 
 #: After running out of memory in spite of its certificate, a turn goes on with this share of its batch.
 SMALLER = 7 / 8
@@ -44,7 +46,7 @@ ATTEMPTS = 3
 
 def turn_folder(run: Path, turn: Turn) -> Path:
     """Where a turn keeps its checkpoint and leaves its model."""
-    return run / "candidates" / turn.candidate.name
+    return run / "candidates" / turn.name
 
 
 def turn_ends_at(
@@ -57,7 +59,7 @@ def turn_ends_at(
     ``kept_s`` for its end and ``later_s`` for the turns to come; never more than the run less ``kept_s``. The
     turn holds ``gpus`` devices.
     """
-    charged_s = accountant.books().spent_s(key=turn.candidate.name) - _profiled_s(accountant, turn)
+    charged_s = accountant.books().spent_s(key=turn.name) - _profiled_s(accountant, turn)
     own_s = turn.allotted_s - charged_s
     if budget.scope == "candidate":
         return now + own_s - evaluation_kept_s(turn.evaluation_s)
@@ -68,7 +70,7 @@ def turn_ends_at(
 def _profiled_s(accountant: Accountant, turn: Turn) -> float:
     """Profiling is charged to the run, not to a candidate's allotment: the paper gave each the whole budget."""
     entries = accountant.books().entries
-    return sum(e.charged_s or 0.0 for e in entries if e.key == turn.candidate.name and e.phase == "profile")
+    return sum(e.charged_s or 0.0 for e in entries if e.key == turn.name and e.phase == "profile")
 
 
 def train(
@@ -110,6 +112,7 @@ def train(
         captured=turn.captured,
         chunks=turn.chunks,
         stages=turn.stages,
+        start=str(folder.parent / turn.after) if turn.after else "",
     )
     outcome: Trained | Failure = Failure(kind="deadline", reason="its time was over before it could start")
     for _ in range(ATTEMPTS):
@@ -131,6 +134,35 @@ def train(
             (folder / CHECKPOINT).unlink(missing_ok=True)
     if isinstance(outcome, Failure):
         return _salvage(folder, outcome)
+    return outcome
+
+
+def carry_out(run: Run, turn: Turn, *, ends_at: float, frozen: bool, told: str) -> Trained | Failure:
+    """A turn until ``ends_at`` at the latest, with its entry in the books and its end among the run's events."""
+    name, gpus = turn.name, run.request.data_parallel
+    run.reporter.begin(f"training {name} ({told})", turn.steps)
+    folder = turn_folder(run.folder, turn)
+    with run.accountant.entry("train", name, gpus=gpus, reserved_s=ends_at - run.engine.now()) as opened:
+        outcome = train(
+            turn,
+            run.setting,
+            run.engine,
+            folder,
+            opened,
+            ends_at=ends_at,
+            frozen=frozen,
+            on_progress=run.progress,
+        )
+    body: dict[str, Any] = {"name": name, "trained": None, "reason": ""}
+    if isinstance(outcome, Failure):
+        body["reason"] = outcome.reason
+        run.reporter.say(f"  {name}: failed, {outcome.reason}")
+    else:
+        body["trained"] = asdict(outcome)
+        share = "no validation" if outcome.best is None else f"{outcome.best / run.data.val:.1%} on validation data"
+        run.reporter.say(f"  {name}: {share} after {outcome.epochs:.1f} epochs ({outcome.ended})")
+    run.store.append("turn", body)
+    clean(folder)
     return outcome
 
 

@@ -103,6 +103,7 @@ class TrainJob:
     profile held outside the allocator; ``captured``: its step was recorded as a CUDA graph; ``chunks``: an update takes
     ``batch`` images in so many parts. Processes that train together take equal shares of them, each in so many parts.
     ``stages``: the sizes of images and the pace at each; without any all have the candidate's, at ``step_s``.
+    ``start``: the folder of a model whose weights it begins with; without one they are drawn.
     """
 
     setting: Setting
@@ -122,6 +123,7 @@ class TrainJob:
     captured: bool = True
     chunks: int = 1
     stages: tuple[Stage, ...] = ()
+    start: str = ""
 
     @property
     def share(self) -> int:

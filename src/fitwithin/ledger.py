@@ -49,12 +49,12 @@ class Books:
 
     entries: tuple[Entry, ...] = ()
 
-    def spent_s(self, *, gpu: bool = False, key: str | None = None) -> float:
-        """Seconds charged so far, of all entries or of one key's; with ``gpu`` the seconds that GPUs were held."""
+    def spent_s(self, *, gpu: bool = False, key: str | None = None, phase: str | None = None) -> float:
+        """Seconds charged so far: of all entries, or one key's or phase's; with ``gpu`` those that GPUs were held."""
         return sum(
             (entry.charged_s or 0.0) * (entry.gpus if gpu else 1)
             for entry in self.entries
-            if key is None or entry.key == key
+            if (key is None or entry.key == key) and (phase is None or entry.phase == phase)
         )
 
     def reserved_s(self, *, gpu: bool = False) -> float:

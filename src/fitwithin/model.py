@@ -98,6 +98,12 @@ def load_card(folder: Path) -> Card:
     return Card(**{**value, "classes": tuple(value["classes"])})
 
 
+def adopt(net: nn.Module, folder: str) -> None:
+    """Give ``net`` the weights of the same backbone's model in ``folder``; nothing without one."""
+    if folder:
+        net.load_state_dict(load_file(Path(folder) / WEIGHTS))
+
+
 def load(folder: Path, device: torch.device) -> tuple[nn.Module, Card]:
     """The saved model in evaluation mode on ``device``, and its card."""
     card = load_card(folder)

@@ -70,6 +70,12 @@ DataParallel = Annotated[
         show_default=False,
     ),
 ]
+Search = Annotated[
+    str | None,
+    typer.Option(
+        "--search", help="How candidates share the time: 'exhaustive' (default) or 'halving'.", show_default=False
+    ),
+]
 Emulate = Annotated[
     str | None,
     typer.Option(

@@ -18,6 +18,7 @@ from fitwithin.errors import BudgetError, UsageError
 from fitwithin.profile import Profile, Rejection
 from fitwithin.recipe import Recipe
 from fitwithin.schedule import Stage
+from fitwithin.search import Entrant
 from fitwithin.units import format_count, format_duration
 
 SCHEMA = 1
@@ -30,7 +31,8 @@ WHY_EPOCHS = 2
 class Turn:
     """One candidate's planned training, at a mean of ``images_per_s`` over its ``stages`` of progressive resizing.
 
-    ``allotted_s`` bounds it from start-up to its evaluation.
+    ``allotted_s`` bounds it from start-up to its evaluation. ``suffix`` tells a candidate's turns apart where it has
+    several (rungs of a search), ``after`` names the turn whose model it goes on from.
 
     ``outside_bytes`` is what its profile held outside the allocator: kept free from the start; ``captured`` whether
     its step is recorded as a CUDA graph. An update takes ``batch`` images in ``chunks`` parts. ``startup_s`` and
@@ -58,17 +60,40 @@ class Turn:
     startup_s: float = 0.0
     warmup_s: float = 0.0
     stages: tuple[Stage, ...] = ()
+    suffix: str = ""
+    after: str = ""
+
+    @property
+    def name(self) -> str:
+        """The candidate's, with what tells its turns apart: the key of its folder, its events and its entries."""
+        return f"{self.candidate.name}-{self.suffix}" if self.suffix else self.candidate.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A search before it begins: who enters in which order, the GPU-seconds for all trials, and its ladder."""
+
+    entrants: tuple[Entrant, ...]
+    budget_s: float
+    devices: int = 1
+    counts: tuple[int, ...] = ()
+    seconds: tuple[float, ...] = ()
+    final_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What will be trained and what not, each with its reasons; ``frozen`` plans keep their steps whatever happens."""
+    """What will be trained and what not, each with its reasons; ``frozen`` plans keep their steps whatever happens.
+
+    With a ``search`` the turns are those of its first rung, and what follows depends on how they end.
+    """
 
     turns: tuple[Turn, ...]
     rejections: tuple[Rejection, ...]
     request: dict[str, Any]
     fingerprint: str
     frozen: bool = False
+    search: Planned | None = None
     schema: int = SCHEMA
 
     @property
@@ -87,32 +112,36 @@ def from_json(text: str) -> Plan:
         value = json.loads(text)
         if value["schema"] != SCHEMA:
             raise UsageError(f"the plan has schema {value['schema']}, this version reads {SCHEMA}; draw it up again")
-        turns = tuple(
-            Turn(
-                **{
-                    **turn,
-                    "candidate": Candidate(**turn["candidate"]),
-                    "why": tuple(turn["why"]),
-                    "stages": tuple(Stage(**stage) for stage in turn.get("stages", ())),
-                }
-            )
-            for turn in value["turns"]
-        )
+        turns = tuple(turn_from_dict(turn) for turn in value["turns"])
         rejections = tuple(
             Rejection(candidate=Candidate(**r["candidate"]), reason=r["reason"]) for r in value["rejections"]
         )
-        return Plan(**{**value, "turns": turns, "rejections": rejections})
+        search = _planned(value["search"]) if value.get("search") else None
+        return Plan(**{**value, "turns": turns, "rejections": rejections, "search": search})
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UsageError(f"this is no plan that `fitwithin plan` wrote ({type(error).__name__}: {error})") from error
 
 
-def _epochs(steps: int, profile: Profile, data: DataFacts, recipe: Recipe) -> float:
+def _planned(value: dict[str, Any]) -> Planned:
+    entrants = tuple(Entrant(**{**one, "candidate": Candidate(**one["candidate"])}) for one in value["entrants"])
+    lists = {name: tuple(value[name]) for name in ("counts", "seconds")}
+    return Planned(**{**value, **lists, "entrants": entrants})
+
+
+def turn_from_dict(value: dict[str, Any]) -> Turn:
+    """The turn that was written as JSON."""
+    stages = tuple(Stage(**stage) for stage in value.get("stages", ()))
+    return Turn(**{**value, "candidate": Candidate(**value["candidate"]), "why": tuple(value["why"]), "stages": stages})
+
+
+def epochs_of(steps: int, profile: Profile, data: DataFacts, recipe: Recipe) -> float:
     """Epochs in ``steps``; whole ones where the recipe says so and one fits."""
     epochs = steps * profile.batch / data.train
     return float(math.floor(epochs + 1e-9)) if recipe.whole_epochs and epochs >= 1 else epochs
 
 
-def _turn(profile: Profile, cost: Costs, epochs: float, allotted_s: float, data: DataFacts, recipe: Recipe) -> Turn:
+def turn_of(profile: Profile, cost: Costs, epochs: float, allotted_s: float, data: DataFacts, recipe: Recipe) -> Turn:
+    """A candidate's turn of so many epochs."""
     steps = max(2, math.floor(epochs * data.train / profile.batch + 1e-9))
     pace, stages = format_count(profile.images_per_s), stages_of(profile, recipe)
     slower = profile.timing.step_s / profile.timing.dummy_step_s - 1
@@ -229,7 +258,7 @@ def draw_up(
     available_s -= aside_s
 
     def ranked(share_s: float) -> list[tuple[float, Profile, Costs]]:
-        scored = [(_epochs(c.affordable_steps(share_s), p, data, recipe), p, c) for p, c in paired]
+        scored = [(epochs_of(c.affordable_steps(share_s), p, data, recipe), p, c) for p, c in paired]
         return sorted(scored, key=lambda entry: (-entry[0], entry[1].candidate))
 
     if scope == "candidate":
@@ -260,7 +289,7 @@ def draw_up(
                 )
             )
         else:
-            turns.append(_turn(profile, cost, epochs, share_s, data, recipe))
+            turns.append(turn_of(profile, cost, epochs, share_s, data, recipe))
     if not turns:
         needed_s = _up(limit_s + least_s(paired, data) - available_s)
         raise BudgetError(

@@ -45,6 +45,9 @@ class Recipe:
     ``progress`` is progressive resizing: pairs of a share of the steps and a share of the training size (a side, in
     pixels); from that step on images have that size. The last pair has the whole size; without any all have it.
 
+    Where a candidate is trained several times, longer each time, ``continues`` lets it go on from the weights that it
+    reached before; else it begins anew.
+
     Models are tested at their training sizes times ``test_scales`` unless a run asks for other sizes.
 
     ``precisions`` (on the CPU ``cpu_precisions``, if given) and ``layouts`` make the grid unless a run asks for others;
@@ -79,6 +82,7 @@ class Recipe:
     jitter: float = 0.0
     cutmix: float = 0.0
     augment_epochs: float = 0.0
+    continues: bool = False
     test_scales: tuple[float, ...] = (1.0,)
     progress: tuple[tuple[float, float], ...] = ()
 

@@ -19,6 +19,9 @@ from fitwithin.recipe import Recipe
 #: The sizes of the paper.
 SIZES = (160, 224)
 
+#: How candidates share a budget: all alike, or little by little; the first is the default.
+SEARCHES = ("exhaustive", "halving")
+
 #: Candidates that may be profiled side by side, and GPUs that one may be trained on.
 MOST_JOBS, MOST_PARALLEL = 32, 16
 
@@ -46,6 +49,7 @@ class Limits(TypedDict, total=False):
     strict: bool
     jobs: int
     data_parallel: int
+    search: str
     emulate_device_memory: str | int
 
 
@@ -69,6 +73,7 @@ class Request:
     jobs: int = 1
     emulate_bytes: int | None = None
     data_parallel: int = 1
+    search: str = "exhaustive"
 
     @property
     def limit_s(self) -> float:
@@ -125,6 +130,7 @@ def parse(
     strict: bool = False,
     jobs: int = 1,
     data_parallel: int = 1,
+    search: str = SEARCHES[0],
     emulate_device_memory: str | int | None = None,
 ) -> Request:
     """The request that these words make; numbers are bytes, seconds and pixels, ``inference`` seconds per image.
@@ -149,6 +155,10 @@ def parse(
         raise UsageError(f"--jobs {jobs} is out of range; choose from 1 to {MOST_JOBS}")
     if not 1 <= data_parallel <= MOST_PARALLEL:
         raise UsageError(f"--data-parallel {data_parallel} is out of range; choose from 1 to {MOST_PARALLEL}")
+    if search not in SEARCHES:
+        raise UsageError(f"{search!r} is no search; choose from {', '.join(SEARCHES)}")
+    if search != SEARCHES[0] and scope == "candidate":
+        raise UsageError("--scope candidate gives every candidate the whole time: nothing is left to search by halving")
     trains = recipes.load(recipe)
     viewed = parse_sizes(_list(test_sizes)) if test_sizes is not None else trains.view_sizes(trained)
     usual = trains.precisions_on(device)
@@ -181,4 +191,5 @@ def parse(
         jobs=jobs,
         emulate_bytes=emulated,
         data_parallel=data_parallel,
+        search=search,
     )

@@ -46,7 +46,6 @@ ENDLESS = 10**9
 #: A loss that is no number sends a turn back to its checkpoint, at most so often, each time at this share of the rate.
 RESCUES, RESCUE_RATE = 3, 0.5
 
-
 #: Told of progress.
 Emit = Callable[[Progress], None]
 
@@ -137,9 +136,10 @@ class _Turn:
         return self.job.setting.recipe.learning_rate(self.job.batch) * RESCUE_RATE**self.rescues
 
     def go_on(self) -> None:
-        """Take up the checkpoint that an interrupted process left."""
+        """Take up the checkpoint that an interrupted process left, or else the weights that the job begins with."""
         saved = read_checkpoint(self.folder / CHECKPOINT)
         if saved is None:
+            models.adopt(self.learner.net, self.job.start)
             return
         facts = saved["facts"]
         self.learner.load_state(saved["learner"])

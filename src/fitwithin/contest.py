@@ -1,0 +1,134 @@
+"""The plan of a search: who enters, what its ladder is, the turn that a trial comes to, and where it stands. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fitwithin.candidate import Candidate
+from fitwithin.costs import Costs, DataFacts, costs
+from fitwithin.halving import Halving
+from fitwithin.jobs import Trained
+from fitwithin.planning import Plan, Planned, Turn, epochs_of, evaluation_reserve_s, turn_of
+from fitwithin.profile import Profile, Rejection
+from fitwithin.recipe import Recipe
+from fitwithin.search import FINAL, Entrant, Score, Trial
+from fitwithin.units import format_duration
+
+#: What a turn's name and folder have behind the candidate's.
+FINAL_NAME, RUNG_NAME = "final", "rung{}"
+
+Priced = tuple[Profile, Costs]
+
+
+def entrants(paired: Sequence[Priced]) -> list[Entrant]:
+    """The candidates in the order in which they should be tried: the most images per second first.
+
+    Nothing else is known before the first rung. It decides only who is left out where the time does not pay for all.
+    """
+    ordered = sorted(paired, key=lambda entry: (entry[1].step_s / entry[0].batch, entry[0].candidate))
+    return [Entrant(candidate=profile.candidate, fixed_s=cost.fixed_s()) for profile, cost in ordered]
+
+
+def plan(
+    profiles: Sequence[Profile],
+    rejections: Sequence[Rejection],
+    *,
+    available_s: float,
+    data: DataFacts,
+    recipe: Recipe,
+    view_sizes: Sequence[int],
+    request: dict[str, Any],
+    fingerprint: str,
+) -> Plan | None:
+    """The plan of a search: the turns of its first rung; None where there is time for one candidate only.
+
+    Args:
+        available_s: seconds for all trials and the winner's evaluation.
+    """
+    paired = [(profile, costs(profile, data, recipe, view_sizes, "total")) for profile in profiles]
+    known = {profile.candidate: (profile, cost) for profile, cost in paired}
+    facts = Planned(entrants=tuple(entrants(paired)), budget_s=available_s - evaluation_reserve_s(paired))
+    search = begun(facts)
+    if search.ladder is None:
+        return None
+    counts, seconds = search.ladder.counts, search.ladder.seconds
+    turns, turned_away = [], list(rejections)
+    for entrant in search.entrants:
+        turn = turn_over(known[entrant.candidate], seconds[0], data=data, recipe=recipe)
+        if entrant not in search.entering:
+            reason = f"left out: the time pays for {counts[0]} trials of {format_duration(seconds[0])} each"
+            turned_away.append(Rejection(candidate=entrant.candidate, reason=reason))
+        elif turn is not None:
+            turns.append(turn)
+    if not turns:
+        return None
+    facts = replace(facts, counts=counts, seconds=seconds, final_s=search.final_s)
+    return Plan(
+        turns=tuple(turns), rejections=tuple(turned_away), request=request, fingerprint=fingerprint, search=facts
+    )
+
+
+def begun(facts: Planned) -> Halving:
+    """The search at its beginning."""
+    return Halving(facts.entrants, budget_s=facts.budget_s, devices=facts.devices, width=facts.devices)
+
+
+def turn_over(
+    priced: Priced, seconds: float, *, data: DataFacts, recipe: Recipe, trial: Trial | None = None
+) -> Turn | None:
+    """The turn that ``seconds`` pay for, named after its trial; None for fewer than two steps."""
+    profile, cost = priced
+    steps = cost.affordable_steps(seconds)
+    if steps < 2:
+        return None
+    turn = turn_of(profile, cost, epochs_of(steps, profile, data, recipe), seconds, data, recipe)
+    return turn if trial is None else replace(turn, suffix=suffix(trial), why=(*turn.why, trial.why))
+
+
+def suffix(trial: Trial) -> str:
+    """What its turn's name has behind the candidate's."""
+    if trial.rung == FINAL:
+        return FINAL_NAME
+    return RUNG_NAME.format(trial.rung) if trial.rung else ""
+
+
+def score(outcome: Trained | str, n_val: int) -> Score:
+    """What a turn's end says to the search; of one that failed, the reason."""
+    if isinstance(outcome, str):
+        return Score(reason=outcome)
+    if outcome.best is None:
+        return Score(reason="its time was over before it could be validated")
+    return Score(correct=outcome.best, total=n_val)
+
+
+def told_again(
+    facts: Planned, asked: Sequence[tuple[float, Trial]], ended: Mapping[str, Trained | str], n_val: int
+) -> Halving:
+    """The search as it stands: asked again what it was asked, with the seconds that were left, and told what ended.
+
+    Args:
+        asked: the seconds left and the trial, in order.
+        ended: by the turn's name.
+
+    Trials were asked one after the other, so each but the last has ended when the next is asked.
+    """
+    search = begun(facts)
+    for left_s, trial in asked:
+        found = search.ask(left_s=left_s, free=facts.devices)
+        assert found == trial, f"asked again, the search gives {found} where it gave {trial}"
+        outcome = ended.get(turn_name(trial))
+        if outcome is not None:
+            search.tell(trial.number, score(outcome, n_val))
+    return search
+
+
+def turn_name(trial: Trial) -> str:
+    """The name of a trial's turn."""
+    return name_of(trial.candidate, suffix(trial))
+
+
+def name_of(candidate: Candidate, behind: str) -> str:
+    """A candidate's name with what is behind it."""
+    return f"{candidate.name}-{behind}" if behind else candidate.name
