@@ -44,6 +44,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "request",
             "schedule",
             "search",
+            "statement",
             "store",
             "story",
         ),
@@ -273,6 +274,7 @@ LIMITS = [
 
 #: The command line as it stands. An option more is a decision: is there a question of a user that it answers?
 COMMANDS: dict[str, list[str]] = {
+    "budget": ["folder", "--json"],
     "demo": ["--out", "--json"],
     "doctor": ["--json"],
     "evaluate": ["folder", "data", "--device", "--json"],

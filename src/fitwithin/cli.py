@@ -286,6 +286,14 @@ def report(folder: RunFolder, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def budget(folder: RunFolder, as_json: AsJson = False) -> None:
+    """Show a run's books, also while it lasts: every entry, and what is left."""
+    from fitwithin import statement
+
+    terminal.show_books(statement.read(folder), as_json)
+
+
+@app.command()
 def models(
     pattern: Annotated[str, typer.Argument(help="A name or pattern, such as 'resnet*'.")] = "*",
     as_json: AsJson = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from fitwithin.progress import Reporter
     from fitwithin.result import Result
+    from fitwithin.statement import Statement
 
 
 @contextmanager
@@ -38,6 +40,24 @@ def console() -> Any:
 
     screen = Console()
     return screen if screen.is_terminal else Console(width=160)
+
+
+def show_books(books: Statement, as_json: bool) -> None:
+    """A statement of the books on the terminal, or as JSON."""
+    if as_json:
+        typer.echo(json.dumps(books.to_dict(), indent=1))
+        return
+    from rich.table import Table
+
+    from fitwithin.statement import COLUMNS
+
+    table = Table(box=None, header_style="bold")
+    for place, column in enumerate(COLUMNS):
+        table.add_column(column, justify="left" if place in (1, 2) else "right")
+    for row in books.rows():
+        table.add_row(*row)
+    screen = console()
+    screen.print(table, "", *books.told(), sep="\n", highlight=False)
 
 
 def show(result: Result, as_json: bool) -> None:
