@@ -107,3 +107,12 @@ def test_the_plan_of_a_search_is_json_and_is_not_carried_out_step_by_step(begin:
     assert json.loads(plan.to_json())["search"]["counts"] == [16, 4]
     with pytest.raises(UsageError, match="--search exhaustive"):
         flow.check_plan(plan, plan.fingerprint)
+
+
+def test_the_ladder_is_told_in_a_sentence(begin: Begin) -> None:
+    plan = flow.draw_up(begin().run())
+    assert plan.search is not None
+    told = plan.search.told
+    assert told.startswith("Successive halving: 16 trials of ")
+    assert ", the best 4 trials of " in told
+    assert told.endswith(" for the winner.")

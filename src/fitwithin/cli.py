@@ -177,7 +177,10 @@ def plan(
         return
     console = terminal.console()
     console.print(page.plan_table(report))
-    console.print(f"Plan written to {out}; carry it out with: fitwithin run {data} --plan {out}", soft_wrap=True)
+    way = f"carry it out with: fitwithin run {data} --plan {out}"
+    if drawn.search is not None:
+        way = f"a run with the same options does this. {drawn.search.told}"
+    console.print(f"Plan written to {out}; {way}", soft_wrap=True)
 
 
 @app.command()

@@ -308,7 +308,7 @@ def report(
             data_fingerprint=data.get("fingerprint", ""),
             finished=finished,
         ),
-        notes=tuple(notes),
+        notes=(*notes, *([plan.search.told] if plan.search is not None else [])),
     )
 
 

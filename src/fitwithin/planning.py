@@ -80,6 +80,14 @@ class Planned:
     seconds: tuple[float, ...] = ()
     final_s: float = 0.0
 
+    @property
+    def told(self) -> str:
+        """The ladder in a sentence."""
+        rungs = [
+            f"{n} trials of {format_duration(each_s)}" for n, each_s in zip(self.counts, self.seconds, strict=True)
+        ]
+        return f"Successive halving: {', the best '.join(rungs)}, and {format_duration(self.final_s)} for the winner."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:

@@ -1,0 +1,158 @@
+"""A search by halving with a quarter of the time, against training every candidate (the paper's way).
+
+    python benchmarks/search.py --part exhaustive --data DATA --data-set imagenette --seeds 0,1
+    python benchmarks/search.py --part halving    --data DATA --data-set imagenette --seeds 0,1
+
+Sixteen candidates: eight backbones of different families at two sizes, in bfloat16. Exhaustive: `--scope candidate`, T
+seconds of training and evaluation for each. Halving: `--search halving` with a quarter of 16 T for everything, from the
+start of its process to its report: profiling, trials, final training, evaluation. Its profiles are not in the cache.
+Rows are added as they are made; a row that is there is not made again. `test` is read once a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import ground
+from fitwithin import units
+from fitwithin.engine.local import Local
+
+RESULT = ground.ROOT / "benchmarks" / "results" / "search.json"
+
+#: Eight families of backbones that train at these sizes.
+MODELS = (
+    "resnet18d",
+    "resnet26d",
+    "resnet50d",
+    "resnest26d",
+    "efficientnet_b0",
+    "mobilenetv3_large_100",
+    "regnetx_008",
+    "repvgg_a0",
+)
+
+#: By data set: training sizes, test sizes, and T.
+SETS = {"imagenette": ("128,160", "128,160,192", "45s"), "mini-imagenet": ("64,80", "64,80,96", "45s")}
+
+#: The share of the exhaustive search's time that halving has.
+SHARE = 0.25
+
+
+def main() -> None:
+    """One part; its rows and the summary of all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("exhaustive", "halving"), required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data-set", choices=tuple(SETS), default="imagenette")
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--sizes", default=None)
+    parser.add_argument("--test-sizes", default=None)
+    parser.add_argument("--each", default=None, help="T; the data set's usual one without")
+    parser.add_argument("--precision", default="amp-bf16")
+    parser.add_argument("--recipe", default="fast")
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--memory", default="6GiB")
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--commit", default=None)
+    arguments = parser.parse_args()
+    sizes, test_sizes, each = SETS[arguments.data_set]
+    arguments.sizes, arguments.test_sizes = arguments.sizes or sizes, arguments.test_sizes or test_sizes
+    arguments.each = arguments.each or each
+    value = json.loads(arguments.result.read_text(encoding="utf-8")) if arguments.result.exists() else {"rows": []}
+    rows = value["rows"]
+    for seed in (int(word) for word in arguments.seeds.split(",")):
+        key = {"part": arguments.part, "data": arguments.data_set, "each": arguments.each, "seed": seed}
+        if any(all(row.get(name) == wanted for name, wanted in key.items()) for row in rows):
+            continue
+        rows.append({**key, **run(arguments, seed)})
+        print(json.dumps(rows[-1]), flush=True)
+        with Local(arguments.device) as engine:
+            machine = engine.describe()
+        command = "python benchmarks/search.py (each row holds its own values)"
+        ground.write(arguments.result, "search", machine, arguments.commit, command, summary=summary(rows), rows=rows)
+
+
+def run(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """One search, seen from outside."""
+    count = len(arguments.models.split(",")) * len(arguments.sizes.split(","))
+    each_s = units.duration(arguments.each)
+    words = ["run", str(arguments.data), "--memory", arguments.memory, "--models", arguments.models]
+    words += ["--precision", arguments.precision, "--sizes", arguments.sizes, "--test-sizes", arguments.test_sizes]
+    words += ["--recipe", arguments.recipe, "--device", arguments.device, "--seed", str(seed)]
+    if arguments.part == "exhaustive":
+        limit_s = each_s
+        words += ["--scope", "candidate", "--time", f"{each_s}s"]
+    else:
+        limit_s = SHARE * count * each_s
+        words += ["--search", "halving", "--time", f"{limit_s}s"]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "run"
+        environment = {**os.environ}
+        begun_at = time.monotonic()
+        command = [sys.executable, "-m", "fitwithin", *words, "--out", str(folder)]
+        told = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        wall_s = time.monotonic() - begun_at
+        assert told.returncode == 0, told.stderr
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    receipt = report["receipt"]
+    delivered = next(method for method in report["methods"] if method["delivered"])
+    return {
+        "candidates": count,
+        "limit_s": limit_s,
+        "wall_s": wall_s,
+        "limits_kept": all(limit["kept"] for limit in receipt["limits"]),
+        "phases": {phase["phase"]: phase["spent_s"] for phase in receipt["phases"]},
+        "gpu_s": sum(phase["gpu_s"] for phase in receipt["phases"]),
+        "winner": report["winner"],
+        "val": _share(delivered["validation"]),
+        "test": _share(delivered["test"]),
+        "tried": [
+            {name: row[name] for name in ("name", "status", "epochs", "actual_s", "reason")}
+            | {"validation": _share(row["validation"])}
+            for row in report["candidates"]
+        ],
+    }
+
+
+def _share(accuracy: dict[str, int] | None) -> float | None:
+    return 100 * accuracy["correct"] / accuracy["total"] if accuracy else None
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The flat numbers: what halving costs over what exhaustive does, and how much accuracy it gives away."""
+    value: dict[str, Any] = {"overspend_events": sum(not row["limits_kept"] for row in rows)}
+    ratios = []
+    for data in sorted({row["data"] for row in rows}):
+        parts = {
+            part: [row for row in rows if row["data"] == data and row["part"] == part]
+            for part in ("exhaustive", "halving")
+        }
+        for part, found in parts.items():
+            if found:
+                value[f"{data}_{part}_test_mean"] = mean(row["test"] for row in found)
+                value[f"{data}_{part}_gpu_s_mean"] = mean(row["gpu_s"] for row in found)
+        if all(parts.values()):
+            name = data.replace("-", "_")
+            value[f"{name}_accuracy_gap_points"] = (
+                value[f"{data}_exhaustive_test_mean"] - value[f"{data}_halving_test_mean"]
+            )
+            # Against the training alone: what the exhaustive search's profiling took is not held against it.
+            trained_s = mean(row["candidates"] * row["limit_s"] for row in parts["exhaustive"])
+            ratios.append(max(row["wall_s"] for row in parts["halving"]) / trained_s)
+    if ratios:
+        value["cost_ratio"] = max(ratios)
+    return value
+
+
+if __name__ == "__main__":
+    main()
