@@ -19,6 +19,19 @@ def images(seed: int = 0) -> torch.Tensor:
 
 
 @given(st.floats(0, 1), st.integers(0, 5))
+def test_an_image_is_mirrored_or_it_is_not(probability: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    x_bhwc = images(seed).permute(0, 2, 3, 1).to(torch.uint8)
+    found = augment.flipped(x_bhwc, probability)
+    same, mirrored = ((found == other).flatten(1).all(1) for other in (x_bhwc, x_bhwc.flip(2)))
+    assert bool((same ^ mirrored).all())
+    share = float(mirrored.float().mean())
+    assert abs(share - probability) < 4 * (0.25 / B) ** 0.5
+    assert torch.equal(augment.flipped(x_bhwc, 0.0), x_bhwc)
+    assert torch.equal(augment.flipped(x_bhwc, 1.0), x_bhwc.flip(2))
+
+
+@given(st.floats(0, 1), st.integers(0, 5))
 def test_colours_stay_in_range_and_none_is_no_change(most: float, seed: int) -> None:
     torch.manual_seed(seed)
     found = augment.coloured(images(seed), most)

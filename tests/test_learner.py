@@ -22,7 +22,7 @@ CANDIDATE = Candidate(model="test_vit", train_px=64, precision="fp32")
 
 def setting() -> Setting:
     base = Stage(Law(), request(), Path("/nowhere"), CountedImages()).run().setting
-    return replace(base, view_sizes=(64,))
+    return replace(base, view_sizes=(64,), recipe=replace(base.recipe, flip=0.0))  # nothing is drawn
 
 
 def batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -103,6 +103,8 @@ class Learner:
     def _augmented(self, x_bhwc: torch.Tensor, y_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Images [B, 3, H, W] as the recipe wants them, and their targets: classes [B], or shares of them [B, K]."""
         recipe = self._recipe
+        if recipe.flip:
+            x_bhwc = augment.flipped(x_bhwc, recipe.flip)
         x_bchw = self.images(x_bhwc, recipe.jitter)
         if recipe.cutmix:
             return augment.mixed(x_bchw, y_b, self._classes, recipe.cutmix)

@@ -1,4 +1,4 @@
-"""Packed images to batches: random crops and flips for training, centre crops for evaluation.
+"""Packed images to batches: random crops for training, centre crops for evaluation.
 
 Shape suffixes: B batch, H W pixels (bytes lie as B H W 3 until the device permutes them).
 
@@ -40,15 +40,14 @@ def dummy(px: int, batch: int, classes: int, seed: int) -> Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Crops:
-    """One epoch's draws: the order of images; for each position its crop box (left, top, right, bottom) and flip."""
+    """One epoch's draws: the order of images, and for each position its crop box (left, top, right, bottom)."""
 
     order: Ints
     boxes: npt.NDArray[np.int32]
-    flips: npt.NDArray[np.bool_]
 
 
 def draw(heights: Ints, widths: Ints, recipe: Recipe, *, seed: int, epoch: int) -> Crops:
-    """The draws of an epoch over images of these sizes: torchvision's RandomResizedCrop and a flip, for all at once."""
+    """The draws of an epoch over images of these sizes: torchvision's RandomResizedCrop, for all at once."""
     rng = np.random.default_rng((seed, epoch))
     n = len(heights)
     order = rng.permutation(n).astype(np.int64)
@@ -70,13 +69,11 @@ def draw(heights: Ints, widths: Ints, recipe: Recipe, *, seed: int, epoch: int) 
     left = np.where(none_fits, np.floor((wide - crop_w) / 2), left)
     top = np.where(none_fits, np.floor((high - crop_h) / 2), top)
     boxes = np.concatenate([left, top, left + crop_w, top + crop_h], axis=1).astype(np.int32)
-    return Crops(order=order, boxes=boxes, flips=rng.random(n) < recipe.flip)
+    return Crops(order=order, boxes=boxes)
 
 
-def resize(
-    image: npt.NDArray[np.uint8], box: Box, out: npt.NDArray[np.uint8], *, flip: bool = False
-) -> npt.NDArray[np.uint8]:
-    """Resize what of ``image`` [H, W, 3] lies in ``box``, or its mirror image, into ``out`` [P, P, 3].
+def resize(image: npt.NDArray[np.uint8], box: Box, out: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Resize what of ``image`` [H, W, 3] lies in ``box`` into ``out`` [P, P, 3].
 
     Bilinear and antialiased. PyTorch's kernel for uint8 gives what Pillow gives, to 2 of 255, in a third of the time
     (40 to 90 against 110 to 310 us for crops of 160 x 180 to 220 x 250 px to 160, one core of an Intel Xeon), and frees
@@ -87,12 +84,7 @@ def resize(
     # Numpy gives an axis of length 1 a stride that makes PyTorch take pixels for planes: 120 us, and 85 to write them.
     x_bchw = torch.from_numpy(part).unsqueeze(0).permute(0, 3, 1, 2)
     x_bchw = F.interpolate(x_bchw, out.shape[:2], mode="bilinear", antialias=True)
-    resized = x_bchw[0].permute(1, 2, 0).numpy()
-    if flip:
-        for channel in range(3):  # a plane at a time: 30 us; pixel by pixel 160, and torch's flip would start threads
-            out[:, :, channel] = resized[:, ::-1, channel]
-    else:
-        out[:] = resized
+    out[:] = x_bchw[0].permute(1, 2, 0).numpy()
     return out
 
 
@@ -155,7 +147,7 @@ class TrainBatches(Batches):
         return self._epochs[epoch]
 
     def prepare(self, number: int) -> tuple[Ints, Fill]:
-        """Random crops and flips."""
+        """Random crops; whoever trains on them mirrors them."""
         n = len(self._indices)
         slices = (self._first + number) * self._ranks + self._rank
         positions = slices * self.size + np.arange(self.size)
@@ -163,13 +155,12 @@ class TrainBatches(Batches):
         drawn = [(self._epoch(int(epoch)), positions[epochs == epoch] % n) for epoch in np.unique(epochs)]
         chosen = self._indices[np.concatenate([crops.order[at] for crops, at in drawn])]
         boxes = np.concatenate([crops.boxes[at] for crops, at in drawn])
-        flips = np.concatenate([crops.flips[at] for crops, at in drawn])
 
         def fill(out: npt.NDArray[np.uint8], part: range) -> None:
             for i in part:
                 left, top, right, bottom = boxes[i].tolist()
                 image = self._pack.image(int(chosen[i]))
-                resize(image, (left, top, right, bottom), out[i], flip=bool(flips[i]))
+                resize(image, (left, top, right, bottom), out[i])
 
         return self._pack.labels[chosen], fill
 
