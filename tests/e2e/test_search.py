@@ -8,7 +8,7 @@ from typing import Any
 
 from e2e.door import MODELS, TINY, Door, delivered, events, receipt, report
 
-SEARCH_S = 75
+SEARCH_S = 50
 
 
 def trials(run: Path) -> list[dict[str, Any]]:
