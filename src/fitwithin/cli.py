@@ -18,12 +18,14 @@ from fitwithin.options import (
     Data,
     Device,
     Emulate,
+    EngineName,
     GpuTime,
     Inference,
     Jobs,
     Memory,
     Models,
     Precision,
+    RayAddress,
     RecipeName,
     RunFolder,
     Scope,
@@ -99,6 +101,8 @@ def run(
     strict: Strict = False,
     jobs: Jobs = None,
     emulate_device_memory: Emulate = None,
+    engine: EngineName = None,
+    ray_address: RayAddress = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The run's folder; default: runs/<data>-<time>.", show_default=False)
     ] = None,
@@ -126,12 +130,21 @@ def run(
 
 
 @app.command()
-def resume(folder: RunFolder, as_json: AsJson = False) -> None:
+def resume(
+    folder: RunFolder, engine: EngineName = None, ray_address: RayAddress = None, as_json: AsJson = False
+) -> None:
     """Go on with an interrupted run; the time it has spent counts."""
     with launch.launched() as server, terminal.reporter(as_json) as reporter:
         from fitwithin import api
 
-        result = api.resume(folder, reporter=reporter, started_at=process_started_at(), server=server)
+        result = api.resume(
+            folder,
+            engine=engine,
+            ray_address=ray_address,
+            reporter=reporter,
+            started_at=process_started_at(),
+            server=server,
+        )
     terminal.show(result, as_json)
 
 
@@ -154,6 +167,8 @@ def plan(
     strict: Strict = False,
     jobs: Jobs = None,
     emulate_device_memory: Emulate = None,
+    engine: EngineName = None,
+    ray_address: RayAddress = None,
     out: Annotated[Path, typer.Option("--out", help="Where to write the plan.")] = Path("plan.json"),
     as_json: AsJson = False,
 ) -> None:
@@ -190,6 +205,8 @@ def profile(
     strict: Strict = False,
     jobs: Jobs = None,
     emulate_device_memory: Emulate = None,
+    engine: EngineName = None,
+    ray_address: RayAddress = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Measure anew what is known.")] = False,
     export: Annotated[
         Path | None, typer.Option("--export", help="Write the profiles to this file, for others.", show_default=False)

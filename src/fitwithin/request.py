@@ -22,6 +22,9 @@ SIZES = (160, 224)
 #: What there is to choose from on a CPU, whose autocast computes in bfloat16.
 CPU_PRECISIONS = ("amp", "fp32")
 
+#: Where jobs may run.
+ENGINES = ("local", "ray")
+
 #: Candidates that may be profiled side by side.
 MOST_JOBS = 32
 
@@ -30,8 +33,9 @@ class Limits(TypedDict, total=False):
     """What may be asked for, as text or numbers: bytes, seconds (``inference``: seconds per image) and pixels.
 
     ``memory`` ("6GiB") and one of ``time`` ("3h") and ``gpu_time`` are needed; ``models`` are timm names or patterns,
-    ``sizes`` are trained at, ``test_sizes`` evaluated at. The other words are explained at
-    :class:`~fitwithin.budget.Budget` and by the command line's help.
+    ``sizes`` are trained at, ``test_sizes`` evaluated at; ``engine`` is ``local`` or ``ray``, a cluster whose head
+    is at ``ray_address``. The other words are explained at :class:`~fitwithin.budget.Budget` and by the command line's
+    help.
     """
 
     memory: str | int
@@ -49,6 +53,8 @@ class Limits(TypedDict, total=False):
     strict: bool
     jobs: int
     emulate_device_memory: str | int
+    engine: str
+    ray_address: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +73,18 @@ class Request:
     strict: bool = False
     jobs: int = 1
     emulate_bytes: int | None = None
+    engine: str = "local"
+    ray_address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise UsageError(f"{self.engine!r} is no engine; choose from {', '.join(ENGINES)}")
+        if self.ray_address is not None and self.engine != "ray":
+            raise UsageError(f"--ray-address {self.ray_address} was given without --engine ray; give both, or neither")
+        if self.emulate_bytes is not None and self.engine == "ray":
+            raise UsageError(
+                "--emulate-device-memory would hold a GPU of the cluster that Ray gives to others; leave it out"
+            )
 
     @property
     def layouts(self) -> tuple[str, ...]:
@@ -118,6 +136,8 @@ def parse(
     strict: bool = False,
     jobs: int = 1,
     emulate_device_memory: str | int | None = None,
+    engine: str = "local",
+    ray_address: str | None = None,
 ) -> Request:
     """The request that these words make; numbers are bytes, seconds and pixels, ``inference`` seconds per image.
 
@@ -170,4 +190,6 @@ def parse(
         strict=strict,
         jobs=jobs,
         emulate_bytes=emulated,
+        engine=engine,
+        ray_address=ray_address,
     )
