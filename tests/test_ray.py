@@ -23,11 +23,13 @@ from e2e.door import processes_with, until, write_shapes
 from fitwithin import data, flow, instantiate, pack
 from fitwithin.accountant import Accountant
 from fitwithin.candidate import Candidate
+from fitwithin.engine import remote
 from fitwithin.engine.remote import Call, ends_at, moved
 from fitwithin.engine.site import Site
 from fitwithin.errors import DeviceError, UsageError
 from fitwithin.jobs import SALVAGE, WEIGHTS, EvaluateJob, Failure, ProbeJob, Progress, Trained, TrainJob, read_trained
 from fitwithin.launch import Server
+from fitwithin.machine import cores
 from fitwithin.planning import Plan, Turn
 from fitwithin.progress import Silent
 from fitwithin.request import Request, parse
@@ -348,7 +350,8 @@ def test_the_server_alone_is_replaced(ground: Ground, run: Run, tmp_path: Path) 
     ended = run.engine.do(job, until_at=job.until_at, on_progress=kill)
     assert isinstance(ended, Failure)
     assert ended.kind == "died"
-    again = run.engine.do(replace(job, steps=20), until_at=job.until_at, on_progress=lambda progress: None)
+    job = replace(job, folder=str(tmp_path / "another"), steps=20)
+    again = run.engine.do(job, until_at=job.until_at, on_progress=lambda progress: None)
     assert isinstance(again, Trained), again
 
 
@@ -470,6 +473,49 @@ def test_a_cluster_without_gpus_says_so(ground: Ground) -> None:
     assert ground.site.device("auto") == "cpu"
 
 
+@pytest.mark.slow
+def test_on_gpus_a_task_holds_a_whole_one_of_the_kind_there_is_most_of(
+    ground: Ground, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes that say they have GPUs, and a nvidia-smi that says so too: everything but CUDA itself."""
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'A card, 1.2, 1024'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    usual = {"num_cpus": 0, "object_store_memory": STORE}
+    nodes = [
+        ground.cluster.add_node(**usual, num_gpus=2, resources={"accelerator_type:A": 1}),
+        ground.cluster.add_node(**usual, num_gpus=1, resources={"accelerator_type:B": 1}),
+    ]
+    try:
+        assert ground.site.device("auto") == "cuda:0"
+        with ground.site.open(replace(asked(), device="cuda:0"), None) as engine:
+            facts = engine.describe()
+            assert (facts["name"], facts["engine"], facts["device"]) == ("A card", "ray", "cuda:0")
+            assert facts["cores"] == max(1, cores() // 2), "two GPUs share the node's cores"
+            assert engine.lanes(8, 2**30) == 2, "B is another kind"
+            (server,) = [pid for pid, parent, _ in ground.servers() if "A" in _kind_of(ground, nodes, parent)]
+            environment = Path(f"/proc/{server}/environ").read_bytes().split(b"\0")
+            assert {b"CUDA_VISIBLE_DEVICES=0", b"CUDA_VISIBLE_DEVICES=1"} & set(environment)
+            job = train_job(run, tmp_path / "turn")
+            job = replace(job, setting=replace(job.setting, device="cuda:0"))
+            ended = engine.do(job, until_at=job.until_at, on_progress=lambda progress: None)
+            assert isinstance(ended, Failure)
+            assert ended.kind == "error", ended
+            assert not _gone(server), "Ray did not end the worker after its task"
+    finally:
+        for node in nodes:
+            ground.cluster.remove_node(node, allow_graceful=False)
+
+
+def _kind_of(ground: Ground, nodes: list[Any], worker: int) -> str:
+    """Which of the nodes, A or B, that Ray worker belongs to."""
+    raylet = _parent(worker)
+    for kind, node in zip("AB", nodes, strict=True):
+        if raylet in {each.process.pid for processes in node.all_processes.values() for each in processes}:
+            return kind
+    return ""
+
+
 # --- without a cluster -----------------------------------------------------------------------------------------------
 
 
@@ -543,6 +589,26 @@ def _site(address: str | None) -> None:
         pytest.fail("it must not come so far")
 
 
+def test_what_workers_print_comes_back_once_and_not_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))
+    kept = remote._Kept("cpu", str(tmp_path))
+    try:
+        assert kept.words() == b""
+        with kept.local.server.log.open("ab") as log:  # type: ignore[union-attr]
+            log.write(b"one\n")
+        assert kept.words() == b"one\n"
+        assert kept.words() == b""
+        with kept.local.server.log.open("ab") as log:  # type: ignore[union-attr]
+            log.write(b"x" * remote.MOST_WORDS + b"the end")
+        words = kept.words()
+        assert len(words) == remote.MOST_WORDS
+        assert words.endswith(b"the end")
+    finally:
+        kept.close()
+
+
 def test_without_ray_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"--engine ray needs Ray; install it with: pip install 'fitwithin\[ray\]'"):
@@ -568,6 +634,7 @@ def test_an_address_where_nobody_listens_is_known_at_once(monkeypatch: pytest.Mo
     [
         ({"engine": "spark"}, "'spark' is no engine; choose from local, ray"),
         ({"ray_address": "auto"}, "--ray-address auto was given without --engine ray"),
+        ({"engine": "ray", "jobs": 4}, "--jobs 4 would hold several GPUs of the cluster at once"),
         ({"engine": "ray", "emulate_device_memory": "8GiB", "device": "cuda:0"}, "--emulate-device-memory would hold"),
     ],
 )

@@ -315,7 +315,8 @@ def _placed(request: Request, limits: Limits) -> Request:
     """The request, its jobs where the limits say: a plan may be carried out, a run go on elsewhere."""
     engine = limits.get("engine", request.engine)
     kept = request.ray_address if engine == "ray" else None
-    return replace(request, engine=engine, ray_address=limits.get("ray_address", kept))
+    jobs = request.jobs if engine == "local" else 1
+    return replace(request, engine=engine, ray_address=limits.get("ray_address", kept), jobs=jobs)
 
 
 def _frozen(path: str | Path, limits: Limits) -> Plan:

@@ -85,6 +85,10 @@ class Request:
             raise UsageError(
                 "--emulate-device-memory would hold a GPU of the cluster that Ray gives to others; leave it out"
             )
+        if self.jobs > 1 and self.engine == "ray":
+            raise UsageError(
+                f"--jobs {self.jobs} would hold several GPUs of the cluster at once, the books count one; leave it out"
+            )
 
     @property
     def layouts(self) -> tuple[str, ...]:
