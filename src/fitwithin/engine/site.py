@@ -115,7 +115,7 @@ def _connect(address: str | None) -> bool:
     except (OSError, RuntimeError, ValueError, TimeoutError, AssertionError) as error:
         told = " ".join(str(error).split())[:200]
         raise DeviceError(
-            f"no Ray cluster was reached at {where} within {HEAD_WITHIN_S:g} s ({told}); start one with "
+            f"no Ray cluster was reached at {where} ({told}); start one with "
             f"`ray start --head`, its other nodes with `ray start --address HOST:PORT`, and run fitwithin on one"
         ) from error
     _hush()
