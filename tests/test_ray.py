@@ -31,6 +31,7 @@ from fitwithin.jobs import SALVAGE, WEIGHTS, EvaluateJob, Failure, ProbeJob, Pro
 from fitwithin.launch import Server
 from fitwithin.machine import cores
 from fitwithin.planning import Plan, Turn
+from fitwithin.profile import Probe
 from fitwithin.progress import Silent
 from fitwithin.request import Request, parse
 from fitwithin.session import Run
@@ -334,6 +335,27 @@ def test_a_killed_worker_died_and_says_so(ground: Ground, run: Run, tmp_path: Pa
     assert isinstance(ended, Failure)
     assert ended.kind == "died"
     assert "its worker process or its node was lost" in ended.reason
+
+
+@pytest.mark.slow
+def test_a_lost_worker_says_nothing_of_the_batch_that_was_tried(ground: Ground, run: Run) -> None:
+    """A probe has no checkpoint and must not be taken for a batch that is too large: it is asked for again."""
+    killed: list[int] = []
+
+    def kill() -> None:
+        for _ in range(2):
+            target = until(lambda: (found := ground.at_work()) and found[1] not in killed and found, 20)
+            os.kill(target[1], signal.SIGKILL)
+            killed.append(target[1])
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    job = ProbeJob(setting=run.setting, candidate=turn(32).candidate, batch=8, timed=True)
+    found = run.engine.do(job, until_at=run.engine.now() + 40, on_progress=lambda progress: None)
+    thread.join()
+    assert len(killed) == 2
+    assert isinstance(found, Probe), found
+    assert found.passed, found.reason
 
 
 @pytest.mark.slow

@@ -315,8 +315,10 @@ def _placed(request: Request, limits: Limits) -> Request:
     """The request, its jobs where the limits say: a plan may be carried out, a run go on elsewhere."""
     engine = limits.get("engine", request.engine)
     kept = request.ray_address if engine == "ray" else None
+    device = "cuda:0" if engine == "ray" and request.device != "cpu" else request.device  # what Ray shows a task
     jobs = request.jobs if engine == "local" else 1
-    return replace(request, engine=engine, ray_address=limits.get("ray_address", kept), jobs=jobs)
+    address = limits.get("ray_address", kept)
+    return replace(request, engine=engine, ray_address=address, device=device, jobs=jobs)
 
 
 def _frozen(path: str | Path, limits: Limits) -> Plan:

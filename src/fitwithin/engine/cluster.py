@@ -35,8 +35,8 @@ WORD_S = 0.2
 #: After a task was killed its device is waited for so long, in seconds.
 FREED_WITHIN_S = 1.0
 
-#: A first task that dies with its worker is asked for so often.
-FIRST_ATTEMPTS = 3
+#: What was lost with its worker or node is asked for so often; a turn is not, it goes on from its checkpoint.
+ATTEMPTS = 3
 
 
 class Cluster:
@@ -112,7 +112,7 @@ class Cluster:
         import ray
 
         with self._preparing:
-            for attempt in range(FIRST_ATTEMPTS):
+            for attempt in range(ATTEMPTS):
                 if self._facts is not None:
                     return
                 if attempt:
@@ -125,12 +125,11 @@ class Cluster:
                         f"them (`ray status` shows it), or add a node"
                     )
                 answer = self._taken(self._first)
-                if isinstance(answer, Answer) and answer.outcome is None:
+                if answer.outcome is None:
                     self._facts = {**answer.facts, "engine": "ray", "ray": ray.__version__}
                     return
-                failure = answer.outcome if isinstance(answer, Answer) else answer
-            assert isinstance(failure, Failure)
-            raise DeviceError(f"no job can start on the Ray cluster: {failure.reason}")
+            assert isinstance(answer.outcome, Failure)
+            raise DeviceError(f"no job can start on the Ray cluster: {answer.outcome.reason}")
 
     def lanes(self, wanted: int, memory_bytes: int) -> int:
         """How many jobs the cluster takes at once, ``wanted`` at most: each has a GPU, or a core, of its own."""
@@ -148,16 +147,26 @@ class Cluster:
     def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
         """Run the job as a task until it ends or ``until_at`` comes; several threads may ask at once.
 
-        A killed worker and a lost node are a Failure of kind ``died``. (A node that falls silent without a word is lost
-        when Ray says so, after some 30 s by its defaults; its turn goes on from its checkpoint with what is left.)
+        A turn whose Ray worker or node was lost is a Failure of kind ``died``, and goes on from its checkpoint if it is
+        asked for again. Other jobs are asked for again here while their time lasts: a lost node says nothing of the
+        batch that was tried there. (A node that falls silent without a word is lost when Ray says so.)
         """
         self.prepare()
-        call = self._call(_placed(job), until_at)
+        job = _placed(job)
+        for _ in range(ATTEMPTS):
+            answer = self._attempt(job, until_at, on_progress)
+            if not answer.lost or isinstance(job, TrainJob) or time.monotonic() >= until_at:
+                break
+        assert answer.outcome is not None
+        return answer.outcome
+
+    def _attempt(self, job: Job, until_at: float, on_progress: Callable[[Progress], None]) -> Answer:
+        call = self._call(job, until_at)
         task = self._submit(call)
         try:
             if not self._watch(task, call, on_progress):
                 self._kill(task)
-                return Failure(kind="deadline", reason="its time was over and the worker was ended")
+                return _failed("deadline", "its time was over and the worker was ended")
             answer = self._taken(task)
         except BaseException:
             self._kill(task)  # an interrupt: nothing may go on behind our back
@@ -165,13 +174,10 @@ class Cluster:
         finally:
             with self._lock:
                 self._at_work.discard(task)
-        if isinstance(answer, Failure):
-            return answer
         self._keep(answer.words)
         if answer.progress is not None:
             on_progress(answer.progress)
-        assert answer.outcome is not None
-        return answer.outcome
+        return answer
 
     def _watch(self, task: Any, call: Call, on_progress: Callable[[Progress], None]) -> bool:
         """Hand progress on while the task is at work; whether it ended before its time was over."""
@@ -193,7 +199,7 @@ class Cluster:
                 question = self._board.hear.remote(call.number)
         return bool(ray.wait([task], timeout=0)[0])
 
-    def _taken(self, task: Any) -> Answer | Failure:
+    def _taken(self, task: Any) -> Answer:
         """What the task that has ended gave back, or how it failed."""
         import ray
         from ray.exceptions import RayError, RayTaskError, TaskCancelledError
@@ -205,12 +211,12 @@ class Cluster:
             return answer
         except RayTaskError as error:
             lines = str(error).strip().splitlines()
-            return Failure(kind="error", reason=lines[-1][:300] if lines else "a task failed", trace=str(error))
+            return _failed("error", lines[-1][:300] if lines else "a task failed", trace=str(error))
         except TaskCancelledError:
-            return Failure(kind="died", reason="its task was cancelled")
+            return _failed("died", "its task was cancelled")
         except RayError as error:  # a killed worker, a lost node, a host out of memory
             told = " ".join(str(error).split())[:200]
-            return Failure(kind="died", reason=f"its worker process or its node was lost ({told})")
+            return _failed("died", f"its worker process or its node was lost ({told})", lost=True)
 
     def _kill(self, task: Any) -> None:
         """End the task and its worker, or take it off the queue; wait shortly until its device is free."""
@@ -237,6 +243,10 @@ class Cluster:
             self._kill(task)
         with suppress(Exception):  # it may be gone already
             ray.kill(self._board)
+
+
+def _failed(kind: str, reason: str, *, lost: bool = False, trace: str = "") -> Answer:
+    return Answer(outcome=Failure(kind=kind, reason=reason, trace=trace), facts={}, lost=lost)
 
 
 def _placed(job: Job) -> Job:

@@ -57,10 +57,14 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a task gives back: the job's outcome, the node's facts, the last progress, and what workers printed."""
+    """What a task gives back: the job's outcome, the node's facts, the last progress, and what workers printed.
+
+    ``lost``: it is not the job that failed but what was to carry it out.
+    """
 
     outcome: Outcome | None
     facts: dict[str, Any]
+    lost: bool = False
     progress: Progress | None = None
     words: bytes = b""
 
@@ -187,7 +191,7 @@ def carry_out(call: Call, board: Any) -> Answer:
         words = _kept.words() if _kept is not None else b""
         _drop()
         failure = Failure(kind="died", reason=f"on node {_node()}: {error}")
-        return Answer(outcome=failure, facts=facts, progress=last, words=words)
+        return Answer(outcome=failure, facts=facts, lost=True, progress=last, words=words)
 
 
 def _objection(call: Call, job: Job, facts: dict[str, Any]) -> Failure | None:
