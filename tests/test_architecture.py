@@ -87,7 +87,18 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "engines",
-        ("engine", "engine.children", "engine.law", "engine.turn", "engine.local", "engine.server", "engine.simulated"),
+        (
+            "engine",
+            "engine.children",
+            "engine.cluster",
+            "engine.law",
+            "engine.local",
+            "engine.remote",
+            "engine.server",
+            "engine.simulated",
+            "engine.site",
+            "engine.turn",
+        ),
     ),
     ("phases", ("session", "certificates", "measurement", "profiling", "instantiate", "searching")),
     ("story", ("flow", "finish", "rehearsal", "result")),
@@ -187,7 +198,7 @@ def test_no_module_imports_itself_through_others() -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_torch_is_imported_by_the_verbs_that_need_it_alone(path: Path) -> None:
-    heavy = {"torch", "timm", "torchvision", "matplotlib", "sklearn"} & set(imports(parsed(path), lazy=False))
+    heavy = {"torch", "timm", "torchvision", "matplotlib", "sklearn", "ray"} & set(imports(parsed(path), lazy=False))
     assert heavy <= {"torch", "timm"}
     assert not heavy or name_of(path) in TORCH
     if name_of(path) in TORCH:
@@ -228,8 +239,8 @@ def test_whatever_is_public_is_explained(path: Path) -> None:
 
 def test_the_library_and_its_command_line_start_without_torch() -> None:
     program = (
-        "import sys, fitwithin, fitwithin.cli, fitwithin.api, fitwithin.engine.simulated\n"
-        "print(sorted({'torch', 'timm', 'torchvision', 'matplotlib'} & set(sys.modules)))"
+        "import sys, fitwithin, fitwithin.cli, fitwithin.api, fitwithin.engine.simulated, fitwithin.engine.site\n"
+        "print(sorted({'torch', 'timm', 'torchvision', 'matplotlib', 'ray'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert found.strip() == "[]"
@@ -270,6 +281,8 @@ LIMITS = [
     "--data-parallel",
     "--search",
     "--emulate-device-memory",
+    "--engine",
+    "--ray-address",
 ]
 
 #: The command line as it stands. An option more is a decision: is there a question of a user that it answers?
@@ -290,7 +303,7 @@ COMMANDS: dict[str, list[str]] = {
     ],
     "predict": ["folder", "paths", "--output", "--device", "--json"],
     "report": ["folder", "--json"],
-    "resume": ["folder", "--json"],
+    "resume": ["folder", "--engine", "--ray-address", "--json"],
     "run": ["data", *LIMITS, "--out", "--plan", "--json"],
 }
 

@@ -57,15 +57,22 @@ sizes = st.lists(st.integers(8, 1024), min_size=1, max_size=4)
     recipe=st.sampled_from(["paper", "fast", "upright"]),
     seed=st.integers(0, 2**31 - 1),
     strict=st.booleans(),
+    cluster=st.sampled_from([{}, {"engine": "local"}, {"engine": "ray"}, {"engine": "ray", "ray_address": "auto"}]),
 )
-def test_a_request_survives_json(**words: Any) -> None:
-    asked = parse("photos", **words)
+def test_a_request_survives_json(cluster: dict[str, str], **words: Any) -> None:
+    asked = parse("photos", **cluster, **words)
     assert from_dict(json.loads(json.dumps(asked.to_dict(), allow_nan=False))) == asked
     largest = max(*asked.sizes, *asked.view_sizes)
     # Stored large enough that the centre crop of the largest view needs no enlarging.
     assert asked.pack_side * round(asked.recipe.crop * 100) / 100 >= largest
     assert list(asked.view_sizes) == sorted(set(asked.view_sizes))
     assert any(view.flip for view in asked.views) == asked.recipe.flips
+
+
+def test_a_request_of_before_there_were_engines_is_a_local_one() -> None:
+    stored = parse("photos", memory="6GiB", time="3h").to_dict()
+    del stored["engine"], stored["ray_address"]
+    assert from_dict(stored).engine == "local"
 
 
 def test_evaluation_takes_the_recipes_sizes_unless_told() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
@@ -19,10 +17,10 @@ from fitwithin import request as requests
 from fitwithin.accountant import Accountant
 from fitwithin.budget import Budget
 from fitwithin.candidate import grid, match
-from fitwithin.engine.local import Local
+from fitwithin.engine import Engine
+from fitwithin.engine.site import Site
 from fitwithin.errors import RunFolderError, UsageError
 from fitwithin.machine import cores
-from fitwithin.machine import parse as parse_device
 from fitwithin.planning import Plan
 from fitwithin.profile import Profile, Rejection
 from fitwithin.progress import Reporter, Silent
@@ -71,21 +69,22 @@ def run(
     told = reporter or Silent()
     with launch.launched(server) as server:  # before anything else: in the end all wait for its imports
         frozen = _frozen(plan, limits) if plan is not None else None
-        if frozen is not None:
-            request = replace(requests.from_dict(frozen.request), data=str(data))
-            device = parse_device(device, request.data_parallel)
-            request = replace(request, device=device, budget=_budget(request, limits))
-        else:
-            request = _parsed(data, device, limits)
-        folder = Path(out) if out is not None else places.default_folder(Path(data))
-        places.check_free(folder)
-        with _engine(request, folder, server) as engine:
-            report = _begin(request, folder, engine, told, started_at, frozen)
+        planned = requests.placed(requests.from_dict(frozen.request), limits) if frozen is not None else None
+        with _site(planned, limits, server) as site:
+            if planned is not None:
+                request = replace(planned, data=str(data), device=site.device(device, planned.data_parallel))
+                request = replace(request, budget=_budget(planned, limits))
+            else:
+                request = _parsed(site, data, device, limits)
+            folder = Path(out) if out is not None else places.default_folder(Path(data))
+            places.check_free(folder)
+            with site.open(request, folder) as engine:
+                report = _begin(request, folder, engine, told, started_at, frozen)
     return Result(folder=folder, report=report)
 
 
 def _begin(
-    request: Request, folder: Path, engine: Local, reporter: Reporter, started_at: float, frozen: Plan | None
+    request: Request, folder: Path, engine: Engine, reporter: Reporter, started_at: float, frozen: Plan | None
 ) -> Report:
     """A run in a folder of its own, which is left as it was when nothing could be trained."""
     dataset = _scan(request, reporter)
@@ -113,13 +112,15 @@ def _begin(
 def resume(
     folder: str | Path,
     *,
+    engine: str | None = None,
+    ray_address: str | None = None,
     reporter: Reporter | None = None,
     started_at: float | None = None,
     server: launch.Server | None = None,
 ) -> Result:
     """Carry an interrupted run on to its end within what is left of its budget.
 
-    A run that had ended already is returned as it is.
+    A run that had ended already is returned as it is. With ``engine`` or ``ray_address`` it goes on elsewhere.
 
     Raises:
         RunFolderError: the folder holds no run, or another process is working on it.
@@ -136,13 +137,22 @@ def resume(
         stored = latest(store.events("request"), "request")
         if stored is None:
             raise RunFolderError(f"{path} holds a run that never began; remove it and start again")
-        request = requests.from_dict(stored)
-        with launch.launched(server) as server, _engine(request, path, server) as engine:
+        elsewhere: Limits = {}
+        if engine is not None:
+            elsewhere["engine"] = engine
+        if ray_address is not None:
+            elsewhere["ray_address"] = ray_address
+        request = requests.placed(requests.from_dict(stored), elsewhere)
+        with (
+            launch.launched(server) as server,
+            _site(request, {}, server) as site,
+            site.open(request, path) as carrier,
+        ):
             dataset = _scan(request, told)
             known = latest(store.events("data"), "data")
             if known is not None and known["fingerprint"] != dataset.fingerprint:
                 raise UsageError(f"the images in {request.data} have changed since this run began; start a new run")
-            report = _tell(request, path, engine, store, told, started_at, dataset)
+            report = _tell(request, path, carrier, store, told, started_at, dataset)
     return Result(folder=path, report=report)
 
 
@@ -161,9 +171,9 @@ def plan(
     """
     started_at = time.monotonic() if started_at is None else started_at
     told = reporter or Silent()
-    with launch.launched(server) as server:
-        request = _parsed(data, device, limits)
-        with _engine(request, None, server) as engine:
+    with launch.launched(server) as server, _site(None, limits, server) as site:
+        request = _parsed(site, data, device, limits)
+        with site.open(request, None) as engine:
             dataset = _scan(request, told)
             store = MemoryStore()
             story = _open(request, Path(), engine, store, told, started_at, dataset)
@@ -193,20 +203,20 @@ def profile(
     """
     told = reporter or Silent()
     asked: Limits = {"time": PROFILE_TIME, **limits, "scope": "candidate"}
-    request = _parsed(data, device, asked)
-    taken = certificates.take_in(Path(take_in), packs.cache_root() / "profiles") if take_in is not None else []
-    if export is not None:
-        places.check_writable(Path(export))
-    with launch.launched() as server, _engine(request, None, server) as engine:
-        dataset = _scan(request, told)
-        story = _open(request, Path(), engine, MemoryStore(), told, time.monotonic(), dataset)
-        key = flow.open_cache(story).key
-        if taken:
-            fitting = sum(other == key for other, _ in taken)
-            told.say(
-                f"{len(taken)} profiles taken in; {fitting} are of such a machine, these limits and data of this shape"
-            )
-        found = flow.profile(story, refresh=refresh)
+    with launch.launched() as server, _site(None, limits, server) as site:
+        request = _parsed(site, data, device, asked)
+        taken = certificates.take_in(Path(take_in), packs.cache_root() / "profiles") if take_in is not None else []
+        if export is not None:
+            places.check_writable(Path(export))
+        with site.open(request, None) as engine:
+            dataset = _scan(request, told)
+            story = _open(request, Path(), engine, MemoryStore(), told, time.monotonic(), dataset)
+            key = flow.open_cache(story).key
+            if taken:
+                fitting = sum(other == key for other, _ in taken)
+                fits = f"{fitting} are of such a machine, these limits and data of this shape"
+                told.say(f"{len(taken)} profiles taken in; {fits}")
+            found = flow.profile(story, refresh=refresh)
     if export is not None:
         certificates.export([each for each in found if isinstance(each, Profile)], key, Path(export))
     return found
@@ -215,7 +225,7 @@ def profile(
 def _tell(
     request: Request,
     folder: Path,
-    engine: Local,
+    engine: Engine,
     store: Store,
     reporter: Reporter,
     started_at: float,
@@ -229,7 +239,7 @@ def _tell(
 def _open(
     request: Request,
     folder: Path,
-    engine: Local,
+    engine: Engine,
     store: Store,
     reporter: Reporter,
     started_at: float,
@@ -285,14 +295,14 @@ def _open(
         reporter=reporter,
         candidates=candidates,
         images=images,
-        workers=max(1, min(MOST_WORKERS, (cores() - 1) // request.data_parallel)),
+        workers=max(1, min(MOST_WORKERS, (engine.describe().get("cores", cores()) - 1) // request.data_parallel)),
         closing_s=closing_s,
     )
 
 
-def _parsed(data: str | Path, device: str, limits: Limits) -> Request:
+def _parsed(site: Site, data: str | Path, device: str, limits: Limits) -> Request:
     """The request, on a device that is there."""
-    return requests.parse(data, device=parse_device(device, limits.get("data_parallel", 1)), **limits)
+    return requests.parse(data, device=site.device(device, limits.get("data_parallel", 1)), **limits)
 
 
 def _scan(request: Request, reporter: Reporter) -> folders.Dataset:
@@ -300,22 +310,15 @@ def _scan(request: Request, reporter: Reporter) -> folders.Dataset:
     return folders.scan(Path(request.data), seed=request.seed, kept=packs.cache_root() / "folders")
 
 
-@contextmanager
-def _engine(request: Request, folder: Path | None, server: launch.Server) -> Iterator[Local]:
-    """A local engine whose workers' words are kept in the run's folder, if there are any."""
-    log = server.log
-    try:
-        emulated, gpus = request.emulate_bytes, request.data_parallel
-        with Local(request.device, emulate_bytes=emulated, server=server, data_parallel=gpus) as engine:
-            yield engine
-    finally:
-        if folder is not None and (folder / "run.db").is_file() and log and log.is_file() and log.stat().st_size:
-            with (folder / "worker.log").open("ab") as kept:
-                kept.write(log.read_bytes())
+def _site(planned: Request | None, limits: Limits, server: launch.Server) -> Site:
+    """Where the jobs of a planned request, or of one with these limits, will run."""
+    if planned is not None:
+        return Site(planned.engine, planned.ray_address, server)
+    return Site(limits.get("engine", "local"), limits.get("ray_address"), server)
 
 
 def _frozen(path: str | Path, limits: Limits) -> Plan:
-    fixed = sorted(set(limits) - {"memory", "time", "gpu_time", "inference"})
+    fixed = sorted(set(limits) - {"memory", "time", "gpu_time", "inference", "engine", "ray_address"})
     if fixed:
         raise UsageError(f"a plan fixes {', '.join(fixed)}; leave them out, or draw up another plan")
     if not Path(path).is_file():

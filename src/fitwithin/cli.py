@@ -19,12 +19,14 @@ from fitwithin.options import (
     DataParallel,
     Device,
     Emulate,
+    EngineName,
     GpuTime,
     Inference,
     Jobs,
     Memory,
     Models,
     Precision,
+    RayAddress,
     RecipeName,
     RunFolder,
     Scope,
@@ -102,6 +104,8 @@ def run(
     data_parallel: DataParallel = None,
     search: Search = None,
     emulate_device_memory: Emulate = None,
+    engine: EngineName = None,
+    ray_address: RayAddress = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The run's folder; default: runs/<data>-<time>.", show_default=False)
     ] = None,
@@ -129,12 +133,21 @@ def run(
 
 
 @app.command()
-def resume(folder: RunFolder, as_json: AsJson = False) -> None:
+def resume(
+    folder: RunFolder, engine: EngineName = None, ray_address: RayAddress = None, as_json: AsJson = False
+) -> None:
     """Go on with an interrupted run; the time it has spent counts."""
     with launch.launched() as server, terminal.reporter(as_json) as reporter:
         from fitwithin import api
 
-        result = api.resume(folder, reporter=reporter, started_at=process_started_at(), server=server)
+        result = api.resume(
+            folder,
+            engine=engine,
+            ray_address=ray_address,
+            reporter=reporter,
+            started_at=process_started_at(),
+            server=server,
+        )
     terminal.show(result, as_json)
 
 
@@ -159,6 +172,8 @@ def plan(
     data_parallel: DataParallel = None,
     search: Search = None,
     emulate_device_memory: Emulate = None,
+    engine: EngineName = None,
+    ray_address: RayAddress = None,
     out: Annotated[Path, typer.Option("--out", help="Where to write the plan.")] = Path("plan.json"),
     as_json: AsJson = False,
 ) -> None:
@@ -199,6 +214,8 @@ def profile(
     jobs: Jobs = None,
     data_parallel: DataParallel = None,
     emulate_device_memory: Emulate = None,
+    engine: EngineName = None,
+    ray_address: RayAddress = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Measure anew what is known.")] = False,
     export: Annotated[
         Path | None, typer.Option("--export", help="Write the profiles to this file, for others.", show_default=False)
@@ -227,8 +244,7 @@ def profile(
         typer.echo(json.dumps([to_dict(each) for each in found]))
         return
     console = terminal.console()
-    for part in page.profile_table(found):
-        console.print(part)
+    console.print(*page.profile_table(found), sep="\n")
     if export is not None:
         console.print(f"Profiles written to {export}; take them in with: fitwithin profile DATA --import {export}")
 
@@ -269,15 +285,7 @@ def evaluate(
 
     with terminal.reporter(as_json) as reporter:
         found = result.load(folder).evaluate(data, device=device, reporter=reporter)
-    if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=1))
-        return
-    from fitwithin import page
-
-    terminal.console().print(page.accuracy_table(found.top1, found.by_class))
-    typer.echo(f"within the first five: {found.top5.share:.1%}")
-    for path in found.unreadable:
-        typer.echo(f"  not readable: {path}", err=True)
+    terminal.show_accuracy(found, as_json)
 
 
 @app.command()

@@ -92,7 +92,7 @@ def _planned(run: Run) -> Plan:
 
 def open_cache(run: Run) -> Cache:
     """The profiles that are known of this machine, these limits and data of this shape."""
-    machine = {**run.engine.describe(), "cores": cores()}
+    machine = {"cores": cores(), **run.engine.describe()}
     return Cache(cache_root() / "profiles", machine, run.setting, data_shape(run.images))
 
 

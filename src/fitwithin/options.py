@@ -84,4 +84,16 @@ Emulate = Annotated[
         show_default=False,
     ),
 ]
+EngineName = Annotated[
+    str | None,
+    typer.Option(
+        "--engine", help="Where jobs run: 'local' (default), this machine; 'ray', a Ray cluster.", show_default=False
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address", help="The cluster's head, HOST:PORT or auto; default: one of this machine.", show_default=False
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for another program.")]

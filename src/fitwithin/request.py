@@ -22,6 +22,9 @@ SIZES = (160, 224)
 #: How candidates share a budget: all alike, or little by little; the first is the default.
 SEARCHES = ("exhaustive", "halving")
 
+#: Where jobs may run.
+ENGINES = ("local", "ray")
+
 #: Candidates that may be profiled side by side, and GPUs that one may be trained on.
 MOST_JOBS, MOST_PARALLEL = 32, 16
 
@@ -30,8 +33,9 @@ class Limits(TypedDict, total=False):
     """What may be asked for, as text or numbers: bytes, seconds (``inference``: seconds per image) and pixels.
 
     ``memory`` ("6GiB") and one of ``time`` ("3h") and ``gpu_time`` are needed; ``models`` are timm names or patterns,
-    ``sizes`` are trained at, ``test_sizes`` evaluated at. The other words are explained at
-    :class:`~fitwithin.budget.Budget` and by the command line's help.
+    ``sizes`` are trained at, ``test_sizes`` evaluated at; ``engine`` is ``local`` or ``ray``, a cluster whose head
+    is at ``ray_address``. The other words are explained at :class:`~fitwithin.budget.Budget` and by the command line's
+    help.
     """
 
     memory: str | int
@@ -51,6 +55,8 @@ class Limits(TypedDict, total=False):
     data_parallel: int
     search: str
     emulate_device_memory: str | int
+    engine: str
+    ray_address: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +80,24 @@ class Request:
     emulate_bytes: int | None = None
     data_parallel: int = 1
     search: str = "exhaustive"
+    engine: str = "local"
+    ray_address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise UsageError(f"{self.engine!r} is no engine; choose from {', '.join(ENGINES)}")
+        if self.ray_address is not None and self.engine != "ray":
+            raise UsageError(f"--ray-address {self.ray_address} was given without --engine ray; give both, or neither")
+        if self.emulate_bytes is not None and self.engine == "ray":
+            raise UsageError(
+                "--emulate-device-memory would hold a GPU of the cluster that Ray gives to others; leave it out"
+            )
+        if self.data_parallel > 1 and self.engine == "ray":
+            raise UsageError(f"--data-parallel {self.data_parallel} needs GPUs of one machine; leave out --engine ray")
+        if self.jobs > 1 and self.engine == "ray":
+            raise UsageError(
+                f"--jobs {self.jobs} would hold several GPUs of the cluster at once, the books count one; leave it out"
+            )
 
     @property
     def limit_s(self) -> float:
@@ -107,6 +131,16 @@ def from_dict(value: dict[str, Any]) -> Request:
     return Request(**{**value, **lists, "budget": budget, "recipe": recipe})
 
 
+def placed(request: Request, limits: Limits) -> Request:
+    """The request, its jobs where the limits say: a plan may be carried out, a run go on elsewhere."""
+    engine = limits.get("engine", request.engine)
+    kept = request.ray_address if engine == "ray" else None
+    device = "cuda:0" if engine == "ray" and request.device != "cpu" else request.device  # what Ray shows a task
+    jobs = request.jobs if engine == "local" else 1
+    address = limits.get("ray_address", kept)
+    return dataclasses.replace(request, engine=engine, ray_address=address, device=device, jobs=jobs)
+
+
 def _list(value: str | Sequence[Any]) -> str:
     return value if isinstance(value, str) else ",".join(str(part) for part in value)
 
@@ -132,6 +166,8 @@ def parse(
     data_parallel: int = 1,
     search: str = SEARCHES[0],
     emulate_device_memory: str | int | None = None,
+    engine: str = "local",
+    ray_address: str | None = None,
 ) -> Request:
     """The request that these words make; numbers are bytes, seconds and pixels, ``inference`` seconds per image.
 
@@ -192,4 +228,6 @@ def parse(
         emulate_bytes=emulated,
         data_parallel=data_parallel,
         search=search,
+        engine=engine,
+        ray_address=ray_address,
     )

@@ -11,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from fitwithin.progress import Reporter
-    from fitwithin.result import Result
+    from fitwithin.result import Evaluation, Result
     from fitwithin.statement import Statement
 
 
@@ -58,6 +58,19 @@ def show_books(books: Statement, as_json: bool) -> None:
         table.add_row(*row)
     screen = console()
     screen.print(table, "", *books.told(), sep="\n", highlight=False)
+
+
+def show_accuracy(found: Evaluation, as_json: bool) -> None:
+    """What a labelled folder showed, on the terminal or as JSON."""
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=1))
+        return
+    from fitwithin import page
+
+    console().print(page.accuracy_table(found.top1, found.by_class))
+    typer.echo(f"within the first five: {found.top5.share:.1%}")
+    for path in found.unreadable:
+        typer.echo(f"  not readable: {path}", err=True)
 
 
 def show(result: Result, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""One suite for every engine: the simulated one by a law, the local one on this machine's CPU (marked slow)."""
+"""One suite for every engine: the simulated one by a law; on this machine's CPU (marked slow) the local and Ray's."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from fitwithin.candidate import Candidate
 from fitwithin.engine import Engine
 from fitwithin.engine.local import Local
 from fitwithin.engine.simulated import Law, Simulated, Trouble
+from fitwithin.engine.site import Site
 from fitwithin.ensemble import views_of
 from fitwithin.jobs import (
     CARD,
@@ -39,7 +40,9 @@ from fitwithin.jobs import (
     Trained,
     TrainJob,
 )
+from fitwithin.launch import Server
 from fitwithin.profile import Probe
+from fitwithin.request import parse
 from simulation import CountedImages
 
 MIB = 2**20
@@ -95,8 +98,8 @@ def setting(device: str, folder: Path) -> Setting:
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """Ninety-six images of coloured noise, packed; a server that has imported torch and timm."""
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Ninety-six images of coloured noise, packed; the environment that engines are started in."""
     root = tmp_path_factory.mktemp("engine")
     rng = np.random.default_rng(0)
     for split, count in zip(("train", "val", "test"), COUNTS, strict=True):
@@ -109,16 +112,31 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FITWITHIN_CACHE", str(root / "cache"))
         patch.setenv("OMP_NUM_THREADS", "1")  # beside another busy process two threads are far slower than one
-        packed = pack.build(data.scan(root / "data"), 52)
-        with Local("cpu", root / "worker.log") as engine:
-            engine.prepare()
-            yield Bench(engine, setting("cpu", packed.folder), too_little_bytes=2 * MIB)
+        yield pack.build(data.scan(root / "data"), 52).folder
 
 
-@pytest.fixture(params=["simulated", pytest.param("local", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module")
+def local(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A server that has imported torch and timm."""
+    with Local("cpu", tmp_path_factory.mktemp("local") / "worker.log") as engine:
+        engine.prepare()
+        yield Bench(engine, setting("cpu", packed), too_little_bytes=2 * MIB)
+
+
+@pytest.fixture(scope="module")
+def ray(packed: Path) -> Iterator[Bench]:
+    """A Ray cluster of this machine alone, which begins and ends with the fixture."""
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'fitwithin[ray]'")
+    with Server() as server, Site("ray", "local", server) as site:
+        request = parse("nowhere", memory=1, time=1, device=site.device("cpu"), engine="ray")
+        with site.open(request, None) as engine:
+            yield Bench(engine, setting("cpu", packed), too_little_bytes=2 * MIB)
+
+
+@pytest.fixture(params=["simulated", *(pytest.param(name, marks=pytest.mark.slow) for name in ("local", "ray"))])
 def bench(request: pytest.FixtureRequest) -> Bench:
-    if request.param == "local":
-        return request.getfixturevalue("local")
+    if request.param != "simulated":
+        return request.getfixturevalue(request.param)
     law = Law(startup_s=0.5, warmup_s=0.2, image_s=1e-2, fixed_bytes=100 * MIB)
     engine = Simulated(law, CountedImages(counts=COUNTS, k=3))
     return Bench(engine, setting("cpu", Path("/nowhere")), too_little_bytes=101 * MIB)
