@@ -146,7 +146,7 @@ def simulated(gpus: int, seed: int) -> dict[str, Any]:
         learnt_s[trial.candidate] = turn.worked_s + (learnt_s[trial.candidate] if trial.final else 0.0)
         share = accuracy(law, trial.candidate, learnt_s[trial.candidate])
         correct = int(cluster.rng.binomial(N_VAL, share))
-        search.tell(trial.number, Score(correct=correct, total=N_VAL, spent_s=turn.charged_s))
+        search.tell(trial.number, Score(correct=correct, total=N_VAL))
     best = search.best
     assert best is not None
     learnt = learnt_s[best.candidate]

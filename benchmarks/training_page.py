@@ -78,11 +78,25 @@ def _accuracy(rows: Sequence[Row]) -> list[str]:
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in ("data", "time", "recipe", "model", "precision")), []).append(row)
-    head = ["Data", "Time", "Recipe", "Backbone", "Runs", "Batch", "Epochs", "Val", "One view", "Ensemble", "Used, s"]
+    head = [
+        "Data",
+        "Time",
+        "Recipe",
+        "Backbone",
+        "px (test)",
+        "Runs",
+        "Batch",
+        "Epochs",
+        "Val",
+        "One view",
+        "Ensemble",
+        "Used, s",
+    ]
     lines = [
         [
             *key[:3],
             f"{key[3]} {key[4]}",
+            f"{group[0]['sizes'][0]} ({group[0]['sizes'][1]})",
             f"{len(group)}",
             f"{group[0]['batch']}",
             f"{mean(row['epochs'] for row in group):.0f}",
@@ -93,7 +107,7 @@ def _accuracy(rows: Sequence[Row]) -> list[str]:
         ]
         for key, group in groups.items()
     ]
-    return ["## Accuracy", "", *text(SPREAD), *table(head, lines, left=4)] if rows else []
+    return ["## Accuracy", "", *text(SPREAD), *table(head, lines, left=5)] if rows else []
 
 
 def _single(row: Row) -> float | None:

@@ -34,7 +34,7 @@ import os
 import tempfile
 import time
 import tomllib
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from fitwithin import recipe as recipes
 from fitwithin.assemble import read_logits
 from fitwithin.candidate import Candidate
 from fitwithin.engine.local import Local
-from fitwithin.ensemble import View
+from fitwithin.ensemble import average, correct, views_of
 from fitwithin.jobs import Evaluated, EvaluateJob, Trained, TrainJob
 from fitwithin.pack import Pack
 from fitwithin.schedule import Stage
@@ -58,6 +58,9 @@ HELD_OUT = 0.25
 #: Columns of a two-level design of 16 runs for up to eight factors, none of whose effects is mistaken for that of two
 #: others together being one (resolution IV; Box, Hunter, Hunter): four basic columns and the products of three.
 BASIC = ((0,), (1,), (2,), (3,), (0, 1, 2), (0, 1, 3), (0, 2, 3), (1, 2, 3))
+
+#: What a run says beside fields of a recipe.
+KEYS = {"model", "px", "precision", "layout", "recipe", "batch", "seed", "seconds", "pace", "levels"}
 
 #: A guess of images/s at 160 px to begin a schedule with; it measures.
 PACE = 9000.0
@@ -116,13 +119,23 @@ def collect(arguments: argparse.Namespace) -> None:
 
 
 def effects(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """By factor and measure: the mean at its high level less that at its low level, in points of accuracy."""
+    """By factor and measure: the mean at its high level less that at its low level, in points of accuracy.
+
+    ``standard_error_...`` is an effect's, from what a linear model of the factors leaves unexplained: the spread of
+    runs, and what factors do together.
+    """
     rows = [row for row in rows if "levels" in row and "failed" not in row]
-    found = {}
-    for factor in rows[0]["levels"] if rows else ():
-        for measure in [name for name in rows[0] if name.startswith("acc_") and not name.endswith("flipped")]:
-            means = [np.mean([row[measure] for row in rows if row["levels"][factor] == level]) for level in (0, 1)]
-            found[f"{factor}_{measure}"] = round(float(means[1] - means[0]), 3)
+    found: dict[str, float] = {}
+    if not rows:
+        return found
+    factors = list(rows[0]["levels"])
+    design = np.array([[1.0, *(row["levels"][factor] - 0.5 for factor in factors)] for row in rows])
+    for measure in [name for name in rows[0] if name.startswith("acc_") and not name.endswith("flipped")]:
+        seen = np.array([row[measure] for row in rows])
+        fitted, *_ = np.linalg.lstsq(design, seen, rcond=None)
+        found.update({f"{name}_{measure}": round(float(e), 3) for name, e in zip(factors, fitted[1:], strict=True)})
+        spread = float(np.sum((seen - design @ fitted) ** 2)) / (len(rows) - len(fitted))
+        found[f"standard_error_{measure}"] = round(2 * (spread / len(rows)) ** 0.5, 3)
     return found
 
 
@@ -148,10 +161,11 @@ def one(
     engine: Local, images: Pack, setting: Any, run: dict[str, Any], views: list[int], folder: Path
 ) -> dict[str, Any]:
     """Train and evaluate one variant."""
-    names = {field.name for field in fields(recipes.Recipe)}
-    values = {key: tuple(map(_tuple, value)) if isinstance(value, list) else value for key, value in run.items()}
-    changed = {key: value for key, value in values.items() if key in names and key != "batch"}
-    recipe = replace(recipes.load(run["recipe"]), **changed)
+    usual = asdict(recipes.load(run["recipe"]))
+    unknown = set(run) - set(usual) - KEYS
+    assert not unknown, f"{', '.join(sorted(unknown))} would change nothing"
+    changed = {key: value for key, value in run.items() if key in usual and key != "batch"}  # a recipe's is a way
+    recipe = recipes.from_dict({**usual, **changed})
     setting = replace(setting, recipe=recipe, view_sizes=tuple(views), seed=run.get("seed", 0))
     candidate = Candidate(
         model=run["model"], train_px=run["px"], precision=run["precision"], layout=run.get("layout", "channels_last")
@@ -181,7 +195,7 @@ def one(
     )
     if not isinstance(trained, Trained):
         return {"failed": trained.reason}
-    pairs = tuple(View(px=px, flip=flip) for px in views for flip in (False, True))
+    pairs = tuple(views_of(views, flips=True))
     done = engine.do(
         EvaluateJob(
             setting=setting,
@@ -198,7 +212,8 @@ def one(
     if not isinstance(done, Evaluated):
         return {"failed": done.reason}
     labels = images.labels[images.indices("val")]
-    logits = {view.name: read_logits(folder, "val", view) for view in pairs}
+    logits = {view: read_logits(folder, "val", view) for view in pairs}
+    every = average(logits, pairs)
     return {
         "epochs": round(trained.epochs, 1),
         "loss": trained.curve[-1]["loss"],
@@ -206,32 +221,14 @@ def one(
         "wall_s": round(time.monotonic() - began_at, 1),
         "peak_bytes": trained.peak_bytes,
         "rescues": trained.rescues,
-        **{f"acc_{name.replace(' ', '_')}": _accuracy(found, labels) for name, found in logits.items()},
-        "acc_all": _accuracy(sum(_probabilities(found) for found in logits.values()), labels),
-        "nll_all": _nll(mean_of(list(logits.values())), labels),
+        **{f"acc_{view.name.replace(' ', '_')}": _accuracy(found, labels) for view, found in logits.items()},
+        "acc_all": _accuracy(every, labels),
+        "nll_all": round(float(-np.log(every[np.arange(len(labels)), labels] + 1e-12).mean()), 4),
     }
 
 
-def mean_of(logits: list[Any]) -> Any:
-    """The mean of the views' probabilities."""
-    return sum(_probabilities(found) for found in logits) / len(logits)
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _probabilities(logits: Any) -> Any:
-    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return raised / raised.sum(axis=1, keepdims=True)
-
-
 def _accuracy(scores: Any, labels: Any) -> float:
-    return round(100 * float(np.mean(scores.argmax(axis=1) == labels)), 3)
-
-
-def _nll(probabilities: Any, labels: Any) -> float:
-    return round(float(-np.log(probabilities[np.arange(len(labels)), labels] + 1e-12).mean()), 4)
+    return round(100 * correct(scores, labels) / len(labels), 3)
 
 
 def held_out(data: Path, share: float) -> Path:

@@ -34,10 +34,10 @@ def steady(best: int, *, fails: Sequence[int] = ()) -> Truth:
     def score(trial: Trial) -> Score:
         place = int(trial.candidate.model[5:])
         if place in fails:
-            return Score(spent_s=trial.seconds, reason="simulated")
+            return Score(reason="simulated")
         skill = 1.0 if place == best else 0.9 - 0.0001 * place
         accuracy = skill * (1 - 0.5 / math.log(math.e + trial.seconds))
-        return Score(correct=round(accuracy * N_VAL), total=N_VAL, spent_s=trial.seconds)
+        return Score(correct=round(accuracy * N_VAL), total=N_VAL)
 
     return score
 
@@ -219,7 +219,7 @@ def test_a_final_training_that_did_harm_is_not_handed_over() -> None:
 def test_what_gains_too_little_is_left_unspent() -> None:
     def flat(trial: Trial) -> Score:
         """0.1 points for every doubling: an hour more at an hour's length gains 0.14 points."""
-        return Score(correct=round(8000 + 10 * math.log2(trial.seconds)), total=10_000, spent_s=trial.seconds)
+        return Score(correct=round(8000 + 10 * math.log2(trial.seconds)), total=10_000)
 
     greedy = Halving(entrants(16), budget_s=100_000.0)
     assert play(greedy, flat, budget_s=100_000.0).busy_s == pytest.approx(100_000.0)

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fitwithin.candidate import Candidate
 from fitwithin.costs import Costs, DataFacts, costs
+from fitwithin.errors import RunFolderError
 from fitwithin.halving import Halving
 from fitwithin.jobs import Trained
-from fitwithin.planning import Plan, Planned, Turn, epochs_of, evaluation_reserve_s, turn_of
+from fitwithin.planning import Plan, Planned, Turn, epochs_of, evaluation_reserve_s, name_of, turn_of
 from fitwithin.profile import Profile, Rejection
 from fitwithin.recipe import Recipe
 from fitwithin.search import FINAL, Entrant, Score, Trial
@@ -72,7 +72,7 @@ def plan(
 
 def begun(facts: Planned) -> Halving:
     """The search at its beginning."""
-    return Halving(facts.entrants, budget_s=facts.budget_s, devices=facts.devices, width=facts.devices)
+    return Halving(facts.entrants, budget_s=facts.budget_s)
 
 
 def turn_over(
@@ -113,11 +113,17 @@ def told_again(
         ended: by the turn's name.
 
     Trials were asked one after the other, so each but the last has ended when the next is asked.
+
+    Raises:
+        RunFolderError: this version's search would have gone another way.
     """
     search = begun(facts)
     for left_s, trial in asked:
-        found = search.ask(left_s=left_s, free=facts.devices)
-        assert found == trial, f"asked again, the search gives {found} where it gave {trial}"
+        if search.ask(left_s=left_s) != trial:
+            raise RunFolderError(
+                f"trial {trial.number} of this run's search ({turn_name(trial)}) is not what this version of fitwithin "
+                f"would try there; go on with the version that began the run, or start a new one"
+            )
         outcome = ended.get(turn_name(trial))
         if outcome is not None:
             search.tell(trial.number, score(outcome, n_val))
@@ -127,8 +133,3 @@ def told_again(
 def turn_name(trial: Trial) -> str:
     """The name of a trial's turn."""
     return name_of(trial.candidate, suffix(trial))
-
-
-def name_of(candidate: Candidate, behind: str) -> str:
-    """A candidate's name with what is behind it."""
-    return f"{candidate.name}-{behind}" if behind else candidate.name

@@ -66,16 +66,20 @@ class Turn:
     @property
     def name(self) -> str:
         """The candidate's, with what tells its turns apart: the key of its folder, its events and its entries."""
-        return f"{self.candidate.name}-{self.suffix}" if self.suffix else self.candidate.name
+        return name_of(self.candidate, self.suffix)
+
+
+def name_of(candidate: Candidate, suffix: str) -> str:
+    """The name of a candidate's turn."""
+    return f"{candidate.name}-{suffix}" if suffix else candidate.name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A search before it begins: who enters in which order, the GPU-seconds for all trials, and its ladder."""
+    """A search before it begins: who enters in which order, the seconds for all trials, and its ladder."""
 
     entrants: tuple[Entrant, ...]
     budget_s: float
-    devices: int = 1
     counts: tuple[int, ...] = ()
     seconds: tuple[float, ...] = ()
     final_s: float = 0.0

@@ -3,7 +3,7 @@
     search = Halving(entrants, budget_s=left_s)  # or Exhaustive(entrants, seconds=45)
     while not search.finished:
         trial = search.ask(left_s=left_s)
-        search.tell(trial.number, Score(correct=..., total=..., spent_s=...))
+        search.tell(trial.number, Score(correct=..., total=...))
 
 A trial's fidelity is GPU-seconds, and each is a complete schedule that ends at a learning rate of 0: candidates are
 compared after equal time, never in the middle of a cosine. A strategy's state is what it was asked for and told, so
@@ -63,7 +63,6 @@ class Score:
 
     correct: int = 0
     total: int = 0
-    spent_s: float = 0.0
     reason: str = ""
 
     @property

@@ -19,6 +19,9 @@ from fitwithin.profile import Profile
 from fitwithin.search import Trial
 from fitwithin.session import Run
 
+#: Why a trial came to no turn.
+TOO_SHORT = "its time does not pay for two steps"
+
 
 def train(run: Run, plan: Plan, *, left_s: Callable[[], float]) -> None:
     """Carry out trials until the search has none left.
@@ -31,8 +34,10 @@ def train(run: Run, plan: Plan, *, left_s: Callable[[], float]) -> None:
     search = stand(run, plan.search)
     while (asked := _asked(run, search, profiles, left_s())) is not None:
         trial, turn = asked
-        outcome: Trained | Failure = Failure(kind="deadline", reason="its time does not pay for two steps")
-        if turn is not None:
+        outcome: Trained | Failure = Failure(kind="deadline", reason=TOO_SHORT)
+        if turn is None:
+            run.store.append("turn", {"name": contest.turn_name(trial), "trained": None, "reason": TOO_SHORT})
+        else:
             charged_s = run.accountant.books().spent_s(key=turn.name, phase="train")
             ends_at = run.engine.now() + min(trial.seconds - charged_s, left_s())
             outcome = instantiate.carry_out(run, turn, ends_at=ends_at, frozen=plan.frozen, told=_told(trial, search))
@@ -56,9 +61,6 @@ def _asked(run: Run, search: Halving, profiles: dict[str, Profile], left_s: floa
         turn = replace(turn, after=contest.turn_name(search.trials[new.after - 1]))
     body = {"left_s": left_s, "trial": asdict(new), "turn": None if turn is None else asdict(turn)}
     run.store.append("trial", body)
-    if turn is None:
-        name = contest.turn_name(new)
-        run.store.append("turn", {"name": name, "trained": None, "reason": "its time does not pay for two steps"})
     return new, turn
 
 
