@@ -113,3 +113,82 @@ def test_a_thread_beats_while_an_entry_lasts_and_ends_with_it(monkeypatch: pytes
     assert accountant.books().balanced
     assert accountant.books().entries[0].charged_s >= told[-1]
     assert not [t for t in threading.enumerate() if t.name == "ledger-beat"]
+
+
+# --- beside the chain ------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.floats(0, 60), st.integers(1, 4)), max_size=4), st.floats(0, 60))
+def test_what_stands_beside_the_chain_is_no_time_of_the_clock(turns: list[tuple[float, int]], rest_s: float) -> None:
+    """Nested like the stretch in which slots work: opened together, settled one after the other."""
+    store, clock = MemoryStore(), SimulatedClock(50.0)
+    accountant = book(store, clock)
+    clock.sleep(3.0)
+    with accountant.entry("train", reserved_s=300.0):
+        at_work = [accountant.entry("train", "a", gpus=gpus, reserved_s=60.0, beside=True) for _, gpus in turns]
+        began_at = clock.now()
+        for (lasts_s, _), opened in sorted(zip(turns, at_work, strict=True), key=lambda pair: pair[0][0]):
+            clock.wait_until(began_at + lasts_s)
+            accountant.settle(opened)
+        clock.sleep(rest_s)
+    books = accountant.books()
+    assert books.balanced
+    assert books.spent_s() == pytest.approx(clock.now() - 50.0)
+    assert books.spent_s(gpu=True) == pytest.approx(sum(lasts_s * gpus for lasts_s, gpus in turns))
+    with accountant.entry("evaluate", "a", gpus=1):
+        clock.sleep(1.0)
+    assert accountant.books().spent_s() == pytest.approx(clock.now() - 50.0), "the chain has no gap"
+
+
+def test_what_is_reserved_beside_the_chain_is_left_to_nobody() -> None:
+    store, clock = MemoryStore(), SimulatedClock()
+    accountant = book(store, clock)
+    with accountant.entry("train", reserved_s=900.0):
+        with accountant.entry("train", "a", gpus=2, reserved_s=100.0, beside=True):
+            clock.sleep(40.0)
+            left = accountant.remaining(2, 2)
+            assert (left.time_s, left.gpu_time_s, left.slots) == (960.0, 300.0, 2)
+            assert (left.usable_s, left.slot_s, left.together_s) == (150.0, 150.0, 150.0)
+        left = accountant.remaining(2, 2)
+        assert (left.time_s, left.gpu_time_s) == (960.0, 420.0)
+        less = left.less(10.0)
+        assert (less.time_s, less.gpu_time_s, less.together_s) == (950.0, 400.0, 200.0)
+
+
+def test_many_threads_keep_the_books_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each promises no more than is left: what is settled and reserved stays within the budget at every event."""
+    monkeypatch.setattr(ledger, "BEAT_S", 0.001)
+    store, started_at = MemoryStore(), time.monotonic()
+    accountant = Accountant(store, BUDGET, time.monotonic, started_at=started_at)
+
+    def turns(name: str) -> None:
+        for _ in range(5):
+            with accountant.entry("train", name, gpus=2, reserved_s=10.0, beside=True) as opened:
+                opened.peak(7)
+                time.sleep(0.003)
+
+    with accountant.entry("train", reserved_s=100.0):
+        threads = [threading.Thread(target=turns, args=(f"slot {n}",)) for n in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    books = accountant.books()
+    assert books.balanced
+    assert [entry.number for entry in books.entries] == list(range(1, 32))
+    assert books.spent_s() <= time.monotonic() - started_at
+    assert books.spent_s(gpu=True) == pytest.approx(2 * sum(books.lasted_s(f"slot {n}") for n in range(6)))
+    told = [(event.kind, event.body) for event in store.events()]
+    for n in range(0, len(told), 7):
+        held = ledger.fold(told[:n])
+        assert held.spent_s(gpu=True) + held.reserved_s(gpu=True) <= 500.0
+
+
+def test_what_a_killed_process_left_open_beside_the_chain_goes_no_further_than_its_end() -> None:
+    store, clock = MemoryStore(), SimulatedClock()
+    first = book(store, clock)
+    for reserved_s, elapsed_s in ((99.0, 5.0), (6.0, 5.0)):
+        opened = first.entry("train", "a", gpus=1, reserved_s=reserved_s, beside=True)
+        store.append(ledger.BEAT, {"number": opened.number, "elapsed_s": elapsed_s, "peak_bytes": None})
+    charged = [entry.charged_s for entry in book(store, clock).books().entries]
+    assert charged == [5.0 + ledger.GRACE_S, 6.0]

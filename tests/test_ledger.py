@@ -1,5 +1,6 @@
 """Laws of the books: what was opened and closed adds up, whatever the order, and no contradiction passes."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -11,8 +12,11 @@ from fitwithin.ledger import ABANDON, BEAT, GRACE_S, OPEN, SETTLE, Books, abando
 Told = list[tuple[str, dict[str, Any]]]
 
 
-def opened(number: int, phase: str = "train", key: str = "a", gpu: bool = True, reserved_s: float = 10.0) -> Any:
-    return OPEN, {"number": number, "phase": phase, "key": key, "gpu": gpu, "reserved_s": reserved_s}
+def opened(
+    number: int, phase: str = "train", key: str = "a", gpu: int = 1, reserved_s: float = 10.0, beside: bool = False
+) -> Any:
+    body = {"number": number, "phase": phase, "key": key, "gpu": gpu, "reserved_s": reserved_s}
+    return OPEN, {**body, "beside": True} if beside else body
 
 
 def settled(number: int, charged_s: float, peak_bytes: int | None = None) -> Any:
@@ -23,17 +27,31 @@ def beaten(number: int, elapsed_s: float, peak_bytes: int | None = None) -> Any:
     return BEAT, {"number": number, "elapsed_s": elapsed_s, "peak_bytes": peak_bytes}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """What an entry of a story is."""
+
+    gpu: int
+    key: str
+    charged_s: float
+    closed: bool
+    beside: bool
+
+
+Story = tuple[Told, list[Truth]]
+
+
 @st.composite
-def stories(draw: st.DrawFn) -> tuple[Told, list[tuple[bool, str, float, bool]]]:
+def stories(draw: st.DrawFn) -> Story:
     """Ledger events of interleaved entries, events of other kinds between them; and what each entry was charged."""
     queues, truth = [], []
     for number in range(1, draw(st.integers(0, 6)) + 1):
-        gpu, key = draw(st.booleans()), draw(st.sampled_from(["a", "b"]))
+        gpu, key, beside = draw(st.integers(0, 3)), draw(st.sampled_from(["a", "b"])), draw(st.booleans())
         charged_s, closed = draw(st.floats(0, 1000)), draw(st.booleans())
         beats = [beaten(number, s) for s in sorted(draw(st.lists(st.floats(0, 100), max_size=3)))]
         end = [settled(number, charged_s)] if closed else []
-        queues.append([opened(number, key=key, gpu=gpu, reserved_s=7.0), *beats, *end])
-        truth.append((gpu, key, charged_s, closed))
+        queues.append([opened(number, key=key, gpu=gpu, reserved_s=7.0, beside=beside), *beats, *end])
+        truth.append(Truth(gpu=gpu, key=key, charged_s=charged_s, closed=closed, beside=beside))
     told: Told = []
     while any(queues):
         queue = draw(st.sampled_from([q for q in queues if q]))
@@ -44,15 +62,20 @@ def stories(draw: st.DrawFn) -> tuple[Told, list[tuple[bool, str, float, bool]]]
 
 
 @given(stories())
-def test_the_books_add_up(story: tuple[Told, list[tuple[bool, str, float, bool]]]) -> None:
+def test_the_books_add_up(story: Story) -> None:
+    """The chain adds up to the clock, all entries to the seconds that GPUs were held, in what is spent and reserved."""
     told, truth = story
     books = fold(told)
-    closed = [(gpu, key, charged_s) for gpu, key, charged_s, done in truth if done]
-    assert books.spent_s() == pytest.approx(sum(s for _, _, s in closed))
-    assert books.spent_s(gpu=True) == pytest.approx(sum(s for gpu, _, s in closed if gpu))
-    assert books.spent_s(key="a") == pytest.approx(sum(s for _, key, s in closed if key == "a"))
-    assert books.spent_s(key="a") + books.spent_s(key="b") == pytest.approx(books.spent_s())
-    assert books.reserved_s() == pytest.approx(7.0 * (len(truth) - len(closed)))
+    closed = [one for one in truth if one.closed]
+    still = [one for one in truth if not one.closed]
+    assert books.spent_s() == pytest.approx(sum(one.charged_s for one in closed if not one.beside))
+    assert books.spent_s(gpu=True) == pytest.approx(sum(one.charged_s * one.gpu for one in closed))
+    assert books.reserved_s() == pytest.approx(7.0 * sum(not one.beside for one in still))
+    assert books.reserved_s(gpu=True) == pytest.approx(7.0 * sum(one.gpu for one in still))
+    for key in ("a", "b"):
+        assert books.lasted_s(key) == pytest.approx(sum(one.charged_s for one in closed if one.key == key))
+    assert books.lasted_s("a", phase="train") == books.lasted_s("a")
+    assert books.lasted_s("a", phase="profile") == 0
     assert books.balanced == (len(closed) == len(truth))
     assert sum(len(entries) for entries in books.by_phase().values()) == len(books.entries) == len(truth)
 
@@ -72,7 +95,13 @@ def test_abandoning_what_is_open_closes_the_books(story: Any) -> None:
     after = fold([*told, *((ABANDON, abandonment(entry)) for entry in left)])
     assert after.balanced
     assert after.reserved_s() == 0
-    assert after.spent_s() == pytest.approx(books.spent_s() + sum(entry.beaten_s + GRACE_S for entry in left))
+    assert after.reserved_s(gpu=True) == 0
+    charged = {entry.number: entry.charged_s for entry in after.entries}
+    for entry in left:
+        if entry.beside:  # its own end was nearer than the grace, or it had gone beyond it
+            assert charged[entry.number] == max(entry.beaten_s, min(entry.beaten_s + GRACE_S, 7.0))
+        else:
+            assert charged[entry.number] == entry.beaten_s + GRACE_S
     assert sum(entry.abandoned for entry in after.entries) == len(left)
 
 
@@ -125,3 +154,30 @@ def test_gpu_seconds_count_every_gpu_that_was_held() -> None:
     )
     assert (books.spent_s(), books.spent_s(gpu=True)) == (18.0, 25.0)
     assert (books.reserved_s(), books.reserved_s(gpu=True)) == (7.0, 21.0)
+
+
+def test_several_at_once_share_a_stretch_of_the_clock() -> None:
+    """Two turns beside one entry of the chain: 40 s by the clock, 40 + 30 of them on two GPUs each."""
+    books = fold(
+        [
+            opened(1, key="", gpu=0, reserved_s=60.0),
+            opened(2, key="a", gpu=2, reserved_s=50.0, beside=True),
+            opened(3, key="b", gpu=2, reserved_s=60.0, beside=True),
+            settled(3, 30.0),
+        ]
+    )
+    assert (books.spent_s(), books.spent_s(gpu=True)) == (0.0, 60.0)
+    assert (books.reserved_s(), books.reserved_s(gpu=True)) == (60.0, 100.0)
+    books = fold([*_told(books), settled(2, 40.0), settled(1, 40.0)])
+    assert (books.spent_s(), books.spent_s(gpu=True)) == (40.0, 140.0)
+    assert (books.lasted_s("a"), books.lasted_s("b")) == (40.0, 30.0)
+    assert books.balanced
+
+
+def _told(books: Books) -> Told:
+    """Events that tell the same books."""
+    told: Told = []
+    for e in books.entries:
+        told.append(opened(e.number, e.phase, e.key, e.gpus, e.reserved_s, e.beside))
+        told += [settled(e.number, e.charged_s)] if e.charged_s is not None else []
+    return told

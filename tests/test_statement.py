@@ -48,6 +48,25 @@ def test_an_abandoned_one_is_charged_and_said_to_be() -> None:
     assert json.loads(json.dumps(found.to_dict()))["accounts"][0]["left_s"] == 87.0
 
 
+def test_what_stands_beside_the_chain_counts_for_the_devices_alone() -> None:
+    told: list[tuple[str, dict[str, object]]] = [
+        (ledger.OPEN, {"number": 1, "phase": "train", "key": "", "gpu": 0, "reserved_s": 80.0}),
+        (ledger.OPEN, {"number": 2, "phase": "train", "key": "a", "gpu": 1, "reserved_s": 60.0, "beside": True}),
+        (ledger.OPEN, {"number": 3, "phase": "train", "key": "b", "gpu": 1, "reserved_s": 50.0, "beside": True}),
+        (ledger.SETTLE, {"number": 2, "charged_s": 12.0, "peak_bytes": None}),
+    ]
+    found = statement.drawn(told, request(time_s=100.0, gpu_time_s=150.0))
+    time, device = found.accounts
+    assert (time.settled_s, time.reserved_s, time.left_s) == (0.0, 80.0, 20.0)
+    assert (device.settled_s, device.reserved_s, device.left_s) == (12.0, 50.0, 88.0)
+    assert [row[5] for row in found.rows()] == [
+        "open, 0s at its last beat",
+        "12.0s (beside)",
+        "open, beside, 0s at its last beat",
+    ]
+    assert [entry["beside"] for entry in found.to_dict()["entries"]] == [False, True, True]
+
+
 def test_it_can_be_read_while_another_process_writes(tmp_path: Path) -> None:
     with SqliteStore(tmp_path) as store:
         with pytest.raises(RunFolderError, match="it holds no request"):

@@ -1,14 +1,14 @@
 """Keeps the books while a run lasts: one entry after the other without gaps, so that they add up to the wall clock.
 
-An entry begins where the one before ended (the first where the process started) and ends when its block does. A thread
-writes a beat every second, so that a killed process leaves at most that much unknown.
+An entry begins where the one before ended (the first where the process started) and ends when its block does. One
+beside the chain begins when it is asked for: several may be open at once, opened and settled from any thread. A thread
+for each writes a beat every second, so that a killed process leaves at most that much unknown.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from fitwithin import ledger
 from fitwithin.budget import Budget, Clock, Remaining
@@ -17,12 +17,15 @@ from fitwithin.store import Store
 
 
 class Open:
-    """An entry while it lasts: tell it the peak memory that was seen."""
+    """An entry while it lasts, which is a block: tell it the peak memory that was seen."""
 
-    def __init__(self, number: int, began_at: float) -> None:
-        self.number, self.began_at = number, began_at
+    def __init__(self, accountant: Accountant, number: int, began_at: float, *, beside: bool) -> None:
+        self._accountant = accountant
+        self.number, self.began_at, self.beside = number, began_at, beside
         self.peak_bytes: int | None = None
         self.ahead_s = 0.0
+        self.over = threading.Event()
+        self.beats: threading.Thread | None = None
 
     def charge_ahead(self, seconds: float) -> None:
         """Charge what will follow the entry's end: the last entry of a run cannot wait for its own receipt."""
@@ -32,6 +35,14 @@ class Open:
         """Note a peak; the largest counts."""
         if n_bytes is not None:
             self.peak_bytes = max(self.peak_bytes or 0, n_bytes)
+
+    def __enter__(self) -> Open:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._accountant.settle(self)
 
 
 class Accountant:
@@ -45,6 +56,7 @@ class Accountant:
 
     def __init__(self, store: Store, budget: Budget, clock: Clock, *, started_at: float, beating: bool = True) -> None:
         self._store, self._budget, self._clock, self._beating = store, budget, clock, beating
+        self._lock = threading.Lock()
         self._since = started_at
         self.started_at = started_at
         for entry in self.books().entries:
@@ -56,40 +68,58 @@ class Accountant:
         """The books as the store tells them."""
         return ledger.fold((event.kind, event.body) for event in self._store.events(*ledger.KINDS))
 
-    def remaining(self, gpus: int = 1) -> Remaining:
-        """What is left of the whole run's budget now (scope ``total``) for what holds so many; call between entries."""
-        books = self.books()
-        unbooked_s = self._clock() - self._since
+    def remaining(self, gpus: int = 1, slots: int = 1) -> Remaining:
+        """What is left of the whole run's budget now (scope ``total``) for ``slots`` at once with so many GPUs each.
+
+        To be asked between entries of the chain, or while one lasts beside which slots work; what is reserved beside it
+        is left to nobody.
+        """
+        with self._lock:
+            books = self.books()
+            unbooked_s = self._clock() - self._since
         time_s, gpu_s = self._budget.time_s, self._budget.gpu_time_s
+        held_s = books.spent_s(gpu=True) + books.reserved_s(gpu=True)
         return Remaining(
             time_s=float("inf") if time_s is None else time_s - books.spent_s() - unbooked_s,
-            gpu_time_s=float("inf") if gpu_s is None else gpu_s - books.spent_s(gpu=True),
+            gpu_time_s=float("inf") if gpu_s is None else gpu_s - held_s,
             gpus=gpus,
+            slots=slots,
         )
 
-    @contextmanager
-    def entry(self, phase: str, key: str = "", *, gpus: int = 0, reserved_s: float = 0.0) -> Iterator[Open]:
-        """Book all since the last entry and until the block ends under ``phase`` and ``key``; it holds ``gpus``."""
-        opened = Open(self._next, self._since)
-        self._next += 1
-        body = {"number": opened.number, "phase": phase, "key": key, "gpu": gpus, "reserved_s": max(0.0, reserved_s)}
-        self._store.append(ledger.OPEN, body)
-        stop = threading.Event()
-        beats = threading.Thread(target=self._beat, args=(opened, stop), name="ledger-beat", daemon=True)
+    def entry(self, phase: str, key: str = "", *, gpus: int = 0, reserved_s: float = 0.0, beside: bool = False) -> Open:
+        """Open an entry of ``phase`` and ``key`` that holds ``gpus`` and is settled when its block ends.
+
+        All since the last entry of the chain is booked under it, or nothing before now if it stands ``beside``.
+        """
+        with self._lock:
+            opened = Open(self, self._next, self._clock() if beside else self._since, beside=beside)
+            self._next += 1
+            body = {
+                "number": opened.number,
+                "phase": phase,
+                "key": key,
+                "gpu": gpus,
+                "reserved_s": max(0.0, reserved_s),
+            }
+            self._store.append(ledger.OPEN, {**body, "beside": True} if beside else body)
         if self._beating:
-            beats.start()
-        try:
-            yield opened
-        finally:
-            stop.set()
-            if self._beating:
-                beats.join()
+            opened.beats = threading.Thread(target=self._beat, args=(opened,), name="ledger-beat", daemon=True)
+            opened.beats.start()
+        return opened
+
+    def settle(self, opened: Open) -> None:
+        """Close an entry with what it took."""
+        opened.over.set()
+        if opened.beats is not None:
+            opened.beats.join()
+        with self._lock:
             now = self._clock() + opened.ahead_s
             body = {"number": opened.number, "charged_s": now - opened.began_at, "peak_bytes": opened.peak_bytes}
             self._store.append(ledger.SETTLE, body)
-            self._since = now
+            if not opened.beside:
+                self._since = now
 
-    def _beat(self, opened: Open, stop: threading.Event) -> None:
+    def _beat(self, opened: Open) -> None:
         while True:
             body = {
                 "number": opened.number,
@@ -97,5 +127,5 @@ class Accountant:
                 "peak_bytes": opened.peak_bytes,
             }
             self._store.append(ledger.BEAT, body)
-            if stop.wait(ledger.BEAT_S):
+            if opened.over.wait(ledger.BEAT_S):
                 return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fitwithin.errors import UsageError
@@ -61,17 +61,32 @@ class Budget:
 class Remaining:
     """What is left of a budget at an instant: wall-clock and device seconds; infinity where there is no limit.
 
-    It is to be spent on what holds ``gpus`` devices at once.
+    It is to be spent on what holds ``gpus`` devices at once: one turn after the other, or ``slots`` side by side.
     """
 
     time_s: float
     gpu_time_s: float
     gpus: int = 1
+    slots: int = 1
 
     @property
     def usable_s(self) -> float:
         """Wall-clock seconds that a turn holding the devices may last."""
-        return min(self.time_s, self.gpu_time_s / self.gpus)
+        return min(self.time_s, self.slot_s)
+
+    @property
+    def slot_s(self) -> float:
+        """Seconds of turns that the device time pays for, whether they follow each other or not."""
+        return self.gpu_time_s / self.gpus
+
+    @property
+    def together_s(self) -> float:
+        """Seconds that turns in all slots may last, added up."""
+        return min(self.slots * self.time_s, self.slot_s)
+
+    def less(self, seconds: float) -> Remaining:
+        """What is left if a turn of so many seconds shall follow."""
+        return replace(self, time_s=self.time_s - seconds, gpu_time_s=self.gpu_time_s - seconds * self.gpus)
 
 
 def process_started_at() -> float:

@@ -220,8 +220,8 @@ def _phases(books: Books) -> tuple[PhaseRow, ...]:
         rows.append(
             PhaseRow(
                 phase=phase,
-                spent_s=sum(entry.charged_s or 0.0 for entry in entries),
-                gpu_s=sum((entry.charged_s or 0.0) * entry.gpus for entry in entries),
+                spent_s=sum(entry.counted(entry.charged_s or 0.0, gpu=False) for entry in entries),
+                gpu_s=sum(entry.counted(entry.charged_s or 0.0, gpu=True) for entry in entries),
                 peak_bytes=max(peaks, default=None),
                 entries=len(entries),
             )

@@ -59,18 +59,14 @@ def turn_ends_at(
     ``kept_s`` for its end and ``later_s`` for the turns to come; never more than the run less ``kept_s``. The
     turn holds ``gpus`` devices.
     """
-    charged_s = accountant.books().spent_s(key=turn.name) - _profiled_s(accountant, turn)
+    books = accountant.books()
+    # Profiling is charged to the run, not to a candidate's allotment: the paper gave each the whole budget.
+    charged_s = books.lasted_s(turn.name) - books.lasted_s(turn.name, phase="profile")
     own_s = turn.allotted_s - charged_s
     if budget.scope == "candidate":
         return now + own_s - evaluation_kept_s(turn.evaluation_s)
     left_s = accountant.remaining(gpus).usable_s - kept_s
     return now + min(left_s, max(own_s, left_s - later_s))
-
-
-def _profiled_s(accountant: Accountant, turn: Turn) -> float:
-    """Profiling is charged to the run, not to a candidate's allotment: the paper gave each the whole budget."""
-    entries = accountant.books().entries
-    return sum(e.charged_s or 0.0 for e in entries if e.key == turn.name and e.phase == "profile")
 
 
 def train(

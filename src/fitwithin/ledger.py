@@ -3,6 +3,9 @@
 Append-only events, folded into :class:`Books`. An entry is opened (reserved), beats while it lasts, and is settled with
 what it took; one that was left open by a killed process is abandoned at its last beat plus a grace. At every instant
 settled + reserved stays within the budget.
+
+Entries follow each other in a chain that adds up to the wall clock. Where several work at once, the chain has one entry
+for that stretch, and what each of them holds stands beside it: GPU seconds, but no wall-clock seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ KINDS = (OPEN, BEAT, SETTLE, ABANDON)
 class Entry:
     """One stretch of a run: ``phase`` (start-up, data, profile, train, evaluate, report) of ``key`` (a candidate).
 
-    ``gpus`` is how many GPUs were held. ``charged_s`` is None while the entry is open.
+    ``gpus`` is how many GPUs were held. ``charged_s`` is None while the entry is open. One ``beside`` the chain lasts
+    while others do: it counts for the GPUs that it holds, not for the clock.
     """
 
     number: int
@@ -36,11 +40,18 @@ class Entry:
     charged_s: float | None = None
     peak_bytes: int | None = None
     abandoned: bool = False
+    beside: bool = False
 
     @property
     def open(self) -> bool:
         """Whether it has neither been settled nor abandoned."""
         return self.charged_s is None
+
+    def counted(self, seconds: float, *, gpu: bool) -> float:
+        """What so many seconds of it are by the clock; with ``gpu`` what they are for the GPUs that it holds."""
+        if gpu:
+            return seconds * self.gpus
+        return 0.0 if self.beside else seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +60,18 @@ class Books:
 
     entries: tuple[Entry, ...] = ()
 
-    def spent_s(self, *, gpu: bool = False, key: str | None = None, phase: str | None = None) -> float:
-        """Seconds charged so far: of all entries, or one key's or phase's; with ``gpu`` those that GPUs were held."""
-        return sum(
-            (entry.charged_s or 0.0) * (entry.gpus if gpu else 1)
-            for entry in self.entries
-            if (key is None or entry.key == key) and (phase is None or entry.phase == phase)
-        )
+    def spent_s(self, *, gpu: bool = False) -> float:
+        """Seconds charged so far by the clock; with ``gpu`` those that GPUs were held."""
+        return sum(entry.counted(entry.charged_s or 0.0, gpu=gpu) for entry in self.entries)
 
     def reserved_s(self, *, gpu: bool = False) -> float:
         """Seconds promised to entries that are still open; with ``gpu`` those of the GPUs that they hold."""
-        return sum(entry.reserved_s * (entry.gpus if gpu else 1) for entry in self.entries if entry.open)
+        return sum(entry.counted(entry.reserved_s, gpu=gpu) for entry in self.entries if entry.open)
+
+    def lasted_s(self, key: str, *, phase: str | None = None) -> float:
+        """Seconds charged to one key, in one phase or all: how long it was worked on, in the chain or beside it."""
+        mine = (entry for entry in self.entries if entry.key == key and phase in (None, entry.phase))
+        return sum(entry.charged_s or 0.0 for entry in mine)
 
     @property
     def balanced(self) -> bool:
@@ -94,6 +106,7 @@ def fold(events: Iterable[tuple[str, Mapping[str, Any]]]) -> Books:
                 key=str(body["key"]),
                 gpus=int(body["gpu"]),
                 reserved_s=float(body["reserved_s"]),
+                beside=bool(body.get("beside", False)),
             )
             continue
         entry = entries.get(number)
@@ -117,5 +130,12 @@ def _larger(entry: Entry, body: Mapping[str, Any]) -> int | None:
 
 
 def abandonment(entry: Entry) -> dict[str, Any]:
-    """The event body that closes an entry whose process died: its last beat plus the grace."""
-    return {"number": entry.number, "charged_s": entry.beaten_s + GRACE_S, "peak_bytes": None}
+    """The event body that closes an entry whose process died: its last beat plus the grace.
+
+    What stood beside the chain had an end of its own, at which it would have been ended: the grace goes no further, or
+    the graces of several at once might be more than is kept for the end of a run.
+    """
+    charged_s = entry.beaten_s + GRACE_S
+    if entry.beside:
+        charged_s = max(entry.beaten_s, min(charged_s, entry.reserved_s))
+    return {"number": entry.number, "charged_s": charged_s, "peak_bytes": None}

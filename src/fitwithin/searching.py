@@ -38,7 +38,7 @@ def train(run: Run, plan: Plan, *, left_s: Callable[[], float]) -> None:
         if turn is None:
             run.store.append("turn", {"name": contest.turn_name(trial), "trained": None, "reason": TOO_SHORT})
         else:
-            charged_s = run.accountant.books().spent_s(key=turn.name, phase="train")
+            charged_s = run.accountant.books().lasted_s(turn.name, phase="train")
             ends_at = run.engine.now() + min(trial.seconds - charged_s, left_s())
             outcome = instantiate.carry_out(run, turn, ends_at=ends_at, frozen=plan.frozen, told=_told(trial, search))
         ended = outcome.reason if isinstance(outcome, Failure) else outcome

@@ -73,8 +73,10 @@ COLUMNS = ("#", "phase", "of", "GPUs", "reserved", "charged", "peak memory")
 
 def _charged(entry: Entry) -> str:
     if entry.charged_s is None:
-        return f"open, {format_duration(entry.beaten_s)} at its last beat"
-    return format_duration(entry.charged_s) + (" (abandoned)" if entry.abandoned else "")
+        beside = "beside, " if entry.beside else ""
+        return f"open, {beside}{format_duration(entry.beaten_s)} at its last beat"
+    notes = [word for word, so in (("beside", entry.beside), ("abandoned", entry.abandoned)) if so]
+    return format_duration(entry.charged_s) + (f" ({', '.join(notes)})" if notes else "")
 
 
 def drawn(events: Sequence[tuple[str, Mapping[str, Any]]], asked: requests.Request) -> Statement:
