@@ -189,19 +189,19 @@ def test_a_turn_ends_within_its_allotment_and_within_the_run(stage: Any, scope: 
     (turn,) = plan.turns
     now, budget = run.engine.now(), run.request.budget
     kept_s = 0.0 if scope == "candidate" else 20.0
-    ends_at = instantiate.turn_ends_at(turn, budget, run.accountant, now, kept_s=kept_s, later_s=0.0)
+    ends_at = instantiate.turn_ends_at(turn, budget, run.accountant, now, kept_s=kept_s, later_s=[])
     if scope == "candidate":
         assert ends_at - now == pytest.approx(turn.allotted_s - evaluation_kept_s(turn.evaluation_s))
     else:
         assert ends_at - now == pytest.approx(run.accountant.remaining().usable_s - kept_s)
     with run.accountant.entry("train", turn.candidate.name, gpus=1):
         run.engine.clock.sleep(50.0)
-    later = instantiate.turn_ends_at(turn, budget, run.accountant, run.engine.now(), kept_s=kept_s, later_s=0.0)
+    later = instantiate.turn_ends_at(turn, budget, run.accountant, run.engine.now(), kept_s=kept_s, later_s=[])
     assert later == pytest.approx(ends_at)  # what was spent on it before counts
     waiting_s = run.accountant.remaining().usable_s
     if scope == "total":  # a turn that follows keeps its share
         sooner = instantiate.turn_ends_at(
-            replace(turn, allotted_s=60.0), budget, run.accountant, run.engine.now(), kept_s=20.0, later_s=waiting_s
+            replace(turn, allotted_s=60.0), budget, run.accountant, run.engine.now(), kept_s=20.0, later_s=[waiting_s]
         )
         assert sooner - run.engine.now() == pytest.approx(10.0)
 

@@ -181,13 +181,52 @@ def test_the_best_of_several_finals_is_handed_over(count: int, finals: int, data
     search = Halving(entrants(count), budget_s=10_000.0, devices=2 * finals, width=2)
     told = play(search, steady(best), budget_s=10_000.0, gpus=2 * finals)
     last = [trial for trial in told.order if trial.final]
-    assert search.ladder is not None
-    assert len(last) == min(finals, search.ladder.counts[-1])
-    assert sum(trial.seconds for trial in last) == pytest.approx(4_000.0)
+    if count <= finals:
+        assert (search.ladder, len(last)) == (None, count), "each has devices of its own until the end"
+        assert told.busy_s == pytest.approx(10_000.0)
+    else:
+        assert search.ladder is not None
+        assert len(last) == min(finals, search.ladder.counts[-1])
+        idle_s = 6_000.0 - search.ladder.total_s  # while the last trials of a rung end
+        assert sum(trial.seconds for trial in last) == pytest.approx(4_000.0 + idle_s)
     assert len({round(trial.seconds, 6) for trial in last}) == 1
     assert max(trial.gpus for trial in told.order) <= 2
     assert search.best is not None
     assert search.best.candidate == search.entrants[best].candidate
+
+
+@tries(100)
+@given(st.integers(1, 40), st.floats(10.0, 1e5), st.integers(1, 8), st.floats(0, 20), st.data())
+def test_side_by_side_all_is_over_in_time_and_the_finals_have_theirs(
+    count: int, time_s: float, slots: int, fixed_s: float, data: st.DataObject
+) -> None:
+    """Devices that take a trial each until one instant: nobody's trial is cut by it, and no final by another trial."""
+    fails = data.draw(st.sets(st.integers(0, count - 1)))
+    early = data.draw(st.floats(0.5, 1.0))
+    search = Halving(entrants(count, fixed_s), budget_s=slots * time_s, devices=slots)
+    truth, now, at_work = steady(0, fails=sorted(fails)), 0.0, []
+    while not search.finished or at_work:
+        busy_s = math.fsum(ends_at - now for ends_at, _, _ in at_work)
+        given = {"left_s": slots * (time_s - now) - busy_s, "longest_s": time_s - now}
+        if len(at_work) < slots and (trial := search.ask(**given)) is not None:
+            assert trial.gpus == 1
+            assert trial.seconds <= (time_s - now) * (1 + 1e-9), "its time would be over before it ends"
+            if trial.final and not any(other.final for other in search.trials[:-1]):
+                assert now <= 0.6 * time_s * (1 + 1e-9) or search.ladder is None
+                event("a ladder" if search.ladder is not None else "no ladder")
+            heapq.heappush(at_work, (now + trial.seconds, trial.number, trial))
+            continue
+        if not at_work:
+            break
+        ends_at, number, trial = heapq.heappop(at_work)
+        now += early * (ends_at - now)  # it may be through before its time is over
+        search.tell(number, truth(trial))
+    assert search.finished
+    finals = [trial for trial in search.trials if trial.final]
+    assert len(finals) <= slots
+    if search.ladder is not None and len(fails) < count and fixed_s < 0.4 * time_s:
+        assert finals
+        assert max(trial.seconds for trial in finals) >= 0.4 * time_s * (1 - 1e-9)
 
 
 def test_without_time_for_all_the_last_are_left_out() -> None:

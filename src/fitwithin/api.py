@@ -72,7 +72,8 @@ def run(
         planned = requests.placed(requests.from_dict(frozen.request), limits) if frozen is not None else None
         with _site(planned, limits, server) as site:
             if planned is not None:
-                request = replace(planned, data=str(data), device=site.device(device, planned.data_parallel))
+                where = site.device(device, planned.data_parallel, planned.gpus)
+                request = replace(planned, data=str(data), device=where)
                 request = replace(request, budget=_budget(planned, limits))
             else:
                 request = _parsed(site, data, device, limits)
@@ -284,6 +285,8 @@ def _open(
         closing_s = rehearse(candidates, request) if request.budget.scope == "total" else 0.0
         store.append("machine", engine.describe())
         engine.prepare()
+    # What a cluster's node says of its cores is of those that one job may count on.
+    sharers = request.data_parallel if request.engine == "ray" else request.held
     counts = ", ".join(f"{n:,} {split}" for split, n in whole.counts().items())
     reporter.say(f"{request.data}: {len(dataset.classes)} classes, {counts} images; {len(images.broken)} broken")
     return Run(
@@ -295,14 +298,15 @@ def _open(
         reporter=reporter,
         candidates=candidates,
         images=images,
-        workers=max(1, min(MOST_WORKERS, (engine.describe().get("cores", cores()) - 1) // request.data_parallel)),
+        workers=max(1, min(MOST_WORKERS, (engine.describe().get("cores", cores()) - 1) // sharers)),
         closing_s=closing_s,
     )
 
 
 def _parsed(site: Site, data: str | Path, device: str, limits: Limits) -> Request:
     """The request, on a device that is there."""
-    return requests.parse(data, device=site.device(device, limits.get("data_parallel", 1)), **limits)
+    where = site.device(device, limits.get("data_parallel", 1), limits.get("gpus"))
+    return requests.parse(data, device=where, **limits)
 
 
 def _scan(request: Request, reporter: Reporter) -> folders.Dataset:

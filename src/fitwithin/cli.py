@@ -5,41 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
 from fitwithin import __version__, launch, terminal
 from fitwithin.budget import process_started_at
 from fitwithin.errors import FitwithinError
-from fitwithin.options import (
-    Accounting,
-    AsJson,
-    Data,
-    DataParallel,
-    Device,
-    Emulate,
-    EngineName,
-    GpuTime,
-    Inference,
-    Jobs,
-    Memory,
-    Models,
-    Precision,
-    RayAddress,
-    RecipeName,
-    RunFolder,
-    Scope,
-    Search,
-    Seed,
-    Sizes,
-    Strict,
-    TestSizes,
-    Time,
-)
-
-if TYPE_CHECKING:
-    from fitwithin.request import Limits
+from fitwithin.options import AsJson, Data, Device, EngineName, RayAddress, RunFolder, with_limits
 
 app = typer.Typer(
     name="fitwithin",
@@ -74,38 +47,10 @@ def _root(
     del version
 
 
-def _limits(asked: dict[str, Any]) -> Limits:
-    """Those of a command's options that are limits and were given."""
-    from fitwithin.request import Limits
-
-    there = {name: value for name, value in asked.items() if name in Limits.__annotations__}
-    given = {name: value for name, value in there.items() if value is not None and value is not False}
-    return cast("Limits", given)
-
-
 @app.command()
+@with_limits()
 def run(
     data: Data,
-    memory: Memory = None,
-    time: Time = None,
-    gpu_time: GpuTime = None,
-    inference: Inference = None,
-    models: Models = None,
-    precision: Precision = None,
-    sizes: Sizes = None,
-    test_sizes: TestSizes = None,
-    scope: Scope = None,
-    recipe: RecipeName = None,
-    device: Device = "auto",
-    accounting: Accounting = None,
-    seed: Seed = None,
-    strict: Strict = False,
-    jobs: Jobs = None,
-    data_parallel: DataParallel = None,
-    search: Search = None,
-    emulate_device_memory: Emulate = None,
-    engine: EngineName = None,
-    ray_address: RayAddress = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The run's folder; default: runs/<data>-<time>.", show_default=False)
     ] = None,
@@ -113,9 +58,9 @@ def run(
         Path | None, typer.Option("--plan", help="Carry out this plan, step by step.", show_default=False)
     ] = None,
     as_json: AsJson = False,
+    **limits: Any,
 ) -> None:
     """Profile, plan, train and ensemble within the limits; end with a report and its receipt."""
-    asked = locals()
     with launch.launched() as server, terminal.reporter(as_json) as reporter:
         from fitwithin import api
 
@@ -123,11 +68,10 @@ def run(
             data,
             out=out,
             plan=plan,
-            device=device,
             reporter=reporter,
             started_at=process_started_at(),
             server=server,
-            **_limits(asked),
+            **limits,
         )
     terminal.show(result, as_json)
 
@@ -152,40 +96,19 @@ def resume(
 
 
 @app.command()
+@with_limits()
 def plan(
     data: Data,
-    memory: Memory = None,
-    time: Time = None,
-    gpu_time: GpuTime = None,
-    inference: Inference = None,
-    models: Models = None,
-    precision: Precision = None,
-    sizes: Sizes = None,
-    test_sizes: TestSizes = None,
-    scope: Scope = None,
-    recipe: RecipeName = None,
-    device: Device = "auto",
-    accounting: Accounting = None,
-    seed: Seed = None,
-    strict: Strict = False,
-    jobs: Jobs = None,
-    data_parallel: DataParallel = None,
-    search: Search = None,
-    emulate_device_memory: Emulate = None,
-    engine: EngineName = None,
-    ray_address: RayAddress = None,
     out: Annotated[Path, typer.Option("--out", help="Where to write the plan.")] = Path("plan.json"),
     as_json: AsJson = False,
+    **limits: Any,
 ) -> None:
     """Profile the candidates and print what a run would do with the same limits; trains nothing."""
-    asked = locals()
     with launch.launched() as server, terminal.reporter(as_json) as reporter:
         from fitwithin import api, page, places
 
         places.check_writable(out)
-        drawn, report = api.plan(
-            data, device=device, reporter=reporter, started_at=process_started_at(), server=server, **_limits(asked)
-        )
+        drawn, report = api.plan(data, reporter=reporter, started_at=process_started_at(), server=server, **limits)
     out.write_text(drawn.to_json(), encoding="utf-8")
     if as_json:
         typer.echo(drawn.to_json())
@@ -199,23 +122,9 @@ def plan(
 
 
 @app.command()
+@with_limits("time", "gpu_time", "inference", "scope", "search")
 def profile(
     data: Data,
-    memory: Memory = None,
-    models: Models = None,
-    precision: Precision = None,
-    sizes: Sizes = None,
-    test_sizes: TestSizes = None,
-    recipe: RecipeName = None,
-    device: Device = "auto",
-    accounting: Accounting = None,
-    seed: Seed = None,
-    strict: Strict = False,
-    jobs: Jobs = None,
-    data_parallel: DataParallel = None,
-    emulate_device_memory: Emulate = None,
-    engine: EngineName = None,
-    ray_address: RayAddress = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Measure anew what is known.")] = False,
     export: Annotated[
         Path | None, typer.Option("--export", help="Write the profiles to this file, for others.", show_default=False)
@@ -224,9 +133,9 @@ def profile(
         Path | None, typer.Option("--import", help="Take in what --export wrote elsewhere.", show_default=False)
     ] = None,
     as_json: AsJson = False,
+    **limits: Any,
 ) -> None:
     """Find every candidate's largest batch and its pace, for runs and plans to come; trains nothing."""
-    asked = locals()
     from fitwithin import api, page
     from fitwithin.profile import to_dict
 
@@ -236,9 +145,8 @@ def profile(
             refresh=refresh,
             export=export,
             take_in=take_in,
-            device=device,
             reporter=reporter,
-            **_limits(asked),
+            **limits,
         )
     if as_json:
         typer.echo(json.dumps([to_dict(each) for each in found]))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from fitwithin.budget import Remaining
 from fitwithin.costs import Costs, DataFacts, costs
 from fitwithin.errors import RunFolderError
 from fitwithin.halving import Halving
@@ -22,6 +24,23 @@ FINAL_NAME, RUNG_NAME = "final", "rung{}"
 Priced = tuple[Profile, Costs]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A search was asked: the seconds that were left, those until the end, and the trial that it answered."""
+
+    left_s: float
+    trial: Trial
+    longest_s: float = math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """A search was told how the turn of that name ended; of one that failed, the reason."""
+
+    name: str
+    outcome: Trained | str
+
+
 def entrants(paired: Sequence[Priced]) -> list[Entrant]:
     """The candidates in the order in which they should be tried: the most images per second first.
 
@@ -35,7 +54,7 @@ def plan(
     profiles: Sequence[Profile],
     rejections: Sequence[Rejection],
     *,
-    available_s: float,
+    left: Remaining,
     data: DataFacts,
     recipe: Recipe,
     view_sizes: Sequence[int],
@@ -45,11 +64,12 @@ def plan(
     """The plan of a search: the turns of its first rung; None where there is time for one candidate only.
 
     Args:
-        available_s: seconds for all trials and the winner's evaluation.
+        left: what all trials and the winner's evaluation may take.
     """
     paired = [(profile, costs(profile, data, recipe, view_sizes, "total")) for profile in profiles]
     known = {profile.candidate: (profile, cost) for profile, cost in paired}
-    facts = Planned(entrants=tuple(entrants(paired)), budget_s=available_s - evaluation_reserve_s(paired))
+    budget_s = left.less(evaluation_reserve_s(paired)).together_s
+    facts = Planned(entrants=tuple(entrants(paired)), budget_s=budget_s, slots=left.slots)
     search = begun(facts)
     if search.ladder is None:
         return None
@@ -72,7 +92,7 @@ def plan(
 
 def begun(facts: Planned) -> Halving:
     """The search at its beginning."""
-    return Halving(facts.entrants, budget_s=facts.budget_s)
+    return Halving(facts.entrants, budget_s=facts.budget_s, devices=facts.slots)
 
 
 def turn_over(
@@ -103,30 +123,25 @@ def score(outcome: Trained | str, n_val: int) -> Score:
     return Score(correct=outcome.best, total=n_val)
 
 
-def told_again(
-    facts: Planned, asked: Sequence[tuple[float, Trial]], ended: Mapping[str, Trained | str], n_val: int
-) -> Halving:
-    """The search as it stands: asked again what it was asked, with the seconds that were left, and told what ended.
-
-    Args:
-        asked: the seconds left and the trial, in order.
-        ended: by the turn's name.
-
-    Trials were asked one after the other, so each but the last has ended when the next is asked.
+def told_again(facts: Planned, course: Sequence[Asked | Told], n_val: int) -> Halving:
+    """The search as it stands: asked again what it was asked and told what it was told, in the order of events.
 
     Raises:
         RunFolderError: this version's search would have gone another way.
     """
     search = begun(facts)
-    for left_s, trial in asked:
-        if search.ask(left_s=left_s) != trial:
+    numbers: dict[str, int] = {}
+    for event in course:
+        if isinstance(event, Told):
+            search.tell(numbers[event.name], score(event.outcome, n_val))
+            continue
+        trial = event.trial
+        if search.ask(left_s=event.left_s, longest_s=event.longest_s) != trial:
             raise RunFolderError(
                 f"trial {trial.number} of this run's search ({turn_name(trial)}) is not what this version of fitwithin "
                 f"would try there; go on with the version that began the run, or start a new one"
             )
-        outcome = ended.get(turn_name(trial))
-        if outcome is not None:
-            search.tell(trial.number, score(outcome, n_val))
+        numbers[turn_name(trial)] = trial.number
     return search
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from fitwithin import __version__, contest
 from fitwithin import profile as profiles
 from fitwithin.candidate import Candidate
+from fitwithin.contest import Asked, Told
 from fitwithin.jobs import Trained, trained_from_dict
 from fitwithin.ledger import KINDS, Books, fold
 from fitwithin.planning import WHY_EPOCHS, Plan, Turn, turn_from_dict
@@ -54,6 +56,22 @@ def trials(events: Sequence[Event]) -> list[tuple[float, Trial]]:
         (body["left_s"], Trial(**{**body["trial"], "candidate": Candidate(**body["trial"]["candidate"])}))
         for body in found
     ]
+
+
+def course(events: Sequence[Event]) -> list[Asked | Told]:
+    """What a search was asked and told, in the order of events."""
+    found: list[Asked | Told] = []
+    for event in events:
+        if event.kind == "trial":
+            ((left_s, trial),) = trials([event])
+            longest_s = event.body.get("longest_s")
+            found.append(Asked(left_s=left_s, trial=trial, longest_s=math.inf if longest_s is None else longest_s))
+        elif event.kind == "turn":
+            trained, failed = outcomes([event])
+            found += [
+                Told(name=name, outcome=outcome) for ended in (trained, failed) for name, outcome in ended.items()
+            ]
+    return found
 
 
 def turns(plan: Plan, events: Sequence[Event]) -> dict[str, Turn]:
@@ -205,11 +223,9 @@ def candidate_rows(plan: Plan, events: Sequence[Event], books: Books, n_val: int
 
 def _verdicts(plan: Plan, events: Sequence[Event], n_val: int) -> dict[Candidate, str]:
     """Why a search went no further with a candidate."""
-    asked = trials(events)
-    if plan.search is None or not asked:
+    if plan.search is None or not any(event.kind == "trial" for event in events):
         return {}
-    trained, failed = outcomes(events)
-    search = contest.told_again(plan.search, asked, {**trained, **failed}, n_val)
+    search = contest.told_again(plan.search, course(events), n_val)
     return {verdict.candidate: verdict.reason for verdict in search.verdicts()}
 
 
@@ -253,6 +269,8 @@ def _limits(request: Request, books: Books, plan: Plan, views: Sequence[ViewRow]
         if budget.gpu_time_s is not None:
             held = request.data_parallel
             note = "device held" if held == 1 else f"devices held, {held} by what is profiled and trained"
+            if request.slots > 1:
+                note = f"devices held, up to {request.held} at once"
             limits.append(_limit("device time", budget.gpu_time_s, books.spent_s(gpu=True), "s", note))
     chosen = [view.ms_per_image for view in views if view.chosen]
     if budget.inference_ms is not None and chosen:

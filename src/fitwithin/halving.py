@@ -43,13 +43,19 @@ class Ladder:
         return math.fsum(count * each_s for count, each_s in zip(self.counts, self.seconds, strict=True))
 
 
-def ladder(count: int, budget_s: float, fixed_s: float, *, least: int = 1, eta: int = ETA) -> Ladder | None:
+def ladder(
+    count: int, budget_s: float, fixed_s: float, *, least: int = 1, eta: int = ETA, devices: int = 1, width: int = 1
+) -> Ladder | None:
     """The most rungs whose first trial is WORTHWHILE; None if not even one rung of ``count`` candidates is.
+
+    The ``devices`` that are idle while the last trials of a rung end are paid for as if they were not: five trials on
+    four devices take as long as eight.
 
     Args:
         budget_s: GPU-seconds for all rungs.
         fixed_s: what a trial takes beside steps.
         least: so many go on from the last rung; none has fewer trials.
+        width: a trial takes so many devices at the most.
     """
     best = None
     for rungs in range(1, MOST_RUNGS + 1):
@@ -59,11 +65,22 @@ def ladder(count: int, budget_s: float, fixed_s: float, *, least: int = 1, eta: 
             counts.append(-(-counts[-1] // eta))
         if len(counts) < rungs:
             break
-        first_s = budget_s / sum(n * eta**rung for rung, n in enumerate(counts))
+        first_s = budget_s / sum(_paid(n, devices, width) * eta**rung for rung, n in enumerate(counts))
         if first_s < WORTHWHILE * fixed_s or first_s <= 0:
             break
         best = Ladder(counts=tuple(counts), seconds=tuple(first_s * eta**rung for rung in range(rungs)))
     return best
+
+
+def each_takes(count: int, devices: int, width: int) -> int:
+    """The devices of each of ``count`` trials that share them out."""
+    return max(1, min(width, devices // count))
+
+
+def _paid(count: int, devices: int, width: int) -> float:
+    """How many trials could be done in the time that ``count`` take on the devices."""
+    gpus = each_takes(count, devices, width)
+    return -(-count // (devices // gpus)) * devices / gpus
 
 
 class Halving(Search):
@@ -75,7 +92,8 @@ class Halving(Search):
     there are more ``devices`` than one training can use (``width``). With ``min_gain`` (points of accuracy per
     GPU-hour) it is no longer than it is worth, and the rest is left unspent.
 
-    Where the budget does not pay for a rung of all entrants, the last ones are left out.
+    Where the budget does not pay for a rung of all entrants, the last ones are left out. Where each of them can have a
+    device to itself until the end, there is nothing to search.
     """
 
     def __init__(
@@ -98,35 +116,46 @@ class Halving(Search):
         self._finalists: list[Trial | Entrant] | None = None if self.entrants else []
 
     def _drawn(self, budget_s: float) -> tuple[Ladder | None, tuple[Entrant, ...]]:
-        """The ladder of as many entrants as it pays for; with two or fewer of them there is nothing to search."""
-        for count in range(len(self.entrants), 1, -1):
+        """The ladder of as many entrants as it pays for; with no more than have a final training there is none."""
+        shape = {"least": self.finals, "eta": self.eta, "devices": self.devices, "width": self.width}
+        for count in range(len(self.entrants), self.finals, -1):
             fixed_s = max(entrant.fixed_s for entrant in self.entrants[:count])
-            if (found := ladder(count, budget_s, fixed_s, least=self.finals, eta=self.eta)) is not None:
+            if (found := ladder(count, budget_s, fixed_s, **shape)) is not None:
                 return found, self.entrants[:count]
-        return None, self.entrants[:1]
+        return None, self.entrants[: self.finals]
 
     @property
     def finished(self) -> bool:
         """Whether the final training is over, or nothing is left that could be done."""
         return self._finalists == [] and not self.running
 
-    def _next(self, left_s: float, free: int) -> Trial | None:
+    def _next(self, left_s: float, free: int, longest_s: float) -> Trial | None:
         if self._finalists is None and self.ladder is not None:
             found = self._promotion() or self._entry()
-            if found is not None and found.seconds <= left_s - self.final_s * (1 - ROUNDING):
+            if found is not None and self._fits(found, self.ladder.counts[found.rung], left_s, longest_s):
                 return self._wide(found, self.ladder.counts[found.rung], free)
             if self.running:
                 return None  # what they tell may change everything
         if self._finalists is None:
             self._finalists = [*self._best_of_the_highest_rung()] if self.ladder else [*self.entering]
         while self._finalists:
-            final = self._final(self._finalists[0], left_s / len(self._finalists))
+            most_s = longest_s * each_takes(self.finals, self.devices, self.width)
+            final = self._final(self._finalists[0], min(left_s / len(self._finalists), most_s))
             placed = None if final is None else self._wide(final, self.finals, free)
             if final is None or placed is not None:
                 self._finalists.pop(0)
             if final is not None:
                 return placed
         return None
+
+    def _fits(self, trial: Trial, count: int, left_s: float, longest_s: float) -> bool:
+        """Whether one of ``count`` trials leaves the final training its share: of the devices' time, and of the clock.
+
+        (All devices have the final training at once, and none may begin it before the last trial has ended.)
+        """
+        kept_s = self.final_s * (1 - ROUNDING)
+        most_s = (longest_s - kept_s / self.devices) * each_takes(count, self.devices, self.width)
+        return trial.seconds <= min(left_s - kept_s, most_s)
 
     def _best_of_the_highest_rung(self) -> list[Trial]:
         """Those that shall have a final training; nobody where all failed."""
@@ -171,14 +200,14 @@ class Halving(Search):
         (Taking at once what little is free made the last trials of a rung last several times as long: with 64 devices
         and 2,000 candidates, simulated, 87 % of the devices' time was used, and 98 % this way.)
         """
-        gpus = max(1, min(self.width, self.devices // count))
+        gpus = each_takes(count, self.devices, self.width)
         if gpus > free and self.running:
             return None
         return replace(trial, gpus=min(gpus, free))
 
     def _final(self, of: Trial | Entrant, seconds: float) -> Trial | None:
         """The final training of an entrant, or of who was in that trial; None where there is no time for it."""
-        why = "there is time for one candidate"
+        why = "there is time for one candidate" if self.finals == 1 else "each has a device until the end"
         if isinstance(of, Trial):
             why = f"{self.scores[of.number].accuracy:.1%} after {format_duration(of.seconds)}, the best so far"
         worth_s = self.worth_s(of.candidate)
@@ -204,7 +233,7 @@ class Halving(Search):
 
     def verdicts(self) -> list[Verdict]:
         """Those left out, those that failed, and those that were not among the best of their last rung."""
-        assert self.ladder is not None or len(self.entering) <= 1
+        assert self.ladder is not None or len(self.entering) <= self.finals
         told = [
             Verdict(
                 candidate=entrant.candidate, rung=0, reason=f"left out: the time pays for {len(self.entering)} trials"

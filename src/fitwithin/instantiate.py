@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import heapq
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,22 @@ def turn_folder(run: Path, turn: Turn) -> Path:
 
 
 def turn_ends_at(
-    turn: Turn, budget: Budget, accountant: Accountant, now: float, *, gpus: int = 1, kept_s: float, later_s: float
+    turn: Turn,
+    budget: Budget,
+    accountant: Accountant,
+    now: float,
+    *,
+    gpus: int = 1,
+    kept_s: float,
+    later_s: Sequence[float],
+    others_free_at: Sequence[float] = (),
 ) -> float:
     """The instant by which a turn must have ended.
 
     Under scope ``candidate``, what is left of its allotment: everything the candidate was charged before counts, and
     its evaluation is kept back. Under ``total`` also what turns before it left over: all that remains of the run but
-    ``kept_s`` for its end and ``later_s`` for the turns to come; never more than the run less ``kept_s``. The
-    turn holds ``gpus`` devices.
+    ``kept_s`` for its end and ``later_s`` for each of the turns to come; never more than the run less ``kept_s``. The
+    turn holds ``gpus`` devices; other slots, free at those instants, take turns to come off its own.
     """
     books = accountant.books()
     # Profiling is charged to the run, not to a candidate's allotment: the paper gave each the whole budget.
@@ -65,8 +74,22 @@ def turn_ends_at(
     own_s = turn.allotted_s - charged_s
     if budget.scope == "candidate":
         return now + own_s - evaluation_kept_s(turn.evaluation_s)
-    left_s = accountant.remaining(gpus).usable_s - kept_s
-    return now + min(left_s, max(own_s, left_s - later_s))
+    left = accountant.remaining(gpus).less(kept_s)
+    here_s = _left_to_one(later_s, others_free_at, now + left.time_s)
+    by_clock_s, by_device_s = max(own_s, left.time_s - here_s), max(own_s, left.slot_s - sum(later_s))
+    return now + min(left.usable_s, by_clock_s, by_device_s)
+
+
+def _left_to_one(turns_s: Sequence[float], others_free_at: Sequence[float], until_at: float) -> float:
+    """Of turns to come, the seconds of those for which the others have no time before ``until_at``."""
+    free_at, left_s = list(others_free_at), 0.0
+    heapq.heapify(free_at)
+    for turn_s in turns_s:
+        if free_at and free_at[0] + turn_s <= until_at:
+            heapq.heapreplace(free_at, free_at[0] + turn_s)
+        else:
+            left_s += turn_s
+    return left_s
 
 
 def train(
@@ -133,22 +156,33 @@ def train(
     return outcome
 
 
-def carry_out(run: Run, turn: Turn, *, ends_at: float, frozen: bool, told: str) -> Trained | Failure:
-    """A turn until ``ends_at`` at the latest, with its entry in the books and its end among the run's events."""
-    name, gpus = turn.name, run.request.data_parallel
-    run.reporter.begin(f"training {name} ({told})", turn.steps)
-    folder = turn_folder(run.folder, turn)
-    with run.accountant.entry("train", name, gpus=gpus, reserved_s=ends_at - run.engine.now()) as opened:
-        outcome = train(
-            turn,
-            run.setting,
-            run.engine,
-            folder,
-            opened,
-            ends_at=ends_at,
-            frozen=frozen,
-            on_progress=run.progress,
-        )
+def begun(
+    run: Run, turn: Turn, slot: int, *, ends_at: float, frozen: bool, told: str
+) -> Callable[[], tuple[Turn, Trained | Failure]]:
+    """A turn in a slot: its time until ``ends_at`` is reserved from now on, what is returned carries it out."""
+    opened = run.book("train", turn.name, reserved_s=ends_at - run.engine.now())
+    run.reporter.begin(f"training {turn.name} ({told})", turn.steps, run.lane(slot))
+
+    def carry_out() -> tuple[Turn, Trained | Failure]:
+        with opened:
+            outcome = train(
+                turn,
+                run.seated(slot),
+                run.engine,
+                turn_folder(run.folder, turn),
+                opened,
+                ends_at=ends_at,
+                frozen=frozen,
+                on_progress=lambda progress: run.progress(progress, slot),
+            )
+        return turn, outcome
+
+    return carry_out
+
+
+def conclude(run: Run, turn: Turn, outcome: Trained | Failure) -> None:
+    """A turn has ended: its end is among the run's events from now on."""
+    name = turn.name
     body: dict[str, Any] = {"name": name, "trained": None, "reason": ""}
     if isinstance(outcome, Failure):
         body["reason"] = outcome.reason
@@ -158,8 +192,7 @@ def carry_out(run: Run, turn: Turn, *, ends_at: float, frozen: bool, told: str) 
         share = "no validation" if outcome.best is None else f"{outcome.best / run.data.val:.1%} on validation data"
         run.reporter.say(f"  {name}: {share} after {outcome.epochs:.1f} epochs ({outcome.ended})")
     run.store.append("turn", body)
-    clean(folder)
-    return outcome
+    clean(turn_folder(run.folder, turn))
 
 
 def _salvage(folder: Path, failure: Failure) -> Trained | Failure:

@@ -11,8 +11,11 @@ from pathlib import Path
 from fitwithin.errors import UsageError
 
 
-def parse(text: str, gpus: int = 1) -> str:
+def parse(text: str, gpus: int = 1, option: str = "--data-parallel") -> str:
     """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` means here: the first of ``gpus`` in a row.
+
+    Args:
+        option: what asked for so many.
 
     Raises:
         UsageError: the text names no kind of device, or a GPU that is not there.
@@ -31,10 +34,44 @@ def parse(text: str, gpus: int = 1) -> str:
         raise UsageError(f"--device {word} was asked for and this machine shows {seen}; --device cpu trains without")
     if index + gpus > count:
         raise UsageError(
-            f"--data-parallel {gpus} needs the devices cuda:{index} to cuda:{index + gpus - 1} and this machine shows "
-            f"{seen}; --data-parallel {count - index} is the most that it can do from there"
+            f"{option} {gpus} needs the devices cuda:{index} to cuda:{index + gpus - 1} and this machine shows "
+            f"{seen}; {option} {count - index} is the most that it can do from there"
         )
     return f"cuda:{index}"
+
+
+def check_alike(device: str, gpus: int) -> None:
+    """UsageError unless so many GPUs from ``device`` on are of one kind: a profile made on one holds on the others.
+
+    torch counts the fastest first unless CUDA_DEVICE_ORDER says otherwise, nvidia-smi by their place: where it matters
+    which number is which, the number says nothing, and all that are visible must be alike.
+    """
+    if not device.startswith("cuda"):
+        return
+    kinds = _kinds()
+    if os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
+        first = int(device.partition(":")[2] or 0)
+        kinds = kinds[first : first + gpus]
+    if len(found := list(dict.fromkeys(kinds))) > 1:
+        named = ", ".join(f"{name} ({memory})" for name, memory in found)
+        raise UsageError(
+            f"--gpus {gpus} needs GPUs of one kind, since what is profiled on one is trained on another, and there are "
+            f"{named}; name those of one kind with CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER=PCI_BUS_ID"
+        )
+
+
+def _kinds() -> list[tuple[str, str]]:
+    """Name and memory of every visible GPU, by its number; none where nvidia-smi does not tell."""
+    query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader"]
+    try:
+        listing = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [[part.strip() for part in line.split(",")] for line in listing.splitlines() if line.count(",") == 3]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    words = [row[0] for row in rows] if not visible else [word.strip() for word in visible.split(",")]
+    by_word = {word: (row[2], row[3]) for row in rows for word in row[:2]}
+    return [by_word[word] for word in words if word in by_word]
 
 
 def cuda_count() -> int:

@@ -1,13 +1,18 @@
-"""The words that several commands take, each with its help."""
+"""The words that several commands take, each with its help, and the list of those that are limits of a run."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar, cast
 
 import typer
 
 from fitwithin.recipe import DEFAULT
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 Data = Annotated[
     Path, typer.Argument(help="A folder of images: DATA/<class>/* or DATA/{train,val,test}/<class>/*.", metavar="DATA")
@@ -70,6 +75,14 @@ DataParallel = Annotated[
         show_default=False,
     ),
 ]
+Gpus = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus",
+        help="Work on so many GPUs at once, from --device on, candidates side by side; default: --data-parallel.",
+        show_default=False,
+    ),
+]
 Search = Annotated[
     str | None,
     typer.Option(
@@ -97,3 +110,57 @@ RayAddress = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for another program.")]
+
+#: What may be asked of a run, by the names of the library; in this order they stand in every command that takes them.
+LIMITS: dict[str, Any] = {
+    "memory": Memory,
+    "time": Time,
+    "gpu_time": GpuTime,
+    "inference": Inference,
+    "models": Models,
+    "precision": Precision,
+    "sizes": Sizes,
+    "test_sizes": TestSizes,
+    "scope": Scope,
+    "recipe": RecipeName,
+    "device": Device,
+    "accounting": Accounting,
+    "seed": Seed,
+    "strict": Strict,
+    "jobs": Jobs,
+    "data_parallel": DataParallel,
+    "gpus": Gpus,
+    "search": Search,
+    "emulate_device_memory": Emulate,
+    "engine": EngineName,
+    "ray_address": RayAddress,
+}
+
+
+def with_limits(*without: str) -> Callable[[Command], Command]:
+    """Let a command take the LIMITS, but for some, between its first word and its own options.
+
+    It gets those that were given as keywords, and ``device`` always.
+    """
+
+    def dress(command: Command) -> Command:
+        first, *own = inspect.signature(command, eval_str=True).parameters.values()
+        defaults: dict[str, Any] = {"device": "auto", "strict": False}
+        limits = [
+            inspect.Parameter(name, first.kind, default=defaults.get(name), annotation=LIMITS[name])
+            for name in LIMITS
+            if name not in without
+        ]
+        taken = [first, *limits, *(each for each in own if each.kind is not inspect.Parameter.VAR_KEYWORD)]
+
+        @functools.wraps(command)
+        def dressed(**asked: Any) -> Any:
+            # A 0 is an answer, if a wrong one.
+            absent = [name for name in LIMITS if asked.get(name) is None or asked[name] is False]
+            return command(**{name: value for name, value in asked.items() if name not in absent})
+
+        dressed.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
+        dressed.__annotations__ = {each.name: each.annotation for each in taken}
+        return cast("Command", dressed)
+
+    return dress

@@ -76,13 +76,17 @@ def name_of(candidate: Candidate, suffix: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A search before it begins: who enters in which order, the seconds for all trials, and its ladder."""
+    """A search before it begins: who enters in which order, the seconds for all trials, and its ladder.
+
+    So many ``slots`` work side by side; seconds are those of all slots, added up.
+    """
 
     entrants: tuple[Entrant, ...]
     budget_s: float
     counts: tuple[int, ...] = ()
     seconds: tuple[float, ...] = ()
     final_s: float = 0.0
+    slots: int = 1
 
     @property
     def told(self) -> str:
@@ -90,7 +94,12 @@ class Planned:
         rungs = [
             f"{n} trials of {format_duration(each_s)}" for n, each_s in zip(self.counts, self.seconds, strict=True)
         ]
-        return f"Successive halving: {', the best '.join(rungs)}, and {format_duration(self.final_s)} for the winner."
+        ladder, final = ", the best ".join(rungs), format_duration(self.final_s / self.slots)
+        if self.slots == 1:
+            return f"Successive halving: {ladder}, and {final} for the winner."
+        return (
+            f"Successive halving, {self.slots} side by side: {ladder}, and {final} for each of the best {self.slots}."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +253,8 @@ def draw_up(
     view_sizes: Sequence[int],
     request: dict[str, Any],
     fingerprint: str,
+    slots: int = 1,
+    slot_s: float = math.inf,
 ) -> Plan:
     """The plan for what is left of the budget.
 
@@ -252,9 +263,12 @@ def draw_up(
             closing the run needs. Under ``total`` the evaluation of the winner, and of its twin in the other precision
             where there is one, is set aside here.
         limit_s: the whole budget, for the message of a refusal.
+        slots: so many turns go on side by side.
+        slot_s: seconds of all turns, added up, that the device time pays for, less what closing the run needs.
 
     Under ``total`` the largest number k of candidates is kept for which the k fastest get the recipe's
-    ``worthwhile_epochs`` in equal shares; if not even one does, the fastest gets everything.
+    ``worthwhile_epochs`` in equal shares; if not even one does, the fastest gets everything, and so do the next
+    fastest as far as there are slots and device time for them.
 
     Raises:
         BudgetError: no candidate gets a single epoch; the message names the least that would do.
@@ -267,7 +281,11 @@ def draw_up(
         raise BudgetError(f"no candidate can be trained within the limits ({reasons}{more})")
 
     aside_s = 0.0 if scope == "candidate" else evaluation_reserve_s(paired)
-    available_s -= aside_s
+    available_s, slot_s = available_s - aside_s, slot_s - aside_s
+
+    def share(count: int) -> float:
+        """The seconds of each of so many turns, all of which the slots have done in time."""
+        return min(available_s / -(-count // slots), slot_s / count)
 
     def ranked(share_s: float) -> list[tuple[float, Profile, Costs]]:
         scored = [(epochs_of(c.affordable_steps(share_s), p, data, recipe), p, c) for p, c in paired]
@@ -276,11 +294,10 @@ def draw_up(
     if scope == "candidate":
         count, share_s, chosen = len(paired), available_s, ranked(available_s)
     else:
-        worthwhile = [
-            k for k in range(1, len(paired) + 1) if ranked(available_s / k)[k - 1][0] >= recipe.worthwhile_epochs
-        ]
-        count = max(worthwhile, default=1)
-        share_s = available_s / count
+        worthwhile = [k for k in range(1, len(paired) + 1) if ranked(share(k))[k - 1][0] >= recipe.worthwhile_epochs]
+        free = max(k for k in range(1, min(slots, len(paired)) + 1) if share(k) >= share(1))
+        count = max(worthwhile, default=free)
+        share_s = share(count)
         chosen = ranked(share_s)
     turns = []
     for position, (epochs, profile, cost) in enumerate(chosen):

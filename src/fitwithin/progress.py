@@ -15,12 +15,12 @@ PLAIN_EVERY_S = 15.0
 
 
 class Reporter(Protocol):
-    """Told what is going on; decides how to show it."""
+    """Told what is going on, from any thread; decides how to show it. Where several work at once each has a lane."""
 
-    def begin(self, what: str, total: int | None = None) -> None:
-        """A stretch of work begins; the one before has ended."""
+    def begin(self, what: str, total: int | None = None, lane: int | None = None) -> None:
+        """A stretch of work begins; the one before has ended: that of its lane, or without a lane all of them."""
 
-    def advance(self, done: int, total: int | None, text: str = "") -> None:
+    def advance(self, done: int, total: int | None, text: str = "", lane: int | None = None) -> None:
         """The stretch has come so far."""
 
     def say(self, line: str) -> None:
@@ -30,10 +30,10 @@ class Reporter(Protocol):
 class Silent:
     """Shows nothing."""
 
-    def begin(self, what: str, total: int | None = None) -> None:
+    def begin(self, what: str, total: int | None = None, lane: int | None = None) -> None:
         """Nothing."""
 
-    def advance(self, done: int, total: int | None, text: str = "") -> None:
+    def advance(self, done: int, total: int | None, text: str = "", lane: int | None = None) -> None:
         """Nothing."""
 
     def say(self, line: str) -> None:
@@ -41,24 +41,27 @@ class Silent:
 
 
 class Plain:
-    """Lines: one when a stretch begins, then one every PLAIN_EVERY_S."""
+    """Lines: one when a stretch begins, then one every PLAIN_EVERY_S; each names its stretch."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._what = ""
-        self._told_at = 0.0
+        #: By lane: what goes on there, and when a line last told of it.
+        self._lanes: dict[int | None, tuple[str, float]] = {}
 
-    def begin(self, what: str, total: int | None = None) -> None:
+    def begin(self, what: str, total: int | None = None, lane: int | None = None) -> None:
         """One line."""
-        self._what, self._told_at = what, time.monotonic()
+        if lane is None:
+            self._lanes.clear()
+        self._lanes[lane] = (what, time.monotonic())
         self.say(what)
 
-    def advance(self, done: int, total: int | None, text: str = "") -> None:
+    def advance(self, done: int, total: int | None, text: str = "", lane: int | None = None) -> None:
         """One line every so often."""
-        if time.monotonic() - self._told_at >= PLAIN_EVERY_S:
-            self._told_at = time.monotonic()
+        what, told_at = self._lanes.get(lane, ("", 0.0))
+        if time.monotonic() - told_at >= PLAIN_EVERY_S:
+            self._lanes[lane] = (what, time.monotonic())
             counted = f" {done}/{total}" if total else ""
-            self.say(f"{self._what}:{counted} {text}".rstrip())
+            self.say(f"{what}:{counted} {text}".rstrip())
 
     def say(self, line: str) -> None:
         """The line, unadorned."""
@@ -66,7 +69,7 @@ class Plain:
 
 
 class Bars:
-    """A bar for the stretch that is going on; what is worth keeping scrolls above it."""
+    """A bar for each stretch that is going on; what is worth keeping scrolls above them."""
 
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -81,21 +84,22 @@ class Bars:
             console=console,
             transient=True,
         )
-        self._task: TaskID | None = None
+        self._tasks: dict[int | None, TaskID] = {}
 
-    def begin(self, what: str, total: int | None = None) -> None:
-        """A new bar in place of the old."""
-        if self._task is not None:
-            self._bars.remove_task(self._task)
-        self._task = self._bars.add_task(what, total=total, text="")
+    def begin(self, what: str, total: int | None = None, lane: int | None = None) -> None:
+        """A new bar in place of the old one of its lane, or of all."""
+        for old in [lane] if lane is not None and None not in self._tasks else list(self._tasks):
+            if old in self._tasks:
+                self._bars.remove_task(self._tasks.pop(old))
+        self._tasks[lane] = self._bars.add_task(what, total=total, text="")
 
-    def advance(self, done: int, total: int | None, text: str = "") -> None:
+    def advance(self, done: int, total: int | None, text: str = "", lane: int | None = None) -> None:
         """Move the bar."""
-        if self._task is not None:
-            self._bars.update(self._task, completed=done, total=total or None, text=text)
+        if (task := self._tasks.get(lane)) is not None:
+            self._bars.update(task, completed=done, total=total or None, text=text)
 
     def say(self, line: str) -> None:
-        """A line above the bar."""
+        """A line above the bars."""
         self._bars.console.print(line, markup=False, highlight=False)
 
     def __enter__(self) -> Bars:

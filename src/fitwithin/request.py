@@ -25,8 +25,8 @@ SEARCHES = ("exhaustive", "halving")
 #: Where jobs may run.
 ENGINES = ("local", "ray")
 
-#: Candidates that may be profiled side by side, and GPUs that one may be trained on.
-MOST_JOBS, MOST_PARALLEL = 32, 16
+#: Candidates that may be profiled side by side, GPUs that one may be trained on, and that may work at once.
+MOST_JOBS, MOST_PARALLEL, MOST_GPUS = 32, 16, 64
 
 
 class Limits(TypedDict, total=False):
@@ -53,6 +53,7 @@ class Limits(TypedDict, total=False):
     strict: bool
     jobs: int
     data_parallel: int
+    gpus: int
     search: str
     emulate_device_memory: str | int
     engine: str
@@ -63,7 +64,8 @@ class Limits(TypedDict, total=False):
 class Request:
     """One request. ``models`` are names or patterns; ``sizes`` are trained at, ``view_sizes`` evaluated at (pixels).
 
-    A candidate is trained by ``data_parallel`` processes at once, on as many GPUs from ``device`` on.
+    A candidate is trained by ``data_parallel`` processes at once, on as many GPUs; ``gpus`` from ``device`` on work at
+    once, so that ``slots`` candidates are trained side by side.
     """
 
     data: str
@@ -82,6 +84,7 @@ class Request:
     search: str = "exhaustive"
     engine: str = "local"
     ray_address: str | None = None
+    gpus: int = 1
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -98,6 +101,20 @@ class Request:
             raise UsageError(
                 f"--jobs {self.jobs} would hold several GPUs of the cluster at once, the books count one; leave it out"
             )
+        if self.jobs > 1 and self.slots > 1:
+            raise UsageError(
+                f"--jobs {self.jobs} profiles side by side on one GPU, --gpus {self.gpus} on a GPU each; leave out one"
+            )
+
+    @property
+    def slots(self) -> int:
+        """How many candidates are profiled and trained side by side."""
+        return max(1, self.gpus // self.data_parallel)
+
+    @property
+    def held(self) -> int:
+        """How many GPUs are held at once, at the most."""
+        return self.slots * self.data_parallel
 
     @property
     def limit_s(self) -> float:
@@ -145,6 +162,21 @@ def _list(value: str | Sequence[Any]) -> str:
     return value if isinstance(value, str) else ",".join(str(part) for part in value)
 
 
+def _check_gpus(gpus: int | None, data_parallel: int) -> None:
+    """UsageError unless so many GPUs make slots of ``data_parallel``; without a number they are one slot's."""
+    if gpus is None:
+        return
+    if not 1 <= gpus <= MOST_GPUS:
+        raise UsageError(f"--gpus {gpus} is out of range; choose from 1 to {MOST_GPUS}")
+    if gpus % data_parallel:
+        fewer, more = gpus // data_parallel * data_parallel, -(-gpus // data_parallel) * data_parallel
+        would = f"--gpus {fewer} or {more}" if fewer else f"--gpus {more}"
+        raise UsageError(
+            f"--gpus {gpus} cannot be shared out to candidates that take {data_parallel} each (--data-parallel "
+            f"{data_parallel}); give {would}"
+        )
+
+
 def parse(
     data: str | Path,
     *,
@@ -164,6 +196,7 @@ def parse(
     strict: bool = False,
     jobs: int = 1,
     data_parallel: int = 1,
+    gpus: int | None = None,
     search: str = SEARCHES[0],
     emulate_device_memory: str | int | None = None,
     engine: str = "local",
@@ -191,6 +224,7 @@ def parse(
         raise UsageError(f"--jobs {jobs} is out of range; choose from 1 to {MOST_JOBS}")
     if not 1 <= data_parallel <= MOST_PARALLEL:
         raise UsageError(f"--data-parallel {data_parallel} is out of range; choose from 1 to {MOST_PARALLEL}")
+    _check_gpus(gpus, data_parallel)
     if search not in SEARCHES:
         raise UsageError(f"{search!r} is no search; choose from {', '.join(SEARCHES)}")
     if search != SEARCHES[0] and scope == "candidate":
@@ -230,4 +264,5 @@ def parse(
         search=search,
         engine=engine,
         ray_address=ray_address,
+        gpus=data_parallel if gpus is None else gpus,
     )

@@ -91,16 +91,17 @@ class Search(ABC):
         self._order = {entrant.candidate: place for place, entrant in enumerate(self.entrants)}
         self._rungs: dict[int, list[Trial]] = {}
 
-    def ask(self, *, left_s: float, free: int = 1) -> Trial | None:
+    def ask(self, *, left_s: float, free: int = 1, longest_s: float = math.inf) -> Trial | None:
         """The next trial; None where there is nothing to do now, or nothing any more.
 
         Args:
             left_s: GPU-seconds that nobody has been promised.
             free: devices that have nothing to do and that one trial can take at once.
+            longest_s: seconds by the clock until all must be over.
         """
         if free < 1 or self.finished:
             return None
-        trial = self._next(left_s, free)
+        trial = self._next(left_s, free, longest_s)
         if trial is not None:
             self.trials.append(trial)
             self._rungs.setdefault(trial.rung, []).append(trial)
@@ -123,7 +124,7 @@ class Search(ABC):
         """Whether no trial will come any more, and none is at work."""
 
     @abstractmethod
-    def _next(self, left_s: float, free: int) -> Trial | None: ...
+    def _next(self, left_s: float, free: int, longest_s: float) -> Trial | None: ...
 
     @abstractmethod
     def verdicts(self) -> list[Verdict]:
@@ -181,8 +182,8 @@ class Exhaustive(Search):
         """Whether all have been tried, or nothing is left for the next."""
         return len(self.trials) == len(self.entrants) and not self.running
 
-    def _next(self, left_s: float, free: int) -> Trial | None:
-        if len(self.trials) == len(self.entrants) or left_s < self.seconds:
+    def _next(self, left_s: float, free: int, longest_s: float) -> Trial | None:
+        if len(self.trials) == len(self.entrants) or min(left_s, longest_s) < self.seconds:
             return None
         entrant = self.entrants[len(self.trials)]
         return self._made(entrant.candidate, 0, self.seconds, f"each gets {format_duration(self.seconds)}")

@@ -1,21 +1,22 @@
 """The instantiation phase by a search: trials are asked for, carried out as turns, and told of, within one budget.
 
 What was asked and how it ended are events of the run's store; a run that was interrupted tells the search both once
-more and goes on with the trial that it was at.
+more and goes on with the trials that it was at.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-from fitwithin import contest, gather, instantiate
+from fitwithin import contest, gather, instantiate, slots
+from fitwithin.budget import Remaining
 from fitwithin.costs import costs
 from fitwithin.halving import Halving
 from fitwithin.jobs import Failure, Trained
 from fitwithin.planning import Plan, Planned, Turn, turn_from_dict
-from fitwithin.profile import Profile
 from fitwithin.search import Trial
 from fitwithin.session import Run
 
@@ -23,45 +24,91 @@ from fitwithin.session import Run
 TOO_SHORT = "its time does not pay for two steps"
 
 
-def train(run: Run, plan: Plan, *, left_s: Callable[[], float]) -> None:
+def train(run: Run, plan: Plan, *, left: Callable[[], Remaining]) -> None:
     """Carry out trials until the search has none left.
 
     Args:
-        left_s: the seconds that all trials to come may last together, now.
+        left: what all trials to come may take together, now.
     """
-    assert plan.search is not None
-    profiles = gather.profiled(run.store.events("profiled"))
-    search = stand(run, plan.search)
-    while (asked := _asked(run, search, profiles, left_s())) is not None:
-        trial, turn = asked
-        outcome: Trained | Failure = Failure(kind="deadline", reason=TOO_SHORT)
-        if turn is None:
-            run.store.append("turn", {"name": contest.turn_name(trial), "trained": None, "reason": TOO_SHORT})
-        else:
-            charged_s = run.accountant.books().lasted_s(turn.name, phase="train")
-            ends_at = run.engine.now() + min(trial.seconds - charged_s, left_s())
-            outcome = instantiate.carry_out(run, turn, ends_at=ends_at, frozen=plan.frozen, told=_told(trial, search))
-        ended = outcome.reason if isinstance(outcome, Failure) else outcome
-        search.tell(trial.number, contest.score(ended, run.data.val))
+    trials = _Trials(run, plan, left)
+    if not trials.search.finished:
+        slots.fill(run, "train", reserved_s=lambda: left().usable_s, ask=trials.ask, told=trials.told)
 
 
-def _asked(run: Run, search: Halving, profiles: dict[str, Profile], left_s: float) -> tuple[Trial, Turn | None] | None:
-    """The next trial with its turn: the one that was interrupted, else a new one."""
-    if search.running:
-        trial = search.running[0]
-        body = next(e.body for e in run.store.events("trial") if e.body["trial"]["number"] == trial.number)
-        return trial, None if body["turn"] is None else turn_from_dict(body["turn"])
-    new = search.ask(left_s=left_s)
-    if new is None:
+class _Trials:
+    """The trials of a run's search while they last: asked for, given to slots as turns, told of."""
+
+    def __init__(self, run: Run, plan: Plan, left: Callable[[], Remaining]) -> None:
+        assert plan.search is not None
+        self.run, self.frozen, self.left = run, plan.frozen, left
+        self.search = stand(run, plan.search)
+        self._profiles = gather.profiled(run.store.events("profiled"))
+        #: Those that were at work when the run was interrupted.
+        self._interrupted = self.search.running
+        #: Those at work by their turns' names, and when each of them must have ended.
+        self._at_work: dict[str, tuple[Trial, float]] = {}
+
+    def ask(self, slot: int) -> Callable[[], tuple[Turn, Trained | Failure]] | None:
+        """The next trial as a turn for the slot: one that was interrupted, else a new one."""
+        while (asked := self._taken_up() or self._new()) is not None:
+            trial, turn, ends_at = asked
+            if turn is not None:
+                self._at_work[turn.name] = trial, ends_at
+                told = _told(trial, self.search)
+                return instantiate.begun(self.run, turn, slot, ends_at=ends_at, frozen=self.frozen, told=told)
+            body = {"name": contest.turn_name(trial), "trained": None, "reason": TOO_SHORT}
+            self.run.store.append("turn", body)
+            self._tell(trial, Failure(kind="deadline", reason=TOO_SHORT))
         return None
-    profile = profiles[new.candidate.name]
-    cost = costs(profile, run.data, run.request.recipe, run.request.view_sizes, "total")
-    turn = contest.turn_over((profile, cost), new.seconds, data=run.data, recipe=run.request.recipe, trial=new)
-    if turn is not None and new.after is not None and run.request.recipe.continues:
-        turn = replace(turn, after=contest.turn_name(search.trials[new.after - 1]))
-    body = {"left_s": left_s, "trial": asdict(new), "turn": None if turn is None else asdict(turn)}
-    run.store.append("trial", body)
-    return new, turn
+
+    def told(self, ended: tuple[Turn, Trained | Failure]) -> None:
+        """A turn has ended."""
+        turn, outcome = ended
+        trial, _ = self._at_work.pop(turn.name)
+        instantiate.conclude(self.run, turn, outcome)
+        self._tell(trial, outcome)
+
+    def _tell(self, trial: Trial, outcome: Trained | Failure) -> None:
+        ended = outcome.reason if isinstance(outcome, Failure) else outcome
+        self.search.tell(trial.number, contest.score(ended, self.run.data.val))
+
+    def _taken_up(self) -> tuple[Trial, Turn | None, float] | None:
+        """A trial that was interrupted, with what is left of its time; where that is not there, of what there is."""
+        if not self._interrupted:
+            return None
+        own_s = [self._own_s(trial) for trial in self._interrupted]
+        trial = self._interrupted.pop(0)
+        body = next(e.body for e in self.run.store.events("trial") if e.body["trial"]["number"] == trial.number)
+        turn = None if body["turn"] is None else turn_from_dict(body["turn"])
+        left = self.left()
+        share = own_s[0] / sum(own_s) if sum(own_s) else 1.0
+        return trial, turn, self.run.engine.now() + min(own_s[0], left.time_s, left.slot_s * share)
+
+    def _own_s(self, trial: Trial) -> float:
+        """What is left of a trial's time."""
+        charged_s = self.run.accountant.books().lasted_s(contest.turn_name(trial), phase="train")
+        return max(0.0, trial.seconds - charged_s)
+
+    def _new(self) -> tuple[Trial, Turn | None, float] | None:
+        """What the search wants to be tried now."""
+        left, now = self.left(), self.run.engine.now()
+        # What is at work may go on to its end; its device time is reserved already.
+        busy_s = sum(max(0.0, ends_at - now) for _, ends_at in self._at_work.values())
+        left_s = min(left.slots * left.time_s - busy_s, left.slot_s)
+        longest_s = left.time_s if left.slots > 1 else math.inf
+        new = self.search.ask(left_s=left_s, longest_s=longest_s)
+        if new is None:
+            return None
+        run, profile = self.run, self._profiles[new.candidate.name]
+        cost = costs(profile, run.data, run.request.recipe, run.request.view_sizes, "total")
+        turn = contest.turn_over((profile, cost), new.seconds, data=run.data, recipe=run.request.recipe, trial=new)
+        if turn is not None and new.after is not None and run.request.recipe.continues:
+            turn = replace(turn, after=contest.turn_name(self.search.trials[new.after - 1]))
+        body: dict[str, Any] = {"left_s": left_s, "trial": asdict(new), "turn": None if turn is None else asdict(turn)}
+        if longest_s < math.inf:
+            body["longest_s"] = longest_s
+        run.store.append("trial", body)
+        return new, turn, run.engine.now() + min(new.seconds, self.left().usable_s)
 
 
 def _told(trial: Trial, search: Halving) -> str:
@@ -86,8 +133,4 @@ def pick(run: Run, facts: Planned) -> tuple[str, str] | None:
 
 def stand(run: Run, facts: Planned) -> Halving:
     """The search as the store tells it."""
-    events = run.store.events("trial", "turn")
-    asked = gather.trials(events)
-    trained, failed = gather.outcomes(events)
-    ended: dict[str, Any] = {**trained, **failed}
-    return contest.told_again(facts, asked, ended, run.data.val)
+    return contest.told_again(facts, gather.course(run.store.events("trial", "turn")), run.data.val)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from fitwithin.accountant import Accountant
+from fitwithin.accountant import Accountant, Open
+from fitwithin.budget import Remaining
 from fitwithin.candidate import Candidate
 from fitwithin.costs import DataFacts
 from fitwithin.engine import Engine
-from fitwithin.jobs import Progress, Setting
+from fitwithin.jobs import Progress, Seat, Setting
 from fitwithin.progress import Reporter
 from fitwithin.request import Request
 from fitwithin.store import Store
@@ -89,6 +90,26 @@ class Run:
         counts = {split: len(self.images.indices(split)) for split in ("train", "val", "test")}
         return DataFacts(**counts, classes=len(self.images.classes))
 
+    def seated(self, slot: int) -> Setting:
+        """What the jobs of a slot share: its devices follow those of the slot before.
+
+        (On a cluster Ray says which GPU a task has.)
+        """
+        setting = self.setting
+        if self.request.engine == "ray":
+            return setting
+        seat = Seat(rank=slot * self.request.data_parallel)
+        return replace(setting, device=seat.device(setting.device))
+
+    def book(self, phase: str, key: str, *, reserved_s: float) -> Open:
+        """An entry of the books for what a slot does: where there are several, beside the entry of them all."""
+        gpus, several = self.request.data_parallel, self.request.slots > 1
+        return self.accountant.entry(phase, key, gpus=gpus, reserved_s=reserved_s, beside=several)
+
+    def remaining(self) -> Remaining:
+        """What is left of the whole run's budget for its slots."""
+        return self.accountant.remaining(self.request.data_parallel, self.request.slots)
+
     def promise_s(self, seconds: float, *, gpus: int) -> float:
         """What the books may reserve for what should take ``seconds``: no more than the whole run has left."""
         if self.request.budget.scope == "candidate":
@@ -96,6 +117,10 @@ class Run:
         left = self.accountant.remaining(max(1, gpus))
         return min(seconds, left.usable_s if gpus else left.time_s)
 
-    def progress(self, progress: Progress) -> None:
+    def lane(self, slot: int) -> int | None:
+        """Where the reporter shows what a slot does; one alone needs no lane."""
+        return slot if self.request.slots > 1 else None
+
+    def progress(self, progress: Progress, slot: int = 0) -> None:
         """Hand a worker's sign of life on."""
-        self.reporter.advance(progress.step, progress.total or None, progress.text)
+        self.reporter.advance(progress.step, progress.total or None, progress.text, self.lane(slot))

@@ -32,7 +32,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Local]:
-    with Local("cuda:0", data_parallel=2) as local:
+    with Local("cuda:0", gpus=2) as local:
         local.prepare()
         yield local
 

@@ -5,9 +5,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
 
 from fitwithin.jobs import Job, Outcome, Progress
+
+T = TypeVar("T")
+
+
+class Crew(Protocol):
+    """Work that goes on side by side in the engine's time, a thread for each; a block, at whose end nothing goes on.
+
+    Where the block ends with an error or an interrupt, whatever is at work is ended at once.
+    """
+
+    def begin(self, work: Callable[[], T]) -> Future[T]:
+        """Let it begin, in a thread of its own."""
+
+    def wait(self) -> Future[Any]:
+        """The next of those begun that has ended, well or not; each is told of once."""
+
+    def __enter__(self) -> Crew:
+        """The crew itself."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing goes on."""
 
 
 class Engine(Protocol):
@@ -33,6 +58,9 @@ class Engine(Protocol):
 
         One that is silent for as long as its ``silence_s`` says, if it has that, is ended too: kind ``hung``.
         """
+
+    def crew(self, count: int) -> Crew:
+        """Threads for so much work side by side, whose jobs this engine carries out."""
 
     def close(self) -> None:
         """End everything that was started."""

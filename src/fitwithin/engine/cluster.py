@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fitwithin.engine.remote import Answer, Board, Call, carry_out
+from fitwithin.engine.threads import Threads
 from fitwithin.errors import DeviceError
 from fitwithin.jobs import EvaluateJob, Failure, Job, Outcome, Progress, TrainJob
 from fitwithin.launch import READY_WITHIN_S
@@ -232,6 +233,10 @@ class Cluster:
         if words and self._log is not None:
             with self._lock, self._log.open("ab") as log:
                 log.write(words)
+
+    def crew(self, count: int) -> Threads:
+        """Threads that may ask for tasks; Ray says where each of them runs."""
+        return Threads(count, self.close)
 
     def close(self) -> None:
         """End every task that is at work, and the board."""

@@ -20,7 +20,7 @@ TROUBLES = ("died", "hang", "memory")
 
 @dataclass(frozen=True, kw_only=True)
 class Trouble:
-    """What befalls the job that is running ``at_s`` seconds after the engine's start: one of TROUBLES, once.
+    """What befalls the jobs that are running ``at_s`` seconds after the engine's start: one of TROUBLES, once.
 
     A job that ``died`` is gone without a word, one that ``hang``s goes on for ever, one of ``memory`` hits the cap.
     """

@@ -21,6 +21,7 @@ from typing import Any
 
 from fitwithin import __version__
 from fitwithin.engine.children import Child, listen, merged
+from fitwithin.engine.threads import Threads
 from fitwithin.errors import DeviceError
 from fitwithin.jobs import Failure, HoldJob, Job, Outcome, Progress, Seat, processes, silence_s
 from fitwithin.launch import ENDED, STARTED, Server, allocator, receive
@@ -40,7 +41,7 @@ class Local:
         device: ``cpu`` or ``cuda:N``.
         log: a file for what workers print.
         emulate_bytes: of the GPU's memory so much is left free, the rest is held: a small card inside a big one.
-        data_parallel: so many GPUs from ``device`` on are worked with.
+        gpus: so many of them from ``device`` on are worked with.
         server: a server that was launched already; it has a log of its own.
     """
 
@@ -51,10 +52,10 @@ class Local:
         *,
         emulate_bytes: int | None = None,
         server: Server | None = None,
-        data_parallel: int = 1,
+        gpus: int = 1,
     ) -> None:
         self.device, self.emulate_bytes = device, emulate_bytes
-        self._devices = [Seat(rank=rank).device(device) for rank in range(data_parallel)]
+        self._devices = [Seat(rank=rank).device(device) for rank in range(gpus)]
         self.server = server if server is not None else Server(log)
         self._holders: list[Connection] = []
         self._asking = threading.Lock()
@@ -153,9 +154,14 @@ class Local:
                 for child in children:
                     child.code = _end(child.status, child.pid, killed=child.killed)
             except BaseException:
-                self.close()  # an interrupt: nothing may go on behind our back
+                for child in children:  # an interrupt: nothing may go on behind our back, other jobs apart
+                    child.kill()
                 raise
         return ended or merged([child.told() for child in children])
+
+    def crew(self, count: int) -> Threads:
+        """Threads that may ask for jobs; they end with the server."""
+        return Threads(count, self.close)
 
     def _ask(self, fds: list[int]) -> None:
         with self._asking:

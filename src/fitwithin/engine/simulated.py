@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from fitwithin.assemble import logits_path
 from fitwithin.bracket import APART, SCOUTED
 from fitwithin.choice import rated_batches
+from fitwithin.engine.clock import SimulatedClock, SimulatedCrew
 from fitwithin.engine.law import Law, Trouble
 from fitwithin.engine.turn import Turn, read_skill
 from fitwithin.jobs import (
@@ -54,25 +56,6 @@ SLICES = 8
 __all__ = ["Law", "Simulated", "SimulatedClock", "Trouble"]
 
 
-class SimulatedClock:
-    """Time that passes only when it is told to."""
-
-    def __init__(self, now: float = 0.0) -> None:
-        self._now = now
-
-    def now(self) -> float:
-        """The present, in seconds."""
-        return self._now
-
-    def sleep(self, seconds: float) -> None:
-        """Let seconds pass at once."""
-        self.wait_until(self._now + seconds)
-
-    def wait_until(self, instant: float) -> None:
-        """Let time pass until ``instant``; nothing if that is past."""
-        self._now = max(self._now, instant)
-
-
 class _Ended(Exception):
     """The job at hand has ended without a result."""
 
@@ -95,6 +78,7 @@ class Simulated:
         self.started_at = self.clock.now()
         self.jobs: list[Job] = []
         self._one = threading.Lock()
+        self._at_work = threading.local()
 
     def describe(self) -> dict[str, Any]:
         """The law is the device."""
@@ -116,13 +100,27 @@ class Simulated:
         """The simulated present."""
         return self.clock.now()
 
+    def crew(self, count: int) -> SimulatedCrew:
+        """Their jobs go on at the same time, by the one clock."""
+        del count
+        return SimulatedCrew(self.clock)
+
     def close(self) -> None:
         """There is nothing to end."""
 
+    @property
+    def number(self) -> int:
+        """Which of the engine's jobs is at work in this thread, from 1 on."""
+        return int(self._at_work.number)
+
     def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
-        """The outcome that the law gives the job; the clock stands at its end, never beyond ``until_at``."""
-        with self._one:
+        """The outcome that the law gives the job; the clock stands at its end, never beyond ``until_at``.
+
+        Jobs of a crew go on at the same time; of other threads one after the other.
+        """
+        with nullcontext() if self.clock.shared else self._one:
             self.jobs.append(job)
+            self._at_work.number, self._at_work.job = len(self.jobs), job
             try:
                 if isinstance(job, ProbeJob):
                     return self._probe(job, until_at)
@@ -144,7 +142,7 @@ class Simulated:
             at = self.started_at + trouble.at_s
             if begun_at < at <= min(ends_at, until_at):
                 hung = trouble.kind == "hang"
-                silent_s = silence_s(self.jobs[-1])
+                silent_s = silence_s(self._at_work.job)
                 self.clock.wait_until(min(until_at, at + silent_s) if hung else at)
                 if hung and self.now() < until_at:
                     raise _Ended("hung", f"nothing was heard of the worker for {silent_s:.0f} s")
@@ -158,7 +156,7 @@ class Simulated:
 
     def claim(self, job: ProbeJob | TrainJob) -> int:
         """The peak of the job at hand; it ends here if that is above the cap."""
-        needed = self.law.memory_bytes(job.candidate, job.share // job.chunks, len(self.jobs))
+        needed = self.law.memory_bytes(job.candidate, job.share // job.chunks, self.number)
         cap = job.setting.memory_bytes
         if needed > cap:
             raise _Ended("memory", f"{needed} bytes were asked for, the cap is {cap}", cap)
@@ -212,7 +210,7 @@ class Simulated:
             if len(points) > 1:
                 image_bytes = (needed - peak_bytes) / (at - job.batch)
             batch = min(job.limit, int(share * (at + (cap - needed) / max(1.0, image_bytes))))
-            needed = law.memory_bytes(job.candidate, batch, len(self.jobs))
+            needed = law.memory_bytes(job.candidate, batch, self.number)
             if batch < APART * at or needed > cap:
                 break
             self.spend(UPDATES * law.device_s(job.candidate, batch), until_at)
@@ -223,7 +221,7 @@ class Simulated:
         law, candidate = self.law, job.candidate
         slow = law.slowness(self.now() - self.started_at)
         step_s, dummy_s = law.step_s(candidate, job.batch), law.device_s(candidate, job.batch)
-        found_s = slow * step_s * (1 + law.pace_noise * (2 * law.draw("probe", len(self.jobs)) - 1) / 3)
+        found_s = slow * step_s * (1 + law.pace_noise * (2 * law.draw("probe", self.number) - 1) / 3)
         evals = {px: law.eval_image_s(candidate, px) for px in {candidate.train_px, *job.setting.view_sizes}}
         loader_s = law.loader_s(job.batch)
         for pace_s, sample_s in zip((dummy_s, step_s), SAMPLE_S, strict=True):

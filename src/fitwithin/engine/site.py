@@ -46,19 +46,23 @@ class Site:
             server.close()
             self._ours = _connect(ray_address)
 
-    def device(self, text: str, gpus: int = 1) -> str:
+    def device(self, text: str, data_parallel: int = 1, gpus: int | None = None) -> str:
         """The device that ``auto``, ``cpu`` or ``cuda`` means here, the first of ``gpus`` in a row.
 
         Raises:
-            UsageError: there is none of the kind.
+            UsageError: there is none of the kind, or not so many, or they are not alike.
         """
         if self.engine != "ray":
-            return machine.parse(text, gpus)
+            if gpus is None or gpus <= data_parallel:
+                return machine.parse(text, data_parallel)
+            device = machine.parse(text, gpus, "--gpus")
+            machine.check_alike(device, gpus)
+            return device
         word = text.strip().lower()
         if word not in ("auto", "cpu", "cuda", "cuda:0"):
             raise UsageError(f"{text!r} is not a device of a Ray cluster; choose auto, cpu or cuda: Ray says which GPU")
-        gpus, _ = _resources("GPU")
-        device = "cuda:0" if word.startswith("cuda") or (word == "auto" and gpus) else "cpu"
+        there, _ = _resources("GPU")
+        device = "cuda:0" if word.startswith("cuda") or (word == "auto" and there) else "cpu"
         _check(device)
         return device
 
@@ -68,13 +72,13 @@ class Site:
         log = self._server.log
         engine: Engine
         if self.engine == "ray":
-            engine = _cluster(request.device, log)
+            engine = _cluster(request.device, request.gpus, log)
         else:
             engine = Local(
                 request.device,
                 emulate_bytes=request.emulate_bytes,
                 server=self._server,
-                data_parallel=request.data_parallel,
+                gpus=request.held,
             )
         try:
             yield engine
@@ -169,22 +173,27 @@ def _check(device: str) -> None:
         )
 
 
-def _cluster(device: str, log: Path | None) -> Engine:
-    """The cluster as an engine; on GPUs of the kind of which it has most: a profile is of one kind."""
+def _cluster(device: str, wanted: int, log: Path | None) -> Engine:
+    """The cluster as an engine; on GPUs of the kind of which it has most: a profile is of one kind.
+
+    Raises:
+        UsageError: it has not so many as are ``wanted`` at once.
+    """
     from fitwithin.engine.cluster import Cluster
 
     _check(device)
-    if not device.startswith("cuda"):
-        return Cluster(device, slots=_resources("CPU")[0], sharers=max(1, _resources("CPU")[1]), log=log)
-    kinds: Counter[str] = Counter()
-    for node in _nodes():
-        kind = next((name.partition(":")[2] for name in node if name.startswith("accelerator_type:")), "")
-        kinds[kind] += int(node.get("GPU", 0))
-    (gpus, slots), *_ = sorted(kinds.items(), key=lambda each: (-each[1], each[0]))
-    return Cluster(
-        device,
-        gpus=gpus if len(+kinds) > 1 and gpus else None,
-        slots=slots,
-        sharers=max(1, _resources("GPU")[1]),
-        log=log,
-    )
+    kind, word = None, "GPU" if device.startswith("cuda") else "CPU"
+    slots, most = _resources(word)
+    if word == "GPU":
+        kinds: Counter[str] = Counter()
+        for node in _nodes():
+            name = next((name.partition(":")[2] for name in node if name.startswith("accelerator_type:")), "")
+            kinds[name] += int(node.get("GPU", 0))
+        (kind, slots), *_ = sorted(kinds.items(), key=lambda each: (-each[1], each[0]))
+        kind = kind if len(+kinds) > 1 and kind else None
+    if wanted > slots:
+        seen = f"{slots} {word}{'s' if slots != 1 else ''}" + (f" of the kind {kind}" if kind else "")
+        raise UsageError(
+            f"--gpus {wanted} was asked for and the Ray cluster has {seen}; give --gpus {slots}, or add nodes"
+        )
+    return Cluster(device, gpus=kind, slots=slots, sharers=max(1, most), log=log)

@@ -66,7 +66,7 @@ class Turn:
         schedule, first, changed = self.schedule, True, False
         while not schedule.done:
             steps = 1 if first else self.stride()
-            noise = self.law.pace_noise * (2 * self.law.draw("step", len(self.engine.jobs), schedule.step) - 1)
+            noise = self.law.pace_noise * (2 * self.law.draw("step", self.engine.number, schedule.step) - 1)
             stage = schedule.stage
             sized = replace(self.job.candidate, train_px=stage.px)
             pace_s = self.law.step_s(sized, self.job.share) * (1 + noise)
