@@ -109,6 +109,7 @@ def request(
     view_sizes: tuple[int, ...] = (160,),
     recipe: str = "paper",
     data_parallel: int = 1,
+    slots: int = 1,
     **limits: Any,
 ) -> Request:
     """A request in plain numbers; ``limits`` are the budget's."""
@@ -121,6 +122,7 @@ def request(
         sizes=sizes,
         view_sizes=view_sizes,
         data_parallel=data_parallel,
+        gpus=slots * data_parallel,
     )
 
 

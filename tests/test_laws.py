@@ -26,7 +26,7 @@ from fitwithin.bracket import largest_batch
 from fitwithin.engine.simulated import Law, Simulated, Trouble
 from fitwithin.errors import BudgetError, TrainingError
 from fitwithin.jobs import CARD, WEIGHTS, Failure, Job, Outcome, Progress, TrainJob
-from fitwithin.ledger import BEAT, Books
+from fitwithin.ledger import BEAT, OPEN, Books
 from fitwithin.profile import Probe, Profile
 from fitwithin.profiling import measure
 from fitwithin.report import Report
@@ -101,6 +101,7 @@ requests = st.builds(
     view_sizes=st.sampled_from([(160,), (160, 224)]),
     recipe=st.sampled_from(["paper", "upright"]),
     data_parallel=st.sampled_from([1, 1, 2, 3]),
+    slots=st.sampled_from([1, 1, 2, 3, 4]),
 )
 
 resizing = st.sampled_from([(), (), ((0.0, 0.5), (0.4, 1.0)), ((0.0, 0.6), (0.3, 0.8), (0.6, 1.0))])
@@ -202,6 +203,7 @@ def test_a_run_keeps_its_word_on_any_machine(build: Callable[[Path], Stage]) -> 
         if report is None:
             return
         event("a report")
+        event(f"{stage.request.slots} slots")
         check_books(stage, report)
         check_turns(stage, report)
         check_handover(stage, report)
@@ -211,10 +213,23 @@ class Killed(BaseException):
     """The process is gone: nothing of it runs any more."""
 
 
+class Timed(MemoryStore):
+    """A store that knows when its entries were opened."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        super().__init__()
+        self.now, self.opened_at = now, dict[int, float]()
+
+    def append(self, kind: str, body: dict[str, Any]) -> int:
+        if kind == OPEN:
+            self.opened_at[body["number"]] = self.now()
+        return super().append(kind, body)
+
+
 class Mortal:
     """An engine whose own process is killed during the ``last``-th job, as by ``kill -9``: what it wrote stays."""
 
-    def __init__(self, inner: Simulated, store: MemoryStore, last: int) -> None:
+    def __init__(self, inner: Simulated, store: Timed, last: int) -> None:
         self.inner, self.store, self.last = inner, store, last
         self.left: MemoryStore | None = None
 
@@ -222,7 +237,6 @@ class Mortal:
         return getattr(self.inner, name)
 
     def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
-        begun_at = self.inner.now()
         outcome = self.inner.do(job, until_at=until_at, on_progress=on_progress)
         self.last -= 1
         if self.last != 0:
@@ -232,9 +246,10 @@ class Mortal:
         self.left = MemoryStore()
         for written in self.store.events():
             self.left.append(written.kind, written.body)
-        (opened,) = (entry for entry in books_after_each(self.store.events())[-1].entries if entry.open)
-        body = {"number": opened.number, "elapsed_s": self.inner.now() - begun_at, "peak_bytes": None}
-        self.left.append(BEAT, body)
+        for entry in books_after_each(self.store.events())[-1].entries:
+            if entry.open:
+                elapsed_s = self.inner.now() - self.store.opened_at[entry.number]
+                self.left.append(BEAT, {"number": entry.number, "elapsed_s": elapsed_s, "peak_bytes": None})
         raise Killed
 
 
@@ -245,6 +260,7 @@ def test_a_run_that_is_killed_anywhere_is_carried_on_within_its_budget(
 ) -> None:
     with empty_folder() as folder:
         stage = build(folder)
+        stage.store = Timed(stage.engine.now)
         stage.engine = mortal = Mortal(stage.engine, stage.store, last)
         try:
             tell(stage)
@@ -252,7 +268,8 @@ def test_a_run_that_is_killed_anywhere_is_carried_on_within_its_budget(
             pass
         else:
             return  # it ended first
-        event("killed")
+        at_work = sum(entry.open and entry.beside for entry in books_after_each(mortal.left.events())[-1].entries)
+        event(f"killed with {at_work} beside the chain")
         stage.store = mortal.left
         report = tell(stage)
         if report is None:

@@ -98,11 +98,14 @@ def test_abandoning_what_is_open_closes_the_books(story: Any) -> None:
     assert after.reserved_s(gpu=True) == 0
     charged = {entry.number: entry.charged_s for entry in after.entries}
     for entry in left:
-        if entry.beside:  # its own end was nearer than the grace, or it had gone beyond it
-            assert charged[entry.number] == max(entry.beaten_s, min(entry.beaten_s + GRACE_S, 7.0))
-        else:
-            assert charged[entry.number] == entry.beaten_s + GRACE_S
+        # Its own end may be nearer than the grace, or it may have gone beyond that.
+        assert charged[entry.number] == max(entry.beaten_s, min(entry.beaten_s + GRACE_S, 7.0))
     assert sum(entry.abandoned for entry in after.entries) == len(left)
+
+
+def test_what_had_nothing_reserved_is_charged_the_whole_grace() -> None:
+    (entry,) = fold([opened(1, "start-up", reserved_s=0.0), beaten(1, 4.0)]).entries
+    assert abandonment(entry)["charged_s"] == 4.0 + GRACE_S
 
 
 def test_the_largest_peak_counts_wherever_it_was_told() -> None:

@@ -224,10 +224,11 @@ def _measure_on_slots(run: Run, unknown: list[Candidate], known: Mapping[str, Pr
     measured = any(isinstance(found, Profile) for found in known.values())
     stretch_s = _profiling_s(run, first=False, times=-(-len(unknown) // run.request.slots))
     ends_at = run.engine.now() + stretch_s
+    refusing = not measured and stretch_s < REFUSAL_S
 
     def ask(slot: int) -> slots.Work[Profile | Rejection] | None:
         nonlocal measured
-        while waiting:
+        while waiting and not (refusing and at_work):  # for a refusal one goes on past its share, and has it all
             # One size of a backbone places the probes of the next: where there are others, they come first.
             families = {replace(candidate, train_px=0) for candidate in at_work}
             candidate = next((each for each in waiting if replace(each, train_px=0) not in families), waiting[0])
@@ -235,7 +236,7 @@ def _measure_on_slots(run: Run, unknown: list[Candidate], known: Mapping[str, Pr
             left_s = PROFILE_WITHIN_S
             if run.request.budget.scope == "total":
                 left_s = ends_at - run.engine.now()
-                left_s = left_s if measured else max(left_s, REFUSAL_S)
+                left_s = max(left_s, REFUSAL_S) if refusing and not measured else left_s
             measured = True
             if left_s <= 0:
                 note(Rejection(candidate=candidate, reason=OUT_OF_TIME))
@@ -251,7 +252,7 @@ def _measure_on_slots(run: Run, unknown: list[Candidate], known: Mapping[str, Pr
         at_work.remove(found.candidate)
         note(found)
 
-    promised_s = run.promise_s(max(stretch_s, REFUSAL_S), gpus=0)
+    promised_s = run.promise_s(max(stretch_s, REFUSAL_S if refusing else 0.0), gpus=0)
     slots.fill(run, "profile", reserved_s=lambda: promised_s, ask=ask, told=told)
 
 

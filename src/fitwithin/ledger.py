@@ -132,10 +132,10 @@ def _larger(entry: Entry, body: Mapping[str, Any]) -> int | None:
 def abandonment(entry: Entry) -> dict[str, Any]:
     """The event body that closes an entry whose process died: its last beat plus the grace.
 
-    What stood beside the chain had an end of its own, at which it would have been ended: the grace goes no further, or
-    the graces of several at once might be more than is kept for the end of a run.
+    What had something reserved would have been ended when that was over: the grace goes no further. (Of an evaluation
+    at the end of a candidate's time, or of several turns at once, it might be more than the budget has left.)
     """
     charged_s = entry.beaten_s + GRACE_S
-    if entry.beside:
+    if entry.reserved_s > 0:
         charged_s = max(entry.beaten_s, min(charged_s, entry.reserved_s))
     return {"number": entry.number, "charged_s": charged_s, "peak_bytes": None}
