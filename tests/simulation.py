@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from fitwithin.budget import Budget
 from fitwithin.candidate import grid
 from fitwithin.costs import DataFacts
 from fitwithin.engine.simulated import Law, Simulated, SimulatedClock
-from fitwithin.ledger import KINDS, Books, fold
+from fitwithin.ledger import KINDS, OPEN, Books, fold
 from fitwithin.profile import Profile, Timing
 from fitwithin.progress import Silent
 from fitwithin.request import Request
@@ -56,6 +57,19 @@ class CountedImages:
         which = ("train", "val", "test").index(split)
         start = sum(self.counts[:which])
         return np.arange(start, start + self.counts[which])
+
+
+class Timed(MemoryStore):
+    """A store that knows when its entries were opened."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        super().__init__()
+        self.now, self.opened_at = now, dict[int, float]()
+
+    def append(self, kind: str, body: dict[str, Any]) -> int:
+        if kind == OPEN:
+            self.opened_at[body["number"]] = self.now()
+        return super().append(kind, body)
 
 
 @dataclass

@@ -26,14 +26,14 @@ from fitwithin.bracket import largest_batch
 from fitwithin.engine.simulated import Law, Simulated, Trouble
 from fitwithin.errors import BudgetError, TrainingError
 from fitwithin.jobs import CARD, WEIGHTS, Failure, Job, Outcome, Progress, TrainJob
-from fitwithin.ledger import BEAT, OPEN, Books
+from fitwithin.ledger import BEAT, Books
 from fitwithin.profile import Probe, Profile
 from fitwithin.profiling import measure
 from fitwithin.report import Report
 from fitwithin.session import Run
 from fitwithin.store import MemoryStore
 from fitwithin.units import duration
-from simulation import FACTS, GIB, CountedImages, Stage, books_after_each, profile, request, tries
+from simulation import FACTS, GIB, CountedImages, Stage, Timed, books_after_each, profile, request, tries
 
 MIB = 2**20
 
@@ -211,19 +211,6 @@ def test_a_run_keeps_its_word_on_any_machine(build: Callable[[Path], Stage]) -> 
 
 class Killed(BaseException):
     """The process is gone: nothing of it runs any more."""
-
-
-class Timed(MemoryStore):
-    """A store that knows when its entries were opened."""
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        super().__init__()
-        self.now, self.opened_at = now, dict[int, float]()
-
-    def append(self, kind: str, body: dict[str, Any]) -> int:
-        if kind == OPEN:
-            self.opened_at[body["number"]] = self.now()
-        return super().append(kind, body)
 
 
 class Mortal:

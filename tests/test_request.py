@@ -1,18 +1,20 @@
 """Requests: words at the door, plain numbers inside, JSON there and back."""
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitwithin import machine
+from fitwithin import machine, options
 from fitwithin.candidate import TABLE_2
 from fitwithin.ensemble import View
 from fitwithin.errors import UsageError
 from fitwithin.recipe import load
-from fitwithin.request import SIZES, from_dict, parse
+from fitwithin.request import SIZES, Limits, from_dict, parse
 
 
 def test_the_command_line_of_the_first_page() -> None:
@@ -133,3 +135,97 @@ def test_a_device_is_the_first_of_several_in_a_row(
         return
     with pytest.raises(UsageError, match=r"--data-parallel \d needs the devices .* shows 4 CUDA devices; --data-para"):
         machine.parse(device, gpus)
+
+
+# --- several GPUs ----------------------------------------------------------------------------------------------------
+
+
+def test_gpus_are_shared_out_to_candidates() -> None:
+    alone = parse("photos", memory="6GiB", time="3h")
+    assert (alone.gpus, alone.slots, alone.held) == (1, 1, 1)
+    pair = parse("photos", memory="6GiB", time="3h", data_parallel=2)
+    assert (pair.gpus, pair.slots, pair.held) == (2, 1, 2)
+    four = parse("photos", memory="6GiB", time="3h", gpus=4)
+    assert (four.gpus, four.slots, four.held) == (4, 4, 4)
+    pairs = parse("photos", memory="6GiB", gpu_time="9h", data_parallel=2, gpus=4)
+    assert (pairs.slots, pairs.held) == (2, 4)
+    assert pairs.limit_s == 4.5 * 3600, "of one candidate alone"
+    assert from_dict(json.loads(json.dumps(pairs.to_dict()))) == pairs
+
+
+def test_a_request_of_before_there_were_slots_has_one() -> None:
+    stored = parse("photos", memory="6GiB", time="3h", data_parallel=2).to_dict()
+    del stored["gpus"]
+    again = from_dict(stored)
+    assert (again.slots, again.held) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ({"gpus": 0}, "--gpus 0 is out of range; choose from 1 to 64"),
+        ({"gpus": 65}, "--gpus 65 is out of range"),
+        ({"gpus": 3, "data_parallel": 2}, r"take 2 each \(--data-parallel 2\); give --gpus 2 or 4"),
+        ({"gpus": 1, "data_parallel": 4}, "give --gpus 4"),
+        ({"gpus": 2, "jobs": 3}, "--jobs 3 profiles side by side on one GPU, --gpus 2 on a GPU each; leave out one"),
+    ],
+)
+def test_gpus_that_do_not_work_out_are_named(words: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        parse("photos", **{"memory": "6GiB", "time": "3h", **words})
+
+
+def test_too_many_gpus_are_named_by_the_option_that_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cuda_count", lambda: 4)
+    assert machine.parse("cuda:1", 3, "--gpus") == "cuda:1"
+    with pytest.raises(UsageError, match=r"--gpus 4 needs the devices cuda:1 to cuda:4 .*; --gpus 3 is the most"):
+        machine.parse("cuda:1", 4, "--gpus")
+
+
+@pytest.fixture
+def cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An nvidia-smi that shows what the file says."""
+    shown = tmp_path / "cards"
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\ncat {shown}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        monkeypatch.delenv(name, raising=False)
+    shown.write_text(
+        "0, GPU-aa, NVIDIA H100, 81559 MiB\n1, GPU-bb, NVIDIA H100, 81559 MiB\n2, GPU-cc, NVIDIA A100, 40960 MiB\n"
+    )
+    return shown
+
+
+def test_gpus_of_several_kinds_are_refused_by_their_names(cards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"--gpus 2 needs GPUs of one kind.*NVIDIA H100 \(81559 MiB\), NVIDIA A100"):
+        machine.check_alike("cuda:0", 2)
+    machine.check_alike("cpu", 2)
+    # With an order that is nvidia-smi's own, it is those that are asked for that count.
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    machine.check_alike("cuda:0", 2)
+    with pytest.raises(UsageError, match="NVIDIA A100"):
+        machine.check_alike("cuda:1", 2)
+
+
+@pytest.mark.parametrize(("visible", "alike"), [("0,1", True), ("GPU-bb, GPU-aa", True), ("GPU-bb,GPU-cc", False)])
+def test_what_is_not_visible_does_not_matter(
+    cards: Path, monkeypatch: pytest.MonkeyPatch, visible: str, alike: bool
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if alike:
+        machine.check_alike("cuda:0", 2)
+    else:
+        with pytest.raises(UsageError, match="CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER=PCI_BUS_ID"):
+            machine.check_alike("cuda:0", 2)
+
+
+def test_cards_of_one_name_and_different_memory_are_two_kinds(cards: Path) -> None:
+    cards.write_text("0, GPU-aa, NVIDIA A100, 40960 MiB\n1, GPU-bb, NVIDIA A100, 81920 MiB\n")
+    with pytest.raises(UsageError, match=r"NVIDIA A100 \(40960 MiB\), NVIDIA A100 \(81920 MiB\)"):
+        machine.check_alike("cuda:0", 2)
+
+
+def test_the_command_line_takes_what_the_library_does() -> None:
+    """But for the device, which the library takes apart from its limits."""
+    assert set(options.LIMITS) - {"device"} == set(Limits.__annotations__)

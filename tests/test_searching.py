@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
-from fitwithin import assemble, flow, gather, planning
+from fitwithin import assemble, flow, gather, page, planning
+from fitwithin.candidate import Candidate
+from fitwithin.contest import turn_name
 from fitwithin.engine.simulated import Law
 from fitwithin.errors import UsageError
 from fitwithin.jobs import TrainJob
+from fitwithin.ledger import OPEN
 from fitwithin.store import MemoryStore
-from simulation import CountedImages, Stage, request
+from simulation import GIB, CountedImages, Stage, Timed, books_after_each, request
 
 MODELS = ("resnet18", "resnet26", "resnet34", "resnet50", "resnet101", "resnet152", "vgg11", "vgg13")
 
@@ -25,9 +28,13 @@ Begin = Callable[..., Stage]
 @pytest.fixture
 def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(page, "html", lambda report: "")  # drawn in test_page.py, a second each
+    monkeypatch.setattr(page, "markdown", lambda report: "")
 
-    def stage(*, time_s: float = 900.0, folder: str = "run", law: Law | None = None, **recipe: Any) -> Stage:
-        asked = request(models=MODELS, sizes=(160, 224), view_sizes=(160, 224), time_s=time_s)
+    def stage(
+        *, time_s: float = 900.0, folder: str = "run", law: Law | None = None, slots: int = 1, **recipe: Any
+    ) -> Stage:
+        asked = request(models=MODELS, sizes=(160, 224), view_sizes=(160, 224), time_s=time_s, slots=slots)
         asked = replace(asked, search="halving", recipe=replace(asked.recipe, **recipe))
         return Stage(law or Law(half_epochs=20), asked, tmp_path / folder, CountedImages())
 
@@ -116,3 +123,165 @@ def test_the_ladder_is_told_in_a_sentence(begin: Begin) -> None:
     assert told.startswith("Successive halving: 16 trials of ")
     assert ", the best 4 trials of " in told
     assert told.endswith(" for the winner.")
+
+
+# --- side by side ----------------------------------------------------------------------------------------------------
+
+
+#: After such shares of its events a run is killed.
+CUTS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+
+
+def spans(stage: Stage) -> list[tuple[str, float, float]]:
+    """Every turn's entry beside the chain: its key, and when it was open by the simulated clock."""
+    clock: dict[int, float] = stage.store.opened_at  # type: ignore[attr-defined]
+    entries = [e for e in books_after_each(stage.store.events())[-1].entries if e.beside and e.phase == "train"]
+    return [(e.key, clock[e.number], clock[e.number] + (e.charged_s or 0.0)) for e in entries]
+
+
+@pytest.mark.parametrize("slots", [2, 3, 4])
+def test_side_by_side_all_get_more_and_as_many_finals_as_slots(begin: Begin, slots: int) -> None:
+    alone, several = begin(folder="alone"), begin(slots=slots)
+    several.store = Timed(several.engine.now)
+    flow.tell(alone.run())
+    report = flow.tell(several.run())
+    first, plan = flow.draw_up(alone.run()), flow.draw_up(several.run())
+    assert plan.search is not None
+    assert first.search is not None
+    assert plan.search.slots == slots
+    assert plan.search.budget_s > 0.95 * slots * first.search.budget_s
+    assert f"{slots} side by side" in plan.search.told
+    trials = [trial for _, trial in gather.trials(several.store.events("trial"))]
+    assert sum(trial.final for trial in trials) == slots
+    trained, failed = gather.outcomes(several.store.events("turn"))
+    assert failed == {}
+    assert {turn.ended for turn in trained.values()} == {"complete"}, "the clock cut nobody's schedule"
+    assert report.winner in trained
+    books = books_after_each(several.store.events())[-1]
+    assert books.spent_s() == pytest.approx(several.engine.now() - 1000.0)
+    assert books.spent_s(gpu=True) > 0.93 * (slots - 0.3) * books.spent_s()
+    open_at_once = [sum(begun_at < other < ended_at for _, begun_at, ended_at in spans(several)) for _, other, _ in
+                    spans(several)]  # fmt: skip
+    assert max(open_at_once) == slots - 1, "beside one that begins, so many are at work"
+
+
+def test_a_plan_gives_every_turn_its_allotment_on_slots(begin: Begin) -> None:
+    stage = begin(slots=3, time_s=400.0)
+    stage.request = replace(stage.request, search="exhaustive")
+    stage.store = Timed(stage.engine.now)
+    flow.tell(stage.run())
+    plan = flow.draw_up(stage.run())
+    assert len(plan.turns) > 3
+    trained, _ = gather.outcomes(stage.store.events("turn"))
+    assert set(trained) == {turn.name for turn in plan.turns}
+    assert {turn.ended for turn in trained.values()} == {"complete"}
+    rounds = -(-len(plan.turns) // 3)
+    assert {turn.allotted_s for turn in plan.turns} == {plan.turns[0].allotted_s}
+    assert 0.6 * 400 < rounds * plan.turns[0].allotted_s < 400
+    held: dict[str, float] = {}
+    for key, begun_at, ended_at in spans(stage):
+        assert sum(begun_at < other < ended_at for other in held.values()) <= 3
+        held[key] = begun_at
+
+
+def test_where_each_has_a_slot_there_is_nothing_to_search(begin: Begin) -> None:
+    stage = begin(slots=4)
+    stage.request = replace(stage.request, models=MODELS[:2])
+    flow.tell(stage.run())
+    plan = flow.draw_up(stage.run())
+    assert plan.search is None
+    assert len(plan.turns) == 4
+    assert min(turn.allotted_s for turn in plan.turns) > 800
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_search_that_was_killed_with_several_trials_open_takes_all_of_them_up(begin: Begin, cut: float) -> None:
+    """The store ends after so many events: who was asked for and had no end is asked for first, and no one else's."""
+    whole = begin(folder="whole", slots=3)
+    flow.tell(whole.run())
+    events = whole.store.events()
+    kept = events[: int(cut * len(events))]
+    again = begin(folder="whole", slots=3)
+    again.store = MemoryStore()
+    for event in kept:
+        again.store.append(event.kind, event.body)
+    asked_before = [trial for _, trial in gather.trials(kept)]
+    ended_before = {event.body["name"] for event in kept if event.kind == "turn"}
+    still_open = [turn_name(trial) for trial in asked_before if turn_name(trial) not in ended_before]
+    assert len(still_open) <= 3
+    report = flow.tell(again.run())
+    later = again.store.events()[len(kept) :]
+    opened = [event.body["key"] for event in later if event.kind == OPEN and event.body.get("beside")]
+    trained_again = [key for key in opened if not key.startswith("profile")]
+    if asked_before:
+        assert trained_again[: len(still_open)] == still_open
+    asked_in_all = [trial for _, trial in gather.trials(again.store.events("trial"))]
+    assert asked_in_all[: len(asked_before)] == asked_before, "what was asked stays asked"
+    names = [turn_name(trial) for trial in asked_in_all]
+    assert len(set(names)) == len(names), "nothing is tried twice"
+    trained, failed = gather.outcomes(again.store.events("turn"))
+    assert set(names) == set(trained) | set(failed)
+    assert report.receipt.balanced
+    assert all(limit.kept for limit in report.receipt.limits)
+
+
+def test_those_cuts_leave_several_open(begin: Begin) -> None:
+    """The test above means what it says."""
+    whole = begin(folder="whole", slots=3)
+    flow.tell(whole.run())
+    events, most = whole.store.events(), 0
+    for cut in CUTS:
+        kept = events[: int(cut * len(events))]
+        ended = {event.body["name"] for event in kept if event.kind == "turn"}
+        most = max(most, sum(turn_name(trial) not in ended for _, trial in gather.trials(kept)))
+    assert most == 3
+
+
+def test_a_run_told_twice_is_the_same_run(begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Side by side, in simulated time, is deterministic."""
+    told = []
+    for folder in ("one", "two"):
+        monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / f"cache-{folder}"))
+        stage = begin(folder=folder, slots=4, law=Law(half_epochs=20, pace_noise=0.2))
+        flow.tell(stage.run())
+        told.append([(event.kind, event.body) for event in stage.store.events()])
+    assert told[0] == told[1]
+
+
+def test_a_turn_that_fails_leaves_its_slot_to_others(begin: Begin) -> None:
+    """A backbone that hits the cap in spite of its certificate: the others' trials go on as they were."""
+
+    cursed: list[str] = []
+
+    class Cursed(Law):
+        def memory_bytes(self, candidate: Candidate, batch: int, job: int = 0) -> int:
+            return 2 * GIB if candidate.model in cursed else super().memory_bytes(candidate, batch, job)
+
+    stage = begin(slots=2, law=Cursed(half_epochs=20))
+    flow.draw_up(stage.run())
+    cursed.append("resnet34")
+    report = flow.tell(stage.run())
+    trained, failed = gather.outcomes(stage.store.events("turn"))
+    assert {name.partition("-")[0] for name in failed} == {"resnet34"}
+    assert {turn.ended for turn in trained.values()} == {"complete"}
+    assert report.receipt.balanced
+
+
+def test_profiles_are_made_on_all_slots_and_neighbours_learn_from_each_other(begin: Begin) -> None:
+    alone, several = begin(folder="alone"), begin(slots=4)
+    runs = {}
+    for stage, cache in ((alone, "a"), (several, "b")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FITWITHIN_CACHE", str(stage.folder.parent / cache))
+            begun_at = stage.engine.now()
+            found = flow.profile(stage.run())
+            runs[cache] = {each.candidate: each for each in found}, stage.engine.now() - begun_at
+    (one, alone_s), (other, several_s) = runs["a"], runs["b"]
+    assert {c: p.batch for c, p in one.items()} == {c: p.batch for c, p in other.items()}
+    assert several_s < 0.3 * alone_s
+    entries = [e for e in books_after_each(several.store.events())[-1].entries if e.phase == "profile"]
+    assert [(e.key, e.gpus) for e in entries if not e.beside] == [("", 0)]
+    assert sorted(e.key for e in entries if e.beside) == sorted(candidate.name for candidate in other)
+    assert all(e.peak_bytes for e in entries if e.beside)
+    trials = {px: [p.trials for c, p in other.items() if c.train_px == px] for px in (160, 224)}
+    assert sum(trials[224]) < sum(trials[160]), "the larger size was placed by the smaller one"

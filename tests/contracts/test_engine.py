@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -277,6 +278,30 @@ def test_an_end_in_the_past_is_a_deadline(bench: Bench, tmp_path: Path) -> None:
     assert ended.kind == "deadline"
 
 
+def test_a_crew_has_several_jobs_at_work_at_once(bench: Bench, tmp_path: Path) -> None:
+    """Both have begun before either has ended, and each leaves its own model. (Another worker of Ray's must import.)"""
+    begun: dict[str, float] = {}
+
+    def train(name: str) -> tuple[float, Any]:
+        def note(progress: Progress) -> None:
+            begun.setdefault(name, bench.engine.now())
+
+        job = replace(bench.train_job(tmp_path / name, 10**6), until_at=bench.engine.now() + 14)
+        outcome = bench.engine.do(job, until_at=bench.engine.now() + 60, on_progress=note)
+        return bench.engine.now(), outcome
+
+    with bench.engine.crew(2) as crew:
+        works = [crew.begin(lambda name=name: train(name)) for name in ("one", "other")]
+        ended = [crew.wait(), crew.wait()]
+    assert set(ended) == set(works)
+    for name, work in zip(("one", "other"), works, strict=True):
+        ended_at, outcome = work.result()
+        assert isinstance(outcome, Trained), outcome
+        assert outcome.ended == "shortened"
+        assert (tmp_path / name / WEIGHTS).is_file()
+        assert max(begun.values()) < ended_at
+
+
 # --- each by itself --------------------------------------------------------------------------------------------------
 
 
@@ -320,6 +345,58 @@ print(gc.isenabled(), gc.get_freeze_count() > 100_000)
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == ["True", "True"]
+
+
+@pytest.mark.slow
+def test_an_error_beside_a_job_leaves_the_job_alone(local: Bench, tmp_path: Path) -> None:
+    """Whoever asked for one job fails; the process of that job ends, and the other job's goes on."""
+
+    def fail(progress: Progress) -> None:
+        raise ValueError("nobody expects this")
+
+    def broken() -> Any:
+        job = local.train_job(tmp_path / "broken", 10**6)
+        return local.engine.do(job, until_at=job.until_at, on_progress=fail)
+
+    with local.engine.crew(2) as crew:
+        fine = crew.begin(lambda: local.train(tmp_path / "fine", 400))
+        ended = crew.begin(broken)
+        assert crew.wait() is ended
+        with pytest.raises(ValueError, match="nobody expects this"):
+            ended.result()
+        assert not fine.done()
+        assert crew.wait() is fine
+    assert isinstance(fine.result(), Trained), fine.result()
+    assert workers(local) == []
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_what_a_crew_is_at(local: Bench, tmp_path: Path) -> None:
+    at_work = threading.Barrier(3)
+    told: list[Any] = []
+
+    def interrupted(bench: Bench) -> None:
+        def train(name: str) -> None:
+            heard = iter([at_work.wait])
+            job = bench.train_job(tmp_path / name, 10**6)
+            told.append(bench.engine.do(job, until_at=job.until_at, on_progress=lambda p: next(heard, float)()))
+
+        with bench.engine.crew(2) as crew:
+            crew.begin(lambda: train("one"))
+            crew.begin(lambda: train("other"))
+            at_work.wait(60)
+            raise KeyboardInterrupt
+
+    with Local("cpu") as engine:
+        engine.prepare()
+        server = engine.server.process
+        begun_at = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(replace(local, engine=engine))
+        assert time.monotonic() - begun_at < 30
+        assert server.returncode is not None
+    assert all(isinstance(outcome, Failure) for outcome in told)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("slot")]
 
 
 def strike(local: Bench, number: int) -> None:

@@ -62,12 +62,16 @@ class SimulatedClock:
         heapq.heappush(self._asleep, (max(self._now, instant), next(self._order), bed))
         return bed
 
-    def wake_next(self) -> bool:
-        """Let time pass until the first of those asleep wakes; whether there is one. Whoever calls goes to sleep."""
+    def wake_next(self, *, early: bool = False) -> bool:
+        """Let time pass until the first of those asleep wakes; whether there is one. Whoever calls goes to sleep.
+
+        ``early``: it wakes now.
+        """
         if not self._asleep:
             return False
         instant, _, bed = heapq.heappop(self._asleep)
-        self._now = max(self._now, instant)
+        if not early:
+            self._now = max(self._now, instant)
         bed.release()
         return True
 
@@ -121,7 +125,7 @@ class SimulatedCrew:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.closed = True
-        while self._clock.wake_next():
+        while self._clock.wake_next(early=True):
             self._heard.acquire()  # one after the other
         for thread in self._threads:
             thread.join()
