@@ -229,6 +229,13 @@ class Alive:
         assert code == -signal.SIGKILL, f"it had ended with {code} before the kill"
         return wall_s
 
+    def interrupt(self) -> float:
+        """Ctrl-C, which the command answers; its wall clock."""
+        self._process.send_signal(signal.SIGINT)
+        code = self._process.wait(timeout=15)
+        assert code == 130, f"it ended with {code}: {self._log.read_text()[-2000:]}"
+        return time.monotonic() - self.begun_at
+
     def nothing_left(self, within_s: float = 2.0) -> None:
         """No process that it started lives on."""
         until(lambda: not list(processes_with(self.marker)), within_s, why="a worker outlived its parent")
