@@ -99,7 +99,8 @@ class Request:
             raise UsageError(f"--data-parallel {self.data_parallel} needs GPUs of one machine; leave out --engine ray")
         if self.jobs > 1 and self.engine == "ray":
             raise UsageError(
-                f"--jobs {self.jobs} would hold several GPUs of the cluster at once, the books count one; leave it out"
+                f"--jobs {self.jobs} would hold several GPUs of the cluster at once and count one; give "
+                f"--gpus {self.jobs}, which counts them"
             )
         if self.jobs > 1 and self.slots > 1:
             raise UsageError(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.door import Alive, Door, phase_of, processes_with, receipt, report, until
+from e2e.door import SIZES, TINY, Alive, Door, phase_of, processes_with, receipt, report, until
 from e2e.test_kill import BUDGET_S, excerpt, model_bytes, resumed
 from fitwithin.jobs import CHECKPOINT
 
@@ -134,3 +134,23 @@ def test_a_cluster_of_its_own_goes_with_the_driver_and_the_run_goes_on_without_r
     assert paper["balanced"]
     spent_s = next(limit["spent"] for limit in paper["limits"] if limit["name"] == "time")
     assert killed_s + ended.wall_s - 1.0 <= spent_s <= BUDGET_S
+
+
+def test_two_candidates_at_once_on_two_nodes(beside: Door, address: str, shapes: Path, tmp_path: Path) -> None:
+    """Each is a task of its own; the books count both."""
+    run, limit_s = tmp_path / "run", 45
+    cluster = ("--engine", "ray", "--ray-address", address)
+    words = (*TINY, *SIZES, "--models", "test_byobnet,test_efficientnet", *cluster)
+    ended = beside.fine("run", shapes, *words, "--gpus", "2", "--time", f"{limit_s}s", "--out", run)
+    assert ended.err == ""
+    paper = receipt(run)
+    assert paper["balanced"]
+    assert all(limit["kept"] for limit in paper["limits"]), paper["limits"]
+    assert [row["status"] for row in report(run)["candidates"]] == ["trained", "trained"]
+    train = next(phase for phase in paper["phases"] if phase["phase"] == "train")
+    assert train["entries"] == 3, "the stretch, and two turns beside it"
+    assert train["gpu_s"] > 1.5 * train["spent_s"]
+    refused = beside("run", shapes, *words, "--gpus", "3", "--time", "30s", "--out", tmp_path / "other")
+    assert refused.code == 2
+    assert "--gpus 3 was asked for and the Ray cluster has 2 CPUs; give --gpus 2, or add nodes" in refused.err
+    assert not (tmp_path / "other").exists()
