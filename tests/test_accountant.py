@@ -155,6 +155,25 @@ def test_what_is_reserved_beside_the_chain_is_left_to_nobody() -> None:
         assert (less.time_s, less.gpu_time_s, less.together_s) == (950.0, 400.0, 200.0)
 
 
+def test_what_an_interrupt_left_open_is_settled_with_the_chain() -> None:
+    """It came before the work that was to have the entry could begin."""
+    store, clock = MemoryStore(), SimulatedClock()
+    accountant = Accountant(store, BUDGET, clock.now, started_at=clock.now())
+
+    def interrupted() -> None:
+        with accountant.entry("train", reserved_s=90.0):
+            accountant.entry("train", "a", gpus=1, reserved_s=60.0, beside=True)
+            clock.sleep(3.0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    books = accountant.books()
+    assert books.balanced
+    assert (books.spent_s(), books.spent_s(gpu=True)) == (3.0, 3.0)
+    assert not [t for t in threading.enumerate() if t.name == "ledger-beat"]
+
+
 def test_many_threads_keep_the_books_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each promises no more than is left: what is settled and reserved stays within the budget at every event."""
     monkeypatch.setattr(ledger, "BEAT_S", 0.001)

@@ -286,15 +286,20 @@ def test_telling_a_finished_story_again_changes_nothing(build: Callable[[Path], 
 
 
 @tries(20)
-@given(st.integers(0, 10**6), st.sampled_from([300.0, 900.0]), st.booleans())
-def test_on_a_steady_machine_plans_come_true(seed: int, time_s: float, several: bool) -> None:
+@given(st.integers(0, 10**6), st.sampled_from([300.0, 900.0]), st.integers(1, 4), st.integers(1, 3))
+def test_on_a_steady_machine_plans_come_true(seed: int, time_s: float, several: int, slots: int) -> None:
     """No drift, no stall, no trouble: every turn completes, within its predicted interval and its allotment."""
-    models = ("resnet18", "resnet50") if several else ("resnet18",)
+    models = ("resnet18", "resnet50", "resnet34", "vgg11")[:several]
     with empty_folder() as folder:
-        stage = Stage(Law(seed=seed, pace_noise=0.05), request(models=models, time_s=time_s), folder)
+        stage = Stage(Law(seed=seed, pace_noise=0.05), request(models=models, time_s=time_s, slots=slots), folder)
         report = tell(stage)
         assert report is not None
+        planned = {turn.candidate.name for turn in flow.draw_up(stage.run()).turns}
+        assert planned
         for row in report.candidates:
+            if row.name not in planned:
+                assert row.status == "rejected"
+                continue
             assert row.status == "trained"
             assert row.reason is not None
             assert row.reason.startswith("complete")
@@ -378,7 +383,9 @@ profiles = st.builds(
 )
 
 
-def draw_up(known: list[Profile], available_s: float, scope: str = "total", recipe: str = "paper") -> planning.Plan:
+def draw_up(
+    known: list[Profile], available_s: float, scope: str = "total", recipe: str = "paper", **room: Any
+) -> planning.Plan:
     return planning.draw_up(
         known,
         [],
@@ -390,13 +397,14 @@ def draw_up(known: list[Profile], available_s: float, scope: str = "total", reci
         view_sizes=(160, 224),
         request={},
         fingerprint="f",
+        **room,
     )
 
 
-def rank(*args: Any) -> tuple[int, float]:
+def rank(*args: Any, **room: Any) -> tuple[int, float]:
     """The plan's rank; a refusal is below every plan."""
     try:
-        return draw_up(*args).rank
+        return draw_up(*args, **room).rank
     except BudgetError:
         return (0, 0.0)
 
@@ -415,11 +423,22 @@ known_profiles = st.lists(profiles, min_size=1, max_size=5, unique_by=lambda p: 
 
 
 @tries(400)
-@given(known_profiles, st.floats(1, 4000), st.floats(0, 400), st.sampled_from(["total", "candidate"]), recipe_names)
+@given(
+    known_profiles,
+    st.floats(1, 4000),
+    st.floats(0, 400),
+    st.sampled_from(["total", "candidate"]),
+    recipe_names,
+    st.integers(1, 4),
+)
 def test_more_time_never_gives_a_lesser_plan(
-    known: list[Profile], available_s: float, more_s: float, scope: str, recipe: str
+    known: list[Profile], available_s: float, more_s: float, scope: str, recipe: str, slots: int
 ) -> None:
-    assert rank(known, available_s + more_s, scope, recipe) >= rank(known, available_s, scope, recipe)
+    before, after = (
+        rank(known, seconds, scope, recipe, slots=slots) for seconds in (available_s, available_s + more_s)
+    )
+    assert after >= before
+    assert rank(known, available_s, scope, recipe, slots=slots + 1) >= before
 
 
 @tries(200)
@@ -443,18 +462,30 @@ def test_more_memory_never_gives_a_lesser_plan(small: Profile, available_s: floa
 
 
 @tries(200)
-@given(known_profiles, st.floats(1, 4000), st.sampled_from(["total", "candidate"]), recipe_names)
+@given(
+    known_profiles,
+    st.floats(1, 4000),
+    st.sampled_from(["total", "candidate"]),
+    recipe_names,
+    st.integers(1, 4),
+    st.floats(1, 4),
+)
 def test_what_a_plan_promises_fits_into_its_allotments(
-    known: list[Profile], available_s: float, scope: str, recipe: str
+    known: list[Profile], available_s: float, scope: str, recipe: str, slots: int, paid: float
 ) -> None:
+    """All of them fit into the clock, in as many rounds as the slots need, and into the device time."""
+    slot_s = paid * available_s
     try:
-        plan = draw_up(known, available_s, scope, recipe)
+        plan = draw_up(known, available_s, scope, recipe, slots=slots, slot_s=slot_s)
     except BudgetError:
         return
     shares = [turn.allotted_s for turn in plan.turns]
     assert max(shares) <= available_s
     if scope == "total":
-        assert math.fsum(shares) + max(turn.evaluation_s for turn in plan.turns) <= available_s * (1 + 1e-9)
+        rounds, after_s = -(-len(shares) // slots), max(turn.evaluation_s for turn in plan.turns)
+        event(f"{rounds} rounds of {slots}")
+        assert rounds * max(shares) + after_s <= available_s * (1 + 1e-9)
+        assert math.fsum(shares) + after_s <= slot_s * (1 + 1e-9)
     for turn in plan.turns:
         inside_s = turn.evaluation_s if scope == "candidate" else 0.0
         assert turn.predicted_low_s <= turn.predicted_s <= turn.predicted_high_s

@@ -58,6 +58,7 @@ class Accountant:
         self._store, self._budget, self._clock, self._beating = store, budget, clock, beating
         self._lock = threading.Lock()
         self._since = started_at
+        self._beside: set[Open] = set()
         self.started_at = started_at
         for entry in self.books().entries:
             if entry.open:
@@ -102,13 +103,17 @@ class Accountant:
                 "reserved_s": max(0.0, reserved_s),
             }
             self._store.append(ledger.OPEN, {**body, "beside": True} if beside else body)
+            if beside:
+                self._beside.add(opened)
         if self._beating:
             opened.beats = threading.Thread(target=self._beat, args=(opened,), name="ledger-beat", daemon=True)
             opened.beats.start()
         return opened
 
     def settle(self, opened: Open) -> None:
-        """Close an entry with what it took."""
+        """Close an entry with what it took, and with one of the chain whatever an interrupt left open beside it."""
+        for left in [] if opened.beside else list(self._beside):
+            self.settle(left)
         opened.over.set()
         if opened.beats is not None:
             opened.beats.join()
@@ -116,7 +121,9 @@ class Accountant:
             now = self._clock() + opened.ahead_s
             body = {"number": opened.number, "charged_s": now - opened.began_at, "peak_bytes": opened.peak_bytes}
             self._store.append(ledger.SETTLE, body)
-            if not opened.beside:
+            if opened.beside:
+                self._beside.discard(opened)
+            else:
                 self._since = now
 
     def _beat(self, opened: Open) -> None:

@@ -267,8 +267,8 @@ def draw_up(
         slot_s: seconds of all turns, added up, that the device time pays for, less what closing the run needs.
 
     Under ``total`` the largest number k of candidates is kept for which the k fastest get the recipe's
-    ``worthwhile_epochs`` in equal shares; if not even one does, the fastest gets everything, and so do the next
-    fastest as far as there are slots and device time for them.
+    ``worthwhile_epochs`` in equal shares; if not even one does, the fastest gets everything. Others go with it wherever
+    there are slots and device time that cost it nothing.
 
     Raises:
         BudgetError: no candidate gets a single epoch; the message names the least that would do.
@@ -296,7 +296,7 @@ def draw_up(
     else:
         worthwhile = [k for k in range(1, len(paired) + 1) if ranked(share(k))[k - 1][0] >= recipe.worthwhile_epochs]
         free = max(k for k in range(1, min(slots, len(paired)) + 1) if share(k) >= share(1))
-        count = max(worthwhile, default=free)
+        count = max([free, *worthwhile])
         share_s = share(count)
         chosen = ranked(share_s)
     turns = []
