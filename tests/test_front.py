@@ -46,9 +46,9 @@ def test_the_front_does_not_depend_on_the_order_of_merits(found: dict[str, tuple
 
 
 def test_candidates_that_were_tried_are_marked_and_no_others() -> None:
-    best = trained("best", "amp", 160, 950, actual_s=100.0, inference_ms=1.0, peak_bytes=100)
-    quick = trained("quick", "amp", 160, 900, actual_s=10.0, inference_ms=1.0, peak_bytes=100)
-    worse = trained("worse", "amp", 160, 890, actual_s=10.0, inference_ms=2.0, peak_bytes=100)
+    best = trained("best", "amp", 160, 950, allotted_s=100.0, inference_ms=1.0, peak_bytes=100)
+    quick = trained("quick", "amp", 160, 900, allotted_s=10.0, inference_ms=1.0, peak_bytes=100)
+    worse = trained("worse", "amp", 160, 890, allotted_s=10.0, inference_ms=2.0, peak_bytes=100)
     same = replace(quick, name="same", model="same")
     rows = {row.name: row for row in marked([best, quick, worse, same, untrained("x", "amp", 160, "rejected", "no")])}
     assert {name: row.front for name, row in rows.items()} == {
@@ -63,9 +63,17 @@ def test_candidates_that_were_tried_are_marked_and_no_others() -> None:
 
 
 def test_what_is_not_known_of_all_is_not_compared() -> None:
-    known = trained("a", "amp", 160, 900, inference_ms=1.0)
-    unknown = trained("b", "amp", 160, 899, inference_ms=None, actual_s=known.actual_s)
-    assert compared([known, unknown]) == ["validation", "actual_s", "peak_bytes"]
+    known = trained("a", "amp", 160, 900, inference_ms=1.0, allotted_s=10.0)
+    unknown = trained("b", "amp", 160, 899, inference_ms=None, allotted_s=10.0)
+    assert compared([known, unknown]) == ["validation", "allotted_s", "peak_bytes"]
     assert [row.front for row in marked([known, unknown])] == [True, False]
     assert "inference_ms" in compared([known])
     assert marked([]) == ()
+
+
+def test_noise_puts_nobody_on_the_front() -> None:
+    best = trained("best", "amp", 160, 950, allotted_s=10.0, actual_s=9.9, inference_ms=1.02, peak_bytes=1001)
+    worst = trained("worst", "amp", 160, 100, allotted_s=10.0, actual_s=9.8, inference_ms=1.01, peak_bytes=1000)
+    assert [row.front for row in marked([best, worst])] == [True, False]
+    lean = replace(worst, peak_bytes=900)
+    assert [row.front for row in marked([best, lean])] == [True, True]

@@ -318,7 +318,12 @@ def searched(**changes: object) -> Report:
         ),
     )
     told = outlook(points(search.trials, report.winner, continues=False))
-    rows = marked([dataclasses.replace(row, inference_ms=0.2 + len(row.model) / 50) for row in report.candidates])
+    rows = marked(
+        [
+            dataclasses.replace(row, inference_ms=0.2 + len(row.model) / 50, allotted_s=row.actual_s)
+            for row in report.candidates
+        ]
+    )
     return dataclasses.replace(report, **{"candidates": rows, "search": search, "outlook": told, **changes})
 
 
@@ -426,7 +431,7 @@ def test_a_report_written_before_there_were_searches_comes_back():
     for name in ("search", "outlook"):
         assert old.pop(name) is None
     for row in old["candidates"]:
-        for name in ("inference_ms", "front", "beaten_by"):
+        for name in ("allotted_s", "inference_ms", "front", "beaten_by"):
             del row[name]
     found = from_json(json.dumps(old))
     assert found == complete()

@@ -72,14 +72,14 @@ def test_requested_values_read_in_their_units():
 
 def test_the_front_is_marked_and_explained_where_candidates_were_tried():
     section = next(section for section in story(searched()) if section.anchor == "candidates")
-    assert "at least as good in accuracy, training time, inference and memory" in section.paragraphs[0]
+    assert "at least as good in accuracy, the training time given, inference and memory" in section.paragraphs[0]
     assert "what the profile measured" in section.paragraphs[0]
     table = section.tables[0]
     place = [column.title for column in table.columns].index("Front")
     for row in table.rows:
         facts = searched().row(row[0].text)
         assert row[place].text == {True: "yes", False: "no", None: "–"}[facts.front]
-        assert (f"not on the front: {facts.beaten_by} is as good" in row[0].below) == (facts.front is False)
+        assert (f"not on the front, beaten by {facts.beaten_by}" in row[0].below) == (facts.front is False)
     assert {row[place].text for row in table.rows} == {"yes", "no", "–"}
     for report in (complete(), plan()):
         section = next(section for section in story(report) if section.anchor == "candidates")

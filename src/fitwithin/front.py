@@ -1,7 +1,8 @@
 """The Pareto front of the candidates that were tried: accuracy against training time, inference and memory. Pure.
 
-A candidate is on the front if no other is at least as good in all of them and better in one. What is not known of every
-candidate (a run by a frozen plan has no profiles) is left out of the comparison for all.
+A candidate is on the front if no other is at least as good in all of them and better in one. Training time is what it
+was given, not what it took: whoever stopped a moment earlier is not the better for it. What was measured is compared to
+two digits. What is not known of every candidate (a run by a frozen plan has no profiles) is left out for all.
 """
 
 from __future__ import annotations
@@ -11,8 +12,16 @@ from dataclasses import replace
 
 from fitwithin.report import CandidateRow
 
+#: Times and memory are compared to so many digits: a timing of a second is good to no more.
+DIGITS = 2
+
 #: What is compared, in words, by the field of a candidate's row.
-COMPARED = {"validation": "accuracy", "actual_s": "training time", "inference_ms": "inference", "peak_bytes": "memory"}
+COMPARED = {
+    "validation": "accuracy",
+    "allotted_s": "the training time given",
+    "inference_ms": "inference",
+    "peak_bytes": "memory",
+}
 
 Merits = tuple[float, ...]
 
@@ -57,4 +66,5 @@ def marked(rows: Sequence[CandidateRow]) -> tuple[CandidateRow, ...]:
 
 def _merits(row: CandidateRow, fields: Sequence[str]) -> Merits:
     assert row.validation is not None
-    return tuple(row.validation.share if field == "validation" else -float(getattr(row, field)) for field in fields)
+    costs = {field: float(f"{getattr(row, field):.{DIGITS}g}") for field in fields if field != "validation"}
+    return (row.validation.share, *(-cost for cost in costs.values()))

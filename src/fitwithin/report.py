@@ -50,9 +50,10 @@ class CandidateRow:
     for the first (for example "planned 46 epochs; shortened to 44.1, the machine was 4 % slower than profiled").
 
     A search trains a candidate several times: ``predicted_s`` and ``actual_s`` are of all its trials together, the rest
-    is of the one that is handed over, else of the last that left a model. ``inference_ms`` is what the profile measured
-    for an image at the training size. ``front``: no other that was tried is at least as good in accuracy, training
-    time, inference and memory, and better in one; else ``beaten_by`` names such a one. None where it was not tried.
+    is of the one that is handed over, else of the last that left a model. ``allotted_s`` is the time that it was given,
+    ``inference_ms`` what the profile measured for an image at the training size. ``front``: no other that was tried is
+    at least as good in accuracy, time given, inference and memory, and better in one; else ``beaten_by`` names such a
+    one. None where it was not tried.
     """
 
     name: str
@@ -72,6 +73,7 @@ class CandidateRow:
     predicted_low_s: float | None = None
     predicted_high_s: float | None = None
     actual_s: float | None = None
+    allotted_s: float | None = None
     predicted_startup_s: float | None = None
     actual_startup_s: float | None = None
     predicted_training_s: float | None = None

@@ -62,8 +62,8 @@ def candidate_row(
         )
         image_s = profile.timing.eval_image_s.get(candidate.train_px)
         facts["inference_ms"] = None if image_s is None else 1e3 * image_s
+    begun = {entry.key for entry in entries}
     if turn is not None:
-        begun = {entry.key for entry in entries}
         carried_out = [each for each in had if each.name in begun] or [turn]
         facts.update(
             parameters=turn.parameters,
@@ -79,6 +79,7 @@ def candidate_row(
         reason = reason if reason is not None else turn.why[WHY_EPOCHS]
     if entries:
         facts["actual_s"] = sum(entry.charged_s or 0.0 for entry in entries)
+        facts["allotted_s"] = math.fsum(each.allotted_s for each in had if each.name in begun)
     if trained is not None and turn is not None:
         peaks = [entry.peak_bytes for entry in entries if entry.peak_bytes is not None]
         facts.update(

@@ -123,7 +123,7 @@ def _fronts(report: Report) -> str:
         if any(row.inference_ms is not None for row in tried)
         else ""
     )
-    return f"Front: no other candidate is at least as good in {names}, and better in one.{inference}"
+    return f"Front: no other candidate is at least as good in {names}, to two digits, and better in one.{inference}"
 
 
 def _front(row: CandidateRow) -> Cell:
@@ -133,7 +133,7 @@ def _front(row: CandidateRow) -> Cell:
 
 
 def _beaten(row: CandidateRow) -> str:
-    return f"not on the front: {row.beaten_by} is as good or better in everything" if row.beaten_by else ""
+    return f"not on the front, beaten by {row.beaten_by}" if row.beaten_by else ""
 
 
 def choices(report: Report) -> list[tuple[str, str]]:
