@@ -92,7 +92,8 @@ def test_it_says_why_it_foretells_nothing(trainings: list[tuple[float, int]]) ->
     found = outlook([Point(gpu_s=s, correct=correct, total=500) for s, correct in trainings])
     assert found.why.endswith(".")
     if not found.forecasts:
-        assert found.why.startswith("Nothing can be told") or "do not tell that from nothing" in found.why
+        reasons = ("Nothing can be told", "do not tell that from nothing", "images are right: they can show no gain")
+        assert any(reason in found.why for reason in reasons)
         return
     assert found.doubling_low is not None
     assert found.doubling_low > 0
@@ -109,6 +110,21 @@ def test_a_gain_that_images_cannot_tell_from_nothing_foretells_nothing() -> None
     assert found.points == tuple(many)
     assert found.doubling == pytest.approx(0.015)
     assert [each.share for each in found.forecasts] == [pytest.approx(0.945), pytest.approx(0.96)]
+
+
+def test_where_all_images_are_right_no_gain_can_be_seen() -> None:
+    found = outlook([Point(gpu_s=10, correct=800, total=1000), Point(gpu_s=40, correct=1000, total=1000)])
+    assert found.forecasts == ()
+    assert "All 1,000 validation images are right" in found.why
+    assert found.doubling == pytest.approx(0.1)
+
+
+def test_a_line_that_passes_100_percent_is_told() -> None:
+    found = outlook([Point(gpu_s=10, correct=8000, total=10_000), Point(gpu_s=40, correct=9800, total=10_000)])
+    assert [each.share for each in found.forecasts] == [1.0, 1.0]
+    assert found.why.endswith("The line passes 100 % by then, so growth must slow down.")
+    found = outlook([Point(gpu_s=10, correct=8000, total=10_000), Point(gpu_s=40, correct=8400, total=10_000)])
+    assert "100 %" not in found.why
 
 
 def test_one_training_alone_tells_nothing() -> None:

@@ -16,7 +16,7 @@ from fitwithin.units import format_duration
 _TONES = {"handed over": "good", "went on": "", "dropped": "muted", "failed": "bad", "unfinished": "muted"}
 
 #: A factor of the time, in a word.
-_TIMES = {2: "twice", 4: "four times"}
+_TIMES = {2.0: "twice", 4.0: "four times"}
 
 
 def sections(report: Report) -> list[Section]:
@@ -158,7 +158,7 @@ def _forecasts(report: Report, outlook: Outlook) -> Table:
     reached = outlook.points[-1].share
     rows = [
         (
-            _TIMES.get(int(each.factor), f"{each.factor:g} times") + " the time",
+            _TIMES.get(each.factor, f"{each.factor:g} times"),
             in_words(limit_s and limit_s * each.factor, format_duration),
             Cell(f"{100 * each.share:.1f} %", f"{100 * each.low:.1f}–{100 * each.high:.1f}"),
             f"{points_of(each.share - reached)} points",

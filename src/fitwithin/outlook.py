@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fitwithin.units import format_count, format_duration
+from fitwithin.units import format_duration
 
 #: Of a 95 % interval.
 Z = 1.959964
@@ -108,16 +108,20 @@ def outlook(trainings: Sequence[Point]) -> Outlook:
         f"{format_duration(last.gpu_s)} {100 * last.share:.1f} %: {points_of(gained)} points for every doubling, "
         f"95 % interval {points_of(low)} to {points_of(high)}"
     )
+    if last.correct == last.total:
+        why = f"{told}. All {last.total:,} validation images are right: they can show no gain any more."
+        return Outlook(points=points, why=why, doubling=gained, doubling_low=low, doubling_high=high)
     if low <= 0:
-        images = format_count(last.total)
+        images = f"{last.total:,}"
         why = f"{told}. {images} validation images do not tell that from nothing, so no gain is foretold."
         return Outlook(points=points, why=why, doubling=gained, doubling_low=low, doubling_high=high)
-    why = (
-        f"{told}. Should accuracy go on growing with the logarithm of the time, more would buy what stands here. The "
-        f"intervals carry the binomial variance of both accuracies along that line (delta method); that growth may "
-        f"slow down is not in them."
-    )
     forecasts = tuple(forecast(before, last, factor) for factor in FACTORS)
+    full = " The line passes 100 % by then, so growth must slow down." if forecasts[-1].share == 1.0 else ""
+    why = (
+        f"{told}. Should accuracy go on growing with the logarithm of the time, longer runs would reach this. The "
+        f"intervals carry the binomial variance of both accuracies along that line (delta method); that growth may "
+        f"slow down is not in them.{full}"
+    )
     return Outlook(points=points, why=why, doubling=gained, doubling_low=low, doubling_high=high, forecasts=forecasts)
 
 
