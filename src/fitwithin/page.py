@@ -125,12 +125,10 @@ def html(report: Report) -> str:
     return environment.from_string(source).render(
         title=clean(report.title),
         created_at=clean(report.created_at),
-        why=clean(f"{report.winner_why} {contested(report)}"),
+        why=_kept(clean(f"{report.winner_why} {contested(report)}")),
         plan=is_plan(report),
         headline=told,
-        headline_set=re.sub(
-            r"(?<=\d) (?=[A-Za-z%])(?!on |and |with |images|test|val)", "\u00a0", told
-        ),  # figures keep their unit
+        headline_set=_kept(told),
         caution=caution(report),
         tiles=list(tiles(report)),
         sections=sections,
@@ -139,6 +137,11 @@ def html(report: Report) -> str:
         charts_after=before[-1] if shown and before else None,
         data=data,
     )
+
+
+def _kept(text: str) -> str:
+    """The text with its figures kept beside their units where a line ends."""
+    return re.sub(r"(?<=\d) (?=[A-Za-z%])(?!on |and |with |images|test|val)", "\u00a0", text)
 
 
 def profile_table(found: Sequence[Profile | Rejection]) -> list[RenderableType]:
