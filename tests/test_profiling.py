@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from fitwithin import flow
 from fitwithin import recipe as recipes
+from fitwithin import survey
 from fitwithin.engine.simulated import Law, Trouble
 from fitwithin.jobs import Failure, Job, Outcome, ProbeJob, Progress, ScreenJob
 from fitwithin.measurement import OUT_OF_TIME, PROBE_WITHIN_S, SMALLEST_BATCH
 from fitwithin.profile import Probe, Profile, Rejection
 from fitwithin.profiling import measure
 from fitwithin.session import Run
-from simulation import CountedImages, Stage, profile, request
+from simulation import GIB, CountedImages, Stage, profile, request
 
 
 def run_of(law: Law, n_train: int = 800, **asked: Any) -> Run:
@@ -440,7 +440,7 @@ def screened_run(law: Law) -> tuple[Run, list[Profile | Rejection]]:
     asked = request(models=("resnet18", "resnet50"), precisions=("amp", "fp32"), sizes=(160, 224))
     asked = replace(asked, recipe=replace(asked.recipe, prune=True))
     run = Stage(law, asked, Path("/nowhere"), CountedImages()).run()
-    return run, flow.profile(run)
+    return run, survey.profile(run)
 
 
 def test_a_precision_that_loses_at_a_small_batch_is_not_profiled(
@@ -455,7 +455,7 @@ def test_a_precision_that_loses_at_a_small_batch_is_not_profiled(
     again, _ = screened_run(Law())
     assert again.engine.jobs == [], "paces and profiles are in the cache"
     fresh = Stage(Law(), run.request, Path("/nowhere"), CountedImages()).run()
-    flow.profile(fresh, refresh=True)
+    survey.profile(fresh, refresh=True)
     assert sum(isinstance(job, ScreenJob) for job in fresh.engine.jobs) == 2, "paces are measured anew too"
 
 
@@ -472,7 +472,7 @@ def test_what_won_a_comparison_that_took_all_the_time_is_measured_all_the_same(
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))
     asked = request(precisions=("amp", "fp32"), time_s=time_s)
     asked = replace(asked, recipe=replace(asked.recipe, prune=True))
-    found = flow.profile(Stage(Law(), asked, Path("/nowhere"), CountedImages()).run())
+    found = survey.profile(Stage(Law(), asked, Path("/nowhere"), CountedImages()).run())
     assert sorted((each.candidate.precision, isinstance(each, Profile)) for each in found) == [
         ("amp", True),
         ("fp32", False),
@@ -520,3 +520,61 @@ def test_a_fixed_update_is_shared_and_then_divided() -> None:
     assert (found.batch, 256 % found.chunks) == (512, 0)
     assert 256 // found.chunks <= found.largest
     assert found.chunks > 1
+
+
+def short_run(
+    time_s: float, *, sizes: tuple[int, ...] = (128, 160), **law: Any
+) -> tuple[Run, list[Profile | Rejection]]:
+    """Eight backbones at two sizes and two precisions, with a recipe that bounds its batch and compares precisions."""
+    models = tuple(f"model{n}" for n in range(8))
+    asked = request(
+        models=models,
+        precisions=("amp", "fp32"),
+        sizes=sizes,
+        view_sizes=(128, 160),
+        recipe="fast",
+        time_s=time_s,
+        memory_bytes=4 * GIB,
+    )
+    run = Stage(Law(**law), asked, Path("/nowhere"), CountedImages()).run()
+    return run, survey.profile(run)
+
+
+def test_where_profiles_would_take_too_much_of_the_time_one_per_backbone_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))
+    run, found = short_run(180.0)
+    profiles = [each for each in found if isinstance(each, Profile)]
+    assert {each.candidate.name for each in profiles} == {
+        f"model{n}-amp-{px}" for n in range(8) for px in (128, 160)
+    }, "nobody is left out but for its precision"
+    assert all("recipe's first" in each.reason for each in found if isinstance(each, Rejection))
+    assert all(each.brief and each.batch == run.request.recipe.max_batch for each in profiles)
+    assert len(run.engine.jobs) == 8, "one process each, at 160 px"
+    assert all(isinstance(job, ProbeJob) and job.brief and job.candidate.train_px == 160 for job in run.engine.jobs)
+    again, _ = short_run(180.0)
+    assert len(again.engine.jobs) == 8, "a brief profile is not for another run"
+
+
+def test_with_more_time_every_size_has_a_profile_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))
+    run, found = short_run(3600.0)
+    assert sum(isinstance(job, ScreenJob) for job in run.engine.jobs) == 8
+    assert not any(each.brief for each in found if isinstance(each, Profile))
+    assert {job.candidate.train_px for job in run.engine.jobs if isinstance(job, ProbeJob)} == {128, 160}
+    again, later = short_run(180.0)
+    assert again.engine.jobs == [], "what is known is not asked for again"
+    assert [each.candidate for each in later if isinstance(each, Profile)] == [
+        each.candidate for each in found if isinstance(each, Profile)
+    ]
+
+
+def test_where_memory_is_the_limit_each_size_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))
+    run, found = short_run(600.0, image_bytes=40e6)
+    profiles = [each for each in found if isinstance(each, Profile)]
+    assert any(each.batch < 128 for each in profiles)
+    for each in profiles:
+        if each.edge is not None:
+            assert any(isinstance(job, ProbeJob) and job.candidate == each.candidate for job in run.engine.jobs)

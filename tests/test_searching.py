@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fitwithin import assemble, flow, gather, page, planning
+from fitwithin import assemble, flow, gather, page, planning, survey
 from fitwithin.candidate import Candidate
 from fitwithin.contest import turn_name
 from fitwithin.engine.simulated import Law
@@ -274,7 +274,7 @@ def test_profiles_are_made_on_all_slots_and_neighbours_learn_from_each_other(beg
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("FITWITHIN_CACHE", str(stage.folder.parent / cache))
             begun_at = stage.engine.now()
-            found = flow.profile(stage.run())
+            found = survey.profile(stage.run())
             runs[cache] = {each.candidate: each for each in found}, stage.engine.now() - begun_at
     (one, alone_s), (other, several_s) = runs["a"], runs["b"]
     assert {c: p.batch for c, p in one.items()} == {c: p.batch for c, p in other.items()}

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
-from fitwithin import catalogue, certificates, flow, gather, launch, places
+from fitwithin import catalogue, certificates, flow, gather, launch, places, survey
 from fitwithin import data as folders
 from fitwithin import pack as packs
 from fitwithin import planning as plans
@@ -212,12 +212,12 @@ def profile(
         with site.open(request, None) as engine:
             dataset = _scan(request, told)
             story = _open(request, Path(), engine, MemoryStore(), told, time.monotonic(), dataset)
-            key = flow.open_cache(story).key
+            key = survey.open_cache(story).key
             if taken:
                 fitting = sum(other == key for other, _ in taken)
                 fits = f"{fitting} are of such a machine, these limits and data of this shape"
                 told.say(f"{len(taken)} profiles taken in; {fits}")
-            found = flow.profile(story, refresh=refresh)
+            found = survey.profile(story, refresh=refresh)
     if export is not None:
         certificates.export([each for each in found if isinstance(each, Profile)], key, Path(export))
     return found

@@ -21,7 +21,30 @@ from fitwithin.units import format_duration
 #: What a turn's name and folder have behind the candidate's.
 FINAL_NAME, RUNG_NAME = "final", "rung{}"
 
-Priced = tuple[Profile, Costs]
+
+@dataclass(frozen=True, kw_only=True)
+class Priced:
+    """A profile with the ways in which its candidate can be trained, and what each costs: the recipe's, and where that
+    resizes progressively also at the whole size from the start, for turns too short for the changes."""
+
+    profile: Profile
+    ways: tuple[tuple[Recipe, Costs], ...]
+
+    @property
+    def usual(self) -> Costs:
+        """What the recipe's own way costs."""
+        return self.ways[0][1]
+
+    def within(self, seconds: float) -> tuple[Recipe, Costs, int]:
+        """The way in which so many seconds pay for the most steps, what it costs, and those steps."""
+        counted = [(recipe, cost, cost.affordable_steps(seconds)) for recipe, cost in self.ways]
+        return max(counted, key=lambda way: way[2])
+
+
+def priced(profile: Profile, data: DataFacts, recipe: Recipe, view_sizes: Sequence[int]) -> Priced:
+    """What trials of a profile's candidate cost."""
+    recipes = [recipe, replace(recipe, progress=())] if recipe.progress else [recipe]
+    return Priced(profile=profile, ways=tuple((way, costs(profile, data, way, view_sizes, "total")) for way in recipes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +64,16 @@ class Told:
     outcome: Trained | str
 
 
-def entrants(paired: Sequence[Priced]) -> list[Entrant]:
+def entrants(known: Sequence[Priced]) -> list[Entrant]:
     """The candidates in the order in which they should be tried: the most images per second first.
 
     Nothing else is known before the first rung. It decides only who is left out where the time does not pay for all.
     """
-    ordered = sorted(paired, key=lambda entry: (entry[1].step_s / entry[0].batch, entry[0].candidate))
-    return [Entrant(candidate=profile.candidate, fixed_s=cost.fixed_s()) for profile, cost in ordered]
+    ordered = sorted(known, key=lambda one: (one.usual.step_s / one.profile.batch, one.profile.candidate))
+    return [
+        Entrant(candidate=one.profile.candidate, fixed_s=min(cost.beside_s() for _, cost in one.ways))
+        for one in ordered
+    ]
 
 
 def plan(
@@ -66,17 +92,17 @@ def plan(
     Args:
         left: what all trials and the winner's evaluation may take.
     """
-    paired = [(profile, costs(profile, data, recipe, view_sizes, "total")) for profile in profiles]
-    known = {profile.candidate: (profile, cost) for profile, cost in paired}
-    budget_s = left.less(evaluation_reserve_s(paired)).together_s
-    facts = Planned(entrants=tuple(entrants(paired)), budget_s=budget_s, slots=left.slots)
+    known = {profile.candidate: priced(profile, data, recipe, view_sizes) for profile in profiles}
+    kept_s = evaluation_reserve_s([(one.profile, one.usual) for one in known.values()])
+    budget_s = left.less(kept_s).together_s
+    facts = Planned(entrants=tuple(entrants([*known.values()])), budget_s=budget_s, slots=left.slots)
     search = begun(facts)
     if search.ladder is None:
         return None
     counts, seconds = search.ladder.counts, search.ladder.seconds
     turns, turned_away = [], list(rejections)
     for entrant in search.entrants:
-        turn = turn_over(known[entrant.candidate], seconds[0], data=data, recipe=recipe)
+        turn = turn_over(known[entrant.candidate], seconds[0], data=data)
         if entrant not in search.entering:
             reason = f"left out: the time pays for {counts[0]} trials of {format_duration(seconds[0])} each"
             turned_away.append(Rejection(candidate=entrant.candidate, reason=reason))
@@ -95,15 +121,12 @@ def begun(facts: Planned) -> Halving:
     return Halving(facts.entrants, budget_s=facts.budget_s, devices=facts.slots)
 
 
-def turn_over(
-    priced: Priced, seconds: float, *, data: DataFacts, recipe: Recipe, trial: Trial | None = None
-) -> Turn | None:
+def turn_over(one: Priced, seconds: float, *, data: DataFacts, trial: Trial | None = None) -> Turn | None:
     """The turn that ``seconds`` pay for, named after its trial; None for fewer than two steps."""
-    profile, cost = priced
-    steps = cost.affordable_steps(seconds)
+    recipe, cost, steps = one.within(seconds)
     if steps < 2:
         return None
-    turn = turn_of(profile, cost, epochs_of(steps, profile, data, recipe), seconds, data, recipe)
+    turn = turn_of(one.profile, cost, epochs_of(steps, one.profile, data, recipe), seconds, data, recipe)
     return turn if trial is None else replace(turn, suffix=suffix(trial), why=(*turn.why, trial.why))
 
 

@@ -66,6 +66,10 @@ class Costs:
         inside_s = evaluation_kept_s(self.evaluation_s) if self.evaluation_inside else 0.0
         return self.training_s(0, 0.0) * (1 + FIXED_MARGIN) + inside_s + WATCHDOG_S + EXIT_S
 
+    def beside_s(self) -> float:
+        """Everything but the steps that a turn is expected to take, and what is kept for its end."""
+        return self.training_s(0, 0.0) + WATCHDOG_S + EXIT_S
+
     def needed_s(self, steps: int) -> float:
         """The allotment that ``steps`` need by their upper prediction; it never falls as steps grow."""
         pace_s = self.step_high_s * (1 + MARGIN)

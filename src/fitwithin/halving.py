@@ -12,15 +12,15 @@ from fitwithin.outlook import slope
 from fitwithin.search import FINAL, Entrant, Search, Trial, Verdict, verdict
 from fitwithin.units import format_duration
 
-#: One in so many goes on to the next rung, where it gets so many times as long (Li et al., "A system for massively
-#: parallel hyperparameter tuning", MLSys 2020: 3 or 4).
+#: One in so many goes on to the next rung, where it has so many times as long for steps (Li et al., "A system for
+#: massively parallel hyperparameter tuning", MLSys 2020: 3 or 4); what a trial takes beside them comes on top.
 ETA = 4
 
 #: The share of the budget that is kept for the final training of the winner.
 FINAL_SHARE = 0.4
 
 #: A rung's time is so many times what a trial takes beside steps, at the least: start-up, validation, saving.
-WORTHWHILE = 2.0
+WORTHWHILE = 1.5
 
 #: More rungs than this tell less than their time is worth.
 MOST_RUNGS = 6
@@ -66,10 +66,14 @@ def ladder(
             counts.append(-(-counts[-1] // eta))
         if len(counts) < rungs:
             break
-        first_s = budget_s / sum(_paid(n, devices, width) * eta**rung for rung, n in enumerate(counts))
-        if first_s < WORTHWHILE * fixed_s or first_s <= 0:
+        paid = [_paid(n, devices, width) for n in counts]
+        beside_s = [fixed_s * each_takes(n, devices, width) for n in counts]
+        stepping_s = budget_s - sum(n * each_s for n, each_s in zip(paid, beside_s, strict=True))
+        first_s = stepping_s / sum(n * eta**rung for rung, n in enumerate(paid))
+        if first_s < (WORTHWHILE - 1) * beside_s[0] or first_s <= 0:
             break
-        best = Ladder(counts=tuple(counts), seconds=tuple(first_s * eta**rung for rung in range(rungs)))
+        seconds = tuple(each_s + first_s * eta**rung for rung, each_s in enumerate(beside_s))
+        best = Ladder(counts=tuple(counts), seconds=seconds)
     return best
 
 
@@ -85,7 +89,7 @@ def _paid(count: int, devices: int, width: int) -> float:
 
 
 class Halving(Search):
-    """Successive halving by promotion: all get a little, the best ETA-th of them ETA times as much, and so on.
+    """Successive halving by promotion: all get a little, the best ETA-th of them ETA times the steps, and so on.
 
     Nobody waits for a whole rung: who cannot be overtaken any more goes on at once. Where a rung has fewer trials than
     there are devices each takes several. FINAL_SHARE of the budget is kept for the final training, which goes on from

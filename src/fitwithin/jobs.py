@@ -73,7 +73,7 @@ class ProbeJob:
     of memory against batch; never beyond ``limit``. ``outside_bytes`` is what earlier probes held outside the
     allocator.
     ``captured``: on CUDA the step is recorded as a graph. An update takes ``batch`` images in ``chunks`` parts; with
-    ``rates`` smaller batches are timed too.
+    ``rates`` smaller batches are timed too. A ``brief`` timing takes a fraction of the time, and is less certain.
     """
 
     setting: Setting
@@ -86,6 +86,7 @@ class ProbeJob:
     captured: bool = True
     chunks: int = 1
     rates: bool = False
+    brief: bool = False
 
     @property
     def share(self) -> int:

@@ -49,9 +49,11 @@ class Measurement:
         n_train: int,
         tell: Tell,
         lanes: Semaphore | None = None,
+        brief: bool = False,
     ) -> None:
         self._lanes = lanes or Semaphore()
         self.candidate, self._setting, self._engine, self._tell = candidate, setting, engine, tell
+        self._brief = brief
         #: What an update takes for every candidate, if the recipe says so; in parts of max_batch at the most.
         self._held = min(n_train, setting.recipe.batch) if isinstance(setting.recipe.batch, int) else 0
         #: Processes that share an update. What is probed is the share of one; a limit is an update's.
@@ -76,7 +78,7 @@ class Measurement:
             return Rejection(candidate=self.candidate, reason=f"{reason}; choose a smaller --data-parallel")
         self._until_at, self._placed, self._searched = until_at, place is not None, False
         self._outside_bytes = place.outside_bytes if place is not None else self._outside_bytes
-        first = self._limit if self._limit <= TRY_LIMIT_FIRST else SMALL_BATCH
+        first = self._limit if self._limit <= TRY_LIMIT_FIRST or self._brief else SMALL_BATCH
         at_once = not beside and self._setting.recipe.batch == "largest"
         self.batch, self._why, _ = largest_batch(
             # A limit that is tried first is likely to be the result: it is timed at once, if nothing disturbs that.
@@ -85,7 +87,7 @@ class Measurement:
             limit=self._limit,
             first=first,
             smallest=SMALLEST_BATCH,
-            prior=place,
+            prior=None if self._brief else place,
             known=[probe for (_, chunks), probe in self._asked.items() if not chunks],
             run_both=self._ask_both if beside else None,
         )
@@ -137,6 +139,7 @@ class Measurement:
             captured=self._captured,
             chunks=chunks,
             largest=self.batch,
+            brief=self._brief,
         )
 
     def _at_the_knee(self, largest: Profile) -> Profile:
@@ -210,6 +213,7 @@ class Measurement:
             captured=self._captured,
             chunks=max(1, chunks),
             rates=rates,
+            brief=self._brief and chunks > 0,
         )
         ends_at = min(self._until_at, self._engine.now() + PROBE_WITHIN_S)
         for pauses in range(CROWDED_RETRIES + 1):

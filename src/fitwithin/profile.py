@@ -97,7 +97,8 @@ class Profile:
     """The measured facts of a candidate: parameters, its certified batch, and its timing at that batch.
 
     ``batch`` is what an update takes, in ``chunks`` parts; ``largest`` is the certified batch, ``batch`` if that is 0.
-    ``captured``: on CUDA its step ran, and has to run, as a recorded graph.
+    ``captured``: on CUDA its step ran, and has to run, as a recorded graph. ``brief``: its timing was short, or is
+    derived from that of a larger size.
     """
 
     candidate: Candidate
@@ -111,6 +112,7 @@ class Profile:
     chunks: int = 1
     largest: int = 0
     cached: bool = False
+    brief: bool = False
 
     @property
     def images_per_s(self) -> float:

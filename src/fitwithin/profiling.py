@@ -37,12 +37,18 @@ def screen(
     tell: Tell,
     cache: Cache,
     refresh: bool = False,
+    compare: bool = True,
 ) -> list[Rejection]:
-    """The candidates whose precision or layout loses at a small batch; where nothing could be measured none does."""
+    """The candidates whose precision or layout loses at a small batch; where nothing could be measured none does.
+
+    Without ``compare`` nothing is measured, and only what is known from before counts.
+    """
     losers: dict[Candidate, str] = {}
     for model, variants in screened(candidates).items():
         paces = None if refresh else cache.get_paces(model)
         if paces is None or any(variant.name not in paces for variant in variants):
+            if not compare:
+                continue
             tell(Progress(step=0, total=0, text=f"{model}: comparing {len(variants)} precisions and layouts"))
             ends_at = min(until_at, engine.now() + PROBE_WITHIN_S)
             job = ScreenJob(setting=setting, candidates=variants)
@@ -65,15 +71,19 @@ def measure(
     tell: Tell,
     known: Iterable[Profile] = (),
     lanes: int = 1,
+    brief: bool = False,
 ) -> Iterator[Profile | Rejection]:
     """The profile of each candidate, or why there is none, as they become known.
 
     With several ``lanes`` so many candidates are searched side by side, each in processes of its own under the cap;
     then one after the other is timed, alone. ``known`` profiles place the probes of their neighbours, and so does a
-    search that is about to end: a backbone's next size waits in line once it has PLACING_POINTS.
+    search that is about to end: a backbone's next size waits in line once it has PLACING_POINTS. ``brief`` profiles try
+    the recipe's limit first, in one process if it fits, and are timed briefly.
     """
     room = Semaphore(lanes)
-    measurements = [Measurement(c, setting, engine, n_train=n_train, tell=tell, lanes=room) for c in candidates]
+    measurements = [
+        Measurement(c, setting, engine, n_train=n_train, tell=tell, lanes=room, brief=brief) for c in candidates
+    ]
     if lanes <= 1:
         found = list(known)
         for measurement in measurements:

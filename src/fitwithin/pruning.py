@@ -54,5 +54,18 @@ def pruned(candidates: Sequence[Candidate], losers: Mapping[Candidate, str]) -> 
     return [Rejection(candidate=candidate, reason=lost[key]) for candidate, key in keys if key in lost]
 
 
+def firsts(candidates: Sequence[Candidate]) -> list[Rejection]:
+    """All but the first precision and layout of each backbone at each size, where there is no time to compare them."""
+    first: dict[tuple[str, int], Candidate] = {}
+    for candidate in candidates:
+        first.setdefault((candidate.model, candidate.train_px), candidate)
+    reason = "left out: the time is too short to compare precisions and layouts, and the recipe's first one is taken"
+    return [
+        Rejection(candidate=candidate, reason=reason)
+        for candidate in candidates
+        if first[candidate.model, candidate.train_px] != candidate
+    ]
+
+
 def _variant(candidate: Candidate) -> str:
     return candidate.precision + ("" if candidate.layout == "nchw" else f" {candidate.layout}")

@@ -13,7 +13,6 @@ from typing import Any
 
 from fitwithin import contest, gather, instantiate, slots
 from fitwithin.budget import Remaining
-from fitwithin.costs import costs
 from fitwithin.halving import Halving
 from fitwithin.jobs import Failure, Trained
 from fitwithin.planning import Plan, Planned, Turn, turn_from_dict
@@ -100,8 +99,8 @@ class _Trials:
         if new is None:
             return None
         run, profile = self.run, self._profiles[new.candidate.name]
-        cost = costs(profile, run.data, run.request.recipe, run.request.view_sizes, "total")
-        turn = contest.turn_over((profile, cost), new.seconds, data=run.data, recipe=run.request.recipe, trial=new)
+        priced = contest.priced(profile, run.data, run.request.recipe, run.request.view_sizes)
+        turn = contest.turn_over(priced, new.seconds, data=run.data, trial=new)
         if turn is not None and new.after is not None and run.request.recipe.continues:
             turn = replace(turn, after=contest.turn_name(self.search.trials[new.after - 1]))
         body: dict[str, Any] = {"left_s": left_s, "trial": asdict(new), "turn": None if turn is None else asdict(turn)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,35 @@ from fitwithin.train import ENDLESS
 #: Seconds per step, and its 95 % interval.
 Pace = tuple[float, float, float]
 
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a pace is measured: after a run-up, over so many seconds and ``steps`` at least, until it is known to
+    ``steady`` (95 % interval over the mean) or ``most_s`` are over; ``error`` of it is uncertain at the least.
+
+    A GPU that rested takes a while to raise its clocks.
+    """
+
+    run_up_s: float
+    least_s: float
+    most_s: float
+    steps: int
+    steady: float
+    error: float = 0.0
+
+
+#: The usual one, and the one where a profile must take little time: as long as it takes to record a step.
+USUAL = Sampling(run_up_s=0.5, least_s=0.5, most_s=3.0, steps=6, steady=0.003)
+BRIEF = Sampling(run_up_s=0.1, least_s=0.15, most_s=0.3, steps=3, steady=0.02, error=0.05)
+
+#: Batches of an evaluation that a brief timing looks at.
+BRIEF_BATCHES = 3
+
 #: A timed process begins as a turn does, with so many steps: one, a checkpoint, the recording, and some in a row.
 FIRST_STEPS = 4
 
-#: The pace with the real loader is measured after a run-up until it is known to STEADY (95 % interval over the mean),
-#: within these limits in seconds, over so many steps at least. A GPU that rested takes a while to raise its clocks.
-RUN_UP_S, SAMPLE_S, LONGEST_S, SAMPLE_STEPS, STEADY = 0.5, 0.5, 3.0, 6, 0.003
-
 #: The dummy pace needs less: nothing but the device is in it.
-DUMMY_SAMPLE_S = 0.15
+DUMMY_SAMPLE_S, DUMMY_STEPS = 0.15, 6
 
 #: Steps after which a batch of another size has its steady pace.
 PREPARED = 3
@@ -88,13 +109,14 @@ def timed(
                 first_s, save_s = _first_steps(learner, job, device, batches, begun_at, scratch)
             else:
                 changes_s[px] = _change(learner, device, batches, begun_at)
-            paces[px] = _pace(learner, device, batches)
+            paces[px] = _pace(learner, device, batches, BRIEF if job.brief else USUAL)
             if px == sizes[-1]:
                 whole = _dummy_paces(learner, job, device, next(batches))
                 if baton is not None:
                     baton.warm()
                 whole.update(_beside_steps(learner, job, device, feeder))
-                learner.step(*next(batches), 1e-4)  # recorded anew, as after every evaluation
+                if not job.brief:
+                    learner.step(*next(batches), 1e-4)  # recorded anew, as after every evaluation
                 whole.update(capture_s=learner.capture_s, loader_step_s=_loader_pace(batches, loaded.ahead))
     step_s, step_low_s, step_high_s = paces[candidate.train_px]
     return Timing(
@@ -118,7 +140,12 @@ def _beside_steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: F
     sizes = sorted({job.candidate.train_px, *job.setting.view_sizes})
     passes = dict.fromkeys(sizes, (0.0, 0.0))
     if learner.team.leads:
-        passes = {px: _evaluation(learner, job, feeder, px) for px in sizes}
+        # Those between are taken to cost what the next larger one does.
+        larger = sizes[-1]
+        seen = {job.candidate.train_px, larger} if job.brief else set(sizes)
+        for px in reversed(sizes):
+            passes[px] = _evaluation(learner, job, feeder, px) if px in seen else passes[larger]
+            larger = px
     learner.release()  # in a turn too the others do no more, and wait at the next step
     device.settle()
     device.empty_cache()
@@ -184,7 +211,7 @@ def _dummy_pace(learner: Learner, device: Cpu | Cuda, ready: Batch) -> float:
     """Mean seconds per step with one batch that lies ready in the host's memory: the paper's dummy loader."""
     device.synchronize()
     begun_at, steps = time.monotonic(), 0
-    while learner.team.led([steps < SAMPLE_STEPS or time.monotonic() - begun_at < DUMMY_SAMPLE_S])[0]:
+    while learner.team.led([steps < DUMMY_STEPS or time.monotonic() - begun_at < DUMMY_SAMPLE_S])[0]:
         learner.step(*ready, 1e-4)
         device.throttle()
         steps += 1
@@ -203,7 +230,7 @@ def _loader_pace(batches: Iterator[Batch], ahead: int) -> float:
     return (time.monotonic() - begun_at) / made
 
 
-def _pace(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch]) -> Pace:
+def _pace(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch], sampling: Sampling) -> Pace:
     """Mean seconds per step, and its 95 % interval from the spread of chunks of steps."""
     marks: list[float] = []
     begun_at, mean_s, error_s, enough = time.monotonic(), 0.0, 0.0, False
@@ -211,18 +238,19 @@ def _pace(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch]) -> Pac
         learner.step(x, y, 1e-4)
         device.throttle()
         now = time.monotonic()
-        if now - begun_at >= RUN_UP_S:
+        if now - begun_at >= sampling.run_up_s:
             marks.append(now)
-        if len(marks) > SAMPLE_STEPS and now - marks[0] >= SAMPLE_S:
+        if len(marks) > sampling.steps and now - marks[0] >= sampling.least_s:
             mean_s, error_s = _mean(np.diff(marks))
-            enough = error_s <= STEADY * mean_s or now - marks[0] >= LONGEST_S
+            enough = error_s <= sampling.steady * mean_s or now - marks[0] >= sampling.most_s
+            error_s = max(error_s, sampling.error * mean_s)
         if learner.team.led([enough])[0]:
             break
     return mean_s, max(mean_s - error_s, 0.5 * mean_s), mean_s + error_s
 
 
 def _mean(steps_s: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """The mean of SAMPLE_STEPS or more durations, and half the width of its 95 % interval."""
+    """The mean of three or more durations, and half the width of its 95 % interval."""
     means = np.array([chunk.mean() for chunk in np.array_split(steps_s, min(10, len(steps_s)))])
     return float(steps_s.mean()), 1.96 * float(means.std(ddof=1)) / math.sqrt(len(means))
 
@@ -234,7 +262,7 @@ def _evaluation(learner: Learner, job: ProbeJob, feeder: Feeder, px: int) -> tup
 
     def note() -> bool:
         marks.append(time.monotonic())
-        return True
+        return not job.brief or len(marks) <= BRIEF_BATCHES
 
     size, n = eval_batch(job.batch // job.chunks), len(feeder.pack.indices("val"))
     views = [View(px=px, flip=False)]
@@ -245,4 +273,4 @@ def _evaluation(learner: Learner, job: ProbeJob, feeder: Feeder, px: int) -> tup
     # All batches have the same size: the last is filled up.
     batch_s = (marks[-1] - marks[1]) / (len(marks) - 2)
     first_s = max(0.0, marks[1] - marks[0] - batch_s)
-    return first_s, (whole_s - first_s) / n
+    return first_s, batch_s / size if job.brief else (whole_s - first_s) / n

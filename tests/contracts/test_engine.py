@@ -62,8 +62,11 @@ class Bench:
     setting: Setting
     too_little_bytes: int
 
-    def probe(self, batch: int = 4, *, timed: bool = False, until_s: float = 60.0, **changes: Any) -> Any:
-        job = ProbeJob(setting=replace(self.setting, **changes), candidate=CANDIDATE, batch=batch, timed=timed)
+    def probe(
+        self, batch: int = 4, *, timed: bool = False, brief: bool = False, until_s: float = 60.0, **changes: Any
+    ) -> Any:
+        setting = replace(self.setting, **changes)
+        job = ProbeJob(setting=setting, candidate=CANDIDATE, batch=batch, timed=timed, brief=brief)
         return self.engine.do(job, until_at=self.engine.now() + until_s, on_progress=lambda progress: None)
 
     def train_job(self, folder: Path, steps: int) -> TrainJob:
@@ -156,9 +159,10 @@ def test_its_clock_does_not_go_backwards(bench: Bench) -> None:
     assert bench.engine.now() <= bench.engine.now()
 
 
-def test_a_small_batch_passes_and_is_timed(bench: Bench) -> None:
+@pytest.mark.parametrize("brief", [False, True])
+def test_a_small_batch_passes_and_is_timed(bench: Bench, brief: bool) -> None:
     begun_at = bench.engine.now()
-    found = bench.probe(timed=True)
+    found = bench.probe(timed=True, brief=brief)
     took_s = bench.engine.now() - begun_at
     assert isinstance(found, Probe), found
     assert found.passed, found.reason

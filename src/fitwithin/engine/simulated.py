@@ -47,8 +47,9 @@ from fitwithin.pruning import Pace
 if TYPE_CHECKING:
     from fitwithin.session import Images
 
-#: A probe takes so many updates and times each pace for so long, as probe.py does; so often the loader's stock is made.
-UPDATES, SAMPLE_S, SAMPLE_STEPS, STOCKS = 6, (0.15, 1.0), 6, 6
+#: A probe takes so many updates and times each pace for so long, as probe.py does, a brief one for less and over so few
+#: batches of an evaluation; so often the loader's stock is made.
+UPDATES, SAMPLE_S, BRIEF_S, SAMPLE_STEPS, BRIEF_BATCHES, STOCKS = 6, (0.15, 1.0), (0.15, 0.25), 6, 3, 6
 
 #: Precisions and layouts are compared at this batch.
 SCREEN_BATCH = 64
@@ -227,10 +228,10 @@ class Simulated:
         found_s = slow * step_s * (1 + law.pace_noise * (2 * law.draw("probe", self.number) - 1) / 3)
         evals = {px: law.eval_image_s(candidate, px) for px in {candidate.train_px, *job.setting.view_sizes}}
         loader_s = law.loader_s(job.batch)
-        for pace_s, sample_s in zip((dummy_s, step_s), SAMPLE_S, strict=True):
+        for pace_s, sample_s in zip((dummy_s, step_s), BRIEF_S if job.brief else SAMPLE_S, strict=True):
             self.spend(max(sample_s, SAMPLE_STEPS * pace_s), until_at)
         self.spend(STOCKS * loader_s, until_at)
-        n_val = len(self.images.indices("val"))
+        n_val = min(len(self.images.indices("val")), BRIEF_BATCHES * job.batch if job.brief else 2**31)
         self.spend(sum(law.eval_first_s + 2 * n_val * image_s for image_s in evals.values()) + law.save_s, until_at)
         stages = self._stages(job, slow, until_at)
         return Timing(
@@ -253,7 +254,8 @@ class Simulated:
         """The pace at every smaller size of progressive resizing, and what going on to the next one costs."""
         law, sizes = self.law, [px for _, px in job.setting.recipe.stages(job.candidate.train_px)]
         paces = {px: law.step_s(replace(job.candidate, train_px=px), job.batch) for px in sizes[:-1]}
-        self.spend(sum(max(SAMPLE_S[1], SAMPLE_STEPS * pace_s) + law.change_s for pace_s in paces.values()), until_at)
+        sample_s = (BRIEF_S if job.brief else SAMPLE_S)[1]
+        self.spend(sum(max(sample_s, SAMPLE_STEPS * pace_s) + law.change_s for pace_s in paces.values()), until_at)
         return {px: slow * pace_s for px, pace_s in paces.items()}, dict.fromkeys(sizes[1:], slow * law.change_s)
 
     def _rates(self, job: ProbeJob, until_at: float) -> dict[int, float]:
