@@ -224,3 +224,20 @@ def test_jobs_are_told_the_profiles_figures(stage: Any) -> None:
     assert isinstance(job, TrainJob)
     assert job.step_s == pytest.approx(plan.turns[0].batch / plan.turns[0].images_per_s)
     assert job.steps == plan.turns[0].steps
+
+
+@pytest.mark.parametrize("slower", [1.3, 2.0])
+def test_on_a_machine_that_has_become_slower_there_is_time_for_the_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slower: float
+) -> None:
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
+    law = Law(eval_share=60.0)
+    made = Stage(law, request(recipe="fast", time_s=300.0), tmp_path, CountedImages())
+    run = made.run()
+    assert flow.draw_up(run).turns[0].evaluation_s > 10
+    made.engine.law = replace(law, drifts=((0.0, slower),))
+    report = flow.tell(run)
+    (delivered,) = (row for row in report.methods if row.delivered)
+    assert delivered.test is not None
+    assert not any("time was over" in note for note in report.notes), "all views were evaluated on both splits"
+    assert all(limit.kept for limit in report.receipt.limits)

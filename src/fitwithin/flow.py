@@ -101,7 +101,7 @@ def train(run: Run, plan: Plan) -> None:
         )
         at_work[turn.name] = ends_at
         told = f"{number + 1} of {len(plan.turns)}"
-        return instantiate.begun(run, turn, slot, ends_at=ends_at, frozen=plan.frozen, told=told)
+        return instantiate.begun(run, turn, slot, ends_at=ends_at, frozen=plan.frozen, told=told, last=not waiting)
 
     def told(ended: tuple[Turn, Trained | Failure]) -> None:
         turn, outcome = ended

@@ -102,8 +102,12 @@ def train(
     ends_at: float,
     frozen: bool,
     on_progress: Callable[[Progress], None],
+    evaluation_s: float = 0.0,
 ) -> Trained | Failure:
-    """Train one turn until ``ends_at`` at the latest; if its process fails, go on from what it left."""
+    """Train one turn until ``ends_at`` at the latest; if its process fails, go on from what it left.
+
+    Behind it ``evaluation_s`` are kept for its model.
+    """
 
     def note(progress: Progress) -> None:
         opened.peak(progress.facts.get("peak_bytes"))
@@ -132,6 +136,7 @@ def train(
         chunks=turn.chunks,
         stages=turn.stages,
         start=str(folder.parent / turn.after) if turn.after else "",
+        evaluation_s=evaluation_s,
     )
     outcome: Trained | Failure = Failure(kind="deadline", reason="its time was over before it could start")
     for _ in range(ATTEMPTS):
@@ -157,9 +162,13 @@ def train(
 
 
 def begun(
-    run: Run, turn: Turn, slot: int, *, ends_at: float, frozen: bool, told: str
+    run: Run, turn: Turn, slot: int, *, ends_at: float, frozen: bool, told: str, last: bool
 ) -> Callable[[], tuple[Turn, Trained | Failure]]:
-    """A turn in a slot: its time until ``ends_at`` is reserved from now on, what is returned carries it out."""
+    """A turn in a slot: its time until ``ends_at`` is reserved from now on, what is returned carries it out.
+
+    The evaluation follows a turn that is the ``last`` one of the run, or each under scope ``candidate``.
+    """
+    evaluated = last or run.request.budget.scope == "candidate"
     opened = run.book("train", turn.name, reserved_s=ends_at - run.engine.now())
     run.reporter.begin(f"training {turn.name} ({told})", turn.steps, run.lane(slot))
 
@@ -174,6 +183,7 @@ def begun(
                 ends_at=ends_at,
                 frozen=frozen,
                 on_progress=lambda progress: run.progress(progress, slot),
+                evaluation_s=turn.evaluation_s if evaluated else 0.0,
             )
         return turn, outcome
 

@@ -54,7 +54,9 @@ class _Trials:
             if turn is not None:
                 self._at_work[turn.name] = trial, ends_at
                 told = _told(trial, self.search)
-                return instantiate.begun(self.run, turn, slot, ends_at=ends_at, frozen=self.frozen, told=told)
+                return instantiate.begun(
+                    self.run, turn, slot, ends_at=ends_at, frozen=self.frozen, told=told, last=trial.final
+                )
             body = {"name": contest.turn_name(trial), "trained": None, "reason": TOO_SHORT}
             self.run.store.append("turn", body)
             self._tell(trial, Failure(kind="deadline", reason=TOO_SHORT))
