@@ -293,10 +293,14 @@ LIMITS = [
     "--data-parallel",
     "--gpus",
     "--search",
+    "--min-gain",
     "--emulate-device-memory",
     "--engine",
     "--ray-address",
 ]
+
+#: A profile alone has no use for these.
+BOUNDS = ("--time", "--gpu-time", "--inference", "--scope", "--search", "--min-gain")
 
 #: The command line as it stands. An option more is a decision: is there a question of a user that it answers?
 COMMANDS: dict[str, list[str]] = {
@@ -308,7 +312,7 @@ COMMANDS: dict[str, list[str]] = {
     "plan": ["data", *LIMITS, "--out", "--json"],
     "profile": [
         "data",
-        *(name for name in LIMITS if name not in ("--time", "--gpu-time", "--inference", "--scope", "--search")),
+        *(name for name in LIMITS if name not in BOUNDS),
         "--refresh",
         "--export",
         "--import",

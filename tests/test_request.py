@@ -23,7 +23,7 @@ def test_the_command_line_of_the_first_page() -> None:
     assert asked.limit_s == 10800
     assert asked.models == TABLE_2
     assert asked.recipe == load("fast")
-    assert asked.precisions == ("amp", "fp32"), "on the CPU"
+    assert asked.precisions == ("fp32", "amp"), "on the CPU"
     assert parse("photos", memory=1, time=1, device="cuda:0").precisions == ("amp-bf16", "amp")
     assert asked.sizes == SIZES
     assert asked.view_sizes == (160, 192, 224, 256)
@@ -229,3 +229,16 @@ def test_cards_of_one_name_and_different_memory_are_two_kinds(cards: Path) -> No
 def test_the_command_line_takes_what_the_library_does() -> None:
     """But for the device, which the library takes apart from its limits."""
     assert set(options.LIMITS) - {"device"} == set(Limits.__annotations__)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ({"min_gain": 0.5}, "add --search halving"),
+        ({"min_gain": 0.0, "search": "halving"}, "must be more than nothing"),
+        ({"min_gain": float("inf"), "search": "halving"}, "must be more than nothing"),
+    ],
+)
+def test_a_gain_that_cannot_be_asked_for_is_refused(words: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        parse("photos", memory="6GiB", time="1h", **words)

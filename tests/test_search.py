@@ -268,6 +268,7 @@ def test_what_gains_too_little_is_left_unspent() -> None:
     assert final.final
     assert final.seconds < 0.9 * greedy.trials[-1].seconds
     assert "0.1 points" in final.why
+    assert final.seconds + final.refunded_s == pytest.approx(greedy.trials[-1].seconds)
 
 
 def test_a_search_of_nobody_is_over() -> None:

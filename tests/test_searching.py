@@ -32,10 +32,16 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
     monkeypatch.setattr(page, "markdown", lambda report: "")
 
     def stage(
-        *, time_s: float = 900.0, folder: str = "run", law: Law | None = None, slots: int = 1, **recipe: Any
+        *,
+        time_s: float = 900.0,
+        folder: str = "run",
+        law: Law | None = None,
+        slots: int = 1,
+        min_gain: float | None = None,
+        **recipe: Any,
     ) -> Stage:
         asked = request(models=MODELS, sizes=(160, 224), view_sizes=(160, 224), time_s=time_s, slots=slots)
-        asked = replace(asked, search="halving", recipe=replace(asked.recipe, **recipe))
+        asked = replace(asked, search="halving", min_gain=min_gain, recipe=replace(asked.recipe, **recipe))
         return Stage(law or Law(half_epochs=20), asked, tmp_path / folder, CountedImages())
 
     return stage
@@ -68,6 +74,21 @@ def test_the_weak_get_little_and_the_winner_what_is_left(begin: Begin) -> None:
     spent = next(limit for limit in report.receipt.limits if limit.name == "time")
     assert spent.kept
     assert spent.spent > 0.9 * 900
+
+
+def test_time_that_gains_too_little_is_left_unspent_and_the_report_says_so(begin: Begin) -> None:
+    greedy, frugal = begin(), begin(folder="frugal", min_gain=500.0)
+    reports = [flow.tell(stage.run()) for stage in (greedy, frugal)]
+    spent = [limit.spent for each in reports for limit in each.receipt.limits if limit.name == "time"]
+    final = gather.trials(frugal.store.events("trial"))[-1][1]
+    assert final.final
+    assert final.refunded_s > 60
+    assert spent[1] == pytest.approx(spent[0] - final.refunded_s, abs=20)
+    (note,) = (note for note in reports[1].notes if "left unspent" in note)
+    assert not any("left unspent" in note for note in reports[0].notes)
+    assert "a GPU-hour would gain less than 500 points" in note
+    plan = flow.draw_up(frugal.run())
+    assert planning.from_json(plan.to_json()) == plan
 
 
 def test_where_there_is_time_for_one_there_is_no_search(begin: Begin) -> None:

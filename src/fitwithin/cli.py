@@ -122,7 +122,7 @@ def plan(
 
 
 @app.command()
-@with_limits("time", "gpu_time", "inference", "scope", "search")
+@with_limits("time", "gpu_time", "inference", "scope", "search", "min_gain")
 def profile(
     data: Data,
     refresh: Annotated[bool, typer.Option("--refresh", help="Measure anew what is known.")] = False,

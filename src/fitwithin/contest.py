@@ -86,6 +86,7 @@ def plan(
     view_sizes: Sequence[int],
     request: dict[str, Any],
     fingerprint: str,
+    min_gain: float | None = None,
 ) -> Plan | None:
     """The plan of a search: the turns of its first rung; None where there is time for one candidate only.
 
@@ -95,7 +96,7 @@ def plan(
     known = {profile.candidate: priced(profile, data, recipe, view_sizes) for profile in profiles}
     kept_s = evaluation_reserve_s([(one.profile, one.usual) for one in known.values()])
     budget_s = left.less(kept_s).together_s
-    facts = Planned(entrants=tuple(entrants([*known.values()])), budget_s=budget_s, slots=left.slots)
+    facts = Planned(entrants=tuple(entrants([*known.values()])), budget_s=budget_s, slots=left.slots, min_gain=min_gain)
     search = begun(facts)
     if search.ladder is None:
         return None
@@ -118,7 +119,7 @@ def plan(
 
 def begun(facts: Planned) -> Halving:
     """The search at its beginning."""
-    return Halving(facts.entrants, budget_s=facts.budget_s, devices=facts.slots)
+    return Halving(facts.entrants, budget_s=facts.budget_s, devices=facts.slots, min_gain=facts.min_gain)
 
 
 def turn_over(one: Priced, seconds: float, *, data: DataFacts, trial: Trial | None = None) -> Turn | None:

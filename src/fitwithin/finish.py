@@ -20,6 +20,7 @@ from fitwithin.jobs import EVALUATED, Evaluated, EvaluateJob, Failure, evaluated
 from fitwithin.planning import Plan, Turn
 from fitwithin.report import Report
 from fitwithin.session import Run
+from fitwithin.units import format_duration
 
 
 def evaluate(run: Run, plan: Plan) -> tuple[list[Member], Turn, str]:
@@ -123,7 +124,7 @@ def close(run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: st
             methods=rows,
             views=assemble.view_rows(chief, labels, choice),
             ensemble_why=choice.why,
-            notes=_notes(run, members),
+            notes=_notes(run, plan, members),
             finished=finished,
         )
 
@@ -138,8 +139,13 @@ def close(run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: st
     return report
 
 
-def _notes(run: Run, members: Sequence[Member]) -> list[str]:
+def _notes(run: Run, plan: Plan, members: Sequence[Member]) -> list[str]:
     notes = []
+    if plan.search is not None:
+        bounded = next((trial for trial in searching.stand(run, plan.search).trials if trial.refunded_s), None)
+        if bounded is not None:
+            left_s = run.remaining().less(run.closing_s).usable_s
+            notes.append(f"{format_duration(left_s)} of the budget are left unspent: {bounded.why}.")
     expected = len(run.request.views)
     for member in members:
         for split in ("val", "test"):

@@ -54,6 +54,7 @@ def _planned(run: Run) -> Plan:
             view_sizes=run.request.view_sizes,
             request=run.request.to_dict(),
             fingerprint=run.images.fingerprint,
+            min_gain=run.request.min_gain,
         )
         if found is not None:
             return found

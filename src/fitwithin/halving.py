@@ -215,13 +215,13 @@ class Halving(Search):
         why = "there is time for one candidate" if self.finals == 1 else "each has a device until the end"
         if isinstance(of, Trial):
             why = f"{self.scores[of.number].accuracy:.1%} after {format_duration(of.seconds)}, the best so far"
-        worth_s = self.worth_s(of.candidate)
+        worth_s, refunded_s = self.worth_s(of.candidate), 0.0
         if worth_s is not None and worth_s < seconds:
-            seconds = worth_s
+            seconds, refunded_s = worth_s, seconds - worth_s
             why += f"; beyond {format_duration(worth_s)} a GPU-hour would gain less than {self.min_gain:g} points"
         if seconds <= max(entrant.fixed_s for entrant in self.entrants if entrant.candidate == of.candidate):
             return None
-        return self._made(of.candidate, FINAL, seconds, why)
+        return replace(self._made(of.candidate, FINAL, seconds, why), refunded_s=refunded_s)
 
     def worth_s(self, candidate: Candidate) -> float | None:
         """How long a final training is worth ``min_gain``; None where that is not asked for or cannot be told.

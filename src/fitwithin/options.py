@@ -89,6 +89,14 @@ Search = Annotated[
         "--search", help="How candidates share the time: 'exhaustive' (default) or 'halving'.", show_default=False
     ),
 ]
+MinGain = Annotated[
+    float | None,
+    typer.Option(
+        "--min-gain",
+        help="Of a search: leave time unspent that gains fewer points of accuracy per GPU-hour.",
+        show_default=False,
+    ),
+]
 Emulate = Annotated[
     str | None,
     typer.Option(
@@ -131,6 +139,7 @@ LIMITS: dict[str, Any] = {
     "data_parallel": DataParallel,
     "gpus": Gpus,
     "search": Search,
+    "min_gain": MinGain,
     "emulate_device_memory": Emulate,
     "engine": EngineName,
     "ray_address": RayAddress,

@@ -78,7 +78,8 @@ def name_of(candidate: Candidate, suffix: str) -> str:
 class Planned:
     """A search before it begins: who enters in which order, the seconds for all trials, and its ladder.
 
-    So many ``slots`` work side by side; seconds are those of all slots, added up.
+    So many ``slots`` work side by side; seconds are those of all slots, added up. The final training is no longer than
+    ``min_gain`` points of accuracy per GPU-hour are worth.
     """
 
     entrants: tuple[Entrant, ...]
@@ -87,6 +88,7 @@ class Planned:
     seconds: tuple[float, ...] = ()
     final_s: float = 0.0
     slots: int = 1
+    min_gain: float | None = None
 
     @property
     def told(self) -> str:

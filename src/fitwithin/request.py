@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ class Limits(TypedDict, total=False):
     data_parallel: int
     gpus: int
     search: str
+    min_gain: float
     emulate_device_memory: str | int
     engine: str
     ray_address: str
@@ -82,6 +84,7 @@ class Request:
     emulate_bytes: int | None = None
     data_parallel: int = 1
     search: str = "exhaustive"
+    min_gain: float | None = None
     engine: str = "local"
     ray_address: str | None = None
     gpus: int = 1
@@ -163,6 +166,18 @@ def _list(value: str | Sequence[Any]) -> str:
     return value if isinstance(value, str) else ",".join(str(part) for part in value)
 
 
+def _check_search(search: str, scope: str, min_gain: float | None) -> None:
+    """UsageError unless the words about the search go together."""
+    if search not in SEARCHES:
+        raise UsageError(f"{search!r} is no search; choose from {', '.join(SEARCHES)}")
+    if search != SEARCHES[0] and scope == "candidate":
+        raise UsageError("--scope candidate gives every candidate the whole time: nothing is left to search by halving")
+    if min_gain is not None and search == SEARCHES[0]:
+        raise UsageError(f"--min-gain {min_gain:g} is of a search that can stop early; add --search halving")
+    if min_gain is not None and not 0 < min_gain < math.inf:
+        raise UsageError(f"--min-gain {min_gain:g} must be more than nothing: points of accuracy per GPU-hour, say 0.5")
+
+
 def _check_gpus(gpus: int | None, data_parallel: int) -> None:
     """UsageError unless so many GPUs make slots of ``data_parallel``; without a number they are one slot's."""
     if gpus is None:
@@ -199,6 +214,7 @@ def parse(
     data_parallel: int = 1,
     gpus: int | None = None,
     search: str = SEARCHES[0],
+    min_gain: float | None = None,
     emulate_device_memory: str | int | None = None,
     engine: str = "local",
     ray_address: str | None = None,
@@ -226,10 +242,7 @@ def parse(
     if not 1 <= data_parallel <= MOST_PARALLEL:
         raise UsageError(f"--data-parallel {data_parallel} is out of range; choose from 1 to {MOST_PARALLEL}")
     _check_gpus(gpus, data_parallel)
-    if search not in SEARCHES:
-        raise UsageError(f"{search!r} is no search; choose from {', '.join(SEARCHES)}")
-    if search != SEARCHES[0] and scope == "candidate":
-        raise UsageError("--scope candidate gives every candidate the whole time: nothing is left to search by halving")
+    _check_search(search, scope, min_gain)
     trains = recipes.load(recipe)
     viewed = parse_sizes(_list(test_sizes)) if test_sizes is not None else trains.view_sizes(trained)
     usual = trains.precisions_on(device)
@@ -263,6 +276,7 @@ def parse(
         emulate_bytes=emulated,
         data_parallel=data_parallel,
         search=search,
+        min_gain=min_gain,
         engine=engine,
         ray_address=ray_address,
         gpus=data_parallel if gpus is None else gpus,

@@ -40,7 +40,8 @@ class Entrant:
 class Trial:
     """A complete schedule of ``seconds`` GPU-seconds, on ``gpus`` devices at once; ``rung`` -1 is the final training.
 
-    ``after`` is the number of the candidate's trial before: its model is there to go on from.
+    ``after`` is the number of the candidate's trial before: its model is there to go on from. ``refunded_s`` are
+    seconds that it could have had and that were not worth it.
     """
 
     number: int
@@ -50,6 +51,7 @@ class Trial:
     why: str
     after: int | None = None
     gpus: int = 1
+    refunded_s: float = 0.0
 
     @property
     def final(self) -> bool:
