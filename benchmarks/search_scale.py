@@ -24,7 +24,7 @@ import numpy as np
 
 import ground
 from fitwithin.candidate import Candidate
-from fitwithin.charts import GREY, PALETTE
+from fitwithin.canvas import GREY, PALETTE
 from fitwithin.engine.law import Law
 from fitwithin.halving import Halving
 from fitwithin.machine import cpu_name

@@ -12,8 +12,10 @@ import pytest
 import typer
 
 from fitwithin import cli, errors, recipe
+from fitwithin.outlook import Forecast, Outlook, Point
 from fitwithin.planning import Plan, Turn
 from fitwithin.report import CandidateRow, Limit, PhaseRow, Receipt, Report
+from fitwithin.trials import RungRow, SearchReport, Second, TrialRow, VerdictRow
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -115,6 +117,8 @@ def test_the_reference_names_every_error() -> None:
     [
         ("receipt.json", (Receipt, Limit, PhaseRow)),
         ("report.json", (Report, CandidateRow)),
+        ("report.json", (SearchReport, RungRow, TrialRow, VerdictRow, Second)),
+        ("report.json", (Outlook, Point, Forecast)),
         ("plan.json", (Plan, Turn)),
     ],
 )

@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
-from fitwithin.headline import caution, delivered, headline, tiles
-from fitwithin.report import Estimate, MethodRow
-from test_report import REPORTS, complete, plan, receipt, small, trained, untrained
+from fitwithin.estimate import Estimate
+from fitwithin.headline import caution, contested, delivered, headline, tiles
+from fitwithin.report import MethodRow
+from test_report import REPORTS, complete, plan, receipt, searched, small, trained, untrained
 
 
 def test_the_headline_says_what_was_reached_within_what():
@@ -83,3 +84,22 @@ def test_a_run_that_left_no_model_says_so():
 def test_a_plan_takes_its_limits_from_the_request_before_there_is_a_receipt():
     report = dataclasses.replace(plan(), receipt=receipt(limits=(), phases=()))
     assert "fit within 6.00 GiB and 3h 00m" in headline(report)
+
+
+def test_a_search_says_who_was_second_and_how_sure_that_is():
+    assert contested(searched()) == (
+        "The search tried 7 candidates in 10 trials on 2 rungs; second was resnet50-amp-160, 84.5 % on rung 2 against "
+        "86.0 %: by 1,000 validation images it is 83 % sure that the winner is better."
+    )
+    assert contested(complete()) == contested(plan()) == ""
+
+
+def test_a_search_that_cannot_tell_says_so_in_words():
+    search = searched().search
+    even = dataclasses.replace(search.second, accuracy=search.second.winner_accuracy, confidence=None)
+    told = contested(searched(search=dataclasses.replace(search, second=even)))
+    assert told.endswith("had 86.0 % on rung 2 like the winner: 1,000 validation images cannot tell them apart.")
+    certain = dataclasses.replace(search.second, confidence=0.9999)
+    assert "more than 99 % sure" in contested(searched(search=dataclasses.replace(search, second=certain)))
+    alone = contested(searched(search=dataclasses.replace(search, second=None)))
+    assert alone.endswith("none of the others left a model to compare with.")

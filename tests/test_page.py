@@ -19,16 +19,30 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fitwithin import charts, page
-from fitwithin.headline import caution, headline
-from fitwithin.report import Estimate, Limit, Report, from_json
+from fitwithin.estimate import Estimate
+from fitwithin.headline import caution, contested, headline
+from fitwithin.report import Limit, Report, from_json
 from fitwithin.story import clean
-from test_report import HOSTILE, REPORTS, complete, plan, receipt, rows, small, trained, untrained, without_test
+from test_report import (
+    HOSTILE,
+    REPORTS,
+    complete,
+    plan,
+    receipt,
+    rows,
+    searched,
+    small,
+    trained,
+    untrained,
+    without_test,
+)
 
 CHARTS = (
     charts.accuracy_against_time,
     charts.accuracy_against_memory,
     charts.loss_curves,
     charts.predicted_against_actual,
+    charts.accuracy_over_rungs,
 )
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -207,12 +221,13 @@ def test_charts_are_none_where_there_is_nothing_to_show():
         assert chart(plan()) is None
         assert chart(small(empty)) is None
         assert chart(small()) is None
-        assert chart(complete()) is not None
+        assert chart(searched()) is not None
+    assert charts.accuracy_over_rungs(complete()) is None
 
 
 def test_charts_are_accessible_and_take_the_pages_colour():
     for chart in CHARTS:
-        svg = chart(complete())
+        svg = chart(searched())
         assert svg.startswith("<svg ")
         assert svg.endswith("</svg>")
         labels = re.search(r'role="img" aria-labelledby="(\S+) (\S+)"', svg)
@@ -229,7 +244,7 @@ def test_charts_take_strange_names_and_losses_that_are_not_numbers():
     row = trained("a$b$<猫>&", "amp", 160, 900)
     bad = [dataclasses.replace(point, loss=float("nan")) for point in row.curve[:3]]
     report = small(dataclasses.replace(row, curve=(*bad, *row.curve[3:])))
-    for chart in CHARTS:
+    for chart in CHARTS[:4]:
         outline(chart(report))
     assert "nan" not in charts.loss_curves(report)
 
@@ -237,8 +252,9 @@ def test_charts_take_strange_names_and_losses_that_are_not_numbers():
 def test_charts_take_the_ends_of_the_scale():
     ends = [trained(f"m{n}", "amp", 160, n) for n in (0, 1000)]
     third = dataclasses.replace(ends[0], name="third", validation=Estimate(correct=0, total=3))
-    for chart in CHARTS:
+    for chart in CHARTS[:4]:
         outline(chart(small(*ends, third)))
+    outline(charts.accuracy_over_rungs(of_trials({"none": [0], "some": [0, 1000]})))
 
 
 def test_charts_take_many_candidates():
@@ -248,6 +264,46 @@ def test_charts_take_many_candidates():
     assert "28 more are in the table" in charts.predicted_against_actual(report)
     named = set(re.findall(r"resnet\d+-\w+-160(?=</text>)", charts.accuracy_against_time(report)))
     assert 1 <= len(named) <= 8
+    climbs = charts.accuracy_over_rungs(of_trials({f"resnet{i}": [700 + i] * (3 if i > 35 else 1) for i in range(40)}))
+    assert len(set(re.findall(r"resnet\d+(?=</text>)", climbs))) == 10
+
+
+def of_trials(reached: dict[str, list[int]]) -> Report:
+    """A report of a search in which each candidate had so many of 1,000 images right, rung after rung."""
+    example = searched().search.trials[0]
+    trials = [
+        dataclasses.replace(
+            example, candidate=name, turn=f"{name}-{rung}", rung=rung, accuracy=Estimate(correct=right, total=1000)
+        )
+        for name, all_right in reached.items()
+        for rung, right in enumerate(all_right)
+    ]
+    return searched(search=dataclasses.replace(searched().search, trials=tuple(trials)))
+
+
+def test_a_search_is_in_all_three_voices_with_its_chart_beside_the_ladder():
+    report = searched()
+    text, marked, shown = printed(page.render_text(report), 1000), page.markdown(report), html_of(searched)
+    told = contested(report)
+    assert told in text
+    assert told in marked
+    assert told in words(outline(shown).text).replace("\u00a0", " ")
+    part = shown[shown.index('<section id="search"') : shown.index('<section id="outlook"')]
+    assert part.count("<svg ") == 1
+    assert part.count("<table>") == 2
+    assert part.index("The ladder") < part.index("<svg ") < part.index("who is out when")
+    for voice in (text, marked, part):
+        assert "cannot be told" in voice
+    for name in ("search", "outlook"):
+        assert f'id="{name}"' not in html_of(complete)
+
+
+def test_a_terminal_is_told_of_the_first_trials_only():
+    many = of_trials({f"resnet{i}": [700 + i] for i in range(60)})
+    text, marked = printed(page.render_text(many), 200), page.markdown(many)
+    assert f"the first {page.MOST_TRIALS} of 60" in text
+    assert text.count(" promised") == page.MOST_TRIALS
+    assert marked.count(" promised") == 60
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=1))
@@ -298,9 +354,10 @@ def framed(text: str, width: int) -> str:
     return f'<!DOCTYPE html><title>not measured</title><body style="margin: 0">{frame}'
 
 
+@pytest.mark.parametrize("make", [complete, searched], ids=["complete", "searched"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_browser_shows_the_page_without_sideways_scrolling(chromium, width):
-    dom = chromium(framed(html_of(complete), width), f"--window-size={max(width, 500)},2400", "--dump-dom")
+def test_a_browser_shows_the_page_without_sideways_scrolling(chromium, width, make):
+    dom = chromium(framed(html_of(make), width), f"--window-size={max(width, 500)},2400", "--dump-dom")
     wide, of = map(int, re.search(r"wide (\d+) of (\d+)", dom).groups())
     assert width - 20 <= of <= width
     assert wide <= of

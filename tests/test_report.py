@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fitwithin.estimate import Estimate
+from fitwithin.front import marked
+from fitwithin.outlook import outlook
 from fitwithin.report import (
     CandidateRow,
     CurvePoint,
-    Estimate,
     Limit,
     MethodRow,
     PhaseRow,
@@ -21,6 +23,7 @@ from fitwithin.report import (
     ViewRow,
     from_json,
 )
+from fitwithin.trials import RungRow, SearchReport, Second, TrialRow, VerdictRow, points
 
 GIB = 2**30
 HOSTILE = ("</script><script>alert(1)</script>", "cats & dogs", "Ærøskøbing", "猫", "x" * 180, "[red]a|b*c_`d`", "a\nb")
@@ -253,7 +256,78 @@ def plan() -> Report:
     )
 
 
-REPORTS = {"complete": complete, "without_test": without_test, "plan": plan}
+def searched(**changes: object) -> Report:
+    """A complete run whose candidates shared the time by a search; one failed, two had as many images right."""
+    report = complete()
+    names = [row.name for row in report.candidates if row.status == "trained"]
+    failed = next(row.name for row in report.candidates if row.status == "failed")
+    names.remove(report.winner)
+    names.insert(0, report.winner)
+    correct = {name: 800 - 20 * place for place, name in enumerate(names)}
+    correct[names[2]] = correct[names[1]]
+    trials: list[TrialRow] = []
+
+    def ask(name: str, rung: int, seconds: float, right: int | None, fate: str) -> None:
+        trials.append(
+            TrialRow(
+                number=len(trials) + 1,
+                candidate=name,
+                turn=f"{name}-rung{rung}",
+                rung=rung,
+                promised_s=seconds,
+                charged_s=seconds / 2,
+                gpu_s=seconds,
+                accuracy=None if right is None else Estimate(correct=right, total=1000),
+                fate=fate,
+                why="all get 2m 00s",
+            )
+        )
+
+    for place, name in enumerate(names):
+        ask(name, 0, 120.0, correct[name], "went on" if place < 2 else "dropped")
+    ask(failed, 0, 120.0, None, "failed")
+    ask(names[0], 1, 480.0, 860, "went on")
+    ask(names[1], 1, 480.0, 845, "dropped")
+    ask(names[0], -1, 2000.0, 912, "handed over")
+    cut = Estimate(correct=correct[names[1]], total=1000)
+    verdicts = [
+        VerdictRow(candidate=name, rung=0, reason=f"{name} lost", confidence=0.9 - 0.01 * place, cut=cut)
+        for place, name in enumerate(names[3:])
+    ]
+    tie = "1000 validation images cannot tell them apart"
+    verdicts += [
+        VerdictRow(candidate=names[2], rung=0, reason=tie, confidence=None, cut=cut),
+        VerdictRow(candidate=failed, rung=0, reason="it died", confidence=None, cut=None),
+        VerdictRow(candidate="resnet50-amp-224", rung=None, reason="left out: no time", confidence=None, cut=None),
+        VerdictRow(candidate=names[1], rung=1, reason="second", confidence=0.83, cut=Estimate(correct=860, total=1000)),
+    ]
+    search = SearchReport(
+        told="Successive halving: 7 trials of 2m 00s, the best 2 trials of 8m 00s, and 30m 00s for the winner.",
+        rungs=(RungRow(count=7, seconds=120.0), RungRow(count=2, seconds=480.0)),
+        final_s=1800.0,
+        trials=tuple(trials),
+        verdicts=tuple(verdicts),
+        handed_over=trials[-1].turn,
+        handed_over_why="the model of the final training: 91.2 % after 33m 20s",
+        second=Second(
+            candidate=names[1],
+            rung=1,
+            accuracy=Estimate(correct=845, total=1000),
+            winner_accuracy=Estimate(correct=860, total=1000),
+            confidence=0.83,
+        ),
+    )
+    told = outlook(points(search.trials, report.winner, continues=False))
+    rows = marked(
+        [
+            dataclasses.replace(row, inference_ms=0.2 + len(row.model) / 50, allotted_s=row.actual_s)
+            for row in report.candidates
+        ]
+    )
+    return dataclasses.replace(report, **{"candidates": rows, "search": search, "outlook": told, **changes})
+
+
+REPORTS = {"complete": complete, "without_test": without_test, "plan": plan, "searched": searched}
 
 estimates = st.integers(1, 10**6).flatmap(
     lambda total: st.builds(Estimate, correct=st.integers(0, total), total=st.just(total))
@@ -350,6 +424,18 @@ def test_a_report_written_before_rows_were_marked_comes_back():
     for row in old["methods"]:
         del row["delivered"]
     assert not any(method.delivered for method in from_json(json.dumps(old)).methods)
+
+
+def test_a_report_written_before_there_were_searches_comes_back():
+    old = json.loads(complete().to_json())
+    for name in ("search", "outlook"):
+        assert old.pop(name) is None
+    for row in old["candidates"]:
+        for name in ("allotted_s", "inference_ms", "front", "beaten_by"):
+            del row[name]
+    found = from_json(json.dumps(old))
+    assert found == complete()
+    assert (found.search, found.outlook) == (None, None)
 
 
 def test_a_row_is_found_by_its_name():

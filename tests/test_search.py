@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fitwithin.candidate import Candidate
 from fitwithin.halving import ETA, WORTHWHILE, Halving, ladder
-from fitwithin.search import Entrant, Exhaustive, Score, Search, Trial, better
+from fitwithin.search import FINAL, Entrant, Exhaustive, Score, Search, Trial, better, percent_sure, sure
 from simulation import tries
 
 N_VAL = 1000
@@ -299,3 +299,49 @@ def test_how_sure_a_difference_is() -> None:
     assert better(of(520, 1000), of(500, 1000)) == pytest.approx(0.81, abs=0.01)  # 2 points, standard error 2.2
     assert better(of(5200, 10_000), of(5000, 10_000)) > 0.99
     assert better(of(10, 10), of(10, 10)) == pytest.approx(0.5)
+    assert sure(of(500, 1000), of(500, 1000)) is None
+    assert sure(of(520, 1000), of(500, 1000)) == better(of(520, 1000), of(500, 1000))
+    assert [percent_sure(each) for each in (0.5, 0.8149, 0.9951)] == ["50%", "81%", "more than 99%"]
+
+
+@tries(50)
+@given(st.integers(2, 40), devices, st.integers(1, 3), st.data())
+def test_the_second_is_the_best_of_the_others_after_equal_time(
+    count: int, gpus: int, finals: int, data: st.DataObject
+) -> None:
+    fails = data.draw(st.sets(st.integers(0, count - 1), max_size=count - 2))
+    best = data.draw(st.integers(0, count - 1).filter(lambda n: n not in fails))
+    search = Halving(entrants(count), budget_s=10_000.0, devices=gpus * finals, width=gpus)
+    play(search, steady(best, fails=sorted(fails)), budget_s=10_000.0, gpus=gpus * finals)
+    assert search.best is not None
+    assert search.second is not None
+    own, other = search.second
+    assert own.candidate == search.best.candidate != other.candidate
+    assert own.rung == other.rung
+    others = [t for t in search.trials if t.rung == own.rung and t not in (own, other)]
+    right = {trial.number: search.scores[trial.number].correct for trial in (own, other, *others)}
+    assert right[own.number] >= right[other.number] >= max((right[t.number] for t in others), default=0)
+    shared = [t.rung for t in search.trials if t.candidate == search.best.candidate]
+    above = set(shared[shared.index(own.rung) + 1 :]) - ({FINAL} if not search.best.final else set())
+    rivals = [t for t in search.trials if t.rung in above and t.candidate != search.best.candidate]
+    assert not any(search.scores[t.number].total for t in rivals), "they were compared later than that"
+
+
+def test_who_is_alone_has_no_second() -> None:
+    search = Halving(entrants(20, fixed_s=5.0), budget_s=12.0)
+    assert search.second is None
+    play(search, steady(0), budget_s=12.0)
+    assert search.best is not None
+    assert search.second is None
+
+
+def test_as_many_images_right_are_told_in_words() -> None:
+    search = Halving(entrants(4), budget_s=100.0)
+    play(search, lambda trial: Score(correct=900, total=N_VAL), budget_s=100.0)
+    verdicts = search.verdicts()
+    assert len(verdicts) == 3
+    for verdict in verdicts:
+        assert verdict.confidence is None
+        assert verdict.cut == Score(correct=900, total=N_VAL)
+        assert "1000 validation images cannot tell them apart" in verdict.reason
+        assert "sure" not in verdict.reason

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from fitwithin.story import choices, story
-from test_report import REPORTS, complete, plan, receipt, small, trained
+from test_report import REPORTS, complete, plan, receipt, searched, small, trained
 
 
 @pytest.mark.parametrize("make", REPORTS.values(), ids=REPORTS)
@@ -51,12 +51,12 @@ def test_candidates_stand_by_accuracy_then_by_how_far_they_came():
 
 def test_missing_values_are_dashes_and_empty_columns_go():
     report = small(
-        trained("resnet18", "amp", 160, 900, peak_bytes=None, parameters=None, dummy_images_per_s=None),
-        trained("resnet50", "amp", 160, 890, dummy_images_per_s=None),
+        trained("resnet18", "amp", 160, 900, peak_bytes=None, parameters=None, images_per_s=None),
+        trained("resnet50", "amp", 160, 890, images_per_s=None),
     )
     table = next(section for section in story(report) if section.anchor == "candidates").tables[0]
     titles = [column.title for column in table.columns]
-    assert "on dummies" not in titles
+    assert "Images/s" not in titles
     assert table.rows[0][titles.index("Peak")].text == "–"
 
 
@@ -68,3 +68,20 @@ def test_requested_values_read_in_their_units():
     assert facts["gpu time"] == "off"
     assert facts["inference"] == "5 ms"
     assert facts["sizes"] == "160, 224"
+
+
+def test_the_front_is_marked_and_explained_where_candidates_were_tried():
+    section = next(section for section in story(searched()) if section.anchor == "candidates")
+    assert "at least as good in accuracy, the training time given, inference and memory" in section.paragraphs[0]
+    assert "what the profile measured" in section.paragraphs[0]
+    table = section.tables[0]
+    place = [column.title for column in table.columns].index("Front")
+    for row in table.rows:
+        facts = searched().row(row[0].text)
+        assert row[place].text == {True: "yes", False: "no", None: "–"}[facts.front]
+        assert (f"not on the front, beaten by {facts.beaten_by}" in row[0].below) == (facts.front is False)
+    assert {row[place].text for row in table.rows} == {"yes", "no", "–"}
+    for report in (complete(), plan()):
+        section = next(section for section in story(report) if section.anchor == "candidates")
+        assert "Front" not in [column.title for column in section.tables[0].columns]
+        assert not section.paragraphs

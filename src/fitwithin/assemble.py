@@ -14,8 +14,9 @@ import numpy.typing as npt
 from fitwithin.candidate import Candidate
 from fitwithin.ensemble import Choice, Floats, View, average, choose, correct, describe, softmax
 from fitwithin.errors import RunFolderError
+from fitwithin.estimate import Estimate
 from fitwithin.jobs import Evaluated, Trained
-from fitwithin.report import Estimate, MethodRow, ViewRow
+from fitwithin.report import MethodRow, ViewRow
 
 ENSEMBLE = "ensemble.json"
 

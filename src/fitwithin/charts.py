@@ -1,59 +1,23 @@
-"""Charts of a report as inline SVG: accuracy against time and memory, loss curves, predicted against actual time.
+"""Charts of a report as inline SVG: accuracy against time, memory and a search's GPU-seconds, loss, predicted times.
 
-Every chart is a function from a Report to SVG text, or to None where the report has nothing for it to show. The SVG
-is meant to stand inside an HTML page: text stays text, ids are unique across the charts, the background is clear and
-axes take the page's own text colour, so that one chart serves a light page, a dark one and paper.
-Why matplotlib: docs/decisions/0003-charts-with-matplotlib-svg.md. It is imported inside functions: 1.4 s.
+Every chart is a function from a Report to SVG text, or to None where the report has nothing for it to show. canvas.py
+makes the SVG fit for a page.
 """
 
 from __future__ import annotations
 
-import html
-import io
 import itertools
 import math
-import re
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fitwithin.canvas import GREY, INK, PALETTE, short, svg, time_unit
 
 if TYPE_CHECKING:
     from fitwithin.report import CandidateRow, Report
+    from fitwithin.trials import TrialRow
 
-#: Okabe and Ito's colours that keep 3:1 contrast, or nearly, on white and on near-black; told apart by dashes as well.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-GREY = "#8A8A8A"
-#: No chart draws in this colour: it is the stand-in for the page's text colour, put in place after drawing.
-INK = "#010203"
-
-_WIDTH_IN = 5.4
 _MARKERS = ("o", "s", "^", "D")
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "fitwithin",
-    "text.parse_math": False,  # a "$" in a name is a dollar
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same layout everywhere
-    "font.size": 9.5,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GREY,
-    "grid.alpha": 0.25,
-    "grid.linewidth": 0.6,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "legend.columnspacing": 1.3,
-    "legend.handletextpad": 0.5,
-    "legend.handlelength": 1.7,
-}
-
 _Box = tuple[float, ...]  # left, bottom, right, top
 
 
@@ -70,7 +34,7 @@ def accuracy_against_time(report: Report) -> str | None:
     rows = [row for row in report.candidates if row.validation and row.actual_s is not None]
     if not rows:
         return None
-    scale, unit = _time_unit([row.actual_s or 0.0 for row in rows])
+    scale, unit = time_unit([row.actual_s or 0.0 for row in rows])
     points = [_point(row, (row.actual_s or 0.0) / scale) for row in rows]
     return _scatter(
         report,
@@ -122,7 +86,7 @@ def loss_curves(report: Report) -> str | None:
                 linewidth=2.4 if won else 1.3,
                 alpha=1.0 if named else 0.4,
                 zorder=3 if won else 2,
-                label=_short(row.name, 28) + (" (winner)" if won else "") if named else "_other",
+                label=short(row.name, 28) + (" (winner)" if won else "") if named else "_other",
             )
         if decades:
             axes.set_yscale("log")
@@ -134,7 +98,7 @@ def loss_curves(report: Report) -> str | None:
         figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=2, fontsize=7.5)
 
     ends = "; ".join(f"{row.name} ends at {finite[row.name][-1].loss:.3g}" for row in coloured)
-    return _svg(draw, 3.9 + 0.09 * len(coloured), "chart-loss", "Training loss against epochs", ends)
+    return svg(draw, 3.9 + 0.09 * len(coloured), "chart-loss", "Training loss against epochs", ends)
 
 
 def predicted_against_actual(report: Report) -> str | None:
@@ -144,7 +108,7 @@ def predicted_against_actual(report: Report) -> str | None:
         return None
     rows.sort(key=lambda row: (row.name != report.winner, -_share(row)))
     left_out, rows = len(rows[12:]), rows[:12]
-    scale, unit = _time_unit([row.actual_s or 0.0 for row in rows])
+    scale, unit = time_unit([row.actual_s or 0.0 for row in rows])
     errors = [
         f"{100 * ((row.actual_s or 0.0) / (row.predicted_s or 1.0) - 1):+.1f} %".replace("-", "−") for row in rows
     ]
@@ -164,7 +128,7 @@ def predicted_against_actual(report: Report) -> str | None:
             axes.plot([spent], [y], "o", color=PALETTE[1], markersize=5.5, label="actual" if first else "_")
             # Names stand above their line, not beside the axis: long ones would leave a phone no room for the plot.
             across = axes.get_yaxis_transform()
-            axes.text(0.0, y - 0.3, _short(row.name, 36), transform=across, fontsize=8, va="bottom")
+            axes.text(0.0, y - 0.3, short(row.name, 36), transform=across, fontsize=8, va="bottom")
             axes.text(1.0, y - 0.3, error, transform=across, fontsize=8, va="bottom", ha="right")
         axes.set_ylim(len(rows) - 0.5, -0.95)
         axes.margins(x=0.06)
@@ -176,7 +140,78 @@ def predicted_against_actual(report: Report) -> str | None:
     told = "; ".join(f"{row.name}: {error}" for row, error in zip(rows, errors, strict=True))
     more = f"; {left_out} more are in the table" if left_out else ""
     title = "Predicted against actual training time"
-    return _svg(draw, 1.25 + 0.42 * len(rows), "chart-prediction", title, f"actual over predicted time, {told}{more}")
+    return svg(draw, 1.25 + 0.42 * len(rows), "chart-prediction", title, f"actual over predicted time, {told}{more}")
+
+
+def accuracy_over_rungs(report: Report) -> str | None:
+    """A search: validation accuracy against the GPU-seconds a candidate has had, a line over its rungs; the best bold.
+
+    The ten that came furthest are coloured, the winner has its 95 % intervals, and what is handed over a ring.
+    """
+    lines = _climbs(report)
+    if not lines:
+        return None
+    names = sorted(lines, key=lambda name: (name != report.winner, -len(lines[name]), -lines[name][-1][1]))
+    scale, unit = time_unit([x for line in lines.values() for x, _, _ in line])
+    handed = report.search.handed_over if report.search else None
+
+    def draw(figure: Any) -> None:
+        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+        axes = figure.add_subplot()
+        for place, name in reversed(list(enumerate(names))):
+            won, named = name == report.winner, place < 10
+            xs, ys = [x / scale for x, _, _ in lines[name]], [y for _, y, _ in lines[name]]
+            look = {
+                "marker": _MARKERS[place % len(_MARKERS)] if named else ".",
+                "color": PALETTE[place % len(PALETTE)] if named else GREY,
+                "linestyle": "-" if place < len(PALETTE) or not named else "--",
+                "linewidth": 2.4 if won else 1.3,
+                "markersize": 6.5 if won else 4.5,
+                "alpha": 1.0 if named else 0.5,
+                "zorder": 3 if won else 2,
+                "label": short(name, 28) + (" (winner)" if won else "") if named else "_other",
+            }
+            if won:
+                spans = [trial.accuracy.interval for _, _, trial in lines[name] if trial.accuracy]
+                below = [max(0.0, y - 100 * low) for y, (low, _) in zip(ys, spans, strict=True)]
+                above = [max(0.0, 100 * high - y) for y, (_, high) in zip(ys, spans, strict=True)]
+                axes.errorbar(xs, ys, yerr=[below, above], elinewidth=1, capsize=2.5, **look)
+            else:
+                axes.plot(xs, ys, **look)
+        for line in lines.values():
+            for x, y, trial in line:
+                if trial.turn == handed:
+                    ring = {"markersize": 13, "markerfacecolor": "none", "markeredgecolor": INK, "linestyle": "none"}
+                    axes.plot([x / scale], [y], marker="o", label="handed over", zorder=4, **ring)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set(xlabel=f"GPU time of the candidate so far ({unit}, log)", ylabel="validation accuracy (%)")
+        axes.margins(x=0.08, y=0.1)
+        handles, labels = axes.get_legend_handles_labels()
+        order = sorted(range(len(labels)), key=lambda n: (labels[n] != "handed over", n), reverse=True)
+        figure.legend(
+            [handles[n] for n in order], [labels[n] for n in order], loc="outside lower center", ncols=2, fontsize=7.5
+        )
+
+    told = "; ".join(
+        f"{name}: {', '.join(f'{y:.1f} % at {x / scale:.3g}' for x, y, _ in lines[name])}" for name in names[:10]
+    )
+    title = "Validation accuracy against GPU time, rung by rung"
+    return svg(draw, 3.9 + 0.09 * min(10, len(names)), "chart-rungs", title, f"GPU time ({unit}), accuracy: {told}")
+
+
+def _climbs(report: Report) -> dict[str, list[tuple[float, float, TrialRow]]]:
+    """By candidate the GPU-seconds that it had had after each of its trials, and its accuracy (percent) then."""
+    found: dict[str, list[tuple[float, float, TrialRow]]] = {}
+    had: dict[str, float] = {}
+    for trial in report.search.trials if report.search else ():
+        had[trial.candidate] = had.get(trial.candidate, 0.0) + trial.gpu_s
+        if trial.accuracy is not None and had[trial.candidate] > 0:
+            found.setdefault(trial.candidate, []).append((had[trial.candidate], 100 * trial.accuracy.share, trial))
+    return found
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -225,7 +260,7 @@ def _scatter(
 
     best = sorted(points, key=lambda point: -point.y)[:10]
     told = "; ".join(f"{point.row.name}: {point.y:.1f} % at {point.x:.3g}" for point in best)
-    return _svg(draw, 3.9, name, title, f"{x_label}, validation accuracy: {told}")
+    return svg(draw, 3.9, name, title, f"{x_label}, validation accuracy: {told}")
 
 
 def _label(figure: Any, axes: Any, points: list[_Point], front: list[tuple[float, float]]) -> None:
@@ -242,7 +277,7 @@ def _label(figure: Any, axes: Any, points: list[_Point], front: list[tuple[float
     taken: list[_Box] = []
     ranked = sorted(points, key=lambda point: ((point.x, point.y) not in front, -point.y))[:8]
     for point in ranked:
-        text = _short(point.row.name, 30)
+        text = short(point.row.name, 30)
         width, height = 0.6 * 7.5 * len(text), 8.5
         # Keeping well off the other marks, so that no name seems to belong to a neighbour.
         marks = [_around(at, (5 if other == point else 11) * pixel) for other, at in pixels.items()]
@@ -270,44 +305,6 @@ def _overlap(one: _Box, other: _Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def _svg(draw: Callable[[Any], None], height_in: float, name: str, title: str, description: str) -> str:
-    """Draw on a fresh figure and return SVG to stand inside a page, with ``name`` before each of its ids."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    out = io.StringIO()
-    # The SVG writer reads its options from rcParams; the context puts them back, and no pyplot state is touched.
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # A name with signs that DejaVu lacks is drawn by the reader's own fonts: text stays text.
-        warnings.filterwarnings("ignore", message="Glyph")
-        figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained", facecolor="none")
-        draw(figure)
-        for axes in figure.axes:
-            axes.set_facecolor("none")
-        figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return _inline(out.getvalue(), name, title, description)
-
-
-def _inline(svg: str, name: str, title: str, description: str) -> str:
-    """Matplotlib's SVG document as an element of a page: no prolog, own ids, the page's fonts and colour, a title."""
-    body = svg[svg.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.S)
-    # Its style sheet says "*", which would reach the whole page: say it on the root element instead.
-    body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", body, flags=re.S)
-    body = re.sub(r'\bid="', f'id="{name}-', body)
-    body = re.sub(r'\bxlink:href="#', f'href="#{name}-', body).replace("url(#", f"url(#{name}-")
-    body = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", body)
-    body = re.sub(INK, "currentColor", body, flags=re.I)
-    box = re.search(r'viewBox="([^"]+)"', body)
-    root = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box[1] if box else ""}" role="img" '
-        f'aria-labelledby="{name}-title {name}-desc" style="stroke-linejoin: round; stroke-linecap: butt">\n'
-        f' <title id="{name}-title">{html.escape(title)}</title>\n'
-        f' <desc id="{name}-desc">{html.escape(description)}</desc>'
-    )
-    return re.sub(r"<svg[^>]*>", lambda _: root, body, count=1).strip()
-
-
 def _point(row: CandidateRow, x: float) -> _Point:
     assert row.validation is not None
     low, high = row.validation.interval
@@ -316,16 +313,3 @@ def _point(row: CandidateRow, x: float) -> _Point:
 
 def _share(row: CandidateRow) -> float:
     return row.validation.share if row.validation else -1.0
-
-
-def _short(name: str, limit: int = 26) -> str:
-    """The name, its middle left out where it is longer than ``limit``: both ends of a timm name tell models apart."""
-    if len(name) <= limit:
-        return name
-    return f"{name[: limit // 2]}…{name[-(limit - limit // 2 - 1) :]}"
-
-
-def _time_unit(seconds: Sequence[float]) -> tuple[float, str]:
-    """The divisor and the name of the unit in which the longest of these reads best."""
-    longest = max(seconds)
-    return (3600.0, "hours") if longest >= 2 * 3600 else (60.0, "minutes") if longest >= 180 else (1.0, "seconds")

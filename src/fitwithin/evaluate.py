@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 from statistics import median
@@ -13,19 +15,20 @@ import torch
 
 from fitwithin import model as models
 from fitwithin.assemble import logits_path
+from fitwithin.costs import VIEW_PASSES, VIEW_S
 from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu
 from fitwithin.ensemble import Floats, View
 from fitwithin.feeder import Feeder
-from fitwithin.jobs import Evaluated, EvaluateJob, Progress
+from fitwithin.jobs import EVALUATED, Evaluated, EvaluateJob, Progress, read_evaluated
 from fitwithin.learner import Learner, eval_batch, split_logits
-
-#: Forward passes timed per view.
-REPEATS = 5
 
 
 def evaluate(job: EvaluateJob, device: Cpu | Cuda, feeder: Feeder, emit: Callable[[Progress], None]) -> Evaluated:
-    """Write the logits of every split and view, split by split, while time lasts; then time each view."""
+    """Write the logits of every split and view, split by split and size by size, while time lasts; time each view.
+
+    How far it got is written after every size: nothing of that is lost with the process.
+    """
     folder = Path(job.folder)
     learner = Learner(job.setting, job.candidate, device)
     state, _ = models.load(folder, device.torch_device)
@@ -35,19 +38,28 @@ def evaluate(job: EvaluateJob, device: Cpu | Cuda, feeder: Feeder, emit: Callabl
     sizes = [
         (split, px, list(views)) for split in job.splits for px, views in groupby(sorted(job.views), key=lambda v: v.px)
     ]
-    total = sum(-(-len(feeder.pack.indices(split)) // size) for split, _, _ in sizes)
-    seen = 0
-    done: list[tuple[str, str]] = []
+    batches = {split: -(-len(feeder.pack.indices(split)) // size) for split in job.splits}
+    total = sum(batches[split] for split, _, _ in sizes)
+    there = read_evaluated(folder / EVALUATED)
+    found = there or Evaluated(done=(), ms_per_image={}, batch=size, peak_bytes=0)
+    seen, seen_at = 0, 0.0
 
     def go_on() -> bool:
-        nonlocal seen
-        seen += 1
+        """Whether this batch was the last one of its size, or the next, if it takes as long, is done in time."""
+        nonlocal seen, seen_at
+        now = time.monotonic()
+        seen, batch_s, seen_at = seen + 1, now - seen_at, now
         emit(Progress(step=seen, total=total, text=f"{split} split", facts={"peak_bytes": device.peak_bytes()}))
-        return time.monotonic() < job.until_at
+        return seen == ends_after or now + batch_s < job.until_at
 
-    costs: dict[str, float] = {}
+    ends_after = 0
     for split, _, views in sizes:
-        found = split_logits(
+        ends_after += batches[split]
+        if all((split, view.name) in found.done for view in views):
+            seen = ends_after
+            continue
+        seen_at = time.monotonic()
+        logits = split_logits(
             learner,
             feeder,
             split,
@@ -57,15 +69,21 @@ def evaluate(job: EvaluateJob, device: Cpu | Cuda, feeder: Feeder, emit: Callabl
             on_batch=go_on,
             until_at=job.until_at,
         )
-        if found is None:
+        if logits is None:
             break
-        for view, logits in found.items():
-            models.write_atomically(logits_path(folder, split, view), lambda path, rows=logits: _save(path, rows))
-            done.append((split, view.name))
-            if view.name not in costs:
-                costs[view.name] = _ms_per_image(learner, view, size)
+        for view, rows in logits.items():
+            models.write_atomically(logits_path(folder, split, view), lambda path, rows=rows: _save(path, rows))
+        costs = {v.name: _ms_per_image(learner, v, size) for v in views if v.name not in found.ms_per_image}
+        found = replace(
+            found,
+            done=(*found.done, *((split, view.name) for view in logits)),
+            ms_per_image={**found.ms_per_image, **costs},
+            peak_bytes=max(found.peak_bytes, device.peak_bytes()),
+        )
+        text = json.dumps(asdict(found), allow_nan=False)
+        models.write_atomically(folder / EVALUATED, lambda path, text=text: path.write_text(text, encoding="utf-8"))
         device.empty_cache()
-    return Evaluated(done=tuple(done), ms_per_image=costs, batch=size, peak_bytes=device.peak_bytes())
+    return replace(found, peak_bytes=max(found.peak_bytes, device.peak_bytes()))
 
 
 def _save(path: Path, rows: Floats) -> None:
@@ -76,11 +94,11 @@ def _save(path: Path, rows: Floats) -> None:
 def _ms_per_image(learner: Learner, view: View, batch: int) -> float:
     """Median milliseconds per image of one forward pass of ``batch`` images that are on the device already."""
     x_bhwc = torch.zeros((batch, view.px, view.px, 3), dtype=torch.uint8, device=learner.device.torch_device)
-    taken = []
-    for _ in range(REPEATS):
+    taken: list[float] = []
+    while len(taken) < VIEW_PASSES and sum(taken) < VIEW_S:
         learner.device.synchronize()
         begun_at = time.monotonic()
         learner.logits(x_bhwc, flip=view.flip)
         learner.device.synchronize()
-        taken.append((time.monotonic() - begun_at) / batch * 1e3)
-    return median(taken)
+        taken.append(time.monotonic() - begun_at)
+    return 1e3 * median(taken) / batch

@@ -15,7 +15,8 @@ from fitwithin.assemble import Ensemble, Member, read_logits
 from fitwithin.costs import EXIT_S
 from fitwithin.ensemble import View
 from fitwithin.errors import TrainingError
-from fitwithin.jobs import Evaluated, EvaluateJob, Failure
+from fitwithin.instantiate import ATTEMPTS
+from fitwithin.jobs import EVALUATED, Evaluated, EvaluateJob, Failure, evaluated_from_dict, read_evaluated
 from fitwithin.planning import Plan, Turn
 from fitwithin.report import Report
 from fitwithin.session import Run
@@ -52,8 +53,7 @@ def _member(run: Run, turn: Turn, validated: bool) -> Member:
         run.reporter.begin(f"evaluating {name}")
         done = {"name": name, "evaluated": asdict(_evaluate(run, turn, folder)), "validated": validated}
         run.store.append("evaluated", done)
-    value = done["evaluated"]
-    evaluated = Evaluated(**{**value, "done": tuple((split, view) for split, view in value["done"])})
+    evaluated = evaluated_from_dict(done["evaluated"])
     logits: dict[str, dict[View, Any]] = {}
     for view in run.request.views:
         for split in ("val", "test"):
@@ -71,23 +71,29 @@ def _evaluate(run: Run, turn: Turn, folder: Path) -> Evaluated:
         left_s = turn.allotted_s - charged_s
     else:
         left_s = run.accountant.remaining().usable_s - run.closing_s
+    until_at = now + left_s
+    job = EvaluateJob(
+        setting=run.setting,
+        candidate=turn.candidate,
+        batch=turn.batch // run.request.data_parallel,
+        folder=str(folder),
+        views=run.request.views,
+        splits=("val", "test") if run.data.test else ("val",),
+        until_at=until_at - EXIT_S,
+    )
     with run.accountant.entry("evaluate", turn.name, gpus=1, reserved_s=left_s) as opened:
         outcome: Any = Failure(kind="deadline", reason="no time was left")
-        if left_s > EXIT_S:
-            job = EvaluateJob(
-                setting=run.setting,
-                candidate=turn.candidate,
-                batch=turn.batch // run.request.data_parallel,
-                folder=str(folder),
-                views=run.request.views,
-                splits=("val", "test") if run.data.test else ("val",),
-                until_at=now + left_s - EXIT_S,
-            )
-            outcome = run.engine.do(job, until_at=now + left_s, on_progress=run.progress)
-        opened.peak(outcome.peak_bytes)
+        for _ in range(ATTEMPTS):
+            if run.engine.now() >= job.until_at:
+                break
+            outcome = run.engine.do(job, until_at=until_at, on_progress=run.progress)
+            opened.peak(outcome.peak_bytes)
+            if not (isinstance(outcome, Failure) and outcome.kind in ("died", "hung")):
+                break
     if isinstance(outcome, Failure):
         run.reporter.say(f"  evaluating {turn.candidate.name} failed: {outcome.reason}")
-        return Evaluated(done=(), ms_per_image={}, batch=turn.batch, peak_bytes=outcome.peak_bytes or 0)
+        found = read_evaluated(folder / EVALUATED)  # what it was done with by then
+        return found or Evaluated(done=(), ms_per_image={}, batch=turn.batch, peak_bytes=outcome.peak_bytes or 0)
     assert isinstance(outcome, Evaluated)
     return outcome
 

@@ -9,29 +9,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fitwithin import __version__, contest
+from fitwithin import __version__, contest, front, searched
 from fitwithin import profile as profiles
 from fitwithin.candidate import Candidate
 from fitwithin.contest import Asked, Told
+from fitwithin.halving import Halving
 from fitwithin.jobs import Trained, trained_from_dict
 from fitwithin.ledger import KINDS, Books, fold
-from fitwithin.planning import WHY_EPOCHS, Plan, Turn, turn_from_dict
+from fitwithin.outlook import Outlook, Point, outlook
+from fitwithin.planning import Plan, Turn, turn_from_dict
 from fitwithin.profile import Profile, Rejection
 from fitwithin.report import (
     CandidateRow,
-    CurvePoint,
-    Estimate,
     Limit,
     MethodRow,
     PhaseRow,
     Receipt,
     Report,
-    Validation,
     ViewRow,
 )
 from fitwithin.request import Request
+from fitwithin.rows import candidate_row
 from fitwithin.search import Trial
 from fitwithin.store import Event, bodies, latest
+from fitwithin.trials import SearchReport, points
 
 
 def profiled(events: Sequence[Event]) -> dict[str, Profile]:
@@ -92,102 +93,22 @@ def outcomes(events: Sequence[Event]) -> tuple[dict[str, Trained], dict[str, str
     return trained, failed
 
 
-def _ended(turn: Turn, trained: Trained) -> str:
-    if trained.rescues:
-        again = f"; {trained.rescues} times the loss was no number: back to the checkpoint, half the learning rate"
-        return _ended(turn, replace(trained, rescues=0)) + again
-    if trained.ended == "complete":
-        return f"complete: all {trained.steps} planned steps"
-    went = f"planned {turn.epochs:g} epochs, took {trained.epochs:.1f}"
-    if trained.ended == "shortened":
-        return f"{went}: the machine was slower than profiled; annealed to the new end"
-    return f"{went}: its time was over before the last step; the model is the last one saved"
-
-
-def _training_s(turn: Turn, trained: Trained) -> float:
-    """What the steps that were taken should have lasted, the first ones' extra cost included."""
-    return turn.warmup_s + trained.steps * turn.batch / turn.images_per_s
-
-
-def candidate_row(
-    candidate: Candidate,
-    *,
-    profile: Profile | None,
-    turn: Turn | None,
-    trained: Trained | None,
-    reason: str | None,
-    status: str,
-    books: Books,
-    n_val: int,
-    keys: Sequence[str] = (),
-) -> CandidateRow:
-    """One row of the report from everything known about a candidate, whose entries have these ``keys``."""
-    entries = [entry for entry in books.entries if entry.key in keys and entry.phase == "train"]
-    facts: dict[str, Any] = {}
-    if profile is not None:
-        facts.update(
-            parameters=profile.parameters,
-            batch=profile.batch,
-            batch_why=profile.batch_why,
-            images_per_s=profile.images_per_s,
-            dummy_images_per_s=profile.dummy_images_per_s,
-            profile_s=profile.wall_s,
-            profile_cached=profile.cached,
-            peak_bytes=profile.peak_bytes,
-        )
-    if turn is not None:
-        facts.update(
-            parameters=turn.parameters,
-            batch=turn.batch,
-            images_per_s=turn.images_per_s,
-            dummy_images_per_s=turn.dummy_images_per_s,
-            epochs=turn.epochs,
-            steps=turn.steps,
-            predicted_s=turn.predicted_s,
-            predicted_low_s=turn.predicted_low_s,
-            predicted_high_s=turn.predicted_high_s,
-        )
-        reason = reason if reason is not None else turn.why[WHY_EPOCHS]
-    if entries:
-        facts["actual_s"] = sum(entry.charged_s or 0.0 for entry in entries)
-    if trained is not None and turn is not None:
-        peaks = [entry.peak_bytes for entry in entries if entry.peak_bytes is not None]
-        facts.update(
-            epochs=trained.epochs,
-            steps=trained.steps,
-            peak_bytes=max([trained.peak_bytes, *peaks]),
-            validation=None if trained.best is None else Estimate(correct=trained.best, total=n_val),
-            validations=tuple(Validation(**{**v, "accuracy": Estimate(**v["accuracy"])}) for v in trained.validations),
-            curve=tuple(CurvePoint(**point) for point in trained.curve),
-            predicted_startup_s=turn.startup_s,
-            actual_startup_s=trained.startup_s,
-            predicted_training_s=_training_s(turn, trained),
-            actual_training_s=trained.training_s,
-        )
-        reason = _ended(turn, trained)
-    return CandidateRow(
-        name=candidate.name,
-        model=candidate.model,
-        precision=candidate.precision,
-        train_px=candidate.train_px,
-        status=status,
-        reason=reason or "",
-        **facts,
-    )
-
-
-def candidate_rows(plan: Plan, events: Sequence[Event], books: Books, n_val: int) -> tuple[CandidateRow, ...]:
-    """Every candidate: the planned ones in order, then those that were turned away."""
+def candidate_rows(
+    plan: Plan, events: Sequence[Event], books: Books, n_val: int, search: Halving | None
+) -> tuple[CandidateRow, ...]:
+    """Every candidate: the planned ones in order, then those that were turned away; the tried ones with their front."""
     known = profiled(events)
     trained, failed = outcomes(events)
     rows = []
     by_candidate: dict[Candidate, list[Turn]] = {}
     for turn in turns(plan, events).values():
         by_candidate.setdefault(turn.candidate, []).append(turn)
-    why_out = _verdicts(plan, events, n_val)
+    why_out = {verdict.candidate: verdict.reason for verdict in search.verdicts()} if search is not None else {}
+    handed_over = contest.turn_name(search.best) if search is not None and search.best is not None else ""
     for candidate, had in by_candidate.items():
-        # What it was trained last counts, if that left a model.
+        # What is handed over counts, else what it was trained last, if that left a model.
         turn = next((turn for turn in reversed(had) if turn.name in trained), had[-1])
+        turn = next((each for each in had if each.name == handed_over), turn)
         name = turn.name
         status = "trained" if name in trained else "failed" if name in failed else "planned"
         rows.append(
@@ -200,7 +121,7 @@ def candidate_rows(plan: Plan, events: Sequence[Event], books: Books, n_val: int
                 status=status,
                 books=books,
                 n_val=n_val,
-                keys=[each.name for each in had],
+                had=had,
             )
         )
         if candidate in why_out and name in trained:
@@ -218,15 +139,24 @@ def candidate_rows(plan: Plan, events: Sequence[Event], books: Books, n_val: int
                 n_val=n_val,
             )
         )
-    return tuple(rows)
+    return front.marked(rows)
 
 
-def _verdicts(plan: Plan, events: Sequence[Event], n_val: int) -> dict[Candidate, str]:
-    """Why a search went no further with a candidate."""
-    if plan.search is None or not any(event.kind == "trial" for event in events):
-        return {}
-    search = contest.told_again(plan.search, course(events), n_val)
-    return {verdict.candidate: verdict.reason for verdict in search.verdicts()}
+def _search(plan: Plan, events: Sequence[Event], n_val: int) -> Halving | None:
+    """The plan's search as it stands; None without one."""
+    if plan.search is None:
+        return None
+    return contest.told_again(plan.search, course(events), n_val)
+
+
+def _outlook(request: Request, winner: CandidateRow, search: SearchReport | None) -> Outlook:
+    """What more time would buy, from the winner's trainings: several in a search, else one."""
+    if search is not None:
+        return outlook(points(search.trials, winner.name, continues=request.recipe.continues))
+    if winner.validation is None or not winner.actual_s:
+        return outlook([])
+    gpu_s = winner.actual_s * request.data_parallel
+    return outlook([Point(gpu_s=gpu_s, correct=winner.validation.correct, total=winner.validation.total)])
 
 
 def _phases(books: Books) -> tuple[PhaseRow, ...]:
@@ -305,12 +235,19 @@ def report(
     machine = latest(list(events), "machine") or {}
     title = f"fitwithin {'run' if winner else 'plan'}: {Path(request.data).name or request.data}"
     versions = {name: str(machine[name]) for name in machine if name in _VERSIONS}
+    n_val = data.get("counts", {}).get("val", 0)
+    standing = _search(plan, events, n_val)
+    rows = candidate_rows(plan, events, books, n_val, standing)
+    search = None
+    if plan.search is not None and standing is not None:
+        search = searched.told(plan.search, standing, searched.charges(books))
+    won = next((row for row in rows if row.name == winner), None)
     return Report(
         title=title,
         created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         request={**_flat(request), "fitwithin": __version__},
         data=data,
-        candidates=candidate_rows(plan, events, books, data.get("counts", {}).get("val", 0)),
+        candidates=rows,
         winner=winner,
         winner_why=winner_why,
         methods=tuple(methods),
@@ -326,7 +263,9 @@ def report(
             data_fingerprint=data.get("fingerprint", ""),
             finished=finished,
         ),
-        notes=(*notes, *([plan.search.told] if plan.search is not None else [])),
+        notes=tuple(notes),
+        search=search,
+        outlook=_outlook(request, won, search) if won is not None else None,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from fitwithin.candidate import Candidate
+from fitwithin.outlook import slope
 from fitwithin.search import FINAL, Entrant, Search, Trial, Verdict, verdict
 from fitwithin.units import format_duration
 
@@ -227,9 +228,9 @@ class Halving(Search):
         done = [trial for trial in self.trials if trial.candidate == candidate and self._accuracy(trial) is not None]
         if self.min_gain is None or len(done) < 2:
             return None
-        gained = 100 * (self.scores[done[-1].number].accuracy - self.scores[done[-2].number].accuracy)
-        slope = max(0.0, gained) / math.log(done[-1].seconds / done[-2].seconds)
-        return max(done[-1].seconds, slope * SECONDS_PER_HOUR / self.min_gain)
+        before, last = ((trial.seconds, 100 * self.scores[trial.number].accuracy) for trial in done[-2:])
+        gained = max(0.0, slope(*before, *last))
+        return max(done[-1].seconds, gained * SECONDS_PER_HOUR / self.min_gain)
 
     def verdicts(self) -> list[Verdict]:
         """Those left out, those that failed, and those that were not among the best of their last rung."""

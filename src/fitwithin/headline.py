@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fitwithin.report import Estimate, Limit, MethodRow, Report
+from fitwithin.estimate import Estimate
+from fitwithin.report import Limit, MethodRow, Report
+from fitwithin.search import FINAL, percent_sure
+from fitwithin.trials import rung_name
 from fitwithin.units import format_duration, format_size
 
 #: How far candidates come, the furthest first.
@@ -61,6 +64,28 @@ def caution(report: Report) -> str:
         "the test split was read once, after every choice" if tested else "there is no labelled test split to check it"
     )
     return f"Chosen so, its validation figure is optimistic; {test}." if rivals > 1 else f"{titled(test)}."
+
+
+def contested(report: Report) -> str:
+    """The search in a sentence or two: how many were tried, who was second and how sure the choice is; else empty."""
+    search = report.search
+    if search is None or not search.trials or report.winner is None:
+        return ""
+    tried, rungs = len({trial.candidate for trial in search.trials}), len({t.rung for t in search.trials} - {FINAL})
+    on = "1 rung" if rungs == 1 else f"{rungs} rungs"
+    told = f"The search tried {tried} candidates in {len(search.trials)} trials on {on}"
+    second = search.second
+    if second is None:
+        return f"{told}; none of the others left a model to compare with."
+    had, won = share(second.accuracy)[0], share(second.winner_accuracy)[0]
+    where, images = rung_name(second.rung), f"{second.accuracy.total:,} validation images"
+    if second.confidence is None:
+        return f"{told}; {second.candidate} had {had} on {where} like the winner: {images} cannot tell them apart."
+    sure = percent_sure(second.confidence).replace("%", " %")
+    return (
+        f"{told}; second was {second.candidate}, {had} on {where} against {won}: by {images} it is {sure} sure that "
+        f"the winner is better."
+    )
 
 
 def tiles(report: Report) -> Iterator[Tile]:

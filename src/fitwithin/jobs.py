@@ -17,9 +17,9 @@ from fitwithin.recipe import Recipe
 from fitwithin.schedule import Schedule, Stage
 
 #: The files of a turn's folder: what a later process goes on from, how the turn ended, how it stood at its last
-#: checkpoint, the model's weights and what is needed to use them.
+#: checkpoint, the model's weights and what is needed to use them, how far its evaluation got.
 CHECKPOINT, OUTCOME, SALVAGE = "checkpoint.pt", "outcome.json", "salvage.json"
-WEIGHTS, CARD = "model.safetensors", "card.json"
+WEIGHTS, CARD, EVALUATED = "model.safetensors", "card.json", "evaluated.json"
 
 #: Seconds between readings of a turn's loss: reading waits for the device. A long turn has CURVE_POINTS of them.
 READING_S, CURVE_POINTS = 1.0, 1000
@@ -103,7 +103,8 @@ class TrainJob:
     profile held outside the allocator; ``captured``: its step was recorded as a CUDA graph; ``chunks``: an update takes
     ``batch`` images in so many parts. Processes that train together take equal shares of them, each in so many parts.
     ``stages``: the sizes of images and the pace at each; without any all have the candidate's, at ``step_s``.
-    ``start``: the folder of a model whose weights it begins with; without one they are drawn.
+    ``start``: the folder of a model whose weights it begins with; without one they are drawn. ``evaluation_s`` is kept
+    behind the turn for evaluating its model; a turn on a machine that has become slower ends the earlier for it.
     """
 
     setting: Setting
@@ -124,6 +125,7 @@ class TrainJob:
     chunks: int = 1
     stages: tuple[Stage, ...] = ()
     start: str = ""
+    evaluation_s: float = 0.0
 
     @property
     def share(self) -> int:
@@ -144,10 +146,22 @@ class TrainJob:
             open_ended=not self.setting.recipe.whole_epochs,
         )
 
+    def overhead_s(self, schedule: Schedule, now: float, marks: list[int], validation_s: float) -> float:
+        """What the turn still needs beside steps: validations at ``marks``, each with a model to write, checkpoints,
+        and what its evaluation will take longer than planned, all as much slower as the steps have become."""
+        slow = max(1.0, schedule.slowness)
+        ahead = sum(mark > schedule.step for mark in marks)
+        saves = int(max(0.0, schedule.training_ends_at - now) / self.checkpoint_every_s)
+        beside_s = ahead * 1.2 * (validation_s + self.save_s) + saves * self.save_s
+        return slow * beside_s + (slow - 1) * self.evaluation_s
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateJob:
-    """Compute the logits of the model in ``folder`` for all views on the splits, as far as ``until_at`` allows."""
+    """Compute the logits of the model in ``folder`` for all views on the splits, as far as ``until_at`` allows.
+
+    What an earlier process was done with, as its EVALUATED says, is not done again.
+    """
 
     setting: Setting
     candidate: Candidate
@@ -252,6 +266,16 @@ class Evaluated:
     ms_per_image: dict[str, float]
     batch: int
     peak_bytes: int
+
+
+def evaluated_from_dict(value: dict[str, Any]) -> Evaluated:
+    """The evaluation that was written as JSON."""
+    return Evaluated(**{**value, "done": tuple((split, view) for split, view in value["done"])})
+
+
+def read_evaluated(path: Path) -> Evaluated | None:
+    """How far the evaluation that wrote this file got; None without one."""
+    return evaluated_from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,15 +10,20 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from fitwithin.headline import caution, headline, is_plan, tiles
+from fitwithin.estimate import Estimate
+from fitwithin.headline import caution, contested, headline, is_plan, tiles
 from fitwithin.profile import Profile, Rejection
-from fitwithin.report import Estimate, Report
-from fitwithin.story import Table, candidates, choices, clean, story
+from fitwithin.report import Report
+from fitwithin.story import candidates, choices, story
+from fitwithin.tables import Table, clean
 from fitwithin.units import format_count, format_size
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.table import Table as RichTable
+
+#: A terminal is told of so many trials of a search; the files have them all.
+MOST_TRIALS = 24
 
 _WRAP_AT = 16  # characters a wrapping column may shrink to before whole columns fall away
 
@@ -30,13 +35,17 @@ def render_text(report: Report) -> RenderableType:
 
     parts: list[RenderableType] = [Text(clean(report.title), style="bold"), Text(report.created_at, style="dim")]
     parts += [Text(), Text(clean(headline(report)), style="bold green" if report.winner else "bold")]
-    parts += [Text(clean(text), style="dim") for text in (report.winner_why, caution(report)) if text]
+    parts += [
+        Text(clean(text), style="dim") for text in (report.winner_why, contested(report), caution(report)) if text
+    ]
     for section in story(report):
         parts += [Text(), Text(section.title.upper(), style="bold cyan")]
         parts += [Text(clean(text)) for text in section.paragraphs]
         for table in section.tables:
             parts += [_Fitted(table), *_reason_lines(table.reasons)]
         for summary, lines in section.folds:
+            if section.anchor == "search" and len(lines) > MOST_TRIALS:
+                summary, lines = f"{summary}: the first {MOST_TRIALS} of {len(lines):,}", lines[:MOST_TRIALS]
             if section.anchor == "data":  # names by the thousand: a dozen will do here
                 more = f", and {len(lines) - 12:,} more" if len(lines) > 12 else ""
                 parts.append(Text.assemble((f" {summary}: ", "bold"), ", ".join(lines[:12]) + more))
@@ -63,7 +72,7 @@ def plan_table(report: Report) -> RenderableType:
 def markdown(report: Report) -> str:
     """The report as GitHub-flavoured Markdown, without charts."""
     lines = [f"# {_md(report.title)}", f"**{_md(headline(report))}**"]
-    lines += [_md(text) for text in (report.winner_why, caution(report)) if text]
+    lines += [_md(text) for text in (report.winner_why, contested(report), caution(report)) if text]
     for section in story(report):
         lines.append(f"## {_md(section.title)}")
         if section.anchor == "notes":
@@ -104,6 +113,7 @@ def html(report: Report) -> str:
         ("Predicted against actual time", charts.predicted_against_actual(report)),
     )
     shown = [(caption, chart) for caption, chart in drawn if chart]
+    climbs = charts.accuracy_over_rungs(report)
     sections, told = story(report), clean(headline(report))
     before = [section.anchor for section in sections if section.anchor in ("candidates", "views")]
     # "<", ">" and "&" only occur inside JSON strings: escaped there, no datum can close the script element.
@@ -115,19 +125,23 @@ def html(report: Report) -> str:
     return environment.from_string(source).render(
         title=clean(report.title),
         created_at=clean(report.created_at),
-        why=clean(report.winner_why),
+        why=_kept(clean(f"{report.winner_why} {contested(report)}")),
         plan=is_plan(report),
         headline=told,
-        headline_set=re.sub(
-            r"(?<=\d) (?=[A-Za-z%])(?!on |and |with |images|test|val)", "\u00a0", told
-        ),  # figures keep their unit
+        headline_set=_kept(told),
         caution=caution(report),
         tiles=list(tiles(report)),
         sections=sections,
         charts=shown,
+        beside={"search": ("Accuracy against GPU time, rung by rung", climbs)} if climbs else {},
         charts_after=before[-1] if shown and before else None,
         data=data,
     )
+
+
+def _kept(text: str) -> str:
+    """The text with its figures kept beside their units where a line ends."""
+    return re.sub(r"(?<=\d) (?=[A-Za-z%])(?!on |and |with |images|test|val)", "\u00a0", text)
 
 
 def profile_table(found: Sequence[Profile | Rejection]) -> list[RenderableType]:

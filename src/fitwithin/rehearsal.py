@@ -8,10 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fitwithin.candidate import Candidate
+from fitwithin.estimate import Estimate
 from fitwithin.finish import write_report
+from fitwithin.halving import ETA, MOST_RUNGS
 from fitwithin.jobs import CURVE_POINTS, READING_S
-from fitwithin.report import CandidateRow, CurvePoint, Estimate, Limit, Receipt, Report, Validation
+from fitwithin.report import CandidateRow, CurvePoint, Limit, Receipt, Report, Validation
 from fitwithin.request import Request
+from fitwithin.search import FINAL
+from fitwithin.trials import RungRow, SearchReport, TrialRow, VerdictRow
 
 #: The end of a run draws its report twice, once for its own cost.
 DRAWN = 2
@@ -61,6 +65,7 @@ def _sample(candidates: Sequence[Candidate], request: Request) -> Report:
         )
         for number, candidate in enumerate(candidates)
     ]
+    search = _sample_search(rows, each_s) if request.search == "halving" and len(rows) > 1 else None
     limit = Limit(name="time", limit=limit_s, spent=limit_s, unit="s", kept=True)
     return Report(
         title="rehearsal",
@@ -83,4 +88,41 @@ def _sample(candidates: Sequence[Candidate], request: Request) -> Report:
             data_fingerprint="",
             finished=True,
         ),
+        search=search,
+    )
+
+
+def _sample_search(rows: Sequence[CandidateRow], each_s: float) -> SearchReport:
+    """A search that tries them all, on as many rungs as there may be."""
+    names, found = [row.name for row in rows], list[TrialRow]()
+    counts = [len(names)]
+    while counts[-1] > 2 and len(counts) < MOST_RUNGS:
+        counts.append(-(-counts[-1] // ETA))
+    for rung, count in [*enumerate(counts), (FINAL, 1)]:
+        found += [
+            TrialRow(
+                number=number,
+                candidate=name,
+                turn=f"{name}-{rung}",
+                rung=rung,
+                promised_s=each_s,
+                charged_s=each_s,
+                gpu_s=each_s,
+                accuracy=Estimate(correct=1, total=2),
+                fate="went on",
+                why="50.0% after 1.0s, place 1",
+            )
+            for number, name in enumerate(names[:count])
+        ]
+    accuracy = Estimate(correct=1, total=2)
+    out = [VerdictRow(candidate=name, rung=0, reason="", confidence=0.5, cut=accuracy) for name in names[1:]]
+    return SearchReport(
+        told="",
+        rungs=tuple(RungRow(count=count, seconds=each_s) for count in counts),
+        final_s=each_s,
+        trials=tuple(found),
+        verdicts=tuple(out),
+        handed_over=None,
+        handed_over_why="",
+        second=None,
     )

@@ -7,36 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from typing import Any
 
+from fitwithin import outlook as outlooks
+from fitwithin import trials
+from fitwithin.estimate import Estimate
+from fitwithin.outlook import Outlook
+from fitwithin.trials import SearchReport
+
 SCHEMA = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A share with its 95 % Wilson interval: ``correct`` of ``total``."""
-
-    correct: int
-    total: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.correct <= self.total or self.total < 1:
-            raise ValueError(f"{self.correct} of {self.total} is no share")
-
-    @property
-    def share(self) -> float:
-        """The plain share, in [0, 1]."""
-        return self.correct / self.total
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % score interval (E. B. Wilson, JASA 22, 1927)."""
-        z, n, p = 1.959964, self.total, self.share
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +48,12 @@ class CandidateRow:
 
     ``status`` is one of trained, planned, rejected, failed; ``reason`` says why for the last two and how it ended
     for the first (for example "planned 46 epochs; shortened to 44.1, the machine was 4 % slower than profiled").
+
+    A search trains a candidate several times: ``predicted_s`` and ``actual_s`` are of all its trials together, the rest
+    is of the one that is handed over, else of the last that left a model. ``allotted_s`` is the time that it was given,
+    ``inference_ms`` what the profile measured for an image at the training size. ``front``: no other that was tried is
+    at least as good in accuracy, time given, inference and memory, and better in one; else ``beaten_by`` names such a
+    one. None where it was not tried.
     """
 
     name: str
@@ -87,6 +73,7 @@ class CandidateRow:
     predicted_low_s: float | None = None
     predicted_high_s: float | None = None
     actual_s: float | None = None
+    allotted_s: float | None = None
     predicted_startup_s: float | None = None
     actual_startup_s: float | None = None
     predicted_training_s: float | None = None
@@ -94,6 +81,9 @@ class CandidateRow:
     profile_s: float | None = None
     profile_cached: bool = False
     peak_bytes: int | None = None
+    inference_ms: float | None = None
+    front: bool | None = None
+    beaten_by: str | None = None
     validation: Estimate | None = None
     validations: tuple[Validation, ...] = ()
     curve: tuple[CurvePoint, ...] = ()
@@ -173,7 +163,8 @@ class Report:
     ``request`` holds what was asked for (limits in bytes and seconds, recipe, sizes, seed, ...); ``data`` the
     folder's facts: ``path``, ``fingerprint``, ``classes`` (list), ``counts`` {"train", "val", "test"},
     ``split`` (one sentence: where the split came from), ``broken`` ([{"path", "reason"}]).
-    ``winner`` names a row of ``candidates``; None when nothing was trained (a plan).
+    ``winner`` names a row of ``candidates``; None when nothing was trained (a plan). ``search`` is None without one,
+    ``outlook`` (what more time would buy) without a winner; reports of earlier versions have neither.
     """
 
     title: str
@@ -188,6 +179,8 @@ class Report:
     ensemble_why: str
     receipt: Receipt
     notes: tuple[str, ...] = ()
+    search: SearchReport | None = None
+    outlook: Outlook | None = None
     schema: int = SCHEMA
 
     def row(self, name: str) -> CandidateRow:
@@ -235,5 +228,7 @@ def from_json(text: str) -> Report:
             "views": tuple(views),
             "receipt": _receipt(value["receipt"]),
             "notes": tuple(value["notes"]),
+            "search": trials.from_dict(value["search"]) if value.get("search") else None,
+            "outlook": outlooks.from_dict(value["outlook"]) if value.get("outlook") else None,
         }
     )

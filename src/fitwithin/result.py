@@ -14,10 +14,11 @@ import numpy as np
 from fitwithin import assemble, pixels
 from fitwithin.ensemble import Floats, average
 from fitwithin.errors import DataError, RunFolderError, UsageError
+from fitwithin.estimate import Estimate
 from fitwithin.jobs import CARD
 from fitwithin.machine import parse as parse_device
 from fitwithin.progress import Reporter, Silent
-from fitwithin.report import Estimate, Report, from_json
+from fitwithin.report import Report, from_json
 
 
 @dataclass(frozen=True, kw_only=True)

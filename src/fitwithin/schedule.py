@@ -113,10 +113,10 @@ class Schedule:
     @property
     def pace_s(self) -> float:
         """Seconds per step in this stage: as planned, times how much slower than planned the last steps were."""
-        return self._slowness * self.stage.step_s
+        return self.slowness * self.stage.step_s
 
     @property
-    def _slowness(self) -> float:
+    def slowness(self) -> float:
         """The mean of the last readings over the plan's, the plan itself as a prior."""
         seen = sum(min(slow, OUTLIER) for slow in self._slow)
         return (seen + PRIOR_STEPS) / (len(self._slow) + PRIOR_STEPS)
@@ -187,7 +187,7 @@ class Schedule:
     def _affordable(self, left_s: float) -> int:
         """The last step that can be taken within ``left_s``, no further than allowed."""
         changes_s = sum(stage.change_s for stage in self.stages[self._stage + 1 :])
-        planned_s = max(0.0, left_s - changes_s) / self._slowness
+        planned_s = max(0.0, left_s - changes_s) / self.slowness
         furthest = self.planned
         if self.open_ended:
             furthest = self.step + math.floor(planned_s / min(stage.step_s for stage in self.stages))

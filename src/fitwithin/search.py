@@ -73,12 +73,17 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Why a candidate went no further; ``confidence`` that the worst of those that went on is really better."""
+    """Why a candidate went no further; ``confidence`` that the worst of those that went on is really better.
+
+    ``cut`` is how that one had ended. The confidence is None where nobody can tell: the candidate failed, was never
+    tried, or had exactly as many images right.
+    """
 
     candidate: Candidate
     rung: int
     reason: str
     confidence: float | None = None
+    cut: Score | None = None
 
 
 class Search(ABC):
@@ -141,6 +146,20 @@ class Search(ABC):
         ):
             return found
         return final
+
+    @property
+    def second(self) -> tuple[Trial, Trial] | None:
+        """Where the best was last compared after equal time: its trial there, and that of the best of the others."""
+        best = self.best
+        if best is None:
+            return None
+        for rung in ([FINAL] if best.final else []) + sorted(self._rungs.keys() - {FINAL}, reverse=True):
+            ranked = self._ranked(rung)
+            own = next((trial for trial in ranked if trial.candidate == best.candidate), None)
+            other = next((trial for trial in ranked if trial.candidate != best.candidate), None)
+            if own is not None and other is not None:
+                return own, other
+        return None
 
     def _accuracy(self, trial: Trial) -> float | None:
         """None while it is at work, and where it failed."""
@@ -206,14 +225,29 @@ def verdict(trial: Trial, score: Score, cut: Score | None, gone_on: int) -> Verd
     if cut is None:
         return Verdict(candidate=trial.candidate, rung=trial.rung, reason=f"{score.accuracy:.1%} after {after}")
     whose = "the one that went on" if gone_on == 1 else f"the last of {gone_on} that went on"
-    confidence = better(cut, score)
+    confidence = sure(cut, score)
+    told = (
+        f"{score.total} validation images cannot tell them apart, and the other comes first in the order"
+        if confidence is None
+        else f"{percent_sure(confidence)} sure by {score.total} validation images"
+    )
     return Verdict(
         candidate=trial.candidate,
         rung=trial.rung,
-        reason=f"{score.accuracy:.1%} after {after}, where {whose} had {cut.accuracy:.1%}; "
-        f"{confidence:.0%} sure by {score.total} validation images",
+        reason=f"{score.accuracy:.1%} after {after}, where {whose} had {cut.accuracy:.1%}; {told}",
         confidence=confidence,
+        cut=cut,
     )
+
+
+def sure(one: Score, other: Score) -> float | None:
+    """How sure it is that ``one`` is really better; None where they are equal: that "50 %" would tell nothing."""
+    return None if one.accuracy == other.accuracy else better(one, other)
+
+
+def percent_sure(confidence: float) -> str:
+    """A confidence in words: it is never quite certain."""
+    return "more than 99%" if confidence >= 0.995 else f"{confidence:.0%}"
 
 
 def better(one: Score, other: Score) -> float:

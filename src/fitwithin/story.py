@@ -6,62 +6,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-from fitwithin.headline import STATUSES, amount, delivered, is_plan, share, titled
-from fitwithin.report import CandidateRow, Estimate, Report
+from fitwithin import chronicle, front
+from fitwithin.headline import STATUSES, amount, delivered, is_plan, titled
+from fitwithin.report import CandidateRow, Report
+from fitwithin.tables import DASH, Cell, Column, Section, Table, clean, columns_of, in_words, share_cell, table_of
 from fitwithin.units import format_count, format_duration, format_size
 
-DASH = "–"
 _WAYS = {1: "One way", 2: "Two ways", 3: "Three ways", 4: "Four ways", 5: "Five ways", 6: "Six ways"}
-
-
-class Cell(NamedTuple):
-    """A table's cell: its text, an interval beside it, a reason below it, and a tone (good, bad, muted)."""
-
-    text: str = DASH
-    aside: str = ""
-    below: str = ""
-    tone: str = ""
-
-    @property
-    def line(self) -> str:
-        """Text and interval on one line."""
-        return f"{self.text} ({self.aside})" if self.aside else self.text
-
-
-class Column(NamedTuple):
-    """A table's column; ``rank`` orders what falls away on a narrow terminal, the highest first, 0 never."""
-
-    title: str
-    number: bool = False
-    rank: int = 0
-    wrap: bool = False
-
-
-class Table(NamedTuple):
-    """Columns and rows; the first cell of a row names it; ``strong`` is the row to set off, if any."""
-
-    caption: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    strong: int | None = None
-
-    @property
-    def reasons(self) -> list[tuple[str, str]]:
-        """Name and reason of every row that has one: printed under the table where cells are a single line."""
-        return [(row[0].text, row[0].below) for row in self.rows if row[0].below]
-
-
-class Section(NamedTuple):
-    """A heading with its paragraphs, tables and folds (summary, lines: shown closed in HTML, cut short elsewhere)."""
-
-    anchor: str
-    title: str
-    paragraphs: tuple[str, ...] = ()
-    tables: tuple[Table, ...] = ()
-    folds: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 def story(report: Report) -> list[Section]:
@@ -84,9 +38,11 @@ def story(report: Report) -> list[Section]:
         Section(
             "candidates",
             "Plan" if is_plan(report) else "Candidates",
+            (_fronts(report),),
             tables=(candidates(report),),
             folds=(("Why these settings", settings),),
         ),
+        *chronicle.sections(report),
         Section("views", "Views and the ensemble", (report.ensemble_why,), (_views(report),)),
         Section(
             "receipt",
@@ -120,37 +76,64 @@ def story(report: Report) -> list[Section]:
 def candidates(report: Report) -> Table:
     """The candidates, best first: a plan's with what each would take, a run's with what each reached."""
     plan = is_plan(report)
-    columns = _columns(
+    columns = columns_of(
         "Candidate, Status7, Val>, Params>3, Precision8, px>8, Batch>, Epochs>, "
         "Images/s>2, on dummies>9, Predicted>, Range>6, Actual>, Peak>5"
         if plan
         else "Candidate, Status1, Val>, Params>6, Precision8, px>8, Batch>3, Epochs>2, "
-        "Images/s>7, on dummies>9, Predicted>4, Range>8, Actual>4, Peak>5"
+        "Images/s>7, Predicted>4, Range>8, Actual>4, ms/image>6, Peak>5, Front3"
     )
     tones = {"trained": "good", "failed": "bad", "rejected": "muted"}
     ranked = _ranked(report)
     rows = [
         (
-            Cell(row.name, below=row.reason),
+            Cell(row.name, below="; ".join(filter(None, (row.reason, _beaten(row))))),
             Cell("winner" if row.name == report.winner else row.status, tone=tones.get(row.status, "")),
-            _share(row.validation),
-            _number(row.parameters, format_count),
+            share_cell(row.validation),
+            in_words(row.parameters, format_count),
             row.precision if plan else None,
             str(row.train_px) if plan else None,
-            _number(row.batch, str),
-            _number(row.epochs, "{:.1f}".format),
-            _number(row.images_per_s, "{:,.0f}".format),
-            _number(row.dummy_images_per_s, "{:,.0f}".format),
-            _number(row.predicted_s, format_duration),
+            in_words(row.batch, str),
+            in_words(row.epochs, "{:.1f}".format),
+            in_words(row.images_per_s, "{:,.0f}".format),
+            *([in_words(row.dummy_images_per_s, "{:,.0f}".format)] if plan else []),
+            in_words(row.predicted_s, format_duration),
             _range(row) if plan else None,
-            _number(row.actual_s, format_duration),
-            _number(row.peak_bytes, format_size),
+            in_words(row.actual_s, format_duration),
+            *([] if plan else [in_words(row.inference_ms, "{:.3g}".format)]),
+            in_words(row.peak_bytes, format_size),
+            *([] if plan else [_front(row)]),
         )
         for row in ranked
     ]
     strong = next((place for place, row in enumerate(ranked) if row.name == report.winner), None)
     caption = "What fits, and what it would take" if plan else "The paper's Table 2 on this data and machine"
-    return _table(caption, columns, rows, strong)
+    return table_of(caption, columns, rows, strong)
+
+
+def _fronts(report: Report) -> str:
+    """What the column Front says; empty where nothing was tried."""
+    tried = [row for row in report.candidates if row.front is not None]
+    if not tried:
+        return ""
+    names = " and ".join(", ".join(front.COMPARED[field] for field in front.compared(tried)).rsplit(", ", 1))
+    inference = (
+        " ms/image is what the profile measured of evaluation at the training size, alike for all; the winner's own "
+        "views stand below."
+        if any(row.inference_ms is not None for row in tried)
+        else ""
+    )
+    return f"Front: no other candidate is at least as good in {names}, to two digits, and better in one.{inference}"
+
+
+def _front(row: CandidateRow) -> Cell:
+    if row.front is None:
+        return Cell()
+    return Cell("yes", tone="good") if row.front else Cell("no", tone="muted")
+
+
+def _beaten(row: CandidateRow) -> str:
+    return f"not on the front, beaten by {row.beaten_by}" if row.beaten_by else ""
 
 
 def choices(report: Report) -> list[tuple[str, str]]:
@@ -160,7 +143,7 @@ def choices(report: Report) -> list[tuple[str, str]]:
 
 
 def _promises(report: Report) -> Table:
-    columns = _columns("Promise, Limit>, Spent>, Used>1, Kept, Note~2")
+    columns = columns_of("Promise, Limit>, Spent>, Used>1, Kept, Note~2")
     rows = [
         (
             titled(limit.name),
@@ -172,52 +155,52 @@ def _promises(report: Report) -> Table:
         )
         for limit in report.receipt.limits
     ]
-    return _table("What was promised and what was spent", columns, rows)
+    return table_of("What was promised and what was spent", columns, rows)
 
 
 def _methods(report: Report) -> Table:
-    columns = _columns("Method~, Candidate3, Train px>2, Test px~1, Val>, Test>, Note~4")
+    columns = columns_of("Method~, Candidate3, Train px>2, Test px~1, Val>, Test>, Note~4")
     rows = [
         (
             method.method,
             method.candidate if method.candidate != report.winner else None,
             str(method.train_px),
             method.test_px,
-            _share(method.validation),
-            _share(method.test),
+            share_cell(method.validation),
+            share_cell(method.test),
             method.note,
         )
         for method in report.methods
     ]
     used = delivered(report)
     strong = next((place for place, method in enumerate(report.methods) if method is used), None)
-    return _table("Ways to use the winner", columns, rows, strong)
+    return table_of("Ways to use the winner", columns, rows, strong)
 
 
 def _views(report: Report) -> Table:
-    columns = _columns("View, Val>, ms/image>, Averaged, Reason~1")
+    columns = columns_of("View, Val>, ms/image>, Averaged, Reason~1")
     rows = [
         (
             view.name,
-            _share(view.validation),
+            share_cell(view.validation),
             f"{view.ms_per_image:.3g}",
             Cell("✓ yes", tone="good") if view.chosen else Cell("no", tone="muted"),
             view.reason,
         )
         for view in report.views
     ]
-    return _table("Views of the winner, one by one", columns, rows)
+    return table_of("Views of the winner, one by one", columns, rows)
 
 
 def _phases(report: Report) -> Table:
     phases = report.receipt.phases
-    columns = _columns("Phase, Time>, GPU time>, Peak memory>, Entries>1")
+    columns = columns_of("Phase, Time>, GPU time>, Peak memory>, Entries>1")
     rows: list[tuple[Cell | str | None, ...]] = [
         (
             titled(phase.phase),
             format_duration(phase.spent_s),
             format_duration(phase.gpu_s),
-            _number(phase.peak_bytes, format_size),
+            in_words(phase.peak_bytes, format_size),
             str(phase.entries),
         )
         for phase in phases
@@ -226,15 +209,15 @@ def _phases(report: Report) -> Table:
         spent, gpu = sum(phase.spent_s for phase in phases), sum(phase.gpu_s for phase in phases)
         peak = max((phase.peak_bytes for phase in phases if phase.peak_bytes is not None), default=None)
         entries = str(sum(phase.entries for phase in phases))
-        rows.append(("All", format_duration(spent), format_duration(gpu), _number(peak, format_size), entries))
-    return _table("What each phase took", columns, rows, len(rows) - 1 if rows else None)
+        rows.append(("All", format_duration(spent), format_duration(gpu), in_words(peak, format_size), entries))
+    return table_of("What each phase took", columns, rows, len(rows) - 1 if rows else None)
 
 
 def _facts(caption: str, facts: Mapping[str, Any], nothing: str = DASH) -> Table:
     """A table of names and values: ``memory_bytes`` reads "memory" and prints as a size, ``time_s`` as a duration."""
     labels = {key: re.sub(r"_(bytes|s|ms)$", "", key).replace("_", " ") for key in facts}
     rows = [(labels[key], _value(key, value, nothing)) for key, value in facts.items()]
-    return _table(caption, (Column(caption, wrap=True), Column("Value", wrap=True)), rows)
+    return table_of(caption, (Column(caption, wrap=True), Column("Value", wrap=True)), rows)
 
 
 def _value(key: str, value: Any, nothing: str) -> str:
@@ -252,23 +235,6 @@ def _value(key: str, value: Any, nothing: str) -> str:
                 return amount(value, unit)
         return f"{value:,}" if isinstance(value, int) and key != "seed" else f"{value:g}"
     return str(value)
-
-
-def _columns(titles: str) -> tuple[Column, ...]:
-    """Columns in short: ``>`` after a title means numbers, ``~`` a column that wraps, a digit its rank."""
-    parts = [re.fullmatch(r"(.*?)(>?)(~?)(\d?)", title) for title in titles.split(", ")]
-    return tuple(Column(part[1], bool(part[2]), int(part[4] or 0), bool(part[3])) for part in parts if part)
-
-
-def _table(
-    caption: str, columns: Sequence[Column], rows: Sequence[Sequence[Cell | str | None]], strong: int | None = None
-) -> Table:
-    """A table of clean cells, without the columns in which no row has anything to say."""
-    cells = [[cell if isinstance(cell, Cell) else Cell(cell or DASH) for cell in row] for row in rows]
-    cells = [[cell._replace(text=clean(cell.text), below=clean(cell.below)) for cell in row] for row in cells]
-    places = [place for place in range(len(columns)) if any(row[place].text != DASH for row in cells)]
-    kept = tuple(tuple(row[place] for place in places) for row in cells)
-    return Table(caption, tuple(columns[place] for place in places), kept, strong)
 
 
 def _ranked(report: Report) -> list[CandidateRow]:
@@ -301,19 +267,6 @@ def _prediction(row: CandidateRow) -> str | None:
     ).replace("-", "\u2212")
 
 
-def _share(estimate: Estimate | None) -> Cell:
-    return Cell(*share(estimate)) if estimate else Cell()
-
-
 def _range(row: CandidateRow) -> str | None:
     low, high = row.predicted_low_s, row.predicted_high_s
     return None if low is None or high is None else f"{format_duration(low)}–{format_duration(high)}"
-
-
-def _number(value: float | None, form: Callable[[Any], str]) -> str | None:
-    return None if value is None else form(value)
-
-
-def clean(text: Any) -> str:
-    """One line of text that any encoding takes: file names may hold control characters and lone surrogates."""
-    return re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(text)).strip().encode("utf-8", "replace").decode("utf-8")

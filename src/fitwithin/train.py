@@ -212,12 +212,8 @@ class _Turn:
         return self.schedule.marks(self.steps_per_epoch, self.job.setting.recipe.last_epochs)
 
     def overhead_s(self) -> float:
-        """What must still happen beside steps: validations ahead, each with a model to write, and checkpoints."""
-        ahead = sum(mark > self.schedule.step for mark in self.marks())
-        left_s = max(0.0, self.schedule.training_ends_at - time.monotonic())
-        return ahead * 1.2 * (self.validation_s + self.job.save_s) + self.job.save_s * int(
-            left_s / self.job.checkpoint_every_s
-        )
+        """What must still happen beside steps."""
+        return self.job.overhead_s(self.schedule, time.monotonic(), self.marks(), self.validation_s)
 
     def read(self, loss: torch.Tensor, emit: Emit) -> None:
         """Keep the loss; take note of the mean of losses, once a second and after the last step."""

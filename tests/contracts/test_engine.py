@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from fitwithin.engine.site import Site
 from fitwithin.ensemble import views_of
 from fitwithin.jobs import (
     CARD,
+    EVALUATED,
     OUTCOME,
     WEIGHTS,
     Evaluated,
@@ -40,6 +42,7 @@ from fitwithin.jobs import (
     Setting,
     Trained,
     TrainJob,
+    read_evaluated,
 )
 from fitwithin.launch import Server
 from fitwithin.profile import Probe
@@ -244,6 +247,21 @@ def test_training_leaves_a_model_and_tells_how_it_goes(bench: Bench, tmp_path: P
     plain = read_logits(tmp_path, "val", views[0])
     right = int((plain.argmax(axis=1) == _labels(bench)).sum())
     assert right == done.best, "the plain view at the training size is what validation saw"
+
+    kept = read_evaluated(tmp_path / EVALUATED)
+    assert kept is not None
+    assert kept.done == evaluated.done
+    half = json.dumps(asdict(replace(kept, done=kept.done[:4])))
+    (tmp_path / EVALUATED).write_text(half, encoding="utf-8")
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("logits-*.npy")}
+    told.clear()
+    again = bench.engine.do(
+        replace(job, until_at=bench.engine.now() + 60), until_at=bench.engine.now() + 61, on_progress=told.append
+    )
+    assert isinstance(again, Evaluated), again
+    assert again.done == evaluated.done
+    anew = {path.name.split("-")[1] for path, at in written.items() if path.stat().st_mtime_ns != at}
+    assert anew == {"test"}, "what a process before was done with is not done again"
 
 
 def _labels(bench: Bench) -> Any:

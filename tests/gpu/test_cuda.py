@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -191,7 +192,9 @@ def test_an_interrupted_turn_goes_on_from_its_checkpoint(engine: Local, images: 
 
 
 def free_bytes() -> int:
-    asked = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", "--id=0"]
+    """Of the first device that is visible: the tests' own."""
+    which = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
+    asked = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", f"--id={which}"]
     return int(subprocess.run(asked, capture_output=True, text=True, check=True).stdout) * 2**20
 
 

@@ -9,10 +9,11 @@ one cares to imagine. See docs/decisions/0004-simulated-at-the-engine-seam.md.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from fitwithin.engine.clock import SimulatedClock, SimulatedCrew
 from fitwithin.engine.law import Law, Trouble
 from fitwithin.engine.turn import Turn, read_skill
 from fitwithin.jobs import (
+    EVALUATED,
     Evaluated,
     EvaluateJob,
     Failure,
@@ -36,6 +38,7 @@ from fitwithin.jobs import (
     Screened,
     ScreenJob,
     TrainJob,
+    read_evaluated,
     silence_s,
 )
 from fitwithin.profile import Probe, Timing
@@ -266,29 +269,29 @@ class Simulated:
         skill = read_skill(folder)
         peak_bytes = min(law.memory_bytes(job.candidate, job.batch), job.setting.memory_bytes)
         self.spend(law.startup_s, until_at)
-        done: list[tuple[str, str]] = []
+        there = read_evaluated(folder / EVALUATED)
+        found = there or Evaluated(done=(), ms_per_image={}, batch=job.batch, peak_bytes=peak_bytes)
         ways = [(split, view) for split in job.splits for view in sorted(job.views)]
         for number, (split, view) in enumerate(ways):
-            truth = self.labels(split)
-            slice_s = len(truth) * law.eval_image_s(job.candidate, view.px) / SLICES
-            for _ in range(SLICES):
-                self.spend(slice_s, until_at)
-                if self.now() >= job.until_at:
-                    break
-            else:
-                on_progress(Progress(step=number + 1, total=len(ways), text=f"{split} split"))
-                logits = law.logits(
-                    truth,
-                    job.setting.classes,
-                    skill=skill,
-                    train_px=job.candidate.train_px,
-                    split=split,
-                    view=view,
-                )
-                np.save(logits_path(folder, split, view), logits, allow_pickle=False)
-                done.append((split, view.name))
+            if (split, view.name) in found.done:
                 continue
-            break
-        seen = {view.name: view for _, view in ways if any(name == view.name for _, name in done)}
-        costs = {name: 1e3 * law.eval_image_s(job.candidate, view.px) for name, view in seen.items()}
-        return Evaluated(done=tuple(done), ms_per_image=costs, batch=job.batch, peak_bytes=peak_bytes)
+            truth = self.labels(split)
+            image_s = law.eval_image_s(job.candidate, view.px)
+            for _ in range(SLICES):
+                self.spend(len(truth) * image_s / SLICES, until_at)
+                if self.now() >= job.until_at:
+                    return found
+            on_progress(Progress(step=number + 1, total=len(ways), text=f"{split} split"))
+            logits = law.logits(
+                truth,
+                job.setting.classes,
+                skill=skill,
+                train_px=job.candidate.train_px,
+                split=split,
+                view=view,
+            )
+            np.save(logits_path(folder, split, view), logits, allow_pickle=False)
+            done = (*found.done, (split, view.name))
+            found = replace(found, done=done, ms_per_image={**found.ms_per_image, view.name: 1e3 * image_s})
+            (folder / EVALUATED).write_text(json.dumps(asdict(found), allow_nan=False), encoding="utf-8")
+        return found

@@ -108,10 +108,7 @@ class Turn:
 
     def overhead_s(self) -> float:
         """What must still happen beside steps."""
-        ahead = sum(mark > self.schedule.step for mark in self.marks())
-        left_s = max(0.0, self.schedule.training_ends_at - self.engine.now())
-        saves = int(left_s / self.job.checkpoint_every_s)
-        return ahead * 1.2 * (self.validation_s + self.job.save_s) + self.job.save_s * saves
+        return self.job.overhead_s(self.schedule, self.engine.now(), self.marks(), self.validation_s)
 
     def elapsed_s(self) -> float:
         """Seconds of this turn, those of earlier processes included."""

@@ -1,0 +1,119 @@
+"""evaluate: what it does when time is short, and what another process finds of it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fitwithin import data, evaluate, pack, recipe
+from fitwithin import model as models
+from fitwithin.candidate import Candidate
+from fitwithin.device import Cpu
+from fitwithin.engine.simulated import SimulatedClock
+from fitwithin.ensemble import views_of
+from fitwithin.feeder import Feeder
+from fitwithin.jobs import EVALUATED, Evaluated, EvaluateJob, Setting, read_evaluated
+from fitwithin.learner import Learner, feeder_rings
+from fitwithin.pack import Pack
+
+CANDIDATE = Candidate(model="test_efficientnet", train_px=32, precision="fp32")
+BATCH, N = 4, 12
+
+#: What a batch takes by the clock of a test: both views of it.
+SLOW_S = 40.0
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    root = tmp_path_factory.mktemp("evaluate")
+    rng = np.random.default_rng(4)
+    for split in ("train", "val", "test"):
+        for name in ("a", "b"):
+            folder = root / "data" / split / name
+            folder.mkdir(parents=True)
+            for number in range(N // 2):
+                Image.fromarray(rng.integers(0, 255, (36, 36, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FITWITHIN_CACHE", str(root / "cache"))
+        return pack.build(data.scan(root / "data"), 34)
+
+
+def job(images: Pack, folder: Path, within_s: float) -> EvaluateJob:
+    setting = Setting(
+        device="cpu",
+        memory_bytes=2**30,
+        accounting="process",
+        pack=str(images.folder),
+        classes=2,
+        recipe=recipe.load("paper"),
+        view_sizes=(32,),
+        seed=1,
+        workers=1,
+    )
+    learner = Learner(setting, CANDIDATE, Cpu())
+    card = models.Card(
+        model=CANDIDATE.model,
+        classes=images.classes,
+        train_px=32,
+        precision="fp32",
+        crop=0.95,
+        arguments=learner.arguments,
+    )
+    models.save(learner.net, card, folder)
+    views = tuple(views_of((32,), flips=True))
+    return EvaluateJob(
+        setting=setting,
+        candidate=CANDIDATE,
+        batch=BATCH,
+        folder=str(folder),
+        views=views,
+        splits=("val", "test"),
+        until_at=time.monotonic() + within_s,
+    )
+
+
+def carried_out(wanted: EvaluateJob, images: Pack, emit: Any = None) -> Evaluated:
+    rings = feeder_rings(wanted.candidate, wanted.setting, wanted.batch)
+    with Feeder(images, 1, rings, pin=False) as feeder:
+        return evaluate.evaluate(wanted, Cpu(), feeder, emit or (lambda progress: None))
+
+
+def test_a_batch_that_would_end_too_late_is_not_begun(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_logits, clock = Learner.logits, SimulatedClock(time.monotonic())
+
+    def slow(self: Learner, *given: Any, **more: Any) -> Any:
+        clock.sleep(SLOW_S / 2)
+        return true_logits(self, *given, **more)
+
+    monkeypatch.setattr(Learner, "logits", slow)
+    monkeypatch.setattr(evaluate, "time", SimpleNamespace(monotonic=clock.now))
+    # Three batches of a split and one of each view to time it, then two batches of the next split: not the third.
+    wanted = job(images, tmp_path, 4 * SLOW_S + 2.5 * SLOW_S)
+    found = carried_out(wanted, images)
+    assert clock.now() < wanted.until_at
+    assert [split for split, _ in found.done] == ["val", "val"]
+
+
+def test_what_was_done_outlives_the_process(images: Pack, tmp_path: Path) -> None:
+    def die(progress: Any) -> None:
+        if progress.step > 4:  # in the second batch of test
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        carried_out(job(images, tmp_path, 60), images, die)
+    left = read_evaluated(tmp_path / EVALUATED)
+    assert left is not None
+    assert [split for split, _ in left.done] == ["val", "val"]
+    steps: list[int] = []
+    found = carried_out(job(images, tmp_path, 60), images, lambda progress: steps.append(progress.step))
+    assert [split for split, _ in found.done] == ["val", "val", "test", "test"]
+    assert steps == [4, 5, 6], "only test"
+    assert found.ms_per_image == left.ms_per_image, "a view's cost is measured once"
