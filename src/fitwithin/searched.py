@@ -54,7 +54,7 @@ def told(facts: Planned, search: Halving, charged: Mapping[str, Charge]) -> Sear
     return SearchReport(
         told=facts.told,
         rungs=tuple(RungRow(count=n, seconds=s) for n, s in zip(facts.counts, facts.seconds, strict=True)),
-        final_s=facts.final_s,
+        final_s=facts.final_s / facts.slots,
         trials=tuple(_row(trial, search, charged.get(turn_name(trial), Charge())) for trial in search.trials),
         verdicts=tuple(verdicts),
         handed_over=turn_name(best) if best is not None else None,
@@ -100,7 +100,8 @@ def _why(search: Halving, best: Trial) -> str:
         before = search.scores[best.after] if best.after is not None else None
         than = f", no less than the {100 * before.accuracy:.1f} % before it" if before is not None else ""
         return f"the model of the final training: {reached}{than}"
-    final = next((trial for trial in search.trials if trial.final), None)
+    finals = [trial for trial in search.trials if trial.final]
+    final = max(finals, key=lambda trial: search.scores.get(trial.number, Score()).accuracy, default=None)
     if final is None:
         return f"the model of rung {best.rung + 1}: {reached}; there was no time for a final training"
     ended = search.scores.get(final.number, Score())

@@ -82,8 +82,8 @@ class _Trials:
         body = next(e.body for e in self.run.store.events("trial") if e.body["trial"]["number"] == trial.number)
         turn = None if body["turn"] is None else turn_from_dict(body["turn"])
         left = self.left()
-        share = own_s[0] / sum(own_s) if sum(own_s) else 1.0
-        return trial, turn, self.run.engine.now() + min(own_s[0], left.time_s, left.slot_s * share)
+        paid_s = own_s[0] * (left.slot_s / sum(own_s)) if own_s[0] else 0.0
+        return trial, turn, self.run.engine.now() + min(own_s[0], left.time_s, paid_s)
 
     def _own_s(self, trial: Trial) -> float:
         """What is left of a trial's time."""

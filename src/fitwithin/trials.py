@@ -78,7 +78,7 @@ class Second:
 class SearchReport:
     """A search: its ladder, every trial in order, why each candidate is out, and what is handed over.
 
-    ``told`` is the ladder in a sentence, ``final_s`` the GPU-seconds kept for the final training. ``handed_over`` names
+    ``told`` is the ladder in a sentence, ``final_s`` the GPU-seconds kept for a final training. ``handed_over`` names
     the turn whose model is handed over, with ``handed_over_why``; None before the end, and where none could be
     validated. ``second`` is None where nobody else got as far.
     """
