@@ -24,6 +24,7 @@ def tell(run: Run, frozen: Plan | None = None) -> Report:
     """Carry a run from where it stands to its report."""
     plan = draw_up(run, frozen)
     train(run, plan)
+    instantiate.tidy(run)
     members, winner, why = finish.evaluate(run, plan)
     return finish.close(run, plan, members, winner, why)
 

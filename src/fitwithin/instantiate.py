@@ -29,6 +29,9 @@ from fitwithin.jobs import (
 from fitwithin.planning import Turn
 from fitwithin.session import Run
 
+#: Of a run's folder: what its turns leave.
+CANDIDATES = "candidates"
+
 #: After running out of memory in spite of its certificate, a turn goes on with this share of its batch.
 SMALLER = 7 / 8
 
@@ -47,7 +50,7 @@ ATTEMPTS = 3
 
 def turn_folder(run: Path, turn: Turn) -> Path:
     """Where a turn keeps its checkpoint and leaves its model."""
-    return run / "candidates" / turn.name
+    return run / CANDIDATES / turn.name
 
 
 def turn_ends_at(
@@ -209,6 +212,12 @@ def _salvage(folder: Path, failure: Failure) -> Trained | Failure:
     """What a turn that did not end by itself left: its model, as good as it was at its last checkpoint."""
     left = read_trained(folder / OUTCOME) or read_trained(folder / SALVAGE)
     return left if left is not None and (folder / WEIGHTS).is_file() else failure
+
+
+def tidy(run: Run) -> None:
+    """All turns have ended: remove what one kept that was to go when the run was interrupted."""
+    for event in run.store.events("turn"):
+        clean(run.folder / CANDIDATES / event.body["name"])
 
 
 def clean(folder: Path) -> None:
