@@ -33,6 +33,7 @@ def prepared(folder: Path, *, device: str, memory: str, sizes: str, workers: int
         view_sizes=request.view_sizes,
         seed=0,
         workers=workers,
+        canvas_px=request.canvas_px,
     )
     return images, setting
 

@@ -73,6 +73,7 @@ def test_whatever_decides_speed_or_memory_is_part_of_the_key(tmp_path: Path) -> 
         {"view_sizes": (96,)},
         {"workers": 1},
         {"data_parallel": 2},
+        {"canvas_px": 240},
     )
     others: list[dict[str, Any]] = [{"machine": machine} for machine in machines]
     others += [{"shape": {**SHAPE, key: 7}} for key in SHAPE]

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from fitwithin import feeder as feeders
@@ -35,8 +34,11 @@ def feeder(pack: Pack, request: pytest.FixtureRequest) -> Iterator[Feeder]:
         yield started
 
 
-def described(first: int = 0, steps: int = 9, batch: int = BATCH, px: int = PX) -> dict[str, Any]:
-    return {"recipe": RECIPE, "px": px, "batch": batch, "seed": 3, "first_step": first, "steps": steps}
+def described(
+    first: int = 0, steps: int = 9, batch: int = BATCH, px: int = PX, canvas_px: int | None = None
+) -> dict[str, Any]:
+    usual = {"recipe": RECIPE, "px": px, "batch": batch, "seed": 3, "first_step": first, "steps": steps}
+    return {**usual, "canvas_px": canvas_px}
 
 
 def taken(feeder: Feeder, **arguments: Any) -> list[tuple[Any, Any]]:
@@ -45,18 +47,21 @@ def taken(feeder: Feeder, **arguments: Any) -> list[tuple[Any, Any]]:
         return [(x.numpy().copy(), y.numpy().copy()) for x, y in stream]
 
 
-def test_the_batches_are_those_that_were_described(feeder: Feeder, pack: Pack) -> None:
-    batches = TrainBatches(pack, **described())
-    found = taken(feeder, **described())
+@pytest.mark.parametrize("canvas_px", [None, 20])
+def test_the_batches_are_those_that_were_described(feeder: Feeder, pack: Pack, canvas_px: int | None) -> None:
+    batches = TrainBatches(pack, **described(canvas_px=canvas_px))
+    found = taken(feeder, **described(canvas_px=canvas_px))
     assert len(found) == len(batches) == 9
     for number, (x_bhwc, y_b) in enumerate(found):
         labels, fill = batches.prepare(number)
-        wanted = np.zeros_like(x_bhwc)
+        wanted = x_bhwc.copy()  # around an image its canvas has what was there before
         fill(wanted, range(BATCH))
         assert (x_bhwc == wanted).all()
+        assert x_bhwc.shape == (BATCH, batches.px, batches.px, 3)
+        assert y_b.shape == labels.shape
         assert (y_b == labels).all()
     # Seven images, batches of four: the eighth position begins the second epoch.
-    seen = [int(label) for _, y_b in found for label in y_b]
+    seen = [int(label) for _, y_b in found for label in y_b.reshape(BATCH, -1)[:, 0]]
     assert sorted(seen[:7]) == sorted(pack.labels.tolist()) == sorted(seen[7:14])
 
 

@@ -87,7 +87,46 @@ def test_an_evaluation_ends_the_training_mode_and_a_step_brings_it_back() -> Non
     assert learner.net.training
 
 
-def test_rings_have_room_for_training_and_for_every_view() -> None:
-    train_bytes, view_bytes = feeder_rings(CANDIDATE, replace(setting(), view_sizes=(32, 96)), 400)
-    assert train_bytes >= 5 * 400 * 64 * 64 * 3
+@pytest.mark.parametrize("canvas_px", [None, 104])
+def test_rings_have_room_for_training_and_for_every_view(canvas_px: int | None) -> None:
+    asked = replace(setting(), view_sizes=(32, 96), canvas_px=canvas_px)
+    train_bytes, view_bytes = feeder_rings(CANDIDATE, asked, 400)
+    image_bytes = 3 * (canvas_px or 64) ** 2
+    assert 5 * 400 * image_bytes < train_bytes < 5 * 400 * (image_bytes + 64)
     assert view_bytes >= 5 * eval_batch(400) * 96 * 96 * 3
+    assert feeder_rings(CANDIDATE, asked, 400, trains=False) == (view_bytes,)
+
+
+def on_canvases(x_bhwc: torch.Tensor, y_b: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The batch on canvases of that side, with noise around the images."""
+    n, px = x_bhwc.shape[:2]
+    canvases = torch.randint(0, 256, (n, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+    canvases[:, :px, :px] = x_bhwc
+    return canvases, torch.stack([y_b, torch.full((n,), px), torch.full((n,), px)], dim=1)
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+@pytest.mark.parametrize("augmented", [{}, {"flip": 0.5, "jitter": 0.3, "cutmix": 0.5, "smoothing": 0.1}])
+def test_a_step_on_canvases_is_the_step_on_their_images(chunks: int, augmented: dict[str, float]) -> None:
+    """Images of the training size, which resizing leaves as they are; both draw the same."""
+    asked, losses = replace(setting(), recipe=replace(setting().recipe, **augmented)), []
+    for side in (None, 80):
+        learner = Learner(asked, CANDIDATE, Cpu(), chunks=chunks)
+        x_bhwc, y_b = batch(12)
+        found = (x_bhwc, y_b) if side is None else on_canvases(x_bhwc, y_b, side)
+        losses.append([float(learner.step(*found, 1e-3)) for _ in range(3)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert len(set(losses[0])) == 3
+
+
+def test_another_size_from_the_same_canvases() -> None:
+    """Only the learner knows of the size: the batches look the same."""
+    learner = Learner(setting(), replace(CANDIDATE, model="test_resnet"), Cpu())
+    seen: list[tuple[int, ...]] = []
+    learner.net.register_forward_pre_hook(lambda module, taken: seen.append(tuple(taken[0].shape)))
+    canvases = on_canvases(*batch(4), side=80)
+    for px in (32, 32, 48):
+        asked = learner.fed_with(px)
+        assert (asked["px"], asked["canvas_px"]) == (px, learner._setting.canvas_px)
+        learner.step(*canvases, 1e-3)
+    assert seen == [(4, 3, 32, 32)] * 2 + [(4, 3, 48, 48)]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from fitwithin import recipe as recipes
-from fitwithin.loader import centre_box, draw, resize
+from fitwithin.loader import TrainBatches, centre_box, draw, dummy, resize
 from fitwithin.pack import Pack
+from fitwithin.resample import resized
 
 
 def images(n: int = 7) -> Pack:
@@ -73,3 +76,44 @@ def test_crops_lie_within_their_images_and_every_image_comes_once(
     assert sorted(crops.order) == list(range(len(sizes)))
     assert ((left >= 0) & (left < right) & (right <= wide[crops.order])).all()
     assert ((top >= 0) & (top < bottom) & (bottom <= high[crops.order])).all()
+
+
+@pytest.mark.parametrize("canvas_px", [24, 40, 60], ids=["few fit", "most fit", "all fit"])
+def test_what_lies_on_canvases_is_what_would_have_been_resized(canvas_px: int) -> None:
+    """The same images and crops; the device's resizing rounds once less. Crops that are too large were resized here."""
+    pack, px, batch = images(), 20, 28
+    described = {"px": px, "batch": batch, "seed": 5, "first_step": 0, "steps": 9}
+    plain = TrainBatches(pack, recipes.load("paper"), **described)
+    canvases = TrainBatches(pack, recipes.load("paper"), canvas_px=canvas_px, **described)
+    assert (canvases.px, canvases.label_shape, len(canvases)) == (canvas_px, (batch, 3), len(plain))
+    assert (plain.px, plain.label_shape) == (px, (batch,))
+    (labels, fill), (told, fill_canvases) = plain.prepare(1), canvases.prepare(1)
+    assert told.dtype == labels.dtype
+    assert (told[:, 0] == labels).all()
+    found = np.full((batch, px, px, 3), 7, np.uint8)
+    fill(found, range(batch))
+    x_bhwc = np.full((batch, canvas_px, canvas_px, 3), 7, np.uint8)  # what an earlier batch left there
+    fill_canvases(x_bhwc, range(batch))
+    on_device = resized(torch.from_numpy(x_bhwc), torch.from_numpy(told[:, 1:]), px, torch.float32)
+    assert np.abs(on_device.numpy() - found).max() <= 1.1
+    too_large = (told[:, 1:] == px).all(axis=1)
+    assert too_large.any() == (canvas_px < 60)
+    assert (x_bhwc[too_large, :px, :px] == found[too_large]).all()
+
+
+def test_a_canvas_has_room_for_what_is_resized_here() -> None:
+    with pytest.raises(AssertionError, match="must have room"):
+        TrainBatches(images(), recipes.load("paper"), px=32, canvas_px=24, batch=2, seed=0, first_step=0, steps=1)
+
+
+@pytest.mark.parametrize("canvas_px", [None, 40])
+def test_a_dummy_batch_has_the_shapes_of_a_real_one(canvas_px: int | None) -> None:
+    described = {"px": 24, "batch": 6, "seed": 0, "first_step": 0, "steps": 1, "canvas_px": canvas_px}
+    real = TrainBatches(images(), recipes.load("paper"), **described)
+    x, y = dummy(24, 6, 2, 0, canvas_px)
+    assert tuple(x.shape) == (real.size, real.px, real.px, 3)
+    assert tuple(y.shape) == real.label_shape
+    assert y.dtype == torch.int64
+    if canvas_px:
+        assert 1 <= int(y[:, 1:].min()) <= int(y[:, 1:].max()) <= canvas_px
+        assert int(y[:, 0].max()) < 2

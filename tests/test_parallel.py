@@ -120,14 +120,18 @@ def test_a_gradient_too_large_for_one_is_left_out_by_all(tmp_path: Path) -> None
 # --- the loader ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("canvas_px", [None, 32])
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_the_slices_of_an_update_are_the_batch_of_one_process(images: Pack, tmp_path: Path, ranks: int) -> None:
+def test_the_slices_of_an_update_are_the_batch_of_one_process(
+    images: Pack, tmp_path: Path, ranks: int, canvas_px: int | None
+) -> None:
     usual = job(images, tmp_path)
     described = {"recipe": usual.setting.recipe, "px": 24, "seed": 1, "first_step": 3, "steps": 20}
+    described["canvas_px"] = canvas_px
 
     def pixels(batches: TrainBatches, number: int) -> tuple[np.ndarray, np.ndarray]:
         labels, fill = batches.prepare(number)
-        out = np.empty((batches.size, 24, 24, 3), np.uint8)
+        out = np.zeros((batches.size, batches.px, batches.px, 3), np.uint8)
         fill(out, range(batches.size))
         return labels, out
 

@@ -67,6 +67,13 @@ def test_a_request_survives_json(cluster: dict[str, str], **words: Any) -> None:
     largest = max(*asked.sizes, *asked.view_sizes)
     # Stored large enough that the centre crop of the largest view needs no enlarging.
     assert asked.pack_side * round(asked.recipe.crop * 100) / 100 >= largest
+    # Where the device resizes, what is stored has room on a canvas but for the longer side of a long image.
+    if asked.device == "cpu":
+        assert asked.canvas_px is None
+    else:
+        assert asked.canvas_px is not None
+        assert asked.pack_side <= asked.canvas_px < asked.pack_side + 8
+        assert asked.canvas_px % 8 == 0
     assert list(asked.view_sizes) == sorted(set(asked.view_sizes))
     assert any(view.flip for view in asked.views) == asked.recipe.flips
 

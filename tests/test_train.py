@@ -328,17 +328,54 @@ def elsewhere(wanted: TrainJob, dies_at: int) -> tuple[int, list[int]]:
     return done.returncode, [int(word) for word in done.stdout.split()]
 
 
+@pytest.mark.parametrize("canvas_px", [32, 40], ids=["some fit", "all fit"])
+def test_sizes_follow_each_other_on_canvases_too(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, canvas_px: int
+) -> None:
+    """The device resizes to each stage's size: but for rounding the images that would have come resized."""
+    seen: dict[str, list[torch.Tensor]] = {"loaded": [], "resized": []}
+    take, resized = Learner.step, learners.resample.resized
+
+    def step(self: Learner, x_bhwc: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        seen["loaded"].append(x_bhwc.float())
+        return take(self, x_bhwc, *arguments)
+
+    def note(*arguments: Any) -> torch.Tensor:
+        found = resized(*arguments)
+        seen["resized"].append(found.clone())  # what is found may be normalised in place
+        return found
+
+    monkeypatch.setattr(Learner, "step", step)
+    advance(job(images, tmp_path / "loaders", stages=STAGES), images)
+    assert not seen["resized"]
+    monkeypatch.setattr(Learner, "step", take)
+    monkeypatch.setattr(learners.resample, "resized", note)
+    wanted = job(images, tmp_path / "device", stages=STAGES)
+    outcome = advance(replace(wanted, setting=replace(wanted.setting, canvas_px=canvas_px)), images)
+    assert outcome.ended == "complete"
+    assert (outcome.best or 0) > N_VAL // 2
+    for found, expected in zip(seen["resized"], seen["loaded"], strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1.1)
+    assert [found.shape[1] for found in seen["resized"]] == [16] * 12 + [24] * 12 + [32] * 12
+
+
 @pytest.mark.parametrize(
-    ("stages", "augmented"),
-    [((), {}), (STAGES, {}), ((), {"jitter": 0.2, "cutmix": 0.3, "optimizer": "muon", "lr": 1e-3})],
-    ids=["one size", "three sizes", "augmented, with Muon"],
+    ("stages", "augmented", "canvas_px"),
+    [
+        ((), {}, None),
+        (STAGES, {}, None),
+        (STAGES, {}, 32),
+        ((), {"jitter": 0.2, "cutmix": 0.3, "optimizer": "muon", "lr": 1e-3}, None),
+    ],
+    ids=["one size", "three sizes", "three sizes on canvases", "augmented, with Muon"],
 )
 def test_killed_twice_and_carried_on_gives_the_bytes_of_an_uninterrupted_turn(
-    images: Pack, tmp_path: Path, stages: tuple[Stage, ...], augmented: dict[str, Any]
+    images: Pack, tmp_path: Path, stages: tuple[Stage, ...], augmented: dict[str, Any], canvas_px: int | None
 ) -> None:
     """The model has dropout and batch norm: generator and running statistics must be carried on too."""
     calm = job(images, tmp_path / "whole", frozen=True, stages=stages)
-    calm = replace(calm, setting=replace(calm.setting, recipe=replace(calm.setting.recipe, **augmented)))
+    recipe_ = replace(calm.setting.recipe, **augmented)
+    calm = replace(calm, setting=replace(calm.setting, recipe=recipe_, canvas_px=canvas_px))
     whole = advance(calm, images)
     # A checkpoint after every step (none where a validation takes its place).
     often = replace(calm, folder=str(tmp_path / "killed"), save_s=0.0, checkpoint_every_s=1e-9)

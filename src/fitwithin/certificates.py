@@ -19,7 +19,7 @@ from fitwithin.profile import Profile
 from fitwithin.pruning import Pace
 from fitwithin.session import Images
 
-SCHEMA = 9
+SCHEMA = 10
 
 #: What of a machine decides memory and pace. Not its number among others, its Python, or its operating system's name.
 OF_THE_MACHINE = (
@@ -54,6 +54,7 @@ class Cache:
                     "view_sizes": setting.view_sizes,
                     "workers": setting.workers,
                     "data_parallel": setting.data_parallel,
+                    "canvas_px": setting.canvas_px,
                     "data": shape,
                 }
             )

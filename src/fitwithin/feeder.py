@@ -57,8 +57,8 @@ Make = Callable[..., Batches]
 
 
 def slot_bytes(batch: int, px: int) -> int:
-    """What a batch of images and its labels take, in whole pages."""
-    return -(-batch * (px * px * 3 + 8) // HEADER) * HEADER
+    """What a batch of images and its labels, three numbers each at most, take in whole pages."""
+    return -(-batch * (px * px * 3 + 3 * 8) // HEADER) * HEADER
 
 
 def ring_bytes(shapes: Sequence[tuple[int, int]]) -> int:
@@ -170,7 +170,7 @@ class Feeder:
         raise DataError("the processes that load images have ended")
 
     def slot(self, start: int, batches: Batches, number: int) -> Batch:
-        """Where the batch of that number lies: uint8 [B, H, W, 3] and int64 [B]."""
+        """Where the batch of that number lies: uint8 [B, H, W, 3] and int64 [B], or on canvases [B, 3]."""
         assert self._memory is not None
         x_bhwc, y_b = _views(self._memory, start, batches, number)
         return torch.from_numpy(x_bhwc), torch.from_numpy(y_b)
@@ -254,11 +254,11 @@ class Stream:
 def _views(
     memory: mmap.mmap, start: int, batches: Batches, number: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """The slot of a batch in the ring that begins at ``start``: pixels [B, H, W, 3] and labels [B]."""
+    """The slot of a batch in the ring that begins at ``start``: pixels [B, H, W, 3] and labels [B] or [B, 3]."""
     size, px = batches.size, batches.px
     labels_at = start + number % SLOTS * slot_bytes(size, px)
-    y_b = np.frombuffer(memory, np.int64, size, labels_at)
-    x_bhwc = np.frombuffer(memory, np.uint8, size * px * px * 3, labels_at + 8 * size)
+    y_b = np.frombuffer(memory, np.int64, math.prod(batches.label_shape), labels_at).reshape(batches.label_shape)
+    x_bhwc = np.frombuffer(memory, np.uint8, size * px * px * 3, labels_at + y_b.nbytes)
     return x_bhwc.reshape(size, px, px, 3), y_b
 
 

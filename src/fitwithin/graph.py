@@ -22,7 +22,7 @@ class Graph:
     (H100, 160 px, 6 GiB: eager steps of resnet101 fp32 drifted between 38 and 53 ms with the host's load.)
 
     Args:
-        update: computes the loss of images [B, H, W, C] and labels [B] and updates the weights; calls its third
+        update: computes the loss of images [B, H, W, C] with their labels and updates the weights; calls its third
             argument once it has no more use for the images. It has run at this shape before, so that kernels are
             loaded and the optimizer's state is there.
         like: a batch of the shape.

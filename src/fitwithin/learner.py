@@ -1,6 +1,7 @@
 """A model with its optimizer on a device: one training step, and logits. What is probed is what trains.
 
-Shape suffixes: B batch, C channels, H W pixels, K classes.
+Shape suffixes: B batch, C channels, H W pixels, K classes. Training images may lie on canvases; then their labels
+are [B, 3] and they are resized in the step (:mod:`fitwithin.resample`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
-from fitwithin import augment, optimizers
+from fitwithin import augment, optimizers, resample
 from fitwithin import model as models
 from fitwithin.candidate import Candidate
 from fitwithin.cuda import Cuda
@@ -80,22 +81,36 @@ class Learner:
             fused=device.kind == "cuda",
             capturable=self._recorder is not None,
         )
-        self._recipe, self._classes = setting.recipe, setting.classes
+        self._setting, self._recipe, self._classes = setting, setting.recipe, setting.classes
+        #: The side to which images on canvases are resized.
+        self.px = candidate.train_px
+        # Half precision tells 0 to 255 to an eighth; bfloat16 would tell them to a whole.
+        half = device.kind == "cuda" and self.amp_dtype is not None
+        self._pixel_dtype = torch.float16 if half else torch.float32
         self.scaler = torch.amp.GradScaler(device.kind, enabled=self.amp_dtype == torch.float16)
         self._mean = torch.tensor(models.MEAN, device=device.torch_device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(models.STD, device=device.torch_device).view(1, 3, 1, 1) * 255
         self._graph: Graph | None = None
-        self._ran: tuple[torch.Size, int] = (torch.Size(()), 0)  # the shape of the last step, and how often in a row
+        # What the last step's shapes follow from, and how many there were of it in a row.
+        self._ran: tuple[tuple[torch.Size, torch.Size, int] | None, int] = (None, 0)
         #: Seconds that recording the step took, the last time.
         self.capture_s = 0.0
+
+    def fed_with(self, px: int) -> dict[str, Any]:
+        """Train on images of ``px`` from here on; what :class:`fitwithin.loader.TrainBatches` must be told for that."""
+        self.px = px
+        asked = self._setting
+        whose = {"rank": self.team.rank, "ranks": self.team.size}
+        return {"recipe": asked.recipe, "px": px, "seed": asked.seed, "canvas_px": asked.canvas_px, **whose}
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision where the candidate asks for it."""
         return torch.autocast(self.device.kind, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
 
     def images(self, x_bhwc: torch.Tensor, jitter: float = 0.0) -> torch.Tensor:
-        """uint8 [B, H, W, 3] from the loader, as normalised floats [B, 3, H, W] on the device."""
-        x_bchw = x_bhwc.to(self.device.torch_device, non_blocking=True).permute(0, 3, 1, 2).float()
+        """[B, H, W, 3] of 0 to 255, as normalised floats [B, 3, H, W] on the device."""
+        x_bchw = x_bhwc.to(self.device.torch_device, non_blocking=True).permute(0, 3, 1, 2)
+        x_bchw = x_bchw.to(torch.float32, memory_format=self._format)
         if jitter:
             x_bchw = augment.coloured(x_bchw, jitter)
         return x_bchw.sub_(self._mean).div_(self._std).contiguous(memory_format=self._format)
@@ -103,6 +118,9 @@ class Learner:
     def _augmented(self, x_bhwc: torch.Tensor, y_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Images [B, 3, H, W] as the recipe wants them, and their targets: classes [B], or shares of them [B, K]."""
         recipe = self._recipe
+        if y_b.ndim == 2:
+            x_bhwc = resample.resized(x_bhwc, y_b[:, 1:], self.px, self._pixel_dtype)
+            y_b = y_b[:, 0]
         if recipe.flip:
             x_bhwc = augment.flipped(x_bhwc, recipe.flip)
         x_bchw = self.images(x_bhwc, recipe.jitter)
@@ -119,11 +137,11 @@ class Learner:
         if not self.net.training:
             self.net.train()
         self._set_rate(lr)
-        shape, runs = self._ran
-        if shape != x_bhwc.shape:
+        before, runs = self._ran
+        if before != (now := (x_bhwc.shape, y_b.shape, self.px)):
             self.release()
             runs = 0
-        self._ran = (x_bhwc.shape, runs + 1)
+        self._ran = (now, runs + 1)
         if self._recorder is not None and self._graph is None and runs >= UNRECORDED:
             self._graph = Graph(self._update, (x_bhwc, y_b), self._recorder)
             self.capture_s = self._graph.wall_s
@@ -236,10 +254,10 @@ def eval_batch(batch: int) -> int:
     return min(batch, EVAL_BATCH)
 
 
-def feeder_rings(candidate: Candidate, setting: Setting, batch: int) -> tuple[int, int]:
-    """Bytes of the rings for training at ``batch`` and, while that rests, for evaluation at every size."""
-    views = [(eval_batch(batch), px) for px in (candidate.train_px, *setting.view_sizes)]
-    return ring_bytes([(batch, candidate.train_px)]), ring_bytes(views)
+def feeder_rings(candidate: Candidate, setting: Setting, batch: int, *, trains: bool = True) -> tuple[int, ...]:
+    """Bytes of the rings: for training at ``batch``, if it ``trains``, and for evaluation at every size in between."""
+    views = ring_bytes([(eval_batch(batch), px) for px in (candidate.train_px, *setting.view_sizes)])
+    return (ring_bytes([(batch, setting.canvas_px or candidate.train_px)]), views) if trains else (views,)
 
 
 def split_logits(

@@ -1,6 +1,9 @@
 """Packed images to batches: random crops for training, centre crops for evaluation.
 
-Shape suffixes: B batch, H W pixels (bytes lie as B H W 3 until the device permutes them).
+Shape suffixes: B batch, H W pixels (bytes lie as B H W 3 until the device permutes them), P side after resizing.
+
+A device that resizes training images itself (:mod:`fitwithin.resample`) gets each crop as it is stored, in the top left
+corner of a canvas. Its labels are rows of three: class, height and width.
 
 Every random draw is a function of (seed, epoch, position), so that batch ``i`` is the same however many workers make
 it, and whether a run was interrupted before it or not.
@@ -30,12 +33,16 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 Fill = Callable[[npt.NDArray[np.uint8], range], None]
 
 
-def dummy(px: int, batch: int, classes: int, seed: int) -> Batch:
-    """Random pixels [B, H, W, 3] and labels [B]: the paper's dummy loader."""
+def dummy(px: int, batch: int, classes: int, seed: int, canvas_px: int | None = None) -> Batch:
+    """Random pixels [B, H, W, 3] and labels [B], or on canvases labels [B, 3]: the paper's dummy loader."""
     rng = np.random.default_rng(seed)
-    x = torch.from_numpy(rng.integers(0, 256, (batch, px, px, 3), dtype=np.uint8))
+    side = canvas_px or px
+    x = torch.from_numpy(rng.integers(0, 256, (batch, side, side, 3), dtype=np.uint8))
     y = torch.from_numpy(rng.integers(0, classes, batch))
-    return x, y
+    if canvas_px is None:
+        return x, y
+    sizes = torch.from_numpy(rng.integers(1, side + 1, (batch, 2)))
+    return x, torch.cat([y.unsqueeze(1), sizes], dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +103,14 @@ def centre_box(height: int, width: int, crop: float) -> Box:
 
 
 class Batches(ABC):
-    """Batches by number: uint8 pixels [B, H, W, 3] and labels [B]. A batch is a function of its number alone."""
+    """Batches by number: uint8 pixels [B, H, W, 3], ``px`` a side, and labels [B]; on canvases labels are [B, 3].
 
-    def __init__(self, pack: Pack, *, px: int, batch: int, count: int) -> None:
+    A batch is a function of its number alone.
+    """
+
+    def __init__(self, pack: Pack, *, px: int, batch: int, count: int, canvases: bool = False) -> None:
         self._pack, self.px, self.size, self._count = pack, px, batch, count
+        self.label_shape = (batch, 3) if canvases else (batch,)
 
     def __len__(self) -> int:
         return self._count
@@ -117,6 +128,9 @@ class TrainBatches(Batches):
 
     Images come in a new random order every epoch; a batch may span two epochs, so that no image is dropped. Where an
     update is made by ``ranks`` processes, these are the ``rank``-th one's slices of it, of ``batch`` images each.
+
+    Images are resized to ``px``; with ``canvas_px`` they are not, but lie on canvases of that side, ``px`` or more.
+    A crop that is too large for its canvas, as one in seven of a photograph of 4:3 is, is resized to ``px`` as ever.
     """
 
     def __init__(
@@ -131,8 +145,12 @@ class TrainBatches(Batches):
         steps: int,
         rank: int = 0,
         ranks: int = 1,
+        canvas_px: int | None = None,
     ) -> None:
-        super().__init__(pack, px=px, batch=batch, count=max(0, steps - first_step))
+        assert canvas_px is None or canvas_px >= px, "a crop resized here must have room"
+        count = max(0, steps - first_step)
+        super().__init__(pack, px=canvas_px or px, batch=batch, count=count, canvases=canvas_px is not None)
+        self._train_px, self._canvas_px = px, canvas_px
         self._rank, self._ranks = rank, ranks
         self._recipe, self._seed, self._first = recipe, seed, first_step
         self._indices = pack.indices("train")
@@ -155,14 +173,23 @@ class TrainBatches(Batches):
         drawn = [(self._epoch(int(epoch)), positions[epochs == epoch] % n) for epoch in np.unique(epochs)]
         chosen = self._indices[np.concatenate([crops.order[at] for crops, at in drawn])]
         boxes = np.concatenate([crops.boxes[at] for crops, at in drawn])
+        sides = boxes[:, [3, 2]] - boxes[:, [1, 0]]
+        fits = (sides <= (self._canvas_px or 0)).all(axis=1)
+        sides[~fits] = self._train_px
 
         def fill(out: npt.NDArray[np.uint8], part: range) -> None:
             for i in part:
                 left, top, right, bottom = boxes[i].tolist()
                 image = self._pack.image(int(chosen[i]))
-                resize(image, (left, top, right, bottom), out[i])
+                height, width = sides[i].tolist()
+                place = out[i, :height, :width]
+                if fits[i]:
+                    place[:] = image[top:bottom, left:right]
+                else:
+                    resize(image, (left, top, right, bottom), place)
 
-        return self._pack.labels[chosen], fill
+        labels = self._pack.labels[chosen]
+        return labels if self._canvas_px is None else np.column_stack([labels, sides]), fill
 
 
 class EvalBatches(Batches):

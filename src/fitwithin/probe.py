@@ -137,7 +137,7 @@ def _step_and_evaluate(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batc
 
     What the allocator keeps from evaluation and from one update decides what the next ones need.
     """
-    x, y = dummy(job.candidate.train_px, batch, job.setting.classes, job.setting.seed)
+    x, y = dummy(job.candidate.train_px, batch, job.setting.classes, job.setting.seed, job.setting.canvas_px)
     updates = RECORDED_UPDATES if job.captured and device.kind == "cuda" else UPDATES
     losses = [learner.step(x, y, 1e-4) for _ in range(updates)]
     device.settle()

@@ -140,6 +140,14 @@ class Request:
         """The shorter side images are stored at: what the largest view needs before its centre crop."""
         return -(-max(*self.sizes, *self.view_sizes) * 100 // round(self.recipe.crop * 100))
 
+    @property
+    def canvas_px(self) -> int | None:
+        """The side of the canvases on which crops travel to a GPU, which resizes them; on the CPU loaders do: None.
+
+        It is the side that images are stored at, in whole eights for the sake of matrix products on tensor cores.
+        """
+        return -(-self.pack_side // 8) * 8 if self.device.startswith("cuda") else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; :func:`from_dict` is its inverse."""
         return dataclasses.asdict(self)

@@ -49,7 +49,7 @@ def screen(job: ScreenJob, device: Cpu | Cuda) -> Screened:
 def _pace(job: ScreenJob, candidate: Candidate, batch: int, device: Cpu | Cuda) -> Pace:
     torch.set_float32_matmul_precision("highest")  # a variant before this one may have lowered it
     learner = Learner(job.setting, candidate, device, captured=True)
-    x, y = dummy(candidate.train_px, batch, job.setting.classes, job.setting.seed)
+    x, y = dummy(candidate.train_px, batch, job.setting.classes, job.setting.seed, job.setting.canvas_px)
     for _ in range(WARM):
         learner.step(x, y, 1e-4)
     device.synchronize()

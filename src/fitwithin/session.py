@@ -82,6 +82,7 @@ class Run:
             seed=request.seed,
             workers=self.workers,
             data_parallel=request.data_parallel,
+            canvas_px=request.canvas_px,
         )
 
     @property

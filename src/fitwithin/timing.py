@@ -83,10 +83,9 @@ def timed(
 
     Processes that train together take the same steps; the first one, which has the ``baton``, says when it is enough.
     """
-    team = learner.team
-    recipe, candidate = job.setting.recipe, job.candidate
+    candidate = job.candidate
     strangers = device.strangers()
-    sizes = [px for _, px in recipe.stages(candidate.train_px)]
+    sizes = [px for _, px in job.setting.recipe.stages(candidate.train_px)]
     first_s = save_s = 0.0
     paces: dict[int, Pace] = {}
     changes_s: dict[int, float] = {}
@@ -94,15 +93,7 @@ def timed(
     for px in sizes:
         begun_at = time.monotonic()
         with feeder.stream(
-            TrainBatches,
-            recipe=recipe,
-            px=px,
-            batch=job.batch,
-            rank=team.rank,
-            ranks=team.size,
-            seed=job.setting.seed,
-            first_step=0,
-            steps=ENDLESS,
+            TrainBatches, **learner.fed_with(px), batch=job.batch, first_step=0, steps=ENDLESS
         ) as loaded:
             batches = iter(loaded)
             if px == sizes[0]:
@@ -200,7 +191,7 @@ def _change(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch], begu
 
 def _prepared(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> Batch:
     """A batch of another size that lies ready, after the first steps at that size."""
-    x, y = dummy(job.candidate.train_px, batch, job.setting.classes, job.setting.seed)
+    x, y = dummy(job.candidate.train_px, batch, job.setting.classes, job.setting.seed, job.setting.canvas_px)
     ready = (x.pin_memory(), y.pin_memory()) if device.kind == "cuda" else (x, y)
     for _ in range(PREPARED):
         learner.step(*ready, 1e-4)

@@ -74,12 +74,8 @@ def advance(
         stage = schedule.stage
         with feeder.stream(
             TrainBatches,
-            recipe=job.setting.recipe,
-            px=stage.px,
+            **learner.fed_with(stage.px),
             batch=job.share,
-            rank=team.rank,
-            ranks=team.size,
-            seed=job.setting.seed,
             first_step=schedule.step,
             steps=ENDLESS if schedule.open_ended else schedule.total,
             until_at=schedule.training_ends_at,

@@ -179,6 +179,19 @@ def test_a_small_batch_passes_and_is_timed(bench: Bench, brief: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_step_that_resizes_what_lies_on_canvases_is_probed_as_it_trains(local: Bench, timed: bool) -> None:
+    """As a GPU's step does, with the sizes of progressive resizing."""
+    recipe = replace(local.setting.recipe, progress=((0.0, 0.5), (0.5, 1.0)))
+    found = local.probe(timed=timed, recipe=recipe, canvas_px=56)
+    assert isinstance(found, Probe), found
+    assert found.passed, found.reason
+    assert (found.timing is not None) == timed
+    if found.timing is not None:
+        assert list(found.timing.stage_step_s) == [16]
+        assert min(found.timing.loader_step_s, found.timing.dummy_step_s) > 0
+
+
 def test_a_scout_sees_a_second_point(bench: Bench) -> None:
     job = ProbeJob(setting=bench.setting, candidate=CANDIDATE, batch=4, scout=True, limit=24)
     found = bench.engine.do(job, until_at=bench.engine.now() + 60, on_progress=lambda progress: None)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def setting(images: Pack, *, memory: int = 3 * GIB, accounting: str = "process")
         view_sizes=(64, 72),
         seed=0,
         workers=4,
+        canvas_px=72,  # images are stored at 72 x 81 px: some crops fit, some do not
     )
 
 
@@ -104,6 +106,21 @@ def test_a_small_batch_passes_within_the_cap_by_the_drivers_count(engine: Local,
     assert 200 * 2**20 < probe.peak_bytes <= 3 * GIB
     assert probe.timing is not None
     assert 0 < probe.timing.dummy_step_s < 1
+
+
+def test_progressive_sizes_are_timed_on_canvases_and_without(engine: Local, images: Pack) -> None:
+    for canvas_px in (72, None):
+        asked = replace(setting(images), recipe=recipe.load("fast"), canvas_px=canvas_px)
+        sizes = [px for _, px in asked.recipe.stages(64)]
+        probe = do(engine, ProbeJob(setting=asked, candidate=candidate("amp-bf16"), batch=24, timed=True, rates=True))
+        assert isinstance(probe, Probe), probe
+        assert probe.passed, probe.reason
+        assert probe.timing is not None
+        assert len(sizes) == 3
+        assert list(probe.timing.stage_step_s) == sizes[:-1]
+        assert probe.timing.capture_s > 0
+        assert 0 < probe.timing.loader_step_s < 1
+        assert len(probe.timing.rates) > 1, "smaller batches are tried on canvases as well"
 
 
 def test_process_accounting_counts_more_than_the_allocator(engine: Local, images: Pack) -> None:
@@ -319,6 +336,78 @@ print(json.dumps(told))
 """)
     assert len(set(found["False"])) > 40
     np.testing.assert_allclose(found["True"], found["False"], rtol=1e-5)
+
+
+#: The same labels, with noise on canvases of 72 px of which images take all, a pixel, or anything between.
+CANVASES = """
+sizes = torch.randint(1, 73, (12, 16, 2), generator=generator)
+sizes[:, 0], sizes[:, 1], sizes[:, 2] = 72, 1, 64
+batches = [(torch.randint(0, 256, (16, 72, 72, 3), generator=generator, dtype=torch.uint8),
+            torch.cat([y.unsqueeze(1), size], dim=1)) for (_, y), size in zip(batches, sizes)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("precision", "layout"),
+    [("fp32", "nchw"), ("amp", "channels_last"), ("amp-bf16", "channels_last"), ("tf32", "nchw")],
+)
+def test_a_recorded_step_resizes_as_one_launched_kernel_by_kernel(precision: str, layout: str) -> None:
+    """Another size from canvases of the same shape is recorded anew; an evaluation in between changes nothing."""
+    found = fresh(f"""{CANVASES}
+told = {{}}
+for captured in (True, False):
+    one = learner({precision!r}, {layout!r}, captured)
+    sides, losses = [], []
+    one.net.register_forward_pre_hook(lambda module, taken: sides.append(taken[0].shape[2]))
+    for number, (x, y) in enumerate(batches):
+        if number == 6:
+            one.fed_with(48)
+        if number == 9:
+            one.logits(x[:, :64, :64])
+            sides.pop()
+        losses.append(one.step(x, y, 1e-3 * (1 - number / 12)))
+    told[str(captured)] = [float(loss) for loss in losses]
+    told["sides " + str(captured)] = sides
+print(json.dumps(told))
+""")
+    # Recorded, the net is called for each size's first step, which is launched, for its recording, and after the
+    # evaluation for one more.
+    assert found["sides True"] == [64, 64, 48, 48, 48]
+    assert found["sides False"] == [64] * 6 + [48] * 6
+    assert len(set(found["False"])) == 12
+    np.testing.assert_allclose(found["True"], found["False"], rtol=2e-2 if precision.startswith("amp") else 2e-3)
+
+
+def test_canvases_are_resized_alike_by_gpu_and_cpu() -> None:
+    """In float32 but for the order of sums, in float16 to half of a whole; TF32 is not used unless it is asked for."""
+    found = fresh(f"""{CANVASES}
+from fitwithin.resample import resized
+told = {{}}
+for name, dtype in (("whole", torch.float32), ("half", torch.float16)):
+    far = 0.0
+    for (x, y), px in zip(batches, (1, 9, 32, 48, 63, 64, 72, 80, 96, 128, 131, 160)):
+        wanted = resized(x, y[:, 1:], px, torch.float32)
+        far = max(far, float((resized(x.cuda(), y[:, 1:].cuda(), px, dtype).float().cpu() - wanted).abs().max()))
+    told[name] = far
+print(json.dumps(told))
+""")
+    assert found["whole"] < 2e-2
+    assert found["half"] < 0.5
+
+
+def test_another_sizes_step_takes_the_place_of_the_one_before() -> None:
+    found = fresh(f"""{CANVASES}
+one = learner("fp32")
+x, y = batches[0][0].repeat(24, 1, 1, 1), batches[0][1].repeat(24, 1)
+told = []
+for px in (64, 32):
+    one.fed_with(px)
+    for _ in range(4):
+        one.step(x, y, 1e-3)
+    told.append(torch.cuda.memory_reserved())
+print(json.dumps({{"large": told[0], "small": told[1]}}))
+""")
+    assert found["small"] < 0.75 * found["large"]
 
 
 def test_muon_learns_the_same_recorded_as_launched() -> None:

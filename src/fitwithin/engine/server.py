@@ -149,7 +149,8 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
             opened = device.open_device(setting.device)
             opened.cap(setting.memory_bytes, setting.accounting)
             return screen.screen(job, opened)
-        rings = feeder_rings(job.candidate, setting, job.batch if isinstance(job, EvaluateJob) else job.share)
+        evaluates = isinstance(job, EvaluateJob)
+        rings = feeder_rings(job.candidate, setting, job.batch if evaluates else job.share, trains=not evaluates)
         store = pack.open_pack(Path(setting.pack))
         feeder = Feeder(store, setting.workers, rings, pin=setting.device.startswith("cuda"))
         if isinstance(job, ProbeJob) and job.timed:
@@ -159,7 +160,7 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
             feeder.start()
         team = parallel.join(seat)
         opened = device.open_device(setting.device)
-        expected_bytes = 0 if isinstance(job, EvaluateJob) else job.outside_bytes
+        expected_bytes = 0 if evaluates else job.outside_bytes
         opened.cap(setting.memory_bytes, setting.accounting, expected_bytes, feeder.capacity_bytes)
         team.open(opened)
         sent_at = 0.0
