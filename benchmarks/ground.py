@@ -43,7 +43,7 @@ def write(path: Path, theme: str, machine: Mapping[str, Any], commit: str | None
     value = {
         "theme": theme,
         "date": datetime.date.today().isoformat(),
-        "commit": commit or _commit(),
+        "commit": commit or head(),
         "hardware": f"{machine['name']}, {machine['cpu']}",
         "versions": {key: machine[key] for key in VERSIONS if key in machine},
         "command": command,
@@ -53,7 +53,7 @@ def write(path: Path, theme: str, machine: Mapping[str, Any], commit: str | None
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def _commit() -> str:
+def head() -> str:
     """The repository's commit."""
     asked = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return asked.stdout.strip() or "unknown"

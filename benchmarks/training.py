@@ -137,7 +137,7 @@ def add(arguments: argparse.Namespace, key: dict[str, Any], make: Any) -> None:
     there = [row for row in value["rows"] if all(row.get(name) == wanted for name, wanted in key.items())]
     if there:
         return
-    row = {**key, **make()}
+    row = {**key, "commit": arguments.commit or ground.head(), **make()}
     print(json.dumps(row), flush=True)
     rows = [*value["rows"], row]
     with Local(arguments.device) as engine:
@@ -147,12 +147,12 @@ def add(arguments: argparse.Namespace, key: dict[str, Any], make: Any) -> None:
 
 
 def take(others: list[Path], result: Path) -> None:
-    """Make one result of several made on one machine at one commit."""
+    """Make one result of several made on machines of one kind; each row holds the commit that it was made at."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in (result, *others) if path.exists()]
-    for name in ("hardware", "versions", "commit"):
+    for name in ("hardware", "versions"):
         assert len({json.dumps(value[name]) for value in found}) == 1, f"{name} is not the same in all of them"
-    rows = [row for value in found for row in value["rows"]]
-    value = {**found[0], "summary": summary(rows), "rows": rows}
+    rows = [{"commit": value["commit"], **row} for value in found for row in value["rows"]]
+    value = {**found[-1], "summary": summary(rows), "rows": rows}
     result.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
@@ -264,7 +264,11 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         value["overrun_s_max"] = max(
             max(0.0, row["spent_s"] - row["limit_s"], row["wall_s"] - row["limit_s"]) for row in runs
         )
-        value["budget_used_pct_min"] = min(100 * row["spent_s"] / row["limit_s"] for row in runs)
+        # A recipe in whole epochs leaves what is too short for another one.
+        for prefix, whole_epochs in (("", False), ("whole_epochs_", True)):
+            used = [100 * row["spent_s"] / row["limit_s"] for row in runs if (row["recipe"] == "paper") == whole_epochs]
+            if used:
+                value[f"{prefix}budget_used_pct_min"] = min(used)
     if STALLS.exists():
         stalls = json.loads(STALLS.read_text(encoding="utf-8"))["summary"]
         value.update({key: stalls[key] for key in ("stalls", "overrun_s_max_stalls")})
@@ -276,8 +280,10 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         words += ["cold"] if row["cold"] else []
         groups.setdefault("_".join(words).replace("-", "_"), []).append(row)
     for name, group in groups.items():
-        value[f"{name}_seeds"] = len(group)
         tested = [row for row in group if row["ensemble_test"] is not None]
+        value[f"{name}_seeds"] = len(tested)
+        if len(tested) < len(group):  # the evaluation of test came to no end in time
+            value[f"{name}_untested"] = len(group) - len(tested)
         if tested:
             value[f"{name}_ensemble_test_mean"] = mean(row["ensemble_test"] for row in tested)
             value[f"{name}_single_test_mean"] = mean(
