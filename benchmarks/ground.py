@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,16 @@ def write(path: Path, theme: str, machine: Mapping[str, Any], commit: str | None
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def take(others: Sequence[Path], result: Path, summary: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
+    """Make one result of several made on machines of one kind; each row holds the commit that it was made at."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in (result, *others) if path.exists()]
+    for name in ("hardware", "versions"):
+        assert len({json.dumps(value[name]) for value in found}) == 1, f"{name} is not the same in all of them"
+    rows = [{"commit": value["commit"], **row} for value in found for row in value["rows"]]
+    value = {**found[-1], "summary": summary(rows), "rows": rows}
+    result.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def head() -> str:

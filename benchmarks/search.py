@@ -2,10 +2,13 @@
 
     python benchmarks/search.py --part exhaustive --data DATA --data-set imagenette --seeds 0,1
     python benchmarks/search.py --part halving    --data DATA --data-set imagenette --seeds 0,1
+    python benchmarks/search.py --part two        --data DATA --data-set imagenette --seeds 0
+    python benchmarks/search.py --take OTHER.json ...    # rows that another GPU of the machine made meanwhile
 
 Sixteen candidates: eight backbones of different families at two sizes, in bfloat16. Exhaustive: `--scope candidate`, T
-seconds of training and evaluation for each. Halving: `--search halving` with a quarter of 16 T for everything, from the
-start of its process to its report: profiling, trials, final training, evaluation. Its profiles are not in the cache.
+seconds of training and evaluation for each, profiles on top. Halving: `--search halving` with a quarter of 16 T for
+everything, from the start of its process to its report: profiling, trials, final training, evaluation. Its profiles are
+not in the cache. Two: the same search on two GPUs, with as many GPU seconds as the one on one GPU has spent.
 Rows are added as they are made; a row that is there is not made again. `test` is read once a run.
 """
 
@@ -25,6 +28,7 @@ from typing import Any
 import ground
 from fitwithin import units
 from fitwithin.engine.local import Local
+from fitwithin.pack import cache_root
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "search.json"
 
@@ -46,12 +50,15 @@ SETS = {"imagenette": ("128,160", "128,160,192", "45s"), "mini-imagenet": ("64,8
 #: The share of the exhaustive search's time that halving has.
 SHARE = 0.25
 
+PARTS = ("exhaustive", "halving", "two")
+
 
 def main() -> None:
     """One part; its rows and the summary of all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("exhaustive", "halving"), required=True)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--part", choices=PARTS)
+    parser.add_argument("--take", type=Path, nargs="+", help="take these results' rows in, measure nothing")
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--data-set", choices=tuple(SETS), default="imagenette")
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--sizes", default=None)
@@ -62,19 +69,23 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--memory", default="6GiB")
     parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--gpus", type=int, default=1, help="of the exhaustive part: candidates side by side")
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--commit", default=None)
     arguments = parser.parse_args()
     sizes, test_sizes, each = SETS[arguments.data_set]
     arguments.sizes, arguments.test_sizes = arguments.sizes or sizes, arguments.test_sizes or test_sizes
     arguments.each = arguments.each or each
+    if arguments.take:
+        ground.take(arguments.take, arguments.result, summary)
+        return
     value = json.loads(arguments.result.read_text(encoding="utf-8")) if arguments.result.exists() else {"rows": []}
     rows = value["rows"]
     for seed in (int(word) for word in arguments.seeds.split(",")):
         key = {"part": arguments.part, "data": arguments.data_set, "each": arguments.each, "seed": seed}
         if any(all(row.get(name) == wanted for name, wanted in key.items()) for row in rows):
             continue
-        rows.append({**key, **run(arguments, seed)})
+        rows.append({**key, "commit": arguments.commit or ground.head(), **run(arguments, seed, rows)})
         print(json.dumps(rows[-1]), flush=True)
         with Local(arguments.device) as engine:
             machine = engine.describe()
@@ -82,38 +93,51 @@ def main() -> None:
         ground.write(arguments.result, "search", machine, arguments.commit, command, summary=summary(rows), rows=rows)
 
 
-def run(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """One search, seen from outside."""
+def run(arguments: argparse.Namespace, seed: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """One search, seen from outside; ``rows`` holds the one on one GPU for its like on two."""
     count = len(arguments.models.split(",")) * len(arguments.sizes.split(","))
     each_s = units.duration(arguments.each)
     words = ["run", str(arguments.data), "--memory", arguments.memory, "--models", arguments.models]
     words += ["--precision", arguments.precision, "--sizes", arguments.sizes, "--test-sizes", arguments.test_sizes]
     words += ["--recipe", arguments.recipe, "--device", arguments.device, "--seed", str(seed)]
+    gpus, environment = 1, {**os.environ}
     if arguments.part == "exhaustive":
-        limit_s = each_s
+        limit_s, gpus = each_s, arguments.gpus
         words += ["--scope", "candidate", "--time", f"{each_s}s"]
-    else:
+    elif arguments.part == "halving":
         limit_s = SHARE * count * each_s
         words += ["--search", "halving", "--time", f"{limit_s}s"]
+    else:
+        like = {"part": "halving", "data": arguments.data_set, "each": arguments.each, "seed": seed}
+        alone = next(row for row in rows if all(row[name] == wanted for name, wanted in like.items()))
+        limit_s, gpus = alone["gpu_s"], 2
+        words += ["--search", "halving", "--gpu-time", f"{limit_s}s"]
+    words += ["--gpus", str(gpus)]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
-        environment = {**os.environ}
+        if arguments.part != "exhaustive":  # images are there, profiles are not
+            environment["FITWITHIN_CACHE"] = str(without_profiles(Path(scratch)))
         begun_at = time.monotonic()
         command = [sys.executable, "-m", "fitwithin", *words, "--out", str(folder)]
         told = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         wall_s = time.monotonic() - begun_at
         assert told.returncode == 0, told.stderr
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        book = [sys.executable, "-m", "fitwithin", "budget", str(folder), "--json"]
+        entries = json.loads(subprocess.run(book, capture_output=True, text=True, check=True).stdout)["entries"]
     receipt = report["receipt"]
     delivered = next(method for method in report["methods"] if method["delivered"])
     return {
         "candidates": count,
+        "gpus": gpus,
         "limit_s": limit_s,
         "wall_s": wall_s,
         "limits_kept": all(limit["kept"] for limit in receipt["limits"]),
         "phases": {phase["phase"]: phase["spent_s"] for phase in receipt["phases"]},
         "gpu_s": sum(phase["gpu_s"] for phase in receipt["phases"]),
         "winner": report["winner"],
+        "search": report["search"],
+        "entries": [[entry[name] for name in ("phase", "key", "gpus", "reserved_s", "charged_s")] for entry in entries],
         "val": _share(delivered["validation"]),
         "test": _share(delivered["test"]),
         "tried": [
@@ -124,6 +148,16 @@ def run(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     }
 
 
+def without_profiles(scratch: Path) -> Path:
+    """A cache with all that the usual one holds but profiles."""
+    folder = scratch / "cache"
+    folder.mkdir()
+    for entry in cache_root().iterdir():
+        if entry.name not in ("profiles", "scratch"):
+            (folder / entry.name).symlink_to(entry)
+    return folder
+
+
 def _share(accuracy: dict[str, int] | None) -> float | None:
     return 100 * accuracy["correct"] / accuracy["total"] if accuracy else None
 
@@ -131,24 +165,26 @@ def _share(accuracy: dict[str, int] | None) -> float | None:
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The flat numbers: what halving costs over what exhaustive does, and how much accuracy it gives away."""
     value: dict[str, Any] = {"overspend_events": sum(not row["limits_kept"] for row in rows)}
-    ratios = []
+    ratios: list[float] = []
+    speedups: list[float] = []
     for data in sorted({row["data"] for row in rows}):
-        parts = {
-            part: [row for row in rows if row["data"] == data and row["part"] == part]
-            for part in ("exhaustive", "halving")
-        }
+        parts = {part: [row for row in rows if row["data"] == data and row["part"] == part] for part in PARTS}
         for part, found in parts.items():
             if found:
                 value[f"{data}_{part}_test_mean"] = mean(row["test"] for row in found)
                 value[f"{data}_{part}_gpu_s_mean"] = mean(row["gpu_s"] for row in found)
-        if all(parts.values()):
-            name = data.replace("-", "_")
+        name = data.replace("-", "_")
+        alone = {row["seed"]: row["wall_s"] for row in parts["halving"]}
+        speedups += [alone[row["seed"]] / row["wall_s"] for row in parts["two"] if row["seed"] in alone]
+        if parts["exhaustive"] and parts["halving"]:
             value[f"{name}_accuracy_gap_points"] = (
                 value[f"{data}_exhaustive_test_mean"] - value[f"{data}_halving_test_mean"]
             )
             # Against the training alone: what the exhaustive search's profiling took is not held against it.
             trained_s = mean(row["candidates"] * row["limit_s"] for row in parts["exhaustive"])
             ratios.append(max(row["wall_s"] for row in parts["halving"]) / trained_s)
+    if speedups:
+        value["two_gpu_speedup"] = min(speedups)
     if ratios:
         value["cost_ratio"] = max(ratios)
     return value

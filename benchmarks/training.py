@@ -95,7 +95,7 @@ def main() -> None:
     if arguments.page:
         training_page.write(json.loads(arguments.result.read_text(encoding="utf-8")), ground.ROOT / "docs")
     elif arguments.take:
-        take(arguments.take, arguments.result)
+        ground.take(arguments.take, arguments.result, summary)
     elif arguments.part == "speed":
         for model in arguments.models.split(","):
             add(arguments, {"part": "speed", "model": model}, lambda model=model: speed(arguments, model))
@@ -144,16 +144,6 @@ def add(arguments: argparse.Namespace, key: dict[str, Any], make: Any) -> None:
         machine = engine.describe()
     command = "python benchmarks/training.py (each row holds its own arguments)"
     ground.write(arguments.result, "training", machine, arguments.commit, command, summary=summary(rows), rows=rows)
-
-
-def take(others: list[Path], result: Path) -> None:
-    """Make one result of several made on machines of one kind; each row holds the commit that it was made at."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in (result, *others) if path.exists()]
-    for name in ("hardware", "versions"):
-        assert len({json.dumps(value[name]) for value in found}) == 1, f"{name} is not the same in all of them"
-    rows = [{"commit": value["commit"], **row} for value in found for row in value["rows"]]
-    value = {**found[-1], "summary": summary(rows), "rows": rows}
-    result.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def speed(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
