@@ -209,6 +209,7 @@ def accuracy(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
         wall_s = time.monotonic() - begun_at
         assert told.returncode == 0, told.stderr
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        entries = ground.entries(folder)
     receipt, methods = report["receipt"], report["methods"]
     delivered = next(method for method in methods if method["delivered"])
     trained = next(row for row in report["candidates"] if row["name"] == report["winner"])
@@ -218,6 +219,7 @@ def accuracy(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
         "spent_s": next(limit["spent"] for limit in receipt["limits"] if limit["name"] == "time"),
         "limits_kept": all(limit["kept"] for limit in receipt["limits"]),
         "phases": {phase["phase"]: phase["spent_s"] for phase in receipt["phases"]},
+        "entries": entries,
         "batch": trained["batch"],
         "epochs": trained["epochs"],
         "images_per_s": trained["images_per_s"],
