@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,13 @@ def take(others: Sequence[Path], result: Path, summary: Callable[[list[dict[str,
     rows = [{"commit": value["commit"], **row} for value in found for row in value["rows"]]
     value = {**found[-1], "summary": summary(rows), "rows": rows}
     result.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def entries(run: Path) -> list[list[Any]]:
+    """A run's books: phase, candidate, GPUs, seconds promised and seconds taken of each entry."""
+    command = [sys.executable, "-m", "fitwithin", "budget", str(run), "--json"]
+    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return [[entry[name] for name in ("phase", "key", "gpus", "reserved_s", "charged_s")] for entry in told["entries"]]
 
 
 def head() -> str:

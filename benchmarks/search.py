@@ -137,7 +137,7 @@ def run(arguments: argparse.Namespace, seed: int, rows: list[dict[str, Any]]) ->
         "gpu_s": sum(phase["gpu_s"] for phase in receipt["phases"]),
         "winner": report["winner"],
         "search": report["search"],
-        "entries": [[entry[name] for name in ("phase", "key", "gpus", "reserved_s", "charged_s")] for entry in entries],
+        "entries": entries,
         "val": _share(delivered["validation"]),
         "test": _share(delivered["test"]),
         "tried": [
