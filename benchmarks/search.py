@@ -113,6 +113,8 @@ def run(arguments: argparse.Namespace, seed: int, rows: list[dict[str, Any]]) ->
         limit_s, gpus = alone["gpu_s"], 2
         words += ["--search", "halving", "--gpu-time", f"{limit_s}s"]
     words += ["--gpus", str(gpus)]
+    every = f"{arguments.sizes},{arguments.test_sizes}"
+    ground.prepared(arguments.data, device=arguments.device, memory=arguments.memory, sizes=every, workers=1)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
         if arguments.part != "exhaustive":  # images are there, profiles are not
@@ -123,8 +125,7 @@ def run(arguments: argparse.Namespace, seed: int, rows: list[dict[str, Any]]) ->
         wall_s = time.monotonic() - begun_at
         assert told.returncode == 0, told.stderr
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        book = [sys.executable, "-m", "fitwithin", "budget", str(folder), "--json"]
-        entries = json.loads(subprocess.run(book, capture_output=True, text=True, check=True).stdout)["entries"]
+        entries = ground.entries(folder)
     receipt = report["receipt"]
     delivered = next(method for method in report["methods"] if method["delivered"])
     return {
