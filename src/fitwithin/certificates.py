@@ -54,6 +54,7 @@ class Cache:
                     "view_sizes": setting.view_sizes,
                     "workers": setting.workers,
                     "data_parallel": setting.data_parallel,
+                    "sharers": setting.sharers,
                     "canvas_px": setting.canvas_px,
                     "data": shape,
                 }

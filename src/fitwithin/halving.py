@@ -119,6 +119,8 @@ class Halving(Search):
         self.ladder, self.entering = self._drawn(budget_s - self.final_s)
         #: Who is still to have a final training; None as long as the search goes on.
         self._finalists: list[Trial | Entrant] | None = None if self.entrants else []
+        #: Where no trial could be validated, who is still to be trained for all that is left, until one can.
+        self._spare: list[Entrant] = []
 
     def _drawn(self, budget_s: float) -> tuple[Ladder | None, tuple[Entrant, ...]]:
         """The ladder of as many entrants as it pays for; with no more than have a final training there is none."""
@@ -132,7 +134,12 @@ class Halving(Search):
     @property
     def finished(self) -> bool:
         """Whether the final training is over, or nothing is left that could be done."""
-        return self._finalists == [] and not self.running
+        return self._finalists == [] and not self.running and not (self._spare and self._nothing_to_show)
+
+    @property
+    def _nothing_to_show(self) -> bool:
+        """Whether no trial has a score."""
+        return all(self._accuracy(trial) is None for trial in self.trials)
 
     def _next(self, left_s: float, free: int, longest_s: float) -> Trial | None:
         if self._finalists is None and self.ladder is not None:
@@ -143,6 +150,7 @@ class Halving(Search):
                 return None  # what they tell may change everything
         if self._finalists is None:
             self._finalists = [*self._best_of_the_highest_rung()] if self.ladder else [*self.entering]
+            self._spare = [*self.entering] if self.ladder and not self._finalists else []
         while self._finalists:
             most_s = longest_s * each_takes(self.finals, self.devices, self.width)
             final = self._final(self._finalists[0], min(left_s / len(self._finalists), most_s))
@@ -151,6 +159,9 @@ class Halving(Search):
                 self._finalists.pop(0)
             if final is not None:
                 return placed
+        while self._spare and self._nothing_to_show and not self.running:
+            if (final := self._final(self._spare.pop(0), min(left_s, longest_s * self.width))) is not None:
+                return self._wide(final, 1, free)
         return None
 
     def _fits(self, trial: Trial, count: int, left_s: float, longest_s: float) -> bool:
@@ -213,6 +224,8 @@ class Halving(Search):
     def _final(self, of: Trial | Entrant, seconds: float) -> Trial | None:
         """The final training of an entrant, or of who was in that trial; None where there is no time for it."""
         why = "there is time for one candidate" if self.finals == 1 else "each has a device until the end"
+        if self.ladder is not None:
+            why = "no trial could be validated"
         if isinstance(of, Trial):
             why = f"{self.scores[of.number].accuracy:.1%} after {format_duration(of.seconds)}, the best so far"
         worth_s, refunded_s = self.worth_s(of.candidate), 0.0
@@ -259,6 +272,6 @@ class Halving(Search):
         told += [
             verdict(trial, self.scores[trial.number], handed, 1)
             for trial in self._on(FINAL)
-            if trial.number in self.scores and best is not None and trial.candidate != best.candidate
+            if trial.number in self.scores and (best is None or trial.candidate != best.candidate)
         ]
         return told

@@ -31,6 +31,7 @@ class Setting:
 
     ``workers`` is the number of loader processes; ``view_sizes`` the sizes in pixels that evaluation uses.
     ``data_parallel`` processes train a candidate together, on devices that follow each other; each has its loaders.
+    So many jobs at a time, the ``sharers``, have the machine's cores.
     With ``canvas_px`` the device resizes training images, which travel on canvases of that side; else the loaders do.
     """
 
@@ -44,6 +45,7 @@ class Setting:
     seed: int
     workers: int
     data_parallel: int = 1
+    sharers: int = 1
     canvas_px: int | None = None
 
 

@@ -153,18 +153,20 @@ class Team:
 ALONE = Team(Seat())
 
 
-def join(seat: Seat) -> Team:
-    """Meet the others of a job. Call it before the memory cap, under which no thread can start on the CPU, and after
-    the loaders were forked.
+def join(seat: Seat, sharers: int = 1) -> Team:
+    """Meet the others of a job, each of which has its part of the cores that ``sharers`` jobs have.
+
+    Call it before the memory cap, under which no thread can start on the CPU, and after the loaders were forked.
 
     Raises:
         Deserted: one of them is gone.
     """
+    if seat.of * sharers > 1:  # two that have two threads each on two cores take ten times as long
+        torch.set_num_threads(max(1, torch.get_num_threads() // (seat.of * sharers)))
     if seat.of == 1:
         return ALONE
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    torch.set_num_threads(max(1, torch.get_num_threads() // seat.of))  # they share the cores
     with _together():
         store = dist.FileStore(seat.meeting, seat.of)  # type: ignore[attr-defined]
         dist.init_process_group("gloo", store=store, rank=seat.rank, world_size=seat.of, timeout=ENDLESS)

@@ -53,8 +53,9 @@ class Stage:
     change_s: float = 0.0
 
 
-#: The planned pace counts like this many measured steps, so that a slow start does not end a turn early.
-PRIOR_STEPS = 20
+#: The planned pace counts like this many measured steps, so that a slow start does not end a turn early; in a short
+#: turn like this share of its steps.
+PRIOR_STEPS, PRIOR_SHARE = 20, 1 / 3
 
 #: Steps over which the pace is measured; a single reading counts at most OUTLIER times the planned pace.
 WINDOW, OUTLIER = 100, 10.0
@@ -119,7 +120,8 @@ class Schedule:
     def slowness(self) -> float:
         """The mean of the last readings over the plan's, the plan itself as a prior."""
         seen = sum(min(slow, OUTLIER) for slow in self._slow)
-        return (seen + PRIOR_STEPS) / (len(self._slow) + PRIOR_STEPS)
+        prior = max(1.0, min(PRIOR_STEPS, PRIOR_SHARE * self.planned))
+        return (seen + prior) / (len(self._slow) + prior)
 
     def _ahead(self, total: int) -> Iterator[tuple[Stage, int]]:
         """The stages from this one on, each with the steps left in it if the last step is ``total``."""

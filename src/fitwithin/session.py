@@ -82,6 +82,7 @@ class Run:
             seed=request.seed,
             workers=self.workers,
             data_parallel=request.data_parallel,
+            sharers=1 if request.engine == "ray" else request.slots,
             canvas_px=request.canvas_px,
         )
 

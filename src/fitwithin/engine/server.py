@@ -158,7 +158,7 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
             asked_at += waited_s
         if not isinstance(job, ProbeJob) or job.timed:
             feeder.start()
-        team = parallel.join(seat)
+        team = parallel.join(seat, setting.sharers)
         opened = device.open_device(setting.device)
         expected_bytes = 0 if evaluates else job.outside_bytes
         opened.cap(setting.memory_bytes, setting.accounting, expected_bytes, feeder.capacity_bytes)
