@@ -47,6 +47,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "report",
             "request",
             "rows",
+            "sampled",
             "schedule",
             "search",
             "searched",

@@ -15,6 +15,7 @@ from fitwithin.jobs import Trained
 from fitwithin.planning import Plan, Planned, Turn, epochs_of, evaluation_reserve_s, name_of, turn_of
 from fitwithin.profile import Profile, Rejection
 from fitwithin.recipe import Recipe
+from fitwithin.sampled import Sampled
 from fitwithin.search import FINAL, Entrant, Score, Trial
 from fitwithin.units import format_duration
 
@@ -87,16 +88,24 @@ def plan(
     request: dict[str, Any],
     fingerprint: str,
     min_gain: float | None = None,
+    seed: int | None = None,
 ) -> Plan | None:
     """The plan of a search: the turns of its first rung; None where there is time for one candidate only.
 
     Args:
         left: what all trials and the winner's evaluation may take.
+        seed: who enters is sampled by it; without one all do, as far as the time pays for them.
     """
     known = {profile.candidate: priced(profile, data, recipe, view_sizes) for profile in profiles}
     kept_s = evaluation_reserve_s([(one.profile, one.usual) for one in known.values()])
     budget_s = left.less(kept_s).together_s
-    facts = Planned(entrants=tuple(entrants([*known.values()])), budget_s=budget_s, slots=left.slots, min_gain=min_gain)
+    facts = Planned(
+        entrants=tuple(entrants([*known.values()])),
+        budget_s=budget_s,
+        slots=left.slots,
+        min_gain=min_gain,
+        seed=seed,
+    )
     search = begun(facts)
     if search.ladder is None:
         return None
@@ -119,7 +128,8 @@ def plan(
 
 def begun(facts: Planned) -> Halving:
     """The search at its beginning."""
-    return Halving(facts.entrants, budget_s=facts.budget_s, devices=facts.slots, min_gain=facts.min_gain)
+    shape: dict[str, Any] = {"budget_s": facts.budget_s, "devices": facts.slots, "min_gain": facts.min_gain}
+    return Halving(facts.entrants, **shape) if facts.seed is None else Sampled(facts.entrants, seed=facts.seed, **shape)
 
 
 def turn_over(one: Priced, seconds: float, *, data: DataFacts, trial: Trial | None = None) -> Turn | None:

@@ -45,7 +45,7 @@ def _planned(run: Run) -> Plan:
     left = run.remaining().less(run.closing_s)
     profiles = [found for found in known if isinstance(found, Profile)]
     rejections = [found for found in known if isinstance(found, Rejection)]
-    if run.request.search == "halving" and len(profiles) > 1:
+    if run.request.search != "exhaustive" and len(profiles) > 1:
         found = contest.plan(
             profiles,
             rejections,
@@ -56,6 +56,7 @@ def _planned(run: Run) -> Plan:
             request=run.request.to_dict(),
             fingerprint=run.images.fingerprint,
             min_gain=run.request.min_gain,
+            seed=run.request.seed if run.request.search == "optuna" else None,
         )
         if found is not None:
             return found

@@ -126,6 +126,8 @@ def candidate_rows(
         )
         if candidate in why_out and name in trained:
             rows[-1] = replace(rows[-1], reason=f"{why_out[candidate]} ({rows[-1].reason})")
+        elif candidate in why_out and status == "planned":  # others entered in its place
+            rows[-1] = replace(rows[-1], status="rejected", reason=why_out[candidate])
     for rejection in plan.rejections:
         rows.append(
             candidate_row(

@@ -116,7 +116,10 @@ class Halving(Search):
         self.eta, self.devices, self.width, self.min_gain = eta, devices, width, min_gain
         self.finals = max(1, devices // width)
         self.final_s = final_share * budget_s
+        self._shape = {"least": self.finals, "eta": eta, "devices": devices, "width": width}
+        #: The ladder, and who may enter; so many of them do.
         self.ladder, self.entering = self._drawn(budget_s - self.final_s)
+        self.count = self.ladder.counts[0] if self.ladder is not None else len(self.entering)
         #: Who is still to have a final training; None as long as the search goes on.
         self._finalists: list[Trial | Entrant] | None = None if self.entrants else []
         #: Where no trial could be validated, who is still to be trained for all that is left, until one can.
@@ -124,10 +127,9 @@ class Halving(Search):
 
     def _drawn(self, budget_s: float) -> tuple[Ladder | None, tuple[Entrant, ...]]:
         """The ladder of as many entrants as it pays for; with no more than have a final training there is none."""
-        shape = {"least": self.finals, "eta": self.eta, "devices": self.devices, "width": self.width}
         for count in range(len(self.entrants), self.finals, -1):
             fixed_s = max(entrant.fixed_s for entrant in self.entrants[:count])
-            if (found := ladder(count, budget_s, fixed_s, **shape)) is not None:
+            if (found := ladder(count, budget_s, fixed_s, **self._shape)) is not None:
                 return found, self.entrants[:count]
         return None, self.entrants[: self.finals]
 
@@ -181,10 +183,14 @@ class Halving(Search):
     def _entry(self) -> Trial | None:
         """The next candidate for the first rung."""
         entered = len(self._on(0))
-        if self.ladder is None or entered >= len(self.entering):
+        if self.ladder is None or entered >= self.count:
             return None
         seconds = self.ladder.seconds[0]
-        return self._made(self.entering[entered].candidate, 0, seconds, f"all get {format_duration(seconds)}")
+        return self._made(self._chosen().candidate, 0, seconds, f"all get {format_duration(seconds)}")
+
+    def _chosen(self) -> Entrant:
+        """Who enters next: in order."""
+        return self.entering[len(self._on(0))]
 
     def _promotion(self) -> Trial | None:
         """Who has not gone on from its rung and cannot be overtaken any more; from the highest rungs first."""
@@ -204,7 +210,7 @@ class Halving(Search):
         """How many trials that rung will have."""
         assert self.ladder is not None
         if rung == 0:
-            return len(self.entering)
+            return self.count
         alive = sum(self._accuracy(trial) is not None for trial in self._on(rung - 1))
         below = self._expected(rung - 1) - len(self._on(rung - 1)) + alive
         below += sum(trial.number not in self.scores for trial in self._on(rung - 1))
@@ -249,15 +255,18 @@ class Halving(Search):
         gained = max(0.0, slope(*before, *last))
         return max(done[-1].seconds, gained * SECONDS_PER_HOUR / self.min_gain)
 
+    def _left_out(self) -> list[Entrant]:
+        """Who may not enter, or did not while there was room."""
+        entered = {trial.candidate for trial in self._on(0)}
+        full = self.ladder is not None and len(entered) == self.count
+        may = set() if full else set(self.entering)
+        return [one for one in self.entrants if one not in may and one.candidate not in entered]
+
     def verdicts(self) -> list[Verdict]:
         """Those left out, those that failed, and those that were not among the best of their last rung."""
         assert self.ladder is not None or len(self.entering) <= self.finals
-        told = [
-            Verdict(
-                candidate=entrant.candidate, rung=0, reason=f"left out: the time pays for {len(self.entering)} trials"
-            )
-            for entrant in self.entrants[len(self.entering) :]
-        ]
+        reason = f"left out: the time pays for {self.count} trials"
+        told = [Verdict(candidate=entrant.candidate, rung=0, reason=reason) for entrant in self._left_out()]
         best = self.best
         for rung, above in pairwise([*range(len(self.ladder.counts) if self.ladder else 0), FINAL]):
             gone_on = {trial.candidate for trial in (*self._on(above), *self._on(FINAL))}

@@ -79,7 +79,7 @@ class Planned:
     """A search before it begins: who enters in which order, the seconds for all trials, and its ladder.
 
     So many ``slots`` work side by side; seconds are those of all slots, added up. The final training is no longer than
-    ``min_gain`` points of accuracy per GPU-hour are worth.
+    ``min_gain`` points of accuracy per GPU-hour are worth. With a ``seed`` who enters is sampled.
     """
 
     entrants: tuple[Entrant, ...]
@@ -89,6 +89,7 @@ class Planned:
     final_s: float = 0.0
     slots: int = 1
     min_gain: float | None = None
+    seed: int | None = None
 
     @property
     def told(self) -> str:

@@ -65,7 +65,7 @@ def _sample(candidates: Sequence[Candidate], request: Request) -> Report:
         )
         for number, candidate in enumerate(candidates)
     ]
-    search = _sample_search(rows, each_s) if request.search == "halving" and len(rows) > 1 else None
+    search = _sample_search(rows, each_s) if request.search != "exhaustive" and len(rows) > 1 else None
     limit = Limit(name="time", limit=limit_s, spent=limit_s, unit="s", kept=True)
     return Report(
         title="rehearsal",

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -20,8 +21,9 @@ from fitwithin.recipe import Recipe
 #: The sizes of the paper.
 SIZES = (160, 224)
 
-#: How candidates share a budget: all alike, or little by little; the first is the default.
-SEARCHES = ("exhaustive", "halving")
+#: How candidates share a budget: all alike, little by little, or so with Optuna's word on who enters; the first is the
+#: default.
+SEARCHES = ("exhaustive", "halving", "optuna")
 
 #: Where jobs may run.
 ENGINES = ("local", "ray")
@@ -178,6 +180,8 @@ def _check_search(search: str, scope: str, min_gain: float | None) -> None:
     """UsageError unless the words about the search go together."""
     if search not in SEARCHES:
         raise UsageError(f"{search!r} is no search; choose from {', '.join(SEARCHES)}")
+    if search == "optuna" and find_spec("optuna") is None:
+        raise UsageError("--search optuna needs Optuna; install it with: pip install 'fitwithin[optuna]'")
     if search != SEARCHES[0] and scope == "candidate":
         raise UsageError("--scope candidate gives every candidate the whole time: nothing is left to search by halving")
     if min_gain is not None and search == SEARCHES[0]:
