@@ -553,8 +553,12 @@ def test_where_profiles_would_take_too_much_of_the_time_one_per_backbone_does(
     assert all(each.brief and each.batch == run.request.recipe.max_batch for each in profiles)
     assert len(run.engine.jobs) == 8, "one process each, at 160 px"
     assert all(isinstance(job, ProbeJob) and job.brief and job.candidate.train_px == 160 for job in run.engine.jobs)
-    again, _ = short_run(180.0)
-    assert len(again.engine.jobs) == 8, "a brief profile is not for another run"
+    again, later = short_run(180.0)
+    assert again.engine.jobs == [], "another run that is as short knows them"
+    assert [each.candidate for each in later if isinstance(each, Profile)] == [each.candidate for each in profiles]
+    longer, whole = short_run(3600.0)
+    assert len(longer.engine.jobs) > 16, "one that has time makes whole ones"
+    assert not any(each.brief for each in whole if isinstance(each, Profile))
 
 
 def test_with_more_time_every_size_has_a_profile_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

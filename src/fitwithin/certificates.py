@@ -61,17 +61,18 @@ class Cache:
             )
         )
 
-    def get(self, candidate: Candidate) -> Profile | None:
-        """The stored profile; None if there is none, or if its file is damaged."""
+    def get(self, candidate: Candidate, *, brief: bool = False) -> Profile | None:
+        """The stored profile, the whole one or the ``brief``; None if there is none, or if its file is damaged."""
         try:
-            stored = json.loads(_path(self._folder, self.key, candidate.name).read_text(encoding="utf-8"))
+            name = _name(candidate, brief)
+            stored = json.loads(_path(self._folder, self.key, name).read_text(encoding="utf-8"))
             return profiles.from_dict(stored["profile"], cached=True)
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def put(self, profile: Profile) -> None:
         """Store a profile, whole or not at all."""
-        self._write(profile.candidate.name, {"key": self.key, "profile": profiles.to_dict(profile)})
+        self._write(_name(profile.candidate, profile.brief), {"key": self.key, "profile": profiles.to_dict(profile)})
 
     def get_paces(self, model: str) -> dict[str, Pace] | None:
         """The paces of a backbone's variants, by name; None if they are not known."""
@@ -88,6 +89,10 @@ class Cache:
 
     def _write(self, name: str, body: dict[str, Any]) -> None:
         write(_path(self._folder, self.key, name), json.dumps(body))
+
+
+def _name(candidate: Candidate, brief: bool) -> str:
+    return f"{candidate.name}-brief" if brief else candidate.name
 
 
 def _path(folder: Path, key: dict[str, Any], name: str) -> Path:

@@ -74,7 +74,9 @@ def _prune(
         )
     if not compare:
         names = {*known, *(rejection.candidate.name for rejection in lost)}
-        lost += pruning.firsts([candidate for candidate in unknown if candidate.name not in names])
+        there = [candidate for candidate in run.candidates if isinstance(known.get(candidate.name), Profile)]
+        waiting = [candidate for candidate in unknown if candidate.name not in names]
+        lost += [rejection for rejection in pruning.firsts([*there, *waiting]) if rejection.candidate not in there]
     for rejection in lost:
         if rejection.candidate.name not in known:
             note(rejection)
@@ -101,12 +103,15 @@ def profile(run: Run, *, refresh: bool = False) -> list[Profile | Rejection]:
     bounded = run.request.recipe.batch == "largest" and run.request.recipe.max_batch is not None
     wanted = {(candidate.model, candidate.train_px) for candidate in _unknown(run, known)}
     brief = bounded and not refresh and not _affords(run, WHOLE_S * len(wanted) / run.request.slots)
+    for candidate in _unknown(run, known) if brief else ():
+        if (cached := cache.get(candidate, brief=True)) is not None:
+            note(cached)
     if run.request.recipe.prune:
         compare = refresh or _affords(run, COMPARE_S * len({model for model, _ in wanted}))
         _prune(run, cache, known, note, refresh=refresh, compare=compare)
 
     def found_out(found: Profile | Rejection) -> None:
-        if isinstance(found, Profile) and not found.brief:
+        if isinstance(found, Profile):
             cache.put(found)
         note(found)
 
@@ -115,7 +120,7 @@ def profile(run: Run, *, refresh: bool = False) -> list[Profile | Rejection]:
         profiles = [found for found in known.values() if isinstance(found, Profile)]
         recipe, view_sizes = run.request.recipe, run.request.view_sizes
         for found in sibling.derived(profiles, _unknown(run, known), recipe, view_sizes):
-            note(found)
+            found_out(found)
     _measure(run, _unknown(run, known), known, found_out, brief=brief)
     return [known[candidate.name] for candidate in run.candidates]
 
