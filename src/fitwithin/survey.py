@@ -251,7 +251,8 @@ def _alone(measured: Iterator[Profile | Rejection], opened: Open) -> Profile | R
 def _told(found: Profile | Rejection) -> str:
     if isinstance(found, Rejection):
         return f"  {found.candidate.name}: rejected, {found.reason}"
-    origin = f"{len(found.probes)} probes in {format_duration(found.wall_s)}"
+    many = "" if len(found.probes) == 1 else "s"
+    origin = f"{len(found.probes)} probe{many} in {format_duration(found.wall_s)}"
     if found.cached or not found.wall_s:
         origin = "from the cache" if found.cached else "from a larger size"
     return (
