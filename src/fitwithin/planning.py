@@ -169,12 +169,13 @@ def turn_of(profile: Profile, cost: Costs, epochs: float, allotted_s: float, dat
     steps = max(2, math.floor(epochs * data.train / profile.batch + 1e-9))
     pace, stages = format_count(profile.images_per_s), stages_of(profile, recipe)
     slower = profile.timing.step_s / profile.timing.dummy_step_s - 1
+    validations = "validation" if cost.validations == 1 else f"{cost.validations} validations"
     why = (  # in this order: WHY_EPOCHS is the third
         f"batch {profile.batch}: {profile.batch_why}",
         f"{pace} images/s with the real loader, {format_count(profile.dummy_images_per_s)} with a dummy one"
         + (f": the loader costs {slower:.0%}" if slower > 0.03 else ""),
         f"{epochs:g} epochs: {format_duration(allotted_s)} less {format_duration(cost.fixed_s())} for start-up, "
-        f"{cost.validations} validations, checkpoints and evaluation, "
+        f"{validations}, checkpoints and evaluation, "
         f"at {cost.step_high_s * (1 + MARGIN):.4g} s a step",
         f"learning rate {recipe.learning_rate(profile.batch):.3g}: {recipe.lr:g} x "
         f"sqrt({profile.batch}/{recipe.lr_batch})",

@@ -249,7 +249,7 @@ def _ranked(report: Report) -> list[CandidateRow]:
 
 def _settings(row: CandidateRow) -> str:
     """How well its time was predicted, why this batch size, and what finding out took."""
-    profiled = None if row.profile_s is None else f"profiled in {format_duration(row.profile_s)}"
+    profiled = f"profiled in {format_duration(row.profile_s)}" if row.profile_s else None
     if row.profile_cached:
         profiled = "profile read from the cache"
     return "; ".join(filter(None, (_prediction(row), row.batch_why, profiled)))
