@@ -64,6 +64,11 @@ def take(others: Sequence[Path], result: Path, summary: Callable[[list[dict[str,
     result.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
+def share(accuracy: Mapping[str, int] | None) -> float | None:
+    """An accuracy of a report in per cent."""
+    return 100 * accuracy["correct"] / accuracy["total"] if accuracy else None
+
+
 def entries(run: Path) -> list[list[Any]]:
     """A run's books: phase, candidate, GPUs, seconds promised and seconds taken of each entry."""
     command = [sys.executable, "-m", "fitwithin", "budget", str(run), "--json"]

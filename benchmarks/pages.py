@@ -58,6 +58,16 @@ def targets(wanted: Sequence[Target], summary: dict[str, Any]) -> list[str]:
     return ["## Result and targets", "", *text(told), *listed]
 
 
+def origin(value: dict[str, Any], theme: str) -> list[str]:
+    """Where a page comes from: the script, the commits of its rows, the result, hardware and versions."""
+    versions = ", ".join(f"{key} {version}" for key, version in value["versions"].items())
+    commits = ", ".join(f"`{commit[:12]}`" for commit in dict.fromkeys(row["commit"] for row in value["rows"]))
+    return text(
+        f"Made by `benchmarks/{theme}.py` on {value['date']} and before, at {commits}, from "
+        f"`benchmarks/results/{theme}.json`. Hardware: {value['hardware']}. Versions: {versions}."
+    )
+
+
 def text(paragraph: str) -> list[str]:
     """The paragraph in lines, and an empty one."""
     return [*textwrap.wrap(paragraph, WIDTH, break_long_words=False, break_on_hyphens=False), ""]

@@ -145,11 +145,11 @@ def run(arguments: argparse.Namespace, seed: int, rows: list[dict[str, Any]]) ->
         "winner": report["winner"],
         "search": report["search"],
         "entries": entries,
-        "val": _share(delivered["validation"]),
-        "test": _share(delivered["test"]),
+        "val": ground.share(delivered["validation"]),
+        "test": ground.share(delivered["test"]),
         "tried": [
             {name: row[name] for name in ("name", "status", "epochs", "actual_s", "reason")}
-            | {"validation": _share(row["validation"])}
+            | {"validation": ground.share(row["validation"])}
             for row in report["candidates"]
         ],
     }
@@ -163,10 +163,6 @@ def without_profiles(scratch: Path) -> Path:
         if entry.name not in ("profiles", "scratch"):
             (folder / entry.name).symlink_to(entry)
     return folder
-
-
-def _share(accuracy: dict[str, int] | None) -> float | None:
-    return 100 * accuracy["correct"] / accuracy["total"] if accuracy else None
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

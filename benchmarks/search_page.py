@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pages import Target, save, table, targets, text
+from pages import Target, origin, save, table, targets, text
 
 Row = dict[str, Any]
 
@@ -34,14 +34,8 @@ TRIED = "Validation accuracy at the training size, per cent: what a candidate ha
 
 def write(value: dict[str, Any], docs: Path) -> None:
     """Write the page below ``docs``."""
-    versions = ", ".join(f"{key} {version}" for key, version in value["versions"].items())
-    commits = ", ".join(f"`{commit[:12]}`" for commit in dict.fromkeys(row["commit"] for row in value["rows"]))
-    made = (
-        f"Made by `benchmarks/search.py` on {value['date']} and before, at {commits}, from "
-        f"`benchmarks/results/search.json`. Hardware: {value['hardware']}. Versions: {versions}."
-    )
     parts = [
-        ["# Halving against training them all", "", *text(made)],
+        ["# Halving against training them all", "", *origin(value, "search")],
         targets(TARGETS, value["summary"]),
         ["## How it was measured", "", *text(METHOD)],
         _runs(value["rows"]),

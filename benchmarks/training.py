@@ -223,11 +223,11 @@ def accuracy(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
         "batch": trained["batch"],
         "epochs": trained["epochs"],
         "images_per_s": trained["images_per_s"],
-        "val": _share(delivered["validation"]),
-        "ensemble_test": _share(delivered["test"]),
+        "val": ground.share(delivered["validation"]),
+        "ensemble_test": ground.share(delivered["test"]),
         # By px, each alone; the best of them by validation is the single view that would be handed over.
         "single": {
-            method["test_px"]: [_share(method["validation"]), _share(method["test"])]
+            method["test_px"]: [ground.share(method["validation"]), ground.share(method["test"])]
             for method in methods
             if method["test_px"].isdigit()
         },
@@ -237,10 +237,6 @@ def accuracy(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
 def _fitwithin(words: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fitwithin", *words]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
-
-def _share(accuracy: dict[str, int] | None) -> float | None:
-    return 100 * accuracy["correct"] / accuracy["total"] if accuracy else None
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -256,11 +252,12 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         value["overrun_s_max"] = max(
             max(0.0, row["spent_s"] - row["limit_s"], row["wall_s"] - row["limit_s"]) for row in runs
         )
-        # A recipe in whole epochs leaves what is too short for another one.
-        for prefix, whole_epochs in (("", False), ("whole_epochs_", True)):
-            used = [100 * row["spent_s"] / row["limit_s"] for row in runs if (row["recipe"] == "paper") == whole_epochs]
-            if used:
-                value[f"{prefix}budget_used_pct_min"] = min(used)
+        used = [(row["recipe"], 100 * row["spent_s"] / row["limit_s"]) for row in runs]
+        value["budget_used_pct_min"] = min(share for _, share in used)
+        for name in dict.fromkeys(recipe for recipe, _ in used):
+            value[f"{name.replace('-', '_')}_budget_used_pct_min"] = min(
+                share for recipe, share in used if recipe == name
+            )
     if STALLS.exists():
         stalls = json.loads(STALLS.read_text(encoding="utf-8"))["summary"]
         value.update({key: stalls[key] for key in ("stalls", "overrun_s_max_stalls")})

@@ -15,7 +15,6 @@ from fitwithin.assemble import Ensemble, Member, read_logits
 from fitwithin.costs import EXIT_S
 from fitwithin.ensemble import View
 from fitwithin.errors import TrainingError
-from fitwithin.instantiate import ATTEMPTS
 from fitwithin.jobs import EVALUATED, Evaluated, EvaluateJob, Failure, evaluated_from_dict, read_evaluated
 from fitwithin.planning import Plan, Turn
 from fitwithin.report import Report
@@ -84,7 +83,7 @@ def _evaluate(run: Run, turn: Turn, folder: Path) -> Evaluated:
     )
     with run.accountant.entry("evaluate", turn.name, gpus=1, reserved_s=left_s) as opened:
         outcome: Any = Failure(kind="deadline", reason="no time was left")
-        for _ in range(ATTEMPTS):
+        for _ in range(instantiate.ATTEMPTS):
             if run.engine.now() >= job.until_at:
                 break
             outcome = run.engine.do(job, until_at=until_at, on_progress=run.progress)

@@ -113,7 +113,7 @@ class Halving(Search):
         min_gain: float | None = None,
     ) -> None:
         super().__init__(entrants)
-        self.eta, self.devices, self.width, self.min_gain = eta, devices, width, min_gain
+        self.devices, self.width, self.min_gain = devices, width, min_gain
         self.finals = max(1, devices // width)
         self.final_s = final_share * budget_s
         self._shape = {"least": self.finals, "eta": eta, "devices": devices, "width": width}

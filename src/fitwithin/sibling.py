@@ -1,7 +1,7 @@
 """The profile of a backbone at a smaller size, from its profile at a larger one. Pure.
 
-What a smaller image needs less of memory and time follows from what the larger one took: where every profile counts
-against a short budget, one per backbone does.
+A smaller image needs less memory and time, and how much less follows from what the larger one took: where every
+profile counts against a short budget, one per backbone does.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ def smaller(known: Profile, candidate: Candidate, recipe: Recipe, view_sizes: Se
             step_low_s=share * timing.step_low_s,
             step_high_s=share * timing.step_high_s,
             dummy_step_s=share * timing.dummy_step_s,
-            loader_step_s=timing.loader_step_s,
             eval_image_s={size: timing.eval_image_s[other] for size, other in evaluated.items()},
             eval_first_s={size: timing.eval_first_s[other] for size, other in evaluated.items()},
             rates={},

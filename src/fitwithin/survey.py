@@ -28,7 +28,8 @@ REFUSAL_S = 60.0
 #: (Depthwise kernels are built at run time for every new batch size: seconds a probe on a GPU.)
 PROFILE_WITHIN_S = 600.0
 
-#: A profile takes about so many seconds on a GPU, comparing a backbone's precisions and layouts so many (docs/log.md).
+#: A profile takes about so many seconds on a GPU (docs/log.md); comparing a backbone's precisions and layouts is taken
+#: to last so many.
 #: Where profiles would take more than this share of the budget they are brief, and one per backbone does for all its
 #: sizes; where comparing would, each backbone has the recipe's first precision and layout.
 WHOLE_S, COMPARE_S, BRIEF_SHARE = 8.0, 3.0, 0.1
