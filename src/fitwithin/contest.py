@@ -137,7 +137,7 @@ def turn_over(one: Priced, seconds: float, *, data: DataFacts, trial: Trial | No
     recipe, cost, steps = one.within(seconds)
     if steps < 2:
         return None
-    turn = turn_of(one.profile, cost, epochs_of(steps, one.profile, data, recipe), seconds, data, recipe)
+    turn = turn_of(one.profile, cost, epochs_of(steps, one.profile, data), seconds, data, recipe)
     return turn if trial is None else replace(turn, suffix=suffix(trial), why=(*turn.why, trial.why))
 
 

@@ -100,6 +100,7 @@ def candidate_rows(
     known = profiled(events)
     trained, failed = outcomes(events)
     rows = []
+    taken = {name: one.steps for name, one in trained.items()}
     by_candidate: dict[Candidate, list[Turn]] = {}
     for turn in turns(plan, events).values():
         by_candidate.setdefault(turn.candidate, []).append(turn)
@@ -122,6 +123,7 @@ def candidate_rows(
                 books=books,
                 n_val=n_val,
                 had=had,
+                taken=taken,
             )
         )
         if candidate in why_out and name in trained:

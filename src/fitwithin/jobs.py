@@ -148,7 +148,7 @@ class TrainJob:
             shape=self.setting.recipe.schedule,
             warmup=self.setting.recipe.warmup,
             stages=self.stages or (whole,),
-            open_ended=not self.setting.recipe.whole_epochs,
+            open_ended=True,
         )
 
     def overhead_s(self, schedule: Schedule, now: float, marks: list[int], validation_s: float) -> float:

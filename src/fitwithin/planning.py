@@ -158,10 +158,9 @@ def turn_from_dict(value: dict[str, Any]) -> Turn:
     return Turn(**{**value, "candidate": Candidate(**value["candidate"]), "why": tuple(value["why"]), "stages": stages})
 
 
-def epochs_of(steps: int, profile: Profile, data: DataFacts, recipe: Recipe) -> float:
-    """Epochs in ``steps``; whole ones where the recipe says so and one fits."""
-    epochs = steps * profile.batch / data.train
-    return float(math.floor(epochs + 1e-9)) if recipe.whole_epochs and epochs >= 1 else epochs
+def epochs_of(steps: int, profile: Profile, data: DataFacts) -> float:
+    """Epochs in ``steps``."""
+    return steps * profile.batch / data.train
 
 
 def turn_of(profile: Profile, cost: Costs, epochs: float, allotted_s: float, data: DataFacts, recipe: Recipe) -> Turn:
@@ -292,7 +291,7 @@ def draw_up(
         return min(available_s / -(-count // slots), slot_s / count)
 
     def ranked(share_s: float) -> list[tuple[float, Profile, Costs]]:
-        scored = [(epochs_of(c.affordable_steps(share_s), p, data, recipe), p, c) for p, c in paired]
+        scored = [(epochs_of(c.affordable_steps(share_s), p, data), p, c) for p, c in paired]
         return sorted(scored, key=lambda entry: (-entry[0], entry[1].candidate))
 
     if scope == "candidate":

@@ -65,7 +65,6 @@ class Recipe:
     flip: float
     crop: float
     last_epochs: int
-    whole_epochs: bool
     worthwhile_epochs: int
     max_batch: int | None = None
     precisions: tuple[str, ...] = ("amp", "fp32")

@@ -43,8 +43,8 @@ class Validation:
 class CandidateRow:
     """One candidate from profile to validation. Fields that were never reached are None.
 
-    Of a turn's ``predicted_s`` and ``actual_s`` the start-up and the training steps stand apart: the rest is
-    validation, checkpoints and the process's end.
+    Of a turn's ``predicted_s`` (for the steps that it took) and ``actual_s`` the start-up and the training steps stand
+    apart: the rest is validation, checkpoints and the process's end.
 
     ``status`` is one of trained, planned, rejected, failed; ``reason`` says why for the last two and how it ended
     for the first (for example "planned 46 epochs; shortened to 44.1, the machine was 4 % slower than profiled").

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,18 @@ def _training_s(turn: Turn, trained: Trained) -> float:
     return turn.warmup_s + trained.steps * turn.batch / turn.images_per_s
 
 
+def _predicted_s(turn: Turn, steps: int) -> tuple[float, float, float]:
+    """What a turn of so many steps should take in all, and the ends of that interval: a turn takes more steps than
+    planned while its time lasts."""
+    grown = steps / turn.steps
+    whole_s = turn.predicted_s + (steps - turn.steps) * turn.batch / turn.images_per_s
+    return (
+        whole_s,
+        whole_s - grown * (turn.predicted_s - turn.predicted_low_s),
+        whole_s + grown * (turn.predicted_high_s - turn.predicted_s),
+    )
+
+
 def candidate_row(
     candidate: Candidate,
     *,
@@ -44,8 +56,12 @@ def candidate_row(
     books: Books,
     n_val: int,
     had: Sequence[Turn] = (),
+    taken: Mapping[str, int] | None = None,
 ) -> CandidateRow:
-    """One row of the report from everything known about a candidate, told by ``turn`` of the turns that it ``had``."""
+    """One row of the report from everything known about a candidate, told by ``turn`` of the turns that it ``had``.
+
+    ``taken``: by turn, the steps of those that have ended.
+    """
     keys = {each.name for each in had}
     entries = [entry for entry in books.entries if entry.key in keys and entry.phase == "train"]
     facts: dict[str, Any] = {}
@@ -65,6 +81,7 @@ def candidate_row(
     begun = {entry.key for entry in entries}
     if turn is not None:
         carried_out = [each for each in had if each.name in begun] or [turn]
+        expected = [_predicted_s(each, (taken or {}).get(each.name, each.steps)) for each in carried_out]
         facts.update(
             parameters=turn.parameters,
             batch=turn.batch,
@@ -72,9 +89,9 @@ def candidate_row(
             dummy_images_per_s=turn.dummy_images_per_s,
             epochs=turn.epochs,
             steps=turn.steps,
-            predicted_s=math.fsum(each.predicted_s for each in carried_out),
-            predicted_low_s=math.fsum(each.predicted_low_s for each in carried_out),
-            predicted_high_s=math.fsum(each.predicted_high_s for each in carried_out),
+            predicted_s=math.fsum(whole_s for whole_s, _, _ in expected),
+            predicted_low_s=math.fsum(low_s for _, low_s, _ in expected),
+            predicted_high_s=math.fsum(high_s for _, _, high_s in expected),
         )
         reason = reason if reason is not None else turn.why[WHY_EPOCHS]
     if entries:

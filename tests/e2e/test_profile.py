@@ -23,7 +23,6 @@ flip = 0.0
 crop = 0.95
 last_epochs = 1
 [plan]
-whole_epochs = true
 worthwhile_epochs = 2
 max_batch = 16
 precisions = ["amp-bf16", "fp32"]
