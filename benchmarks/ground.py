@@ -55,12 +55,13 @@ def write(path: Path, theme: str, machine: Mapping[str, Any], commit: str | None
 
 
 def take(others: Sequence[Path], result: Path, summary: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
-    """Make one result of several made on machines of one kind; each row holds the commit that it was made at."""
+    """Make one result of several; each row holds the commit and the machine that it was made at."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in (result, *others) if path.exists()]
-    for name in ("hardware", "versions"):
-        assert len({json.dumps(value[name]) for value in found}) == 1, f"{name} is not the same in all of them"
-    rows = [{"commit": value["commit"], **row} for value in found for row in value["rows"]]
-    value = {**found[-1], "summary": summary(rows), "rows": rows}
+    assert len({json.dumps(value["versions"]) for value in found}) == 1, "versions are not the same in all of them"
+    origin = ("commit", "hardware")
+    rows = [{**{name: value[name] for name in origin}, **row} for value in found for row in value["rows"]]
+    hardware = "; ".join(dict.fromkeys(row["hardware"] for row in rows))
+    value = {**found[-1], "hardware": hardware, "summary": summary(rows), "rows": rows}
     result.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 

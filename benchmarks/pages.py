@@ -68,6 +68,11 @@ def origin(value: dict[str, Any], theme: str) -> list[str]:
     )
 
 
+def gpu(rows: Sequence[dict[str, Any]]) -> str:
+    """On which GPUs rows were made."""
+    return ", ".join(dict.fromkeys(row["hardware"].split(",")[0].removeprefix("NVIDIA ") for row in rows))
+
+
 def text(paragraph: str) -> list[str]:
     """The paragraph in lines, and an empty one."""
     return [*textwrap.wrap(paragraph, WIDTH, break_long_words=False, break_on_hyphens=False), ""]

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from pages import Target, origin, save, table, targets, text
+from pages import Target, gpu, origin, save, table, targets, text
 
 Row = dict[str, Any]
 
@@ -80,6 +80,7 @@ def _accuracy(rows: Sequence[Row]) -> list[str]:
         "Time",
         "Recipe",
         "Backbone",
+        "GPU",
         "px (test)",
         "Runs",
         "Batch",
@@ -93,6 +94,7 @@ def _accuracy(rows: Sequence[Row]) -> list[str]:
         [
             *key[:3],
             f"{key[3]} {key[4]}",
+            gpu(group),
             f"{group[0]['sizes'][0]} ({group[0]['sizes'][1]})",
             f"{len(group)}",
             f"{group[0]['batch']}",
@@ -104,7 +106,7 @@ def _accuracy(rows: Sequence[Row]) -> list[str]:
         ]
         for key, group in groups.items()
     ]
-    return ["## Accuracy", "", *text(SPREAD), *table(head, lines, left=5)] if rows else []
+    return ["## Accuracy", "", *text(SPREAD), *table(head, lines, left=6)] if rows else []
 
 
 def _single(row: Row) -> float | None:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import settings
 
+from fitwithin import page
 from fitwithin import recipe as recipes
 from fitwithin.accountant import Accountant
 from fitwithin.budget import Budget
@@ -25,6 +27,13 @@ from fitwithin.session import Run
 from fitwithin.store import Event, MemoryStore, Store
 
 GIB = 2**30
+
+
+def without_pages(patch: pytest.MonkeyPatch) -> None:
+    """No page nor chart is drawn, which takes a second each: test_page.py draws them."""
+    patch.setattr(page, "drawings", lambda report: page.Drawings(shown=(), climbs=None))
+    patch.setattr(page, "html", lambda report, drawn: "")
+    patch.setattr(page, "markdown", lambda report: "")
 
 
 def tries(examples: int) -> settings:

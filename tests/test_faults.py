@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from fitwithin import assemble, flow, ledger, page
+from fitwithin import assemble, flow, ledger
 from fitwithin import report as reports
 from fitwithin.accountant import Accountant, Open
 from fitwithin.budget import Budget
@@ -30,7 +30,7 @@ from fitwithin.engine.simulated import Law, Simulated, SimulatedClock, Trouble
 from fitwithin.jobs import CHECKPOINT, WEIGHTS
 from fitwithin.ledger import fold
 from fitwithin.store import SqliteStore
-from simulation import CountedImages, Stage, request
+from simulation import CountedImages, Stage, request, without_pages
 
 #: So many runs, in groups that share a process of the test runner.
 RUNS, GROUPS = 200, 8
@@ -204,8 +204,7 @@ def never_beyond(events: list[tuple[str, dict[str, Any]]], budget: Budget) -> No
 def test_whatever_is_killed_the_books_balance_and_a_model_is_handed_over(
     group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page, "html", lambda report: "")
-    monkeypatch.setattr(page, "markdown", lambda report: "")
+    without_pages(monkeypatch)
     struck: Counter[str] = Counter()
     for seed in range(group, RUNS, GROUPS):
         folder = tmp_path / str(seed)

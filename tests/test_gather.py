@@ -9,22 +9,21 @@ from typing import Any
 
 import pytest
 
-from fitwithin import flow, gather, page
+from fitwithin import flow, gather
 from fitwithin.candidate import Candidate
 from fitwithin.engine.simulated import Law, Trouble
 from fitwithin.errors import BudgetError
 from fitwithin.profile import to_dict
 from fitwithin.report import Report, from_json
 from fitwithin.store import MemoryStore
-from simulation import GIB, Stage, profile, request
+from simulation import GIB, Stage, profile, request, without_pages
 
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache of its own; no pages, whose charts take a second each (test_page.py draws them)."""
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(page, "html", lambda report: "")
-    monkeypatch.setattr(page, "markdown", lambda report: "")
+    without_pages(monkeypatch)
 
 
 def told(tmp_path: Path, law: Law | None = None, **asked: Any) -> tuple[Stage, Report]:

@@ -54,11 +54,15 @@ def folder(run: Run, plan: Plan) -> Path:
     return instantiate.turn_folder(run.folder, plan.turns[0])
 
 
-def test_a_calm_turn_takes_its_planned_steps(stage: Any) -> None:
+def test_a_calm_turn_takes_its_planned_steps_and_those_that_fit_beside_them(stage: Any) -> None:
     run, plan = stage()
+    (turn,), begun_at = plan.turns, run.engine.now()
     outcome = train(run, plan)
     assert isinstance(outcome, Trained)
-    assert (outcome.ended, outcome.steps) == ("complete", plan.turns[0].steps)
+    assert (outcome.ended, outcome.planned_steps) == ("complete", turn.steps)
+    assert turn.steps < outcome.steps < 1.05 * turn.steps
+    left_s = begun_at + turn.allotted_s - run.engine.now()
+    assert 0 < left_s < 0.01 * turn.allotted_s + WATCHDOG_S
     assert outcome.best == round(outcome.validations[-1]["accuracy"]["correct"])
     assert len(outcome.validations) == 3  # the last three epochs
     (entry,) = (e for e in run.accountant.books().entries if e.phase == "train")

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
-from fitwithin import assemble, costs, flow, gather, page, planning
+from fitwithin import assemble, costs, flow, gather, planning
 from fitwithin import recipe as recipes
 from fitwithin.bracket import largest_batch
 from fitwithin.engine.simulated import Law, Simulated, Trouble
@@ -33,7 +33,7 @@ from fitwithin.report import Report
 from fitwithin.session import Run
 from fitwithin.store import MemoryStore
 from fitwithin.units import duration
-from simulation import FACTS, GIB, CountedImages, Stage, Timed, books_after_each, profile, request, tries
+from simulation import FACTS, GIB, CountedImages, Stage, Timed, books_after_each, profile, request, tries, without_pages
 
 MIB = 2**20
 
@@ -42,8 +42,7 @@ MIB = 2**20
 def _no_pages() -> Iterator[None]:
     """The page's charts take a second each, test_page.py draws them; here hundreds of runs are told."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page, "html", lambda report: "")
-        patch.setattr(page, "markdown", lambda report: "")
+        without_pages(patch)
         yield
 
 

@@ -204,6 +204,7 @@ def test_a_deadline_ends_both_at_the_same_step(images: Pack, tmp_path: Path) -> 
 
 def test_an_open_ended_turn_of_two_uses_its_time_up(images: Pack, tmp_path: Path) -> None:
     wanted = turn(images, tmp_path / "turn", steps=10, until_at=time.monotonic() + 6.0, stages=STAGES)
+    wanted = replace(wanted, open_ended=True)
     recipe = replace(wanted.setting.recipe, last_epochs=1)
     wanted = replace(wanted, setting=replace(wanted.setting, recipe=recipe))
     (first, steps), (second, other_steps) = advanced(images, wanted, tmp_path / "meet")

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitwithin import flow, gather, page, planning, survey
+from fitwithin import flow, gather, planning, survey
 from fitwithin.candidate import Candidate
 from fitwithin.engine.simulated import Law
 from fitwithin.errors import UsageError
 from fitwithin.halving import Halving
 from fitwithin.request import parse
 from fitwithin.search import Entrant, Score, Trial
-from simulation import CountedImages, Stage, request, tries
+from simulation import CountedImages, Stage, request, tries, without_pages
 
 pytest.importorskip("optuna", reason="Optuna is not installed")
 
@@ -95,8 +95,7 @@ def test_traits_are_what_candidates_share() -> None:
 
 def test_a_run_samples_its_candidates_and_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(page, "html", lambda report: "")
-    monkeypatch.setattr(page, "markdown", lambda report: "")
+    without_pages(monkeypatch)
 
     def begin(folder: str, time_s: float = 150.0) -> Stage:
         models = tuple(f"{family}{n}" for family in FAMILIES for n in range(4))

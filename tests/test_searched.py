@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fitwithin import assemble, contest, flow, gather, page, searched
+from fitwithin import assemble, contest, flow, gather, searched
 from fitwithin.engine.simulated import Law, Trouble
 from fitwithin.halving import Halving
 from fitwithin.ledger import Books, Entry
@@ -17,7 +17,7 @@ from fitwithin.planning import Planned
 from fitwithin.report import Report, from_json
 from fitwithin.search import Entrant, Score, Trial
 from fitwithin.trials import FATES, SearchReport
-from simulation import CountedImages, Stage, request
+from simulation import CountedImages, Stage, request, without_pages
 from test_search import entrants, play, steady
 
 MODELS = ("resnet18", "resnet26", "resnet34", "resnet50", "resnet101", "resnet152", "vgg11", "vgg13")
@@ -29,7 +29,7 @@ Begin = Callable[..., Stage]
 def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
     """Stages of a search, with a cache of their own and no pages, whose charts take a second each."""
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(page, "html", lambda report: "")
+    without_pages(monkeypatch)
 
     def stage(*, time_s: float = 900.0, folder: str = "run", law: Law | None = None, **recipe: Any) -> Stage:
         asked = request(models=MODELS, sizes=(160, 224), view_sizes=(160, 224), time_s=time_s)
@@ -108,7 +108,7 @@ def test_the_outlook_goes_by_the_winners_last_two_trials(begin: Begin) -> None:
 
 def test_without_a_search_one_training_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(page, "html", lambda report: "")
+    without_pages(monkeypatch)
     report = flow.tell(Stage(Law(), request(time_s=300.0), tmp_path).run())
     assert report.search is None
     assert report.outlook is not None

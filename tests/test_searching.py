@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fitwithin import assemble, flow, gather, page, planning, survey
+from fitwithin import assemble, flow, gather, planning, survey
 from fitwithin.candidate import Candidate
 from fitwithin.contest import turn_name
 from fitwithin.engine.simulated import Law
@@ -18,7 +18,7 @@ from fitwithin.errors import UsageError
 from fitwithin.jobs import TrainJob
 from fitwithin.ledger import OPEN
 from fitwithin.store import MemoryStore
-from simulation import GIB, CountedImages, Stage, Timed, books_after_each, request
+from simulation import GIB, CountedImages, Stage, Timed, books_after_each, request, without_pages
 
 MODELS = ("resnet18", "resnet26", "resnet34", "resnet50", "resnet101", "resnet152", "vgg11", "vgg13")
 
@@ -28,8 +28,7 @@ Begin = Callable[..., Stage]
 @pytest.fixture
 def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(page, "html", lambda report: "")  # drawn in test_page.py, a second each
-    monkeypatch.setattr(page, "markdown", lambda report: "")
+    without_pages(monkeypatch)
 
     def stage(
         *,

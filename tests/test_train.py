@@ -278,7 +278,7 @@ def test_progressive_resizing_trains_on_each_size_in_turn(
 
 def test_an_open_ended_turn_uses_its_time_up(images: Pack, tmp_path: Path, rates: list[float]) -> None:
     """Planned for far fewer steps than there is time for; the validation at its end and the model are within."""
-    wanted = job(images, tmp_path, steps=10, until_at=time.monotonic() + 6.0)
+    wanted = job(images, tmp_path, steps=10, until_at=time.monotonic() + 6.0, open_ended=True)
     recipe_ = replace(wanted.setting.recipe, last_epochs=1)
     outcome = advance(replace(wanted, setting=replace(wanted.setting, recipe=recipe_)), images)
     assert 0.0 <= wanted.until_at - time.monotonic() <= EXIT_S + 0.5

@@ -50,7 +50,11 @@ def softmax(logits_NK: Floats) -> Floats:
 
 def average(logits: Mapping[View, Floats], views: Sequence[View]) -> Floats:
     """Mean probability over the views (the paper's average of outputs), shape [N, K]."""
-    return np.asarray(np.mean([softmax(logits[view]) for view in sorted(views)], axis=0), dtype=np.float32)
+    return _mean({view: softmax(logits[view]) for view in views}, views)
+
+
+def _mean(probabilities: Mapping[View, Floats], views: Sequence[View]) -> Floats:
+    return np.asarray(np.mean([probabilities[view] for view in sorted(views)], axis=0), dtype=np.float32)
 
 
 def describe(views: Sequence[View]) -> str:
@@ -81,23 +85,24 @@ def choose(
     best affordable single view comes first; then, while one fits and helps, the one with the largest gain per
     millisecond. The cost of a set is the sum of its views': each is one forward pass.
     """
-    return _without_harm(logits, labels_N) if limit_ms is None else _greedily(logits, labels_N, ms_per_image, limit_ms)
+    found = {view: softmax(rows) for view, rows in logits.items()}  # once: each is averaged again and again
+    return _without_harm(found, labels_N) if limit_ms is None else _greedily(found, labels_N, ms_per_image, limit_ms)
 
 
 def _hits(
-    logits: Mapping[View, Floats], views: Sequence[View], labels_N: npt.NDArray[np.int64]
+    probabilities: Mapping[View, Floats], views: Sequence[View], labels_N: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.bool_]:
-    return np.asarray(average(logits, views).argmax(axis=1) == labels_N)
+    return np.asarray(_mean(probabilities, views).argmax(axis=1) == labels_N)
 
 
-def _without_harm(logits: Mapping[View, Floats], labels_N: npt.NDArray[np.int64]) -> Choice:
-    chosen = sorted(logits)
+def _without_harm(probabilities: Mapping[View, Floats], labels_N: npt.NDArray[np.int64]) -> Choice:
+    chosen = sorted(probabilities)
     reasons = dict.fromkeys(chosen, "part of the ensemble")
     while len(chosen) > 1:
-        hits = _hits(logits, chosen, labels_N)
+        hits = _hits(probabilities, chosen, labels_N)
         trials = []
         for view in chosen:
-            fewer = _hits(logits, [other for other in chosen if other != view], labels_N)
+            fewer = _hits(probabilities, [other for other in chosen if other != view], labels_N)
             gain, changed = int(fewer.sum()) - int(hits.sum()), int((fewer != hits).sum())
             trials.append((gain - float(np.sqrt(changed)), gain, view))
         beyond, gain, view = max(trials)
@@ -105,15 +110,15 @@ def _without_harm(logits: Mapping[View, Floats], labels_N: npt.NDArray[np.int64]
             break
         chosen.remove(view)
         reasons[view] = f"left out: without it {gain} of {len(labels_N)} more validation images are right"
-    left_out = len(logits) - len(chosen)
-    why = f"no inference limit: the average of all {len(logits)} views" if len(logits) > 1 else "the only view"
-    if left_out:
-        why = f"no inference limit: the average of the {len(chosen)} of {len(logits)} views that do not harm it"
+    count = len(probabilities)
+    why = f"no inference limit: the average of all {count} views" if count > 1 else "the only view"
+    if len(chosen) < count:
+        why = f"no inference limit: the average of the {len(chosen)} of {count} views that do not harm it"
     return Choice(views=tuple(chosen), why=why, reasons=reasons)
 
 
 def _greedily(
-    logits: Mapping[View, Floats],
+    probabilities: Mapping[View, Floats],
     labels_N: npt.NDArray[np.int64],
     ms_per_image: Mapping[View, float],
     limit_ms: float,
@@ -121,8 +126,8 @@ def _greedily(
     reasons: dict[View, str] = {}
     chosen: list[View] = []
     best, left_ms = 0, limit_ms
-    while affordable := [view for view in logits if view not in chosen and ms_per_image[view] <= left_ms]:
-        score = {view: int(_hits(logits, [*chosen, view], labels_N).sum()) for view in affordable}
+    while affordable := [view for view in probabilities if view not in chosen and ms_per_image[view] <= left_ms]:
+        score = {view: int(_hits(probabilities, [*chosen, view], labels_N).sum()) for view in affordable}
 
         gains = {view: score[view] - best for view in affordable}
         worth = {view: gain / ms_per_image[view] if chosen else float(gain) for view, gain in gains.items()}
@@ -135,12 +140,12 @@ def _greedily(
         best, left_ms = score[view], left_ms - ms_per_image[view]
     if not chosen:
         return _cheapest(ms_per_image, limit_ms)
-    for view in (view for view in logits if view not in chosen):
+    for view in (view for view in probabilities if view not in chosen):
         cost = ms_per_image[view]
         fits = cost <= left_ms
         reasons[view] = "no gain on validation data" if fits else f"needs {cost:.3g} ms, {left_ms:.3g} ms are left"
     spent = limit_ms - left_ms
-    why = f"{len(chosen)} of {len(logits)} views fit and help: {spent:.3g} of {limit_ms:.3g} ms per image"
+    why = f"{len(chosen)} of {len(probabilities)} views fit and help: {spent:.3g} of {limit_ms:.3g} ms per image"
     return Choice(views=tuple(chosen), why=why, reasons=reasons)
 
 

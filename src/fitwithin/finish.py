@@ -129,11 +129,12 @@ def close(run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: st
 
     run.reporter.begin("writing the report")
     with run.accountant.entry("report", reserved_s=run.promise_s(run.closing_s, gpus=0)) as opened:
+        drawn = page.drawings(gathered(False))
         begun_at = run.engine.now()
-        write_report(gathered(False), run.folder)
+        write_report(gathered(False), run.folder, drawn)
         opened.charge_ahead(run.engine.now() - begun_at)
     report = gathered(True)
-    write_report(report, run.folder)
+    write_report(report, run.folder, drawn)
     run.store.append("finished", {"winner": winner.candidate.name})
     return report
 
@@ -158,13 +159,13 @@ def _notes(run: Run, plan: Plan, members: Sequence[Member]) -> list[str]:
     return notes
 
 
-def write_report(report: Report, folder: Path) -> None:
-    """report.json, report.md, report.html and receipt.json in ``folder``."""
+def write_report(report: Report, folder: Path, drawn: page.Drawings) -> None:
+    """report.json, report.md, report.html (with the charts ``drawn``) and receipt.json in ``folder``."""
     texts: dict[str, Callable[[], str]] = {
         "report.json": report.to_json,
         "receipt.json": lambda: json.dumps(asdict(report.receipt), indent=1, allow_nan=False),
         "report.md": lambda: page.markdown(report),
-        "report.html": lambda: page.html(report),
+        "report.html": lambda: page.html(report, drawn),
     }
     for name, text in texts.items():
         temporary = folder / (name + ".new")

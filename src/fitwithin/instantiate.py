@@ -36,7 +36,7 @@ CANDIDATES = "candidates"
 SMALLER = 7 / 8
 
 #: A turn that does not end by itself is ended so long before its time is over: the evaluation begins on time.
-ENDING_S = 0.25
+ENDING_S = 0.2
 
 #: A batch that is so late (seconds; this share of a turn within those limits; steps of the plan) will not come.
 PATIENCE_S, PATIENCE_SHARE, PATIENCE_STEPS = (5.0, 60.0), 0.05, 20
@@ -133,6 +133,7 @@ def train(
         checkpoint_every_s=checkpoint_every_s(turn.allotted_s, turn.save_s),
         patience_s=patience_s,
         silence_s=SILENT * silent_s + patience_s + max(READING_S, turn.allotted_s / CURVE_POINTS),
+        open_ended=not frozen,
         frozen=frozen,
         outside_bytes=turn.outside_bytes,
         captured=turn.captured,

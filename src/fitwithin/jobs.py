@@ -104,7 +104,8 @@ class TrainJob:
 
     ``step_s``, ``validation_s`` and ``save_s`` are the profile's figures; ``checkpoint_every_s`` is the time between
     checkpoints. Where a batch is not there within ``patience_s``, or nothing is heard of the process for ``silence_s``,
-    it hangs, and the turn goes on in another one. A ``frozen`` job keeps its steps. ``outside_bytes`` is what the
+    it hangs, and the turn goes on in another one. An ``open_ended`` job goes beyond its steps while time lasts, a
+    ``frozen`` one keeps them. ``outside_bytes`` is what the
     profile held outside the allocator; ``captured``: its step was recorded as a CUDA graph; ``chunks``: an update takes
     ``batch`` images in so many parts. Processes that train together take equal shares of them, each in so many parts.
     ``stages``: the sizes of images and the pace at each; without any all have the candidate's, at ``step_s``.
@@ -124,6 +125,7 @@ class TrainJob:
     checkpoint_every_s: float
     patience_s: float = math.inf
     silence_s: float = math.inf
+    open_ended: bool = False
     frozen: bool = False
     outside_bytes: int = 0
     captured: bool = True
@@ -148,16 +150,19 @@ class TrainJob:
             shape=self.setting.recipe.schedule,
             warmup=self.setting.recipe.warmup,
             stages=self.stages or (whole,),
-            open_ended=True,
+            open_ended=self.open_ended,
         )
 
-    def overhead_s(self, schedule: Schedule, now: float, marks: list[int], validation_s: float) -> float:
-        """What the turn still needs beside steps: validations at ``marks``, each with a model to write, checkpoints,
-        and what its evaluation will take longer than planned, all as much slower as the steps have become."""
+    def overhead_s(
+        self, schedule: Schedule, now: float, marks: list[int], validation_s: float, again_s: float = 0.0
+    ) -> float:
+        """What the turn still needs beside steps: validations at ``marks``, each with a model to write, ``again_s``
+        between them for going on, checkpoints, and what its evaluation will take longer than planned, all as much
+        slower as the steps have become."""
         slow = max(1.0, schedule.slowness)
         ahead = sum(mark > schedule.step for mark in marks)
         saves = int(max(0.0, schedule.training_ends_at - now) / self.checkpoint_every_s)
-        beside_s = ahead * 1.2 * (validation_s + self.save_s) + saves * self.save_s
+        beside_s = ahead * 1.2 * (validation_s + self.save_s) + max(0, ahead - 1) * again_s + saves * self.save_s
         return slow * beside_s + (slow - 1) * self.evaluation_s
 
 

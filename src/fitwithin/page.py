@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from fitwithin.estimate import Estimate
@@ -94,16 +95,16 @@ def markdown(report: Report) -> str:
     return "\n\n".join([*lines, f"Written {_md(report.created_at)} by fitwithin."]) + "\n"
 
 
-def html(report: Report) -> str:
-    """The report as one HTML file that asks nothing of the network and runs no script.
+@dataclass(frozen=True, kw_only=True)
+class Drawings:
+    """The charts of a report as SVG, each with its caption; ``climbs`` stands beside the search."""
 
-    The whole report stands in it once more as JSON (``<script type="application/json" id="report">``), which
-    ``fitwithin.report.from_json`` reads.
-    """
-    from importlib.resources import files
+    shown: tuple[tuple[str, str], ...]
+    climbs: str | None
 
-    import jinja2
 
+def drawings(report: Report) -> Drawings:
+    """Its charts, which nothing of the receipt changes."""
     from fitwithin import charts
 
     drawn = (
@@ -112,8 +113,21 @@ def html(report: Report) -> str:
         ("Training loss", charts.loss_curves(report)),
         ("Predicted against actual time", charts.predicted_against_actual(report)),
     )
-    shown = [(caption, chart) for caption, chart in drawn if chart]
-    climbs = charts.accuracy_over_rungs(report)
+    shown = tuple((caption, chart) for caption, chart in drawn if chart)
+    return Drawings(shown=shown, climbs=charts.accuracy_over_rungs(report))
+
+
+def html(report: Report, drawn: Drawings | None = None) -> str:
+    """The report as one HTML file that asks nothing of the network and runs no script.
+
+    Charts that are ``drawn`` are not drawn again. The whole report stands in it once more as JSON
+    (``<script type="application/json" id="report">``), which ``fitwithin.report.from_json`` reads.
+    """
+    from importlib.resources import files
+
+    import jinja2
+
+    drawn = drawn or drawings(report)
     sections, told = story(report), clean(headline(report))
     before = [section.anchor for section in sections if section.anchor in ("candidates", "views")]
     # "<", ">" and "&" only occur inside JSON strings: escaped there, no datum can close the script element.
@@ -132,9 +146,9 @@ def html(report: Report) -> str:
         caution=caution(report),
         tiles=list(tiles(report)),
         sections=sections,
-        charts=shown,
-        beside={"search": ("Accuracy against GPU time, rung by rung", climbs)} if climbs else {},
-        charts_after=before[-1] if shown and before else None,
+        charts=drawn.shown,
+        beside={"search": ("Accuracy against GPU time, rung by rung", drawn.climbs)} if drawn.climbs else {},
+        charts_after=before[-1] if drawn.shown and before else None,
         data=data,
     )
 

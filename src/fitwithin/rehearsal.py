@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from fitwithin import page
 from fitwithin.candidate import Candidate
 from fitwithin.estimate import Estimate
 from fitwithin.finish import write_report
@@ -17,8 +18,8 @@ from fitwithin.request import Request
 from fitwithin.search import FINAL
 from fitwithin.trials import RungRow, SearchReport, TrialRow, VerdictRow
 
-#: The end of a run draws its report twice, once for its own cost.
-DRAWN = 2
+#: The end of a run writes its report twice, once for its own cost; its charts are drawn once.
+WRITTEN = 2
 
 #: A machine may be busier at the end than now; beside the report the ensemble and the books are written, and then the
 #: process ends (0.25 s on the host of an H100).
@@ -29,10 +30,13 @@ def rehearse(candidates: Sequence[Candidate], request: Request) -> float:
     """Seconds to keep for closing a run over these candidates. What drawing needs is imported by then."""
     report = _sample(candidates, request)
     with tempfile.TemporaryDirectory(prefix="fitwithin-") as folder:
-        write_report(report, Path(folder))
+        write_report(report, Path(folder), page.drawings(report))
         begun_at = time.monotonic()
-        write_report(report, Path(folder))
-        return DRAWN * MARGIN * (time.monotonic() - begun_at) + BESIDE_S
+        drawn = page.drawings(report)
+        drawn_at = time.monotonic()
+        write_report(report, Path(folder), drawn)
+        writing_s = time.monotonic() - drawn_at
+        return MARGIN * (drawn_at - begun_at + WRITTEN * writing_s) + BESIDE_S
 
 
 def _sample(candidates: Sequence[Candidate], request: Request) -> Report:

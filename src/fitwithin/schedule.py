@@ -83,6 +83,7 @@ class Schedule:
     stages: tuple[Stage, ...] = ()
     open_ended: bool = False
     step: int = 0
+    reached: int = field(default=0, init=False)
     total: int = field(init=False)
     cut: bool = field(default=False, init=False)
     _stage: int = field(default=0, init=False)
@@ -134,17 +135,22 @@ class Schedule:
         return sum(steps * stage.step_s for stage, steps in self._ahead(total))
 
     def marks(self, steps_per_epoch: float, last_epochs: int) -> list[int]:
-        """The steps that end the last epochs, as the end stands now, ascending: after them validation is due."""
-        steps = {self.total - round(k * steps_per_epoch) for k in range(last_epochs)}
-        return sorted(step for step in steps if 0 < step <= self.total)
+        """The steps that end the last epochs, as the end stands now, ascending, without those that were reached."""
+        steps = {self.total - round(k * steps_per_epoch) for k in range(last_epochs - self.reached)}
+        return sorted(step for step in steps if step > 0)
 
-    def hold(self) -> None:
-        """The last epochs have begun: from here the end moves away no more, or they would be validated twice."""
-        self.planned, self.open_ended = self.total, False
+    def reach(self, steps_per_epoch: float, last_epochs: int) -> bool:
+        """Whether the end of one of the last epochs has been reached now, wherever the end of the turn may move then:
+        validation is due, once for each."""
+        ends = {k: self.total - round(k * steps_per_epoch) for k in range(last_epochs - self.reached)}
+        over = [k for k, step in ends.items() if 0 < step <= self.step]
+        self.reached = last_epochs - min(over, default=last_epochs - self.reached)
+        return bool(over)
 
-    def go_on(self, step: int, planned: int) -> None:
-        """Take up a schedule that an earlier process left at ``step``, with the end ``planned`` at the furthest."""
-        self.step, self.planned, self.total = step, planned, planned
+    def go_on(self, step: int, planned: int, reached: int) -> None:
+        """Take up a schedule that an earlier process left at ``step``, with the end ``planned`` at the furthest and so
+        many of the last epochs' ends reached."""
+        self.step, self.planned, self.total, self.reached = step, planned, planned, reached
         self._enter()
 
     def told(self) -> tuple[int, int, int]:

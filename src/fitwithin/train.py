@@ -116,7 +116,7 @@ class _Turn:
         self.best: int | None = None
         self.validations: list[dict[str, Any]] = []
         self.curve: list[dict[str, Any]] = []
-        self.validation_s = job.validation_s
+        self.validation_s, self.again_s = job.validation_s, 0.0  # together in the former until one was made
         self.earlier_s = self.training_s = 0.0  # the former of processes before this one
         self._stepping_from = 0.0
         self._losses = Losses(device, max(READING_S, (job.until_at - asked_at) / CURVE_POINTS))
@@ -139,7 +139,7 @@ class _Turn:
             return
         facts = saved["facts"]
         self.learner.load_state(saved["learner"])
-        self.schedule.go_on(facts["step"], facts["planned"])
+        self.schedule.go_on(facts["step"], facts["planned"], facts["reached"])
         self._saved_step = facts["step"]
         self.best, self.validations, self.curve = facts["best"], facts["validations"], facts["curve"]
         self.earlier_s, self.training_s = facts["elapsed_s"], facts["training_s"]
@@ -161,7 +161,8 @@ class _Turn:
         self.spoiled = False
         self._losses.clear()
         self.learner.load_state(saved["learner"])
-        self.schedule.go_on(saved["facts"]["step"], max(self.schedule.planned, self.schedule.total))
+        furthest = max(self.schedule.planned, self.schedule.total)
+        self.schedule.go_on(saved["facts"]["step"], furthest, saved["facts"]["reached"])
         self.observe()
         if self.schedule.done:
             self.keep()
@@ -169,7 +170,8 @@ class _Turn:
     def observe(self) -> Callable[[], None] | None:
         """Draw the end anew; what is due beside steps now. In a team the first one's word counts."""
         self.schedule.observe(time.monotonic(), self.overhead_s())
-        due = 1 if self.validation_due() else 2 if self.checkpoint_due() else 0
+        reached = self.schedule.reach(self.steps_per_epoch, self.job.setting.recipe.last_epochs)
+        due = 1 if reached else 2 if self.checkpoint_due() else 0
         due, self.spoiled = self.team.follow(self.schedule, due, self.spoiled)
         return (None, self.validate, self.checkpoint)[due]
 
@@ -203,13 +205,10 @@ class _Turn:
     def elapsed_s(self) -> float:
         return self.earlier_s + time.monotonic() - self.began_at
 
-    def marks(self) -> list[int]:
-        """The steps after which validation is due: the ends of the last epochs, as the end stands now."""
-        return self.schedule.marks(self.steps_per_epoch, self.job.setting.recipe.last_epochs)
-
     def overhead_s(self) -> float:
         """What must still happen beside steps."""
-        return self.job.overhead_s(self.schedule, time.monotonic(), self.marks(), self.validation_s)
+        marks = self.schedule.marks(self.steps_per_epoch, self.job.setting.recipe.last_epochs)
+        return self.job.overhead_s(self.schedule, time.monotonic(), marks, self.validation_s, self.again_s)
 
     def read(self, loss: torch.Tensor, emit: Emit) -> None:
         """Keep the loss; take note of the mean of losses, once a second and after the last step."""
@@ -235,9 +234,6 @@ class _Turn:
             self.device.settle()
             self._settled = True
 
-    def validation_due(self) -> bool:
-        return self.schedule.step in self.marks()
-
     def validate(self) -> None:
         """Validate at the training size; keep the model if it is the best so far (on a tie, the later one)."""
         if self.team.led([time.monotonic() + self.validation_s > self.job.until_at - EXIT_S])[0]:
@@ -259,12 +255,11 @@ class _Turn:
         if correct is None:
             return
         self.device.empty_cache()
-        # The next step is recorded anew.
-        self.validation_s = time.monotonic() - begun_at + self.learner.capture_s
+        # The next step is recorded anew, if there is one.
+        self.validation_s, self.again_s = time.monotonic() - begun_at, self.learner.capture_s
         step = self.schedule.step
         accuracy = {"correct": correct, "total": self.n_val}
         self.validations.append({"step": step, "epoch": step / self.steps_per_epoch, "accuracy": accuracy})
-        self.schedule.hold()
         if self.best is None or correct >= self.best:
             self.best = correct
             self.save_model()
@@ -295,6 +290,7 @@ class _Turn:
         facts = {
             "step": self.schedule.step,
             "planned": max(self.schedule.planned, self.schedule.total),
+            "reached": self.schedule.reached,
             "best": self.best,
             "validations": self.validations,
             "curve": self.curve,

@@ -81,7 +81,7 @@ class Turn:
             self.read(on_progress)
             schedule.observe(self.engine.now(), self.overhead_s())
             changed = schedule.stage is not stage
-            if schedule.step in self.marks():
+            if schedule.reach(self.steps_per_epoch, self.job.setting.recipe.last_epochs):
                 self.validate()
                 schedule.pause()
             elif not schedule.done and (
@@ -143,7 +143,6 @@ class Turn:
         correct, step = round(self.skill() * self.n_val), self.schedule.step
         accuracy = {"correct": correct, "total": self.n_val}
         self.validations.append({"step": step, "epoch": step / self.steps_per_epoch, "accuracy": accuracy})
-        self.schedule.hold()
         if self.best is None or correct >= self.best:
             self.best = correct
             self.save_model()
@@ -171,6 +170,7 @@ class Turn:
         facts = {
             "step": self.schedule.step,
             "planned": max(self.schedule.planned, self.schedule.total),
+            "reached": self.schedule.reached,
             "earlier_s": self.elapsed_s(),
             **{name: getattr(self, name) for name in kept},
         }
@@ -183,7 +183,7 @@ class Turn:
         if not (self.folder / CHECKPOINT).is_file():
             return
         facts: Mapping[str, Any] = json.loads((self.folder / CHECKPOINT).read_text(encoding="utf-8"))
-        self.schedule.go_on(facts["step"], facts["planned"])
+        self.schedule.go_on(facts["step"], facts["planned"], facts["reached"])
         self.saved_step = facts["step"]
         self.best, self.validations, self.curve = facts["best"], facts["validations"], facts["curve"]
         self.earlier_s, self.factor, self.training_s = facts["earlier_s"], facts["factor"], facts["training_s"]
