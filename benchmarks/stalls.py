@@ -142,13 +142,19 @@ def _turn(folder: Path) -> tuple[str, float] | None:
     return None
 
 
-def _family(root: int) -> dict[str, int]:
-    """The trainer, the foreman of its loaders, and a loader: children of children of the run's process server."""
+def children_of() -> dict[int, list[int]]:
+    """The processes of the machine by the one that began them."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, ValueError, IndexError):
             fields = stat.read_text().rpartition(")")[2].split()
             children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    return children
+
+
+def _family(root: int) -> dict[str, int]:
+    """The trainer, the foreman of its loaders, and a loader: children of children of the run's process server."""
+    children = children_of()
     found: dict[str, int] = {}
     servers = children.get(root, [])
     for trainer in (child for server in servers for child in children.get(server, [])):

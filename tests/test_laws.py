@@ -128,6 +128,9 @@ def tell(stage: Stage) -> Report | None:
         event(type(error).__name__)
         told = str(error)
     assert len(told) > 40
+    budget, spent_s = stage.request.budget, stage.engine.now() - 1000.0
+    if budget.scope == "total" and budget.time_s is not None:
+        assert spent_s <= budget.time_s + 5, "a refusal took longer than the run would have had"
     return None
 
 

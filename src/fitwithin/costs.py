@@ -22,7 +22,7 @@ FIXED_MARGIN = 0.25
 EVALUATION_MARGIN = 0.15
 
 #: A trainer is given this much less than its watchdog, so that it ends by itself; EXIT_S is for leaving a process.
-WATCHDOG_S, EXIT_S = 0.4, 0.3
+WATCHDOG_S, EXIT_S = 0.2, 0.3
 
 #: A view's cost is measured over so many passes of a batch, fewer where they take so many seconds.
 VIEW_PASSES, VIEW_S = 5, 0.1

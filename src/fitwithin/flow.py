@@ -11,13 +11,15 @@ import json
 from fitwithin import contest, finish, gather, instantiate, searching, slots, survey
 from fitwithin import planning as plans
 from fitwithin.costs import evaluation_kept_s
-from fitwithin.errors import UsageError
+from fitwithin.errors import BudgetError, UsageError
 from fitwithin.jobs import Failure, Trained
+from fitwithin.measurement import OUT_OF_TIME
 from fitwithin.planning import Plan, Turn
 from fitwithin.profile import Profile, Rejection
 from fitwithin.report import Report
 from fitwithin.session import Run
 from fitwithin.store import latest
+from fitwithin.units import format_duration
 
 
 def tell(run: Run, frozen: Plan | None = None) -> Report:
@@ -45,6 +47,9 @@ def _planned(run: Run) -> Plan:
     left = run.remaining().less(run.closing_s)
     profiles = [found for found in known if isinstance(found, Profile)]
     rejections = [found for found in known if isinstance(found, Rejection)]
+    if rejections and not profiles and all(rejection.reason == OUT_OF_TIME for rejection in rejections):
+        told = format_duration(run.request.limit_s)
+        raise BudgetError(f"{told} are too short: they were over before any candidate was profiled; give twice as much")
     if run.request.search != "exhaustive" and len(profiles) > 1:
         found = contest.plan(
             profiles,

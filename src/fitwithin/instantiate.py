@@ -36,7 +36,7 @@ CANDIDATES = "candidates"
 SMALLER = 7 / 8
 
 #: A turn that does not end by itself is ended so long before its time is over: the evaluation begins on time.
-ENDING_S = 0.2
+ENDING_S = 0.05
 
 #: A batch that is so late (seconds; this share of a turn within those limits; steps of the plan) will not come.
 PATIENCE_S, PATIENCE_SHARE, PATIENCE_STEPS = (5.0, 60.0), 0.05, 20

@@ -144,7 +144,7 @@ class TrainJob:
         whole = Stage(since=0.0, px=self.candidate.train_px, step_s=self.step_s)
         return Schedule(
             planned=self.steps,
-            training_ends_at=self.until_at - EXIT_S - 1.2 * self.save_s,
+            training_ends_at=self.ends_at(self.save_s),
             planned_step_s=self.step_s,
             frozen=self.frozen,
             shape=self.setting.recipe.schedule,
@@ -153,16 +153,18 @@ class TrainJob:
             open_ended=self.open_ended,
         )
 
-    def overhead_s(
-        self, schedule: Schedule, now: float, marks: list[int], validation_s: float, again_s: float = 0.0
-    ) -> float:
-        """What the turn still needs beside steps: validations at ``marks``, each with a model to write, ``again_s``
-        between them for going on, checkpoints, and what its evaluation will take longer than planned, all as much
-        slower as the steps have become."""
+    def ends_at(self, model_s: float) -> float:
+        """By when steps and validations must have ended, where writing the last model takes so long."""
+        return self.until_at - EXIT_S - 1.2 * model_s
+
+    def overhead_s(self, schedule: Schedule, now: float, marks: list[int], validation_s: float, on_s: float) -> float:
+        """What the turn still needs beside steps: validations at ``marks``, between them ``on_s`` for writing a model
+        and going on, checkpoints, and what its evaluation will take longer than planned, all as much slower as the
+        steps have become."""
         slow = max(1.0, schedule.slowness)
         ahead = sum(mark > schedule.step for mark in marks)
         saves = int(max(0.0, schedule.training_ends_at - now) / self.checkpoint_every_s)
-        beside_s = ahead * 1.2 * (validation_s + self.save_s) + max(0, ahead - 1) * again_s + saves * self.save_s
+        beside_s = 1.2 * (ahead * validation_s + max(0, ahead - 1) * on_s) + saves * self.save_s
         return slow * beside_s + (slow - 1) * self.evaluation_s
 
 

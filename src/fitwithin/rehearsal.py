@@ -23,7 +23,7 @@ WRITTEN = 2
 
 #: A machine may be busier at the end than now; beside the report the ensemble and the books are written, and then the
 #: process ends (0.25 s on the host of an H100).
-MARGIN, BESIDE_S = 1.5, 0.6
+MARGIN, BESIDE_S = 1.25, 0.45
 
 
 def rehearse(candidates: Sequence[Candidate], request: Request) -> float:

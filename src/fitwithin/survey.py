@@ -19,8 +19,8 @@ from fitwithin.profile import to_dict as profile_to_dict
 from fitwithin.session import Run
 from fitwithin.units import format_count, format_duration, format_size
 
-#: Under scope ``total``, profiling may take this share of the budget; the first candidate is measured in any case, so
-#: that a refusal can say what would do.
+#: Under scope ``total``, profiling may take this share of the budget; the first candidate, by which a refusal can say
+#: what would do, so many seconds if the budget has them.
 PROFILE_SHARE = 0.4
 REFUSAL_S = 60.0
 
@@ -160,7 +160,6 @@ def _measure_in_turn(
             for candidate in group:
                 note(Rejection(candidate=candidate, reason=OUT_OF_TIME))
             continue
-        # Measuring for a refusal may go on past a very short budget; the books promise no more than there is.
         promised_s = run.promise_s(left_s, gpus=gpus)
         key = group[0].name if len(group) == 1 else ""
         with run.accountant.entry("profile", key, gpus=gpus, reserved_s=promised_s) as opened:
@@ -170,11 +169,16 @@ def _measure_in_turn(
 
 
 def _profiling_s(run: Run, *, first: bool, times: int = 1) -> float:
-    """Seconds that are left for profiling ``times`` candidates; the ``first`` is measured in any case."""
+    """Seconds that are left for profiling ``times`` candidates; the ``first`` may go on past their share."""
     if run.request.budget.scope == "candidate":
         return PROFILE_WITHIN_S * times
     share_s = PROFILE_SHARE * run.request.budget.limit_s(run.request.held) - run.accountant.books().spent_s()
-    return max(share_s, REFUSAL_S) if first else share_s
+    return max(share_s, _refusal_s(run)) if first else share_s
+
+
+def _refusal_s(run: Run) -> float:
+    """Seconds within which the first candidate is measured, whatever the share: never more than there are."""
+    return min(REFUSAL_S, run.accountant.remaining(run.request.data_parallel).usable_s)
 
 
 def _measured(
@@ -209,7 +213,8 @@ def _measure_on_slots(
     measured = any(isinstance(found, Profile) for found in known.values())
     stretch_s = _profiling_s(run, first=False, times=-(-len(unknown) // run.request.slots))
     ends_at = run.engine.now() + stretch_s
-    refusing = not measured and stretch_s < REFUSAL_S
+    alone_s = _refusal_s(run) if run.request.budget.scope == "total" else 0.0
+    refusing = not measured and stretch_s < alone_s
 
     def ask(slot: int) -> slots.Work[Profile | Rejection] | None:
         nonlocal measured
@@ -221,7 +226,7 @@ def _measure_on_slots(
             left_s = PROFILE_WITHIN_S
             if run.request.budget.scope == "total":
                 left_s = ends_at - run.engine.now()
-                left_s = max(left_s, REFUSAL_S) if refusing and not measured else left_s
+                left_s = max(left_s, alone_s) if refusing and not measured else left_s
             measured = True
             if left_s <= 0:
                 note(Rejection(candidate=candidate, reason=OUT_OF_TIME))
@@ -237,7 +242,7 @@ def _measure_on_slots(
         at_work.remove(found.candidate)
         note(found)
 
-    promised_s = run.promise_s(max(stretch_s, REFUSAL_S if refusing else 0.0), gpus=0)
+    promised_s = run.promise_s(max(stretch_s, alone_s if refusing else 0.0), gpus=0)
     slots.fill(run, "profile", reserved_s=lambda: promised_s, ask=ask, told=told)
 
 

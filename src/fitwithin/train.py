@@ -117,6 +117,7 @@ class _Turn:
         self.validations: list[dict[str, Any]] = []
         self.curve: list[dict[str, Any]] = []
         self.validation_s, self.again_s = job.validation_s, 0.0  # together in the former until one was made
+        self.model_s = job.save_s  # as long as a checkpoint until one was written
         self.earlier_s = self.training_s = 0.0  # the former of processes before this one
         self._stepping_from = 0.0
         self._losses = Losses(device, max(READING_S, (job.until_at - asked_at) / CURVE_POINTS))
@@ -208,7 +209,8 @@ class _Turn:
     def overhead_s(self) -> float:
         """What must still happen beside steps."""
         marks = self.schedule.marks(self.steps_per_epoch, self.job.setting.recipe.last_epochs)
-        return self.job.overhead_s(self.schedule, time.monotonic(), marks, self.validation_s, self.again_s)
+        on_s = self.model_s + self.again_s
+        return self.job.overhead_s(self.schedule, time.monotonic(), marks, self.validation_s, on_s)
 
     def read(self, loss: torch.Tensor, emit: Emit) -> None:
         """Keep the loss; take note of the mean of losses, once a second and after the last step."""
@@ -276,7 +278,10 @@ class _Turn:
             crop=self.job.setting.recipe.crop,
             arguments=self.learner.arguments,
         )
+        begun_at = time.monotonic()
         models.save(self.learner.net, card, self.folder)
+        self.model_s = time.monotonic() - begun_at
+        self.schedule.training_ends_at = self.job.ends_at(self.model_s)
 
     def checkpoint_due(self) -> bool:
         """After the first step of a turn, then every so often; not when it is about to end."""

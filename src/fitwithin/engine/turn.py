@@ -108,7 +108,7 @@ class Turn:
 
     def overhead_s(self) -> float:
         """What must still happen beside steps."""
-        return self.job.overhead_s(self.schedule, self.engine.now(), self.marks(), self.validation_s)
+        return self.job.overhead_s(self.schedule, self.engine.now(), self.marks(), self.validation_s, self.law.save_s)
 
     def elapsed_s(self) -> float:
         """Seconds of this turn, those of earlier processes included."""
