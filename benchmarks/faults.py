@@ -23,6 +23,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import ground
@@ -58,7 +59,7 @@ def main() -> None:
     """All runs; the rows are written as they come."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, each on a core of its own")
     parser.add_argument("--time", default="30s")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--result", type=Path, default=RESULT)
@@ -71,8 +72,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "digits"
         write_digits(data)
+        free: SimpleQueue[int] = SimpleQueue()
+        for core in sorted(os.sched_getaffinity(0))[: arguments.jobs]:
+            free.put(core)
+
+        def one_run(number: int) -> dict[str, Any]:
+            core = free.get()  # runs that share cores only wait for each other
+            try:
+                return killed(data, arguments.time, arguments.seed, number, core)
+            finally:
+                free.put(core)
+
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            told = [pool.submit(killed, data, arguments.time, arguments.seed, n) for n in range(arguments.runs)]
+            told = [pool.submit(one_run, number) for number in range(arguments.runs)]
             for one in told:
                 rows.append(one.result())
                 print(json.dumps(rows[-1]), flush=True)
@@ -82,7 +94,7 @@ def main() -> None:
     print(json.dumps(summary(rows), indent=1), flush=True)
 
 
-def killed(data: Path, budget: str, seed: int, number: int) -> dict[str, Any]:
+def killed(data: Path, budget: str, seed: int, number: int, core: int) -> dict[str, Any]:
     """One run, from its first process to its last."""
     dice, limit_s = random.Random(f"{seed} {number}"), units.duration(budget)
     kills = [(dice.choice(VICTIMS), dice.uniform(0.2, limit_s)) for _ in range(dice.randint(1, KILLS))]
@@ -97,9 +109,8 @@ def killed(data: Path, budget: str, seed: int, number: int) -> dict[str, Any]:
             while True:
                 words = ["resume", str(folder)] if _begun(folder) else run
                 begun_at, starts = time.monotonic(), starts + 1
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "fitwithin", *words], stdout=log, stderr=log, env=environment
-                )
+                command = ["taskset", "--cpu-list", str(core), sys.executable, "-m", "fitwithin", *words]
+                process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
                 dead = False
                 while kills and not dead:
                     victim, at_s = kills.pop(0)

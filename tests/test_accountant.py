@@ -39,6 +39,7 @@ def test_charges_add_up_to_the_clock(started_at: float, spans: list[tuple[float,
     left = accountant.remaining()
     assert left.time_s == pytest.approx(1000.0 - (clock.now() - started_at), abs=1e-6)
     assert left.gpu_time_s == pytest.approx(500.0 - books.spent_s(gpu=True))
+    assert accountant.ends_at() == pytest.approx(clock.now() + min(left.time_s, left.gpu_time_s))
 
 
 def test_an_entry_that_fails_is_settled_too() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,16 @@ def test_a_server_that_was_launched_before_is_the_launchers() -> None:
         with launched(before) as server:
             assert server is before
         assert before.process.poll() is None
+
+
+def test_a_server_is_waited_for_no_longer_than_there_is_time() -> None:
+    with launched() as server:
+        begun_at = time.monotonic()
+        assert not server.await_ready(begun_at + 0.1)
+        assert 0.1 <= time.monotonic() - begun_at < 1
+        assert not server.await_ready(begun_at), "an instant that is over"
+        with ThreadPoolExecutor(3) as pool:
+            assert all(pool.map(lambda _: server.await_ready(), range(3)))
 
 
 def test_a_server_that_cannot_import_torch_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ for each writes a beat every second, so that a killed process leaves at most tha
 
 from __future__ import annotations
 
+import math
 import threading
 from types import TracebackType
 
@@ -86,6 +87,12 @@ class Accountant:
             gpus=gpus,
             slots=slots,
         )
+
+    def ends_at(self) -> float:
+        """The instant at which one device's work has used the whole run's budget up; never under scope candidate."""
+        if self._budget.scope == "candidate":
+            return math.inf
+        return self._clock() + self.remaining().usable_s
 
     def entry(self, phase: str, key: str = "", *, gpus: int = 0, reserved_s: float = 0.0, beside: bool = False) -> Open:
         """Open an entry of ``phase`` and ``key`` that holds ``gpus`` and is settled when its block ends.

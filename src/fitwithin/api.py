@@ -256,7 +256,7 @@ def _open(
 
     def decoding() -> None:
         reporter.begin("starting workers")
-        engine.prepare()
+        engine.prepare(accountant.ends_at())
         reporter.begin("packing images", len(dataset.samples))
 
     with accountant.entry("start-up"):
@@ -284,7 +284,7 @@ def _open(
         reporter.begin("starting workers")
         closing_s = rehearse(candidates, request) if request.budget.scope == "total" else 0.0
         store.append("machine", engine.describe())
-        engine.prepare()
+        engine.prepare(accountant.ends_at() - closing_s)
     # What a cluster's node says of its cores is of those that one job may count on.
     sharers = request.data_parallel if request.engine == "ray" else request.held
     counts = ", ".join(f"{n:,} {split}" for split, n in whole.counts().items())

@@ -10,7 +10,7 @@ from pathlib import Path
 from fitwithin.pack import cache_root
 
 
-def known_models(wait: Callable[[], None] | None = None) -> list[str]:
+def known_models(wait: Callable[[], object] | None = None) -> list[str]:
     """All model names of the installed timm, sorted.
 
     ``wait`` returns when another process, which imports timm anyway, has called this: nothing is imported twice.

@@ -7,12 +7,15 @@ driver for the GPUs there are (nvidia-smi, a process of its own).
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,14 +58,23 @@ class Server:
                 start_new_session=True,
             )
         self.ready = False
+        self._waiting = threading.Lock()
 
-    def await_ready(self) -> None:
-        """Wait until it has imported everything; DeviceError if it cannot."""
-        if self.ready:
-            return
+    def await_ready(self, until_at: float = math.inf) -> bool:
+        """Wait until it has imported everything, no longer than ``until_at``; whether it has. DeviceError if it cannot.
+
+        Several threads may wait.
+        """
+        with self._waiting:
+            return self.ready or self._told(until_at)
+
+    def _told(self, until_at: float) -> bool:
+        left_s = max(0.001, until_at - time.monotonic())
         try:
-            kind, _ = receive(self.control, READY_WITHIN_S)
+            kind, _ = receive(self.control, min(READY_WITHIN_S, left_s))
         except (TimeoutError, ConnectionError) as error:
+            if isinstance(error, TimeoutError) and left_s < READY_WITHIN_S:
+                return False
             with suppress(subprocess.TimeoutExpired):  # its last word comes after the socket's end
                 self.process.wait(timeout=1)
             told = self.log.read_text(errors="replace").strip().splitlines()[-1:] if self.log else []
@@ -71,6 +83,7 @@ class Server:
             ) from error
         assert kind == READY
         self.ready = True
+        return True
 
     def close(self) -> None:
         """End it, and with it any child."""

@@ -10,6 +10,7 @@ from fitwithin import gather, profiling, pruning, sibling, slots
 from fitwithin.accountant import Open
 from fitwithin.candidate import Candidate
 from fitwithin.certificates import Cache, data_shape
+from fitwithin.costs import EXIT_S
 from fitwithin.jobs import Setting
 from fitwithin.machine import cores
 from fitwithin.measurement import OUT_OF_TIME
@@ -178,7 +179,7 @@ def _profiling_s(run: Run, *, first: bool, times: int = 1) -> float:
 
 def _refusal_s(run: Run) -> float:
     """Seconds within which the first candidate is measured, whatever the share: never more than there are."""
-    return min(REFUSAL_S, run.accountant.remaining(run.request.data_parallel).usable_s)
+    return min(REFUSAL_S, run.accountant.remaining(run.request.data_parallel).usable_s - EXIT_S)
 
 
 def _measured(

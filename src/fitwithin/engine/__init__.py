@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
@@ -41,8 +42,9 @@ class Engine(Protocol):
     def describe(self) -> dict[str, Any]:
         """Facts of the device and of the libraries that decide its speed and memory: the key of cached profiles."""
 
-    def prepare(self) -> None:
-        """Wait until jobs can start at once; DeviceError if they never will."""
+    def prepare(self, until_at: float = math.inf) -> bool:
+        """Wait until jobs can start at once, no longer than ``until_at``; whether they can. DeviceError if they never
+        will."""
 
     def lanes(self, wanted: int, memory_bytes: int) -> int:
         """How many jobs of that memory can be at work at once, ``wanted`` at most and one at least."""

@@ -10,6 +10,7 @@ detached: when the driver ends, however it ends, Ray ends its tasks.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -108,17 +109,21 @@ class Cluster:
         assert self._facts is not None
         return dict(self._facts)
 
-    def prepare(self) -> None:
-        """Wait until a node has imported torch and timm; DeviceError if none can, or none has room in time."""
+    def prepare(self, until_at: float = math.inf) -> bool:
+        """Wait until a node has imported torch and timm, no longer than ``until_at``; DeviceError if none can, or none
+        has room in time."""
         import ray
 
         with self._preparing:
             for attempt in range(ATTEMPTS):
                 if self._facts is not None:
-                    return
+                    return True
                 if attempt:
                     self._first = self._ask_for_facts()
-                if not ray.wait([self._first], timeout=READY_WITHIN_S)[0]:
+                left_s = max(0.0, until_at - time.monotonic())
+                if not ray.wait([self._first], timeout=min(READY_WITHIN_S, left_s))[0]:
+                    if left_s < READY_WITHIN_S:
+                        return False
                     self._kill(self._first)
                     kind = "GPU" if self.device.startswith("cuda") else "core"
                     raise DeviceError(
@@ -128,7 +133,7 @@ class Cluster:
                 answer = self._taken(self._first)
                 if answer.outcome is None:
                     self._facts = {**answer.facts, "engine": "ray", "ray": ray.__version__}
-                    return
+                    return True
             assert isinstance(answer.outcome, Failure)
             raise DeviceError(f"no job can start on the Ray cluster: {answer.outcome.reason}")
 
@@ -152,7 +157,8 @@ class Cluster:
         asked for again. Other jobs are asked for again here while their time lasts: a lost node says nothing of the
         batch that was tried there. (A node that falls silent without a word is lost when Ray says so.)
         """
-        self.prepare()
+        if not self.prepare(until_at):
+            return Failure(kind="deadline", reason="its time was over before a worker had started")
         job = _placed(job)
         for _ in range(ATTEMPTS):
             answer = self._attempt(job, until_at, on_progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import signal
@@ -95,12 +96,14 @@ class Local:
         """Sleep."""
         time.sleep(seconds)
 
-    def prepare(self) -> None:
-        """Wait until the server has imported everything; DeviceError if it cannot."""
-        self.server.await_ready()
+    def prepare(self, until_at: float = math.inf) -> bool:
+        """Wait until the server has imported everything, no longer than ``until_at``; DeviceError if it cannot."""
+        if not self.server.await_ready(until_at):
+            return False
         if self.emulate_bytes is not None and not self._holders:
             for device in self._devices:
                 self._hold(device, self.emulate_bytes)
+        return True
 
     def _hold(self, device: str, free_bytes: int) -> None:
         holder = self._fork()
@@ -142,7 +145,8 @@ class Local:
 
     def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
         """Run the job in fresh processes until they end or ``until_at`` comes; several threads may ask at once."""
-        self.prepare()
+        if not self.prepare(until_at):
+            return Failure(kind="deadline", reason="its time was over before the workers had started")
         asked_at = time.monotonic()
         children: list[Child] = []
         with ExitStack() as open_things:

@@ -10,6 +10,7 @@ one cares to imagine. See docs/decisions/0004-simulated-at-the-engine-seam.md.
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -97,8 +98,10 @@ class Simulated:
         """The clock jumps."""
         self.clock.sleep(seconds)
 
-    def prepare(self) -> None:
+    def prepare(self, until_at: float = math.inf) -> bool:
         """There is nothing to wait for."""
+        del until_at
+        return True
 
     def now(self) -> float:
         """The simulated present."""
