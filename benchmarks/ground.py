@@ -39,6 +39,14 @@ def prepared(folder: Path, *, device: str, memory: str, sizes: str, workers: int
     return images, setting
 
 
+def with_splits(folder: Path) -> Path:
+    """The folder, if it has the source's own splits: an accuracy on a split drawn at random compares with nothing."""
+    missing = [split for split in ("train", "val", "test") if not (folder / split).is_dir()]
+    if missing:
+        raise SystemExit(f"{folder} has no folder {', '.join(missing)}: accuracies need the data set's own splits")
+    return folder
+
+
 def write(path: Path, theme: str, machine: Mapping[str, Any], commit: str | None, command: str, **results: Any) -> None:
     """Write a result file with where it comes from; without ``commit``, the repository's."""
     value = {

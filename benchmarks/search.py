@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace, seed: int, rows: list[dict[str, Any]]) ->
     """One search, seen from outside; ``rows`` holds the one on one GPU for its like on two."""
     count = len(arguments.models.split(",")) * len(arguments.sizes.split(","))
     each_s = units.duration(arguments.each)
-    words = ["run", str(arguments.data), "--memory", arguments.memory, "--models", arguments.models]
+    words = ["run", str(ground.with_splits(arguments.data)), "--memory", arguments.memory, "--models", arguments.models]
     words += ["--precision", arguments.precision, "--sizes", arguments.sizes, "--test-sizes", arguments.test_sizes]
     words += ["--recipe", arguments.recipe, "--device", arguments.device, "--seed", str(seed)]
     gpus, environment = 1, {**os.environ}

@@ -190,6 +190,7 @@ def speed(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
 
 def accuracy(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     """One run of the product, seen from outside."""
+    data = str(ground.with_splits(arguments.data))
     train_sizes, test_sizes = sizes(arguments)
     limits = ["--memory", arguments.memory, "--models", arguments.model, "--precision", arguments.precision]
     limits += ["--sizes", train_sizes, "--test-sizes", test_sizes, "--recipe", arguments.recipe]
@@ -199,13 +200,13 @@ def accuracy(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
         if arguments.cold:
             environment["FITWITHIN_CACHE"] = str(Path(scratch) / "cache")
         elif limits[:-4] not in PREPARED:  # whatever the seed and the time
-            plan = ["plan", str(arguments.data), *limits, "--out", str(Path(scratch) / "plan.json")]
+            plan = ["plan", data, *limits, "--out", str(Path(scratch) / "plan.json")]
             told = _fitwithin(plan, environment)
             assert told.returncode == 0, told.stderr
             PREPARED.append(limits[:-4])
         folder = Path(scratch) / "run"
         begun_at = time.monotonic()
-        told = _fitwithin(["run", str(arguments.data), *limits, "--out", str(folder)], environment)
+        told = _fitwithin(["run", data, *limits, "--out", str(folder)], environment)
         wall_s = time.monotonic() - begun_at
         assert told.returncode == 0, told.stderr
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
