@@ -115,7 +115,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
     ("phases", ("session", "certificates", "measurement", "profiling", "instantiate", "slots", "survey", "searching")),
-    ("story", ("flow", "finish", "rehearsal", "result")),
+    ("story", ("flow", "finish", "opening", "rehearsal", "result")),
     ("doors", ("api", "demo", "doctor")),
     ("command line", ("options", "terminal", "cli", "__main__", "")),
 )

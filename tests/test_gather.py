@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fitwithin import flow, gather
+from fitwithin import flow, gather, page
 from fitwithin.candidate import Candidate
 from fitwithin.engine.simulated import Law, Trouble
 from fitwithin.errors import BudgetError
@@ -169,3 +169,14 @@ def test_the_store_is_read_back_into_nouns() -> None:
     assert gather.profiled(events) == {found.candidate.name: found}
     assert gather.rejected(events)[turned.name].candidate == turned
     assert gather.outcomes(events) == ({}, {"a": "it died"})
+
+
+def test_a_hurried_run_has_no_charts_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(Law(), request(time_s=300.0), tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(page, "drawings", None)
+    report = flow.tell(replace(stage.run(), hurried=True))
+    assert "next to no time left" in report.notes[0]
+    html = (tmp_path / "report.html").read_text()
+    assert "<svg" not in html
+    assert "next to no time left" in html

@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
-from fitwithin import catalogue, certificates, flow, gather, launch, places, survey
+from fitwithin import catalogue, certificates, flow, gather, launch, opening, places, survey
 from fitwithin import data as folders
 from fitwithin import pack as packs
 from fitwithin import planning as plans
 from fitwithin import request as requests
-from fitwithin.accountant import Accountant
 from fitwithin.budget import Budget
-from fitwithin.candidate import grid, match
+from fitwithin.candidate import match
 from fitwithin.engine import Engine
 from fitwithin.engine.site import Site
 from fitwithin.errors import RunFolderError, UsageError
-from fitwithin.machine import cores
 from fitwithin.planning import Plan
 from fitwithin.profile import Profile, Rejection
 from fitwithin.progress import Reporter, Silent
-from fitwithin.rehearsal import rehearse
 from fitwithin.report import Report
 from fitwithin.request import Limits, Request
 from fitwithin.result import Result, load
-from fitwithin.session import Run
 from fitwithin.store import MemoryStore, SqliteStore, Store, latest
-
-#: Loader processes: beyond these a batch is made faster than any GPU takes it (20,000 images/s at 160 px).
-MOST_WORKERS = 12
 
 #: Profiling alone has no time budget; a request must have one.
 PROFILE_TIME = "24h"
@@ -177,7 +169,7 @@ def plan(
         with site.open(request, None) as engine:
             dataset = _scan(request, told)
             store = MemoryStore()
-            story = _open(request, Path(), engine, store, told, started_at, dataset)
+            story = opening.open_run(request, Path(), engine, store, told, started_at, dataset)
             drawn = flow.draw_up(story)
             return drawn, gather.report(request, drawn, store.events())
 
@@ -211,7 +203,7 @@ def profile(
             places.check_writable(Path(export))
         with site.open(request, None) as engine:
             dataset = _scan(request, told)
-            story = _open(request, Path(), engine, MemoryStore(), told, time.monotonic(), dataset)
+            story = opening.open_run(request, Path(), engine, MemoryStore(), told, time.monotonic(), dataset)
             key = survey.open_cache(story).key
             if taken:
                 fitting = sum(other == key for other, _ in taken)
@@ -232,75 +224,9 @@ def _tell(
     started_at: float,
     dataset: folders.Dataset,
 ) -> Report:
-    story = _open(request, folder, engine, store, reporter, started_at, dataset)
+    story = opening.open_run(request, folder, engine, store, reporter, started_at, dataset)
     frozen = latest(store.events("frozen"), "frozen")
     return flow.tell(story, plans.from_json(json.dumps(frozen)) if frozen is not None else None)
-
-
-def _open(
-    request: Request,
-    folder: Path,
-    engine: Engine,
-    store: Store,
-    reporter: Reporter,
-    started_at: float,
-    dataset: folders.Dataset,
-) -> Run:
-    """Everything a run works with: the books opened, the images packed, the engine ready.
-
-    The server imports meanwhile, so that it is waited for in the end; before images are decoded, which may take
-    minutes on all cores, it must have started.
-    """
-    store.append("start", {"pid": os.getpid()})
-    accountant = Accountant(store, request.budget, engine.now, started_at=started_at)
-
-    def decoding() -> None:
-        reporter.begin("starting workers")
-        engine.prepare(accountant.ends_at())
-        reporter.begin("packing images", len(dataset.samples))
-
-    with accountant.entry("start-up"):
-        names = match(request.models, catalogue.known_models(engine.prepare))
-        candidates = grid(names, request.precisions, request.sizes, request.layouts)
-    with accountant.entry("data"):
-        reporter.begin("checking images")
-        images = packs.build(
-            dataset, request.pack_side, on_progress=reporter.advance, strict=request.strict, before_decoding=decoding
-        )
-        whole = folders.without(dataset, images.broken)
-        store.append(
-            "data",
-            {
-                "path": request.data,
-                "fingerprint": dataset.fingerprint,
-                "classes": list(dataset.classes),
-                "counts": whole.counts(),
-                "split": dataset.split_why,
-                "broken": [{"path": broken.path, "reason": broken.reason} for broken in images.broken],
-                "ignored": dataset.ignored,
-            },
-        )
-    with accountant.entry("start-up"):
-        reporter.begin("starting workers")
-        closing_s = rehearse(candidates, request) if request.budget.scope == "total" else 0.0
-        store.append("machine", engine.describe())
-        engine.prepare(accountant.ends_at() - closing_s)
-    # What a cluster's node says of its cores is of those that one job may count on.
-    sharers = request.data_parallel if request.engine == "ray" else request.held
-    counts = ", ".join(f"{n:,} {split}" for split, n in whole.counts().items())
-    reporter.say(f"{request.data}: {len(dataset.classes)} classes, {counts} images; {len(images.broken)} broken")
-    return Run(
-        request=request,
-        folder=folder,
-        engine=engine,
-        store=store,
-        accountant=accountant,
-        reporter=reporter,
-        candidates=candidates,
-        images=images,
-        workers=max(1, min(MOST_WORKERS, (engine.describe().get("cores", cores()) - 1) // sharers)),
-        closing_s=closing_s,
-    )
 
 
 def _parsed(site: Site, data: str | Path, device: str, limits: Limits) -> Request:

@@ -129,7 +129,7 @@ def close(run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: st
 
     run.reporter.begin("writing the report")
     with run.accountant.entry("report", reserved_s=run.promise_s(run.closing_s, gpus=0)) as opened:
-        drawn = page.drawings(gathered(False))
+        drawn = page.Drawings(shown=(), climbs=None) if run.hurried else page.drawings(gathered(False))
         begun_at = run.engine.now()
         write_report(gathered(False), run.folder, drawn)
         opened.charge_ahead(run.engine.now() - begun_at)
@@ -141,6 +141,8 @@ def close(run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: st
 
 def _notes(run: Run, plan: Plan, members: Sequence[Member]) -> list[str]:
     notes = []
+    if run.hurried:
+        notes.append("The run was resumed with next to no time left: the charts are left out.")
     if plan.search is not None:
         bounded = next((trial for trial in searching.stand(run, plan.search).trials if trial.refunded_s), None)
         if bounded is not None:

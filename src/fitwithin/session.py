@@ -53,7 +53,7 @@ class Run:
     """Everything a run works with. ``candidates`` is the grid that was asked for, ``images`` the packed data.
 
     ``workers`` is how many processes load for each that trains;
-    ``closing_s`` is kept for drawing the report and closing the books.
+    ``closing_s`` is kept for drawing the report and closing the books; a ``hurried`` run has no time for charts.
     """
 
     request: Request
@@ -66,6 +66,7 @@ class Run:
     images: Images
     workers: int
     closing_s: float
+    hurried: bool = False
 
     @property
     def setting(self) -> Setting:

@@ -1,0 +1,97 @@
+"""The start of a run: the books opened, the images packed, the workers ready, and what closing it will take."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fitwithin import catalogue
+from fitwithin import data as folders
+from fitwithin import pack as packs
+from fitwithin.accountant import Accountant
+from fitwithin.candidate import grid, match
+from fitwithin.engine import Engine
+from fitwithin.machine import cores
+from fitwithin.progress import Reporter
+from fitwithin.rehearsal import BESIDE_S, rehearse
+from fitwithin.request import Request
+from fitwithin.session import Run
+from fitwithin.store import Store, latest
+
+#: Loader processes: beyond these a batch is made faster than any GPU takes it (20,000 images/s at 160 px).
+MOST_WORKERS = 12
+
+
+def open_run(
+    request: Request,
+    folder: Path,
+    engine: Engine,
+    store: Store,
+    reporter: Reporter,
+    started_at: float,
+    dataset: folders.Dataset,
+) -> Run:
+    """Everything a run works with.
+
+    The server imports meanwhile, so that it is waited for in the end; before images are decoded, which may take
+    minutes on all cores, it must have started. A run that is resumed with less time than starting and closing took
+    before will begin nothing more: it hands over what there is, without charts.
+    """
+    store.append("start", {"pid": os.getpid()})
+    accountant = Accountant(store, request.budget, engine.now, started_at=started_at)
+
+    def decoding() -> None:
+        reporter.begin("starting workers")
+        engine.prepare(accountant.ends_at())
+        reporter.begin("packing images", len(dataset.samples))
+
+    with accountant.entry("start-up"):
+        names = match(request.models, catalogue.known_models(engine.prepare))
+        candidates = grid(names, request.precisions, request.sizes, request.layouts)
+    with accountant.entry("data"):
+        reporter.begin("checking images")
+        images = packs.build(
+            dataset, request.pack_side, on_progress=reporter.advance, strict=request.strict, before_decoding=decoding
+        )
+        whole = folders.without(dataset, images.broken)
+        store.append(
+            "data",
+            {
+                "path": request.data,
+                "fingerprint": dataset.fingerprint,
+                "classes": list(dataset.classes),
+                "counts": whole.counts(),
+                "split": dataset.split_why,
+                "broken": [{"path": broken.path, "reason": broken.reason} for broken in images.broken],
+                "ignored": dataset.ignored,
+            },
+        )
+    before = latest(store.events("opened"), "opened")
+    hurried = before is not None and accountant.ends_at() - engine.now() < before["startup_s"] + before["closing_s"]
+    closing_s = BESIDE_S if hurried else 0.0
+    with accountant.entry("start-up"):
+        if not hurried:
+            reporter.begin("starting workers")
+            if request.budget.scope == "total":
+                closing_s = rehearse(candidates, request)
+            store.append("machine", engine.describe())
+            engine.prepare(accountant.ends_at() - closing_s)
+            store.append("opened", {"startup_s": engine.now() - started_at, "closing_s": closing_s})
+    machine = latest(store.events("machine"), "machine") or {}
+    # What a cluster's node says of its cores is of those that one job may count on.
+    sharers = request.data_parallel if request.engine == "ray" else request.held
+    counts = ", ".join(f"{n:,} {split}" for split, n in whole.counts().items())
+    reporter.say(f"{request.data}: {len(dataset.classes)} classes, {counts} images; {len(images.broken)} broken")
+    return Run(
+        request=request,
+        folder=folder,
+        engine=engine,
+        store=store,
+        accountant=accountant,
+        reporter=reporter,
+        candidates=candidates,
+        images=images,
+        workers=max(1, min(MOST_WORKERS, (machine.get("cores", cores()) - 1) // sharers)),
+        closing_s=closing_s,
+        hurried=hurried,
+    )

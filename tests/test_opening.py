@@ -1,0 +1,72 @@
+"""A run opens with all it needs; one that is resumed at the end of its time opens with less."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fitwithin import data, ledger, opening
+from fitwithin import request as requests
+from fitwithin.engine.simulated import Law, Simulated, SimulatedClock
+from fitwithin.progress import Silent
+from fitwithin.session import Run
+from fitwithin.store import MemoryStore, bodies
+from simulation import CountedImages
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
+    for name in ("disc", "ring"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(20):
+            Image.fromarray(np.full((32, 32, 3), 10 * number, np.uint8)).save(tmp_path / f"images/{name}/{number}.png")
+    return tmp_path / "images"
+
+
+def opened(folder: Path, store: MemoryStore, **limits: Any) -> Run:
+    """A process opens the run; its clock stands still."""
+    engine = Simulated(Law(), CountedImages(), SimulatedClock(1000.0))
+    asked = {"memory": "1GiB", "time": "60s", "models": "test_resnet", "sizes": "32", "device": "cpu", **limits}
+    request = requests.parse(folder, **asked)
+    return opening.open_run(request, folder, engine, store, Silent(), engine.now(), data.scan(folder))
+
+
+def spent(store: MemoryStore, seconds: float) -> None:
+    """An earlier process trained for so long."""
+    body = {"number": 99, "phase": "train", "key": "a", "gpu": 1, "reserved_s": seconds}
+    store.append(ledger.OPEN, body)
+    store.append(ledger.SETTLE, {"number": 99, "charged_s": seconds, "peak_bytes": None})
+
+
+def test_what_closing_will_take_is_rehearsed_and_kept(folder: Path) -> None:
+    store = MemoryStore()
+    run = opened(folder, store)
+    assert 0 < run.closing_s < 60
+    assert not run.hurried
+    assert list(bodies(store.events("opened"), "opened")) == [{"startup_s": 0.0, "closing_s": run.closing_s}]
+    assert (len(run.candidates), run.data.classes, run.data.train) == (2, 2, 32)
+
+
+def test_each_has_a_budget_of_its_own_and_closing_has_none(folder: Path) -> None:
+    assert opened(folder, MemoryStore(), scope="candidate").closing_s == 0.0
+
+
+@pytest.mark.parametrize(("left_s", "hurried"), [(30.0, False), (0.1, True), (-1.0, True)])
+def test_who_is_resumed_at_the_end_of_its_time_begins_nothing_more(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, left_s: float, hurried: bool
+) -> None:
+    store = MemoryStore()
+    first = opened(folder, store)
+    spent(store, 60.0 - left_s)
+    begun: list[str] = []
+    monkeypatch.setattr(opening, "rehearse", lambda candidates, request: begun.append("rehearsal") or 1.0)
+    monkeypatch.setattr(Simulated, "prepare", lambda engine, until_at: bool(begun.append("workers")) or True)
+    run = opened(folder, store)
+    assert run.hurried == hurried
+    assert begun == ([] if hurried else ["rehearsal", "workers"])
+    assert run.workers == first.workers
