@@ -1,6 +1,7 @@
 """Real runs whose worker, driver or both are killed at random moments, until they come to their end.
 
     python benchmarks/faults.py --runs 200 --jobs 2
+    python benchmarks/faults.py --page    # docs/results/faults.md anew from the result
 
 Each run is on scikit-learn's digits, on the CPU, with a cache of its own, so that profiling is part of it. At moments
 drawn from the seed it gets a SIGKILL: a worker (whatever is being profiled, trained or evaluated), the driver with
@@ -26,6 +27,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import faults_page
 import ground
 from fitwithin import ledger, load, units
 from fitwithin.demo import write_digits
@@ -64,7 +66,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--commit", default=None)
+    parser.add_argument("--page", action="store_true", help="write the page of the result, measure nothing")
     arguments = parser.parse_args()
+    if arguments.page:
+        faults_page.write(json.loads(arguments.result.read_text(encoding="utf-8")), ground.ROOT / "docs", WAYS)
+        return
     with Local("cpu") as engine:
         machine = engine.describe()
     command = f"python benchmarks/faults.py --runs {arguments.runs} --jobs {arguments.jobs} --time {arguments.time}"

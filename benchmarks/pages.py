@@ -61,7 +61,9 @@ def targets(wanted: Sequence[Target], summary: dict[str, Any]) -> list[str]:
 def origin(value: dict[str, Any], theme: str) -> list[str]:
     """Where a page comes from: the script, the commits of its rows, the result, hardware and versions."""
     versions = ", ".join(f"{key} {version}" for key, version in value["versions"].items())
-    commits = ", ".join(f"`{commit[:12]}`" for commit in dict.fromkeys(row["commit"] for row in value["rows"]))
+    commits = ", ".join(
+        f"`{commit[:12]}`" for commit in dict.fromkeys(row.get("commit", value["commit"]) for row in value["rows"])
+    )
     return text(
         f"Made by `benchmarks/{theme}.py` on {value['date']} and before, at {commits}, from "
         f"`benchmarks/results/{theme}.json`. Hardware: {value['hardware']}. Versions: {versions}."

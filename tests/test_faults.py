@@ -2,7 +2,7 @@
 
 Drivers are processes that get a SIGKILL: in the middle of a job, or right before or after a write to the run's store.
 Workers die by the law of a simulated machine; time is simulated, so that a run of minutes takes a moment. (Real workers
-are killed in tests/e2e and tests/test_ray.py.)
+are killed in tests/e2e, tests/test_ray.py and benchmarks/faults.py.)
 """
 
 from __future__ import annotations
