@@ -48,6 +48,7 @@ def open_run(
     with accountant.entry("start-up"):
         names = match(request.models, catalogue.known_models(engine.prepare))
         candidates = grid(names, request.precisions, request.sizes, request.layouts)
+    found_at = engine.now()
     with accountant.entry("data"):
         reporter.begin("checking images")
         images = packs.build(
@@ -66,6 +67,7 @@ def open_run(
                 "ignored": dataset.ignored,
             },
         )
+    data_s = engine.now() - found_at
     before = latest(store.events("opened"), "opened")
     hurried = before is not None and accountant.ends_at() - engine.now() < before["startup_s"] + before["closing_s"]
     closing_s = BESIDE_S if hurried else 0.0
@@ -76,7 +78,7 @@ def open_run(
                 closing_s = rehearse(candidates, request)
             store.append("machine", engine.describe())
             engine.prepare(accountant.ends_at() - closing_s)
-            store.append("opened", {"startup_s": engine.now() - started_at, "closing_s": closing_s})
+            store.append("opened", {"startup_s": engine.now() - started_at - data_s, "closing_s": closing_s})
     machine = latest(store.events("machine"), "machine") or {}
     # What a cluster's node says of its cores is of those that one job may count on.
     sharers = request.data_parallel if request.engine == "ray" else request.held
