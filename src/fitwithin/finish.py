@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,8 @@ from fitwithin.session import Run
 from fitwithin.units import format_duration
 
 
-def evaluate(run: Run, plan: Plan) -> tuple[list[Member], Turn, str]:
-    """Evaluate the winner, and its twin in the other precision, under all views: validation first, then test, once.
-
-    What it gives: the evaluated, the winner's turn first, that turn, and why it won.
+def choose(run: Run, plan: Plan) -> tuple[Turn, str]:
+    """The turn that won, and why.
 
     Raises:
         TrainingError: no turn left a model.
@@ -35,15 +35,36 @@ def evaluate(run: Run, plan: Plan) -> tuple[list[Member], Turn, str]:
     if not trained:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         raise TrainingError(f"no candidate left a model ({reasons}); `fitwithin plan` shows what would fit")
-    turns = gather.turns(plan, events)
     name, why = assemble.pick(trained)
     if plan.search is not None:
         name, why = searching.pick(run, plan.search) or (name, why)
-    winner, chosen = turns[name], [name]
+    return gather.turns(plan, events)[name], why
+
+
+@contextmanager
+def drawing(run: Run, plan: Plan, winner: Turn) -> Iterator[Future[page.Drawings]]:
+    """The charts of the report, drawn by a thread while the block goes on: they tell of training, not of evaluation."""
+    if run.hurried:
+        none: Future[page.Drawings] = Future()
+        none.set_result(page.Drawings(shown=(), climbs=None))
+        yield none
+        return
+    report = gather.report(run.request, plan, run.store.events(), winner=winner.candidate.name)
+    with ThreadPoolExecutor(1, thread_name_prefix="charts") as pool:
+        yield pool.submit(page.drawings, report)
+
+
+def evaluate(run: Run, plan: Plan, winner: Turn) -> list[Member]:
+    """Evaluate the winner, and its twin in the other precision, under all views: validation first, then test, once.
+    The winner stands first."""
+    events = run.store.events("turn", "trial")
+    trained, _ = gather.outcomes(events)
+    turns = gather.turns(plan, events)
+    chosen = [winner.name]
     if plan.search is None:
         other = assemble.twin(winner.candidate, [turns[key].candidate for key in trained])
         chosen += [other.name] if other is not None else []
-    return [_member(run, turns[key], trained[key].best is not None) for key in chosen], winner, why
+    return [_member(run, turns[key], trained[key].best is not None) for key in chosen]
 
 
 def _member(run: Run, turn: Turn, validated: bool) -> Member:
@@ -98,7 +119,9 @@ def _evaluate(run: Run, turn: Turn, folder: Path) -> Evaluated:
     return outcome
 
 
-def close(run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: str) -> Report:
+def close(
+    run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: str, charts: Future[page.Drawings]
+) -> Report:
     """Choose the views on validation data, hand the ensemble over, close the books and write the report."""
     labels = {split: np.asarray(run.images.labels[run.images.indices(split)]) for split in ("val", "test")}
     chief = members[0]
@@ -129,7 +152,7 @@ def close(run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: st
 
     run.reporter.begin("writing the report")
     with run.accountant.entry("report", reserved_s=run.promise_s(run.closing_s, gpus=0)) as opened:
-        drawn = page.Drawings(shown=(), climbs=None) if run.hurried else page.drawings(gathered(False))
+        drawn = charts.result()
         begun_at = run.engine.now()
         write_report(gathered(False), run.folder, drawn)
         opened.charge_ahead(run.engine.now() - begun_at)

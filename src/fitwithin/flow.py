@@ -27,8 +27,10 @@ def tell(run: Run, frozen: Plan | None = None) -> Report:
     plan = draw_up(run, frozen)
     train(run, plan)
     instantiate.tidy(run)
-    members, winner, why = finish.evaluate(run, plan)
-    return finish.close(run, plan, members, winner, why)
+    winner, why = finish.choose(run, plan)
+    with finish.drawing(run, plan, winner) as charts:
+        members = finish.evaluate(run, plan, winner)
+        return finish.close(run, plan, members, winner, why, charts)
 
 
 def draw_up(run: Run, frozen: Plan | None = None) -> Plan:

@@ -18,8 +18,11 @@ from fitwithin.request import Request
 from fitwithin.search import FINAL
 from fitwithin.trials import RungRow, SearchReport, TrialRow, VerdictRow
 
-#: The end of a run writes its report twice, once for its own cost; its charts are drawn once.
+#: The end of a run writes its report twice, once for its own cost.
 WRITTEN = 2
+
+#: The charts are drawn while the winner is evaluated, which takes longer than this: its process must start.
+MEANWHILE_S = 0.4
 
 #: A machine may be busier at the end than now; beside the report the ensemble and the books are written, and then the
 #: process ends (0.25 s on the host of an H100).
@@ -36,7 +39,8 @@ def rehearse(candidates: Sequence[Candidate], request: Request) -> float:
         drawn_at = time.monotonic()
         write_report(report, Path(folder), drawn)
         writing_s = time.monotonic() - drawn_at
-        return MARGIN * (drawn_at - begun_at + WRITTEN * writing_s) + BESIDE_S
+        drawing_s = max(0.0, MARGIN * (drawn_at - begun_at) - MEANWHILE_S)
+        return drawing_s + MARGIN * WRITTEN * writing_s + BESIDE_S
 
 
 def _sample(candidates: Sequence[Candidate], request: Request) -> Report:
