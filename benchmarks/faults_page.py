@@ -29,8 +29,8 @@ METHOD = (
     "backbone alone, two in turn, three by `--search halving`, and those with `--gpus 2`. One to three times a run, at "
     "moments drawn from a seed, a SIGKILL befalls a worker (whatever is compared, probed, trained or evaluated then), "
     "the driver, or both. A run whose driver is gone is resumed, or begun again where it had no folder yet. In the end "
-    "the books are added up anew after each of their events, and what was handed over must be right on 50 images more "
-    "than twice as often as guessing."
+    "the books are added up anew after each of their events, and what was handed over must classify 50 images, where "
+    "there was time to validate it more than twice as often right as guessing."
 )
 
 WAYS = "By what was searched. Kept: settled and reserved never went beyond the time."

@@ -108,6 +108,17 @@ def test_what_had_nothing_reserved_is_charged_the_whole_grace() -> None:
     assert abandonment(entry)["charged_s"] == 4.0 + GRACE_S
 
 
+@pytest.mark.parametrize(
+    ("died_before", "charged_s"),
+    [(None, 6.0), (103.9, 6.0), (104.0, 4.0), (104.5, 4.5), (110.0, 6.0)],
+    ids=["unknown", "another clock", "at once", "soon", "later"],
+)
+def test_nobody_is_charged_beyond_the_start_of_the_next_process(died_before: float | None, charged_s: float) -> None:
+    beat = (BEAT, {"number": 1, "elapsed_s": 4.0, "at_s": 104.0, "peak_bytes": None})
+    (entry,) = fold([opened(1, "start-up", reserved_s=0.0), beat]).entries
+    assert abandonment(entry, died_before)["charged_s"] == charged_s
+
+
 def test_the_largest_peak_counts_wherever_it_was_told() -> None:
     (entry,) = fold([opened(1), beaten(1, 1.0, 500), beaten(1, 2.0, 300), settled(1, 3.0, 400)]).entries
     assert entry.peak_bytes == 500

@@ -70,3 +70,18 @@ def test_who_is_resumed_at_the_end_of_its_time_begins_nothing_more(
     assert run.hurried == hurried
     assert begun == ([] if hurried else ["rehearsal", "workers"])
     assert run.workers == first.workers
+
+
+@pytest.mark.parametrize(("boot", "charged_s"), [("this", 4.0), ("another", 6.0)])
+def test_what_a_killed_process_left_open_ends_where_the_next_one_starts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, boot: str, charged_s: float
+) -> None:
+    """On one boot all processes have one clock."""
+    store = MemoryStore()
+    monkeypatch.setattr(opening, "boot_id", lambda: "this")
+    now = opened(folder, store).engine.now()
+    store.append(ledger.OPEN, {"number": 99, "phase": "data", "key": "", "gpu": 0, "reserved_s": 0.0, "at_s": now - 4})
+    store.append(ledger.BEAT, {"number": 99, "elapsed_s": 4.0, "at_s": now, "peak_bytes": None})
+    monkeypatch.setattr(opening, "boot_id", lambda: boot)
+    (left,) = (entry for entry in opened(folder, store).accountant.books().entries if entry.number == 99)
+    assert (left.abandoned, left.charged_s) == (True, charged_s)

@@ -52,10 +52,21 @@ class Accountant:
     Args:
         clock: the engine's clock.
         started_at: the instant this process started.
+        same_clock: whether the clock of the process before is this one: then what it left open is charged no further
+            than ``started_at``.
         beating: whether a thread writes beats; off under a simulated clock.
     """
 
-    def __init__(self, store: Store, budget: Budget, clock: Clock, *, started_at: float, beating: bool = True) -> None:
+    def __init__(
+        self,
+        store: Store,
+        budget: Budget,
+        clock: Clock,
+        *,
+        started_at: float,
+        beating: bool = True,
+        same_clock: bool = False,
+    ) -> None:
         self._store, self._budget, self._clock, self._beating = store, budget, clock, beating
         self._lock = threading.Lock()
         self._since = started_at
@@ -63,7 +74,7 @@ class Accountant:
         self.started_at = started_at
         for entry in self.books().entries:
             if entry.open:
-                store.append(ledger.ABANDON, ledger.abandonment(entry))
+                store.append(ledger.ABANDON, ledger.abandonment(entry, started_at if same_clock else None))
         self._next = 1 + max((entry.number for entry in self.books().entries), default=0)
 
     def books(self) -> Books:
@@ -108,6 +119,7 @@ class Accountant:
                 "key": key,
                 "gpu": gpus,
                 "reserved_s": max(0.0, reserved_s),
+                "at_s": opened.began_at,
             }
             self._store.append(ledger.OPEN, {**body, "beside": True} if beside else body)
             if beside:
@@ -135,9 +147,11 @@ class Accountant:
 
     def _beat(self, opened: Open) -> None:
         while True:
+            now = self._clock()
             body = {
                 "number": opened.number,
-                "elapsed_s": self._clock() - opened.began_at,
+                "elapsed_s": now - opened.began_at,
+                "at_s": now,
                 "peak_bytes": opened.peak_bytes,
             }
             self._store.append(ledger.BEAT, body)

@@ -89,6 +89,14 @@ class Remaining:
         return replace(self, time_s=self.time_s - seconds, gpu_time_s=self.gpu_time_s - seconds * self.gpus)
 
 
+def boot_id() -> str:
+    """What identifies this boot of the system, whose monotonic clock all processes share; nothing where it has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
 def process_started_at() -> float:
     """The instant this process started, on the monotonic clock; the present where the system does not tell."""
     now = time.monotonic()

@@ -28,7 +28,8 @@ class Entry:
     """One stretch of a run: ``phase`` (start-up, data, profile, train, evaluate, report) of ``key`` (a candidate).
 
     ``gpus`` is how many GPUs were held. ``charged_s`` is None while the entry is open. One ``beside`` the chain lasts
-    while others do: it counts for the GPUs that it holds, not for the clock.
+    while others do: it counts for the GPUs that it holds, not for the clock. ``beaten_s`` had passed at its last beat,
+    at the instant ``beaten_at`` of its process's clock.
     """
 
     number: int
@@ -37,6 +38,7 @@ class Entry:
     gpus: int
     reserved_s: float
     beaten_s: float = 0.0
+    beaten_at: float | None = None
     charged_s: float | None = None
     peak_bytes: int | None = None
     abandoned: bool = False
@@ -107,13 +109,15 @@ def fold(events: Iterable[tuple[str, Mapping[str, Any]]]) -> Books:
                 gpus=int(body["gpu"]),
                 reserved_s=float(body["reserved_s"]),
                 beside=bool(body.get("beside", False)),
+                beaten_at=body.get("at_s"),
             )
             continue
         entry = entries.get(number)
         if entry is None or not entry.open:
             raise ValueError(f"{kind} of entry {number}, which is not open")
         if kind == BEAT:
-            entries[number] = replace(entry, beaten_s=float(body["elapsed_s"]), peak_bytes=_larger(entry, body))
+            beaten_s, peak_bytes = float(body["elapsed_s"]), _larger(entry, body)
+            entries[number] = replace(entry, beaten_s=beaten_s, beaten_at=body.get("at_s"), peak_bytes=peak_bytes)
         else:
             entries[number] = replace(
                 entry,
@@ -129,13 +133,17 @@ def _larger(entry: Entry, body: Mapping[str, Any]) -> int | None:
     return max(told, default=None)
 
 
-def abandonment(entry: Entry) -> dict[str, Any]:
-    """The event body that closes an entry whose process died: its last beat plus the grace.
+def abandonment(entry: Entry, died_before: float | None = None) -> dict[str, Any]:
+    """The event body that closes an entry whose process died: its last beat plus the grace, no further than the instant
+    ``died_before`` of the same clock, if that is known.
 
     What had something reserved would have been ended when that was over: the grace goes no further. (Of an evaluation
     at the end of a candidate's time, or of several turns at once, it might be more than the budget has left.)
     """
-    charged_s = entry.beaten_s + GRACE_S
+    grace_s = GRACE_S
+    if died_before is not None and entry.beaten_at is not None and died_before >= entry.beaten_at:
+        grace_s = min(GRACE_S, died_before - entry.beaten_at)
+    charged_s = entry.beaten_s + grace_s
     if entry.reserved_s > 0:
         charged_s = max(entry.beaten_s, min(charged_s, entry.reserved_s))
     return {"number": entry.number, "charged_s": charged_s, "peak_bytes": None}

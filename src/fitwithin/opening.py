@@ -9,6 +9,7 @@ from fitwithin import catalogue
 from fitwithin import data as folders
 from fitwithin import pack as packs
 from fitwithin.accountant import Accountant
+from fitwithin.budget import boot_id
 from fitwithin.candidate import grid, match
 from fitwithin.engine import Engine
 from fitwithin.machine import cores
@@ -37,8 +38,10 @@ def open_run(
     minutes on all cores, it must have started. A run that is resumed with less time than starting and closing took
     before will begin nothing more: it hands over what there is, without charts.
     """
-    store.append("start", {"pid": os.getpid()})
-    accountant = Accountant(store, request.budget, engine.now, started_at=started_at)
+    boot, before = boot_id(), latest(store.events("start"), "start")
+    store.append("start", {"pid": os.getpid(), "boot": boot})
+    same = bool(boot) and before is not None and before.get("boot") == boot
+    accountant = Accountant(store, request.budget, engine.now, started_at=started_at, same_clock=same)
 
     def decoding() -> None:
         reporter.begin("starting workers")
@@ -68,8 +71,8 @@ def open_run(
             },
         )
     data_s = engine.now() - found_at
-    before = latest(store.events("opened"), "opened")
-    hurried = before is not None and accountant.ends_at() - engine.now() < before["startup_s"] + before["closing_s"]
+    once = latest(store.events("opened"), "opened")
+    hurried = once is not None and accountant.ends_at() - engine.now() < once["startup_s"] + once["closing_s"]
     closing_s = BESIDE_S if hurried else 0.0
     with accountant.entry("start-up"):
         if not hurried:
