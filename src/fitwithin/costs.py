@@ -21,6 +21,9 @@ FIXED_MARGIN = 0.25
 #: the earlier for it.
 EVALUATION_MARGIN = 0.15
 
+#: How much slower, at most, and of shorter runs this share of their limit.
+WEARY_S, WEARY_SHARE = 0.5, 0.001
+
 #: A trainer is given this much less than its watchdog, so that it ends by itself; EXIT_S is for leaving a process.
 WATCHDOG_S, EXIT_S = 0.2, 0.3
 
@@ -87,6 +90,12 @@ def evaluation_kept_s(predicted_s: float) -> float:
     """Seconds kept for evaluating a model under all views: as predicted, with a margin. WATCHDOG_S of it lie before:
     it begins that much earlier than it must, unless the trainer had to be ended."""
     return predicted_s + EXIT_S + max(0.0, EVALUATION_MARGIN * predicted_s - WATCHDOG_S)
+
+
+def weary_s(limit_s: float) -> float:
+    """Seconds kept beyond that in a run of that limit: a host that has worked for minutes starts a process slower. (The
+    same evaluations took 2.3 s after 90 s, and 2.8 after 300: docs/log.md.)"""
+    return min(WEARY_S, WEARY_SHARE * limit_s)
 
 
 def checkpoints(turn_s: float, save_s: float) -> int:

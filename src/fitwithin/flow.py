@@ -10,7 +10,7 @@ import json
 
 from fitwithin import contest, finish, gather, instantiate, searching, slots, survey
 from fitwithin import planning as plans
-from fitwithin.costs import evaluation_kept_s
+from fitwithin.costs import evaluation_kept_s, weary_s
 from fitwithin.errors import BudgetError, UsageError
 from fitwithin.jobs import Failure, Trained
 from fitwithin.measurement import OUT_OF_TIME
@@ -46,7 +46,7 @@ def draw_up(run: Run, frozen: Plan | None = None) -> Plan:
 def _planned(run: Run) -> Plan:
     known = survey.profile(run)
     budget = run.request.budget
-    left = run.remaining().less(run.closing_s)
+    left = run.remaining().less(run.closing_s + weary_s(run.request.limit_s))
     profiles = [found for found in known if isinstance(found, Profile)]
     rejections = [found for found in known if isinstance(found, Rejection)]
     if rejections and not profiles and all(rejection.reason == OUT_OF_TIME for rejection in rejections):
@@ -133,7 +133,8 @@ def _kept_s(plan: Plan, run: Run) -> float:
     if run.request.budget.scope == "candidate":
         return 0.0
     twins = 2 if {turn.candidate.precision for turn in plan.turns} >= {"amp", "fp32"} else 1
-    return evaluation_kept_s(max(turn.evaluation_s for turn in plan.turns)) * twins + run.closing_s
+    evaluating_s = evaluation_kept_s(max(turn.evaluation_s for turn in plan.turns)) * twins
+    return evaluating_s + weary_s(run.request.limit_s) + run.closing_s
 
 
 def check_plan(plan: Plan, fingerprint: str) -> None:
