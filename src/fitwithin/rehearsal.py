@@ -13,6 +13,7 @@ from fitwithin.estimate import Estimate
 from fitwithin.finish import write_report
 from fitwithin.halving import ETA, MOST_RUNGS
 from fitwithin.jobs import CURVE_POINTS, READING_S
+from fitwithin.machine import cores
 from fitwithin.report import CandidateRow, CurvePoint, Limit, Receipt, Report, Validation
 from fitwithin.request import Request
 from fitwithin.search import FINAL
@@ -21,7 +22,8 @@ from fitwithin.trials import RungRow, SearchReport, TrialRow, VerdictRow
 #: The end of a run writes its report twice, once for its own cost.
 WRITTEN = 2
 
-#: The charts are drawn while the winner is evaluated, which takes longer than this: its process must start.
+#: The charts are drawn while the winner is evaluated, which takes longer than this, for its process must start; on a
+#: single core one waits for the other.
 MEANWHILE_S = 0.4
 
 #: A machine may be busier at the end than now; beside the report the ensemble and the books are written, and then the
@@ -39,7 +41,8 @@ def rehearse(candidates: Sequence[Candidate], request: Request) -> float:
         drawn_at = time.monotonic()
         write_report(report, Path(folder), drawn)
         writing_s = time.monotonic() - drawn_at
-        drawing_s = max(0.0, MARGIN * (drawn_at - begun_at) - MEANWHILE_S)
+        meanwhile_s = MEANWHILE_S if cores() > 1 else 0.0
+        drawing_s = max(0.0, MARGIN * (drawn_at - begun_at) - meanwhile_s)
         return drawing_s + MARGIN * WRITTEN * writing_s + BESIDE_S
 
 
