@@ -74,7 +74,9 @@ def main() -> None:
     with Local("cpu") as engine:
         machine = engine.describe()
     command = f"python benchmarks/faults.py --runs {arguments.runs} --jobs {arguments.jobs} --time {arguments.time}"
-    rows: list[dict[str, Any]] = []
+    there = json.loads(arguments.result.read_text(encoding="utf-8")) if arguments.result.exists() else {"rows": []}
+    rows: list[dict[str, Any]] = there["rows"]  # a run that was made is not made again
+    first, commit = len(rows), arguments.commit or ground.head()
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "digits"
         write_digits(data)
@@ -90,9 +92,9 @@ def main() -> None:
                 free.put(core)
 
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            told = [pool.submit(one_run, number) for number in range(arguments.runs)]
+            told = [pool.submit(one_run, number) for number in range(first, arguments.runs)]
             for one in told:
-                rows.append(one.result())
+                rows.append({"commit": commit, **one.result()})
                 print(json.dumps(rows[-1]), flush=True)
                 ground.write(
                     arguments.result, "faults", machine, arguments.commit, command, summary=summary(rows), rows=rows
