@@ -21,7 +21,8 @@ def _ended(turn: Turn, trained: Trained) -> str:
         again = f"; {trained.rescues} times the loss was no number: back to the checkpoint, half the learning rate"
         return _ended(turn, replace(trained, rescues=0)) + again
     if trained.ended == "complete":
-        return f"complete: all {trained.steps} planned steps"
+        more = f", {trained.steps - turn.steps:,} more than planned" if trained.steps > turn.steps else ", as planned"
+        return f"complete: {trained.steps:,} steps{more}"
     went = f"planned {turn.epochs:g} epochs, took {trained.epochs:.1f}"
     if trained.ended == "shortened":
         return f"{went}: the machine was slower than profiled; annealed to the new end"
