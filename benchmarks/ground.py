@@ -53,7 +53,7 @@ def write(path: Path, theme: str, machine: Mapping[str, Any], commit: str | None
         "theme": theme,
         "date": datetime.date.today().isoformat(),
         "commit": commit or head(),
-        "hardware": f"{machine['name']}, {machine['cpu']}",
+        "hardware": ", ".join(dict.fromkeys((machine["name"], machine["cpu"]))),
         "versions": {key: machine[key] for key in VERSIONS if key in machine},
         "command": command,
         **results,
