@@ -95,6 +95,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "screen",
             "timing",
             "train",
+            "turn",
         ),
     ),
     (
@@ -140,6 +141,7 @@ TORCH = {
     "screen",
     "timing",
     "train",
+    "turn",
 }
 
 #: Modules longer than 350 lines, each with its reason. Empty is the aim.

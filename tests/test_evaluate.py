@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,7 +82,7 @@ def job(images: Pack, folder: Path, within_s: float) -> EvaluateJob:
 def carried_out(wanted: EvaluateJob, images: Pack, emit: Any = None) -> Evaluated:
     rings = feeder_rings(wanted.candidate, wanted.setting, wanted.batch)
     with Feeder(images, 1, rings, pin=False) as feeder:
-        return evaluate.evaluate(wanted, Cpu(), feeder, emit or (lambda progress: None))
+        return evaluate.Evaluator(Cpu(), feeder).evaluate(wanted, emit or (lambda progress: None))
 
 
 def test_a_batch_that_would_end_too_late_is_not_begun(
@@ -100,6 +101,36 @@ def test_a_batch_that_would_end_too_late_is_not_begun(
     found = carried_out(wanted, images)
     assert clock.now() < wanted.until_at
     assert [split for split, _ in found.done] == ["val", "val"]
+
+
+@pytest.mark.parametrize(("most_s", "looked_at"), [(math.inf, 3), (0.0, 1)])
+def test_what_is_tried_out_tells_what_the_evaluation_takes(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_s: float, looked_at: int
+) -> None:
+    """And costs no more than it may."""
+    true_logits, clock = Learner.logits, SimulatedClock(time.monotonic())
+    passes: list[int] = []
+
+    def slow(self: Learner, x_bhwc: Any, **more: Any) -> Any:
+        passes.append(len(x_bhwc))
+        clock.sleep(SLOW_S / 2)
+        return true_logits(self, x_bhwc, **more)
+
+    monkeypatch.setattr(Learner, "logits", slow)
+    monkeypatch.setattr(evaluate, "time", SimpleNamespace(monotonic=clock.now))
+    wanted = job(images, tmp_path, 100 * SLOW_S)
+    rings = feeder_rings(wanted.candidate, wanted.setting, wanted.batch)
+    with Feeder(images, 1, rings, pin=False) as feeder:
+        learner = Learner(wanted.setting, wanted.candidate, Cpu())
+        evaluator = evaluate.Evaluator(Cpu(), feeder)
+        predicted_s = evaluator.rehearse(learner, wanted, most_s)
+        assert len(passes) == 2 + 2 * looked_at, "each view once to be timed, and the batches"
+        begun_at = clock.now()
+        found = evaluator.evaluate(wanted, lambda progress: None)
+    assert evaluator.learner is learner
+    assert len(found.done) == 4
+    assert set(found.ms_per_image) == {view.name for view in wanted.views}
+    assert predicted_s == pytest.approx(clock.now() - begun_at) == pytest.approx(6 * SLOW_S)
 
 
 def test_what_was_done_outlives_the_process(images: Pack, tmp_path: Path) -> None:

@@ -9,11 +9,25 @@ from typing import Any
 
 import pytest
 
+import simulation
 from fitwithin import flow, instantiate
 from fitwithin.costs import WATCHDOG_S, evaluation_kept_s
-from fitwithin.engine.simulated import Law, Trouble
-from fitwithin.jobs import CHECKPOINT, OUTCOME, SALVAGE, WEIGHTS, Failure, Job, Outcome, Progress, Trained, TrainJob
+from fitwithin.engine.simulated import Law, Simulated, Trouble
+from fitwithin.jobs import (
+    CHECKPOINT,
+    OUTCOME,
+    SALVAGE,
+    WEIGHTS,
+    Failure,
+    Job,
+    Outcome,
+    Progress,
+    Trained,
+    TrainJob,
+    stays,
+)
 from fitwithin.planning import Plan
+from fitwithin.report import Report
 from fitwithin.session import Run
 from simulation import CountedImages, Stage, request
 
@@ -244,4 +258,69 @@ def test_on_a_machine_that_has_become_slower_there_is_time_for_the_evaluation(
     (delivered,) = (row for row in report.methods if row.delivered)
     assert delivered.test is not None
     assert not any("time was over" in note for note in report.notes), "all views were evaluated on both splits"
+    assert all(limit.kept for limit in report.receipt.limits)
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Run, Report]]:
+    """A run whose plan is one turn, under a law that holds from the turn's start on."""
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
+    simulation.without_pages(monkeypatch)
+
+    def told(law: Law, **asked: Any) -> tuple[Run, Report]:
+        before = replace(law, troubles=(), drifts=())
+        made = Stage(before, request(**{"recipe": "fast", "time_s": 300.0, **asked}), tmp_path, CountedImages())
+        run = made.run()
+        (_,) = flow.draw_up(run).turns
+        made.engine.law, made.engine.started_at = law, made.engine.now()
+        made.engine.jobs.clear()
+        return run, flow.tell(run)
+
+    return told
+
+
+def whole(report: Report) -> bool:
+    """Whether all views were evaluated on both splits."""
+    (delivered,) = (row for row in report.methods if row.delivered)
+    return delivered.test is not None and not any("time was over" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("scope", ["total", "candidate"])
+def test_whoever_has_no_rival_evaluates_what_it_trained_and_no_time_is_lost(alone: Any, scope: str) -> None:
+    law = Law(startup_s=5.0)
+    run, report = alone(law, scope=scope)
+    assert whole(report)
+    job, evaluation = run.engine.jobs
+    assert job.evaluation is not None
+    assert (evaluation.folder, evaluation.views, evaluation.splits) == (job.folder, run.request.views, ("val", "test"))
+    books = run.accountant.books()
+    (evaluated,) = (entry for entry in books.entries if entry.phase == "evaluate")
+    assert evaluated.charged_s is not None
+    assert evaluated.charged_s < law.startup_s, "no process was started for it"
+    assert all(limit.kept for limit in report.receipt.limits)
+    if scope == "total":
+        assert books.spent_s() > 300.0 - run.closing_s - 1.0
+
+
+@pytest.mark.parametrize("at_s", [230.0, 263.0])
+def test_one_that_hangs_when_another_must_begin_to_evaluate_is_replaced(alone: Any, at_s: float) -> None:
+    run, report = alone(Law(startup_s=5.0, troubles=(Trouble(at_s=at_s, kind="hang"),)))
+    assert whole(report)
+    (turn,) = (row for row in report.candidates if row.status == "trained")
+    assert "its time was over" in turn.reason
+    assert len(run.engine.jobs) == 2
+    assert all(limit.kept for limit in report.receipt.limits)
+
+
+def test_a_turn_too_short_for_that_is_evaluated_by_another_process(alone: Any) -> None:
+    run, report = alone(Law(startup_s=5.0), time_s=60.0)
+    assert whole(report)
+    assert [stays(job) for job in run.engine.jobs] == [False, False]
+
+
+def test_where_processes_cannot_stay_another_one_evaluates(alone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Simulated, "stays", False)
+    run, report = alone(Law(startup_s=5.0))
+    assert whole(report)
+    assert [stays(job) for job in run.engine.jobs] == [False, False]
     assert all(limit.kept for limit in report.receipt.limits)

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from fitwithin import train
+from fitwithin import turn as turns
 from fitwithin.device import Cpu
 from fitwithin.errors import Deserted, Hanging
 from fitwithin.feeder import Feeder, _fork
@@ -231,14 +232,14 @@ def test_killed_and_carried_on_gives_the_bytes_of_an_uninterrupted_turn(
     often = replace(calm, folder=str(tmp_path / "killed"), save_s=0.0, checkpoint_every_s=1e-9)
 
     def dies_at(step: int, rank: int, team: Team) -> None:
-        write = train.write_checkpoint
+        write = turns.write_checkpoint
 
         def note(path: Path, learner: Learner, facts: dict[str, Any]) -> None:
             write(path, learner, facts)
             if facts["step"] == step and team.rank == rank:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        train.write_checkpoint = note
+        turns.write_checkpoint = note
 
     killed, left = advanced(images, often, tmp_path / "meet", partial(dies_at, 5, 0))
     assert killed == -signal.SIGKILL
@@ -302,7 +303,7 @@ def test_a_loader_that_hangs_early_lets_other_processes_go_on(images: Pack, tmp_
 def test_a_loader_that_hangs_late_ends_the_turn_with_what_there_is(images: Pack, tmp_path: Path) -> None:
     def late(team: Team) -> None:
         torn_off(team)
-        train.RESTARTS = 10**6
+        turns.RESTARTS = 10**6
 
     wanted = turn(images, tmp_path / "turn", patience_s=1.0)
     (first, _), (second, _) = advanced(images, wanted, tmp_path / "meet", late)

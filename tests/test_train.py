@@ -20,6 +20,7 @@ from PIL import Image
 
 from fitwithin import data, pack, recipe, train
 from fitwithin import learner as learners
+from fitwithin import turn as turns
 from fitwithin.candidate import Candidate
 from fitwithin.costs import EXIT_S
 from fitwithin.device import Cpu
@@ -31,6 +32,7 @@ from fitwithin.jobs import (
     OUTCOME,
     SALVAGE,
     WEIGHTS,
+    EvaluateJob,
     Progress,
     Setting,
     Trained,
@@ -101,11 +103,12 @@ def job(images: Pack, folder: Path, **changed: Any) -> TrainJob:
     return replace(usual, **changed)
 
 
-def advance(wanted: TrainJob, images: Pack, emit: Any = None) -> Trained:
+def advance(wanted: TrainJob, images: Pack, emit: Any = None, evaluator: Any = None) -> Trained:
     """Here, without a cap: a limit on this process would outlive the test."""
     rings = feeder_rings(wanted.candidate, wanted.setting, wanted.batch)
     with Feeder(images, wanted.setting.workers, rings, pin=False) as feeder:
-        return train.advance(wanted, Cpu(), feeder, time.monotonic(), emit or (lambda progress: None))
+        note = emit or (lambda progress: None)
+        return train.advance(wanted, Cpu(), feeder, time.monotonic(), note, evaluator=evaluator)
 
 
 @pytest.fixture
@@ -150,13 +153,51 @@ def test_a_turn_that_has_ended_is_not_taken_again(images: Pack, tmp_path: Path, 
     assert (tmp_path / WEIGHTS).read_bytes() == weights
 
 
+class Foreseeing:
+    """An evaluator that foresees so many seconds, whatever it is asked."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.asked = seconds, list[Any]()
+
+    def rehearse(self, *asked: Any) -> float:
+        self.asked.append(asked)
+        return self.seconds
+
+
+def test_a_turn_whose_process_stays_ends_in_time_for_the_evaluation(
+    images: Pack, tmp_path: Path, rates: list[float]
+) -> None:
+    begun_at = time.monotonic()
+    told: list[Progress] = []
+    wanted = job(images, tmp_path, steps=10**6, until_at=begun_at + 8.0, lively_s=1.0, anxious_at=begun_at + 4.0)
+    evaluation = EvaluateJob(
+        setting=wanted.setting,
+        candidate=CANDIDATE,
+        batch=BATCH,
+        folder=str(tmp_path),
+        views=(),
+        splits=("val",),
+        until_at=wanted.until_at,
+    )
+    evaluator: Any = Foreseeing(3.0)
+    outcome = advance(replace(wanted, evaluation=evaluation), images, told.append, evaluator)
+    left_s = wanted.until_at - time.monotonic()
+    assert 3.0 < left_s < 3.8
+    ((_, asked, most_s),) = evaluator.asked
+    assert asked == evaluation
+    assert 0 < most_s < 0.01 * 8.0
+    assert outcome.ended == "shortened"
+    assert rates[-1] == 0.0
+    assert len(told) > outcome.steps / 8, "towards its end it shows at every step that it lives"
+
+
 def test_what_a_validation_found_is_there_if_the_process_is_ended_after_it(
     images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def finish(self: Any) -> Trained:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train._Turn, "finish", finish)
+    monkeypatch.setattr(turns.Turn, "finish", finish)
     with pytest.raises(KeyboardInterrupt):
         advance(job(images, tmp_path), images)
     left = read_trained(tmp_path / SALVAGE)
@@ -174,7 +215,7 @@ def test_the_best_model_is_kept_the_later_on_a_tie(
         seen.append({name: value.clone() for name, value in learner.net.state_dict().items()})
         return next(answers)
 
-    monkeypatch.setattr(train, "count_correct", count)
+    monkeypatch.setattr(turns, "count_correct", count)
     outcome = advance(job(images, tmp_path, steps=12), images)
     assert outcome.best == max(found)
     saved = load(tmp_path, torch.device("cpu"))[0].state_dict()
@@ -192,8 +233,8 @@ def test_a_loss_that_is_never_a_number_again_ends_the_turn_and_leaves_a_model(
         return take(self, *arguments) * (math.nan if len(taken) > 4 else 1.0)
 
     monkeypatch.setattr(Learner, "step", step)
-    monkeypatch.setattr(train, "READING_S", 0.0)
-    monkeypatch.setattr(train, "CURVE_POINTS", math.inf)
+    monkeypatch.setattr(turns, "READING_S", 0.0)
+    monkeypatch.setattr(turns, "CURVE_POINTS", math.inf)
     with pytest.raises(TrainingError, match=r"no longer finite at step 2, in attempt 4 of 4"):
         advance(job(images, tmp_path), images)
     assert_finite(tmp_path)
@@ -291,19 +332,19 @@ def test_an_open_ended_turn_uses_its_time_up(images: Pack, tmp_path: Path, rates
 PROGRAM = """
 import os, pickle, signal, sys, time
 import torch
-from fitwithin import train
+from fitwithin import train, turn
 from fitwithin.device import Cpu
 from fitwithin.pack import open_pack
 torch.set_num_threads(1)
 job = pickle.load(sys.stdin.buffer)
-last, write, written = int(sys.argv[1]), train.write_checkpoint, []
+last, write, written = int(sys.argv[1]), turn.write_checkpoint, []
 def note(path, learner, facts):
     write(path, learner, facts)
     written.append(facts["step"])
     print(facts["step"], flush=True)
     if len(written) == last:
         os.kill(os.getpid(), signal.SIGKILL)
-train.write_checkpoint = note
+turn.write_checkpoint = note
 from pathlib import Path
 from fitwithin.feeder import Feeder
 from fitwithin.learner import feeder_rings
@@ -431,7 +472,7 @@ def test_a_loader_that_hangs_late_is_not_waited_for(
     images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "TrainBatches", TornOff)
-    monkeypatch.setattr(train, "RESTARTS", 10**6)
+    monkeypatch.setattr(turns, "RESTARTS", 10**6)
     begun_at = time.monotonic()
     outcome = advance(job(images, tmp_path, patience_s=1.0), images)
     assert time.monotonic() - begun_at < 20.0

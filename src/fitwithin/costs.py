@@ -27,6 +27,10 @@ WEARY_S, WEARY_SHARE = 0.5, 0.001
 #: A trainer is given this much less than its watchdog, so that it ends by itself; EXIT_S is for leaving a process.
 WATCHDOG_S, EXIT_S = 0.2, 0.3
 
+#: An evaluation by the process that trained is tried out on so many batches of each size, for this share of the turn at
+#: most; what it will take is known to this share by that; the process is asked for it so soon.
+REHEARSED_BATCHES, REHEARSAL_SHARE, REHEARSED_MARGIN, HANDOVER_S = 8, 0.01, 0.05, 0.05
+
 #: A view's cost is measured over so many passes of a batch, fewer where they take so many seconds.
 VIEW_PASSES, VIEW_S = 5, 0.1
 

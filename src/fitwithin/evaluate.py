@@ -15,7 +15,7 @@ import torch
 
 from fitwithin import model as models
 from fitwithin.assemble import logits_path
-from fitwithin.costs import VIEW_PASSES, VIEW_S
+from fitwithin.costs import REHEARSED_BATCHES, VIEW_PASSES, VIEW_S
 from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu
 from fitwithin.ensemble import Floats, View
@@ -24,66 +24,112 @@ from fitwithin.jobs import EVALUATED, Evaluated, EvaluateJob, Progress, read_eva
 from fitwithin.learner import Learner, eval_batch, split_logits
 
 
-def evaluate(job: EvaluateJob, device: Cpu | Cuda, feeder: Feeder, emit: Callable[[Progress], None]) -> Evaluated:
-    """Write the logits of every split and view, split by split and size by size, while time lasts; time each view.
+class Evaluator:
+    """Writes the logits of a saved model; with the ``learner`` of the turn that left it, or else with one of its own.
 
-    How far it got is written after every size: nothing of that is lost with the process.
+    ``ms_per_image``: what each view costs, as far as it is known.
     """
-    folder = Path(job.folder)
-    learner = Learner(job.setting, job.candidate, device)
-    state, _ = models.load(folder, device.torch_device)
-    learner.net.load_state_dict(state.state_dict())
-    del state
-    size = eval_batch(job.batch)
-    sizes = [
-        (split, px, list(views)) for split in job.splits for px, views in groupby(sorted(job.views), key=lambda v: v.px)
-    ]
-    batches = {split: -(-len(feeder.pack.indices(split)) // size) for split in job.splits}
-    total = sum(batches[split] for split, _, _ in sizes)
-    there = read_evaluated(folder / EVALUATED)
-    found = there or Evaluated(done=(), ms_per_image={}, batch=size, peak_bytes=0)
-    seen, seen_at = 0, 0.0
 
-    def go_on() -> bool:
-        """Whether this batch was the last one of its size, or the next, if it takes as long, is done in time."""
-        nonlocal seen, seen_at
-        now = time.monotonic()
-        seen, batch_s, seen_at = seen + 1, now - seen_at, now
-        emit(Progress(step=seen, total=total, text=f"{split} split", facts={"peak_bytes": device.peak_bytes()}))
-        return seen == ends_after or now + batch_s < job.until_at
+    def __init__(self, device: Cpu | Cuda, feeder: Feeder) -> None:
+        self._device, self._feeder = device, feeder
+        self.learner: Learner | None = None
+        self.ms_per_image: dict[str, float] = {}
 
-    ends_after = 0
-    for split, _, views in sizes:
-        ends_after += batches[split]
-        if all((split, view.name) in found.done for view in views):
-            seen = ends_after
-            continue
-        seen_at = time.monotonic()
-        logits = split_logits(
-            learner,
-            feeder,
-            split,
-            views,
-            crop=job.setting.recipe.crop,
-            batch=size,
-            on_batch=go_on,
-            until_at=job.until_at,
-        )
-        if logits is None:
-            break
-        for view, rows in logits.items():
-            models.write_atomically(logits_path(folder, split, view), lambda path, rows=rows: _save(path, rows))
-        costs = {v.name: _ms_per_image(learner, v, size) for v in views if v.name not in found.ms_per_image}
-        found = replace(
-            found,
-            done=(*found.done, *((split, view.name) for view in logits)),
-            ms_per_image={**found.ms_per_image, **costs},
-            peak_bytes=max(found.peak_bytes, device.peak_bytes()),
-        )
-        text = json.dumps(asdict(found), allow_nan=False)
-        models.write_atomically(folder / EVALUATED, lambda path, text=text: path.write_text(text, encoding="utf-8"))
-        device.empty_cache()
-    return replace(found, peak_bytes=max(found.peak_bytes, device.peak_bytes()))
+    def rehearse(self, learner: Learner, job: EvaluateJob, most_s: float) -> float:
+        """Try the evaluation out with that learner, whatever its weights; seconds that it will take in this process.
+
+        Of each size REHEARSED_BATCHES of validation are looked at, fewer where that takes more than ``most_s``; what
+        the first one costs beyond the others is paid here.
+        """
+        self.learner = learner
+        size, begun_at, whole_s = eval_batch(job.batch), time.monotonic(), 0.0
+        groups = _by_size(job)
+        for number, views in enumerate(groups):
+            for view in views:
+                self.ms_per_image[view.name] = _ms_per_image(learner, view, size)
+            marks = [time.monotonic()]
+            until_at = begun_at + most_s * (number + 1) / len(groups)
+
+            def note(marks: list[float] = marks, until_at: float = until_at) -> bool:
+                marks.append(time.monotonic())
+                return len(marks) <= REHEARSED_BATCHES and marks[-1] < until_at
+
+            crop = job.setting.recipe.crop
+            split_logits(learner, self._feeder, "val", views, crop=crop, batch=size, on_batch=note)
+            later = len(marks) - 2
+            batch_s = (marks[-1] - marks[1]) / later if later else marks[-1] - marks[0]
+            first_s = max(0.0, marks[1] - marks[0] - batch_s)
+            whole_s += sum(first_s + self._batches(split, size) * batch_s for split in job.splits)
+            self._device.empty_cache()
+        return whole_s
+
+    def evaluate(self, job: EvaluateJob, emit: Callable[[Progress], None]) -> Evaluated:
+        """Write the logits of every split and view, split by split and size by size, while time lasts; time each view.
+
+        How far it got is written after every size: nothing of that is lost with the process.
+        """
+        folder, device = Path(job.folder), self._device
+        learner = self.learner or Learner(job.setting, job.candidate, device)
+        models.adopt(learner.net, job.folder)
+        size = eval_batch(job.batch)
+        sizes = [(split, views) for split in job.splits for views in _by_size(job)]
+        total = sum(self._batches(split, size) for split, _ in sizes)
+        there = read_evaluated(folder / EVALUATED)
+        found = there or Evaluated(done=(), ms_per_image={}, batch=size, peak_bytes=0)
+        self.ms_per_image.update(found.ms_per_image)
+        seen, seen_at = 0, 0.0
+
+        def go_on() -> bool:
+            """Whether this batch was the last one of its size, or the next, if it takes as long, is done in time."""
+            nonlocal seen, seen_at
+            now = time.monotonic()
+            seen, batch_s, seen_at = seen + 1, now - seen_at, now
+            emit(Progress(step=seen, total=total, text=f"{split} split", facts={"peak_bytes": device.peak_bytes()}))
+            return seen == ends_after or now + batch_s < job.until_at
+
+        ends_after = 0
+        for split, views in sizes:
+            ends_after += self._batches(split, size)
+            if all((split, view.name) in found.done for view in views):
+                seen = ends_after
+                continue
+            seen_at = time.monotonic()
+            logits = split_logits(
+                learner,
+                self._feeder,
+                split,
+                views,
+                crop=job.setting.recipe.crop,
+                batch=size,
+                on_batch=go_on,
+                until_at=job.until_at,
+            )
+            if logits is None:
+                break
+            for view, rows in logits.items():
+                models.write_atomically(logits_path(folder, split, view), lambda path, rows=rows: _save(path, rows))
+                if view.name not in self.ms_per_image:
+                    self.ms_per_image[view.name] = _ms_per_image(learner, view, size)
+            costs = {view.name: self.ms_per_image[view.name] for view in views}
+            found = replace(
+                found,
+                done=(*found.done, *((split, view.name) for view in logits)),
+                ms_per_image={**found.ms_per_image, **costs},
+                peak_bytes=max(found.peak_bytes, device.peak_bytes()),
+            )
+            text = json.dumps(asdict(found), allow_nan=False)
+            models.write_atomically(folder / EVALUATED, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+            device.empty_cache()
+        return replace(found, peak_bytes=max(found.peak_bytes, device.peak_bytes()))
+
+    def _batches(self, split: str, size: int) -> int:
+        """How many batches a split has."""
+        return -(-len(self._feeder.pack.indices(split)) // size)
+
+
+def _by_size(job: EvaluateJob) -> list[list[View]]:
+    """The views of each size, the smallest first."""
+    return [list(views) for _, views in groupby(sorted(job.views), key=lambda view: view.px)]
 
 
 def _save(path: Path, rows: Floats) -> None:

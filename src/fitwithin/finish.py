@@ -14,10 +14,10 @@ import numpy as np
 
 from fitwithin import assemble, gather, instantiate, page, searching
 from fitwithin.assemble import Ensemble, Member, read_logits
-from fitwithin.costs import EXIT_S
+from fitwithin.costs import WATCHDOG_S
 from fitwithin.ensemble import View
 from fitwithin.errors import TrainingError
-from fitwithin.jobs import EVALUATED, Evaluated, EvaluateJob, Failure, evaluated_from_dict, read_evaluated
+from fitwithin.jobs import EVALUATED, Evaluated, Failure, evaluated_from_dict, read_evaluated
 from fitwithin.planning import Plan, Turn
 from fitwithin.report import Report
 from fitwithin.session import Run
@@ -93,15 +93,7 @@ def _evaluate(run: Run, turn: Turn, folder: Path) -> Evaluated:
     else:
         left_s = run.accountant.remaining().usable_s - run.closing_s
     until_at = now + left_s
-    job = EvaluateJob(
-        setting=run.setting,
-        candidate=turn.candidate,
-        batch=turn.batch // run.request.data_parallel,
-        folder=str(folder),
-        views=run.request.views,
-        splits=("val", "test") if run.data.test else ("val",),
-        until_at=until_at - EXIT_S,
-    )
+    job = instantiate.evaluation(run, turn, until_at=until_at - WATCHDOG_S)
     with run.accountant.entry("evaluate", turn.name, gpus=1, reserved_s=left_s) as opened:
         outcome: Any = Failure(kind="deadline", reason="no time was left")
         for _ in range(instantiate.ATTEMPTS):

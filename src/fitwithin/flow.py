@@ -85,7 +85,9 @@ def _planned(run: Run) -> Plan:
 
 def train(run: Run, plan: Plan) -> None:
     """The instantiation phase: every turn of the plan that has not ended yet, or the trials of its search."""
-    kept_s = _kept_s(plan, run)
+    # Whoever has no rival is the winner: its process goes on with its evaluation.
+    stays = plan.search is None and len(plan.turns) == 1 and instantiate.stays(run, plan.turns[0])
+    kept_s = _kept_s(plan, run, stays=stays)
     if plan.search is not None:
         searching.train(run, plan, left=lambda: run.remaining().less(kept_s))
         return
@@ -108,10 +110,13 @@ def train(run: Run, plan: Plan) -> None:
             kept_s=kept_s,
             later_s=[later.allotted_s for _, later in waiting],
             others_free_at=[*at_work.values(), *[now] * idle],
+            stays=stays,
         )
         at_work[turn.name] = ends_at
         told = f"{number + 1} of {len(plan.turns)}"
-        return instantiate.begun(run, turn, slot, ends_at=ends_at, frozen=plan.frozen, told=told, last=not waiting)
+        return instantiate.begun(
+            run, turn, slot, ends_at=ends_at, frozen=plan.frozen, told=told, last=not waiting, stays=stays
+        )
 
     def told(ended: tuple[Turn, Trained | Failure]) -> None:
         turn, outcome = ended
@@ -128,10 +133,13 @@ def train(run: Run, plan: Plan) -> None:
         slots.fill(run, "train", reserved_s=reserved_s, ask=ask, told=told)
 
 
-def _kept_s(plan: Plan, run: Run) -> float:
-    """Under scope ``total``, what no turn may touch: evaluating the winner and its twin, and closing."""
+def _kept_s(plan: Plan, run: Run, *, stays: bool) -> float:
+    """Under scope ``total``, what no turn may touch: evaluating the winner and its twin, unless the process of the only
+    turn ``stays`` for that, and closing."""
     if run.request.budget.scope == "candidate":
         return 0.0
+    if stays:
+        return run.closing_s
     twins = 2 if {turn.candidate.precision for turn in plan.turns} >= {"amp", "fp32"} else 1
     evaluating_s = evaluation_kept_s(max(turn.evaluation_s for turn in plan.turns)) * twins
     return evaluating_s + weary_s(run.request.limit_s) + run.closing_s

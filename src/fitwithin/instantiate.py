@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from fitwithin.jobs import (
     READING_S,
     SALVAGE,
     WEIGHTS,
+    EvaluateJob,
     Failure,
     Progress,
     Setting,
@@ -44,6 +46,14 @@ PATIENCE_S, PATIENCE_SHARE, PATIENCE_STEPS = (5.0, 60.0), 0.05, 20
 #: A trainer is silent for so many times what its start, a validation and two checkpoints take only if it hangs.
 SILENT = 5
 
+#: Where its process stays for the evaluation, a trainer is silent for so long towards the end only if it hangs: so many
+#: seconds, steps of the plan, and two checkpoints.
+LIVELY_S, LIVELY_STEPS = 1.0, 4
+
+#: A turn's process stays for the evaluation where the turn is so many times as long as its start and that take: what
+#: is tried out at its start must be worth its while, and a slow start be told from one that hangs.
+STAYS_FROM = 6
+
 #: A turn whose process died or ran out of memory is taken up again so often.
 ATTEMPTS = 3
 
@@ -63,20 +73,21 @@ def turn_ends_at(
     kept_s: float,
     later_s: Sequence[float],
     others_free_at: Sequence[float] = (),
+    stays: bool = False,
 ) -> float:
-    """The instant by which a turn must have ended.
+    """The instant by which a turn must have ended, and the evaluation of its model if its process ``stays`` for it.
 
     Under scope ``candidate``, what is left of its allotment: everything the candidate was charged before counts, and
-    its evaluation is kept back. Under ``total`` also what turns before it left over: all that remains of the run but
-    ``kept_s`` for its end and ``later_s`` for each of the turns to come; never more than the run less ``kept_s``. The
-    turn holds ``gpus`` devices; other slots, free at those instants, take turns to come off its own.
+    an evaluation by another process is kept back. Under ``total`` also what turns before it left over: all that remains
+    of the run but ``kept_s`` for its end and ``later_s`` for each of the turns to come; never more than the run less
+    ``kept_s``. The turn holds ``gpus`` devices; other slots, free at those instants, take turns to come off its own.
     """
     books = accountant.books()
     # Profiling is charged to the run, not to a candidate's allotment: the paper gave each the whole budget.
     charged_s = books.lasted_s(turn.name) - books.lasted_s(turn.name, phase="profile")
     own_s = turn.allotted_s - charged_s
     if budget.scope == "candidate":
-        return now + own_s - evaluation_kept_s(turn.evaluation_s)
+        return now + own_s - (0.0 if stays else evaluation_kept_s(turn.evaluation_s))
     left = accountant.remaining(gpus).less(kept_s)
     here_s = _left_to_one(later_s, others_free_at, now + left.time_s)
     by_clock_s, by_device_s = max(own_s, left.time_s - here_s), max(own_s, left.slot_s - sum(later_s))
@@ -106,10 +117,12 @@ def train(
     frozen: bool,
     on_progress: Callable[[Progress], None],
     evaluation_s: float = 0.0,
+    evaluation: EvaluateJob | None = None,
 ) -> Trained | Failure:
     """Train one turn until ``ends_at`` at the latest; if its process fails, go on from what it left.
 
-    Behind it ``evaluation_s`` are kept for its model.
+    Behind it ``evaluation_s`` are kept for its model. With an ``evaluation`` its process stays for that, which then is
+    over by ``ends_at`` too; one that hangs is noticed while there is time for another process to evaluate what it left.
     """
 
     def note(progress: Progress) -> None:
@@ -120,6 +133,7 @@ def train(
     least_s, most_s = PATIENCE_S
     patience_s = max(least_s, PATIENCE_STEPS * step_s, min(most_s, PATIENCE_SHARE * turn.allotted_s))
     silent_s = turn.startup_s + turn.warmup_s + turn.validation_s + 2 * turn.save_s
+    lively_s = LIVELY_S + LIVELY_STEPS * step_s + 2 * turn.save_s
     job = TrainJob(
         setting=replace(setting, recipe=setting.recipe.over(turn.epochs)),
         candidate=turn.candidate,
@@ -141,10 +155,13 @@ def train(
         stages=turn.stages,
         start=str(folder.parent / turn.after) if turn.after else "",
         evaluation_s=evaluation_s,
+        evaluation=evaluation,
+        anxious_at=ends_at - evaluation_kept_s(turn.evaluation_s) - lively_s if evaluation else math.inf,
+        lively_s=lively_s,
     )
     outcome: Trained | Failure = Failure(kind="deadline", reason="its time was over before it could start")
     for _ in range(ATTEMPTS):
-        if engine.now() >= job.until_at:
+        if engine.now() >= min(job.until_at, job.anxious_at):
             break
         answer = engine.do(job, until_at=ends_at - ENDING_S, on_progress=note)
         assert isinstance(answer, Trained | Failure)
@@ -165,12 +182,32 @@ def train(
     return outcome
 
 
+def stays(run: Run, turn: Turn) -> bool:
+    """Whether the process of a turn that has no rival can stay for its model's evaluation."""
+    start_s = turn.startup_s + turn.warmup_s + turn.evaluation_s
+    return run.engine.stays and run.request.data_parallel == 1 and turn.allotted_s >= STAYS_FROM * start_s
+
+
+def evaluation(run: Run, turn: Turn, *, until_at: float) -> EvaluateJob:
+    """The evaluation of a turn's model under all views."""
+    return EvaluateJob(
+        setting=run.setting,
+        candidate=turn.candidate,
+        batch=turn.batch // (run.request.data_parallel * turn.chunks),
+        folder=str(turn_folder(run.folder, turn)),
+        views=run.request.views,
+        splits=("val", "test") if run.data.test else ("val",),
+        until_at=until_at,
+    )
+
+
 def begun(
-    run: Run, turn: Turn, slot: int, *, ends_at: float, frozen: bool, told: str, last: bool
+    run: Run, turn: Turn, slot: int, *, ends_at: float, frozen: bool, told: str, last: bool, stays: bool = False
 ) -> Callable[[], tuple[Turn, Trained | Failure]]:
     """A turn in a slot: its time until ``ends_at`` is reserved from now on, what is returned carries it out.
 
-    The evaluation follows a turn that is the ``last`` one of the run, or each under scope ``candidate``.
+    The evaluation follows a turn that is the ``last`` one of the run, or each under scope ``candidate``; the turn's
+    process ``stays`` for it, or another one is started.
     """
     evaluated = last or run.request.budget.scope == "candidate"
     opened = run.book("train", turn.name, reserved_s=ends_at - run.engine.now())
@@ -188,6 +225,7 @@ def begun(
                 frozen=frozen,
                 on_progress=lambda progress: run.progress(progress, slot),
                 evaluation_s=turn.evaluation_s if evaluated else 0.0,
+                evaluation=evaluation(run, turn, until_at=ends_at) if stays else None,
             )
         return turn, outcome
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fitwithin.candidate import Candidate
-from fitwithin.costs import EXIT_S
+from fitwithin.costs import EXIT_S, HANDOVER_S, REHEARSED_MARGIN
 from fitwithin.ensemble import View
 from fitwithin.profile import Probe
 from fitwithin.pruning import Pace
@@ -111,6 +111,9 @@ class TrainJob:
     ``stages``: the sizes of images and the pace at each; without any all have the candidate's, at ``step_s``.
     ``start``: the folder of a model whose weights it begins with; without one they are drawn. ``evaluation_s`` is kept
     behind the turn for evaluating its model; a turn on a machine that has become slower ends the earlier for it.
+    With an ``evaluation`` the process stays for it instead: it tries it out at its start, and the turn ends in time for
+    what that will take. From ``anxious_at`` on, when only just time is left for another process to evaluate what there
+    is, a silence of ``lively_s`` tells that it hangs.
     """
 
     setting: Setting
@@ -133,6 +136,9 @@ class TrainJob:
     stages: tuple[Stage, ...] = ()
     start: str = ""
     evaluation_s: float = 0.0
+    evaluation: EvaluateJob | None = None
+    anxious_at: float = math.inf
+    lively_s: float = math.inf
 
     @property
     def share(self) -> int:
@@ -153,19 +159,30 @@ class TrainJob:
             open_ended=self.open_ended,
         )
 
-    def ends_at(self, model_s: float) -> float:
-        """By when steps and validations must have ended, where writing the last model takes so long."""
-        return self.until_at - EXIT_S - 1.2 * model_s
+    def ends_at(self, model_s: float, evaluation_s: float = 0.0) -> float:
+        """By when steps and validations must have ended, where writing the last model takes so long, and the evaluation
+        for which the process stays."""
+        if self.evaluation is None:
+            return self.until_at - EXIT_S - 1.2 * model_s
+        return self.until_at - 1.2 * model_s - HANDOVER_S - (1 + REHEARSED_MARGIN) * evaluation_s
 
-    def overhead_s(self, schedule: Schedule, now: float, marks: list[int], validation_s: float, on_s: float) -> float:
+    def overhead_s(
+        self,
+        schedule: Schedule,
+        now: float,
+        marks: list[int],
+        validation_s: float,
+        on_s: float,
+        evaluation_s: float,
+    ) -> float:
         """What the turn still needs beside steps: validations at ``marks``, between them ``on_s`` for writing a model
-        and going on, checkpoints, and what its evaluation will take longer than planned, all as much slower as the
-        steps have become."""
+        and going on, checkpoints, and what its evaluation will take longer than the ``evaluation_s`` that are kept for
+        it, all as much slower as the steps have become."""
         slow = max(1.0, schedule.slowness)
         ahead = sum(mark > schedule.step for mark in marks)
         saves = int(max(0.0, schedule.training_ends_at - now) / self.checkpoint_every_s)
         beside_s = 1.2 * (ahead * validation_s + max(0, ahead - 1) * on_s) + saves * self.save_s
-        return slow * beside_s + (slow - 1) * self.evaluation_s
+        return slow * beside_s + (slow - 1) * evaluation_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,9 +239,16 @@ def processes(job: Job) -> int:
     return job.setting.data_parallel if isinstance(job, ProbeJob | TrainJob) else 1
 
 
-def silence_s(job: Job) -> float:
-    """After so many seconds without a word from its process the job hangs."""
-    return job.silence_s if isinstance(job, TrainJob) else math.inf
+def hangs_at(job: Job, heard_at: float) -> float:
+    """The instant at which a job hangs whose process was last heard at ``heard_at``."""
+    if not isinstance(job, TrainJob):
+        return math.inf
+    return min(heard_at + job.silence_s, max(heard_at, job.anxious_at) + job.lively_s)
+
+
+def stays(job: Job) -> bool:
+    """Whether the job's process stays for the evaluation of the model that it left."""
+    return isinstance(job, TrainJob) and job.evaluation is not None
 
 
 @dataclass(frozen=True, kw_only=True)

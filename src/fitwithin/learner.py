@@ -291,11 +291,19 @@ def split_logits(
 
 
 def count_correct(
-    learner: Learner, feeder: Feeder, split: str, *, px: int, crop: float, batch: int, until_at: float = math.inf
+    learner: Learner,
+    feeder: Feeder,
+    split: str,
+    *,
+    px: int,
+    crop: float,
+    batch: int,
+    on_batch: Callable[[], bool] | None = None,
+    until_at: float = math.inf,
 ) -> int | None:
     """How many images of a labelled split the model gets right, one plain view at ``px``; None after ``until_at``."""
     view = View(px=px, flip=False)
-    found = split_logits(learner, feeder, split, [view], crop=crop, batch=batch, until_at=until_at)
+    found = split_logits(learner, feeder, split, [view], crop=crop, batch=batch, on_batch=on_batch, until_at=until_at)
     if found is None:
         return None
     labels = feeder.pack.labels[feeder.pack.indices(split)]

@@ -337,6 +337,108 @@ def test_a_crew_has_several_jobs_at_work_at_once(bench: Bench, tmp_path: Path) -
         assert max(begun.values()) < ended_at
 
 
+def staying(bench: Bench, folder: Path, within_s: float, **of: Any) -> TrainJob:
+    """A turn whose process stays for the evaluation of its model; both have so many seconds."""
+    job = replace(bench.train_job(folder, 10**6), until_at=bench.engine.now() + within_s, **of)
+    evaluation = EvaluateJob(
+        setting=bench.setting,
+        candidate=CANDIDATE,
+        batch=4,
+        folder=str(folder),
+        views=views_of((32, 48), flips=True),
+        splits=("val", "test"),
+        until_at=job.until_at,
+    )
+    return replace(job, evaluation=evaluation)
+
+
+def carried_out(bench: Bench, job: Any) -> Any:
+    return bench.engine.do(job, until_at=job.until_at + 0.15, on_progress=lambda progress: None)
+
+
+@pytest.fixture
+def stayers(bench: Bench) -> Bench:
+    """Those whose turns' processes can stay."""
+    if not bench.engine.stays:
+        pytest.skip("its turns' processes do not stay")
+    return bench
+
+
+def test_a_process_that_stays_evaluates_in_time_what_it_trained(stayers: Bench, tmp_path: Path) -> None:
+    job = staying(stayers, tmp_path, 9.0)
+    trained = carried_out(stayers, job)
+    assert isinstance(trained, Trained), trained
+    assert trained.ended == "shortened"
+    ended_at = stayers.engine.now()
+    assert job.evaluation is not None
+    evaluated = carried_out(stayers, job.evaluation)
+    took_s = stayers.engine.now() - ended_at
+    assert isinstance(evaluated, Evaluated), evaluated
+    assert len(evaluated.done) == 8
+    assert set(evaluated.ms_per_image) == {view.name for view in job.evaluation.views}
+    assert stayers.engine.now() <= job.until_at + 0.15
+    plain = read_logits(tmp_path, "val", job.evaluation.views[0])
+    assert int((plain.argmax(axis=1) == _labels(stayers)).sum()) == trained.best, "it evaluates the best model"
+    (tmp_path / EVALUATED).unlink()
+    again = replace(job.evaluation, until_at=stayers.engine.now() + 60)
+    begun_at = stayers.engine.now()
+    assert carried_out(stayers, again).done == evaluated.done, "asked again, another process does it"
+    assert stayers.engine.now() - begun_at > took_s
+
+
+def test_another_job_ends_the_process_that_stays(stayers: Bench, tmp_path: Path) -> None:
+    job = staying(stayers, tmp_path, 7.0)
+    assert isinstance(carried_out(stayers, job), Trained)
+    assert stayers.probe().passed
+    if isinstance(stayers.engine, Local):
+        assert workers(stayers) == []
+    assert job.evaluation is not None
+    evaluated = carried_out(stayers, replace(job.evaluation, until_at=stayers.engine.now() + 60))
+    assert len(evaluated.done) == 8
+
+
+@pytest.mark.slow
+def test_a_process_that_is_gone_while_it_stays_died(local: Bench, tmp_path: Path) -> None:
+    job = staying(local, tmp_path, 7.0)
+    assert isinstance(carried_out(local, job), Trained)
+    strike(local, signal.SIGKILL)
+    assert job.evaluation is not None
+    evaluation = replace(job.evaluation, until_at=local.engine.now() + 60)
+    ended = carried_out(local, evaluation)
+    assert isinstance(ended, Failure)
+    assert ended.kind == "died"
+    assert len(carried_out(local, evaluation).done) == 8
+
+
+@pytest.mark.slow
+def test_who_hangs_when_another_must_begin_to_evaluate_is_noticed_soon(local: Bench, tmp_path: Path) -> None:
+    """It stands still from its first word on, and is left alone until it is to show that it lives."""
+    job = staying(local, tmp_path, 30.0, lively_s=1.5)
+    job = replace(job, anxious_at=local.engine.now() + 6.0)
+    told: list[float] = []
+
+    def stop(progress: Progress) -> None:
+        told.append(local.engine.now())
+        strike(local, signal.SIGSTOP)
+
+    ended = local.engine.do(job, until_at=job.until_at, on_progress=stop)
+    assert isinstance(ended, Failure)
+    assert ended.kind == "hung"
+    assert job.anxious_at + 1.5 <= local.engine.now() < job.anxious_at + 3.0
+    assert told[0] < job.anxious_at
+
+
+@pytest.mark.slow
+def test_closing_ends_a_process_that_stays(local: Bench, tmp_path: Path) -> None:
+    with Local("cpu") as engine:
+        engine.prepare()
+        bench = replace(local, engine=engine)
+        assert isinstance(carried_out(bench, staying(bench, tmp_path, 7.0)), Trained)
+        (pid,) = workers(bench)
+    status = Path(f"/proc/{pid}/status")  # of one that nobody has collected yet: a zombie
+    assert not status.exists() or "State:\tZ" in status.read_text()
+
+
 # --- each by itself --------------------------------------------------------------------------------------------------
 
 

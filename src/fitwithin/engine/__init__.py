@@ -37,7 +37,13 @@ class Crew(Protocol):
 
 
 class Engine(Protocol):
-    """Carries out jobs, each in a process of its own, and never past its end; from several threads at once if asked."""
+    """Carries out jobs, each in a process of its own, and never past its end; from several threads at once if asked.
+
+    Where a turn's process ``stays`` for the evaluation of its model (:attr:`fitwithin.jobs.TrainJob.evaluation`), that
+    is the engine's next job, and needs no start; any other job ends the process first.
+    """
+
+    stays: bool
 
     def describe(self) -> dict[str, Any]:
         """Facts of the device and of the libraries that decide its speed and memory: the key of cached profiles."""
@@ -58,7 +64,7 @@ class Engine(Protocol):
     def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
         """The job's outcome; one still running at ``until_at`` is ended there: a Failure of kind ``deadline``.
 
-        One that is silent for as long as its ``silence_s`` says, if it has that, is ended too: kind ``hung``.
+        One that is silent until :func:`fitwithin.jobs.hangs_at` is ended too: kind ``hung``.
         """
 
     def crew(self, count: int) -> Crew:

@@ -72,23 +72,27 @@ class Child:
 
 
 def listen(
-    children: Sequence[Child], until_at: float, silent_s: float, on_progress: Callable[[Progress], None]
+    children: Sequence[Child],
+    until_at: float,
+    hangs_at: Callable[[float], float],
+    on_progress: Callable[[Progress], None],
 ) -> Failure | None:
-    """Hear the processes of a job until all are over; a Failure if their time was, or if they fell silent.
+    """Hear the processes of a job until all are over; a Failure if their time was, or if they fell silent: last heard
+    at some instant, they hang at ``hangs_at`` of it.
 
     Once one has failed, the others are ended.
     """
     heard_at, words_until_at = time.monotonic(), until_at
     while speaking := [child for child in children if not child.over]:
         now = time.monotonic()
-        ends_at = min(until_at, heard_at + silent_s)
+        ends_at = min(until_at, hangs_at(heard_at))
         if now >= min(ends_at, words_until_at):
             for child in speaking:
                 child.kill()
             if now < ends_at or any(child.failed for child in children):
                 return None
             if now < until_at:
-                return Failure(kind="hung", reason=f"nothing was heard of the worker for {silent_s:.0f} s")
+                return Failure(kind="hung", reason=f"nothing was heard of the worker for {now - heard_at:.0f} s")
             return Failure(kind="deadline", reason="its time was over and the worker was ended")
         patience_s = min(ends_at - now, words_until_at - now, 0.5)
         for ready in wait([child.connection for child in speaking], patience_s):

@@ -52,6 +52,9 @@ class Cluster:
         log: a file for what workers print.
     """
 
+    #: A task ends with its job, and frees its GPU.
+    stays = False
+
     def __init__(
         self,
         device: str,

@@ -24,7 +24,20 @@ from fitwithin import __version__
 from fitwithin.engine.children import Child, listen, merged
 from fitwithin.engine.threads import Threads
 from fitwithin.errors import DeviceError
-from fitwithin.jobs import Failure, HoldJob, Job, Outcome, Progress, Seat, processes, silence_s
+from fitwithin.jobs import (
+    EvaluateJob,
+    Failure,
+    HoldJob,
+    Job,
+    Outcome,
+    Progress,
+    Seat,
+    Trained,
+    TrainJob,
+    hangs_at,
+    processes,
+    stays,
+)
 from fitwithin.launch import ENDED, STARTED, Server, allocator, receive
 from fitwithin.machine import cpu_name
 
@@ -46,6 +59,9 @@ class Local:
         server: a server that was launched already; it has a log of its own.
     """
 
+    #: The process of a turn can go on with its model's evaluation.
+    stays = True
+
     def __init__(
         self,
         device: str,
@@ -59,6 +75,8 @@ class Local:
         self._devices = [Seat(rank=rank).device(device) for rank in range(gpus)]
         self.server = server if server is not None else Server(log)
         self._holders: list[Connection] = []
+        #: The process that stays for the evaluation of its turn's model, the folder of that, and what closes it.
+        self._staying: tuple[str, Child, ExitStack] | None = None
         self._asking = threading.Lock()
         # nvidia-smi is a process to wait for; meanwhile there is something else to do.
         beside = ThreadPoolExecutor(1, thread_name_prefix="facts")
@@ -151,10 +169,18 @@ class Local:
         children: list[Child] = []
         with ExitStack() as open_things:
             try:
-                for seat in open_things.enter_context(_seats(job)):
-                    children.append(open_things.enter_context(closing(self._fork())))
-                    children[-1].connection.send((job, asked_at, seat))
-                ended = listen(children, until_at, silence_s(job), on_progress)
+                seats = open_things.enter_context(_seats(job))
+                children += self._stayed(job, open_things)
+                for seat in seats:
+                    if len(children) <= seat.rank:
+                        children.append(open_things.enter_context(closing(self._fork())))
+                    with suppress(BrokenPipeError):  # gone, as will be heard
+                        children[seat.rank].connection.send((job, asked_at, seat))
+                ended = listen(children, until_at, lambda heard_at: hangs_at(job, heard_at), on_progress)
+                first = children[0]
+                if ended is None and isinstance(job, TrainJob) and stays(job) and isinstance(first.answer, Trained):
+                    self._staying = job.folder, first, open_things.pop_all()
+                    return first.answer
                 for child in children:
                     child.code = _end(child.status, child.pid, killed=child.killed)
             except BaseException:
@@ -162,6 +188,20 @@ class Local:
                     child.kill()
                 raise
         return ended or merged([child.told() for child in children])
+
+    def _stayed(self, job: Job, open_things: ExitStack) -> list[Child]:
+        """The process that stays for that job; for any other it is ended."""
+        staying, self._staying = self._staying, None
+        if staying is None:
+            return []
+        folder, child, closes = staying
+        open_things.push(closes)
+        if isinstance(job, EvaluateJob) and job.folder == folder:
+            child.answer = None
+            return [child]
+        child.kill()
+        _end(child.status, child.pid, killed=True)
+        return []
 
     def crew(self, count: int) -> Threads:
         """Threads that may ask for jobs; they end with the server."""
@@ -175,6 +215,8 @@ class Local:
         """End the server, and with it any child."""
         for holder in self._holders:
             holder.close()
+        if self._staying is not None:
+            self._staying[2].close()
         self.server.close()
 
     def __enter__(self) -> Local:

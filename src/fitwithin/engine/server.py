@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from fitwithin.errors import Deserted, FitwithinError, Hanging, OutOfMemory
-from fitwithin.jobs import EvaluateJob, Failure, Held, HoldJob, ProbeJob, Progress, ScreenJob, Seat, TrainJob
+from fitwithin.jobs import EvaluateJob, Failure, Held, HoldJob, ProbeJob, Progress, ScreenJob, Seat, TrainJob, stays
 from fitwithin.launch import ENDED, MESSAGE, READY, STARTED
 from fitwithin.lifeline import die_with_parent
 
@@ -90,7 +90,8 @@ def _tell(status: socket.socket, kind: bytes, value: int) -> None:
 
 
 def _run_child(fd: int) -> None:
-    """Carry out the one job that arrives on ``fd``, then leave without running the server's exit handlers."""
+    """Carry out the job that arrives on ``fd``, and the evaluation for which a turn stays; then leave without running
+    the server's exit handlers."""
     die_with_parent()
     connection = Connection(fd)
     code = 1
@@ -134,6 +135,25 @@ def _baton(job: ProbeJob, seat: Seat) -> tuple[Any, float]:
     return held, held.start()
 
 
+def _failure(error: BaseException, opened: Any) -> Failure:
+    """What an error comes to; those that tell that nobody listens any more are raised again."""
+    if isinstance(error, BrokenPipeError | EOFError):
+        raise error
+    if isinstance(error, OutOfMemory):
+        return Failure(kind="memory", reason=str(error), peak_bytes=opened.peak_bytes() if opened else None)
+    if isinstance(error, FitwithinError):
+        return Failure(kind=KINDS.get(type(error), "error"), reason=str(error))
+    # A model that gives up with sys.exit has told why.
+    text = " ".join(str(error).split())[:300]
+    return Failure(kind="error", reason=f"{type(error).__name__}: {text}", trace=traceback.format_exc())
+
+
+def _next(connection: Connection, outcome: Any) -> Any:
+    """Say what came of the turn, and wait for the job for which its process stays; EOFError if there is none."""
+    connection.send(("done", outcome))
+    return connection.recv()[0]
+
+
 def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) -> Any:
     from fitwithin import device, evaluate, pack, parallel, probe, screen, train
     from fitwithin.feeder import Feeder
@@ -174,18 +194,15 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
         if isinstance(job, ProbeJob):
             scratch = probe.candidate_scratch(job.candidate, probe.scratch_folder(job))
             return probe.probe(job, opened, feeder, asked_at, scratch, held, team)
+        evaluator = evaluate.Evaluator(opened, feeder)
         with opened.guard():
             if isinstance(job, TrainJob):
-                return train.advance(job, opened, feeder, asked_at, emit, team)
+                outcome = train.advance(job, opened, feeder, asked_at, emit, team, evaluator)
+                return evaluator.evaluate(_next(connection, outcome), emit) if stays(job) else outcome
             assert isinstance(job, EvaluateJob)
-            return evaluate.evaluate(job, opened, feeder, emit)
-    except OutOfMemory as error:
-        return Failure(kind="memory", reason=str(error), peak_bytes=opened.peak_bytes() if opened else None)
-    except FitwithinError as error:
-        return Failure(kind=KINDS.get(type(error), "error"), reason=str(error))
-    except (Exception, SystemExit) as error:  # a model that gives up with sys.exit has told why
-        text = " ".join(str(error).split())[:300]
-        return Failure(kind="error", reason=f"{type(error).__name__}: {text}", trace=traceback.format_exc())
+            return evaluator.evaluate(job, emit)
+    except (Exception, SystemExit) as error:
+        return _failure(error, opened)
     finally:
         if feeder is not None:
             feeder.close()

@@ -39,8 +39,9 @@ from fitwithin.jobs import (
     Screened,
     ScreenJob,
     TrainJob,
+    hangs_at,
     read_evaluated,
-    silence_s,
+    stays,
 )
 from fitwithin.profile import Probe, Timing
 from fitwithin.pruning import Pace
@@ -78,10 +79,14 @@ class Simulated:
         clock: shared with whoever keeps the books; a new one by default.
     """
 
+    #: As the local engine's.
+    stays = True
+
     def __init__(self, law: Law, images: Images, clock: SimulatedClock | None = None) -> None:
         self.law, self.images, self.clock = law, images, clock or SimulatedClock()
         self.started_at = self.clock.now()
         self.jobs: list[Job] = []
+        self._staying: str | None = None  # the folder of the turn whose process stays for its model's evaluation
         self._one = threading.Lock()
         self._at_work = threading.local()
 
@@ -129,12 +134,17 @@ class Simulated:
             self.jobs.append(job)
             self._at_work.number, self._at_work.job = len(self.jobs), job
             try:
+                staying, self._staying = self._staying, None
                 if isinstance(job, ProbeJob):
                     return self._probe(job, until_at)
                 if isinstance(job, ScreenJob):
                     return self._screen(job, until_at)
                 if isinstance(job, TrainJob):
-                    return Turn(self, job, until_at).train(on_progress)
+                    trained = Turn(self, job, until_at).train(on_progress)
+                    self._staying = job.folder if stays(job) else None
+                    return trained
+                if job.folder != staying:
+                    self.spend(self.law.startup_s, until_at)
                 return self._evaluate(job, until_at, on_progress)
             except _Ended as end:
                 return end.failure
@@ -149,10 +159,9 @@ class Simulated:
             at = self.started_at + trouble.at_s
             if begun_at < at <= min(ends_at, until_at):
                 hung = trouble.kind == "hang"
-                silent_s = silence_s(self._at_work.job)
-                self.clock.wait_until(min(until_at, at + silent_s) if hung else at)
+                self.clock.wait_until(min(until_at, hangs_at(self._at_work.job, at)) if hung else at)
                 if hung and self.now() < until_at:
-                    raise _Ended("hung", f"nothing was heard of the worker for {silent_s:.0f} s")
+                    raise _Ended("hung", f"nothing was heard of the worker for {self.now() - at:.0f} s")
                 if not hung:
                     raise _Ended(trouble.kind, f"simulated: {trouble.kind} {trouble.at_s:g} s after the start")
                 break
@@ -273,7 +282,6 @@ class Simulated:
         law, folder = self.law, Path(job.folder)
         skill = read_skill(folder)
         peak_bytes = min(law.memory_bytes(job.candidate, job.batch), job.setting.memory_bytes)
-        self.spend(law.startup_s, until_at)
         there = read_evaluated(folder / EVALUATED)
         found = there or Evaluated(done=(), ms_per_image={}, batch=job.batch, peak_bytes=peak_bytes)
         ways = [(split, view) for split in job.splits for view in sorted(job.views)]

@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitwithin.costs import EXIT_S
 from fitwithin.jobs import (
     CARD,
     CHECKPOINT,
@@ -50,7 +49,7 @@ class Turn:
         self.earlier_s = 0.0
         self.factor = 1.0
         self.peak_bytes, self.startup_s, self.training_s = 0, 0.0, 0.0
-        self.validation_s = job.validation_s
+        self.validation_s, self.evaluation_s = job.validation_s, job.evaluation_s
         self.reading_s = max(READING_S, (job.until_at - self.began_at) / CURVE_POINTS)
         self.saved_at, self.saved_step, self.read_at = self.began_at, -1, self.began_at
 
@@ -63,6 +62,7 @@ class Turn:
         self.startup_s = self.engine.now() - self.began_at
         self.peak_bytes = self.engine.claim(self.job)
         self.go_on()
+        self.rehearse()
         schedule, first, changed = self.schedule, True, False
         while not schedule.done:
             steps = 1 if first else self.stride()
@@ -95,6 +95,19 @@ class Turn:
         """Work for so many seconds at rest, no further than the engine allows."""
         self.engine.spend(seconds, self.until_at)
 
+    def rehearse(self) -> None:
+        """Find out what the evaluation for which the process stays will take: the first batch of each size, and then
+        as the law says."""
+        if (evaluation := self.job.evaluation) is None:
+            return
+        began_at, law = self.engine.now(), self.law
+        self.spend(law.eval_first_s * len({view.px for view in evaluation.views}))
+        slow = law.slowness(began_at - self.engine.started_at)
+        images = sum(len(self.engine.images.indices(split)) for split in evaluation.splits)
+        per_image_s = sum(law.eval_image_s(self.job.candidate, view.px) for view in evaluation.views)
+        self.evaluation_s = slow * images * per_image_s
+        self.schedule.training_ends_at = self.job.ends_at(self.job.save_s, self.evaluation_s)
+
     def stride(self) -> int:
         """Steps to take at once: many in the middle, single ones before a validation and at the end."""
         step, total = self.schedule.step, self.schedule.total
@@ -108,7 +121,8 @@ class Turn:
 
     def overhead_s(self) -> float:
         """What must still happen beside steps."""
-        return self.job.overhead_s(self.schedule, self.engine.now(), self.marks(), self.validation_s, self.law.save_s)
+        now, marks = self.engine.now(), self.marks()
+        return self.job.overhead_s(self.schedule, now, marks, self.validation_s, self.law.save_s, self.evaluation_s)
 
     def elapsed_s(self) -> float:
         """Seconds of this turn, those of earlier processes included."""
@@ -134,7 +148,7 @@ class Turn:
     def validate(self) -> None:
         """Validate if that still fits; keep the model if it is the best so far."""
         begun_at = self.engine.now()
-        if begun_at + self.validation_s > self.job.until_at - EXIT_S:
+        if begun_at + self.validation_s > self.job.ends_at(0.0, self.evaluation_s):
             return
         self.spend(
             self.law.eval_first_s + self.n_val * self.law.eval_image_s(self.job.candidate, self.job.candidate.train_px)
