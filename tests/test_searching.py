@@ -13,6 +13,7 @@ import pytest
 from fitwithin import assemble, flow, gather, planning, survey
 from fitwithin.candidate import Candidate
 from fitwithin.contest import turn_name
+from fitwithin.costs import LEAVING_S
 from fitwithin.engine.simulated import Law
 from fitwithin.errors import UsageError
 from fitwithin.jobs import TrainJob
@@ -178,7 +179,7 @@ def test_side_by_side_all_get_more_and_as_many_finals_as_slots(begin: Begin, slo
     assert {turn.ended for turn in trained.values()} == {"complete"}, "the clock cut nobody's schedule"
     assert report.winner in trained
     books = books_after_each(several.store.events())[-1]
-    assert books.spent_s() == pytest.approx(several.engine.now() - 1000.0)
+    assert books.spent_s() == pytest.approx(several.engine.now() - 1000.0 + LEAVING_S)
     assert books.spent_s(gpu=True) > 0.93 * (slots - 0.3) * books.spent_s()
     open_at_once = [sum(begun_at < other < ended_at for _, begun_at, ended_at in spans(several)) for _, other, _ in
                     spans(several)]  # fmt: skip

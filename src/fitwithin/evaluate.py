@@ -57,7 +57,9 @@ class Evaluator:
             crop = job.setting.recipe.crop
             split_logits(learner, self._feeder, "val", views, crop=crop, batch=size, on_batch=note)
             later = len(marks) - 2
-            batch_s = (marks[-1] - marks[1]) / later if later else marks[-1] - marks[0]
+            # Of a single batch the device's part is known.
+            alone_s = min(marks[1] - marks[0], sum(self.ms_per_image[view.name] for view in views) * size / 1e3)
+            batch_s = (marks[-1] - marks[1]) / later if later else alone_s
             first_s = max(0.0, marks[1] - marks[0] - batch_s)
             whole_s += sum(first_s + self._batches(split, size) * batch_s for split in job.splits)
             self._device.empty_cache()

@@ -14,7 +14,7 @@ import numpy as np
 
 from fitwithin import assemble, gather, instantiate, page, searching
 from fitwithin.assemble import Ensemble, Member, read_logits
-from fitwithin.costs import WATCHDOG_S
+from fitwithin.costs import LEAVING_S, WATCHDOG_S
 from fitwithin.ensemble import View
 from fitwithin.errors import TrainingError
 from fitwithin.jobs import EVALUATED, Evaluated, Failure, evaluated_from_dict, read_evaluated
@@ -147,7 +147,7 @@ def close(
         drawn = charts.result()
         begun_at = run.engine.now()
         write_report(gathered(False), run.folder, drawn)
-        opened.charge_ahead(run.engine.now() - begun_at)
+        opened.charge_ahead(run.engine.now() - begun_at + LEAVING_S)
     report = gathered(True)
     write_report(report, run.folder, drawn)
     run.store.append("finished", {"winner": winner.candidate.name})

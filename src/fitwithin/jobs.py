@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fitwithin.candidate import Candidate
-from fitwithin.costs import EXIT_S, HANDOVER_S, REHEARSED_MARGIN
+from fitwithin.costs import EXIT_S, HANDOVER_S, MEANWHILE_S, REHEARSED_MARGIN
 from fitwithin.ensemble import View
 from fitwithin.profile import Probe
 from fitwithin.pruning import Pace
@@ -164,7 +164,7 @@ class TrainJob:
         for which the process stays."""
         if self.evaluation is None:
             return self.until_at - EXIT_S - 1.2 * model_s
-        return self.until_at - 1.2 * model_s - HANDOVER_S - (1 + REHEARSED_MARGIN) * evaluation_s
+        return self.until_at - 1.2 * model_s - HANDOVER_S - max(MEANWHILE_S, (1 + REHEARSED_MARGIN) * evaluation_s)
 
     def overhead_s(
         self,

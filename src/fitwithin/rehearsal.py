@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fitwithin import page
 from fitwithin.candidate import Candidate
+from fitwithin.costs import MEANWHILE_S
 from fitwithin.estimate import Estimate
 from fitwithin.finish import write_report
 from fitwithin.halving import ETA, MOST_RUNGS
@@ -22,13 +23,9 @@ from fitwithin.trials import RungRow, SearchReport, TrialRow, VerdictRow
 #: The end of a run writes its report twice, once for its own cost.
 WRITTEN = 2
 
-#: The charts are drawn while the winner is evaluated, which takes longer than this, for its process must start; on a
-#: single core one waits for the other.
-MEANWHILE_S = 0.4
-
 #: A machine may be busier at the end than now; beside the report the ensemble and the books are written, and then the
-#: process ends (0.25 s on the host of an H100).
-MARGIN, BESIDE_S = 1.25, 0.45
+#: process ends, which takes up to 0.39 s and not LEAVING_S alone.
+MARGIN, BESIDE_S = 1.25, 0.4
 
 
 def rehearse(candidates: Sequence[Candidate], request: Request) -> float:
@@ -41,7 +38,7 @@ def rehearse(candidates: Sequence[Candidate], request: Request) -> float:
         drawn_at = time.monotonic()
         write_report(report, Path(folder), drawn)
         writing_s = time.monotonic() - drawn_at
-        meanwhile_s = MEANWHILE_S if cores() > 1 else 0.0
+        meanwhile_s = MEANWHILE_S if cores() > 1 else 0.0  # on a single core one waits for the other
         drawing_s = max(0.0, MARGIN * (drawn_at - begun_at) - meanwhile_s)
         return drawing_s + MARGIN * WRITTEN * writing_s + BESIDE_S
 
