@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fitwithin import recipe as recipes
 from fitwithin.candidate import Candidate
-from fitwithin.costs import DataFacts, checkpoint_every_s, checkpoints, costs
+from fitwithin.costs import VIEW_S, DataFacts, checkpoint_every_s, checkpoints, costs
 from fitwithin.errors import BudgetError, UsageError
 from fitwithin.planning import Plan, draw_up, from_json, least_s
 from fitwithin.profile import Probe, Profile, Rejection
@@ -155,6 +155,14 @@ def test_flips_cost_evaluation_twice() -> None:
     with_flips = costs(profile(), facts, PAPER, (160,), "total").evaluation_s - fixed_s
     upright = costs(profile(), facts, recipes.load("upright"), (160,), "total").evaluation_s - fixed_s
     assert with_flips == pytest.approx(2 * upright)
+
+
+def test_an_image_that_is_loaded_is_mirrored_by_the_device_alone() -> None:
+    facts = DataFacts(train=800, val=100, test=900, classes=2)
+    bound = profile(eval_device_s={160: 0.0001})
+    fixed_s = bound.timing.startup_s + bound.timing.save_s + bound.timing.eval_first_s[160] + 2 * VIEW_S
+    found_s = costs(bound, facts, PAPER, (160,), "total").evaluation_s - fixed_s
+    assert found_s == pytest.approx(1000 * (0.0005 + 0.0001))
 
 
 @given(st.floats(1, 1e5), st.floats(0, 1e4), st.floats(0, 60))

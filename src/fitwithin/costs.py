@@ -127,7 +127,7 @@ def costs(profile: Profile, data: DataFacts, recipe: Recipe, view_sizes: Sequenc
     """
     timing = profile.timing
     flips = 2 if recipe.flips else 1
-    per_image_s = math.fsum(timing.eval_image_s[px] * flips for px in view_sizes)
+    per_image_s = math.fsum(timing.views_s(px, flips) for px in view_sizes)
     first_s = max(timing.eval_first_s.values())  # a process of its own, without the kernels of training
     beside_s = timing.startup_s + timing.save_s + len(view_sizes) * (first_s + flips * VIEW_S)
     evaluation_s = beside_s + (data.val + data.test) * per_image_s

@@ -46,7 +46,7 @@ class Evaluator:
         groups = _by_size(job)
         for number, views in enumerate(groups):
             for view in views:
-                self.ms_per_image[view.name] = _ms_per_image(learner, view, size)
+                self.ms_per_image[view.name] = ms_per_image(learner, view, size)
             marks = [time.monotonic()]
             until_at = begun_at + most_s * (number + 1) / len(groups)
 
@@ -111,7 +111,7 @@ class Evaluator:
             for view, rows in logits.items():
                 models.write_atomically(logits_path(folder, split, view), lambda path, rows=rows: _save(path, rows))
                 if view.name not in self.ms_per_image:
-                    self.ms_per_image[view.name] = _ms_per_image(learner, view, size)
+                    self.ms_per_image[view.name] = ms_per_image(learner, view, size)
             costs = {view.name: self.ms_per_image[view.name] for view in views}
             found = replace(
                 found,
@@ -139,7 +139,7 @@ def _save(path: Path, rows: Floats) -> None:
         np.save(file, rows, allow_pickle=False)
 
 
-def _ms_per_image(learner: Learner, view: View, batch: int) -> float:
+def ms_per_image(learner: Learner, view: View, batch: int) -> float:
     """Median milliseconds per image of one forward pass of ``batch`` images that are on the device already."""
     x_bhwc = torch.zeros((batch, view.px, view.px, 3), dtype=torch.uint8, device=learner.device.torch_device)
     taken: list[float] = []

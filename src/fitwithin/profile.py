@@ -22,8 +22,10 @@ class Timing:
     first steps cost more than later ones; ``dummy_step_s`` a step fed with a batch already there (the paper's dummy
     loader); ``step_s`` a step fed by the real loader, within ``step_low_s`` to ``step_high_s`` (its 95 % interval);
     ``loader_step_s`` the time in which the loader alone makes a batch; ``strangers`` how many processes of others were
-    seen on the device; ``eval_image_s`` seconds per image of evaluation by size; ``eval_first_s`` the extra cost of an
-    evaluation's first batch by size (less where training has loaded the same kernels); ``save_s`` writing a checkpoint;
+    seen on the device; ``eval_image_s`` seconds per image of evaluation by size, ``eval_device_s`` those of its forward
+    pass alone, which is what another view of a loaded image takes (as many, where it was not measured);
+    ``eval_first_s`` the extra cost of an evaluation's first batch by size (less where training has loaded the same
+    kernels); ``save_s`` writing a checkpoint;
     ``capture_s`` recording the step anew after an evaluation; ``rates`` images per second with the dummy loader by
     batch size, where several were asked for. Under progressive resizing ``stage_step_s`` is the pace at each smaller
     size, ``stage_change_s`` what going on to the next size costs beside steps, by that size.
@@ -44,6 +46,11 @@ class Timing:
     rates: dict[int, float] = field(default_factory=dict)
     stage_step_s: dict[int, float] = field(default_factory=dict)
     stage_change_s: dict[int, float] = field(default_factory=dict)
+    eval_device_s: dict[int, float] = field(default_factory=dict)
+
+    def views_s(self, px: int, count: int) -> float:
+        """Seconds per image for so many views of one size."""
+        return self.eval_image_s[px] + (count - 1) * self.eval_device_s.get(px, self.eval_image_s[px])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +229,7 @@ def to_dict(profile: Profile | Rejection) -> dict[str, Any]:
 
 
 #: What of a timing is by size in pixels, or by batch.
-_BY_NUMBER = ("eval_image_s", "eval_first_s", "rates", "stage_step_s", "stage_change_s")
+_BY_NUMBER = ("eval_image_s", "eval_device_s", "eval_first_s", "rates", "stage_step_s", "stage_change_s")
 
 
 def _timing(value: dict[str, Any]) -> Timing:

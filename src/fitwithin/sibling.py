@@ -45,6 +45,7 @@ def smaller(known: Profile, candidate: Candidate, recipe: Recipe, view_sizes: Se
             step_high_s=share * timing.step_high_s,
             dummy_step_s=share * timing.dummy_step_s,
             eval_image_s={size: timing.eval_image_s[other] for size, other in evaluated.items()},
+            eval_device_s={size: s for size, other in evaluated.items() if (s := timing.eval_device_s.get(other))},
             eval_first_s={size: timing.eval_first_s[other] for size, other in evaluated.items()},
             rates={},
             stage_step_s={size: found[size] for size in sizes[:-1]},

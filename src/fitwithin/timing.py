@@ -18,6 +18,7 @@ from fitwithin.choice import rated_batches
 from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu
 from fitwithin.ensemble import View
+from fitwithin.evaluate import ms_per_image
 from fitwithin.feeder import Feeder
 from fitwithin.jobs import ProbeJob
 from fitwithin.learner import Learner, check_finite, eval_batch, split_logits
@@ -129,7 +130,7 @@ def _beside_steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: F
     device.settle()
     device.empty_cache()
     sizes = sorted({job.candidate.train_px, *job.setting.view_sizes})
-    passes = dict.fromkeys(sizes, (0.0, 0.0))
+    passes = dict.fromkeys(sizes, (0.0, 0.0, 0.0))
     if learner.team.leads:
         # Those between are taken to cost what the next larger one does.
         larger = sizes[-1]
@@ -141,8 +142,9 @@ def _beside_steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: F
     device.settle()
     device.empty_cache()
     return {
-        "eval_image_s": {px: image_s for px, (_, image_s) in passes.items()},
-        "eval_first_s": {px: first_s for px, (first_s, _) in passes.items()},
+        "eval_first_s": {px: first_s for px, (first_s, _, _) in passes.items()},
+        "eval_image_s": {px: image_s for px, (_, image_s, _) in passes.items()},
+        "eval_device_s": {px: device_s for px, (_, _, device_s) in passes.items()},
     }
 
 
@@ -246,9 +248,9 @@ def _mean(steps_s: npt.NDArray[np.float64]) -> tuple[float, float]:
     return float(steps_s.mean()), 1.96 * float(means.std(ddof=1)) / math.sqrt(len(means))
 
 
-def _evaluation(learner: Learner, job: ProbeJob, feeder: Feeder, px: int) -> tuple[float, float]:
+def _evaluation(learner: Learner, job: ProbeJob, feeder: Feeder, px: int) -> tuple[float, float, float]:
     """An evaluation of the validation split at ``px`` with the real loader: what the first batch costs more, seconds
-    per image of the others."""
+    per image of the others, and those of the device alone."""
     marks = [time.monotonic()]
 
     def note() -> bool:
@@ -258,10 +260,10 @@ def _evaluation(learner: Learner, job: ProbeJob, feeder: Feeder, px: int) -> tup
     size, n = eval_batch(job.batch // job.chunks), len(feeder.pack.indices("val"))
     views = [View(px=px, flip=False)]
     split_logits(learner, feeder, "val", views, crop=job.setting.recipe.crop, batch=size, on_batch=note)
-    whole_s = marks[-1] - marks[0]
+    whole_s, device_s = marks[-1] - marks[0], ms_per_image(learner, views[0], size) / 1e3
     if len(marks) < 3:
-        return 0.0, whole_s / n
+        return 0.0, whole_s / n, device_s
     # All batches have the same size: the last is filled up.
     batch_s = (marks[-1] - marks[1]) / (len(marks) - 2)
     first_s = max(0.0, marks[1] - marks[0] - batch_s)
-    return first_s, batch_s / size if job.brief else (whole_s - first_s) / n
+    return first_s, batch_s / size if job.brief else (whole_s - first_s) / n, device_s
