@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fitwithin import data, pack
+from fitwithin import data, gather, pack
 from fitwithin import request as requests
 from fitwithin.jobs import Setting
+from fitwithin.store import SqliteStore
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -83,6 +84,23 @@ def entries(run: Path) -> list[list[Any]]:
     command = [sys.executable, "-m", "fitwithin", "budget", str(run), "--json"]
     told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return [[entry[name] for name in ("phase", "key", "gpus", "reserved_s", "charged_s")] for entry in told["entries"]]
+
+
+def turns(run: Path) -> dict[str, dict[str, Any]]:
+    """How a run's turns went, by name: steps, the seconds of their start and of the steps, and how often the loss was
+    no number."""
+    with SqliteStore(run, write=False) as store:
+        trained, _ = gather.outcomes(store.events("turn"))
+    names = ("steps", "planned_steps", "ended", "startup_s", "training_s", "rescues")
+    return {name: {key: getattr(one, key) for key in names} for name, one in trained.items()}
+
+
+def timings(run: Path) -> dict[str, dict[str, Any]]:
+    """What a run's profiles say that a turn takes beside steps, by candidate, in seconds."""
+    with SqliteStore(run, write=False) as store:
+        found = gather.profiled(store.events("profiled"))
+    names = ("startup_s", "warmup_s", "save_s", "capture_s", "step_s", "eval_first_s", "stage_change_s")
+    return {name: {key: getattr(one.timing, key) for key in names} for name, one in found.items()}
 
 
 def head() -> str:

@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace, seed: int, rows: list[dict[str, Any]]) ->
         wall_s = time.monotonic() - begun_at
         assert told.returncode == 0, told.stderr
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        entries = ground.entries(folder)
+        entries, turns, timings = ground.entries(folder), ground.turns(folder), ground.timings(folder)
     receipt = report["receipt"]
     delivered = next(method for method in report["methods"] if method["delivered"])
     return {
@@ -145,6 +145,8 @@ def run(arguments: argparse.Namespace, seed: int, rows: list[dict[str, Any]]) ->
         "winner": report["winner"],
         "search": report["search"],
         "entries": entries,
+        "turns": turns,
+        "timings": timings,
         "val": ground.share(delivered["validation"]),
         "test": ground.share(delivered["test"]),
         "tried": [

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("--cold", action="store_true")
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--commit", default=None)
+    parser.add_argument("--logits", type=Path, help="a folder for what the winner's views said of every image")
     arguments = parser.parse_args()
     if arguments.page:
         training_page.write(json.loads(arguments.result.read_text(encoding="utf-8")), ground.ROOT / "docs")
@@ -210,7 +212,10 @@ def accuracy(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
         wall_s = time.monotonic() - begun_at
         assert told.returncode == 0, told.stderr
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        entries = ground.entries(folder)
+        if arguments.logits is not None:
+            named = (recipe_name(arguments), arguments.data_set, arguments.time, str(seed))
+            keep_logits(folder, arguments.logits / "-".join(named))
+        entries, turns, timings = ground.entries(folder), ground.turns(folder), ground.timings(folder)
     receipt, methods = report["receipt"], report["methods"]
     delivered = next(method for method in methods if method["delivered"])
     trained = next(row for row in report["candidates"] if row["name"] == report["winner"])
@@ -221,6 +226,8 @@ def accuracy(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
         "limits_kept": all(limit["kept"] for limit in receipt["limits"]),
         "phases": {phase["phase"]: phase["spent_s"] for phase in receipt["phases"]},
         "entries": entries,
+        "turns": turns,
+        "timings": timings,
         "batch": trained["batch"],
         "epochs": trained["epochs"],
         "images_per_s": trained["images_per_s"],
@@ -233,6 +240,13 @@ def accuracy(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
             if method["test_px"].isdigit()
         },
     }
+
+
+def keep_logits(run: Path, folder: Path) -> None:
+    """Copy the logits [N, K] of every split and view there, in the order of the packed images."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in run.glob("candidates/*/logits-*.npy"):
+        shutil.copy(path, folder / path.name)
 
 
 def _fitwithin(words: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -233,7 +233,7 @@ _BY_NUMBER = ("eval_image_s", "eval_device_s", "eval_first_s", "rates", "stage_s
 
 
 def _timing(value: dict[str, Any]) -> Timing:
-    by_number = {name: {int(key): x for key, x in value[name].items()} for name in _BY_NUMBER}
+    by_number = {name: {int(key): x for key, x in value[name].items()} for name in _BY_NUMBER if name in value}
     return Timing(**{**value, **by_number})
 
 
