@@ -5,7 +5,7 @@ import math
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fitwithin.schedule import PRIOR_STEPS, SCHEDULES, Schedule, Stage, cosine, rate_factor
+from fitwithin.schedule import PRIOR_STEPS, SCHEDULES, WINDOW, Schedule, Stage, cosine, rate_factor
 
 
 @given(st.integers(2, 10**6))
@@ -110,6 +110,24 @@ def test_one_wild_reading_counts_ten_times_at_most() -> None:
     schedule.step = 1
     schedule.observe(1e6)
     assert schedule.pace_s == (10 + PRIOR_STEPS) / (1 + PRIOR_STEPS)
+
+
+def test_the_longest_of_the_last_steps_tells_how_long_the_next_may_last() -> None:
+    schedule = Schedule(planned=1000, training_ends_at=1e6, planned_step_s=0.5)
+    assert schedule.jolt_s == 0.0
+    taken = [1.0] * 50 + [9.0] + [1.0] * 40
+    now = 0.0
+    schedule.observe(now)
+    for step_s in taken:
+        now += step_s
+        schedule.step += 1
+        schedule.observe(now)
+    assert 7.5 < schedule.jolt_s < 8.5
+    for _ in range(WINDOW):
+        now += 1.0
+        schedule.step += 1
+        schedule.observe(now)
+    assert schedule.jolt_s < 0.2, "it is long past"
 
 
 def test_a_pause_is_no_step() -> None:

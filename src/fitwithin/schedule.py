@@ -124,6 +124,11 @@ class Schedule:
         prior = max(1.0, min(PRIOR_STEPS, PRIOR_SHARE * self.planned))
         return (seen + prior) / (len(self._slow) + prior)
 
+    @property
+    def jolt_s(self) -> float:
+        """By how many seconds the longest of the last steps was longer than usual: the last one may be so too."""
+        return max(0.0, max(self._slow, default=0.0) - self.slowness) * self.stage.step_s
+
     def _ahead(self, total: int) -> Iterator[tuple[Stage, int]]:
         """The stages from this one on, each with the steps left in it if the last step is ``total``."""
         later = [math.ceil(stage.since * total) for stage in self.stages[self._stage + 1 :]]
