@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from fitwithin import model as models
 from fitwithin.candidate import Candidate
 from fitwithin.device import Cpu
 from fitwithin.engine.simulated import Law
@@ -85,6 +88,26 @@ def test_an_evaluation_ends_the_training_mode_and_a_step_brings_it_back() -> Non
     torch.testing.assert_close(learner.logits(x_bhwc.flip(2)), mirrored)
     learner.step(x_bhwc, y_b, 1e-3)
     assert learner.net.training
+
+
+def test_bounds_that_are_infinite_from_the_start_are_nothing_amiss(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = models.build
+
+    def bounded(*arguments: Any) -> tuple[torch.nn.Module, dict[str, Any]]:
+        net, how = build(*arguments)
+        net.register_buffer("input_max", torch.tensor(math.inf))
+        net.register_buffer("count", torch.tensor(1.0))
+        return net, how
+
+    monkeypatch.setattr(models, "build", bounded)
+    learner = Learner(setting(), CANDIDATE, Cpu())
+    assert learner.finite()
+    learner.net.get_buffer("count").fill_(math.inf)
+    assert not learner.finite()
+    learner.net.get_buffer("count").fill_(1.0)
+    with torch.no_grad():
+        next(learner.net.parameters()).view(-1)[0] = math.nan
+    assert not learner.finite()
 
 
 @pytest.mark.parametrize("canvas_px", [None, 104])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import timm
@@ -65,6 +66,27 @@ def test_it_goes_on_to_the_same_bytes(optimizer: str) -> None:
         again.step(*batch(number), 1e-3)
     for name, value in whole.net.state_dict().items():
         assert torch.equal(again.net.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_step_at_rate_0_changes_no_weight(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even one whose gradient has always been exactly 0; here on the CPU by the arithmetic of a recorded step."""
+    torchs, timms = import_module("torch.optim.adam"), import_module("timm.optim.nadamw")
+    monkeypatch.setattr(torchs, "_get_capturable_supported_devices", lambda *_, **__: ["cpu"])
+    monkeypatch.setattr(timms, "_check_capturable_devices", lambda *_, **__: None)
+    recipe = replace(recipes.load("fast"), optimizer=optimizer)
+    one = learner(recipe)
+    one._rate = torch.zeros(())
+    one.optimizer = make(recipe, one.net, one._rate, fused=False, capturable=True)
+    named = dict(one.net.named_parameters())
+    for parameter in (named["layer1.0.bn1.weight"], named["layer1.0.bn1.bias"]):
+        parameter.register_hook(torch.zeros_like)  # as of channels that never fire
+    for number in range(3):
+        one.step(*batch(number), 1e-3)
+    before = {name: value.clone() for name, value in named.items()}
+    one.step(*batch(3), 0.0)
+    assert one.finite()
+    assert [name for name, value in named.items() if not torch.equal(value, before[name])] == []
 
 
 def test_norms_and_biases_decay_only_where_that_is_wanted() -> None:

@@ -35,6 +35,11 @@ EVAL_BATCH = 256
 #: Steps launched kernel by kernel before one is recorded: kernels are loaded and the optimizer's state made.
 UNRECORDED = 1
 
+#: What a recorded step reads in place of a rate of 0: no weight above 1e-20 moves at it. Optimizers that can be
+#: recorded divide by the rate before they add their epsilon, which is 0 / 0 where no gradient has ever arrived, as at
+#: a channel that never fires or the rim of a 5x5 kernel on 2x2 pixels (timm until 1.0.30; torch, pytorch#126514).
+SMALLEST_RATE = 1e-30
+
 #: Seeds of runs are below this: processes that train together have seeds that are no other run's.
 SEEDS = 2**31
 
@@ -66,6 +71,8 @@ class Learner:
         stages = setting.recipe.stages(candidate.train_px)
         sizes = (candidate.train_px, *setting.view_sizes, *(px for _, px in stages))
         net, self.arguments = models.build(candidate, setting.classes, sizes)
+        #: Buffers that are no numbers by design: gemma4_vit clamps to bounds that are infinite at first.
+        self._endless = {name for name, value in net.named_buffers() if not torch.isfinite(value).all()}
         self.net = net.to(device.torch_device, memory_format=self._format)  # type: ignore[call-overload]
         self.parameters = models.parameters(net)
         team.equalise(self.net)
@@ -153,7 +160,7 @@ class Learner:
 
     def _set_rate(self, lr: float) -> None:
         if self._rate is not None:
-            self._rate.fill_(lr)
+            self._rate.fill_(max(lr, SMALLEST_RATE))
             return
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -200,8 +207,10 @@ class Learner:
         return out.float()
 
     def finite(self) -> bool:
-        """Whether all weights and statistics are numbers; waits for the device."""
-        values = [value for value in self.net.state_dict().values() if value.is_floating_point() and value.numel()]
+        """Whether all weights and statistics are numbers that were when they were made; waits for the device."""
+        named = self.net.state_dict().items()
+        judged = [value for name, value in named if name not in self._endless]
+        values = [value for value in judged if value.is_floating_point() and value.numel()]
         with torch.no_grad():  # a norm needs no memory to speak of, unlike isfinite: the cap may be near
             largest = torch.stack([torch.linalg.vector_norm(value, math.inf) for value in values])
             return bool(torch.isfinite(largest).all())

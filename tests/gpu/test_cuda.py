@@ -36,6 +36,7 @@ from fitwithin.jobs import (
 from fitwithin.machine import cuda_count
 from fitwithin.pack import Pack
 from fitwithin.profile import Probe
+from fitwithin.recipe import OPTIMIZERS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -423,6 +424,26 @@ print(json.dumps(told))
 """)
     assert found["recorded True"]
     np.testing.assert_allclose(found["True"], found["False"], rtol=3e-2)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_recorded_step_at_rate_0_changes_no_weight(optimizer: str) -> None:
+    """Not even one whose gradient has always been exactly 0, as of channels that never fire."""
+    found = fresh(f"""
+setting = replace(setting, recipe=replace(setting.recipe, optimizer={optimizer!r}, decay_norms=False))
+one = learner("amp-bf16")
+named = dict(one.net.named_parameters())
+named["layer1.0.bn1.weight"].register_hook(torch.zeros_like)
+for x, y in batches[:6]:
+    one.step(x, y, 1e-3)
+before = {{name: value.detach().clone() for name, value in named.items()}}
+one.step(*batches[6], 0.0)
+moved = [name for name, value in named.items() if not torch.equal(value, before[name])]
+print(json.dumps({{"moved": moved, "finite": one.finite(), "recorded": one.capture_s}}))
+""")
+    assert found["recorded"]
+    assert found["finite"]
+    assert found["moved"] == []
 
 
 def test_a_recorded_step_uses_new_random_numbers_every_time() -> None:
