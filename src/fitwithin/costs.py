@@ -31,7 +31,7 @@ WATCHDOG_S, EXIT_S = 0.2, 0.3
 #: most; what it will take is known to this share by that; the process is asked for it so soon.
 REHEARSED_BATCHES, REHEARSAL_SHARE, REHEARSED_MARGIN, HANDOVER_S = 8, 0.01, 0.05, 0.05
 
-#: The charts are drawn while the winner is evaluated, for which so many seconds are kept at the least.
+#: On a GPU the charts are drawn while the winner is evaluated, for which so many seconds are kept at the least.
 MEANWHILE_S = 0.4
 
 #: After its receipt is written a run ends its workers and itself: 0.16 to 0.39 s, seen from outside.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,8 +18,10 @@ from fitwithin.costs import LEAVING_S, WATCHDOG_S
 from fitwithin.ensemble import View
 from fitwithin.errors import TrainingError
 from fitwithin.jobs import EVALUATED, Evaluated, Failure, evaluated_from_dict, read_evaluated
+from fitwithin.machine import cores
 from fitwithin.planning import Plan, Turn
 from fitwithin.report import Report
+from fitwithin.request import Request
 from fitwithin.session import Run
 from fitwithin.units import format_duration
 
@@ -41,17 +43,27 @@ def choose(run: Run, plan: Plan) -> tuple[Turn, str]:
     return gather.turns(plan, events)[name], why
 
 
+def meanwhile(request: Request) -> bool:
+    """Whether charts can be drawn while the winner is evaluated: not where that has all the cores.
+
+    (Beside the thread that drew, an evaluation of 0.2 s by two threads on two cores had done nothing after 0.4.)
+    """
+    return cores() > 1 and request.device.startswith("cuda")
+
+
 @contextmanager
-def drawing(run: Run, plan: Plan, winner: Turn) -> Iterator[Future[page.Drawings]]:
-    """The charts of the report, drawn by a thread while the block goes on: they tell of training, not of evaluation."""
+def drawing(run: Run, plan: Plan, winner: Turn) -> Iterator[Callable[[], page.Drawings]]:
+    """The charts of the report, when they are asked for. They tell of training, not of evaluation: they are drawn by a
+    thread while the block goes on, where cores are free for that."""
     if run.hurried:
-        none: Future[page.Drawings] = Future()
-        none.set_result(page.Drawings(shown=(), climbs=None))
-        yield none
+        yield lambda: page.Drawings(shown=(), climbs=None)
         return
     report = gather.report(run.request, plan, run.store.events(), winner=winner.candidate.name)
+    if not meanwhile(run.request):
+        yield lambda: page.drawings(report)
+        return
     with ThreadPoolExecutor(1, thread_name_prefix="charts") as pool:
-        yield pool.submit(page.drawings, report)
+        yield pool.submit(page.drawings, report).result
 
 
 def evaluate(run: Run, plan: Plan, winner: Turn) -> list[Member]:
@@ -112,7 +124,7 @@ def _evaluate(run: Run, turn: Turn, folder: Path) -> Evaluated:
 
 
 def close(
-    run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: str, charts: Future[page.Drawings]
+    run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: str, charts: Callable[[], page.Drawings]
 ) -> Report:
     """Choose the views on validation data, hand the ensemble over, close the books and write the report."""
     labels = {split: np.asarray(run.images.labels[run.images.indices(split)]) for split in ("val", "test")}
@@ -144,7 +156,7 @@ def close(
 
     run.reporter.begin("writing the report")
     with run.accountant.entry("report", reserved_s=run.promise_s(run.closing_s, gpus=0)) as opened:
-        drawn = charts.result()
+        drawn = charts()
         begun_at = run.engine.now()
         write_report(gathered(False), run.folder, drawn)
         opened.charge_ahead(run.engine.now() - begun_at + LEAVING_S)

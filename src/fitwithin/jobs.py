@@ -164,7 +164,8 @@ class TrainJob:
         for which the process stays."""
         if self.evaluation is None:
             return self.until_at - EXIT_S - 1.2 * model_s
-        return self.until_at - 1.2 * model_s - HANDOVER_S - max(MEANWHILE_S, (1 + REHEARSED_MARGIN) * evaluation_s)
+        least_s = MEANWHILE_S if self.setting.device.startswith("cuda") else 0.0
+        return self.until_at - 1.2 * model_s - HANDOVER_S - max(least_s, (1 + REHEARSED_MARGIN) * evaluation_s)
 
     def overhead_s(
         self,

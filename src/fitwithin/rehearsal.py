@@ -11,10 +11,9 @@ from fitwithin import page
 from fitwithin.candidate import Candidate
 from fitwithin.costs import MEANWHILE_S
 from fitwithin.estimate import Estimate
-from fitwithin.finish import write_report
+from fitwithin.finish import meanwhile, write_report
 from fitwithin.halving import ETA, MOST_RUNGS
 from fitwithin.jobs import CURVE_POINTS, READING_S
-from fitwithin.machine import cores
 from fitwithin.report import CandidateRow, CurvePoint, Limit, Receipt, Report, Validation
 from fitwithin.request import Request
 from fitwithin.search import FINAL
@@ -38,7 +37,7 @@ def rehearse(candidates: Sequence[Candidate], request: Request) -> float:
         drawn_at = time.monotonic()
         write_report(report, Path(folder), drawn)
         writing_s = time.monotonic() - drawn_at
-        meanwhile_s = MEANWHILE_S if cores() > 1 else 0.0  # on a single core one waits for the other
+        meanwhile_s = MEANWHILE_S if meanwhile(request) else 0.0
         drawing_s = max(0.0, MARGIN * (drawn_at - begun_at) - meanwhile_s)
         return drawing_s + MARGIN * WRITTEN * writing_s + BESIDE_S
 
