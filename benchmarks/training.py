@@ -59,8 +59,9 @@ PREPARED: list[list[str]] = []
 
 #: Training sizes, and test sizes by recipe: the paper's two, and one between. A long time has room for larger images:
 #: from 5 to 200 epochs imagenette's published runs gain more at 192 px than at 128 (92.50 to 95.03, 91.57 to 94.24 %).
+#: It is tested larger than it was trained: on validation data the first such run had 94.7 % at 192 px, 96.1 at 256.
 SIZES = {"imagenette": "160", "mini-imagenet": "64"}
-LONG_SIZES = {("imagenette", "fast"): ("192", "192,224,256")}
+LONG_SIZES = {("imagenette", "fast"): ("192", "224,256,288")}
 TEST_SIZES = {
     ("imagenette", "paper"): "160,224",
     ("imagenette", "fast"): "160,192,224",
