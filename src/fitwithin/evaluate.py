@@ -36,7 +36,8 @@ class Evaluator:
         self.ms_per_image: dict[str, float] = {}
 
     def rehearse(self, learner: Learner, job: EvaluateJob, most_s: float) -> float:
-        """Try the evaluation out with that learner, whatever its weights; seconds that it will take in this process.
+        """Try the evaluation out with that learner, whatever its weights; seconds that it will take in this process,
+        what it writes included.
 
         Of each size REHEARSED_BATCHES of validation are looked at, fewer where that takes more than ``most_s``; what
         the first one costs beyond the others is paid here.
@@ -63,7 +64,7 @@ class Evaluator:
             first_s = max(0.0, marks[1] - marks[0] - batch_s)
             whole_s += sum(first_s + self._batches(split, size) * batch_s for split in job.splits)
             self._device.empty_cache()
-        return whole_s
+        return whole_s + len(job.splits) * (len(job.views) + len(groups)) * self._writing_s(job)
 
     def evaluate(self, job: EvaluateJob, emit: Callable[[Progress], None]) -> Evaluated:
         """Write the logits of every split and view, split by split and size by size, while time lasts; time each view.
@@ -123,6 +124,17 @@ class Evaluator:
             models.write_atomically(folder / EVALUATED, lambda path, text=text: path.write_text(text, encoding="utf-8"))
             device.empty_cache()
         return replace(found, peak_bytes=max(found.peak_bytes, device.peak_bytes()))
+
+    def _writing_s(self, job: EvaluateJob) -> float:
+        """Seconds in which the logits of the larger split are on disk."""
+        path = Path(job.folder) / "rehearsal.npy"
+        most = max(len(self._feeder.pack.indices(split)) for split in job.splits)
+        rows = np.zeros((most, job.setting.classes), dtype=np.float32)
+        begun_at = time.monotonic()
+        models.write_atomically(path, lambda path: _save(path, rows))
+        took_s = time.monotonic() - begun_at
+        path.unlink()
+        return took_s
 
     def _batches(self, split: str, size: int) -> int:
         """How many batches a split has."""
