@@ -14,9 +14,9 @@ from fitwithin import assemble, flow, gather, planning, survey
 from fitwithin.candidate import Candidate
 from fitwithin.contest import turn_name
 from fitwithin.costs import LEAVING_S
-from fitwithin.engine.simulated import Law
+from fitwithin.engine.simulated import Law, Trouble
 from fitwithin.errors import UsageError
-from fitwithin.jobs import TrainJob
+from fitwithin.jobs import TrainJob, stays
 from fitwithin.ledger import OPEN
 from fitwithin.store import MemoryStore
 from simulation import GIB, CountedImages, Stage, Timed, books_after_each, request, without_pages
@@ -74,6 +74,28 @@ def test_the_weak_get_little_and_the_winner_what_is_left(begin: Begin) -> None:
     spent = next(limit for limit in report.receipt.limits if limit.name == "time")
     assert spent.kept
     assert spent.spent > 0.9 * 900
+
+
+@pytest.mark.parametrize("kind", [None, "died"])
+def test_who_has_the_final_training_is_evaluated_without_another_start(begin: Begin, kind: str | None) -> None:
+    """And has the time that was kept for it. (One that died before long is taken up again.)"""
+    stage = begin(law=Law(half_epochs=20, startup_s=4.0))
+    run = stage.run()
+    flow.draw_up(run)
+    if kind is not None:
+        stage.engine.law = replace(stage.engine.law, troubles=(Trouble(at_s=800.0, kind=kind),))
+    report = flow.tell(run)
+    final = [job for job in stage.engine.jobs if isinstance(job, TrainJob) and job.folder.endswith("-final")]
+    assert len(final) == (1 if kind is None else 2)
+    assert all(stays(job) for job in final)
+    assert not any(stays(job) for job in stage.engine.jobs if job not in final)
+    (evaluated,) = (e for e in run.accountant.books().entries if e.phase == "evaluate")
+    assert evaluated.charged_s is not None
+    assert evaluated.charged_s < 4.0
+    (delivered,) = (row for row in report.methods if row.delivered)
+    assert delivered.test is not None
+    assert all(limit.kept for limit in report.receipt.limits)
+    assert run.accountant.books().spent_s() > 900 - run.closing_s - 1
 
 
 def test_time_that_gains_too_little_is_left_unspent_and_the_report_says_so(begin: Begin) -> None:

@@ -250,8 +250,15 @@ def hangs_at(job: Job, heard_at: float) -> float:
 
 
 def stays(job: Job) -> bool:
-    """Whether the job's process stays for the evaluation of the model that it left."""
+    """Whether the job's process stays for an evaluation."""
     return isinstance(job, TrainJob) and job.evaluation is not None
+
+
+def stays_for(turn: TrainJob, job: Job) -> bool:
+    """Whether the process of that turn, which stays, can do the job: evaluate a model of its candidate."""
+    if not isinstance(job, EvaluateJob):
+        return False
+    return (turn.candidate, turn.setting.pack) == (job.candidate, job.setting.pack)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,13 +23,15 @@ from fitwithin.session import Run
 TOO_SHORT = "its time does not pay for two steps"
 
 
-def train(run: Run, plan: Plan, *, left: Callable[[], Remaining]) -> None:
+def train(run: Run, plan: Plan, *, left: Callable[[], Remaining], evaluating_s: float) -> None:
     """Carry out trials until the search has none left.
 
     Args:
         left: what all trials to come may take together, now.
+        evaluating_s: what is kept beside that for the winner's evaluation. The process of a single final training stays
+            for it, and has that too: whoever had the final training is the winner, or was before it.
     """
-    trials = _Trials(run, plan, left)
+    trials = _Trials(run, plan, left, evaluating_s)
     if not trials.search.finished:
         slots.fill(run, "train", reserved_s=lambda: left().usable_s, ask=trials.ask, told=trials.told)
 
@@ -37,9 +39,9 @@ def train(run: Run, plan: Plan, *, left: Callable[[], Remaining]) -> None:
 class _Trials:
     """The trials of a run's search while they last: asked for, given to slots as turns, told of."""
 
-    def __init__(self, run: Run, plan: Plan, left: Callable[[], Remaining]) -> None:
+    def __init__(self, run: Run, plan: Plan, left: Callable[[], Remaining], evaluating_s: float) -> None:
         assert plan.search is not None
-        self.run, self.frozen, self.left = run, plan.frozen, left
+        self.run, self.frozen, self.left, self.evaluating_s = run, plan.frozen, left, evaluating_s
         self.search = stand(run, plan.search)
         self._profiles = gather.profiled(run.store.events("profiled"))
         #: Those that were at work when the run was interrupted.
@@ -52,10 +54,12 @@ class _Trials:
         while (asked := self._taken_up() or self._new()) is not None:
             trial, turn, ends_at = asked
             if turn is not None:
+                stays = trial.final and self.run.request.slots == 1 and instantiate.stays(self.run, turn)
+                ends_at += self.evaluating_s if stays else 0.0
                 self._at_work[turn.name] = trial, ends_at
                 told = _told(trial, self.search)
                 return instantiate.begun(
-                    self.run, turn, slot, ends_at=ends_at, frozen=self.frozen, told=told, last=trial.final
+                    self.run, turn, slot, ends_at=ends_at, frozen=self.frozen, told=told, last=trial.final, stays=stays
                 )
             body = {"name": contest.turn_name(trial), "trained": None, "reason": TOO_SHORT}
             self.run.store.append("turn", body)

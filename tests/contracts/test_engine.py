@@ -386,6 +386,20 @@ def test_a_process_that_stays_evaluates_in_time_what_it_trained(stayers: Bench, 
     assert stayers.engine.now() - begun_at > took_s
 
 
+def test_a_process_that_stays_evaluates_another_model_of_its_candidate(stayers: Bench, tmp_path: Path) -> None:
+    """As of the trial before it, where that ended better."""
+    before = stayers.train(tmp_path / "before", 12)
+    assert isinstance(before, Trained), before
+    job = staying(stayers, tmp_path / "final", 9.0)
+    assert isinstance(carried_out(stayers, job), Trained)
+    assert job.evaluation is not None
+    evaluated = carried_out(stayers, replace(job.evaluation, folder=str(tmp_path / "before")))
+    assert isinstance(evaluated, Evaluated), evaluated
+    assert len(evaluated.done) == 8
+    plain = read_logits(tmp_path / "before", "val", job.evaluation.views[0])
+    assert int((plain.argmax(axis=1) == _labels(stayers)).sum()) == before.best
+
+
 def test_another_job_ends_the_process_that_stays(stayers: Bench, tmp_path: Path) -> None:
     job = staying(stayers, tmp_path, 7.0)
     assert isinstance(carried_out(stayers, job), Trained)

@@ -39,8 +39,8 @@ class Crew(Protocol):
 class Engine(Protocol):
     """Carries out jobs, each in a process of its own, and never past its end; from several threads at once if asked.
 
-    Where a turn's process ``stays`` for the evaluation of its model (:attr:`fitwithin.jobs.TrainJob.evaluation`), that
-    is the engine's next job, and needs no start; any other job ends the process first.
+    Where a turn's process ``stays`` for an evaluation (:attr:`fitwithin.jobs.TrainJob.evaluation`), that is the next
+    job, of a model of the same candidate, and needs no start; any other job ends the process first.
     """
 
     stays: bool

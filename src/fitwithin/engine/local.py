@@ -25,7 +25,6 @@ from fitwithin.engine.children import Child, listen, merged
 from fitwithin.engine.threads import Threads
 from fitwithin.errors import DeviceError
 from fitwithin.jobs import (
-    EvaluateJob,
     Failure,
     HoldJob,
     Job,
@@ -37,6 +36,7 @@ from fitwithin.jobs import (
     hangs_at,
     processes,
     stays,
+    stays_for,
 )
 from fitwithin.launch import ENDED, STARTED, Server, allocator, receive
 from fitwithin.machine import cpu_name
@@ -75,8 +75,8 @@ class Local:
         self._devices = [Seat(rank=rank).device(device) for rank in range(gpus)]
         self.server = server if server is not None else Server(log)
         self._holders: list[Connection] = []
-        #: The process that stays for the evaluation of its turn's model, the folder of that, and what closes it.
-        self._staying: tuple[str, Child, ExitStack] | None = None
+        #: The process that stays for an evaluation, its turn, and what closes it.
+        self._staying: tuple[TrainJob, Child, ExitStack] | None = None
         self._asking = threading.Lock()
         # nvidia-smi is a process to wait for; meanwhile there is something else to do.
         beside = ThreadPoolExecutor(1, thread_name_prefix="facts")
@@ -179,7 +179,7 @@ class Local:
                 ended = listen(children, until_at, lambda heard_at: hangs_at(job, heard_at), on_progress)
                 first = children[0]
                 if ended is None and isinstance(job, TrainJob) and stays(job) and isinstance(first.answer, Trained):
-                    self._staying = job.folder, first, open_things.pop_all()
+                    self._staying = job, first, open_things.pop_all()
                     return first.answer
                 for child in children:
                     child.code = _end(child.status, child.pid, killed=child.killed)
@@ -194,9 +194,9 @@ class Local:
         staying, self._staying = self._staying, None
         if staying is None:
             return []
-        folder, child, closes = staying
+        turn, child, closes = staying
         open_things.push(closes)
-        if isinstance(job, EvaluateJob) and job.folder == folder:
+        if stays_for(turn, job):
             child.answer = None
             return [child]
         child.kill()

@@ -42,6 +42,7 @@ from fitwithin.jobs import (
     hangs_at,
     read_evaluated,
     stays,
+    stays_for,
 )
 from fitwithin.profile import Probe, Timing
 from fitwithin.pruning import Pace
@@ -86,7 +87,7 @@ class Simulated:
         self.law, self.images, self.clock = law, images, clock or SimulatedClock()
         self.started_at = self.clock.now()
         self.jobs: list[Job] = []
-        self._staying: str | None = None  # the folder of the turn whose process stays for its model's evaluation
+        self._staying: TrainJob | None = None  # the turn whose process stays for an evaluation
         self._one = threading.Lock()
         self._at_work = threading.local()
 
@@ -141,9 +142,9 @@ class Simulated:
                     return self._screen(job, until_at)
                 if isinstance(job, TrainJob):
                     trained = Turn(self, job, until_at).train(on_progress)
-                    self._staying = job.folder if stays(job) else None
+                    self._staying = job if stays(job) else None
                     return trained
-                if job.folder != staying:
+                if staying is None or not stays_for(staying, job):
                     self.spend(self.law.startup_s, until_at)
                 return self._evaluate(job, until_at, on_progress)
             except _Ended as end:
