@@ -96,9 +96,12 @@ class Turn:
         self.rescues = facts["rescues"]
 
     def rehearse(self, evaluator: Evaluator, evaluation: EvaluateJob) -> None:
-        """Find out what the evaluation will take in this process: the turn ends in time for it."""
+        """Find out what the evaluation will take in this process: the turn ends in time for it.
+
+        Where it took longer than the plan foresees for a process that must start first, others were at work just then.
+        """
         most_s = REHEARSAL_SHARE * (self.job.until_at - time.monotonic())
-        self.evaluation_s = evaluator.rehearse(self.learner, evaluation, most_s)
+        self.evaluation_s = min(evaluator.rehearse(self.learner, evaluation, most_s), self.job.evaluation_s)
         self.schedule.training_ends_at = self.job.ends_at(self.model_s, self.evaluation_s)
 
     def rescue(self) -> None:

@@ -105,7 +105,7 @@ class Turn:
         slow = law.slowness(began_at - self.engine.started_at)
         images = sum(len(self.engine.images.indices(split)) for split in evaluation.splits)
         per_image_s = sum(law.eval_image_s(self.job.candidate, view.px) for view in evaluation.views)
-        self.evaluation_s = slow * images * per_image_s
+        self.evaluation_s = min(slow * images * per_image_s, self.job.evaluation_s)
         self.schedule.training_ends_at = self.job.ends_at(self.job.save_s, self.evaluation_s)
 
     def stride(self) -> int:
