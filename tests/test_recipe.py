@@ -130,7 +130,9 @@ def test_progressive_resizing_gives_sizes_that_fit_the_strides() -> None:
     assert one.stages(160) == ((0.0, 96), (0.4, 128), (0.7, 160))
     assert one.stages(224) == ((0.0, 128), (0.4, 192), (0.7, 224))
     assert one.stages(84) == ((0.0, 48), (0.4, 64), (0.7, 84))
-    assert one.stages(40) == ((0.0, 24), (0.4, 32), (0.7, 40))
+    assert one.stages(40) == ((0.0, 32), (0.7, 40)), "none below a stride of 32"
+    assert one.stages(32) == ((0.0, 32),)
+    assert one.stages(24) == ((0.0, 24),)
     assert replace(one, progress=((0.0, 0.95), (0.5, 1.0))).stages(160) == ((0.0, 160),), "no size comes twice"
     assert load("paper").stages(160) == ((0.0, 160),)
 

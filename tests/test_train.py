@@ -185,7 +185,7 @@ def test_a_turn_whose_process_stays_ends_in_time_for_the_evaluation(
     evaluator: Any = Foreseeing(rehearsed_s)
     outcome = advance(replace(wanted, evaluation=evaluation), images, told.append, evaluator)
     left_s = wanted.until_at - time.monotonic()
-    assert 3.0 < left_s < 4.5
+    assert 2.7 < left_s < 4.5  # what closing the loaders takes is in it
     ((_, asked, most_s),) = evaluator.asked
     assert asked == evaluation
     assert 0 < most_s < 0.01 * 8.0

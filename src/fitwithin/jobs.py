@@ -112,8 +112,8 @@ class TrainJob:
     ``start``: the folder of a model whose weights it begins with; without one they are drawn. ``evaluation_s`` is kept
     behind the turn for evaluating its model; a turn on a machine that has become slower ends the earlier for it.
     With an ``evaluation`` the process stays for it instead: it tries it out at its start, and the turn ends in time for
-    what that will take. From ``anxious_at`` on, when only just time is left for another process to evaluate what there
-    is, a silence of ``lively_s`` tells that it hangs.
+    what that will take, ``evaluation_s`` at most. From ``anxious_at`` on, when only just time is left for another
+    process to evaluate what there is, a silence of ``lively_s`` tells that it hangs.
     """
 
     setting: Setting

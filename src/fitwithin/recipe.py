@@ -25,6 +25,11 @@ OPTIMIZERS = ("adamw", "muon")
 DEFAULT = "fast"
 
 
+#: Progressive resizing has no smaller images: after a stride of 32 the last kernels of 3x3 would see one pixel and its
+#: padding. (Gradients of these in bfloat16 hold what was in memory before: torch 2.14.1 on a CPU.)
+SMALLEST_PX = 32
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One way of training. ``lr`` holds at a batch of ``lr_batch``; without ``max_batch`` as many as fit are taken.
@@ -134,12 +139,13 @@ class Recipe:
         """``(share of the steps, px)`` of each stage, ascending in both: always one at least, the last at ``train_px``.
 
         Sizes are multiples of 32 pixels, the stride of most backbones, for a training size of 128 or more, else of 8.
+        None is below SMALLEST_PX.
         """
         stages: list[tuple[float, int]] = []
         for since, share in self.progress or ((0.0, 1.0),):
-            px = _scaled(train_px, share)
+            px = min(max(_scaled(train_px, share), SMALLEST_PX), train_px)
             if not stages or px > stages[-1][1]:
-                stages.append((since, min(px, train_px)))
+                stages.append((since, px))
         return tuple(stages)
 
     def view_sizes(self, trained: Sequence[int]) -> list[int]:

@@ -182,13 +182,15 @@ def test_a_small_batch_passes_and_is_timed(bench: Bench, brief: bool) -> None:
 @pytest.mark.parametrize("timed", [False, True])
 def test_a_step_that_resizes_what_lies_on_canvases_is_probed_as_it_trains(local: Bench, timed: bool) -> None:
     """As a GPU's step does, with the sizes of progressive resizing."""
-    recipe = replace(local.setting.recipe, progress=((0.0, 0.5), (0.5, 1.0)))
-    found = local.probe(timed=timed, recipe=recipe, canvas_px=56)
+    recipe = replace(local.setting.recipe, progress=((0.0, 0.7), (0.5, 1.0)))
+    setting = replace(local.setting, recipe=recipe, canvas_px=56)
+    job = ProbeJob(setting=setting, candidate=replace(CANDIDATE, train_px=48), batch=4, timed=timed)
+    found = local.engine.do(job, until_at=local.engine.now() + 60.0, on_progress=lambda progress: None)
     assert isinstance(found, Probe), found
     assert found.passed, found.reason
     assert (found.timing is not None) == timed
     if found.timing is not None:
-        assert list(found.timing.stage_step_s) == [16]
+        assert list(found.timing.stage_step_s) == [32]
         assert min(found.timing.loader_step_s, found.timing.dummy_step_s) > 0
 
 
@@ -339,7 +341,8 @@ def test_a_crew_has_several_jobs_at_work_at_once(bench: Bench, tmp_path: Path) -
 
 def staying(bench: Bench, folder: Path, within_s: float, **of: Any) -> TrainJob:
     """A turn whose process stays for the evaluation of its model; both have so many seconds."""
-    job = replace(bench.train_job(folder, 10**6), until_at=bench.engine.now() + within_s, **of)
+    until_at = bench.engine.now() + within_s
+    job = replace(bench.train_job(folder, 10**6), until_at=until_at, evaluation_s=3.0, **of)
     evaluation = EvaluateJob(
         setting=bench.setting,
         candidate=CANDIDATE,
