@@ -89,7 +89,7 @@ def train(run: Run, plan: Plan) -> None:
     stays = plan.search is None and len(plan.turns) == 1 and instantiate.stays(run, plan.turns[0])
     kept_s = _kept_s(plan, run, stays=stays)
     if plan.search is not None:
-        evaluating_s = kept_s - run.closing_s
+        evaluating_s = max(0.0, kept_s - run.closing_s)
         searching.train(run, plan, left=lambda: run.remaining().less(kept_s), evaluating_s=evaluating_s)
         return
     trained, failed = gather.outcomes(run.store.events("turn"))
