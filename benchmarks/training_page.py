@@ -96,7 +96,7 @@ def _accuracy(rows: Sequence[Row]) -> list[str]:
             f"{key[3]} {key[4]}",
             gpu(group),
             f"{group[0]['sizes'][0]} ({group[0]['sizes'][1]})",
-            f"{len(group)}",
+            _runs(group),
             f"{group[0]['batch']}",
             f"{mean(row['epochs'] for row in group):.0f}",
             _spread([row["val"] for row in group]),
@@ -107,6 +107,12 @@ def _accuracy(rows: Sequence[Row]) -> list[str]:
         for key, group in groups.items()
     ]
     return ["## Accuracy", "", *text(SPREAD), *table(head, lines, left=6)] if rows else []
+
+
+def _runs(group: Sequence[Row]) -> str:
+    """How many runs there are, and how many came through test in time if not all did."""
+    tested = sum(row["ensemble_test"] is not None for row in group)
+    return f"{len(group)}" if tested == len(group) else f"{len(group)} ({tested} tested)"
 
 
 def _single(row: Row) -> float | None:
