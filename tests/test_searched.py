@@ -179,7 +179,8 @@ def test_where_all_failed_nothing_is_handed_over() -> None:
 
 def test_charges_are_summed_by_turn_whatever_stands_between() -> None:
     def entry(number: int, key: str, phase: str, charged_s: float | None, gpus: int = 1) -> Entry:
-        return Entry(number=number, phase=phase, key=key, gpus=gpus, reserved_s=9.0, charged_s=charged_s)
+        reserved_s = 10.0 - number  # what is reserved when it is taken up again is less
+        return Entry(number=number, phase=phase, key=key, gpus=gpus, reserved_s=reserved_s, charged_s=charged_s)
 
     found = searched.charges(
         Books(
@@ -193,7 +194,10 @@ def test_charges_are_summed_by_turn_whatever_stands_between() -> None:
             )
         )
     )
-    assert found == {"a": searched.Charge(seconds=5.0, gpu_s=10.0), "b": searched.Charge(seconds=1.0, gpu_s=1.0)}
+    assert found == {
+        "a": searched.Charge(seconds=5.0, gpu_s=10.0, promised_s=8.0),
+        "b": searched.Charge(seconds=1.0, gpu_s=1.0, promised_s=7.0),
+    }
 
 
 def test_a_trial_names_its_turn() -> None:

@@ -20,10 +20,15 @@ from fitwithin.units import format_duration
 
 @dataclass(frozen=True, kw_only=True)
 class Charge:
-    """What a turn was charged: ``seconds``, and those times the GPUs that it held."""
+    """What a turn was charged: ``seconds``, and those times the GPUs that it held; ``promised_s`` it was to take.
+
+    The promise is what was reserved when it began: of a final training whose process stays for the evaluation of its
+    model, the time for that too, of which it may use what the evaluation does not need.
+    """
 
     seconds: float = 0.0
     gpu_s: float = 0.0
+    promised_s: float | None = None
 
 
 def charges(books: Books) -> dict[str, Charge]:
@@ -33,7 +38,8 @@ def charges(books: Books) -> dict[str, Charge]:
         if entry.phase == "train":
             before, seconds = found.get(entry.key, Charge()), entry.charged_s or 0.0
             gpu_s = before.gpu_s + seconds * entry.gpus
-            found[entry.key] = Charge(seconds=before.seconds + seconds, gpu_s=gpu_s)
+            promised_s = entry.reserved_s if before.promised_s is None else before.promised_s
+            found[entry.key] = Charge(seconds=before.seconds + seconds, gpu_s=gpu_s, promised_s=promised_s)
     return found
 
 
@@ -70,7 +76,7 @@ def _row(trial: Trial, search: Halving, charge: Charge) -> TrialRow:
         candidate=trial.candidate.name,
         turn=turn_name(trial),
         rung=trial.rung,
-        promised_s=trial.seconds,
+        promised_s=trial.seconds if charge.promised_s is None else charge.promised_s,
         charged_s=charge.seconds,
         gpu_s=charge.gpu_s,
         accuracy=_estimate(score),

@@ -23,9 +23,10 @@ class RungRow:
 class TrialRow:
     """One trial of a search; ``rung`` counts from 0, the final training has -1; ``turn`` names its folder.
 
-    ``promised_s`` are GPU-seconds, ``charged_s`` the seconds that it took by the books, ``gpu_s`` those times the GPUs
-    that it held. ``accuracy`` is None where it left no validated model. ``fate`` is one of FATES, ``why`` the search's
-    reason to try it, or why it failed.
+    ``promised_s`` are the seconds reserved for it when it began (with the evaluation's, where its process stays for
+    that), ``charged_s`` those that it took by the books, ``gpu_s`` these times the GPUs that it held. ``accuracy`` is
+    None where it left no validated model. ``fate`` is one of FATES, ``why`` the search's reason to try it, or why it
+    failed.
     """
 
     number: int
