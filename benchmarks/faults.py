@@ -42,7 +42,7 @@ VICTIMS = ("worker", "driver", "both")
 #: By turns: one backbone, two by turns, a search, and a search with two at once.
 WAYS = (
     ("--models", "test_resnet"),
-    ("--models", "test_resnet,test_efficientnet"),
+    ("--models", "test_resnet,test_efficientnet", "--search", "exhaustive"),
     ("--models", "test_resnet,test_efficientnet,test_byobnet", "--search", "halving"),
     ("--models", "test_resnet,test_efficientnet,test_byobnet", "--search", "halving", "--gpus", "2"),
 )

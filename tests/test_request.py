@@ -241,11 +241,19 @@ def test_the_command_line_takes_what_the_library_does() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ({"min_gain": 0.5}, "add --search halving"),
-        ({"min_gain": 0.0, "search": "halving"}, "must be more than nothing"),
+        ({"min_gain": 0.5, "search": "exhaustive"}, "of a search that can stop early"),
+        ({"min_gain": 0.5, "scope": "candidate"}, "of a search that can stop early"),
+        ({"min_gain": 0.0}, "must be more than nothing"),
         ({"min_gain": float("inf"), "search": "halving"}, "must be more than nothing"),
     ],
 )
 def test_a_gain_that_cannot_be_asked_for_is_refused(words: dict[str, Any], told: str) -> None:
     with pytest.raises(UsageError, match=told):
         parse("photos", memory="6GiB", time="1h", **words)
+
+
+def test_the_default_search_is_halving_unless_each_candidate_has_all_the_time() -> None:
+    asked = [parse("photos", memory="6GiB", time="1h", scope=scope).search for scope in ("total", "candidate")]
+    assert asked == ["halving", "exhaustive"]
+    with pytest.raises(UsageError, match="nothing is left to search by halving"):
+        parse("photos", memory="6GiB", time="1h", scope="candidate", search="halving")

@@ -15,7 +15,6 @@ from fitwithin.candidate import Candidate
 from fitwithin.contest import turn_name
 from fitwithin.costs import LEAVING_S
 from fitwithin.engine.simulated import Law, Trouble
-from fitwithin.errors import UsageError
 from fitwithin.jobs import TrainJob, stays
 from fitwithin.ledger import OPEN
 from fitwithin.store import MemoryStore
@@ -149,14 +148,64 @@ def test_a_search_that_was_interrupted_asks_what_it_would_have_asked(begin: Begi
     assert all(limit.kept for limit in report.receipt.limits)
 
 
-def test_the_plan_of_a_search_is_json_and_is_not_carried_out_step_by_step(begin: Begin) -> None:
-    stage = begin()
-    plan = flow.draw_up(stage.run())
+def test_the_plan_of_a_search_is_json(begin: Begin) -> None:
+    plan = flow.draw_up(begin().run())
     again = planning.from_json(plan.to_json())
-    assert (again.search, again.turns) == (plan.search, plan.turns)
+    assert (again.search, again.turns, again.profiles) == (plan.search, plan.turns, plan.profiles)
     assert json.loads(plan.to_json())["search"]["counts"] == [16, 4]
-    with pytest.raises(UsageError, match="--search exhaustive"):
-        flow.check_plan(plan, plan.fingerprint)
+    assert {profile.candidate for profile in plan.profiles} == {turn.candidate for turn in plan.turns}
+
+
+def steps(stage: Stage) -> dict[str, int]:
+    """The steps that every turn took."""
+    trained, failed = gather.outcomes(stage.store.events("turn"))
+    assert failed == {}
+    return {name: one.steps for name, one in trained.items()}
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_frozen_search_has_its_steps_on_another_machine(begin: Begin, slots: int) -> None:
+    """A faster one takes no more of them, a slower one as many where it has the time, and none of both profiles."""
+    drawn = begin(folder="drawn", slots=slots)
+    plan = replace(flow.draw_up(drawn.run()), frozen=True)
+    told = {}
+    for name, image_s, time_s in (("same", 1e-3, 900.0), ("faster", 0.8e-3, 900.0), ("slower", 1.3e-3, 1300.0)):
+        stage = begin(folder=name, slots=slots, law=Law(half_epochs=20, image_s=image_s), time_s=time_s)
+        report = flow.tell(stage.run(), plan)
+        assert all(limit.kept for limit in report.receipt.limits)
+        assert not any(entry.phase == "profile" for entry in stage.run().accountant.books().entries)
+        told[name] = report.winner, steps(stage), sorted(asked(stage))
+    assert told["faster"] == told["same"]
+    assert told["slower"] == told["same"]
+    first = {turn.name: turn.steps for turn in plan.turns}
+    assert first.items() <= told["same"][1].items()
+    assert len(told["same"][1]) > len(first) + slots
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.6, 0.9])
+def test_a_frozen_search_that_was_interrupted_is_the_uninterrupted_one(begin: Begin, cut: float) -> None:
+    """The store ends after so many events, as where the process was killed."""
+    plan = replace(flow.draw_up(begin(folder="drawn").run()), frozen=True)
+    whole = begin(folder="whole")
+    report = flow.tell(whole.run(), plan)
+    again = begin(folder="whole")
+    again.store = MemoryStore()
+    events = whole.store.events()
+    for event in events[: int(cut * len(events))]:
+        again.store.append(event.kind, event.body)
+    resumed = flow.tell(again.run(), plan)
+    assert resumed.winner == report.winner
+    assert steps(again) == steps(whole)
+    assert asked(again) == asked(whole)
+
+
+def test_a_frozen_search_without_the_time_is_cut_and_keeps_the_limit(begin: Begin) -> None:
+    plan = replace(flow.draw_up(begin(folder="drawn").run()), frozen=True)
+    stage = begin(folder="short", time_s=500.0)
+    report = flow.tell(stage.run(), plan)
+    assert all(limit.kept for limit in report.receipt.limits)
+    trained, _ = gather.outcomes(stage.store.events("turn"))
+    assert any(one.ended == "cut" for one in trained.values())
 
 
 def test_the_ladder_is_told_in_a_sentence(begin: Begin) -> None:

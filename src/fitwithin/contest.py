@@ -122,7 +122,12 @@ def plan(
         return None
     facts = replace(facts, counts=counts, seconds=seconds, final_s=search.final_s)
     return Plan(
-        turns=tuple(turns), rejections=tuple(turned_away), request=request, fingerprint=fingerprint, search=facts
+        turns=tuple(turns),
+        rejections=tuple(turned_away),
+        request=request,
+        fingerprint=fingerprint,
+        search=facts,
+        profiles=tuple(replace(known[entrant.candidate].profile, probes=()) for entrant in search.entrants),
     )
 
 

@@ -16,6 +16,7 @@ from fitwithin.jobs import Failure, Trained
 from fitwithin.measurement import OUT_OF_TIME
 from fitwithin.planning import Plan, Turn
 from fitwithin.profile import Profile, Rejection
+from fitwithin.profile import to_dict as profile_to_dict
 from fitwithin.report import Report
 from fitwithin.session import Run
 from fitwithin.store import latest
@@ -39,6 +40,8 @@ def draw_up(run: Run, frozen: Plan | None = None) -> Plan:
     if stored is not None:
         return plans.from_json(json.dumps(stored))
     plan = frozen if frozen is not None else _planned(run)
+    for known in frozen.profiles if frozen is not None else ():
+        run.store.append("profiled", profile_to_dict(known))
     run.store.append("plan", json.loads(plan.to_json()))
     return plan
 
@@ -152,11 +155,6 @@ def check_plan(plan: Plan, fingerprint: str) -> None:
         raise UsageError(
             f"the plan was drawn up for other data (fingerprint {plan.fingerprint[:12]}, this folder has "
             f"{fingerprint[:12]}); draw up a new one with `fitwithin plan`"
-        )
-    if plan.search is not None:
-        raise UsageError(
-            "the plan is a search, whose later trials depend on how the first ones end; "
-            "draw up a plan with --search exhaustive to carry it out step by step"
         )
     if not plan.turns:
         raise UsageError("the plan trains nothing; draw up a new one with `fitwithin plan`")

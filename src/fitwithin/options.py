@@ -86,7 +86,7 @@ Gpus = Annotated[
 Search = Annotated[
     str | None,
     typer.Option(
-        "--search", help="How candidates share the time: exhaustive (default), halving or optuna.", show_default=False
+        "--search", help="How candidates share the time: halving (default), optuna or exhaustive.", show_default=False
     ),
 ]
 MinGain = Annotated[

@@ -16,6 +16,7 @@ from fitwithin.candidate import Candidate
 from fitwithin.costs import FIXED_MARGIN, MARGIN, Costs, DataFacts, costs, evaluation_kept_s, stages_of
 from fitwithin.errors import BudgetError, UsageError
 from fitwithin.profile import Profile, Rejection
+from fitwithin.profile import from_dict as profile_from_dict
 from fitwithin.recipe import Recipe
 from fitwithin.schedule import Stage
 from fitwithin.search import Entrant
@@ -109,7 +110,8 @@ class Planned:
 class Plan:
     """What will be trained and what not, each with its reasons; ``frozen`` plans keep their steps whatever happens.
 
-    With a ``search`` the turns are those of its first rung, and what follows depends on how they end.
+    With a ``search`` the turns are those of its first rung, and what follows depends on how they end; the ``profiles``,
+    without their probes, are what later trials' steps are drawn from.
     """
 
     turns: tuple[Turn, ...]
@@ -118,6 +120,7 @@ class Plan:
     fingerprint: str
     frozen: bool = False
     search: Planned | None = None
+    profiles: tuple[Profile, ...] = ()
     schema: int = SCHEMA
 
     @property
@@ -141,7 +144,9 @@ def from_json(text: str) -> Plan:
             Rejection(candidate=Candidate(**r["candidate"]), reason=r["reason"]) for r in value["rejections"]
         )
         search = _planned(value["search"]) if value.get("search") else None
-        return Plan(**{**value, "turns": turns, "rejections": rejections, "search": search})
+        profiles = tuple(profile_from_dict(profile) for profile in value.get("profiles", ()))
+        parts = {"turns": turns, "rejections": rejections, "search": search, "profiles": profiles}
+        return Plan(**{**value, **parts})
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UsageError(f"this is no plan that `fitwithin plan` wrote ({type(error).__name__}: {error})") from error
 

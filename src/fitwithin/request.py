@@ -21,9 +21,9 @@ from fitwithin.recipe import Recipe
 #: The sizes of the paper.
 SIZES = (160, 224)
 
-#: How candidates share a budget: all alike, little by little, or so with Optuna's word on who enters; the first is the
-#: default.
-SEARCHES = ("exhaustive", "halving", "optuna")
+#: How candidates share a budget: little by little (the default), so with Optuna's word on who enters, or all alike (the
+#: default where each has the whole of it).
+SEARCHES = ("halving", "optuna", "exhaustive")
 
 #: Where jobs may run.
 ENGINES = ("local", "ray")
@@ -176,18 +176,20 @@ def _list(value: str | Sequence[Any]) -> str:
     return value if isinstance(value, str) else ",".join(str(part) for part in value)
 
 
-def _check_search(search: str, scope: str, min_gain: float | None) -> None:
-    """UsageError unless the words about the search go together."""
+def _search(asked: str | None, scope: str, min_gain: float | None) -> str:
+    """The search that was asked for, or else the scope's; UsageError unless the words about it go together."""
+    search = asked or ("exhaustive" if scope == "candidate" else SEARCHES[0])
     if search not in SEARCHES:
         raise UsageError(f"{search!r} is no search; choose from {', '.join(SEARCHES)}")
     if search == "optuna" and find_spec("optuna") is None:
         raise UsageError("--search optuna needs Optuna; install it with: pip install 'fitwithin[optuna]'")
-    if search != SEARCHES[0] and scope == "candidate":
+    if search != "exhaustive" and scope == "candidate":
         raise UsageError("--scope candidate gives every candidate the whole time: nothing is left to search by halving")
-    if min_gain is not None and search == SEARCHES[0]:
-        raise UsageError(f"--min-gain {min_gain:g} is of a search that can stop early; add --search halving")
+    if min_gain is not None and search == "exhaustive":
+        raise UsageError(f"--min-gain {min_gain:g} is of a search that can stop early: halving or optuna")
     if min_gain is not None and not 0 < min_gain < math.inf:
         raise UsageError(f"--min-gain {min_gain:g} must be more than nothing: points of accuracy per GPU-hour, say 0.5")
+    return search
 
 
 def _check_gpus(gpus: int | None, data_parallel: int) -> None:
@@ -225,7 +227,7 @@ def parse(
     jobs: int = 1,
     data_parallel: int = 1,
     gpus: int | None = None,
-    search: str = SEARCHES[0],
+    search: str | None = None,
     min_gain: float | None = None,
     emulate_device_memory: str | int | None = None,
     engine: str = "local",
@@ -254,7 +256,6 @@ def parse(
     if not 1 <= data_parallel <= MOST_PARALLEL:
         raise UsageError(f"--data-parallel {data_parallel} is out of range; choose from 1 to {MOST_PARALLEL}")
     _check_gpus(gpus, data_parallel)
-    _check_search(search, scope, min_gain)
     trains = recipes.load(recipe)
     viewed = parse_sizes(_list(test_sizes)) if test_sizes is not None else trains.view_sizes(trained)
     usual = trains.precisions_on(device)
@@ -287,7 +288,7 @@ def parse(
         jobs=jobs,
         emulate_bytes=emulated,
         data_parallel=data_parallel,
-        search=search,
+        search=_search(search, scope, min_gain),
         min_gain=min_gain,
         engine=engine,
         ray_address=ray_address,

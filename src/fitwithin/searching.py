@@ -1,7 +1,8 @@
 """The instantiation phase by a search: trials are asked for, carried out as turns, and told of, within one budget.
 
 What was asked and how it ended are events of the run's store; a run that was interrupted tells the search both once
-more and goes on with the trials that it was at.
+more and goes on with the trials that it was at. Under a frozen plan the search counts with the seconds that were
+planned, whatever the clock says, so that its trials have the steps that they would have had on the plan's machine.
 """
 
 from __future__ import annotations
@@ -85,9 +86,7 @@ class _Trials:
         trial = self._interrupted.pop(0)
         body = next(e.body for e in self.run.store.events("trial") if e.body["trial"]["number"] == trial.number)
         turn = None if body["turn"] is None else turn_from_dict(body["turn"])
-        left = self.left()
-        paid_s = own_s[0] * (left.slot_s / sum(own_s)) if own_s[0] else 0.0
-        return trial, turn, self.run.engine.now() + min(own_s[0], left.time_s, paid_s)
+        return trial, turn, self.run.engine.now() + self._lasts_s(own_s[0], sum(own_s))
 
     def _own_s(self, trial: Trial) -> float:
         """What is left of a trial's time."""
@@ -96,11 +95,7 @@ class _Trials:
 
     def _new(self) -> tuple[Trial, Turn | None, float] | None:
         """What the search wants to be tried now."""
-        left, now = self.left(), self.run.engine.now()
-        # What is at work may go on to its end; its device time is reserved already.
-        busy_s = sum(max(0.0, ends_at - now) for _, ends_at in self._at_work.values())
-        left_s = min(left.slots * left.time_s - busy_s, left.slot_s)
-        longest_s = left.time_s if left.slots > 1 else math.inf
+        left_s, longest_s = self._there_is()
         new = self.search.ask(left_s=left_s, longest_s=longest_s)
         if new is None:
             return None
@@ -113,7 +108,37 @@ class _Trials:
         if longest_s < math.inf:
             body["longest_s"] = longest_s
         run.store.append("trial", body)
-        return new, turn, run.engine.now() + min(new.seconds, self.left().usable_s)
+        return new, turn, run.engine.now() + self._lasts_s(new.seconds, new.seconds)
+
+    def _there_is(self) -> tuple[float, float]:
+        """The seconds of all slots that nobody has been promised, and those by the clock until all must be over."""
+        if self.frozen:
+            return self._planned_s(), math.inf
+        left, now = self.left(), self.run.engine.now()
+        # What is at work may go on to its end; its device time is reserved already.
+        busy_s = sum(max(0.0, ends_at - now) for _, ends_at in self._at_work.values())
+        left_s = min(left.slots * left.time_s - busy_s, left.slot_s)
+        return left_s, left.time_s if left.slots > 1 else math.inf
+
+    def _planned_s(self) -> float:
+        """What the plan has for trials that were not asked for yet."""
+        ladder = self.search.ladder
+        rungs_s = ladder.total_s if ladder is not None else 0.0
+        return self.search.final_s + rungs_s - math.fsum(trial.seconds for trial in self.search.trials)
+
+    def _lasts_s(self, own_s: float, waiting_s: float) -> float:
+        """How long a trial may last that was promised ``own_s``, where all that wait were promised ``waiting_s``.
+
+        Where the device time does not pay for those, its share. Under a frozen plan, whose steps may take longer here,
+        all that trials to come were not promised.
+        """
+        left = self.left()
+        if self.frozen:
+            later_s, _ = self._there_is()
+            later_s += waiting_s - own_s
+            return min(left.usable_s, max(own_s, left.usable_s - later_s / left.slots))
+        paid_s = own_s * min(1.0, left.slot_s / waiting_s) if waiting_s else 0.0
+        return min(paid_s, left.time_s)
 
 
 def _told(trial: Trial, search: Halving) -> str:

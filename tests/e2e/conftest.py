@@ -45,10 +45,11 @@ def shapes(ground: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def plan(ground: Path, door: Door, shapes: Path) -> Path:
-    """A plan for the three tiny models and plenty of time; from here on their profiles are in the cache."""
+    """A plan of a turn for each of the three tiny models and plenty of time; from here on their profiles are in the
+    cache."""
     path = ground / "plan.json"
     # Time for all three profiles even beside busy neighbours: a run may spend 40 % of its budget on profiling.
-    door.fine("plan", shapes, *TINY, *SIZES, *MODELS, "--time", "150s", "--out", path)
+    door.fine("plan", shapes, *TINY, *SIZES, *MODELS, "--search", "exhaustive", "--time", "150s", "--out", path)
     return path
 
 

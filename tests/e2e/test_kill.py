@@ -14,6 +14,7 @@ import pytest
 
 from e2e.door import (
     CLASSES,
+    MODELS,
     SIZES,
     TEARDOWN_S,
     TINY,
@@ -171,10 +172,21 @@ def test_killed_while_packing_and_again_while_profiling(
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(ground: Path, door: Door, shapes: Path, pair: Path) -> Path:
-    """The pair's plan, carried out without interruption."""
-    run = ground / "uninterrupted"
-    door.fine("run", shapes, "--plan", pair, "--time", f"{BUDGET_S}s", "--out", run)
+def contest(ground: Path, door: Door, shapes: Path, plan: Path) -> Path:
+    """The plan of a search among three models, whose trials have a few seconds in all."""
+    del plan  # from there on the profiles are in the cache
+    path = ground / "contest.json"
+    door.fine("plan", shapes, *TINY, *SIZES, *MODELS, "--time", "30s", "--out", path)
+    assert [len(json.loads(path.read_text(encoding="utf-8"))["search"][name]) for name in ("entrants", "counts")] == [
+        3,
+        1,
+    ]
+    return path
+
+
+def carried_out(door: Door, shapes: Path, plan: Path, run: Path) -> Path:
+    """The plan, carried out without interruption."""
+    door.fine("run", shapes, "--plan", plan, "--time", f"{BUDGET_S}s", "--out", run)
     assert all("complete" in row["reason"] for row in report(run)["candidates"])
     return run
 
@@ -195,18 +207,19 @@ def _second_turn(run: Path) -> bool:
     return turns == 1 and any(run.glob(f"candidates/*/{CHECKPOINT}"))
 
 
-@pytest.mark.parametrize("moment", [_validating, _second_turn])
+@pytest.mark.parametrize(("kind", "moment"), [("pair", _validating), ("contest", _second_turn)])
 def test_a_frozen_plan_killed_and_resumed_gives_the_same_bytes(
     door: Door,
     start: Callable[..., Alive],
     shapes: Path,
-    pair: Path,
-    uninterrupted: Path,
     tmp_path: Path,
+    request: pytest.FixtureRequest,
+    kind: str,
     moment: Callable[[Path], bool],
 ) -> None:
-    run = tmp_path / "run"
-    with start("run", shapes, "--plan", pair, "--time", f"{BUDGET_S}s", "--out", run) as alive:
+    plan = request.getfixturevalue(kind)
+    uninterrupted, run = carried_out(door, shapes, plan, tmp_path / "whole"), tmp_path / "run"
+    with start("run", shapes, "--plan", plan, "--time", f"{BUDGET_S}s", "--out", run) as alive:
         alive.when(lambda: moment(run), why=moment.__name__)
         killed_s = alive.kill()
         alive.nothing_left()

@@ -31,7 +31,7 @@ def test_a_search_killed_twice_ends_within_its_time(
 ) -> None:
     del plan  # from here on the profiles are in the cache
     run = tmp_path / "run"
-    words = (*TINY, "--sizes", "32", "--test-sizes", "32,40", *MODELS, "--search", "halving", "--time", f"{SEARCH_S}s")
+    words = (*TINY, "--sizes", "32", "--test-sizes", "32,40", *MODELS, "--time", f"{SEARCH_S}s")
     with start("run", shapes, *words, "--out", run) as alive:
         alive.when(lambda: len(ended(run)) == 1 and len(trials(run)) == 2, why="the second trial began")
         spent_s = alive.kill()
@@ -91,7 +91,7 @@ def test_a_search_in_two_slots_is_killed_and_interrupted_with_two_trials_open(
 ) -> None:
     del plan  # from here on the profiles are in the cache
     run = tmp_path / "run"
-    words = (*TINY, "--sizes", "32", "--test-sizes", "32,40", *MODELS, "--search", "halving", "--time", f"{PAIR_S}s")
+    words = (*TINY, "--sizes", "32", "--test-sizes", "32,40", *MODELS, "--time", f"{PAIR_S}s")
     with start("run", shapes, *words, "--gpus", "2", "--gpu-time", f"{2 * PAIR_S}s", "--out", run) as alive:
         alive.when(lambda: len(trials(run)) >= 2 and len(at_work(run)) == 2, why="two trials were at work")
         spent_s = alive.kill()
