@@ -15,8 +15,8 @@ from fitwithin.candidate import Candidate
 from fitwithin.contest import turn_name
 from fitwithin.costs import LEAVING_S
 from fitwithin.engine.simulated import Law, Trouble
-from fitwithin.jobs import TrainJob, stays
-from fitwithin.ledger import OPEN
+from fitwithin.jobs import OUTCOME, TrainJob, stays
+from fitwithin.ledger import BEAT, OPEN
 from fitwithin.store import MemoryStore
 from simulation import GIB, CountedImages, Stage, Timed, books_after_each, request, without_pages
 
@@ -146,6 +146,29 @@ def test_a_search_that_was_interrupted_asks_what_it_would_have_asked(begin: Begi
     assert sum(trial.rung == 0 for _, trial in gather.trials(again.store.events("trial"))) == 16
     assert report.receipt.balanced
     assert all(limit.kept for limit in report.receipt.limits)
+
+
+@pytest.mark.parametrize("limit", ["time_s", "gpu_time_s"])
+def test_killed_at_the_end_of_the_final_training_no_more_is_promised_than_there_is(begin: Begin, limit: str) -> None:
+    """It had the time of the evaluation too, so it was charged more than its own seconds: nothing is left of these."""
+    whole = begin(folder="whole", law=Law(half_epochs=20, startup_s=4.0))
+    limits = {"time_s": None, "gpu_time_s": None, limit: 900.0}
+    whole.request = replace(whole.request, budget=replace(whole.request.budget, **limits))
+    flow.tell(whole.run())
+    events = whole.store.events()
+    (at,) = (n for n, event in enumerate(events) if event.kind == OPEN and event.body["key"].endswith("-final") and
+             event.body["phase"] == "train")  # fmt: skip
+    again = replace(whole, store=MemoryStore())
+    for event in events[: at + 1]:
+        again.store.append(event.kind, event.body)
+    opened = events[at].body
+    again.store.append(BEAT, {"number": opened["number"], "elapsed_s": opened["reserved_s"] - 1.0, "peak_bytes": None})
+    (whole.folder / "candidates" / opened["key"] / OUTCOME).unlink(missing_ok=True)
+    report = flow.tell(again.run())
+    assert all(kept.kept for kept in report.receipt.limits)
+    for books in books_after_each(again.store.events()):
+        gpu = limit == "gpu_time_s"
+        assert books.spent_s(gpu=gpu) + books.reserved_s(gpu=gpu) <= 900.0 * (1 + 1e-9)
 
 
 def test_the_plan_of_a_search_is_json(begin: Begin) -> None:

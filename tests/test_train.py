@@ -267,10 +267,15 @@ def test_weights_that_are_no_numbers_are_taken_back(
         return loss
 
     monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(turns, "READING_S", 0.0)
+    monkeypatch.setattr(turns, "CURVE_POINTS", math.inf)
     outcome = advance(job(images, tmp_path), images)
     assert (outcome.ended, outcome.steps, outcome.rescues) == ("complete", STEPS, 1)
     assert (outcome.best or 0) > N_VAL // 2
     assert_finite(tmp_path)
+    steps = [point["step"] for point in outcome.curve]
+    assert steps == sorted(set(steps)), "what was taken back is not on the curve"
+    assert steps[-1] == STEPS
     peak = job(images, tmp_path).setting.recipe.learning_rate(BATCH)
     assert rates[-1] == 0.0
     assert rates[-(STEPS - 1)] == 0.5 * peak * cosine(1, STEPS), "back at the checkpoint after the first step"

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fitwithin.budget import Remaining
-from fitwithin.costs import Costs, DataFacts, costs
+from fitwithin.costs import Costs, DataFacts, costs, evaluation_kept_s
 from fitwithin.errors import RunFolderError
 from fitwithin.halving import Halving
 from fitwithin.jobs import Trained
-from fitwithin.planning import Plan, Planned, Turn, epochs_of, evaluation_reserve_s, name_of, turn_of
+from fitwithin.planning import Plan, Planned, Turn, epochs_of, name_of, turn_of
 from fitwithin.profile import Profile, Rejection
 from fitwithin.recipe import Recipe
 from fitwithin.sampled import Sampled
@@ -97,7 +97,7 @@ def plan(
         seed: who enters is sampled by it; without one all do, as far as the time pays for them.
     """
     known = {profile.candidate: priced(profile, data, recipe, view_sizes) for profile in profiles}
-    kept_s = evaluation_reserve_s([(one.profile, one.usual) for one in known.values()])
+    kept_s = evaluation_kept_s(max(one.usual.evaluation_s for one in known.values()))
     budget_s = left.less(kept_s).together_s
     facts = Planned(
         entrants=tuple(entrants([*known.values()])),

@@ -138,13 +138,13 @@ def train(run: Run, plan: Plan) -> None:
 
 
 def _kept_s(plan: Plan, run: Run, *, stays: bool) -> float:
-    """Under scope ``total``, what no turn may touch: evaluating the winner and its twin, unless the process of the only
-    turn ``stays`` for that, and closing."""
+    """Under scope ``total``, what no turn may touch: evaluating the winner (and its twin, but not in a search, where
+    that was not trained as long), unless the process of the only turn ``stays`` for that, and closing."""
     if run.request.budget.scope == "candidate":
         return 0.0
     if stays:
         return run.closing_s
-    twins = 2 if {turn.candidate.precision for turn in plan.turns} >= {"amp", "fp32"} else 1
+    twins = 2 if plan.search is None and {turn.candidate.precision for turn in plan.turns} >= {"amp", "fp32"} else 1
     evaluating_s = evaluation_kept_s(max(turn.evaluation_s for turn in plan.turns)) * twins
     return evaluating_s + weary_s(run.request.limit_s) + run.closing_s
 

@@ -138,7 +138,7 @@ class _Trials:
             later_s += waiting_s - own_s
             return min(left.usable_s, max(own_s, left.usable_s - later_s / left.slots))
         paid_s = own_s * min(1.0, left.slot_s / waiting_s) if waiting_s else 0.0
-        return min(paid_s, left.time_s)
+        return min(paid_s, left.usable_s)
 
 
 def _told(trial: Trial, search: Halving) -> str:

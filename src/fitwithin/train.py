@@ -37,7 +37,7 @@ def advance(
     Raises:
         OutOfMemory: the cap was reached; checkpoint and best model so far stay.
         Hanging: the loaders make no more batches, and there is time to go on from the checkpoint in another process.
-        TrainingError: the loss is no longer finite, whatever the rate.
+        TrainingError: the loss or a weight is no longer finite, whatever the rate.
     """
     if (finished := read_trained(Path(job.folder) / OUTCOME)) is not None:
         return finished

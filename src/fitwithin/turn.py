@@ -113,11 +113,12 @@ class Turn:
         saved = read_checkpoint(self.folder / CHECKPOINT)
         if saved is None or self.rescues == RESCUES:
             raise TrainingError(
-                f"the loss was no longer finite at step {self.schedule.step}, in attempt {self.rescues + 1} of "
-                f"{RESCUES + 1}; a lower learning rate or fp32 may help"
+                f"the loss or a weight was no longer finite at step {self.schedule.step}, in attempt "
+                f"{self.rescues + 1} of {RESCUES + 1}; a lower learning rate or fp32 may help"
             )
         self.rescues += 1
         self.spoiled = False
+        self.curve = [point for point in self.curve if point["step"] <= saved["facts"]["step"]]
         self._losses.clear()
         self.learner.load_state(saved["learner"])
         furthest = max(self.schedule.planned, self.schedule.total)

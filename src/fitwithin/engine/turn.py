@@ -7,8 +7,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from fitwithin.engine.law import Law
 from fitwithin.jobs import (
     CARD,
     CHECKPOINT,
@@ -26,16 +27,37 @@ from fitwithin.jobs import (
 from fitwithin.schedule import rate_factor
 
 if TYPE_CHECKING:
-    from fitwithin.engine.simulated import Simulated
+    from fitwithin.session import Images
 
 #: Far from its end a turn is simulated in strides of this share of its steps left; at the end, step by step.
 STRIDES = 64
 
 
+class Machine(Protocol):
+    """What a turn needs of the engine that carries it out (:class:`fitwithin.engine.simulated.Simulated`)."""
+
+    law: Law
+    images: Images
+    started_at: float
+
+    @property
+    def number(self) -> int:
+        """Which of the engine's jobs this is."""
+
+    def now(self) -> float:
+        """The simulated present."""
+
+    def spend(self, seconds: float, until_at: float) -> None:
+        """Work for what are ``seconds`` on a machine at rest."""
+
+    def claim(self, job: TrainJob) -> int:
+        """The peak of the job, in bytes; it ends there if that is above the cap."""
+
+
 class Turn:
     """One turn by the law: the loop of train.py with a clock that jumps."""
 
-    def __init__(self, engine: Simulated, job: TrainJob, until_at: float) -> None:
+    def __init__(self, engine: Machine, job: TrainJob, until_at: float) -> None:
         self.engine, self.job, self.until_at, self.law = engine, job, until_at, engine.law
         self.folder = Path(job.folder)
         self.n_val = len(engine.images.indices("val"))
