@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed.stamp
+TESTS := FITWITHIN_CACHE="$(abspath $(VENV))/test-cache" $(BIN)/python -m pytest
 
 .PHONY: help demo test check browser clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    the complete flow on scanned digits, on the CPU, in about two minutes (demo-run/)"
+	@echo "make demo    the complete flow on scanned digits, on the CPU, in 75 s (demo-run/)"
 	@echo "make test    make check, then the tests"
 	@echo "make check   ruff check, ruff format --check, mypy"
 	@echo "make clean   remove what these made"
@@ -18,7 +19,7 @@ demo: $(STAMP)
 	$(BIN)/python -m fitwithin demo --out demo-run
 
 test: check browser
-	FITWITHIN_CACHE="$(abspath $(VENV))/test-cache" $(BIN)/python -m pytest
+	$(TESTS) -n auto --dist loadfile -m "not timed"; beside=$$?; $(TESTS) -m timed && exit $$beside
 
 check: $(STAMP)
 	$(BIN)/python -m ruff check .

@@ -1,6 +1,27 @@
 """What every test shares. tests/ is on the path, so ``from simulation import ...`` works in every folder below."""
 
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, Phase, settings
+
+HERE = Path(__file__).parent
+
+#: Tests that work by the clock: what they start has the machine to itself. All others may run side by side.
+TIMED = (
+    "contracts",
+    "e2e",
+    "gpu",
+    "test_bad_models.py",
+    "test_baton.py",
+    "test_evaluate.py",
+    "test_feeder.py",
+    "test_launch.py",
+    "test_parallel.py",
+    "test_profiling.py",
+    "test_ray.py",
+    "test_train.py",
+)
 
 # Two busy cores make a single example slow now and then: that is no finding. Explaining a failure tries hundreds of
 # variants of it, minutes where an example is a whole run.
@@ -11,3 +32,10 @@ settings.register_profile(
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
 )
 settings.load_profile("default")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs the machine for itself."""
+    for item in items:
+        if item.path.relative_to(HERE).parts[0] in TIMED:
+            item.add_marker(pytest.mark.timed)

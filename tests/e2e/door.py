@@ -208,6 +208,8 @@ class Alive:
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,
+                # Where the tests run in a shell's background Ctrl-C is ignored, and by all that they start.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         self._log = log
 

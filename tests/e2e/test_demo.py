@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from e2e.door import Door, delivered, receipt
+from e2e.door import TEARDOWN_S, Door, delivered, receipt
 
-LIMIT_S = 120
+LIMIT_S = 75
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_the_demo_reads_digits_in_under_two_minutes_and_can_be_repeated(door: Door, tmp_path: Path) -> None:
+def test_the_demo_reads_digits_in_its_time_and_can_be_repeated(door: Door, tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="the demo's digits ship with scikit-learn", exc_type=ImportError)
     out = tmp_path / "demo"
     ended = door.fine("demo", "--out", out)
-    assert ended.wall_s < LIMIT_S
+    assert ended.wall_s <= LIMIT_S + TEARDOWN_S
     run = out / "run"
     assert ended.out.splitlines()[-1] == f"Report: {(run / 'report.html').resolve()}"
     assert all(limit["kept"] for limit in receipt(run)["limits"])
