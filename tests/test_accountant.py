@@ -2,6 +2,7 @@
 
 import threading
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -173,6 +174,49 @@ def test_what_an_interrupt_left_open_is_settled_with_the_chain() -> None:
     assert books.balanced
     assert (books.spent_s(), books.spent_s(gpu=True)) == (3.0, 3.0)
     assert not [t for t in threading.enumerate() if t.name == "ledger-beat"]
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_an_interrupt_while_an_entry_is_opened_leaves_none_open(written: bool) -> None:
+    """Ctrl-C just after it was written that a turn begins, or just before."""
+
+    class Interrupting(MemoryStore):
+        armed = False
+
+        def append(self, kind: str, body: dict[str, Any]) -> int:
+            if not (self.armed and kind == ledger.OPEN):
+                return super().append(kind, body)
+            self.armed = False
+            if written:
+                super().append(kind, body)
+            raise KeyboardInterrupt
+
+    store, clock = Interrupting(), SimulatedClock()
+    accountant = book(store, clock)
+
+    def interrupted() -> None:
+        with accountant.entry("train", reserved_s=10.0):
+            store.armed = True
+            clock.sleep(1.0)
+            accountant.entry("train", "a", gpus=1, reserved_s=10.0, beside=True)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    books = accountant.books()
+    assert [(entry.key, entry.charged_s) for entry in books.entries] == [("", 1.0), ("a", 0.0)][: 1 + written]
+    with accountant.entry("report"):
+        clock.sleep(1.0)
+    assert accountant.books().balanced
+
+
+def test_no_beat_follows_the_end_of_an_entry() -> None:
+    """The thread that beats begins late: the entry has been settled meanwhile."""
+    store = MemoryStore()
+    accountant = Accountant(store, BUDGET, time.monotonic, started_at=time.monotonic(), beating=False)
+    with accountant.entry("train") as opened:
+        pass
+    accountant._beat(opened)
+    assert [event.kind for event in store.events()] == [ledger.OPEN, ledger.SETTLE]
 
 
 def test_many_threads_keep_the_books_together(monkeypatch: pytest.MonkeyPatch) -> None:

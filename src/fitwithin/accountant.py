@@ -121,9 +121,9 @@ class Accountant:
                 "reserved_s": max(0.0, reserved_s),
                 "at_s": opened.began_at,
             }
-            self._store.append(ledger.OPEN, {**body, "beside": True} if beside else body)
-            if beside:
+            if beside:  # before it is written: an interrupt may come in between
                 self._beside.add(opened)
+            self._store.append(ledger.OPEN, {**body, "beside": True} if beside else body)
         if self._beating:
             opened.beats = threading.Thread(target=self._beat, args=(opened,), name="ledger-beat", daemon=True)
             opened.beats.start()
@@ -131,10 +131,12 @@ class Accountant:
 
     def settle(self, opened: Open) -> None:
         """Close an entry with what it took, and with one of the chain whatever an interrupt left open beside it."""
-        for left in [] if opened.beside else list(self._beside):
-            self.settle(left)
+        if not opened.beside and self._beside:
+            written = {entry.number for entry in self.books().entries}
+            for left in [each for each in self._beside if each.number in written]:
+                self.settle(left)
         opened.over.set()
-        if opened.beats is not None:
+        if opened.beats is not None and opened.beats.is_alive():
             opened.beats.join()
         with self._lock:
             now = self._clock() + opened.ahead_s
@@ -146,14 +148,16 @@ class Accountant:
                 self._since = now
 
     def _beat(self, opened: Open) -> None:
-        while True:
-            now = self._clock()
-            body = {
-                "number": opened.number,
-                "elapsed_s": now - opened.began_at,
-                "at_s": now,
-                "peak_bytes": opened.peak_bytes,
-            }
-            self._store.append(ledger.BEAT, body)
-            if opened.over.wait(ledger.BEAT_S):
-                return
+        while not opened.over.is_set():
+            with self._lock:
+                if opened.over.is_set():  # it is about to be settled, or was: no beat comes after that
+                    return
+                now = self._clock()
+                body = {
+                    "number": opened.number,
+                    "elapsed_s": now - opened.began_at,
+                    "at_s": now,
+                    "peak_bytes": opened.peak_bytes,
+                }
+                self._store.append(ledger.BEAT, body)
+            opened.over.wait(ledger.BEAT_S)
