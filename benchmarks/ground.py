@@ -91,7 +91,7 @@ def turns(run: Path) -> dict[str, dict[str, Any]]:
     no number."""
     with SqliteStore(run, write=False) as store:
         trained, _ = gather.outcomes(store.events("turn"))
-    names = ("steps", "planned_steps", "ended", "startup_s", "training_s", "rescues")
+    names = ("steps", "planned_steps", "ended", "startup_s", "training_s", "rescues", "evaluation_s")
     return {name: {key: getattr(one, key) for key in names} for name, one in trained.items()}
 
 

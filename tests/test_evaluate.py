@@ -124,7 +124,7 @@ def test_what_is_tried_out_tells_what_the_evaluation_takes(
         learner = Learner(wanted.setting, wanted.candidate, Cpu())
         evaluator = evaluate.Evaluator(Cpu(), feeder)
         predicted_s = evaluator.rehearse(learner, wanted, most_s)
-        assert len(passes) == 2 + 2 * looked_at, "each view once to be timed, and the batches"
+        assert len(passes) == 4 + 2 * looked_at, "each view once to be timed, a batch of both, and the batches"
         begun_at = clock.now()
         found = evaluator.evaluate(wanted, lambda progress: None)
     assert evaluator.learner is learner

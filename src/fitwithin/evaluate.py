@@ -39,31 +39,37 @@ class Evaluator:
         """Try the evaluation out with that learner, whatever its weights; seconds that it will take in this process,
         what it writes included.
 
-        Of each size REHEARSED_BATCHES of validation are looked at, fewer where that takes more than ``most_s``; what
-        the first one costs beyond the others is paid here.
+        Every view is timed first: what its kernels cost at first is paid then, and a GPU that rested has raised its
+        clocks. One batch, not counted, wakes the loaders. Then of each size REHEARSED_BATCHES of validation are looked
+        at, fewer where that takes more than ``most_s``.
         """
         self.learner = learner
-        size, begun_at, whole_s = eval_batch(job.batch), time.monotonic(), 0.0
-        groups = _by_size(job)
-        for number, views in enumerate(groups):
-            for view in views:
-                self.ms_per_image[view.name] = ms_per_image(learner, view, size)
+        size, crop, groups = eval_batch(job.batch), job.setting.recipe.crop, _by_size(job)
+        for view in job.views:
+            self.ms_per_image[view.name] = ms_per_image(learner, view, size)
+
+        def looked_at(views: list[View], batches: int, until_at: float) -> list[float]:
+            """When it began, and when each batch was done."""
             marks = [time.monotonic()]
-            until_at = begun_at + most_s * (number + 1) / len(groups)
 
-            def note(marks: list[float] = marks, until_at: float = until_at) -> bool:
+            def note() -> bool:
                 marks.append(time.monotonic())
-                return len(marks) <= REHEARSED_BATCHES and marks[-1] < until_at
+                return len(marks) <= batches and marks[-1] < until_at
 
-            crop = job.setting.recipe.crop
             split_logits(learner, self._feeder, "val", views, crop=crop, batch=size, on_batch=note)
+            self._device.empty_cache()
+            return marks
+
+        looked_at(groups[0], 1, 0.0)
+        begun_at, whole_s = time.monotonic(), 0.0
+        for number, views in enumerate(groups):
+            marks = looked_at(views, REHEARSED_BATCHES, begun_at + most_s * (number + 1) / len(groups))
             later = len(marks) - 2
             # Of a single batch the device's part is known.
             alone_s = min(marks[1] - marks[0], sum(self.ms_per_image[view.name] for view in views) * size / 1e3)
             batch_s = (marks[-1] - marks[1]) / later if later else alone_s
             first_s = max(0.0, marks[1] - marks[0] - batch_s)
             whole_s += sum(first_s + self._batches(split, size) * batch_s for split in job.splits)
-            self._device.empty_cache()
         return whole_s + len(job.splits) * (len(job.views) + len(groups)) * self._writing_s(job)
 
     def evaluate(self, job: EvaluateJob, emit: Callable[[Progress], None]) -> Evaluated:

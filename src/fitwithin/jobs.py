@@ -30,9 +30,9 @@ class Setting:
     """What every job of a run shares: the device, its cap, the packed images and the recipe.
 
     ``workers`` is the number of loader processes; ``view_sizes`` the sizes in pixels that evaluation uses.
-    ``data_parallel`` processes train a candidate together, on devices that follow each other; each has its loaders.
-    So many jobs at a time, the ``sharers``, have the machine's cores.
-    With ``canvas_px`` the device resizes training images, which travel on canvases of that side; else the loaders do.
+    ``data_parallel`` processes train a candidate together, on devices that follow each other; each has its loaders. The
+    ``sharers``, so many jobs at a time, have the machine's cores. With ``canvas_px`` the device resizes training
+    images, which travel on canvases of that side; else the loaders do.
     """
 
     device: str
@@ -72,12 +72,11 @@ class Seat:
 class ProbeJob:
     """Run the real step at ``batch`` under the cap; with ``timed`` also measure everything a plan needs.
 
-    ``batch`` is what each process takes, where several train together.
-    A ``scout`` goes on in the same process to about two thirds of what seems to fit, so that one start gives two points
-    of memory against batch; never beyond ``limit``. ``outside_bytes`` is what earlier probes held outside the
-    allocator.
-    ``captured``: on CUDA the step is recorded as a graph. An update takes ``batch`` images in ``chunks`` parts; with
-    ``rates`` smaller batches are timed too. A ``brief`` timing takes a fraction of the time, and is less certain.
+    ``batch`` is what each process takes, where several train together. A ``scout`` goes on in the same process to about
+    two thirds of what seems to fit, so that one start gives two points of memory against batch; never beyond ``limit``.
+    ``outside_bytes`` is what earlier probes held outside the allocator. ``captured``: on CUDA the step is recorded as a
+    graph. An update takes ``batch`` images in ``chunks`` parts; with ``rates`` smaller batches are timed too. A
+    ``brief`` timing takes a fraction of the time, and is less certain.
     """
 
     setting: Setting
@@ -102,18 +101,17 @@ class ProbeJob:
 class TrainJob:
     """Train for ``steps`` and leave a model in ``folder`` before ``until_at``; goes on from a checkpoint found there.
 
-    ``step_s``, ``validation_s`` and ``save_s`` are the profile's figures; ``checkpoint_every_s`` is the time between
-    checkpoints. Where a batch is not there within ``patience_s``, or nothing is heard of the process for ``silence_s``,
-    it hangs, and the turn goes on in another one. An ``open_ended`` job goes beyond its steps while time lasts, a
-    ``frozen`` one keeps them. ``outside_bytes`` is what the
-    profile held outside the allocator; ``captured``: its step was recorded as a CUDA graph; ``chunks``: an update takes
-    ``batch`` images in so many parts. Processes that train together take equal shares of them, each in so many parts.
-    ``stages``: the sizes of images and the pace at each; without any all have the candidate's, at ``step_s``.
-    ``start``: the folder of a model whose weights it begins with; without one they are drawn. ``evaluation_s`` is kept
-    behind the turn for evaluating its model; a turn on a machine that has become slower ends the earlier for it.
-    With an ``evaluation`` the process stays for it instead: it tries it out at its start, and the turn ends in time for
-    what that will take, ``evaluation_s`` at most. From ``anxious_at`` on, when only just time is left for another
-    process to evaluate what there is, a silence of ``lively_s`` tells that it hangs.
+    ``step_s``, ``validation_s`` and ``save_s`` are the profile's; between checkpoints are ``checkpoint_every_s``. Where
+    a batch is not there within ``patience_s``, or nothing is heard of the process for ``silence_s``, it hangs and the
+    turn goes on in another one. An ``open_ended`` job goes beyond its steps while time lasts, a ``frozen`` one keeps
+    them. ``outside_bytes`` is what the profile held outside the allocator; ``captured``: its step was recorded as a
+    CUDA graph; ``chunks``: an update takes ``batch`` images in so many parts. Processes that train together take equal
+    shares of them, each in so many parts. ``stages``: the sizes of images and the pace at each; without any all have
+    the candidate's, at ``step_s``. ``start``: the folder of a model whose weights it begins with; without one they are
+    drawn. ``evaluation_s`` is kept behind the turn for evaluating its model; a turn on a machine that has become slower
+    ends the earlier for it. With an ``evaluation`` the process stays for it instead: it tries it out at its start, and
+    the turn ends in time for what that will take, ``evaluation_s`` at most. From ``anxious_at`` on, when only just time
+    is left for another process to evaluate what there is, a silence of ``lively_s`` tells that it hangs.
     """
 
     setting: Setting
@@ -206,10 +204,12 @@ class EvaluateJob:
 
 @dataclass(frozen=True, kw_only=True)
 class ScreenJob:
-    """Time the step of a backbone's ``candidates`` (its precisions and layouts at one size) at one small batch."""
+    """Time the step of ``candidates`` (backbones' precisions and layouts at one size) at one small batch; a ``brief``
+    job leaves those out that would take long."""
 
     setting: Setting
     candidates: tuple[Candidate, ...]
+    brief: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +269,8 @@ class Trained:
     ``validations`` and ``curve`` hold plain values ready for the report; ``best`` is ``correct`` images of the best
     validation, whose weights are in the folder (None if none took place: then the weights are the last ones).
     ``training_s`` is the time of the steps alone, the loader's start included; ``rescues`` how often the loss was no
-    number and the turn went back to its checkpoint, at a lower rate.
+    number and the turn went back to its checkpoint, at a lower rate; ``evaluation_s`` what a process that stays expects
+    its evaluation to take.
     """
 
     steps: int
@@ -283,6 +284,7 @@ class Trained:
     startup_s: float
     training_s: float = 0.0
     rescues: int = 0
+    evaluation_s: float | None = None
 
 
 def trained_to_json(trained: Trained) -> str:
@@ -326,10 +328,8 @@ def read_evaluated(path: Path) -> Evaluated | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A job that gave no result: ``kind`` is ``memory``, ``deadline``, ``died``, ``hung`` or ``error``.
-
-    One process of several may also say ``deserted``: another is gone, whose own end tells more.
-    """
+    """A job that gave no result: ``kind`` is ``memory``, ``deadline``, ``died``, ``hung``, ``error``, or ``deserted``
+    where of several processes another one is gone, whose own end tells more."""
 
     kind: str
     reason: str

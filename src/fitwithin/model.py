@@ -62,6 +62,11 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
+def depthwise(model: nn.Module) -> bool:
+    """Whether it has depthwise convolutions: under AMP in channels_last their kernels are built at run time."""
+    return any(isinstance(part, nn.Conv2d) and 1 < part.groups == part.in_channels for part in model.modules())
+
+
 def known_models() -> list[str]:
     """The names of all timm backbones, sorted."""
     return list(timm.list_models())

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from queue import SimpleQueue
 from threading import Semaphore
+from typing import Literal
 
 from fitwithin.candidate import Candidate
 from fitwithin.certificates import Cache
@@ -15,7 +16,7 @@ from fitwithin.engine import Engine
 from fitwithin.jobs import Progress, Screened, ScreenJob, Setting
 from fitwithin.measurement import PROBE_WITHIN_S, Measurement, Tell
 from fitwithin.profile import Profile, Rejection, points_of, prior
-from fitwithin.pruning import pruned, screened, slower
+from fitwithin.pruning import Pace, layouts, pruned, screened, slower
 
 #: Where candidates are searched side by side, the share of the time for that; the rest is for timing them.
 SEARCH_SHARE = 0.6
@@ -28,6 +29,11 @@ PLACING_POINTS = 3
 AT_ONCE = 2
 
 
+#: How far precisions and layouts are compared: all of them, a process for each backbone; in one process for all of them
+#: the layouts of the first precision, but those that would take long; or only as far as they were compared before.
+Compare = Literal["whole", "brief", "known"]
+
+
 def screen(
     candidates: Sequence[Candidate],
     setting: Setting,
@@ -37,28 +43,43 @@ def screen(
     tell: Tell,
     cache: Cache,
     refresh: bool = False,
-    compare: bool = True,
+    compare: Compare = "whole",
+    turn_s: float = math.inf,
 ) -> list[Rejection]:
-    """The candidates whose precision or layout loses at a small batch; where nothing could be measured none does.
-
-    Without ``compare`` nothing is measured, and only what is known from before counts.
-    """
+    """The candidates whose precision or layout loses at a small batch in turns of ``turn_s``; where nothing could be
+    measured none does."""
+    wanted = screened(candidates)
+    paces: dict[str, dict[str, Pace]] = {model: {} for model in wanted}
+    if not refresh:
+        paces = {model: cache.get_paces(model) or {} for model in wanted}
+    unknown = {model: asked for model, asked in wanted.items() if any(each.name not in paces[model] for each in asked)}
+    for job in _screens(setting, list(unknown.values()), compare):
+        models = sorted({variant.model for variant in job.candidates})
+        told = f"comparing {len(job.candidates)} precisions and layouts"
+        tell(Progress(step=0, total=0, text=f"{models[0] if len(models) == 1 else f'{len(models)} backbones'}: {told}"))
+        outcome = engine.do(job, until_at=min(until_at, engine.now() + PROBE_WITHIN_S), on_progress=tell)
+        timed = outcome.paces if isinstance(outcome, Screened) else {}
+        for variant in job.candidates:
+            if variant.name in timed:
+                paces[variant.model][variant.name] = timed[variant.name]
+        for model in models:
+            cache.put_paces(model, paces[model])
     losers: dict[Candidate, str] = {}
-    for model, variants in screened(candidates).items():
-        paces = None if refresh else cache.get_paces(model)
-        if paces is None or any(variant.name not in paces for variant in variants):
-            if not compare:
-                continue
-            tell(Progress(step=0, total=0, text=f"{model}: comparing {len(variants)} precisions and layouts"))
-            ends_at = min(until_at, engine.now() + PROBE_WITHIN_S)
-            job = ScreenJob(setting=setting, candidates=variants)
-            outcome = engine.do(job, until_at=ends_at, on_progress=tell)
-            if not isinstance(outcome, Screened):
-                continue
-            paces = outcome.paces
-            cache.put_paces(model, paces)
-        losers.update(slower({variant: paces[variant.name] for variant in variants if variant.name in paces}))
+    sizes = {px: len(setting.recipe.stages(px)) for px in {candidate.train_px for candidate in candidates}}
+    for model, variants in wanted.items():
+        found = {variant: paces[model][variant.name] for variant in variants if variant.name in paces[model]}
+        losers.update(slower(found, turn_s, sizes))
     return pruned(candidates, losers)
+
+
+def _screens(setting: Setting, unknown: Sequence[Sequence[Candidate]], compare: Compare) -> list[ScreenJob]:
+    """What is to be timed of backbones' variants, process by process."""
+    if compare == "whole":
+        return [ScreenJob(setting=setting, candidates=tuple(variants)) for variants in unknown]
+    several = [found for variants in unknown if len(found := layouts(variants)) > 1]
+    if compare == "known" or not several:
+        return []
+    return [ScreenJob(setting=setting, candidates=tuple(each for found in several for each in found), brief=True)]
 
 
 def measure(

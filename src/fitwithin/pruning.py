@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,11 +15,19 @@ MARGIN = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """Seconds of a training step at ``batch`` images with a batch that lies ready, and half of its 95 % interval."""
+    """Seconds of a training step at ``batch`` images with a batch that lies ready, and half of its 95 % interval;
+    ``first_s`` is what the first steps at a size take beyond that: kernels are chosen or built, the step recorded."""
 
     batch: int
     step_s: float
     error_s: float
+    first_s: float = 0.0
+
+    def spread_s(self, turn_s: float, sizes: int, error_s: float = 0.0) -> float:
+        """Seconds of a step, ``error_s`` more than measured, with its share of what the first ones take at so many
+        ``sizes`` in a turn of ``turn_s``; infinity where those take all of it."""
+        share = max(0.0, 1 - sizes * self.first_s / turn_s)
+        return (self.step_s + error_s) / share if share else math.inf
 
 
 def screened(candidates: Sequence[Candidate]) -> dict[str, tuple[Candidate, ...]]:
@@ -33,18 +42,40 @@ def screened(candidates: Sequence[Candidate]) -> dict[str, tuple[Candidate, ...]
     return {model: tuple(variants) for model, variants in by_model.items() if len(variants) > 1}
 
 
-def slower(paces: Mapping[Candidate, Pace]) -> dict[Candidate, str]:
-    """The variants that lose by more than the noise and MARGIN, each with the reason."""
+def layouts(variants: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Those of a backbone's variants that have the first one's precision."""
+    return tuple(variant for variant in variants if variant.precision == variants[0].precision)
+
+
+def slower(
+    paces: Mapping[Candidate, Pace], turn_s: float = math.inf, sizes: Mapping[int, int] | None = None
+) -> dict[Candidate, str]:
+    """The variants that lose by more than the noise and MARGIN, each with the reason.
+
+    Args:
+        turn_s: how long a turn is; a variant whose first steps take most of that loses to a slower one.
+        sizes: how many sizes progressive resizing goes through, by the size at its end; one where it is not said.
+    """
     if not paces:
         return {}
-    best = min(paces, key=lambda candidate: (paces[candidate].step_s, candidate))
-    most_s = (paces[best].step_s + paces[best].error_s) * (1 + MARGIN)
+
+    def spread_s(candidate: Candidate, errors: float = 0.0) -> float:
+        pace = paces[candidate]
+        return pace.spread_s(turn_s, (sizes or {}).get(candidate.train_px, 1), errors * pace.error_s)
+
+    best = min(paces, key=lambda candidate: (spread_s(candidate), paces[candidate].step_s, candidate))
+    most_s = spread_s(best, 1) * (1 + MARGIN)
     return {
-        candidate: f"{pace.step_s * 1e3:.3g} ms for {pace.batch} images at {candidate.train_px} px, where "
+        candidate: f"{_told(candidate, pace, pace.first_s > paces[best].first_s + pace.step_s)}, where "
         f"{_variant(best)} takes {paces[best].step_s * 1e3:.3g}: too slow to be profiled"
         for candidate, pace in paces.items()
-        if pace.step_s - pace.error_s > most_s
+        if spread_s(candidate, -1) > most_s
     }
+
+
+def _told(candidate: Candidate, pace: Pace, first: bool) -> str:
+    more = f" after {pace.first_s:.1f} s for the first ones" if first else ""
+    return f"{pace.step_s * 1e3:.3g} ms for {pace.batch} images at {candidate.train_px} px{more}"
 
 
 def pruned(candidates: Sequence[Candidate], losers: Mapping[Candidate, str]) -> list[Rejection]:
@@ -55,11 +86,11 @@ def pruned(candidates: Sequence[Candidate], losers: Mapping[Candidate, str]) -> 
 
 
 def firsts(candidates: Sequence[Candidate]) -> list[Rejection]:
-    """All but the first precision and layout of each backbone at each size, where there is no time to compare them."""
+    """All but the first precision and layout of each backbone at each size, where there is no time to compare more."""
     first: dict[tuple[str, int], Candidate] = {}
     for candidate in candidates:
         first.setdefault((candidate.model, candidate.train_px), candidate)
-    reason = "left out: the time is too short to compare precisions and layouts, and the recipe's first one is taken"
+    reason = "left out: the time is too short to compare more, and the recipe's first one that has not lost is taken"
     return [
         Rejection(candidate=candidate, reason=reason)
         for candidate in candidates

@@ -30,10 +30,10 @@ REFUSAL_S = 60.0
 PROFILE_WITHIN_S = 600.0
 
 #: A profile takes about so many seconds on a GPU (docs/log.md); comparing a backbone's precisions and layouts is taken
-#: to last so many.
+#: to last so many, and comparing only the layouts of all of them, in one process, so many and so many more for each.
 #: Where profiles would take more than this share of the budget they are brief, and one per backbone does for all its
-#: sizes; where comparing would, each backbone has the recipe's first precision and layout.
-WHOLE_S, COMPARE_S, BRIEF_SHARE = 8.0, 3.0, 0.1
+#: sizes; where comparing would, only layouts are compared, or nothing.
+WHOLE_S, COMPARE_S, LAYOUTS_S, BRIEF_SHARE = 8.0, 3.0, (2.0, 1.5), 0.1
 
 #: Told of what was found out about a candidate.
 Note = Callable[[Profile | Rejection], None]
@@ -52,10 +52,10 @@ def _prune(
     note: Note,
     *,
     refresh: bool,
-    compare: bool,
+    compare: profiling.Compare,
 ) -> None:
-    """Turn away what loses at a small batch, before it is profiled; where there is no time to ``compare``, all but the
-    first precision and layout."""
+    """Turn away what loses at a small batch, before it is profiled; where there is no time to compare the whole, all
+    but one precision and layout of each backbone."""
     unknown = [candidate for candidate in run.candidates if candidate.name not in known]
     models = {candidate.model for candidate in unknown}
     left_s = PROFILE_WITHIN_S * len(models)
@@ -73,8 +73,9 @@ def _prune(
             cache=cache,
             refresh=refresh,
             compare=compare,
+            turn_s=_turn_s(run, len(models)),
         )
-    if not compare:
+    if compare != "whole":
         names = {*known, *(rejection.candidate.name for rejection in lost)}
         there = [candidate for candidate in run.candidates if isinstance(known.get(candidate.name), Profile)]
         waiting = [candidate for candidate in unknown if candidate.name not in names]
@@ -109,7 +110,7 @@ def profile(run: Run, *, refresh: bool = False) -> list[Profile | Rejection]:
         if (cached := cache.get(candidate, brief=True)) is not None:
             note(cached)
     if run.request.recipe.prune:
-        compare = refresh or _affords(run, COMPARE_S * len({model for model, _ in wanted}))
+        compare = _comparison(run, len({model for model, _ in wanted}), refresh=refresh)
         _prune(run, cache, known, note, refresh=refresh, compare=compare)
 
     def found_out(found: Profile | Rejection) -> None:
@@ -129,6 +130,20 @@ def profile(run: Run, *, refresh: bool = False) -> list[Profile | Rejection]:
 
 def _unknown(run: Run, known: Mapping[str, Profile | Rejection]) -> list[Candidate]:
     return [candidate for candidate in run.candidates if candidate.name not in known]
+
+
+def _comparison(run: Run, models: int, *, refresh: bool) -> profiling.Compare:
+    """How far the precisions and layouts of so many backbones can be compared."""
+    once_s, each_s = LAYOUTS_S
+    if refresh or _affords(run, COMPARE_S * models):
+        return "whole"
+    return "brief" if _affords(run, once_s + each_s * models) else "known"
+
+
+def _turn_s(run: Run, models: int) -> float:
+    """How long a turn of one of so many backbones is, before there is a plan: its budget, or an equal share of it."""
+    limit_s = run.request.budget.limit_s(run.request.held)
+    return limit_s if run.request.budget.scope == "candidate" else limit_s / models
 
 
 def _affords(run: Run, seconds: float) -> bool:

@@ -292,6 +292,7 @@ class Turn:
             startup_s=self.startup_s,
             training_s=self.training_s,
             rescues=self.rescues,
+            evaluation_s=None if self.job.evaluation is None else self.evaluation_s,
         )
 
     def _note(self, name: str, outcome: Trained) -> None:

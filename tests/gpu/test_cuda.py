@@ -249,6 +249,18 @@ def test_precisions_and_layouts_are_compared_in_one_process(engine: Local, image
         assert 0 < pace.error_s < pace.step_s < 0.1
 
 
+def test_where_time_is_short_backbones_are_compared_in_one_process_and_no_kernels_are_built(
+    engine: Local, images: Pack
+) -> None:
+    variants = grid(["resnet18", "mobilenetv3_small_050"], ["amp-bf16"], [64], ["nchw", "channels_last"])
+    screened = do(engine, ScreenJob(setting=setting(images), candidates=tuple(variants), brief=True))
+    assert isinstance(screened, Screened), screened
+    assert {variant.name for variant in variants} - set(screened.paces) == {
+        "mobilenetv3_small_050-amp-bf16-64-channels_last"
+    }
+    assert all(pace.first_s < 5 for pace in screened.paces.values())
+
+
 def test_an_update_in_parts_needs_less_memory(engine: Local, images: Pack) -> None:
     peaks = {}
     for chunks in (1, 4):

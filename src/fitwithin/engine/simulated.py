@@ -215,7 +215,7 @@ class Simulated:
             step_s = self.law.device_s(candidate, SCREEN_BATCH)
             self.spend(self.law.warmup_s + SAMPLE_STEPS * step_s, until_at)
             error_s = self.law.pace_noise * step_s
-            paces[candidate.name] = Pace(batch=SCREEN_BATCH, step_s=step_s, error_s=error_s)
+            paces[candidate.name] = Pace(batch=SCREEN_BATCH, step_s=step_s, error_s=error_s, first_s=self.law.warmup_s)
         return Screened(paces=paces)
 
     def _scout(self, job: ProbeJob, peak_bytes: int, until_at: float) -> tuple[tuple[int, int], ...]:

@@ -237,6 +237,7 @@ class Turn:
             peak_bytes=self.peak_bytes,
             startup_s=self.startup_s,
             training_s=self.training_s,
+            evaluation_s=None if self.job.evaluation is None else self.evaluation_s,
         )
 
     def finish(self) -> Trained:
