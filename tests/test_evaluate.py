@@ -133,7 +133,9 @@ def test_what_is_tried_out_tells_what_the_evaluation_takes(
     assert predicted_s == pytest.approx(clock.now() - begun_at) == pytest.approx(6 * SLOW_S)
 
 
-def test_what_was_done_outlives_the_process(images: Pack, tmp_path: Path) -> None:
+def test_what_was_done_outlives_the_process(images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "TELLING_S", 0.0)
+
     def die(progress: Any) -> None:
         if progress.step > 4:  # in the second batch of test
             raise KeyboardInterrupt

@@ -14,11 +14,14 @@ import pytest
 
 from fitwithin import recipe as recipes
 from fitwithin import survey
-from fitwithin.engine.simulated import Law, Trouble
-from fitwithin.jobs import Failure, Job, Outcome, ProbeJob, Progress, ScreenJob
+from fitwithin.candidate import grid
+from fitwithin.engine.simulated import Law, Simulated, Trouble
+from fitwithin.jobs import Failure, Job, Outcome, ProbeJob, Progress, Screened, ScreenJob
 from fitwithin.measurement import OUT_OF_TIME, PROBE_WITHIN_S, SMALLEST_BATCH
 from fitwithin.profile import Probe, Profile, Rejection
 from fitwithin.profiling import measure
+from fitwithin.pruning import Pace
+from fitwithin.request import Request
 from fitwithin.session import Run
 from simulation import GIB, CountedImages, Stage, profile, request
 
@@ -562,6 +565,79 @@ def test_where_profiles_would_take_too_much_of_the_time_one_per_backbone_does(
     longer, whole = short_run(3600.0)
     assert len(longer.engine.jobs) > 16, "one that has time makes whole ones"
     assert not any(each.brief for each in whole if isinstance(each, Profile))
+
+
+def with_layouts(asked: Request) -> Run:
+    """A run on a GPU, where the recipe's layouts belong to the grid."""
+    asked = replace(asked, device="cuda")
+    run = Stage(Law(), asked, Path("/nowhere"), CountedImages()).run()
+    return replace(run, candidates=grid(asked.models, asked.precisions, asked.sizes, asked.layouts))
+
+
+@pytest.fixture
+def faster_in_channels_last(monkeypatch: pytest.MonkeyPatch) -> list[ScreenJob]:
+    """Steps in channels_last take half as long, but those of model1, whose first ones take 10 s, and those of model0,
+    about which a brief job says nothing; what was compared."""
+    asked: list[ScreenJob] = []
+
+    def screen(self: Simulated, job: ScreenJob, until_at: float) -> Screened:
+        asked.append(job)
+        self.spend(2.0, until_at)
+        paces = {}
+        for each in job.candidates:
+            last = each.layout == "channels_last"
+            if not (last and job.brief and each.model == "model0"):
+                first_s = 10.0 if last and each.model == "model1" else 0.1
+                paces[each.name] = Pace(batch=64, step_s=0.01 / (1 + last), error_s=1e-4, first_s=first_s)
+        return Screened(paces=paces)
+
+    monkeypatch.setattr(Simulated, "_screen", screen)
+    return asked
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_where_time_is_short_layouts_are_compared_by_one_process_for_all_backbones_of_a_slot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faster_in_channels_last: list[ScreenJob], slots: int
+) -> None:
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))
+    models = tuple(f"model{n}" for n in range(8))
+    asked = request(
+        models=models,
+        precisions=("amp", "fp32"),
+        sizes=(128, 160),
+        view_sizes=(128, 160),
+        recipe="fast",
+        slots=slots,
+        time_s=180.0 / slots,
+        memory_bytes=4 * GIB,
+    )
+    run = with_layouts(asked)
+    began_s = run.accountant.books().spent_s()
+    found = survey.profile(run)
+    assert [len(job.candidates) for job in faster_in_channels_last] == [16 // slots] * slots
+    assert all(job.brief for job in faster_in_channels_last)
+    assert {each.precision for job in faster_in_channels_last for each in job.candidates} == {"amp"}
+    taken = {each.candidate for each in found if isinstance(each, Profile)}
+    assert {(each.model, each.layout, each.train_px) for each in taken} == {
+        (model, "nchw" if model in ("model0", "model1") else "channels_last", px)
+        for model in models
+        for px in (128, 160)
+    }, "first steps of 10 s, three times over, are too many for turns of 22"
+    books = run.accountant.books()
+    assert books.spent_s(gpu=True) > (slots - 0.2) * (books.spent_s() - began_s), "no slot waits for another"
+
+
+def test_in_long_turns_first_steps_count_for_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faster_in_channels_last: list[ScreenJob]
+) -> None:
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))
+    found = survey.profile(with_layouts(request(models=("model1",), sizes=(160,), recipe="fast", time_s=3600.0)))
+    assert [each.candidate.layout for each in found if isinstance(each, Profile)] == ["channels_last"]
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "other"))
+    short = survey.profile(with_layouts(request(models=("model1",), sizes=(160,), recipe="fast", time_s=50.0)))
+    assert [each.candidate.layout for each in short if isinstance(each, Profile)] == ["nchw"]
+    (lost,) = [each.reason for each in short if isinstance(each, Rejection)]
+    assert lost.startswith("5 ms for 64 images at 160 px after 10.0 s for the first ones, where amp takes 10: too slow")
 
 
 def test_with_more_time_every_size_has_a_profile_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -23,16 +24,21 @@ from fitwithin.feeder import Feeder
 from fitwithin.jobs import EVALUATED, Evaluated, EvaluateJob, Progress, read_evaluated
 from fitwithin.learner import Learner, eval_batch, split_logits
 
+#: So often an evaluation shows how far it is.
+TELLING_S = 0.1
+
 
 class Evaluator:
     """Writes the logits of a saved model; with the ``learner`` of the turn that left it, or else with one of its own.
 
-    ``ms_per_image``: what each view costs, as far as it is known.
+    ``holds`` is the folder of the model whose weights that has, if any; ``ms_per_image`` what each view costs, as far
+    as it is known.
     """
 
     def __init__(self, device: Cpu | Cuda, feeder: Feeder) -> None:
         self._device, self._feeder = device, feeder
         self.learner: Learner | None = None
+        self.holds = ""
         self.ms_per_image: dict[str, float] = {}
 
     def rehearse(self, learner: Learner, job: EvaluateJob, most_s: float) -> float:
@@ -79,21 +85,24 @@ class Evaluator:
         """
         folder, device = Path(job.folder), self._device
         learner = self.learner or Learner(job.setting, job.candidate, device)
-        models.adopt(learner.net, job.folder)
+        if self.holds != job.folder:
+            models.adopt(learner.net, job.folder)
         size = eval_batch(job.batch)
         sizes = [(split, views) for split in job.splits for views in _by_size(job)]
         total = sum(self._batches(split, size) for split, _ in sizes)
         there = read_evaluated(folder / EVALUATED)
         found = there or Evaluated(done=(), ms_per_image={}, batch=size, peak_bytes=0)
         self.ms_per_image.update(found.ms_per_image)
-        seen, seen_at = 0, 0.0
+        seen, seen_at, told_at = 0, 0.0, -math.inf
 
         def go_on() -> bool:
             """Whether this batch was the last one of its size, or the next, if it takes as long, is done in time."""
-            nonlocal seen, seen_at
+            nonlocal seen, seen_at, told_at
             now = time.monotonic()
             seen, batch_s, seen_at = seen + 1, now - seen_at, now
-            emit(Progress(step=seen, total=total, text=f"{split} split", facts={"peak_bytes": device.peak_bytes()}))
+            if now >= told_at + TELLING_S:
+                told_at = now
+                emit(Progress(step=seen, total=total, text=f"{split} split", facts={"peak_bytes": device.peak_bytes()}))
             return seen == ends_after or now + batch_s < job.until_at
 
         ends_after = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +17,7 @@ from fitwithin.assemble import Ensemble, Member, read_logits
 from fitwithin.costs import LEAVING_S, WATCHDOG_S
 from fitwithin.ensemble import View
 from fitwithin.errors import TrainingError
-from fitwithin.jobs import EVALUATED, Evaluated, Failure, evaluated_from_dict, read_evaluated
+from fitwithin.jobs import EVALUATED, Evaluated, Failure, Progress, evaluated_from_dict, read_evaluated
 from fitwithin.machine import cores
 from fitwithin.planning import Plan, Turn
 from fitwithin.report import Report
@@ -51,24 +51,43 @@ def meanwhile(request: Request) -> bool:
     return cores() > 1 and request.device.startswith("cuda")
 
 
+class Drawing:
+    """The charts of the report, where they are asked for: drawn by a thread once that has begun, or when they are asked
+    for. They tell of training, not of evaluation."""
+
+    def __init__(self, draw: Callable[[], page.Drawings], pool: ThreadPoolExecutor | None) -> None:
+        self._draw, self._pool = draw, pool
+        self._drawn: Future[page.Drawings] | None = None
+
+    def begin(self) -> None:
+        """Begin, if a thread is to do it and has not begun."""
+        if self._pool is not None and self._drawn is None:
+            self._drawn = self._pool.submit(self._draw)
+
+    def result(self) -> page.Drawings:
+        """The charts."""
+        self.begin()
+        return self._draw() if self._drawn is None else self._drawn.result()
+
+
 @contextmanager
-def drawing(run: Run, plan: Plan, winner: Turn) -> Iterator[Callable[[], page.Drawings]]:
-    """The charts of the report, when they are asked for. They tell of training, not of evaluation: they are drawn by a
-    thread while the block goes on, where cores are free for that."""
+def drawing(run: Run, plan: Plan, winner: Turn) -> Iterator[Drawing]:
+    """The charts of the report. A thread draws them while the winner is evaluated, where cores are free for that; not
+    before it is at work, for every look into the books beside a thread that draws takes 5 to 15 ms instead of 0.2."""
     if run.hurried:
-        yield lambda: page.Drawings(shown=(), climbs=None)
+        yield Drawing(lambda: page.Drawings(shown=(), climbs=None), None)
         return
     report = gather.report(run.request, plan, run.store.events(), winner=winner.candidate.name)
     if not meanwhile(run.request):
-        yield lambda: page.drawings(report)
+        yield Drawing(lambda: page.drawings(report), None)
         return
     with ThreadPoolExecutor(1, thread_name_prefix="charts") as pool:
-        yield pool.submit(page.drawings, report).result
+        yield Drawing(lambda: page.drawings(report), pool)
 
 
-def evaluate(run: Run, plan: Plan, winner: Turn) -> list[Member]:
+def evaluate(run: Run, plan: Plan, winner: Turn, at_work: Callable[[], None]) -> list[Member]:
     """Evaluate the winner, and its twin in the other precision, under all views: validation first, then test, once.
-    The winner stands first."""
+    The winner stands first. Whoever evaluates says so with ``at_work``."""
     events = run.store.events("turn", "trial")
     trained, _ = gather.outcomes(events)
     turns = gather.turns(plan, events)
@@ -76,15 +95,15 @@ def evaluate(run: Run, plan: Plan, winner: Turn) -> list[Member]:
     if plan.search is None:
         other = assemble.twin(winner.candidate, [turns[key].candidate for key in trained])
         chosen += [other.name] if other is not None else []
-    return [_member(run, turns[key], trained[key].best is not None) for key in chosen]
+    return [_member(run, turns[key], trained[key].best is not None, at_work) for key in chosen]
 
 
-def _member(run: Run, turn: Turn, validated: bool) -> Member:
+def _member(run: Run, turn: Turn, validated: bool, at_work: Callable[[], None]) -> Member:
     name, folder = turn.name, instantiate.turn_folder(run.folder, turn)
     done = next((body for e in run.store.events("evaluated") if (body := e.body)["name"] == name), None)
     if done is None:
         run.reporter.begin(f"evaluating {name}")
-        done = {"name": name, "evaluated": asdict(_evaluate(run, turn, folder)), "validated": validated}
+        done = {"name": name, "evaluated": asdict(_evaluate(run, turn, folder, at_work)), "validated": validated}
         run.store.append("evaluated", done)
     evaluated = evaluated_from_dict(done["evaluated"])
     logits: dict[str, dict[View, Any]] = {}
@@ -95,7 +114,11 @@ def _member(run: Run, turn: Turn, validated: bool) -> Member:
     return Member(candidate=turn.candidate, evaluated=evaluated, logits=logits)
 
 
-def _evaluate(run: Run, turn: Turn, folder: Path) -> Evaluated:
+def _evaluate(run: Run, turn: Turn, folder: Path, at_work: Callable[[], None]) -> Evaluated:
+    def note(progress: Progress) -> None:
+        at_work()
+        run.progress(progress)
+
     now, budget = run.engine.now(), run.request.budget
     if budget.scope == "candidate":
         books = run.accountant.books()
@@ -111,7 +134,7 @@ def _evaluate(run: Run, turn: Turn, folder: Path) -> Evaluated:
         for _ in range(instantiate.ATTEMPTS):
             if run.engine.now() >= job.until_at:
                 break
-            outcome = run.engine.do(job, until_at=until_at, on_progress=run.progress)
+            outcome = run.engine.do(job, until_at=until_at, on_progress=note)
             opened.peak(outcome.peak_bytes)
             if not (isinstance(outcome, Failure) and outcome.kind in ("died", "hung")):
                 break
@@ -123,9 +146,7 @@ def _evaluate(run: Run, turn: Turn, folder: Path) -> Evaluated:
     return outcome
 
 
-def close(
-    run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: str, charts: Callable[[], page.Drawings]
-) -> Report:
+def close(run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: str, charts: Drawing) -> Report:
     """Choose the views on validation data, hand the ensemble over, close the books and write the report."""
     labels = {split: np.asarray(run.images.labels[run.images.indices(split)]) for split in ("val", "test")}
     chief = members[0]
@@ -156,7 +177,7 @@ def close(
 
     run.reporter.begin("writing the report")
     with run.accountant.entry("report", reserved_s=run.promise_s(run.closing_s, gpus=0)) as opened:
-        drawn = charts()
+        drawn = charts.result()
         begun_at = run.engine.now()
         write_report(gathered(False), run.folder, drawn)
         opened.charge_ahead(run.engine.now() - begun_at + LEAVING_S)

@@ -30,7 +30,7 @@ def tell(run: Run, frozen: Plan | None = None) -> Report:
     instantiate.tidy(run)
     winner, why = finish.choose(run, plan)
     with finish.drawing(run, plan, winner) as charts:
-        members = finish.evaluate(run, plan, winner)
+        members = finish.evaluate(run, plan, winner, charts.begin)
         return finish.close(run, plan, members, winner, why, charts)
 
 

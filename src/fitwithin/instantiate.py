@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from fitwithin.accountant import Accountant, Open
@@ -244,7 +245,8 @@ def conclude(run: Run, turn: Turn, outcome: Trained | Failure) -> None:
         share = "no validation" if outcome.best is None else f"{outcome.best / run.data.val:.1%} on validation data"
         run.reporter.say(f"  {name}: {share} after {outcome.epochs:.1f} epochs ({outcome.ended})")
     run.store.append("turn", body)
-    clean(turn_folder(run.folder, turn))
+    # Of 180 MB a checkpoint takes 50 ms to go, in which the evaluation could begin.
+    Thread(target=clean, args=(turn_folder(run.folder, turn),), name="clean").start()
 
 
 def _salvage(folder: Path, failure: Failure) -> Trained | Failure:

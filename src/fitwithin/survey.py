@@ -25,6 +25,9 @@ from fitwithin.units import format_count, format_duration, format_size
 PROFILE_SHARE = 0.4
 REFUSAL_S = 60.0
 
+#: Where less than this is left for all of them, that one is measured alone on several slots: others would be too late.
+ALONE_S = 16.0
+
 #: Under scope ``candidate`` profiling comes on top of the candidates' budgets; no candidate takes longer than this.
 #: (Depthwise kernels are built at run time for every new batch size: seconds a probe on a GPU.)
 PROFILE_WITHIN_S = 600.0
@@ -63,18 +66,23 @@ def _prune(
         left_s = _profiling_s(run, first=False)
     if not unknown or left_s <= 0:
         return
-    with run.accountant.entry("profile", "", gpus=1, reserved_s=run.promise_s(left_s, gpus=1)):
-        lost = profiling.screen(
-            [candidate for candidate in run.candidates if candidate.model in models],
-            run.setting,
+    screened = [candidate for candidate in run.candidates if candidate.model in models]
+
+    def screen(part: Sequence[Candidate], slot: int) -> list[Rejection]:
+        return profiling.screen(
+            part,
+            run.seated(slot),
             run.engine,
-            until_at=run.engine.now() + left_s,
+            until_at=ends_at,
             tell=lambda progress: run.reporter.advance(len(known), len(run.candidates), progress.text),
             cache=cache,
             refresh=refresh,
             compare=compare,
             turn_s=_turn_s(run, len(models)),
         )
+
+    ends_at = run.engine.now() + left_s
+    lost = _compared(run, screened, screen, left_s, compare)
     if compare != "whole":
         names = {*known, *(rejection.candidate.name for rejection in lost)}
         there = [candidate for candidate in run.candidates if isinstance(known.get(candidate.name), Profile)]
@@ -83,6 +91,39 @@ def _prune(
     for rejection in lost:
         if rejection.candidate.name not in known:
             note(rejection)
+
+
+def _compared(
+    run: Run,
+    candidates: Sequence[Candidate],
+    screen: Callable[[Sequence[Candidate], int], list[Rejection]],
+    left_s: float,
+    compare: profiling.Compare,
+) -> list[Rejection]:
+    """Those who lose; where there are several slots each compares a share of the backbones, or one after the other."""
+    if run.request.slots == 1 or compare == "known":
+        with run.accountant.entry("profile", "", gpus=1, reserved_s=run.promise_s(left_s, gpus=1)):
+            return screen(candidates, 0)
+    models = sorted({candidate.model for candidate in candidates})
+    parts = len(models) if compare == "whole" else min(len(models), run.request.slots)
+    waiting = [[each for each in candidates if each.model in models[n::parts]] for n in range(parts)]
+    lost: list[Rejection] = []
+
+    def ask(slot: int) -> slots.Work[list[Rejection]] | None:
+        if not waiting:
+            return None
+        part, promised_s = waiting.pop(0), run.promise_s(left_s, gpus=run.request.data_parallel)
+        opened = run.book("profile", "", reserved_s=promised_s)
+
+        def work() -> list[Rejection]:
+            with opened:
+                return screen(part, slot)
+
+        return work
+
+    promised_s = run.promise_s(left_s, gpus=0)
+    slots.fill(run, "profile", reserved_s=lambda: promised_s, ask=ask, told=lost.extend)
+    return lost
 
 
 def profile(run: Run, *, refresh: bool = False) -> list[Profile | Rejection]:
@@ -134,10 +175,10 @@ def _unknown(run: Run, known: Mapping[str, Profile | Rejection]) -> list[Candida
 
 def _comparison(run: Run, models: int, *, refresh: bool) -> profiling.Compare:
     """How far the precisions and layouts of so many backbones can be compared."""
-    once_s, each_s = LAYOUTS_S
-    if refresh or _affords(run, COMPARE_S * models):
+    (once_s, each_s), here = LAYOUTS_S, -(-models // run.request.slots)
+    if refresh or _affords(run, COMPARE_S * here):
         return "whole"
-    return "brief" if _affords(run, once_s + each_s * models) else "known"
+    return "brief" if _affords(run, once_s + each_s * here) else "known"
 
 
 def _turn_s(run: Run, models: int) -> float:
@@ -229,12 +270,12 @@ def _measure_on_slots(
     measured = any(isinstance(found, Profile) for found in known.values())
     stretch_s = _profiling_s(run, first=False, times=-(-len(unknown) // run.request.slots))
     ends_at = run.engine.now() + stretch_s
-    alone_s = _refusal_s(run) if run.request.budget.scope == "total" else 0.0
-    refusing = not measured and stretch_s < alone_s
+    first_s = _refusal_s(run) if run.request.budget.scope == "total" else 0.0
+    alone = not measured and stretch_s < min(first_s, ALONE_S)
 
     def ask(slot: int) -> slots.Work[Profile | Rejection] | None:
         nonlocal measured
-        while waiting and not (refusing and at_work):  # for a refusal one goes on past its share, and has it all
+        while waiting and not (alone and at_work):
             # One size of a backbone places the probes of the next: where there are others, they come first.
             families = {replace(candidate, train_px=0) for candidate in at_work}
             candidate = next((each for each in waiting if replace(each, train_px=0) not in families), waiting[0])
@@ -242,7 +283,7 @@ def _measure_on_slots(
             left_s = PROFILE_WITHIN_S
             if run.request.budget.scope == "total":
                 left_s = ends_at - run.engine.now()
-                left_s = max(left_s, alone_s) if refusing and not measured else left_s
+                left_s = left_s if measured else max(left_s, first_s)
             measured = True
             if left_s <= 0:
                 note(Rejection(candidate=candidate, reason=OUT_OF_TIME))
@@ -255,10 +296,12 @@ def _measure_on_slots(
         return None
 
     def told(found: Profile | Rejection) -> None:
+        nonlocal alone
         at_work.remove(found.candidate)
+        alone = False
         note(found)
 
-    promised_s = run.promise_s(max(stretch_s, alone_s if refusing else 0.0), gpus=0)
+    promised_s = run.promise_s(stretch_s if measured else max(stretch_s, first_s), gpus=0)
     slots.fill(run, "profile", reserved_s=lambda: promised_s, ask=ask, told=told)
 
 

@@ -75,4 +75,6 @@ def advance(
         if turn.spoiled and not stalled:
             turn.rescue()
         ended = schedule.done
+    if evaluator is not None:
+        evaluator.holds = turn.holds
     return turn.finish()

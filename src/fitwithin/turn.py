@@ -66,6 +66,7 @@ class Turn:
         self.validation_s, self.again_s = job.validation_s, 0.0  # together in the former until one was made
         self.model_s = job.save_s  # as long as a checkpoint until one was written
         self.evaluation_s = job.evaluation_s
+        self._model_step = -1  # after which the model was written
         self.earlier_s = self.training_s = 0.0  # the former of processes before this one
         self._stepping_from = 0.0
         self._losses = Losses(device, max(READING_S, (job.until_at - asked_at) / CURVE_POINTS))
@@ -104,6 +105,11 @@ class Turn:
         self.evaluation_s = min(evaluator.rehearse(self.learner, evaluation, most_s), self.job.evaluation_s)
         self.schedule.training_ends_at = self.job.ends_at(self.model_s, self.evaluation_s)
 
+    @property
+    def holds(self) -> str:
+        """The folder of the saved model, if the learner's weights are its own still; else nothing."""
+        return str(self.folder) if self._model_step == self.schedule.step else ""
+
     def rescue(self) -> None:
         """Go back to the last checkpoint, whose weights are numbers, and on from there at a lower rate.
 
@@ -117,7 +123,7 @@ class Turn:
                 f"{self.rescues + 1} of {RESCUES + 1}; a lower learning rate or fp32 may help"
             )
         self.rescues += 1
-        self.spoiled = False
+        self.spoiled, self._model_step = False, -1
         self.curve = [point for point in self.curve if point["step"] <= saved["facts"]["step"]]
         self._losses.clear()
         self.learner.load_state(saved["learner"])
@@ -251,7 +257,7 @@ class Turn:
         )
         begun_at = time.monotonic()
         models.save(self.learner.net, card, self.folder)
-        self.model_s = time.monotonic() - begun_at
+        self._model_step, self.model_s = self.schedule.step, time.monotonic() - begun_at
         self.schedule.training_ends_at = self.job.ends_at(self.model_s, self.evaluation_s)
 
     def checkpoint_due(self) -> bool:
