@@ -29,7 +29,10 @@ METHOD = (
 
 RUNS = "Validation and test are of the ensemble that was handed over, per cent."
 
-TRIED = "Validation accuracy at the training size, per cent: what a candidate had in the end, and what became of it."
+TRIED = (
+    "Validation accuracy at the training size, per cent: what a candidate had in the end, and what became of it. Those "
+    "that a comparison of layouts left out are not listed."
+)
 
 
 def write(value: dict[str, Any], docs: Path) -> None:
@@ -77,7 +80,10 @@ def _tried(data: str, rows: Sequence[Row]) -> list[str]:
     }
     if not whole or not short:
         return []
-    best = sorted(whole, key=lambda key: (key[0], -(whole[key]["validation"] or 0.0)))
+    reached = {key: whole[key]["validation"] or short.get(key, {}).get("validation") for key in whole}
+    best = sorted(
+        (key for key in whole if reached[key] is not None), key=lambda key: (key[0], -(whole[key]["validation"] or 0.0))
+    )
     lines = [
         [
             f"{seed}",

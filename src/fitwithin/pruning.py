@@ -12,6 +12,9 @@ from fitwithin.profile import Rejection
 #: A variant is kept while it may be within this of the best: a percent or two may turn round at large batches.
 MARGIN = 0.02
 
+#: A reason tells of first steps where they take so many seconds more than the best variant's.
+SEEN_S = 1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
@@ -66,7 +69,7 @@ def slower(
     best = min(paces, key=lambda candidate: (spread_s(candidate), paces[candidate].step_s, candidate))
     most_s = spread_s(best, 1) * (1 + MARGIN)
     return {
-        candidate: f"{_told(candidate, pace, pace.first_s > paces[best].first_s + pace.step_s)}, where "
+        candidate: f"{_told(candidate, pace, pace.first_s > paces[best].first_s + SEEN_S)}, where "
         f"{_variant(best)} takes {paces[best].step_s * 1e3:.3g}: too slow to be profiled"
         for candidate, pace in paces.items()
         if spread_s(candidate, -1) > most_s
