@@ -13,7 +13,7 @@ from fitwithin import model as models
 from fitwithin.candidate import Candidate
 from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu
-from fitwithin.errors import CaptureError, OutOfMemory, UsageError
+from fitwithin.errors import OutOfMemory
 from fitwithin.jobs import Screened, ScreenJob
 from fitwithin.learner import Learner
 from fitwithin.loader import Batch, dummy
@@ -25,28 +25,32 @@ BATCHES = (64, 16, 4)
 #: Steps until a pace is steady, how many chunks of a pace are timed, and seconds of each.
 WARM, CHUNKS, CHUNK_S = 4, 5, 0.04
 
-
 #: Before anything is timed the first step of a process is taken, with so many images: libraries are loaded by it.
 FIRST_BATCH = 4
 
 
 def screen(job: ScreenJob, device: Cpu | Cuda) -> Screened:
-    """The pace of every variant; a backbone of which one fails, or does not fit with any of BATCHES, is left out.
+    """The pace of every variant; a backbone of which one fails, or does not fit with any of BATCHES, is left out: its
+    profile tells why.
 
     Where time is short (``brief``), variants whose kernels would be built for every shape are left out too, if there is
     another: 10 s for each size of progressive resizing (H100, efficientnet_b0 and mobilenetv3 in channels_last).
     """
     paces: dict[str, Pace] = {}
-    with device.guard():
-        learner = Learner(job.setting, job.candidates[0], device)
-        learner.step(*_batch(job, job.candidates[0], FIRST_BATCH), 1e-4)
-        device.synchronize()
+    with suppress(Exception):
+        _first_step(job, job.candidates[0], device)
     for _, variants in groupby(job.candidates, key=lambda candidate: candidate.model):
-        with suppress(OutOfMemory, CaptureError, UsageError):
-            paces.update(_paces(job, list(variants), device))
         device.settle()
         device.empty_cache()
+        with suppress(Exception):
+            paces.update(_paces(job, list(variants), device))
     return Screened(paces=paces)
+
+
+def _first_step(job: ScreenJob, candidate: Candidate, device: Cpu | Cuda) -> None:
+    with device.guard():
+        Learner(job.setting, candidate, device).step(*_batch(job, candidate, FIRST_BATCH), 1e-4)
+        device.synchronize()
 
 
 def _paces(job: ScreenJob, variants: list[Candidate], device: Cpu | Cuda) -> dict[str, Pace]:
