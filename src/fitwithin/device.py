@@ -187,7 +187,7 @@ class Cpu:
         except (torch.OutOfMemoryError, MemoryError) as error:
             told = str(error)
             let_go(error)
-        except RuntimeError as error:
+        except (RuntimeError, SystemError) as error:
             if not _is_cpu_out_of_memory(error):
                 raise
             told = str(error)
@@ -196,7 +196,8 @@ class Cpu:
             raise cap_reached(told)
 
 
-#: How libraries below torch say that an allocation failed; none of them has a type of its own.
+#: How libraries below torch say that an allocation failed; none of them has a type of its own. The last two are
+#: CPython's, where a MemoryError got lost on its way (a cap of 1 MiB, while a model was built).
 _CPU_OUT_OF_MEMORY = (
     "can't allocate memory",
     "not enough memory",
@@ -204,10 +205,12 @@ _CPU_OUT_OF_MEMORY = (
     "could not create a memory",
     "could not create a primitive",
     "can't start new thread",
+    "returned NULL without setting an exception",
+    "error return without exception set",
 )
 
 
-def _is_cpu_out_of_memory(error: RuntimeError) -> bool:
+def _is_cpu_out_of_memory(error: RuntimeError | SystemError) -> bool:
     return any(words in str(error) for words in _CPU_OUT_OF_MEMORY)
 
 

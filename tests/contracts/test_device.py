@@ -19,6 +19,7 @@ import pytest
 
 from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu, Device
+from fitwithin.errors import OutOfMemory
 from fitwithin.launch import ALLOCATOR, GROWING
 from fitwithin.machine import cuda_count
 
@@ -321,3 +322,21 @@ def test_memory_that_batches_are_made_in_leaves_less_on_the_cpu() -> None:
     assert told["less"] == ""
     assert told["usable"] == kind.cap_bytes
     assert told["peak"] <= kind.cap_bytes
+
+
+@pytest.mark.parametrize(
+    ("error", "left"),
+    [
+        (SystemError("<function build at 0x7f3feb156700> returned NULL without setting an exception"), OutOfMemory),
+        (SystemError("Objects/listobject.c:314: bad argument to internal function"), SystemError),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory"), OutOfMemory),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError),
+    ],
+    ids=["CPython lost it", "CPython's own mistake", "the allocator", "a mistake in a model"],
+)
+def test_what_libraries_say_of_failed_allocations_is_told_from_mistakes(
+    error: Exception, left: type[BaseException]
+) -> None:
+    with pytest.raises(left) as told, Cpu().guard():
+        raise error
+    assert (told.value is error) == (left is not OutOfMemory)
