@@ -81,9 +81,8 @@ def _tried(data: str, rows: Sequence[Row]) -> list[str]:
     if not whole or not short:
         return []
     reached = {key: whole[key]["validation"] or short.get(key, {}).get("validation") for key in whole}
-    best = sorted(
-        (key for key in whole if reached[key] is not None), key=lambda key: (key[0], -(whole[key]["validation"] or 0.0))
-    )
+    trained = [key for key in whole if reached[key] is not None]
+    best = sorted(trained, key=lambda key: (key[0], -(whole[key]["validation"] or 0.0)))
     lines = [
         [
             f"{seed}",

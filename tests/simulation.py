@@ -19,9 +19,11 @@ from fitwithin.budget import Budget
 from fitwithin.candidate import grid
 from fitwithin.costs import DataFacts
 from fitwithin.engine.simulated import Law, Simulated, SimulatedClock
+from fitwithin.jobs import Setting
 from fitwithin.ledger import KINDS, OPEN, Books, fold
 from fitwithin.profile import Profile, Timing
 from fitwithin.progress import Silent
+from fitwithin.recipe import Recipe
 from fitwithin.request import Request
 from fitwithin.session import Run
 from fitwithin.store import Event, MemoryStore, Store
@@ -147,6 +149,22 @@ def request(
         data_parallel=data_parallel,
         gpus=slots * data_parallel,
     )
+
+
+def on_cpu(recipe: str | Recipe, **changes: Any) -> Setting:
+    """What a job on the CPU is told: one loader, images of 32 px, and no pack unless it is said."""
+    values: dict[str, Any] = {
+        "device": "cpu",
+        "memory_bytes": GIB,
+        "accounting": "process",
+        "pack": "",
+        "classes": 2,
+        "recipe": recipes.load(recipe) if isinstance(recipe, str) else recipe,
+        "view_sizes": (32,),
+        "seed": 1,
+        "workers": 1,
+    }
+    return Setting(**{**values, **changes})
 
 
 def timing(**changes: Any) -> Timing:

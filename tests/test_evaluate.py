@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fitwithin import data, evaluate, pack, recipe
+from fitwithin import data, evaluate, pack
 from fitwithin import model as models
 from fitwithin.candidate import Candidate
 from fitwithin.device import Cpu
 from fitwithin.engine.simulated import SimulatedClock
 from fitwithin.ensemble import views_of
 from fitwithin.feeder import Feeder
-from fitwithin.jobs import EVALUATED, Evaluated, EvaluateJob, Setting, read_evaluated
+from fitwithin.jobs import EVALUATED, Evaluated, EvaluateJob, read_evaluated
 from fitwithin.learner import Learner, feeder_rings
 from fitwithin.pack import Pack
+from simulation import on_cpu
 
 CANDIDATE = Candidate(model="test_efficientnet", train_px=32, precision="fp32")
 BATCH, N = 4, 12
@@ -46,17 +47,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Pack:
 
 
 def job(images: Pack, folder: Path, within_s: float) -> EvaluateJob:
-    setting = Setting(
-        device="cpu",
-        memory_bytes=2**30,
-        accounting="process",
-        pack=str(images.folder),
-        classes=2,
-        recipe=recipe.load("paper"),
-        view_sizes=(32,),
-        seed=1,
-        workers=1,
-    )
+    setting = on_cpu("paper", pack=str(images.folder))
     learner = Learner(setting, CANDIDATE, Cpu())
     card = models.Card(
         model=CANDIDATE.model,

@@ -12,27 +12,16 @@ import torch
 from fitwithin import recipe as recipes
 from fitwithin.candidate import Candidate
 from fitwithin.device import Cpu
-from fitwithin.jobs import Setting
 from fitwithin.learner import Learner
 from fitwithin.optimizers import make, parameter_groups
 from fitwithin.recipe import OPTIMIZERS, Recipe
+from simulation import on_cpu
 
 CANDIDATE = Candidate(model="test_resnet", train_px=32, precision="fp32")
 
 
 def learner(recipe: Recipe) -> Learner:
-    setting = Setting(
-        device="cpu",
-        memory_bytes=2**30,
-        accounting="process",
-        pack="",
-        classes=3,
-        recipe=recipe,
-        view_sizes=(32,),
-        seed=0,
-        workers=1,
-    )
-    return Learner(setting, CANDIDATE, Cpu())
+    return Learner(on_cpu(recipe, classes=3, seed=0), CANDIDATE, Cpu())
 
 
 def batch(number: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fitwithin import data, pack, recipe, train
+from fitwithin import data, pack, train
 from fitwithin import learner as learners
 from fitwithin import turn as turns
 from fitwithin.candidate import Candidate
@@ -34,7 +34,6 @@ from fitwithin.jobs import (
     WEIGHTS,
     EvaluateJob,
     Progress,
-    Setting,
     Trained,
     TrainJob,
     read_trained,
@@ -44,6 +43,7 @@ from fitwithin.loader import EvalBatches, TrainBatches
 from fitwithin.model import load
 from fitwithin.pack import Pack
 from fitwithin.schedule import Stage, cosine
+from simulation import on_cpu
 
 CANDIDATE = Candidate(model="test_efficientnet", train_px=32, precision="fp32")
 BATCH, STEPS, N_TRAIN, N_VAL = 8, 36, 32, 8  # 4 steps an epoch
@@ -77,17 +77,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Pack:
 
 def job(images: Pack, folder: Path, **changed: Any) -> TrainJob:
     """A turn of nine epochs with ample time."""
-    setting = Setting(
-        device="cpu",
-        memory_bytes=2**30,
-        accounting="process",
-        pack=str(images.folder),
-        classes=2,
-        recipe=recipe.load("upright"),
-        view_sizes=(32,),
-        seed=1,
-        workers=1,
-    )
+    setting = on_cpu("upright", pack=str(images.folder))
     usual = TrainJob(
         setting=setting,
         candidate=CANDIDATE,
@@ -157,7 +147,7 @@ class Foreseeing:
     """An evaluator that foresees so many seconds, whatever it is asked."""
 
     def __init__(self, seconds: float) -> None:
-        self.seconds, self.asked = seconds, list[Any]()
+        self.seconds, self.asked, self.holds = seconds, list[Any](), ""
 
     def rehearse(self, *asked: Any) -> float:
         self.asked.append(asked)
@@ -206,6 +196,17 @@ def test_what_a_validation_found_is_there_if_the_process_is_ended_after_it(
     left = read_trained(tmp_path / SALVAGE)
     assert left is not None
     assert (left.steps, left.best, len(left.validations)) == (STEPS, N_VAL, 3)
+
+
+@pytest.mark.parametrize(("found", "held"), [((5, 7, 6), False), ((5, 7, 7), True)])
+def test_weights_that_are_the_saved_models_own_are_not_loaded_for_its_evaluation(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: tuple[int, ...], held: bool
+) -> None:
+    """Others are: an earlier validation had found the best model."""
+    answers, evaluator = iter(found), Foreseeing(0.1)
+    monkeypatch.setattr(turns, "count_correct", lambda *_, **__: next(answers))
+    advance(job(images, tmp_path, steps=12), images, evaluator=evaluator)
+    assert evaluator.holds == (str(tmp_path) if held else "")
 
 
 @pytest.mark.parametrize(("found", "kept"), [((5, 7, 6), 1), ((5, 7, 7), 2), ((8, 2, 3), 0)])
