@@ -1,5 +1,6 @@
 """The winner, its views, the four methods, and the ensemble on disk."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,29 @@ def test_views_are_chosen_by_validation_data_and_the_limit() -> None:
     rows = view_rows(member(), LABELS, within)
     assert [view.chosen for view in rows] == [True, False, False, False]
     assert all(view.reason for view in rows)
+
+
+def partly(tested: int) -> Member:
+    """A candidate whose first views alone were tested."""
+    whole = member()
+    logits = {"val": whole.logits["val"], "test": {view: whole.logits["test"][view] for view in VIEWS[:tested]}}
+    return Member(candidate=whole.candidate, evaluated=whole.evaluated, logits=logits)
+
+
+@pytest.mark.parametrize("limit_ms", [None, 5.0])
+def test_where_time_was_short_it_is_chosen_from_what_was_tested(limit_ms: float | None) -> None:
+    choice = choose_views(partly(2), LABELS, limit_ms)
+    assert set(choice.views) <= set(VIEWS[:2])
+    assert handed_over(partly(2), LABELS, choice).test is not None
+    assert all("before it was tested" in choice.reasons[view] for view in VIEWS[2:])
+
+
+def test_the_inference_limit_comes_before_a_figure_on_test() -> None:
+    whole = member()
+    dear = replace(whole.evaluated, ms_per_image={view.name: 300 - view.px for view in VIEWS})
+    late = replace(partly(2), evaluated=dear)
+    assert choose_views(late, LABELS, 100.0).views == (View(px=224, flip=False),)
+    assert choose_views(partly(0), LABELS, None).views == tuple(VIEWS), "none was tested"
 
 
 def test_without_an_evaluation_the_training_size_is_handed_over() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitwithin.ensemble import Choice, View, average, choose, correct, describe, softmax, views_of
+from fitwithin.ensemble import Choice, View, average, by_size, choose, correct, describe, softmax, views_of
 
 VIEWS = views_of([160, 224], flips=True)
 seeds = st.integers(0, 2**32 - 1)
@@ -68,6 +68,12 @@ def test_views_are_sizes_by_flips(sizes: list[int], flips: bool) -> None:
     views = views_of(sizes, flips=flips)
     assert len(views) == len(set(views)) == len(set(sizes)) * (2 if flips else 1)
     assert views == sorted(views)
+
+
+def test_views_are_evaluated_from_the_training_size_on() -> None:
+    views = [view for view in views_of([128, 160, 192], flips=True) if view.name != "192 px flipped"]
+    names = [[view.name for view in same] for same in by_size(views[::-1], 160)]
+    assert names == [["160 px", "160 px flipped"], ["192 px"], ["128 px", "128 px flipped"]]
 
 
 @pytest.mark.parametrize(

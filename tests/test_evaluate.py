@@ -46,7 +46,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Pack:
         return pack.build(data.scan(root / "data"), 34)
 
 
-def job(images: Pack, folder: Path, within_s: float) -> EvaluateJob:
+def job(images: Pack, folder: Path, within_s: float, sizes: tuple[int, ...] = (32,)) -> EvaluateJob:
     setting = on_cpu("paper", pack=str(images.folder))
     learner = Learner(setting, CANDIDATE, Cpu())
     card = models.Card(
@@ -58,7 +58,7 @@ def job(images: Pack, folder: Path, within_s: float) -> EvaluateJob:
         arguments=learner.arguments,
     )
     models.save(learner.net, card, folder)
-    views = tuple(views_of((32,), flips=True))
+    views = tuple(views_of(sizes, flips=True))
     return EvaluateJob(
         setting=setting,
         candidate=CANDIDATE,
@@ -92,6 +92,24 @@ def test_a_batch_that_would_end_too_late_is_not_begun(
     found = carried_out(wanted, images)
     assert clock.now() < wanted.until_at
     assert [split for split, _ in found.done] == ["val", "val"]
+
+
+def test_where_time_is_short_fewer_views_are_known_but_on_every_split(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_logits, clock = Learner.logits, SimulatedClock(time.monotonic())
+
+    def slow(self: Learner, *given: Any, **more: Any) -> Any:
+        clock.sleep(SLOW_S / 2)
+        return true_logits(self, *given, **more)
+
+    monkeypatch.setattr(Learner, "logits", slow)
+    monkeypatch.setattr(evaluate, "time", SimpleNamespace(monotonic=clock.now))
+    # All of two sizes would be 14 times SLOW_S.
+    found = carried_out(job(images, tmp_path, 11.5 * SLOW_S, (24, 32)), images)
+    plain, flipped = (view.name for view in views_of((32,), flips=True))
+    assert found.done[:4] == (("val", plain), ("val", flipped), ("test", plain), ("test", flipped))
+    assert [split for split, _ in found.done[4:]] == ["val", "val"]
 
 
 @pytest.mark.parametrize(("most_s", "looked_at"), [(math.inf, 3), (0.0, 1)])

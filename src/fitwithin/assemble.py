@@ -137,14 +137,22 @@ def handed_over(member: Member, labels: Mapping[str, Labels], choice: Choice) ->
 
 
 def choose_views(member: Member, labels: Mapping[str, Labels], limit_ms: float | None) -> Choice:
-    """Which of the views to average, by validation data alone; the training size where nothing was computed."""
+    """Which of the views to average, by validation data alone; the training size where nothing was computed.
+
+    Where time was over before every view could be tested, those that were are chosen from, if one keeps the limit.
+    """
     found = member.logits.get("val", {})
     if not found:
         only = View(px=member.candidate.train_px, flip=False)
         why = "time was over before any view could be evaluated: the training size alone"
         return Choice(views=(only,), why=why, reasons={})
     costs = {view: member.evaluated.ms_per_image[view.name] for view in found}
-    return choose(found, labels["val"], costs, limit_ms)
+    untested = [view for view in found if view not in member.logits.get("test", {})]
+    tested = [view for view in found if view not in untested]
+    if not any(limit_ms is None or costs[view] <= limit_ms for view in tested):
+        return choose(found, labels["val"], costs, limit_ms)
+    choice = choose({view: found[view] for view in tested}, labels["val"], costs, limit_ms)
+    return replace(choice, reasons={**choice.reasons, **dict.fromkeys(untested, "time was over before it was tested")})
 
 
 def view_rows(member: Member, labels: Mapping[str, Labels], choice: Choice) -> list[ViewRow]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,12 @@ class Choice:
 def views_of(sizes: Sequence[int], *, flips: bool) -> list[View]:
     """Sizes x {plain, flipped}; plain alone where the recipe does not flip (mirrored digits are other digits)."""
     return [View(px=px, flip=flip) for px in sorted(set(sizes)) for flip in ((False, True) if flips else (False,))]
+
+
+def by_size(views: Sequence[View], train_px: int) -> list[list[View]]:
+    """The views of each size, in the order in which they are evaluated: the training size, those above, those below."""
+    ordered = sorted(views, key=lambda view: (view.px < train_px, view))
+    return [list(same) for _, same in groupby(ordered, key=lambda view: view.px)]
 
 
 def softmax(logits_NK: Floats) -> Floats:

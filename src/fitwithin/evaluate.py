@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from itertools import groupby
 from pathlib import Path
 from statistics import median
 
@@ -19,7 +18,7 @@ from fitwithin.assemble import logits_path
 from fitwithin.costs import REHEARSED_BATCHES, VIEW_PASSES, VIEW_S
 from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu
-from fitwithin.ensemble import Floats, View
+from fitwithin.ensemble import Floats, View, by_size
 from fitwithin.feeder import Feeder
 from fitwithin.jobs import EVALUATED, Evaluated, EvaluateJob, Progress, read_evaluated
 from fitwithin.learner import Learner, eval_batch, split_logits
@@ -53,7 +52,7 @@ class Evaluator:
         at, fewer where that takes more than ``most_s``.
         """
         self.learner = learner
-        size, crop, groups = eval_batch(job.batch), job.setting.recipe.crop, _by_size(job)
+        size, crop, groups = eval_batch(job.batch), job.setting.recipe.crop, by_size(job.views, job.candidate.train_px)
         for view in job.views:
             self.ms_per_image[view.name] = ms_per_image(learner, view, size)
 
@@ -82,16 +81,17 @@ class Evaluator:
         return whole_s + len(job.splits) * (len(job.views) + len(groups)) * self._writing_s(job)
 
     def evaluate(self, job: EvaluateJob, emit: Callable[[Progress], None]) -> Evaluated:
-        """Write the logits of every split and view, split by split and size by size, while time lasts; time each view.
+        """Write the logits of every split and view, size by size and split by split, while time lasts; time each view.
 
-        How far it got is written after every size: nothing of that is lost with the process.
+        Where it does not last, fewer views are known, but those on every split. How far it got is written after every
+        split of a size: nothing of that is lost with the process.
         """
         folder, device = Path(job.folder), self._device
         learner = self.learner or Learner(job.setting, job.candidate, device)
         if self.holds != job.folder:
             models.adopt(learner.net, job.folder)
         size = eval_batch(job.batch)
-        sizes = [(split, views) for split in job.splits for views in _by_size(job)]
+        sizes = [(split, views) for views in by_size(job.views, job.candidate.train_px) for split in job.splits]
         total = sum(self._batches(split, size) for split, _ in sizes)
         there = read_evaluated(folder / EVALUATED)
         found = there or Evaluated(done=(), ms_per_image={}, batch=size, peak_bytes=0)
@@ -159,11 +159,6 @@ class Evaluator:
     def _batches(self, split: str, size: int) -> int:
         """How many batches a split has."""
         return -(-len(self._feeder.pack.indices(split)) // size)
-
-
-def _by_size(job: EvaluateJob) -> list[list[View]]:
-    """The views of each size, the smallest first."""
-    return [list(views) for _, views in groupby(sorted(job.views), key=lambda view: view.px)]
 
 
 def _save(path: Path, rows: Floats) -> None:

@@ -86,7 +86,7 @@ def drawing(run: Run, plan: Plan, winner: Turn) -> Iterator[Drawing]:
 
 
 def evaluate(run: Run, plan: Plan, winner: Turn, at_work: Callable[[], None]) -> list[Member]:
-    """Evaluate the winner, and its twin in the other precision, under all views: validation first, then test, once.
+    """Evaluate the winner, and its twin in the other precision, under all views, on validation and on test, once.
     The winner stands first. Whoever evaluates says so with ``at_work``."""
     events = run.store.events("turn", "trial")
     trained, _ = gather.outcomes(events)

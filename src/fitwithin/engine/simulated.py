@@ -27,6 +27,7 @@ from fitwithin.choice import rated_batches
 from fitwithin.engine.clock import SimulatedClock, SimulatedCrew
 from fitwithin.engine.law import Law, Trouble
 from fitwithin.engine.turn import Turn, read_skill
+from fitwithin.ensemble import by_size
 from fitwithin.jobs import (
     EVALUATED,
     Evaluated,
@@ -285,7 +286,8 @@ class Simulated:
         peak_bytes = min(law.memory_bytes(job.candidate, job.batch), job.setting.memory_bytes)
         there = read_evaluated(folder / EVALUATED)
         found = there or Evaluated(done=(), ms_per_image={}, batch=job.batch, peak_bytes=peak_bytes)
-        ways = [(split, view) for split in job.splits for view in sorted(job.views)]
+        sizes = by_size(job.views, job.candidate.train_px)
+        ways = [(split, view) for views in sizes for split in job.splits for view in views]
         for number, (split, view) in enumerate(ways):
             if (split, view.name) in found.done:
                 continue
