@@ -280,6 +280,30 @@ def test_side_by_side_all_get_more_and_as_many_finals_as_slots(begin: Begin, slo
     assert max(open_at_once) == slots - 1, "beside one that begins, so many are at work"
 
 
+@pytest.mark.parametrize("limit", ["time_s", "gpu_time_s"])
+def test_side_by_side_whoever_wins_is_evaluated_without_another_start(begin: Begin, limit: str) -> None:
+    """Both processes of the final trainings stay; what one holds until the other has ended is in the books."""
+    stage = begin(slots=2, law=Law(half_epochs=20, startup_s=4.0, pace_noise=0.02))
+    limits = {"time_s": 900.0} if limit == "time_s" else {"time_s": None, "gpu_time_s": 1800.0}
+    stage.request = replace(stage.request, budget=replace(stage.request.budget, **limits))
+    run = stage.run()
+    report = flow.tell(run)
+    final = [job for job in stage.engine.jobs if isinstance(job, TrainJob) and job.folder.endswith("-final")]
+    assert len(final) == 2
+    assert all(stays(job) for job in final)
+    books = run.accountant.books()
+    waited, evaluated = (entry for entry in books.entries if entry.phase == "evaluate")
+    assert (waited.beside, waited.gpus, evaluated.gpus) == (True, 1, 1)
+    assert {waited.key, evaluated.key} <= {f"{Path(job.folder).name}" for job in final}
+    for entry in (waited, evaluated):
+        assert entry.charged_s is not None
+        assert entry.charged_s < min(4.0, entry.reserved_s), "no start"
+    (delivered,) = (row for row in report.methods if row.delivered)
+    assert delivered.test is not None
+    assert all(kept.kept for kept in report.receipt.limits)
+    assert books.spent_s(gpu=limit == "gpu_time_s") > limits[limit] - run.closing_s - 2
+
+
 def test_a_plan_gives_every_turn_its_allotment_on_slots(begin: Begin) -> None:
     stage = begin(slots=3, time_s=400.0)
     stage.request = replace(stage.request, search="exhaustive")

@@ -254,13 +254,6 @@ def stays(job: Job) -> bool:
     return isinstance(job, TrainJob) and job.evaluation is not None
 
 
-def stays_for(turn: TrainJob, job: Job) -> bool:
-    """Whether the process of that turn, which stays, can do the job: evaluate a model of its candidate."""
-    if not isinstance(job, EvaluateJob):
-        return False
-    return (turn.candidate, turn.setting.pack) == (job.candidate, job.setting.pack)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     """How a turn ended: ``ended`` is ``complete`` (the planned steps or more), ``shortened`` (fewer, annealed) or

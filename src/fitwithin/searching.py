@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fitwithin import contest, gather, instantiate, slots
+from fitwithin.accountant import Open
 from fitwithin.budget import Remaining
 from fitwithin.halving import Halving
 from fitwithin.jobs import Failure, Trained
@@ -29,12 +30,21 @@ def train(run: Run, plan: Plan, *, left: Callable[[], Remaining], evaluating_s: 
 
     Args:
         left: what all trials to come may take together, now.
-        evaluating_s: what is kept beside that for the winner's evaluation. The process of a single final training stays
-            for it, and has that too: whoever had the final training is the winner, or was before it.
+        evaluating_s: what is kept beside that for the winner's evaluation. The process of a final training stays for
+            it, and has that too: whoever had the final training is the winner, or was before it.
     """
     trials = _Trials(run, plan, left, evaluating_s)
     if not trials.search.finished:
         slots.fill(run, "train", reserved_s=lambda: left().usable_s, ask=trials.ask, told=trials.told)
+
+
+@dataclass(frozen=True)
+class _AtWork:
+    """A trial at work: by when it must have ended, and what of that it has for the evaluation."""
+
+    trial: Trial
+    ends_at: float
+    evaluating_s: float
 
 
 class _Trials:
@@ -47,17 +57,20 @@ class _Trials:
         self._profiles = gather.profiled(run.store.events("profiled"))
         #: Those that were at work when the run was interrupted.
         self._interrupted = self.search.running
-        #: Those at work by their turns' names, and when each of them must have ended.
-        self._at_work: dict[str, tuple[Trial, float]] = {}
+        #: Those at work by their turns' names.
+        self._at_work: dict[str, _AtWork] = {}
+        #: Of final trainings whose processes wait for the others': the books' entries.
+        self._waiting: list[Open] = []
 
     def ask(self, slot: int) -> Callable[[], tuple[Turn, Trained | Failure]] | None:
         """The next trial as a turn for the slot: one that was interrupted, else a new one."""
         while (asked := self._taken_up() or self._new()) is not None:
             trial, turn, ends_at = asked
             if turn is not None:
-                stays = trial.final and self.run.request.slots == 1 and instantiate.stays(self.run, turn)
-                ends_at += self.evaluating_s if stays else 0.0
-                self._at_work[turn.name] = trial, ends_at
+                stays = trial.final and instantiate.stays(self.run, turn)
+                evaluating_s = self._evaluating_s() if stays else 0.0
+                ends_at += evaluating_s
+                self._at_work[turn.name] = _AtWork(trial, ends_at, evaluating_s)
                 told = _told(trial, self.search)
                 return instantiate.begun(
                     self.run, turn, slot, ends_at=ends_at, frozen=self.frozen, told=told, last=trial.final, stays=stays
@@ -70,9 +83,20 @@ class _Trials:
     def told(self, ended: tuple[Turn, Trained | Failure]) -> None:
         """A turn has ended."""
         turn, outcome = ended
-        trial, _ = self._at_work.pop(turn.name)
+        was = self._at_work.pop(turn.name)
         instantiate.conclude(self.run, turn, outcome)
-        self._tell(trial, outcome)
+        self._tell(was.trial, outcome)
+        if self._at_work and was.evaluating_s and isinstance(outcome, Trained):
+            # Its process holds its device until the last final training has ended: so do the books.
+            reserved_s = was.ends_at - self.run.engine.now()
+            self._waiting.append(self.run.book("evaluate", turn.name, reserved_s=reserved_s))
+        while self._waiting and not self._at_work:
+            self.run.accountant.settle(self._waiting.pop())
+
+    def _evaluating_s(self) -> float:
+        """What a final training has for the evaluation, which one of them will need: device time they share."""
+        shared = self.run.request.budget.gpu_time_s is not None
+        return self.evaluating_s / (self.search.finals if shared else 1)
 
     def _tell(self, trial: Trial, outcome: Trained | Failure) -> None:
         ended = outcome.reason if isinstance(outcome, Failure) else outcome
@@ -114,11 +138,17 @@ class _Trials:
         """The seconds of all slots that nobody has been promised, and those by the clock until all must be over."""
         if self.frozen:
             return self._planned_s(), math.inf
-        left, now = self.left(), self.run.engine.now()
+        left, now = self._left(), self.run.engine.now()
         # What is at work may go on to its end; its device time is reserved already.
-        busy_s = sum(max(0.0, ends_at - now) for _, ends_at in self._at_work.values())
+        busy_s = sum(max(0.0, one.ends_at - one.evaluating_s - now) for one in self._at_work.values())
         left_s = min(left.slots * left.time_s - busy_s, left.slot_s)
         return left_s, left.time_s if left.slots > 1 else math.inf
+
+    def _left(self) -> Remaining:
+        """What is left for trials. (Device time for the evaluation is kept beside that, and reserved by who has it.)"""
+        left = self.left()
+        twice_s = math.fsum(one.evaluating_s for one in self._at_work.values())
+        return replace(left, gpu_time_s=left.gpu_time_s + left.gpus * twice_s)
 
     def _planned_s(self) -> float:
         """What the plan has for trials that were not asked for yet."""
@@ -132,7 +162,7 @@ class _Trials:
         Where the device time does not pay for those, its share. Under a frozen plan, whose steps may take longer here,
         all that trials to come were not promised.
         """
-        left = self.left()
+        left = self._left()
         if self.frozen:
             later_s, _ = self._there_is()
             later_s += waiting_s - own_s

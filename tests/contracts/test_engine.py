@@ -416,6 +416,34 @@ def test_another_job_ends_the_process_that_stays(stayers: Bench, tmp_path: Path)
 
 
 @pytest.mark.slow
+def test_of_several_that_stay_the_one_that_trained_it_evaluates(stayers: Bench, tmp_path: Path) -> None:
+    """And the others are ended. (They trained side by side, on devices of their own.)"""
+    one, other = staying(stayers, tmp_path / "one", 16.0), staying(stayers, tmp_path / "other", 16.0)
+    other = replace(other, candidate=replace(CANDIDATE, train_px=48))
+    with stayers.engine.crew(2) as crew:
+        works = [crew.begin(lambda job=job: carried_out(stayers, job)) for job in (one, other)]
+        for _ in works:
+            crew.wait()
+    assert all(isinstance(work.result(), Trained) for work in works), [work.result() for work in works]
+    if isinstance(stayers.engine, Local):
+        assert len(workers(stayers)) == 2
+    assert other.evaluation is not None
+    begun_at = stayers.engine.now()
+    evaluation = replace(other.evaluation, candidate=other.candidate, until_at=begun_at + 60)
+    evaluated = carried_out(stayers, evaluation)
+    assert isinstance(evaluated, Evaluated), evaluated
+    assert len(evaluated.done) == 8
+    took_s = stayers.engine.now() - begun_at
+    if isinstance(stayers.engine, Local):
+        assert workers(stayers) == []
+    (tmp_path / "other" / EVALUATED).unlink()
+    begun_at = stayers.engine.now()
+    again = replace(evaluation, until_at=begun_at + 60)
+    assert carried_out(stayers, again).done == evaluated.done
+    assert stayers.engine.now() - begun_at > took_s, "another process starts first"
+
+
+@pytest.mark.slow
 def test_a_process_that_is_gone_while_it_stays_died(local: Bench, tmp_path: Path) -> None:
     job = staying(local, tmp_path, 7.0)
     assert isinstance(carried_out(local, job), Trained)

@@ -39,8 +39,9 @@ class Crew(Protocol):
 class Engine(Protocol):
     """Carries out jobs, each in a process of its own, and never past its end; from several threads at once if asked.
 
-    Where a turn's process ``stays`` for an evaluation (:attr:`fitwithin.jobs.TrainJob.evaluation`), that is the next
-    job, of a model of the same candidate, and needs no start; any other job ends the process first.
+    Where a turn's process ``stays`` for an evaluation (:attr:`fitwithin.jobs.TrainJob.evaluation`), one of a model of
+    the same candidate needs no start. Several may stay; an evaluation ends the others, any other job those that have
+    its device.
     """
 
     stays: bool

@@ -22,6 +22,7 @@ from typing import Any
 
 from fitwithin import __version__
 from fitwithin.engine.children import Child, listen, merged
+from fitwithin.engine.staying import Staying
 from fitwithin.engine.threads import Threads
 from fitwithin.errors import DeviceError
 from fitwithin.jobs import (
@@ -36,7 +37,6 @@ from fitwithin.jobs import (
     hangs_at,
     processes,
     stays,
-    stays_for,
 )
 from fitwithin.launch import ENDED, STARTED, Server, allocator, receive
 from fitwithin.machine import cpu_name
@@ -75,8 +75,8 @@ class Local:
         self._devices = [Seat(rank=rank).device(device) for rank in range(gpus)]
         self.server = server if server is not None else Server(log)
         self._holders: list[Connection] = []
-        #: The process that stays for an evaluation, its turn, and what closes it.
-        self._staying: tuple[TrainJob, Child, ExitStack] | None = None
+        #: The processes that stay for an evaluation, and what closes each.
+        self._staying: Staying[tuple[Child, ExitStack]] = Staying()
         self._asking = threading.Lock()
         # nvidia-smi is a process to wait for; meanwhile there is something else to do.
         beside = ThreadPoolExecutor(1, thread_name_prefix="facts")
@@ -179,7 +179,7 @@ class Local:
                 ended = listen(children, until_at, lambda heard_at: hangs_at(job, heard_at), on_progress)
                 first = children[0]
                 if ended is None and isinstance(job, TrainJob) and stays(job) and isinstance(first.answer, Trained):
-                    self._staying = job, first, open_things.pop_all()
+                    self._staying.add(job, (first, open_things.pop_all()))
                     return first.answer
                 for child in children:
                     child.code = _end(child.status, child.pid, killed=child.killed)
@@ -190,18 +190,22 @@ class Local:
         return ended or merged([child.told() for child in children])
 
     def _stayed(self, job: Job, open_things: ExitStack) -> list[Child]:
-        """The process that stays for that job; for any other it is ended."""
-        staying, self._staying = self._staying, None
-        if staying is None:
+        """The process that stays for that job. Others that must end for it are killed: where it is not done by one that
+        stays, it waits until they are gone with the memory that they had."""
+        able, others = self._staying.part(job)
+        ending = ExitStack()
+        for child, closes in others:
+            child.kill()
+            ending.push(closes)
+            ending.callback(_end, child.status, child.pid, killed=True)
+        if able is None:
+            ending.close()
             return []
-        turn, child, closes = staying
+        open_things.push(ending)
+        child, closes = able
         open_things.push(closes)
-        if stays_for(turn, job):
-            child.answer = None
-            return [child]
-        child.kill()
-        _end(child.status, child.pid, killed=True)
-        return []
+        child.answer = None
+        return [child]
 
     def crew(self, count: int) -> Threads:
         """Threads that may ask for jobs; they end with the server."""
@@ -215,8 +219,8 @@ class Local:
         """End the server, and with it any child."""
         for holder in self._holders:
             holder.close()
-        if self._staying is not None:
-            self._staying[2].close()
+        for _, closes in self._staying.all():
+            closes.close()
         self.server.close()
 
     def __enter__(self) -> Local:

@@ -26,6 +26,7 @@ from fitwithin.bracket import APART, SCOUTED
 from fitwithin.choice import rated_batches
 from fitwithin.engine.clock import SimulatedClock, SimulatedCrew
 from fitwithin.engine.law import Law, Trouble
+from fitwithin.engine.staying import Staying
 from fitwithin.engine.turn import Turn, read_skill
 from fitwithin.ensemble import by_size
 from fitwithin.jobs import (
@@ -43,7 +44,6 @@ from fitwithin.jobs import (
     hangs_at,
     read_evaluated,
     stays,
-    stays_for,
 )
 from fitwithin.profile import Probe, Timing
 from fitwithin.pruning import Pace
@@ -88,7 +88,7 @@ class Simulated:
         self.law, self.images, self.clock = law, images, clock or SimulatedClock()
         self.started_at = self.clock.now()
         self.jobs: list[Job] = []
-        self._staying: TrainJob | None = None  # the turn whose process stays for an evaluation
+        self._staying: Staying[TrainJob] = Staying()
         self._one = threading.Lock()
         self._at_work = threading.local()
 
@@ -136,16 +136,17 @@ class Simulated:
             self.jobs.append(job)
             self._at_work.number, self._at_work.job = len(self.jobs), job
             try:
-                staying, self._staying = self._staying, None
+                staying, _ = self._staying.part(job)
                 if isinstance(job, ProbeJob):
                     return self._probe(job, until_at)
                 if isinstance(job, ScreenJob):
                     return self._screen(job, until_at)
                 if isinstance(job, TrainJob):
                     trained = Turn(self, job, until_at).train(on_progress)
-                    self._staying = job if stays(job) else None
+                    if stays(job):
+                        self._staying.add(job, job)
                     return trained
-                if staying is None or not stays_for(staying, job):
+                if staying is None:
                     self.spend(self.law.startup_s, until_at)
                 return self._evaluate(job, until_at, on_progress)
             except _Ended as end:
