@@ -29,7 +29,7 @@ from fitwithin.engine import Engine
 from fitwithin.engine.local import Local
 from fitwithin.engine.simulated import Law, Simulated, Trouble
 from fitwithin.engine.site import Site
-from fitwithin.ensemble import views_of
+from fitwithin.ensemble import by_size, views_of
 from fitwithin.jobs import (
     CARD,
     EVALUATED,
@@ -255,8 +255,10 @@ def test_training_leaves_a_model_and_tells_how_it_goes(bench: Bench, tmp_path: P
     )
     evaluated = bench.engine.do(job, until_at=job.until_at + 1, on_progress=told.append)
     assert isinstance(evaluated, Evaluated), evaluated
-    assert set(evaluated.done) == {(split, view.name) for split in ("val", "test") for view in views}
-    assert [split for split, _ in evaluated.done] == ["val"] * 4 + ["test"] * 4, "validation first, test once"
+    sizes = by_size(views, CANDIDATE.train_px)
+    assert evaluated.done == tuple(
+        (split, view.name) for same in sizes for split in ("val", "test") for view in same
+    ), "size by size, each view on both splits, and test once"
     assert set(evaluated.ms_per_image) == {view.name for view in views}
     assert all(0 < ms < 1e4 for ms in evaluated.ms_per_image.values())
     for split, count in (("val", COUNTS[1]), ("test", COUNTS[2])):
