@@ -28,7 +28,7 @@ def test_without_a_search_and_an_outlook_there_is_nothing_to_tell() -> None:
 def test_the_ladder_says_what_was_promised_and_what_it_took() -> None:
     ladder, _ = told()["search"].tables
     rows = cells(ladder)
-    assert list(rows) == ["Rung 1", "Rung 2", "The final training", "All"]
+    assert list(rows) == ["Rung 1", "Rung 2", "Final", "All"]
     assert rows["Rung 1"] == {
         "Rung": "Rung 1",
         "Planned": "7",
@@ -39,7 +39,7 @@ def test_the_ladder_says_what_was_promised_and_what_it_took() -> None:
         "GPU time": "14m 00s",
         "Share": "22 %",
     }
-    assert rows["The final training"]["Each"] == "≥ 30m 00s"
+    assert rows["Final"]["Each"] == "≥ 30m 00s"
     assert rows["All"]["GPU time"] == "1h 03m"
     assert rows["All"]["Tried"] == "10"
 
@@ -92,7 +92,7 @@ def test_a_plan_has_its_ladder_and_no_trials() -> None:
     planned = dataclasses.replace(search, trials=(), verdicts=(), handed_over=None, handed_over_why="", second=None)
     section = told(searched(search=planned, winner=None, outlook=None))["search"]
     assert section.paragraphs == (search.told,)
-    assert [row[0].text for row in section.tables[0].rows] == ["Rung 1", "Rung 2", "The final training"]
+    assert [row[0].text for row in section.tables[0].rows] == ["Rung 1", "Rung 2", "Final"]
     assert section.tables[1].rows == ()
 
 

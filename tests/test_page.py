@@ -290,7 +290,7 @@ def test_a_search_is_in_all_three_voices_with_its_chart_beside_the_ladder():
     assert told in words(outline(shown).text).replace("\u00a0", " ")
     part = shown[shown.index('<section id="search"') : shown.index('<section id="outlook"')]
     assert part.count("<svg ") == 1
-    assert part.count("<table>") == 2
+    assert part.count("<table") == 2
     assert part.index("The ladder") < part.index("<svg ") < part.index("who is out when")
     for voice in (text, marked, part):
         assert "cannot be told" in voice
@@ -347,7 +347,8 @@ def framed(text: str, width: int) -> str:
     A browser window can't be made narrower than about 500 px; a frame can.
     """
     measure = (
-        "const d = this.contentDocument.documentElement; document.title = `wide ${d.scrollWidth} of ${d.clientWidth}`"
+        "const d = this.contentDocument.documentElement; document.title = `wide ${d.scrollWidth} of ${d.clientWidth}; `"
+        " + [...d.querySelectorAll('.scroll')].map(t => `${t.ariaLabel}: ${t.scrollWidth - t.clientWidth}`).join('; ')"
     )
     style = f"border: 0; display: block; width: {width}px; height: 2400px"
     frame = f'<iframe srcdoc="{html_text.escape(text)}" style="{style}" onload="{measure}"></iframe>'
@@ -361,6 +362,14 @@ def test_a_browser_shows_the_page_without_sideways_scrolling(chromium, width, ma
     wide, of = map(int, re.search(r"wide (\d+) of (\d+)", dom).groups())
     assert width - 20 <= of <= width
     assert wide <= of
+
+
+def test_on_a_desk_no_table_of_a_search_is_wider_than_the_page(chromium):
+    title = re.search(r"<title>(.*?)</title>", chromium(framed(html_of(searched), 1200), "--dump-dom")).group(1)
+    beyond = dict(part.rsplit(": ", 1) for part in html_text.unescape(title).split("; ")[1:])
+    assert "Validation accuracy on every rung, and who is out when" in beyond
+    assert "The paper's Table 2 on this data and machine" in beyond
+    assert {table: px for table, px in beyond.items() if int(px) > 0} == {}
 
 
 def test_a_browser_reads_the_headline(chromium):

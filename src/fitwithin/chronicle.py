@@ -58,12 +58,17 @@ def _ladder(search: SearchReport) -> Table:
     finals = [trial for trial in search.trials if trial.rung == FINAL]
     planned.append((FINAL, f"{max(1, len(finals))}", f"≥ {format_duration(search.final_s)}"))
     rows = [
-        (titled(rung_name(rung)), count, each, *_spent([t for t in search.trials if t.rung == rung], all_s))
+        (_rung(rung), count, each, *_spent([t for t in search.trials if t.rung == rung], all_s))
         for rung, count, each in planned
     ]
     if search.trials:
         rows.append(("All", DASH, DASH, *_spent(search.trials, all_s)))
     return table_of("The ladder: GPU seconds promised, and spent", columns, rows, len(rows) - 1 if all_s else None)
+
+
+def _rung(rung: int) -> str:
+    """A rung as a title."""
+    return "Final" if rung == FINAL else titled(rung_name(rung))
 
 
 def _spent(trials: Sequence[TrialRow], all_s: float) -> tuple[str, ...]:
@@ -85,10 +90,9 @@ def _climbs(report: Report, search: SearchReport) -> Table:
     """A row for each candidate that was tried: how it did on every rung, what it took, and why it is out."""
     rungs = sorted({trial.rung for trial in search.trials} - {FINAL})
     rungs += [FINAL] if any(trial.rung == FINAL for trial in search.trials) else []
-    titles = ["Final" if rung == FINAL else titled(rung_name(rung)) for rung in rungs]
     columns = [
         Column("Candidate"),
-        *(Column(title, number=True, rank=1 if place else 3) for place, title in enumerate(titles)),
+        *(Column(_rung(rung), number=True, rank=1 if place else 3) for place, rung in enumerate(rungs)),
         *columns_of("Time>4, GPU time>2, Out, How sure>, Why~5"),
     ]
     out = {verdict.candidate: verdict for verdict in search.verdicts}

@@ -45,6 +45,11 @@ class Table(NamedTuple):
     strong: int | None = None
 
     @property
+    def stacked(self) -> bool:
+        """Whether intervals stand below their figures: three columns with both side by side are too wide for a page."""
+        return sum(any(row[place].aside for row in self.rows) for place in range(len(self.columns))) > 2
+
+    @property
     def reasons(self) -> list[tuple[str, str]]:
         """Name and reason of every row that has one: printed under the table where cells are a single line."""
         return [(row[0].text, row[0].below) for row in self.rows if row[0].below]
