@@ -111,6 +111,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "engine.server",
             "engine.simulated",
             "engine.site",
+            "engine.spent",
             "engine.staying",
             "engine.threads",
             "engine.turn",

@@ -23,8 +23,9 @@ def test_launching_needs_next_to_nothing() -> None:
     assert said_by(program) == "[]"
 
 
-@pytest.mark.parametrize("words", ["run x --memory 1GiB", "plan x", "resume x", "demo"])
+@pytest.mark.parametrize("words", ["run x --memory 1GiB", "plan x", "demo"])
 def test_commands_launch_before_they_import_the_library(words: str) -> None:
+    """(Who resumes looks first whether there is time for workers.)"""
     program = f"""
 import sys
 from fitwithin import cli, launch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fitwithin import data, ledger, opening
+from fitwithin import api, data, flow, launch, ledger, opening, pack
 from fitwithin import request as requests
 from fitwithin.engine.simulated import Law, Simulated, SimulatedClock
 from fitwithin.progress import Silent
 from fitwithin.session import Run
-from fitwithin.store import MemoryStore, bodies
+from fitwithin.store import MemoryStore, SqliteStore, Store, bodies
 from simulation import CountedImages
 
 
@@ -36,7 +38,7 @@ def opened(folder: Path, store: MemoryStore, **limits: Any) -> Run:
     return opening.open_run(request, folder, engine, store, Silent(), engine.now(), data.scan(folder))
 
 
-def spent(store: MemoryStore, seconds: float) -> None:
+def spent(store: Store, seconds: float) -> None:
     """An earlier process trained for so long."""
     body = {"number": 99, "phase": "train", "key": "a", "gpu": 1, "reserved_s": seconds}
     store.append(ledger.OPEN, body)
@@ -70,6 +72,44 @@ def test_who_is_resumed_at_the_end_of_its_time_begins_nothing_more(
     assert run.hurried == hurried
     assert begun == ([] if hurried else ["rehearsal", "workers"])
     assert run.workers == first.workers
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_for_who_has_no_time_left_no_workers_are_launched(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, over: bool
+) -> None:
+    """What there is is handed over. (Launching them took as long as that.)"""
+    run_folder = folder.parent / "run"
+    run_folder.mkdir()
+    request = requests.parse(folder, memory="1GiB", time="60s", models="test_resnet", sizes="32", device="cpu")
+    dataset = data.scan(folder)
+    images = pack.build(dataset, request.pack_side)
+    with SqliteStore(run_folder) as store:
+        store.append("request", request.to_dict())
+        engine = Simulated(Law(warmup_s=0.1, startup_s=0.1), images, SimulatedClock(1000.0))
+        run = opening.open_run(request, run_folder, engine, store, Silent(), engine.now(), dataset)
+        plan = flow.draw_up(run)
+        if over:
+            flow.train(run, plan)
+            spent(store, 59.5 - run.accountant.books().spent_s())
+        assert opening.hurried(store, request.budget, time.monotonic()) == over
+        assert not opening.hurried(store, replace(request.budget, scope="candidate"), time.monotonic())
+
+    class Launched(Exception):
+        pass
+
+    def launched() -> None:
+        raise Launched
+
+    monkeypatch.setattr(launch, "launched", launched)
+    if not over:
+        with pytest.raises(Launched):
+            api.resume(run_folder)
+        return
+    report = api.resume(run_folder).report
+    assert report.winner in {candidate.name for candidate in run.candidates}
+    assert (report.receipt.finished, report.receipt.starts) == (True, 2)
+    assert "next to no time left" in report.notes[0]
 
 
 @pytest.mark.parametrize(("boot", "charged_s"), [("this", 4.0), ("another", 6.0)])

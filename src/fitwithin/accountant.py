@@ -46,6 +46,28 @@ class Open:
         self._accountant.settle(self)
 
 
+def left_to(store: Store, budget: Budget, now: float, *, started_at: float, same_clock: bool) -> Remaining:
+    """What is left of a run's budget (scope ``total``) for a process that ``started_at`` then, if those before it are
+    dead: as its accountant will say. Nothing is written."""
+    told = [(event.kind, event.body) for event in store.events(*ledger.KINDS)]
+    died_before = started_at if same_clock else None
+    told += [
+        (ledger.ABANDON, ledger.abandonment(entry, died_before)) for entry in ledger.fold(told).entries if entry.open
+    ]
+    return _left(budget, ledger.fold(told), now - started_at)
+
+
+def _left(budget: Budget, books: Books, unbooked_s: float, gpus: int = 1, slots: int = 1) -> Remaining:
+    """The budget less what is settled, reserved beside the chain, and not booked yet."""
+    held_s = books.spent_s(gpu=True) + books.reserved_s(gpu=True)
+    return Remaining(
+        time_s=math.inf if budget.time_s is None else budget.time_s - books.spent_s() - unbooked_s,
+        gpu_time_s=math.inf if budget.gpu_time_s is None else budget.gpu_time_s - held_s,
+        gpus=gpus,
+        slots=slots,
+    )
+
+
 class Accountant:
     """Writes ledger events of one process into a store.
 
@@ -88,16 +110,7 @@ class Accountant:
         is left to nobody.
         """
         with self._lock:
-            books = self.books()
-            unbooked_s = self._clock() - self._since
-        time_s, gpu_s = self._budget.time_s, self._budget.gpu_time_s
-        held_s = books.spent_s(gpu=True) + books.reserved_s(gpu=True)
-        return Remaining(
-            time_s=float("inf") if time_s is None else time_s - books.spent_s() - unbooked_s,
-            gpu_time_s=float("inf") if gpu_s is None else gpu_s - held_s,
-            gpus=gpus,
-            slots=slots,
-        )
+            return _left(self._budget, self.books(), self._clock() - self._since, gpus, slots)
 
     def ends_at(self) -> float:
         """The instant at which one device's work has used the whole run's budget up; never under scope candidate."""

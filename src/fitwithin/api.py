@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
@@ -17,6 +18,7 @@ from fitwithin.budget import Budget
 from fitwithin.candidate import match
 from fitwithin.engine import Engine
 from fitwithin.engine.site import Site
+from fitwithin.engine.spent import Spent
 from fitwithin.errors import RunFolderError, UsageError
 from fitwithin.planning import Plan
 from fitwithin.profile import Profile, Rejection
@@ -24,7 +26,8 @@ from fitwithin.progress import Reporter, Silent
 from fitwithin.report import Report
 from fitwithin.request import Limits, Request
 from fitwithin.result import Result, load
-from fitwithin.store import MemoryStore, SqliteStore, Store, latest
+from fitwithin.session import Run
+from fitwithin.store import MemoryStore, SqliteStore, latest
 
 #: Profiling alone has no time budget; a request must have one.
 PROFILE_TIME = "24h"
@@ -91,7 +94,7 @@ def _begin(
         store.append("request", request.to_dict())
         if frozen is not None:
             store.append("frozen", json.loads(frozen.to_json()))
-        return _tell(request, folder, engine, store, reporter, started_at, dataset)
+        return _tell(opening.open_run(request, folder, engine, store, reporter, started_at, dataset))
     except UsageError:
         planned = store.events("plan")
         store.close()
@@ -109,11 +112,11 @@ def resume(
     ray_address: str | None = None,
     reporter: Reporter | None = None,
     started_at: float | None = None,
-    server: launch.Server | None = None,
 ) -> Result:
     """Carry an interrupted run on to its end within what is left of its budget.
 
-    A run that had ended already is returned as it is. With ``engine`` or ``ray_address`` it goes on elsewhere.
+    A run that had ended already is returned as it is. With ``engine`` or ``ray_address`` it goes on elsewhere. Where
+    nothing is left of the budget that workers could be started for, none are.
 
     Raises:
         RunFolderError: the folder holds no run, or another process is working on it.
@@ -136,16 +139,17 @@ def resume(
         if ray_address is not None:
             elsewhere["ray_address"] = ray_address
         request = requests.placed(requests.from_dict(stored), elsewhere)
-        with (
-            launch.launched(server) as server,
-            _site(request, {}, server) as site,
-            site.open(request, path) as carrier,
-        ):
+        with ExitStack() as open_things:
+            carrier: Engine = Spent(latest(store.events("machine"), "machine") or {})
+            if not opening.hurried(store, request.budget, started_at):
+                server = open_things.enter_context(launch.launched())
+                site = open_things.enter_context(_site(request, {}, server))
+                carrier = open_things.enter_context(site.open(request, path))
             dataset = _scan(request, told)
             known = latest(store.events("data"), "data")
             if known is not None and known["fingerprint"] != dataset.fingerprint:
                 raise UsageError(f"the images in {request.data} have changed since this run began; start a new run")
-            report = _tell(request, path, carrier, store, told, started_at, dataset)
+            report = _tell(opening.open_run(request, path, carrier, store, told, started_at, dataset))
     return Result(folder=path, report=report)
 
 
@@ -215,18 +219,10 @@ def profile(
     return found
 
 
-def _tell(
-    request: Request,
-    folder: Path,
-    engine: Engine,
-    store: Store,
-    reporter: Reporter,
-    started_at: float,
-    dataset: folders.Dataset,
-) -> Report:
-    story = opening.open_run(request, folder, engine, store, reporter, started_at, dataset)
-    frozen = latest(store.events("frozen"), "frozen")
-    return flow.tell(story, plans.from_json(json.dumps(frozen)) if frozen is not None else None)
+def _tell(run: Run) -> Report:
+    """A run's story, by the plan that it was given, if any."""
+    frozen = latest(run.store.events("frozen"), "frozen")
+    return flow.tell(run, plans.from_json(json.dumps(frozen)) if frozen is not None else None)
 
 
 def _parsed(site: Site, data: str | Path, device: str, limits: Limits) -> Request:

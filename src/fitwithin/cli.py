@@ -81,17 +81,11 @@ def resume(
     folder: RunFolder, engine: EngineName = None, ray_address: RayAddress = None, as_json: AsJson = False
 ) -> None:
     """Go on with an interrupted run; the time it has spent counts."""
-    with launch.launched() as server, terminal.reporter(as_json) as reporter:
+    with terminal.reporter(as_json) as reporter:
         from fitwithin import api
 
-        result = api.resume(
-            folder,
-            engine=engine,
-            ray_address=ray_address,
-            reporter=reporter,
-            started_at=process_started_at(),
-            server=server,
-        )
+        started_at = process_started_at()
+        result = api.resume(folder, engine=engine, ray_address=ray_address, reporter=reporter, started_at=started_at)
     terminal.show(result, as_json)
 
 

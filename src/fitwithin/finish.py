@@ -14,7 +14,7 @@ import numpy as np
 
 from fitwithin import assemble, gather, instantiate, page, searching
 from fitwithin.assemble import Ensemble, Member, read_logits
-from fitwithin.costs import LEAVING_S, WATCHDOG_S
+from fitwithin.costs import LEAVING_ALONE_S, LEAVING_S, WATCHDOG_S
 from fitwithin.ensemble import View
 from fitwithin.errors import TrainingError
 from fitwithin.jobs import EVALUATED, Evaluated, Failure, Progress, evaluated_from_dict, read_evaluated
@@ -180,7 +180,8 @@ def close(run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: st
         drawn = charts.result()
         begun_at = run.engine.now()
         write_report(gathered(False), run.folder, drawn)
-        opened.charge_ahead(run.engine.now() - begun_at + LEAVING_S)
+        leaving_s = LEAVING_ALONE_S if run.hurried else LEAVING_S
+        opened.charge_ahead(run.engine.now() - begun_at + leaving_s)
     report = gathered(True)
     write_report(report, run.folder, drawn)
     run.store.append("finished", {"winner": winner.candidate.name})

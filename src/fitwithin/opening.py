@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from fitwithin import catalogue
 from fitwithin import data as folders
 from fitwithin import pack as packs
-from fitwithin.accountant import Accountant
-from fitwithin.budget import boot_id
+from fitwithin.accountant import Accountant, left_to
+from fitwithin.budget import Budget, boot_id
 from fitwithin.candidate import grid, match
 from fitwithin.engine import Engine
 from fitwithin.machine import cores
@@ -71,11 +72,10 @@ def open_run(
             },
         )
     data_s = engine.now() - found_at
-    once = latest(store.events("opened"), "opened")
-    hurried = once is not None and accountant.ends_at() - engine.now() < once["startup_s"] + once["closing_s"]
-    closing_s = BESIDE_S if hurried else 0.0
+    hurries = _hurries(store, accountant.ends_at() - engine.now())
+    closing_s = BESIDE_S if hurries else 0.0
     with accountant.entry("start-up"):
-        if not hurried:
+        if not hurries:
             reporter.begin("starting workers")
             if request.budget.scope == "total":
                 closing_s = rehearse(candidates, request)
@@ -98,5 +98,20 @@ def open_run(
         images=images,
         workers=max(1, min(MOST_WORKERS, (machine.get("cores", cores()) - 1) // sharers)),
         closing_s=closing_s,
-        hurried=hurried,
+        hurried=hurries,
     )
+
+
+def hurried(store: Store, budget: Budget, started_at: float) -> bool:
+    """Whether a run whose process died has, for one that ``started_at`` then, less time than starting and closing took
+    before: for what there is to hand over no workers are needed."""
+    if budget.scope == "candidate":
+        return False
+    before, now = latest(store.events("start"), "start"), time.monotonic()
+    same = before is not None and bool(before.get("boot")) and before.get("boot") == boot_id()
+    return _hurries(store, left_to(store, budget, now, started_at=started_at, same_clock=same).usable_s)
+
+
+def _hurries(store: Store, left_s: float) -> bool:
+    once = latest(store.events("opened"), "opened")
+    return once is not None and left_s < once["startup_s"] + once["closing_s"]
