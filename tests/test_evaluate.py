@@ -76,35 +76,31 @@ def carried_out(wanted: EvaluateJob, images: Pack, emit: Any = None) -> Evaluate
         return evaluate.Evaluator(Cpu(), feeder).evaluate(wanted, emit or (lambda progress: None))
 
 
-def test_a_batch_that_would_end_too_late_is_not_begun(
-    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    true_logits, clock = Learner.logits, SimulatedClock(time.monotonic())
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Every pass of a model takes SLOW_S / 2 by the ``clock``; the images of each are counted in ``passes``."""
+    true_logits, clock, passes = Learner.logits, SimulatedClock(time.monotonic()), list[int]()
 
-    def slow(self: Learner, *given: Any, **more: Any) -> Any:
+    def logits(self: Learner, x_bhwc: Any, **more: Any) -> Any:
+        passes.append(len(x_bhwc))
         clock.sleep(SLOW_S / 2)
-        return true_logits(self, *given, **more)
+        return true_logits(self, x_bhwc, **more)
 
-    monkeypatch.setattr(Learner, "logits", slow)
+    monkeypatch.setattr(Learner, "logits", logits)
     monkeypatch.setattr(evaluate, "time", SimpleNamespace(monotonic=clock.now))
+    return SimpleNamespace(clock=clock, passes=passes)
+
+
+def test_a_batch_that_would_end_too_late_is_not_begun(images: Pack, tmp_path: Path, slow: SimpleNamespace) -> None:
     # Three batches of a split and one of each view to time it, then two batches of the next split: not the third.
     wanted = job(images, tmp_path, 4 * SLOW_S + 2.5 * SLOW_S)
     found = carried_out(wanted, images)
-    assert clock.now() < wanted.until_at
+    assert slow.clock.now() < wanted.until_at
     assert [split for split, _ in found.done] == ["val", "val"]
 
 
-def test_where_time_is_short_fewer_views_are_known_but_on_every_split(
-    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    true_logits, clock = Learner.logits, SimulatedClock(time.monotonic())
-
-    def slow(self: Learner, *given: Any, **more: Any) -> Any:
-        clock.sleep(SLOW_S / 2)
-        return true_logits(self, *given, **more)
-
-    monkeypatch.setattr(Learner, "logits", slow)
-    monkeypatch.setattr(evaluate, "time", SimpleNamespace(monotonic=clock.now))
+@pytest.mark.usefixtures("slow")
+def test_where_time_is_short_fewer_views_are_known_but_on_every_split(images: Pack, tmp_path: Path) -> None:
     # All of two sizes would be 14 times SLOW_S.
     found = carried_out(job(images, tmp_path, 11.5 * SLOW_S, (24, 32)), images)
     plain, flipped = (view.name for view in views_of((32,), flips=True))
@@ -114,32 +110,22 @@ def test_where_time_is_short_fewer_views_are_known_but_on_every_split(
 
 @pytest.mark.parametrize(("most_s", "looked_at"), [(math.inf, 3), (0.0, 1)])
 def test_what_is_tried_out_tells_what_the_evaluation_takes(
-    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_s: float, looked_at: int
+    images: Pack, tmp_path: Path, slow: SimpleNamespace, most_s: float, looked_at: int
 ) -> None:
     """And costs no more than it may."""
-    true_logits, clock = Learner.logits, SimulatedClock(time.monotonic())
-    passes: list[int] = []
-
-    def slow(self: Learner, x_bhwc: Any, **more: Any) -> Any:
-        passes.append(len(x_bhwc))
-        clock.sleep(SLOW_S / 2)
-        return true_logits(self, x_bhwc, **more)
-
-    monkeypatch.setattr(Learner, "logits", slow)
-    monkeypatch.setattr(evaluate, "time", SimpleNamespace(monotonic=clock.now))
     wanted = job(images, tmp_path, 100 * SLOW_S)
     rings = feeder_rings(wanted.candidate, wanted.setting, wanted.batch)
     with Feeder(images, 1, rings, pin=False) as feeder:
         learner = Learner(wanted.setting, wanted.candidate, Cpu())
         evaluator = evaluate.Evaluator(Cpu(), feeder)
         predicted_s = evaluator.rehearse(learner, wanted, most_s)
-        assert len(passes) == 4 + 2 * looked_at, "each view once to be timed, a batch of both, and the batches"
-        begun_at = clock.now()
+        assert len(slow.passes) == 4 + 2 * looked_at, "each view once to be timed, a batch of both, and the batches"
+        begun_at = slow.clock.now()
         found = evaluator.evaluate(wanted, lambda progress: None)
     assert evaluator.learner is learner
     assert len(found.done) == 4
     assert set(found.ms_per_image) == {view.name for view in wanted.views}
-    assert predicted_s == pytest.approx(clock.now() - begun_at) == pytest.approx(6 * SLOW_S)
+    assert predicted_s == pytest.approx(slow.clock.now() - begun_at) == pytest.approx(6 * SLOW_S)
 
 
 def test_what_was_done_outlives_the_process(images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,9 +39,8 @@ def open_run(
     minutes on all cores, it must have started. A run that is resumed with less time than starting and closing took
     before will begin nothing more: it hands over what there is, without charts.
     """
-    boot, before = boot_id(), latest(store.events("start"), "start")
-    store.append("start", {"pid": os.getpid(), "boot": boot})
-    same = bool(boot) and before is not None and before.get("boot") == boot
+    same = _same_clock(store)
+    store.append("start", {"pid": os.getpid(), "boot": boot_id()})
     accountant = Accountant(store, request.budget, engine.now, started_at=started_at, same_clock=same)
 
     def decoding() -> None:
@@ -107,9 +106,14 @@ def hurried(store: Store, budget: Budget, started_at: float) -> bool:
     before: for what there is to hand over no workers are needed."""
     if budget.scope == "candidate":
         return False
-    before, now = latest(store.events("start"), "start"), time.monotonic()
-    same = before is not None and bool(before.get("boot")) and before.get("boot") == boot_id()
-    return _hurries(store, left_to(store, budget, now, started_at=started_at, same_clock=same).usable_s)
+    left = left_to(store, budget, time.monotonic(), started_at=started_at, same_clock=_same_clock(store))
+    return _hurries(store, left.usable_s)
+
+
+def _same_clock(store: Store) -> bool:
+    """Whether the process before was one of this boot: all of them have one clock."""
+    boot, before = boot_id(), latest(store.events("start"), "start")
+    return bool(boot) and before is not None and before.get("boot") == boot
 
 
 def _hurries(store: Store, left_s: float) -> bool:
