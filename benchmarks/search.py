@@ -28,7 +28,7 @@ from typing import Any
 
 import ground
 import search_page
-from fitwithin import units
+from fitwithin import catalogue, units
 from fitwithin.engine.local import Local
 from fitwithin.pack import cache_root
 
@@ -121,6 +121,7 @@ def run(arguments: argparse.Namespace, seed: int, rows: list[dict[str, Any]]) ->
     words += ["--gpus", str(gpus)]
     every = f"{arguments.sizes},{arguments.test_sizes}"
     ground.prepared(arguments.data, device=arguments.device, memory=arguments.memory, sizes=every, workers=1)
+    catalogue.known_models()  # in the cache after the first run with a version of timm
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
         if arguments.part != "exhaustive":  # images are there, profiles are not

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fitwithin import flow, gather, page
+from fitwithin import finish, flow, gather, page
 from fitwithin.candidate import Candidate
 from fitwithin.costs import LEAVING_S
 from fitwithin.engine.simulated import Law, Trouble
@@ -176,8 +176,45 @@ def test_a_hurried_run_has_no_charts_and_says_so(tmp_path: Path, monkeypatch: py
     stage = Stage(Law(), request(time_s=300.0), tmp_path)
     monkeypatch.undo()
     monkeypatch.setattr(page, "drawings", None)
-    report = flow.tell(replace(stage.run(), hurried=True))
-    assert "next to no time left" in report.notes[0]
+    report = flow.tell(replace(stage.run(), drawing_s=None, hurried=True))
+    assert report.notes[-1] == finish.CHARTS_LEFT_OUT
     html = (tmp_path / "report.html").read_text()
     assert "<svg" not in html
-    assert "next to no time left" in html
+    assert finish.CHARTS_LEFT_OUT in html
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_who_is_killed_over_the_charts_has_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(Law(), request(time_s=300.0), tmp_path)
+
+    def dies(drawing: finish.Drawing) -> None:
+        raise Killed
+
+    monkeypatch.setattr(finish.Drawing, "there", lambda drawing: None)
+    monkeypatch.setattr(finish.Drawing, "result", dies)
+    with pytest.raises(Killed):
+        flow.tell(stage.run())
+    report = from_json((tmp_path / "report.json").read_text())
+    assert report.winner == "resnet18-amp-160"
+    assert report.receipt.finished
+    assert report.receipt.balanced
+    assert report.notes[-1] == finish.CHARTS_LOST
+    assert stage.store.events("finished")
+
+
+@pytest.mark.parametrize(("drawing_s", "drawn"), [(5.5, 1), (6.5, 0)])
+def test_charts_that_there_is_no_time_for_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawing_s: float, drawn: int
+) -> None:
+    stage = Stage(Law(), request(time_s=300.0), tmp_path)
+    asked: list[finish.Drawing] = []
+    monkeypatch.setattr(finish.Drawing, "there", lambda drawing: None)
+    monkeypatch.setattr(finish.Drawing, "result", lambda drawing: asked.append(drawing) or page.NO_DRAWINGS)
+    run = replace(stage.run(), drawing_s=drawing_s)
+    monkeypatch.setattr(finish, "_time_left_s", lambda run: 6.0)
+    report = flow.tell(run)
+    assert len(asked) == drawn
+    assert (finish.CHARTS_LEFT_OUT in report.notes) == (not drawn)

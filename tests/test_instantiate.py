@@ -312,8 +312,16 @@ def test_one_that_hangs_when_another_must_begin_to_evaluate_is_replaced(alone: A
     assert all(limit.kept for limit in report.receipt.limits)
 
 
+@pytest.mark.parametrize("at_s", [20.0, 30.0, 40.0])
+def test_so_is_one_of_a_short_turn(alone: Any, at_s: float) -> None:
+    run, report = alone(Law(startup_s=3.0, troubles=(Trouble(at_s=at_s, kind="hang"),)), time_s=60.0)
+    assert whole(report)
+    assert stays(run.engine.jobs[0])
+    assert all(limit.kept for limit in report.receipt.limits)
+
+
 def test_a_turn_too_short_for_that_is_evaluated_by_another_process(alone: Any) -> None:
-    run, report = alone(Law(startup_s=5.0), time_s=60.0)
+    run, report = alone(Law(startup_s=8.0), time_s=60.0)
     assert whole(report)
     assert [stays(job) for job in run.engine.jobs] == [False, False]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fitwithin import api, data, flow, launch, ledger, opening, pack
+from fitwithin import api, data, finish, flow, launch, ledger, opening, pack
 from fitwithin import request as requests
 from fitwithin.engine.simulated import Law, Simulated, SimulatedClock
 from fitwithin.progress import Silent
+from fitwithin.report import from_json
 from fitwithin.session import Run
 from fitwithin.store import MemoryStore, SqliteStore, Store, bodies
-from simulation import CountedImages
+from simulation import CountedImages, Stage, request
 
 
 @pytest.fixture
@@ -58,20 +60,51 @@ def test_each_has_a_budget_of_its_own_and_closing_has_none(folder: Path) -> None
     assert opened(folder, MemoryStore(), scope="candidate").closing_s == 0.0
 
 
-@pytest.mark.parametrize(("left_s", "hurried"), [(30.0, False), (0.1, True), (-1.0, True)])
-def test_who_is_resumed_at_the_end_of_its_time_begins_nothing_more(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, left_s: float, hurried: bool
+@pytest.mark.parametrize(
+    ("left_s", "begins"),
+    [(30.0, ["charts", "workers"]), (15.0, ["rehearsal", "workers"]), (7.0, []), (-1.0, [])],
+)
+def test_who_is_resumed_at_the_end_of_its_time_does_without_charts_and_then_without_workers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, left_s: float, begins: list[str]
 ) -> None:
     store = MemoryStore()
     first = opened(folder, store)
+    store.append("opened", {"startup_s": 6.0, "closing_s": 2.0})
     spent(store, 60.0 - left_s)
     begun: list[str] = []
-    monkeypatch.setattr(opening, "rehearse", lambda candidates, request: begun.append("rehearsal") or 1.0)
+
+    def rehearse(candidates: Any, request: Any, *, charts: bool) -> tuple[float, float | None]:
+        begun.append("charts" if charts else "rehearsal")
+        return 1.0, 0.5 if charts else None
+
+    monkeypatch.setattr(opening, "rehearse", rehearse)
     monkeypatch.setattr(Simulated, "prepare", lambda engine, until_at: bool(begun.append("workers")) or True)
     run = opened(folder, store)
-    assert run.hurried == hurried
-    assert begun == ([] if hurried else ["rehearsal", "workers"])
+    assert run.hurried == (not begins)
+    assert begun == begins
+    assert run.drawing_s == (0.5 if "charts" in begins else None)
     assert run.workers == first.workers
+
+
+def test_who_died_over_its_charts_has_its_books_closed_and_its_receipt_by_them(tmp_path: Path) -> None:
+    stage = Stage(Law(), request(time_s=300.0), tmp_path)
+    stage.store.append("request", stage.request.to_dict())
+    before = flow.tell(stage.run()).receipt
+    opening.set_right(tmp_path, stage.store, 2000.0)
+    assert from_json((tmp_path / "report.json").read_text()).receipt == before
+
+    number = 1 + max(entry.number for entry in stage.run().accountant.books().entries)
+    body = {"number": number, "phase": "report", "key": "", "gpu": 0, "reserved_s": 0.75}
+    stage.store.append(ledger.OPEN, body)  # and then a SIGKILL
+    opening.set_right(tmp_path, stage.store, 2000.0)
+    books = ledger.fold((event.kind, event.body) for event in stage.store.events(*ledger.KINDS))
+    assert books.balanced
+    after = from_json((tmp_path / "report.json").read_text()).receipt
+    assert after.balanced
+    assert after.finished
+    assert sum(phase.spent_s for phase in after.phases) == pytest.approx(books.spent_s())
+    assert after.limits[1].spent == pytest.approx(before.limits[1].spent + 0.75)
+    assert json.loads((tmp_path / "receipt.json").read_text())["limits"][1]["spent"] == after.limits[1].spent
 
 
 @pytest.mark.parametrize("over", [False, True])
@@ -109,7 +142,7 @@ def test_for_who_has_no_time_left_no_workers_are_launched(
     report = api.resume(run_folder).report
     assert report.winner in {candidate.name for candidate in run.candidates}
     assert (report.receipt.finished, report.receipt.starts) == (True, 2)
-    assert "next to no time left" in report.notes[0]
+    assert finish.CHARTS_LEFT_OUT in report.notes
 
 
 @pytest.mark.parametrize(("boot", "charged_s"), [("this", 4.0), ("another", 6.0)])

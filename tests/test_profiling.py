@@ -485,6 +485,24 @@ def test_what_won_a_comparison_that_took_its_share_is_measured_all_the_same_whil
     assert run.engine.now() - began_at <= time_s
 
 
+@pytest.mark.parametrize("slots", [1, 2])
+def test_of_device_time_a_start_takes_nothing_of_profilings_share(slots: int) -> None:
+    """Of the time by the clock it does. (A start of 11 s had left two GPUs 22 s for profiling instead of 33.)"""
+
+    def share_s(**limits: float) -> float:
+        run = Stage(Law(), request(slots=slots, **limits), Path("/nowhere")).run()
+        with run.accountant.entry("start-up"):
+            run.engine.clock.sleep(11.0)
+        return survey._share_s(run)
+
+    share = survey.PROFILE_SHARE
+    assert share_s(gpu_time_s=166.0) == pytest.approx(share * 166.0 / slots)
+    assert share_s(time_s=100.0) == pytest.approx(share * 100.0 - 11.0)
+    assert share_s(time_s=100.0, gpu_time_s=100.0) == pytest.approx(
+        min(share * 100.0 - 11.0, share * 100.0 / slots), abs=1e-9
+    )
+
+
 def test_processes_that_train_together_are_certified_by_the_share_of_one() -> None:
     run = run_of(Law(), data_parallel=2)
     found = measured(run)

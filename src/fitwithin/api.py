@@ -129,6 +129,7 @@ def resume(
         raise RunFolderError(f"{path} holds no run (no run.db); start one with `fitwithin run`")
     with SqliteStore(path) as store:
         if latest(store.events("finished"), "finished") is not None:
+            opening.set_right(path, store, started_at)
             return load(path)
         stored = latest(store.events("request"), "request")
         if stored is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +25,10 @@ from fitwithin.report import Report
 from fitwithin.request import Request
 from fitwithin.session import Run
 from fitwithin.units import format_duration
+
+#: Why a report has no charts.
+CHARTS_LEFT_OUT = "There was no time left to draw the charts."
+CHARTS_LOST = "The charts are missing: the run's process ended before they were drawn."
 
 
 def choose(run: Run, plan: Plan) -> tuple[Turn, str]:
@@ -64,6 +69,10 @@ class Drawing:
         if self._pool is not None and self._drawn is None:
             self._drawn = self._pool.submit(self._draw)
 
+    def there(self) -> page.Drawings | None:
+        """The charts, if they have been drawn."""
+        return self._drawn.result() if self._drawn is not None and self._drawn.done() else None
+
     def result(self) -> page.Drawings:
         """The charts."""
         self.begin()
@@ -74,8 +83,8 @@ class Drawing:
 def drawing(run: Run, plan: Plan, winner: Turn) -> Iterator[Drawing]:
     """The charts of the report. A thread draws them while the winner is evaluated, where cores are free for that; not
     before it is at work, for every look into the books beside a thread that draws takes 5 to 15 ms instead of 0.2."""
-    if run.hurried:
-        yield Drawing(lambda: page.Drawings(shown=(), climbs=None), None)
+    if run.drawing_s is None:
+        yield Drawing(lambda: page.NO_DRAWINGS, None)
         return
     report = gather.report(run.request, plan, run.store.events(), winner=winner.candidate.name)
     if not meanwhile(run.request):
@@ -147,7 +156,10 @@ def _evaluate(run: Run, turn: Turn, folder: Path, at_work: Callable[[], None]) -
 
 
 def close(run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: str, charts: Drawing) -> Report:
-    """Choose the views on validation data, hand the ensemble over, close the books and write the report."""
+    """Choose the views on validation data, hand the ensemble over, close the books and write the report.
+
+    Charts that were not drawn meanwhile come last, if there is time: whoever is killed over them has handed over.
+    """
     labels = {split: np.asarray(run.images.labels[run.images.indices(split)]) for split in ("val", "test")}
     chief = members[0]
     choice = assemble.choose_views(chief, labels, run.request.budget.inference_ms)
@@ -161,7 +173,7 @@ def close(run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: st
     tested = [run.images.paths[int(i)] for i in run.images.indices("test")]
     (run.folder / "test-paths.json").write_text(json.dumps(tested), encoding="utf-8")
 
-    def gathered(finished: bool) -> Report:
+    def gathered(finished: bool, charts_why: str | None = None) -> Report:
         return gather.report(
             run.request,
             plan,
@@ -171,27 +183,40 @@ def close(run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: st
             methods=rows,
             views=assemble.view_rows(chief, labels, choice),
             ensemble_why=choice.why,
-            notes=_notes(run, plan, members),
+            notes=[*_notes(run, plan, members), *([charts_why] if charts_why else [])],
             finished=finished,
         )
 
     run.reporter.begin("writing the report")
+    leaving_s = LEAVING_ALONE_S if run.hurried else LEAVING_S
+    drawn, draws = charts.there(), False
     with run.accountant.entry("report", reserved_s=run.promise_s(run.closing_s, gpus=0)) as opened:
-        drawn = charts.result()
         begun_at = run.engine.now()
-        write_report(gathered(False), run.folder, drawn)
-        leaving_s = LEAVING_ALONE_S if run.hurried else LEAVING_S
-        opened.charge_ahead(run.engine.now() - begun_at + leaving_s)
-    report = gathered(True)
-    write_report(report, run.folder, drawn)
+        write_report(gathered(False), run.folder, drawn or page.NO_DRAWINGS)
+        writing_s = run.engine.now() - begun_at
+        if drawn is None and run.drawing_s is not None:
+            draws = _time_left_s(run) >= writing_s + run.drawing_s + writing_s + leaving_s
+        opened.charge_ahead(writing_s + (0.0 if draws else leaving_s))
+    charts_why = None if drawn is not None else CHARTS_LOST if draws else CHARTS_LEFT_OUT
+    report = gathered(True, charts_why)
+    write_report(report, run.folder, drawn or page.NO_DRAWINGS)
     run.store.append("finished", {"winner": winner.candidate.name})
+    if draws:
+        with run.accountant.entry("report", reserved_s=run.promise_s(run.closing_s, gpus=0)) as opened:
+            drawn = charts.result()
+            opened.charge_ahead(writing_s + leaving_s)
+        report = gathered(True)
+        write_report(report, run.folder, drawn)
     return report
+
+
+def _time_left_s(run: Run) -> float:
+    """Seconds by the clock that the whole run has left."""
+    return math.inf if run.request.budget.scope == "candidate" else run.remaining().time_s
 
 
 def _notes(run: Run, plan: Plan, members: Sequence[Member]) -> list[str]:
     notes = []
-    if run.hurried:
-        notes.append("The run was resumed with next to no time left: the charts are left out.")
     if plan.search is not None:
         bounded = next((trial for trial in searching.stand(run, plan.search).trials if trial.refunded_s), None)
         if bounded is not None:

@@ -236,9 +236,7 @@ def report(
     """The report of a run as far as it has come, or of a plan."""
     books = fold((event.kind, event.body) for event in events if event.kind in KINDS)
     data = latest(list(events), "data") or {}
-    machine = latest(list(events), "machine") or {}
     title = f"fitwithin {'run' if winner else 'plan'}: {Path(request.data).name or request.data}"
-    versions = {name: str(machine[name]) for name in machine if name in _VERSIONS}
     n_val = data.get("counts", {}).get("val", 0)
     standing = _search(plan, events, n_val)
     rows = candidate_rows(plan, events, books, n_val, standing)
@@ -257,19 +255,30 @@ def report(
         methods=tuple(methods),
         views=tuple(views),
         ensemble_why=ensemble_why,
-        receipt=Receipt(
-            limits=_limits(request, books, plan, views) if winner else (),
-            phases=_phases(books),
-            balanced=books.balanced,
-            starts=sum(event.kind == "start" for event in events),
-            device={key: value for key, value in machine.items() if key not in versions},
-            versions=versions,
-            data_fingerprint=data.get("fingerprint", ""),
-            finished=finished,
-        ),
+        receipt=receipt(request, plan if winner else None, events, views=views, finished=finished),
         notes=tuple(notes),
         search=search,
         outlook=_outlook(request, won, search) if won is not None else None,
+    )
+
+
+def receipt(
+    request: Request, plan: Plan | None, events: Sequence[Event], *, views: Sequence[ViewRow], finished: bool
+) -> Receipt:
+    """The receipt of a run as far as its books have come; without a ``plan`` nothing was promised yet."""
+    books = fold((event.kind, event.body) for event in events if event.kind in KINDS)
+    data = latest(list(events), "data") or {}
+    machine = latest(list(events), "machine") or {}
+    versions = {name: str(machine[name]) for name in machine if name in _VERSIONS}
+    return Receipt(
+        limits=() if plan is None else _limits(request, books, plan, views),
+        phases=_phases(books),
+        balanced=books.balanced,
+        starts=sum(event.kind == "start" for event in events),
+        device={key: value for key, value in machine.items() if key not in versions},
+        versions=versions,
+        data_fingerprint=data.get("fingerprint", ""),
+        finished=finished,
     )
 
 

@@ -53,7 +53,7 @@ LIVELY_S, LIVELY_STEPS = 1.0, 4
 
 #: A turn's process stays for the evaluation where the turn is so many times as long as its start and that take: what
 #: is tried out at its start must be worth its while, and a slow start be told from one that hangs.
-STAYS_FROM = 6
+STAYS_FROM = 3
 
 #: A turn whose process died or ran out of memory is taken up again so often.
 ATTEMPTS = 3

@@ -103,6 +103,10 @@ class Drawings:
     climbs: str | None
 
 
+#: A report without charts.
+NO_DRAWINGS = Drawings(shown=(), climbs=None)
+
+
 def drawings(report: Report) -> Drawings:
     """Its charts, which nothing of the receipt changes."""
     from fitwithin import charts

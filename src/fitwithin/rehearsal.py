@@ -19,7 +19,8 @@ from fitwithin.request import Request
 from fitwithin.search import FINAL
 from fitwithin.trials import RungRow, SearchReport, TrialRow, VerdictRow
 
-#: The end of a run writes its report twice, once for its own cost. How long that takes is the least of TIMED times.
+#: The end of a run writes its report twice, once for its own cost, and once more where the charts come after that. How
+#: long it takes is the least of TIMED times.
 WRITTEN, TIMED = 2, 3
 
 #: A machine may be busier at the end than now; beside the report the ensemble and the books are written, and then the
@@ -27,18 +28,22 @@ WRITTEN, TIMED = 2, 3
 MARGIN, BESIDE_S = 1.25, 0.4
 
 
-def rehearse(candidates: Sequence[Candidate], request: Request) -> float:
-    """Seconds to keep for closing a run over these candidates. What drawing needs is imported by then."""
-    report = _sample(candidates, request)
+def rehearse(candidates: Sequence[Candidate], request: Request, *, charts: bool = True) -> tuple[float, float | None]:
+    """Seconds to keep for closing a run over these candidates, and what drawing the charts takes (None without
+    ``charts``). What drawing needs is imported by then."""
+    report, drawing_s, kept_s, times = _sample(candidates, request), None, 0.0, WRITTEN
     with tempfile.TemporaryDirectory(prefix="fitwithin-") as folder:
-        write_report(report, Path(folder), page.drawings(report))
-        begun_at = time.monotonic()
-        drawn = page.drawings(report)
-        drawn_at = time.monotonic()
+        drawn = page.NO_DRAWINGS
+        if charts:
+            write_report(report, Path(folder), page.drawings(report))
+            begun_at = time.monotonic()
+            drawn = page.drawings(report)
+            drawing_s = time.monotonic() - begun_at
+            beside = meanwhile(request)
+            kept_s = max(0.0, MARGIN * drawing_s - (MEANWHILE_S if beside else 0.0))
+            times += not beside
         writing_s = min(_seconds(lambda: write_report(report, Path(folder), drawn)) for _ in range(TIMED))
-        meanwhile_s = MEANWHILE_S if meanwhile(request) else 0.0
-        drawing_s = max(0.0, MARGIN * (drawn_at - begun_at) - meanwhile_s)
-        return drawing_s + MARGIN * WRITTEN * writing_s + BESIDE_S
+        return kept_s + MARGIN * times * writing_s + BESIDE_S, drawing_s
 
 
 def _seconds(work: Callable[[], None]) -> float:

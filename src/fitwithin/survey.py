@@ -229,8 +229,17 @@ def _profiling_s(run: Run, *, first: bool, times: int = 1) -> float:
     """Seconds that are left for profiling ``times`` candidates; the ``first`` may go on past their share."""
     if run.request.budget.scope == "candidate":
         return PROFILE_WITHIN_S * times
-    share_s = PROFILE_SHARE * run.request.budget.limit_s(run.request.held) - run.accountant.books().spent_s()
-    return max(share_s, _refusal_s(run)) if first else share_s
+    return max(_share_s(run), _refusal_s(run)) if first else _share_s(run)
+
+
+def _share_s(run: Run) -> float:
+    """Seconds of the clock that are left of profiling's share, of each limit: of device time, what held no device (the
+    start) has taken nothing."""
+    budget, books = run.request.budget, run.accountant.books()
+    left_s = [PROFILE_SHARE * budget.time_s - books.spent_s()] if budget.time_s is not None else []
+    if budget.gpu_time_s is not None:
+        left_s.append((PROFILE_SHARE * budget.gpu_time_s - books.spent_s(gpu=True)) / run.request.held)
+    return min(left_s)
 
 
 def _refusal_s(run: Run) -> float:
