@@ -115,6 +115,7 @@ def run(arguments: argparse.Namespace, seed: int, rows: list[dict[str, Any]]) ->
         words += ["--search", "halving", "--time", f"{limit_s}s"]
     else:
         like = {"part": "halving", "data": arguments.data_set, "each": arguments.each, "seed": seed}
+        like["commit"] = arguments.commit or ground.head()
         alone = next(row for row in rows if all(row[name] == wanted for name, wanted in like.items()))
         limit_s, gpus = alone["gpu_s"], 2
         words += ["--search", "halving", "--gpu-time", f"{limit_s}s"]
@@ -184,8 +185,10 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
                 value[f"{name}_{part}_test_mean"] = mean(tested)
                 value[f"{name}_{part}_gpu_s_mean"] = mean(row["gpu_s"] for row in found)
         # In GPU seconds by the second of the clock: one that left some unspent is no faster for it.
-        alone = {row["seed"]: row["gpu_s"] / row["wall_s"] for row in parts["halving"]}
-        speedups += [row["gpu_s"] / row["wall_s"] / alone[row["seed"]] for row in parts["two"] if row["seed"] in alone]
+        alone = {(row["seed"], row["commit"]): row["gpu_s"] / row["wall_s"] for row in parts["halving"]}
+        for row in parts["two"]:
+            if (like := alone.get((row["seed"], row["commit"]))) is not None:
+                speedups.append(row["gpu_s"] / row["wall_s"] / like)
         means = [value.get(f"{name}_{part}_test_mean") for part in ("exhaustive", "halving")]
         if None not in means:
             gaps.append(means[0] - means[1])

@@ -86,7 +86,8 @@ def test_who_is_resumed_at_the_end_of_its_time_does_without_charts_and_then_with
     assert run.workers == first.workers
 
 
-def test_who_died_over_its_charts_has_its_books_closed_and_its_receipt_by_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settled", [False, True])
+def test_who_died_over_its_charts_has_its_books_closed_and_its_receipt_by_them(tmp_path: Path, settled: bool) -> None:
     stage = Stage(Law(), request(time_s=300.0), tmp_path)
     stage.store.append("request", stage.request.to_dict())
     before = flow.tell(stage.run()).receipt
@@ -95,7 +96,10 @@ def test_who_died_over_its_charts_has_its_books_closed_and_its_receipt_by_them(t
 
     number = 1 + max(entry.number for entry in stage.run().accountant.books().entries)
     body = {"number": number, "phase": "report", "key": "", "gpu": 0, "reserved_s": 0.75}
-    stage.store.append(ledger.OPEN, body)  # and then a SIGKILL
+    stage.store.append(ledger.OPEN, body)
+    if settled:
+        stage.store.append(ledger.SETTLE, {"number": number, "charged_s": 0.75, "peak_bytes": None})
+    # and then a SIGKILL
     opening.set_right(tmp_path, stage.store, 2000.0)
     books = ledger.fold((event.kind, event.body) for event in stage.store.events(*ledger.KINDS))
     assert books.balanced

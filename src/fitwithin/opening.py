@@ -19,7 +19,6 @@ from fitwithin.budget import Budget, boot_id
 from fitwithin.candidate import grid, match
 from fitwithin.engine import Engine
 from fitwithin.finish import write_report
-from fitwithin.ledger import KINDS, fold
 from fitwithin.machine import cores
 from fitwithin.progress import Reporter
 from fitwithin.rehearsal import BESIDE_S, rehearse
@@ -126,13 +125,13 @@ def hurried(store: Store, budget: Budget, started_at: float) -> bool:
 
 def set_right(folder: Path, store: Store, started_at: float) -> None:
     """Close the books of a run whose process died after it had handed over, over its charts, and draw up its receipt
-    by them."""
-    if fold((event.kind, event.body) for event in store.events(*KINDS)).balanced:
-        return
+    by them; nothing is changed where it is by them already."""
     request = requests.from_dict(latest(store.events("request"), "request") or {})
-    Accountant(store, request.budget, time.monotonic, started_at=started_at, same_clock=_same_clock(store))
-    plan = plans.from_json(json.dumps(latest(store.events("plan"), "plan")))
+    accountant = Accountant(store, request.budget, time.monotonic, started_at=started_at, same_clock=_same_clock(store))
     report = from_json((folder / "report.json").read_text(encoding="utf-8"))
+    if math.isclose(accountant.books().spent_s(), math.fsum(phase.spent_s for phase in report.receipt.phases)):
+        return
+    plan = plans.from_json(json.dumps(latest(store.events("plan"), "plan")))
     receipt = gather.receipt(request, plan, store.events(), views=report.views, finished=True)
     write_report(replace(report, receipt=receipt), folder, page.NO_DRAWINGS)
 
