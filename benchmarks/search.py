@@ -30,7 +30,7 @@ import ground
 import search_page
 from fitwithin import catalogue, units
 from fitwithin.engine.local import Local
-from fitwithin.pack import cache_root
+from fitwithin.places import cache_root
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "search.json"
 

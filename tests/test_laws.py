@@ -331,7 +331,7 @@ def test_the_least_that_a_refusal_names_would_really_do(law: Law, time_s: float)
             return
         except BudgetError as error:
             told = str(error)
-    assume("the least that would do is" in told)
+    assume("the least that would do" in told)
     event("refused")
     least_s = duration(told.rpartition(" is ")[2])
     assert least_s > time_s

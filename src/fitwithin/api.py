@@ -11,7 +11,6 @@ from typing import Unpack
 
 from fitwithin import catalogue, certificates, flow, gather, launch, opening, places, survey
 from fitwithin import data as folders
-from fitwithin import pack as packs
 from fitwithin import planning as plans
 from fitwithin import request as requests
 from fitwithin.budget import Budget
@@ -203,7 +202,7 @@ def profile(
     asked: Limits = {"time": PROFILE_TIME, **limits, "scope": "candidate"}
     with launch.launched() as server, _site(None, limits, server) as site:
         request = _parsed(site, data, device, asked)
-        taken = certificates.take_in(Path(take_in), packs.cache_root() / "profiles") if take_in is not None else []
+        taken = certificates.take_in(Path(take_in), places.cache_root() / "profiles") if take_in is not None else []
         if export is not None:
             places.check_writable(Path(export))
         with site.open(request, None) as engine:
@@ -234,7 +233,7 @@ def _parsed(site: Site, data: str | Path, device: str, limits: Limits) -> Reques
 
 def _scan(request: Request, reporter: Reporter) -> folders.Dataset:
     reporter.begin(f"reading {request.data}")
-    return folders.scan(Path(request.data), seed=request.seed, kept=packs.cache_root() / "folders")
+    return folders.scan(Path(request.data), seed=request.seed, kept=places.cache_root() / "folders")
 
 
 def _site(planned: Request | None, limits: Limits, server: launch.Server) -> Site:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from fitwithin.pack import cache_root
+from fitwithin.places import cache_root
 
 
 def known_models(wait: Callable[[], object] | None = None) -> list[str]:

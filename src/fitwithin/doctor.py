@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata, util
 
 from fitwithin.machine import cores, cpu_name, cuda_count
-from fitwithin.pack import cache_root
+from fitwithin.places import cache_root
 from fitwithin.units import format_size
 
 _NEEDED = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "typer", "rich", "jinja2", "matplotlib")

@@ -1,12 +1,13 @@
 """The worker server's launch: the first thing that a run does, for it waits for the server's imports in the end.
 
-They take 1.8 s on two cores, 3.3 with nothing in the page cache, and 7.9 so where Python keeps no bytecode. So this
-module imports next to nothing, and commands launch before they import the rest of the library (0.2 s) and ask the
-driver for the GPUs there are (nvidia-smi, a process of its own).
+They take 1.8 s on two cores, 3.3 with nothing in the page cache, and 7.9 so without bytecode. So this module imports
+next to nothing, commands launch before they import the rest of the library (0.2 s) and ask the driver for the GPUs
+there are (nvidia-smi, a process of its own), and where Python keeps no bytecode it is kept in the cache.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import socket
@@ -22,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 
 from fitwithin.errors import DeviceError
+from fitwithin.places import cache_root
 
 READY, STARTED, ENDED = b"R", b"S", b"E"
 MESSAGE = struct.Struct("=ci")
@@ -46,7 +48,6 @@ class Server:
     def __init__(self, log: Path | None = None) -> None:
         self.log = log
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        environment = {**os.environ, ALLOCATOR: allocator(), "PYTHONUNBUFFERED": "1"}
         with theirs, open(log, "ab") if log else open(os.devnull, "wb") as sink:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "fitwithin.engine.server", str(theirs.fileno())],
@@ -54,7 +55,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,
-                env=environment,
+                env=environment(),
                 start_new_session=True,
             )
         self.ready = False
@@ -113,6 +114,31 @@ def launched(server: Server | None = None) -> Iterator[Server]:
         return
     with tempfile.TemporaryDirectory(prefix="fitwithin-") as scratch, Server(Path(scratch) / "worker.log") as own:
         yield own
+
+
+def environment() -> dict[str, str]:
+    """What the server finds in its environment."""
+    value = {**os.environ, ALLOCATOR: allocator(), "PYTHONUNBUFFERED": "1"}
+    if (folder := bytecode()) is not None:
+        value.pop("PYTHONDONTWRITEBYTECODE", None)
+        value["PYTHONPYCACHEPREFIX"] = str(folder)
+    return value
+
+
+def bytecode() -> Path | None:
+    """Where the server keeps the bytecode of what it imports; None if there is some, or Python may write it.
+
+    Containers often have neither: uv compiles nothing when it installs, PYTHONDONTWRITEBYTECODE is set or the packages
+    belong to somebody else, and every start would compile torch and timm anew.
+    """
+    torch = importlib.util.find_spec("torch")
+    if torch is None or torch.origin is None:
+        return None  # the server will say so
+    compiled = Path(importlib.util.cache_from_source(torch.origin))
+    there = next(path for path in (compiled, *compiled.parents) if path.exists())
+    if there == compiled or (os.access(there, os.W_OK) and not sys.dont_write_bytecode):
+        return None
+    return cache_root().absolute() / "bytecode"
 
 
 def allocator() -> str:

@@ -36,6 +36,7 @@ from fitwithin.data import SPLITS, Broken, Dataset, Sample, without
 from fitwithin.errors import DataError
 from fitwithin.machine import cores
 from fitwithin.pixels import UNREADABLE, read_rgb
+from fitwithin.places import cache_root
 from fitwithin.units import format_size
 
 SCHEMA = 1
@@ -83,15 +84,6 @@ class Pack:
     def indices(self, split: str) -> npt.NDArray[np.int64]:
         """Positions of the images of ``split``, in stored order."""
         return np.flatnonzero(self.split_codes == SPLITS.index(split)).astype(np.int64)
-
-
-def cache_root() -> Path:
-    """Where packs live: $FITWITHIN_CACHE, else $XDG_CACHE_HOME/fitwithin, else ~/.cache/fitwithin."""
-    if chosen := os.environ.get("FITWITHIN_CACHE"):
-        return Path(chosen).expanduser()
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "fitwithin"
-    return Path.home() / ".cache" / "fitwithin"
 
 
 def location(dataset: Dataset, side: int) -> Path:

@@ -11,6 +11,15 @@ from pathlib import Path
 from fitwithin.errors import RunFolderError
 
 
+def cache_root() -> Path:
+    """Where what outlasts a run is kept: $FITWITHIN_CACHE, else $XDG_CACHE_HOME/fitwithin, else ~/.cache/fitwithin."""
+    if chosen := os.environ.get("FITWITHIN_CACHE"):
+        return Path(chosen).expanduser()
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "fitwithin"
+    return Path.home() / ".cache" / "fitwithin"
+
+
 def check_writable(path: Path) -> None:
     """RunFolderError unless a file can be written at ``path``."""
     parent = path.absolute().parent

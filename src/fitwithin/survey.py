@@ -14,7 +14,7 @@ from fitwithin.costs import EXIT_S
 from fitwithin.jobs import Setting
 from fitwithin.machine import cores
 from fitwithin.measurement import OUT_OF_TIME
-from fitwithin.pack import cache_root
+from fitwithin.places import cache_root
 from fitwithin.profile import Profile, Rejection
 from fitwithin.profile import to_dict as profile_to_dict
 from fitwithin.session import Run

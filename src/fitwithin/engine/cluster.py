@@ -26,7 +26,7 @@ from fitwithin.engine.threads import Threads
 from fitwithin.errors import DeviceError
 from fitwithin.jobs import EvaluateJob, Failure, Job, Outcome, Progress, TrainJob
 from fitwithin.launch import READY_WITHIN_S
-from fitwithin.pack import cache_root
+from fitwithin.places import cache_root
 
 #: Seconds between looks at the board.
 LOOK_S = 0.2
