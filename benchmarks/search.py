@@ -30,6 +30,7 @@ import ground
 import search_page
 from fitwithin import catalogue, units
 from fitwithin.engine.local import Local
+from fitwithin.launch import launched
 from fitwithin.places import cache_root
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "search.json"
@@ -122,7 +123,8 @@ def run(arguments: argparse.Namespace, seed: int, rows: list[dict[str, Any]]) ->
     words += ["--gpus", str(gpus)]
     every = f"{arguments.sizes},{arguments.test_sizes}"
     ground.prepared(arguments.data, device=arguments.device, memory=arguments.memory, sizes=every, workers=1)
-    catalogue.known_models()  # in the cache after the first run with a version of timm
+    with launched() as server:
+        catalogue.known_models(server.await_ready)  # in the cache after the first run with a version of timm
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
         if arguments.part != "exhaustive":  # images are there, profiles are not

@@ -15,8 +15,10 @@ from fitwithin.budget import Budget
 from fitwithin.costs import WATCHDOG_S, checkpoint_every_s, evaluation_kept_s
 from fitwithin.engine import Engine
 from fitwithin.jobs import (
+    CARD,
     CHECKPOINT,
     CURVE_POINTS,
+    NEW,
     OUTCOME,
     READING_S,
     SALVAGE,
@@ -262,6 +264,7 @@ def tidy(run: Run) -> None:
 
 
 def clean(folder: Path) -> None:
-    """Remove what only an unfinished turn needs."""
-    for name in (CHECKPOINT, OUTCOME, SALVAGE):
+    """Remove what only an unfinished turn needs, and what a process that was killed had not written to its end."""
+    written = (CHECKPOINT, OUTCOME, SALVAGE, WEIGHTS, CARD)
+    for name in (CHECKPOINT, OUTCOME, SALVAGE, *(name + NEW for name in written)):
         (folder / name).unlink(missing_ok=True)

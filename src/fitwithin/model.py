@@ -15,7 +15,7 @@ from torch import nn
 
 from fitwithin.candidate import Candidate
 from fitwithin.errors import RunFolderError, UsageError
-from fitwithin.jobs import CARD, WEIGHTS
+from fitwithin.jobs import CARD, NEW, WEIGHTS
 
 #: Channel means and deviations of ImageNet, as timm uses them; trained from scratch, any fixed values would do.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -79,7 +79,7 @@ def amp_dtype(precision: str, usual: torch.dtype) -> torch.dtype | None:
 
 def write_atomically(path: Path, write: Any) -> None:
     """Let ``write(temporary path)`` make a file, flush it to disk, and put it in place of ``path`` in one step."""
-    temporary = path.with_name(path.name + ".new")
+    temporary = path.with_name(path.name + NEW)
     write(temporary)
     with temporary.open("rb") as file:
         os.fsync(file.fileno())

@@ -14,6 +14,7 @@ from fitwithin.jobs import (
     CARD,
     CHECKPOINT,
     CURVE_POINTS,
+    NEW,
     OUTCOME,
     READING_S,
     SALVAGE,
@@ -251,7 +252,7 @@ class Turn:
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".new")
+    temporary = path.with_name(path.name + NEW)
     temporary.write_bytes(content)
     temporary.replace(path)
 
