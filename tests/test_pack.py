@@ -26,8 +26,9 @@ from PIL import Image
 from fitwithin import pack as module
 from fitwithin.data import Dataset, scan
 from fitwithin.errors import DataError
-from fitwithin.pack import Pack, build, cache_root, location, open_pack
+from fitwithin.pack import Pack, build, location, open_pack
 from fitwithin.pixels import read_rgb
+from fitwithin.places import cache_root
 
 RNG = np.random.default_rng(0)
 Usage = namedtuple("Usage", "total used free")
@@ -157,16 +158,6 @@ def test_another_split_or_side_or_content_has_another_place(dataset: Dataset) ->
     places.add(location(scan(dataset.root), 32))
     assert len(places) == 4
     assert location(dataset, 32).parent == cache_root() / "packs"
-
-
-def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert cache_root() == tmp_path / "cache"
-    monkeypatch.delenv("FITWITHIN_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert cache_root() == Path("/xdg/fitwithin")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert cache_root() == Path("/home/someone/.cache/fitwithin")
 
 
 def test_odd_names_round_trip(dataset: Dataset) -> None:
