@@ -118,14 +118,27 @@ def test_what_is_tried_out_tells_what_the_evaluation_takes(
     with Feeder(images, 1, rings, pin=False) as feeder:
         learner = Learner(wanted.setting, wanted.candidate, Cpu())
         evaluator = evaluate.Evaluator(Cpu(), feeder)
-        predicted_s = evaluator.rehearse(learner, wanted, most_s)
+        foreseen = evaluator.rehearse(learner, wanted, most_s)
         assert len(slow.passes) == 4 + 2 * looked_at, "each view once to be timed, a batch of both, and the batches"
         begun_at = slow.clock.now()
         found = evaluator.evaluate(wanted, lambda progress: None)
     assert evaluator.learner is learner
     assert len(found.done) == 4
     assert set(found.ms_per_image) == {view.name for view in wanted.views}
-    assert predicted_s == pytest.approx(slow.clock.now() - begun_at) == pytest.approx(6 * SLOW_S)
+    assert foreseen.whole_s == pytest.approx(slow.clock.now() - begun_at) == pytest.approx(6 * SLOW_S)
+    assert foreseen.first_s == foreseen.whole_s, "there is one size"
+    assert foreseen.validation_s == pytest.approx(3 * SLOW_S), "of both views: no less than a validation"
+
+
+def test_what_the_first_size_takes_is_told_apart(images: Pack, tmp_path: Path, slow: SimpleNamespace) -> None:
+    wanted = job(images, tmp_path, 100 * SLOW_S, sizes=(24, 32))
+    rings = feeder_rings(wanted.candidate, wanted.setting, wanted.batch)
+    with Feeder(images, 1, rings, pin=False) as feeder:
+        learner = Learner(wanted.setting, wanted.candidate, Cpu())
+        foreseen = evaluate.Evaluator(Cpu(), feeder).rehearse(learner, wanted, math.inf)
+    assert foreseen.whole_s == pytest.approx(2 * 6 * SLOW_S)
+    assert foreseen.first_s == pytest.approx(6 * SLOW_S)
+    assert foreseen.validation_s == pytest.approx(3 * SLOW_S)
 
 
 def test_what_was_done_outlives_the_process(images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

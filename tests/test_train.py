@@ -25,6 +25,7 @@ from fitwithin.candidate import Candidate
 from fitwithin.costs import EXIT_S
 from fitwithin.device import Cpu
 from fitwithin.errors import Hanging, TrainingError
+from fitwithin.evaluate import Rehearsed
 from fitwithin.feeder import Feeder
 from fitwithin.jobs import (
     CARD,
@@ -146,12 +147,35 @@ def test_a_turn_that_has_ended_is_not_taken_again(images: Pack, tmp_path: Path, 
 class Foreseeing:
     """An evaluator that foresees so many seconds, whatever it is asked."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.asked, self.holds = seconds, list[Any](), ""
+    def __init__(self, whole_s: float, *, first_s: float = 0.0, validation_s: float = 0.0) -> None:
+        self.foreseen = Rehearsed(whole_s=whole_s, first_s=first_s, validation_s=validation_s)
+        self.asked, self.holds = list[Any](), ""
 
-    def rehearse(self, *asked: Any) -> float:
+    def rehearse(self, *asked: Any) -> Rehearsed:
         self.asked.append(asked)
-        return self.seconds
+        return self.foreseen
+
+
+def staying(images: Pack, folder: Path, within_s: float, **changed: Any) -> TrainJob:
+    """A turn of as many steps as there is time for, whose process stays for the evaluation."""
+    now = time.monotonic()
+    near = {"until_at": now + within_s, "lively_s": 1.0, "anxious_at": now + within_s / 2}
+    wanted = job(images, folder, steps=10**6, **near)
+    evaluation = EvaluateJob(
+        setting=wanted.setting,
+        candidate=CANDIDATE,
+        batch=BATCH,
+        folder=str(folder),
+        views=(),
+        splits=("val",),
+        until_at=wanted.until_at,
+    )
+    return replace(wanted, evaluation=evaluation, **changed)
+
+
+def once(wanted: TrainJob) -> TrainJob:
+    """Validated at its end alone."""
+    return replace(wanted, setting=replace(wanted.setting, recipe=replace(wanted.setting.recipe, last_epochs=1)))
 
 
 @pytest.mark.parametrize(("rehearsed_s", "planned_s"), [(3.0, 5.0), (60.0, 3.0)])
@@ -159,29 +183,78 @@ def test_a_turn_whose_process_stays_ends_in_time_for_the_evaluation(
     images: Pack, tmp_path: Path, rates: list[float], rehearsed_s: float, planned_s: float
 ) -> None:
     """As it was tried out, but never sooner than was planned for another process."""
-    begun_at = time.monotonic()
     told: list[Progress] = []
-    near = {"until_at": begun_at + 8.0, "lively_s": 1.0, "anxious_at": begun_at + 4.0, "evaluation_s": planned_s}
-    wanted = job(images, tmp_path, steps=10**6, **near)
-    evaluation = EvaluateJob(
-        setting=wanted.setting,
-        candidate=CANDIDATE,
-        batch=BATCH,
-        folder=str(tmp_path),
-        views=(),
-        splits=("val",),
-        until_at=wanted.until_at,
-    )
+    wanted = staying(images, tmp_path, 8.0, evaluation_s=planned_s)
     evaluator: Any = Foreseeing(rehearsed_s)
-    outcome = advance(replace(wanted, evaluation=evaluation), images, told.append, evaluator)
+    outcome = advance(wanted, images, told.append, evaluator)
     left_s = wanted.until_at - time.monotonic()
     assert 2.7 < left_s < 4.5  # what closing the loaders takes is in it
     ((_, asked, most_s),) = evaluator.asked
-    assert asked == evaluation
+    assert asked == wanted.evaluation
     assert 0 < most_s < 0.01 * 8.0
     assert outcome.ended == "shortened"
     assert rates[-1] == 0.0
     assert len(told) > outcome.steps / 8, "towards its end it shows at every step that it lives"
+
+
+def test_validation_has_the_time_that_was_tried_out(images: Pack, tmp_path: Path) -> None:
+    """The plan has 0.05 s for it: by those the steps would have ended a second later."""
+    wanted = once(staying(images, tmp_path, 8.0, evaluation_s=3.0))
+    outcome = advance(wanted, images, evaluator=Foreseeing(3.0, validation_s=1.0))
+    left_s = wanted.until_at - time.monotonic()
+    assert outcome.best is not None
+    assert 3.9 < left_s < 5.7
+
+
+@pytest.mark.parametrize(("first_s", "validated"), [(1.0, True), (3.0, False)])
+def test_who_was_never_validated_may_take_the_time_of_later_sizes_for_it(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_s: float, validated: bool
+) -> None:
+    """A validation that takes a second longer than was to be seen loses a turn only where there is one size."""
+    asked: list[float] = []
+
+    def slow(*_: Any, until_at: float, **__: Any) -> int | None:
+        asked.append(until_at)
+        time.sleep(1.0)
+        return 5 if time.monotonic() < until_at else None
+
+    monkeypatch.setattr(turns, "count_correct", slow)
+    wanted = once(staying(images, tmp_path, 8.0, evaluation_s=3.0))
+    outcome = advance(wanted, images, evaluator=Foreseeing(3.0, first_s=first_s))
+    assert asked == [pytest.approx(wanted.ends_at(0.0, first_s))]
+    assert (outcome.best is not None) == validated
+    assert outcome.ended == "shortened", "the model is whole in either case"
+
+
+@pytest.mark.parametrize(("before_s", "saves"), [(4.0, 0), (6.0, 1), (11.0, 2)])
+def test_a_checkpoint_that_is_due_before_the_end_is_counted_with(
+    images: Pack, tmp_path: Path, before_s: float, saves: int
+) -> None:
+    """By when the one before was written, however little is left, and with what that took."""
+    wanted = job(images, tmp_path, checkpoint_every_s=5.0)
+    schedule = wanted.schedule()
+    saved_at = schedule.training_ends_at - before_s
+    beside = {"validation_s": 0.0, "on_s": 0.0, "evaluation_s": 0.0}
+    overhead_s = wanted.overhead_s(schedule, [], saved_at=saved_at, checkpoint_s=0.5, **beside)
+    assert overhead_s == pytest.approx(saves * 0.5)
+
+
+def test_what_a_checkpoint_takes_is_measured(images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, found = turns.write_checkpoint, list[float]()
+
+    def slow(*told: Any) -> None:
+        time.sleep(0.3)
+        write(*told)
+
+    class Seen(turns.Turn):
+        def finish(self) -> Trained:
+            found.append(self.checkpoint_s)
+            return super().finish()
+
+    monkeypatch.setattr(turns, "write_checkpoint", slow)
+    monkeypatch.setattr(train, "Turn", Seen)
+    advance(job(images, tmp_path), images)
+    assert 0.3 <= found[0] < 1.3
 
 
 def test_what_a_validation_found_is_there_if_the_process_is_ended_after_it(

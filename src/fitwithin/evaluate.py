@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -30,6 +30,16 @@ TELLING_S = 0.1
 WRITINGS = 3
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rehearsed:
+    """Seconds that an evaluation will take, those of its first size, and of that, if it is the training size,
+    validation without what it writes."""
+
+    whole_s: float
+    first_s: float
+    validation_s: float
+
+
 class Evaluator:
     """Writes the logits of a saved model; with the ``learner`` of the turn that left it, or else with one of its own.
 
@@ -43,9 +53,9 @@ class Evaluator:
         self.holds = ""
         self.ms_per_image: dict[str, float] = {}
 
-    def rehearse(self, learner: Learner, job: EvaluateJob, most_s: float) -> float:
-        """Try the evaluation out with that learner, whatever its weights; seconds that it will take in this process,
-        what it writes included.
+    def rehearse(self, learner: Learner, job: EvaluateJob, most_s: float) -> Rehearsed:
+        """Try the evaluation out with that learner, whatever its weights: what it will take in this process, what it
+        writes included.
 
         Every view is timed first: what its kernels cost at first is paid then, and a GPU that rested has raised its
         clocks. One batch, not counted, wakes the loaders. Then of each size REHEARSED_BATCHES of validation are looked
@@ -69,7 +79,8 @@ class Evaluator:
             return marks
 
         looked_at(groups[0], 1, 0.0)
-        begun_at, whole_s = time.monotonic(), 0.0
+        begun_at, sizes_s, validation_s = time.monotonic(), list[float](), 0.0
+        writing_s = self._writing_s(job)
         for number, views in enumerate(groups):
             marks = looked_at(views, REHEARSED_BATCHES, begun_at + most_s * (number + 1) / len(groups))
             later = len(marks) - 2
@@ -77,8 +88,11 @@ class Evaluator:
             alone_s = min(marks[1] - marks[0], sum(self.ms_per_image[view.name] for view in views) * size / 1e3)
             batch_s = (marks[-1] - marks[1]) / later if later else alone_s
             first_s = max(0.0, marks[1] - marks[0] - batch_s)
-            whole_s += sum(first_s + self._batches(split, size) * batch_s for split in job.splits)
-        return whole_s + len(job.splits) * (len(job.views) + len(groups)) * self._writing_s(job)
+            split_s = {split: first_s + self._batches(split, size) * batch_s for split in job.splits}
+            sizes_s.append(sum(split_s.values()) + len(job.splits) * (len(views) + 1) * writing_s)
+            if views[0].px == job.candidate.train_px:
+                validation_s = split_s["val"]
+        return Rehearsed(whole_s=sum(sizes_s), first_s=sizes_s[0], validation_s=validation_s)
 
     def evaluate(self, job: EvaluateJob, emit: Callable[[Progress], None]) -> Evaluated:
         """Write the logits of every split and view, size by size and split by split, while time lasts; time each view.

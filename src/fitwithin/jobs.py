@@ -171,20 +171,23 @@ class TrainJob:
     def overhead_s(
         self,
         schedule: Schedule,
-        now: float,
         marks: list[int],
+        *,
         validation_s: float,
         on_s: float,
         evaluation_s: float,
+        saved_at: float,
+        checkpoint_s: float,
     ) -> float:
         """What the turn still needs beside steps: validations at ``marks``, between them ``on_s`` for writing a model
-        and going on, checkpoints, and what its evaluation will take longer than the ``evaluation_s`` that are kept for
-        it, all as much slower as the steps have become. Where the process stays for its evaluation, no other time is
-        kept for a last step that lasts; up to as much is as another process would need."""
+        and going on, the checkpoints that follow the one at ``saved_at``, and what its evaluation will take longer than
+        the ``evaluation_s`` that are kept for it, all as much slower as the steps have become. Where the process stays
+        for its evaluation, no other time is kept for a last step that lasts; up to as much is as another process would
+        need."""
         slow = max(1.0, schedule.slowness)
         ahead = sum(mark > schedule.step for mark in marks)
-        saves = int(max(0.0, schedule.training_ends_at - now) / self.checkpoint_every_s)
-        beside_s = 1.2 * (ahead * validation_s + max(0, ahead - 1) * on_s) + saves * self.save_s
+        saves = int(max(0.0, schedule.training_ends_at - saved_at) / self.checkpoint_every_s)
+        beside_s = 1.2 * (ahead * validation_s + max(0, ahead - 1) * on_s) + saves * checkpoint_s
         jolt_s = min(schedule.jolt_s, max(0.0, schedule.training_ends_at - self.anxious_at))
         return slow * beside_s + (slow - 1) * evaluation_s + jolt_s
 

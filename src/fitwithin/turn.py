@@ -65,7 +65,9 @@ class Turn:
         self.curve: list[dict[str, Any]] = []
         self.validation_s, self.again_s = job.validation_s, 0.0  # together in the former until one was made
         self.model_s = job.save_s  # as long as a checkpoint until one was written
+        self.checkpoint_s = job.save_s  # likewise
         self.evaluation_s = job.evaluation_s
+        self.least_s = 0.0  # of which its first size takes so many
         self._model_step = -1  # after which the model was written
         self.earlier_s = self.training_s = 0.0  # the former of processes before this one
         self._stepping_from = 0.0
@@ -97,12 +99,15 @@ class Turn:
         self.rescues = facts["rescues"]
 
     def rehearse(self, evaluator: Evaluator, evaluation: EvaluateJob) -> None:
-        """Find out what the evaluation will take in this process: the turn ends in time for it.
+        """Find out what validation and the evaluation will take in this process: the turn ends in time for them.
 
-        Where it took longer than the plan foresees for a process that must start first, others were at work just then.
+        Where that took longer than the plan has for a process that must start first, others were at work just then.
         """
         most_s = REHEARSAL_SHARE * (self.job.until_at - time.monotonic())
-        self.evaluation_s = min(evaluator.rehearse(self.learner, evaluation, most_s), self.job.evaluation_s)
+        found = evaluator.rehearse(self.learner, evaluation, most_s)
+        self.evaluation_s = min(found.whole_s, self.job.evaluation_s)
+        self.least_s = min(found.first_s, self.evaluation_s)
+        self.validation_s = max(self.validation_s, min(found.validation_s, self.evaluation_s))
         self.schedule.training_ends_at = self.job.ends_at(self.model_s, self.evaluation_s)
 
     @property
@@ -177,7 +182,15 @@ class Turn:
         """What must still happen beside steps."""
         marks = self.schedule.marks(self.steps_per_epoch, self.job.setting.recipe.last_epochs)
         on_s = self.model_s + self.again_s
-        return self.job.overhead_s(self.schedule, time.monotonic(), marks, self.validation_s, on_s, self.evaluation_s)
+        return self.job.overhead_s(
+            self.schedule,
+            marks,
+            validation_s=self.validation_s,
+            on_s=on_s,
+            evaluation_s=self.evaluation_s,
+            saved_at=self._saved_at,
+            checkpoint_s=self.checkpoint_s,
+        )
 
     def alive(self) -> bool:
         """Say so where a silence would be taken for the end; always true."""
@@ -211,8 +224,13 @@ class Turn:
             self._settled = True
 
     def validate(self) -> None:
-        """Validate at the training size; keep the model if it is the best so far (on a tie, the later one)."""
-        until_at = self.job.ends_at(0.0, self.evaluation_s)
+        """Validate at the training size; keep the model if it is the best so far (on a tie, the later one).
+
+        A turn that was never validated has lost, so its last chance may take the time of all sizes of the evaluation
+        but the first. (After 48 s a final training was 0.2 s short of it, and a model of 7 s was handed over.)
+        """
+        last_chance = self.schedule.done and self.best is None
+        until_at = self.job.ends_at(0.0, self.least_s if last_chance else self.evaluation_s)
         if self.team.led([time.monotonic() + self.validation_s > until_at])[0]:
             return
         begun_at = time.monotonic()
@@ -268,6 +286,7 @@ class Turn:
 
     def checkpoint(self) -> None:
         """Write the checkpoint, and the model as it is while no validation has chosen one: there always is a model."""
+        begun_at = time.monotonic()
         self.keep()
         facts = {
             "step": self.schedule.step,
@@ -283,6 +302,7 @@ class Turn:
         write_checkpoint(self.folder / CHECKPOINT, self.learner, facts)
         self._note(SALVAGE, self.outcome("cut"))
         self._saved_at, self._saved_step = time.monotonic(), self.schedule.step
+        self.checkpoint_s = self._saved_at - begun_at
 
     def outcome(self, ended: str) -> Trained:
         """How the turn stands."""

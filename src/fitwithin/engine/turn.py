@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fitwithin.engine.law import Law
+from fitwithin.ensemble import by_size
 from fitwithin.jobs import (
     CARD,
     CHECKPOINT,
@@ -73,6 +74,7 @@ class Turn:
         self.factor = 1.0
         self.peak_bytes, self.startup_s, self.training_s = 0, 0.0, 0.0
         self.validation_s, self.evaluation_s = job.validation_s, job.evaluation_s
+        self.least_s, self.checkpoint_s = 0.0, job.save_s
         self.reading_s = max(READING_S, (job.until_at - self.began_at) / CURVE_POINTS)
         self.saved_at, self.saved_step, self.read_at = self.began_at, -1, self.began_at
 
@@ -127,8 +129,12 @@ class Turn:
         self.spend(law.eval_first_s * len({view.px for view in evaluation.views}))
         slow = law.slowness(began_at - self.engine.started_at)
         images = sum(len(self.engine.images.indices(split)) for split in evaluation.splits)
-        per_image_s = sum(law.eval_image_s(self.job.candidate, view.px) for view in evaluation.views)
-        self.evaluation_s = min(slow * images * per_image_s, self.job.evaluation_s)
+        sizes_s = [
+            slow * images * sum(law.eval_image_s(self.job.candidate, view.px) for view in views)
+            for views in by_size(evaluation.views, self.job.candidate.train_px)
+        ]
+        self.evaluation_s = min(sum(sizes_s), self.job.evaluation_s)
+        self.least_s = min(sizes_s[0], self.evaluation_s)
         self.schedule.training_ends_at = self.job.ends_at(self.job.save_s, self.evaluation_s)
 
     def stride(self) -> int:
@@ -144,8 +150,15 @@ class Turn:
 
     def overhead_s(self) -> float:
         """What must still happen beside steps."""
-        now, marks = self.engine.now(), self.marks()
-        return self.job.overhead_s(self.schedule, now, marks, self.validation_s, self.law.save_s, self.evaluation_s)
+        return self.job.overhead_s(
+            self.schedule,
+            self.marks(),
+            validation_s=self.validation_s,
+            on_s=self.law.save_s,
+            evaluation_s=self.evaluation_s,
+            saved_at=self.saved_at,
+            checkpoint_s=self.checkpoint_s,
+        )
 
     def elapsed_s(self) -> float:
         """Seconds of this turn, those of earlier processes included."""
@@ -170,8 +183,9 @@ class Turn:
 
     def validate(self) -> None:
         """Validate if that still fits; keep the model if it is the best so far."""
-        begun_at = self.engine.now()
-        if begun_at + self.validation_s > self.job.ends_at(0.0, self.evaluation_s):
+        begun_at, last_chance = self.engine.now(), self.schedule.done and self.best is None
+        kept_s = self.least_s if last_chance else self.evaluation_s
+        if begun_at + self.validation_s > self.job.ends_at(0.0, kept_s):
             return
         self.spend(
             self.law.eval_first_s + self.n_val * self.law.eval_image_s(self.job.candidate, self.job.candidate.train_px)
@@ -200,6 +214,7 @@ class Turn:
 
     def checkpoint(self) -> None:
         """Write everything needed to go on."""
+        begun_at = self.engine.now()
         if self.best is None:
             self.save_model()
         self.spend(self.law.save_s)
@@ -214,6 +229,7 @@ class Turn:
         _write(self.folder / CHECKPOINT, json.dumps(facts).encode())
         _write(self.folder / SALVAGE, trained_to_json(self.outcome("cut")).encode())
         self.saved_at, self.saved_step = self.engine.now(), self.schedule.step
+        self.checkpoint_s = self.saved_at - begun_at
 
     def go_on(self) -> None:
         """Take up what an interrupted process left."""
