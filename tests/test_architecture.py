@@ -17,7 +17,7 @@ ROOT = Path(fitwithin.__file__).parent
 
 #: Layers from the ground up: a module may import from its own layer and from those below, never from above.
 LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("ground", ("errors", "units", "__version__")),
+    ("ground", ("errors", "units", "__version__", "places", "bytecode")),
     (
         "nouns",
         (
@@ -88,7 +88,6 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "page",
             "parallel",
             "pixels",
-            "places",
             "predict",
             "probe",
             "resample",

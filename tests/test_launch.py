@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import py_compile
 import subprocess
 import sys
 import time
@@ -13,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fitwithin.errors import DeviceError
-from fitwithin.launch import Server, bytecode, launched
+from fitwithin.launch import Server, launched
 
 
 def said_by(program: str) -> str:
@@ -76,59 +74,3 @@ def test_a_server_that_cannot_import_torch_says_so(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with launched() as server, pytest.raises(DeviceError, match=r"did not start: ImportError: libtorch is gone"):
         server.await_ready()
-
-
-@pytest.fixture
-def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A torch that was installed without bytecode, where Python may write it; what imports it fails."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "torch.py").write_text("raise ImportError('a torch of straw')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
-    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-    monkeypatch.delenv("PYTHONPYCACHEPREFIX", raising=False)
-    return tmp_path
-
-
-WHERE = "from fitwithin.launch import bytecode\nprint(bytecode())"
-
-
-def test_python_keeps_the_bytecode_where_it_may(bare: Path) -> None:
-    del bare
-    assert said_by(WHERE) == "None"
-
-
-def test_bytecode_that_is_there_is_used(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    py_compile.compile(str(bare / "site" / "torch.py"))
-    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-    assert said_by(WHERE) == "None"
-
-
-def test_where_python_keeps_no_bytecode_the_server_does(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = bare / "cache" / "bytecode"
-    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-    assert said_by(WHERE) == str(kept)
-    program = """
-from fitwithin.errors import DeviceError
-from fitwithin.launch import launched
-
-with launched() as server:
-    try:
-        server.await_ready()
-    except DeviceError as error:
-        print(error)
-"""
-    assert "of straw" in said_by(program)
-    assert list(kept.rglob("launch.*.pyc"))
-    assert not (bare / "site" / "__pycache__").exists(), "the user wanted none beside the sources"
-
-
-def test_bytecode_is_kept_where_the_packages_are_somebody_elses(bare: Path) -> None:
-    """(Root may write anywhere, so that it is told here that it may not.)"""
-    forbidden = f"import os\nos.access = lambda path, mode: str(path) != {str(bare / 'site')!r}\n"
-    assert said_by(forbidden + WHERE) == str(bare / "cache" / "bytecode")
-
-
-def test_no_torch_is_the_servers_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert bytecode() is None

@@ -108,8 +108,30 @@ def test_halving_keeps_its_budget_and_its_ladder(
             on = [trial for trial in told.order if trial.rung == rung]
             assert len(on) <= search.ladder.counts[rung]
             assert all(trial.seconds == seconds for trial in on), "candidates of a rung are compared after equal time"
-    if finals and len(fails) < count and search.ladder is not None:
+    if finals and search.ladder is not None and not {one.candidate for one in search.entering} <= failing:
         assert search.best is not None
+
+
+@tries(100)
+@given(counts, budgets, devices, st.floats(0, 20))
+def test_where_some_are_left_out_no_device_is_idle_in_the_last_round_of_the_only_rung(
+    count: int, budget_s: float, gpus: int, fixed_s: float
+) -> None:
+    search = Halving(entrants(count, fixed_s), budget_s=budget_s, devices=gpus)
+    if search.ladder is None or len(search.ladder.counts) > 1 or search.ladder.counts[0] == count:
+        return
+    event("some are left out")
+    assert search.ladder.counts[0] % gpus == 0
+
+
+def test_of_two_devices_none_is_idle_because_a_tenth_candidate_takes_longer_to_start() -> None:
+    tried = {}
+    for gpus in (1, 2):
+        entering = [*entrants(9, 2.0), *entrants(16, 4.0)[9:]]
+        search = Halving(entering, budget_s=50.0, devices=gpus)
+        assert search.ladder is not None
+        tried[gpus] = search.ladder.counts
+    assert tried == {1: (9,), 2: (8,)}
 
 
 @tries(50)

@@ -12,6 +12,8 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from threading import Thread
 from typing import Any
 
 #: Okabe and Ito's colours that keep 3:1 contrast, or nearly, on white and on near-black; told apart by dashes as well.
@@ -46,6 +48,11 @@ _STYLE = {
     "legend.handletextpad": 0.5,
     "legend.handlelength": 1.7,
 }
+
+
+def preload() -> None:
+    """Begin to import what charts are drawn with, in a thread: whoever reads files meanwhile waits for the disk."""
+    Thread(target=import_module, args=("matplotlib.backends.backend_svg",), name="import").start()
 
 
 def svg(draw: Callable[[Any], None], height_in: float, name: str, title: str, description: str) -> str:

@@ -7,7 +7,6 @@ there are (nvidia-smi, a process of its own), and where Python keeps no bytecode
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import socket
@@ -22,8 +21,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
+from fitwithin import bytecode
 from fitwithin.errors import DeviceError
-from fitwithin.places import cache_root
 
 READY, STARTED, ENDED = b"R", b"S", b"E"
 MESSAGE = struct.Struct("=ci")
@@ -118,27 +117,7 @@ def launched(server: Server | None = None) -> Iterator[Server]:
 
 def environment() -> dict[str, str]:
     """What the server finds in its environment."""
-    value = {**os.environ, ALLOCATOR: allocator(), "PYTHONUNBUFFERED": "1"}
-    if (folder := bytecode()) is not None:
-        value.pop("PYTHONDONTWRITEBYTECODE", None)
-        value["PYTHONPYCACHEPREFIX"] = str(folder)
-    return value
-
-
-def bytecode() -> Path | None:
-    """Where the server keeps the bytecode of what it imports; None if there is some, or Python may write it.
-
-    Containers often have neither: uv compiles nothing when it installs, PYTHONDONTWRITEBYTECODE is set or the packages
-    belong to somebody else, and every start would compile torch and timm anew.
-    """
-    torch = importlib.util.find_spec("torch")
-    if torch is None or torch.origin is None:
-        return None  # the server will say so
-    compiled = Path(importlib.util.cache_from_source(torch.origin))
-    there = next(path for path in (compiled, *compiled.parents) if path.exists())
-    if there == compiled or (os.access(there, os.W_OK) and not sys.dont_write_bytecode):
-        return None
-    return cache_root().absolute() / "bytecode"
+    return {**bytecode.environment(), ALLOCATOR: allocator(), "PYTHONUNBUFFERED": "1"}
 
 
 def allocator() -> str:
