@@ -92,6 +92,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "probe",
             "resample",
             "screen",
+            "soundness",
             "timing",
             "train",
             "turn",

@@ -10,11 +10,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fitwithin import pack as module
+from fitwithin import soundness
 from fitwithin.data import Dataset, scan
 from fitwithin.errors import DataError
 from fitwithin.pack import Pack, build, location, open_pack
@@ -293,12 +296,56 @@ def test_a_pack_of_other_data_is_not_trusted_for_its_name(dataset: Dataset) -> N
     assert build(other, 32).fingerprint == "0" * 32
 
 
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The images that are looked at from now on."""
+    found = list[int]()
+    monkeypatch.setattr(Pack, "image", lambda self, i, original=Pack.image: found.append(i) or original(self, i))
+    return found
+
+
+def test_all_pixels_are_checked_once_and_then_a_sample(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = build(dataset, 32).folder
+    monkeypatch.setattr(soundness, "CHECK_SOME", 5)
+    later = time.time() + 60
+    monkeypatch.setattr(soundness, "time", SimpleNamespace(time=lambda: later))
+    checked = seen(monkeypatch)
+    build(dataset, 32)
+    assert len(set(checked)) == 20
+    checked.clear()
+    build(dataset, 32)
+    assert len(set(checked)) == 5
+    flip(folder / "images.u8", 5000)
+    checked.clear()
+    assert_matches(build(dataset, 32), dataset)
+    assert not (folder / soundness.CHECKED).exists(), "another file's"
+
+
+def test_pixels_that_were_just_written_are_all_checked_again(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their date would not tell a later change from what was checked."""
+    folder = build(dataset, 32).folder
+    checked = seen(monkeypatch)
+    for _ in range(2):
+        checked.clear()
+        build(dataset, 32)
+        assert len(set(checked)) == 20
+    assert not (folder / soundness.CHECKED).exists()
+
+
+@pytest.mark.parametrize("told", ["", "[]", "[1, 2, 3, 4]", "{}", '"12345"'])
+def test_what_cannot_be_read_of_an_earlier_check_counts_for_nothing(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    (build(dataset, 32).folder / soundness.CHECKED).write_text(told)
+    checked = seen(monkeypatch)
+    build(dataset, 32)
+    assert len(set(checked)) == 20
+
+
 def test_large_packs_are_checked_by_sample(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = build(dataset, 32).folder
-    monkeypatch.setattr(module, "CHECK_ALL_BYTES", 0)
-    monkeypatch.setattr(module, "CHECK_SOME", 5)
-    checked = []
-    monkeypatch.setattr(Pack, "image", lambda self, i, original=Pack.image: checked.append(i) or original(self, i))
+    monkeypatch.setattr(soundness, "CHECK_ALL_BYTES", 0)
+    monkeypatch.setattr(soundness, "CHECK_SOME", 5)
+    checked = seen(monkeypatch)
     build(dataset, 32)
     assert len(set(checked)) == 5
     for i in range(20):

@@ -51,7 +51,7 @@ def fingerprint(root: Path, paths: Sequence[str], kept: Path | None = None) -> s
     if (known := _known(note, stamp)) is not None:
         return known
     found, statuses = _read(root, paths)
-    if statuses == before and _settled(statuses, read_at):
+    if statuses == before and settled(statuses, read_at):
         with suppress(OSError):  # then the next run reads the files once more
             note.parent.mkdir(parents=True, exist_ok=True)
             temporary = note.with_name(f"{note.name}.{os.getpid()}.new")
@@ -68,7 +68,7 @@ def _known(note: Path, stamp: str) -> str | None:
         return None
 
 
-def _settled(statuses: Sequence[Status | None], read_at: float) -> bool:
+def settled(statuses: Sequence[Status | None], read_at: float) -> bool:
     """Every file could be read, and would have another date if it had changed since."""
     return all(status is not None and max(status[3:]) < (read_at - TICK_S) * 1e9 for status in statuses)
 
@@ -78,7 +78,8 @@ def _stamp(root: Path, paths: Sequence[str], statuses: Sequence[Status | None]) 
     return digest(f"{os.path.realpath(root)}\n{lines}".encode("utf-8", "surrogateescape")).hex()
 
 
-def _status(status: os.stat_result) -> Status:
+def status_of(status: os.stat_result) -> Status:
+    """What of a file's status tells of its contents."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
@@ -93,7 +94,7 @@ def _statuses(root: Path, paths: Sequence[str]) -> list[Status | None]:
         found: list[Status | None] = []
         for path in batch:
             try:
-                found.append(_status(os.stat(os.path.join(root, path))))
+                found.append(status_of(os.stat(os.path.join(root, path))))
             except OSError:
                 found.append(None)
         return found
@@ -120,7 +121,7 @@ def _heads(root: Path, paths: Sequence[str]) -> list[tuple[Status | None, bytes]
         status: Status | None
         try:
             with open(os.path.join(root, path), "rb", buffering=0) as file:
-                status, head = _status(os.fstat(file.fileno())), file.read(HEAD_BYTES)
+                status, head = status_of(os.fstat(file.fileno())), file.read(HEAD_BYTES)
         except OSError:
             status, head = None, b""
         size = -1 if status is None else status[2]

@@ -37,11 +37,10 @@ from fitwithin.errors import DataError
 from fitwithin.machine import cores
 from fitwithin.pixels import UNREADABLE, read_rgb
 from fitwithin.places import cache_root
+from fitwithin.soundness import sound
 from fitwithin.units import format_size
 
 SCHEMA = 1
-CHECK_ALL_BYTES = 4 * 2**30  # up to here every image is checked before reuse (about a second per GiB)
-CHECK_SOME = 256  # beyond it, this many images drawn at random
 WIDER = 1.35  # mean of longer side / shorter side taken for the estimate: between 4:3 and 3:2
 _WAY_OUT = "free some space or set FITWITHIN_CACHE to a folder on a larger disk"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -175,17 +174,7 @@ def _reusable(target: Path, dataset: Dataset, side: int) -> Pack | None:
     # A file may have been broken by a share that was away for a moment, or mended beyond what the fingerprint reads.
     if any(not isinstance(_decode(dataset.root, item.path, side), Broken) for item in pack.broken):
         return None
-    places = np.arange(len(pack))
-    if len(pack.pixels) > CHECK_ALL_BYTES:
-        places = np.random.default_rng().choice(places, size=min(CHECK_SOME, len(pack)), replace=False)
-    return pack if _intact(pack, places) else None
-
-
-def _intact(pack: Pack, places: npt.NDArray[np.int64]) -> bool:
-    """Those images' pixels are what was stored. In threads: the checksum frees the interpreter lock."""
-    chunks = [places[start : start + 256].tolist() for start in range(0, len(places), 256)]
-    with ThreadPoolExecutor(cores()) as pool:
-        return all(pool.map(lambda chunk: all(zlib.crc32(pack.image(i).data) == pack.crcs[i] for i in chunk), chunks))
+    return pack if sound(pack) else None
 
 
 def _build(dataset: Dataset, side: int, target: Path, on_progress: Callable[[int, int], None], workers: int) -> Pack:
