@@ -200,7 +200,8 @@ class Learner:
     def logits(self, x_bhwc: torch.Tensor, *, flip: bool = False) -> torch.Tensor:
         """Float32 logits [B, K] on the device, of the images or of their mirror images."""
         self.release()
-        self.net.eval()
+        if self.net.training:
+            self.net.eval()
         with torch.inference_mode(), self.autocast():
             x_bchw = self.images(x_bhwc)
             out: torch.Tensor = self.net(x_bchw.flip(3) if flip else x_bchw)
