@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from pathlib import Path
@@ -139,6 +140,23 @@ def test_what_the_first_size_takes_is_told_apart(images: Pack, tmp_path: Path, s
     assert foreseen.whole_s == pytest.approx(2 * 6 * SLOW_S)
     assert foreseen.first_s == pytest.approx(6 * SLOW_S)
     assert foreseen.validation_s == pytest.approx(3 * SLOW_S)
+
+
+@pytest.mark.parametrize(
+    ("batches_s", "steady_s"),
+    [
+        ([9.0, 2.0], 2.0),
+        ([9.0, 2.0, 4.0], 3.0),
+        ([9.0, 1.0, 1.0, 1.0, 5.0, 5.0, 5.0], 3.0),
+        ([9.0, 1.0, 1.0, 1.0, 5.0, 5.0, 5.0, 5.0], 5.0),
+    ],
+)
+def test_batches_that_were_made_while_the_first_was_computed_tell_nothing_of_the_loaders(
+    batches_s: list[float], steady_s: float
+) -> None:
+    """Three are. With fewer than four others they are all there is."""
+    marks = [100.0, *(100.0 + done_s for done_s in itertools.accumulate(batches_s))]
+    assert evaluate.steady_batch_s(marks) == pytest.approx(steady_s)
 
 
 def test_what_was_done_outlives_the_process(images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

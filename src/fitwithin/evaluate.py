@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -19,7 +19,7 @@ from fitwithin.costs import REHEARSED_BATCHES, VIEW_PASSES, VIEW_S
 from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu
 from fitwithin.ensemble import Floats, View, by_size
-from fitwithin.feeder import Feeder
+from fitwithin.feeder import Feeder, Stream
 from fitwithin.jobs import EVALUATED, Evaluated, EvaluateJob, Progress, read_evaluated
 from fitwithin.learner import Learner, eval_batch, split_logits
 
@@ -83,10 +83,9 @@ class Evaluator:
         writing_s = self._writing_s(job)
         for number, views in enumerate(groups):
             marks = looked_at(views, REHEARSED_BATCHES, begun_at + most_s * (number + 1) / len(groups))
-            later = len(marks) - 2
             # Of a single batch the device's part is known.
             alone_s = min(marks[1] - marks[0], sum(self.ms_per_image[view.name] for view in views) * size / 1e3)
-            batch_s = (marks[-1] - marks[1]) / later if later else alone_s
+            batch_s = steady_batch_s(marks) if len(marks) > 2 else alone_s
             first_s = max(0.0, marks[1] - marks[0] - batch_s)
             split_s = {split: first_s + self._batches(split, size) * batch_s for split in job.splits}
             sizes_s.append(sum(split_s.values()) + len(job.splits) * (len(views) + 1) * writing_s)
@@ -178,6 +177,16 @@ class Evaluator:
 def _save(path: Path, rows: Floats) -> None:
     with path.open("wb") as file:
         np.save(file, rows, allow_pickle=False)
+
+
+def steady_batch_s(marks: Sequence[float]) -> float:
+    """Seconds per batch by when the first of two or more was begun and each was done.
+
+    The first is left out, and those that loaders made meanwhile, where more than as many follow.
+    """
+    ahead = Stream.ahead
+    since = 1 + ahead if len(marks) > 2 * (1 + ahead) else 1
+    return (marks[-1] - marks[since]) / (len(marks) - 1 - since)
 
 
 def ms_per_image(learner: Learner, view: View, batch: int) -> float:

@@ -18,7 +18,7 @@ from fitwithin.choice import rated_batches
 from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu
 from fitwithin.ensemble import View
-from fitwithin.evaluate import ms_per_image
+from fitwithin.evaluate import ms_per_image, steady_batch_s
 from fitwithin.feeder import Feeder
 from fitwithin.jobs import ProbeJob
 from fitwithin.learner import Learner, check_finite, eval_batch, split_logits
@@ -50,8 +50,9 @@ class Sampling:
 USUAL = Sampling(run_up_s=0.5, least_s=0.5, most_s=3.0, steps=6, steady=0.003)
 BRIEF = Sampling(run_up_s=0.1, least_s=0.15, most_s=0.3, steps=3, steady=0.02, error=0.05)
 
-#: Batches of an evaluation that a brief timing looks at.
-BRIEF_BATCHES = 3
+#: A brief timing looks at so many batches of an evaluation, and for so many seconds at more, up to so many. (Three told
+#: 0.12 to 0.54 s for validations that took 0.13 to 0.34, too much as often as too little: 80 px, 16 cores, H100.)
+BRIEF_BATCHES, BRIEF_EVALUATION_S, BRIEF_MOST = 3, 0.15, 12
 
 #: A timed process begins as a turn does, with so many steps: one, a checkpoint, the recording, and some in a row.
 FIRST_STEPS = 4
@@ -255,7 +256,8 @@ def _evaluation(learner: Learner, job: ProbeJob, feeder: Feeder, px: int) -> tup
 
     def note() -> bool:
         marks.append(time.monotonic())
-        return not job.brief or len(marks) <= BRIEF_BATCHES
+        seen, since_s = len(marks) - 1, marks[-1] - marks[0]
+        return not job.brief or seen < BRIEF_BATCHES or (seen < BRIEF_MOST and since_s < BRIEF_EVALUATION_S)
 
     size, n = eval_batch(job.batch // job.chunks), len(feeder.pack.indices("val"))
     views = [View(px=px, flip=False)]
@@ -264,6 +266,6 @@ def _evaluation(learner: Learner, job: ProbeJob, feeder: Feeder, px: int) -> tup
     if len(marks) < 3:
         return 0.0, whole_s / n, device_s
     # All batches have the same size: the last is filled up.
-    batch_s = (marks[-1] - marks[1]) / (len(marks) - 2)
+    batch_s = steady_batch_s(marks)
     first_s = max(0.0, marks[1] - marks[0] - batch_s)
     return first_s, batch_s / size if job.brief else (whole_s - first_s) / n, device_s
