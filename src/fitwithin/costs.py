@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fitwithin.profile import Profile
+from fitwithin.profile import Profile, Rejection
 from fitwithin.recipe import Recipe
 from fitwithin.schedule import Stage
+from fitwithin.units import format_duration
 
 #: Relative safety on every predicted cost: the machine's own jitter between a two-second sample and a long run.
 MARGIN = 0.02
@@ -20,6 +21,10 @@ FIXED_MARGIN = 0.25
 #: The machine may be busier when the model is evaluated; where it has become slower while it was trained, the turn ends
 #: the earlier for it.
 EVALUATION_MARGIN = 0.15
+
+#: The evaluation of whoever wins is kept for, and so the dearest one's: who needs more than this share of what is left
+#: for it, and so many times what the cheapest one needs, takes no part.
+EVALUATION_SHARE, EVALUATION_TIMES = 1 / 3, 1.5
 
 #: How much slower, at most, and of shorter runs this share of their limit.
 WEARY_S, WEARY_SHARE = 0.5, 0.001
@@ -102,6 +107,39 @@ def evaluation_kept_s(predicted_s: float) -> float:
     """Seconds kept for evaluating a model under all views: as predicted, with a margin. WATCHDOG_S of it lie before:
     it begins that much earlier than it must, unless the trainer had to be ended."""
     return predicted_s + EXIT_S + max(0.0, EVALUATION_MARGIN * predicted_s - WATCHDOG_S)
+
+
+def evaluable(
+    profiles: Sequence[Profile],
+    left_s: float,
+    data: DataFacts,
+    recipe: Recipe,
+    view_sizes: Sequence[int],
+    *,
+    share: float = EVALUATION_SHARE,
+    times: float = EVALUATION_TIMES,
+) -> tuple[list[Profile], list[Rejection]]:
+    """Those whose evaluation needs no more than that ``share`` of ``left_s``, or ``times`` what the cheapest one needs;
+    the others.
+
+    (On two cores a candidate that would have taken minutes for the 60,000 images of mini-imagenet made a run of 150 s
+    impossible for seven that took half a minute.)
+    """
+    kept_s = {
+        profile.candidate: evaluation_kept_s(costs(profile, data, recipe, view_sizes, "total").evaluation_s)
+        for profile in profiles
+    }
+    most_s = max(share * left_s, times * min(kept_s.values(), default=0.0))
+    dear = [
+        Rejection(
+            candidate=profile.candidate,
+            reason=f"its evaluation would take {format_duration(kept_s[profile.candidate])} of the "
+            f"{format_duration(max(0.0, left_s))} that are left; more time, or fewer or smaller test sizes, let it in",
+        )
+        for profile in profiles
+        if kept_s[profile.candidate] > most_s
+    ]
+    return [profile for profile in profiles if kept_s[profile.candidate] <= most_s], dear
 
 
 def weary_s(limit_s: float) -> float:

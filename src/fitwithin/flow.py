@@ -7,10 +7,11 @@ story again and skipping what has happened already.
 from __future__ import annotations
 
 import json
+from functools import partial
 
 from fitwithin import contest, finish, gather, instantiate, searching, slots, survey
 from fitwithin import planning as plans
-from fitwithin.costs import evaluation_kept_s, weary_s
+from fitwithin.costs import evaluable, evaluation_kept_s, weary_s
 from fitwithin.errors import BudgetError, UsageError
 from fitwithin.jobs import Failure, Trained
 from fitwithin.measurement import OUT_OF_TIME
@@ -55,6 +56,10 @@ def _planned(run: Run) -> Plan:
     if rejections and not profiles and all(rejection.reason == OUT_OF_TIME for rejection in rejections):
         told = format_duration(run.request.limit_s)
         raise BudgetError(f"{told} are too short: they were over before any candidate was profiled; give twice as much")
+    given = (left.usable_s, run.data, run.request.recipe, run.request.view_sizes)
+    if budget.scope == "total":
+        profiles, dear = evaluable(profiles, *given)
+        rejections += dear
     if run.request.search != "exhaustive" and len(profiles) > 1:
         found = contest.plan(
             profiles,
@@ -70,9 +75,8 @@ def _planned(run: Run) -> Plan:
         )
         if found is not None:
             return found
-    return plans.draw_up(
-        profiles,
-        rejections,
+    draw_up = partial(
+        plans.draw_up,
         available_s=run.request.limit_s if budget.scope == "candidate" else left.usable_s,
         limit_s=run.request.limit_s,
         scope=budget.scope,
@@ -84,6 +88,13 @@ def _planned(run: Run) -> Plan:
         slots=left.slots,
         slot_s=left.slot_s,
     )
+    try:
+        return draw_up(profiles, rejections)
+    except BudgetError:
+        if budget.scope == "candidate" or len(profiles) < 2:
+            raise
+    profiles, dear = evaluable(profiles, *given, share=0.0, times=1.0)
+    return draw_up(profiles, [*rejections, *dear])
 
 
 def train(run: Run, plan: Plan) -> None:
