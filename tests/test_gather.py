@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from fitwithin import finish, flow, gather, page
+from fitwithin import finish, flow, gather, page, rows
 from fitwithin.candidate import Candidate
 from fitwithin.costs import LEAVING_S
 from fitwithin.engine.simulated import Law, Trouble
 from fitwithin.errors import BudgetError
+from fitwithin.jobs import Trained
 from fitwithin.profile import to_dict
 from fitwithin.report import Report, from_json
 from fitwithin.store import MemoryStore
@@ -218,3 +219,21 @@ def test_charts_that_there_is_no_time_for_are_left_out(
     report = flow.tell(run)
     assert len(asked) == drawn
     assert (finish.CHARTS_LEFT_OUT in report.notes) == (not drawn)
+
+
+def test_a_turn_of_less_than_an_epoch_tells_how_much_less(tmp_path: Path) -> None:
+    """To the digit that was planned: "planned 0.071 epochs, took 0.1: slower than profiled" told nothing."""
+    (turn,) = flow.draw_up(Stage(Law(), request(), tmp_path).run()).turns
+    trained = Trained(
+        steps=30,
+        planned_steps=36,
+        epochs=0.0694,
+        ended="shortened",
+        best=None,
+        validations=(),
+        curve=(),
+        peak_bytes=1,
+        startup_s=1.0,
+    )
+    told = rows._ended(replace(turn, epochs=0.071), trained)
+    assert told.startswith("planned 0.071 epochs, took 0.069: the machine was slower")

@@ -23,7 +23,7 @@ def _ended(turn: Turn, trained: Trained) -> str:
     if trained.ended == "complete":
         more = f", {trained.steps - turn.steps:,} more than planned" if trained.steps > turn.steps else ", as planned"
         return f"complete: {trained.steps:,} steps{more}"
-    went = f"planned {turn.epochs:g} epochs, took {trained.epochs:.1f}"
+    went = f"planned {turn.epochs:g} epochs, took {round(trained.epochs, 3):g}"
     if trained.ended == "shortened":
         return f"{went}: the machine was slower than profiled; annealed to the new end"
     return f"{went}: its time was over before the last step; the model is the last one saved"
