@@ -1,8 +1,8 @@
 """Where the bytecode of what is imported is kept if Python keeps none.
 
 Containers often have none: uv compiles nothing when it installs, PYTHONDONTWRITEBYTECODE is set or the packages belong
-to somebody else, and every start would compile everything anew: 12 s for torch and timm, 2.7 for what the command line
-needs (two cores). Then it is kept in the cache. This module is the first that is imported.
+to somebody else, and every start would compile everything anew: 12 s for torch and timm, 0.4 before the command line
+tells its version (two cores). Then it is kept in the cache. This module is the first that is imported.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Whether a pack's pixels are what was stored: all of them once, then a sample as long as their file stays as it is.
 
-Checking them all takes a second per GiB, most of it to map pages (60,000 images of 84 px: 0.9 to 1.5 s of a start).
+Checking them all takes a second per GiB (60,000 images of 84 px: 0.9 to 1.5 s of a start).
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ USUAL = Sampling(run_up_s=0.5, least_s=0.5, most_s=3.0, steps=6, steady=0.003)
 BRIEF = Sampling(run_up_s=0.1, least_s=0.15, most_s=0.3, steps=3, steady=0.02, error=0.05)
 
 #: A brief timing looks at so many batches of an evaluation, and for so many seconds at more, up to so many. (Three told
-#: 0.12 to 0.54 s for validations that took 0.13 to 0.34, too much as often as too little: 80 px, 16 cores, H100.)
+#: 0.12 to 0.54 s for validations that took 0.13 to 0.34, too much as often as too little: 64 and 80 px, H100.)
 BRIEF_BATCHES, BRIEF_EVALUATION_S, BRIEF_MOST = 3, 0.15, 12
 
 #: A timed process begins as a turn does, with so many steps: one, a checkpoint, the recording, and some in a row.

@@ -227,7 +227,7 @@ class Turn:
         """Validate at the training size; keep the model if it is the best so far (on a tie, the later one).
 
         A turn that was never validated has lost, so its last chance may take the time of all sizes of the evaluation
-        but the first. (After 48 s a final training was 0.2 s short of it, and a model of 7 s was handed over.)
+        but the first. (A final training of 48 s was not validated in time, and a model of 7 s was handed over.)
         """
         last_chance = self.schedule.done and self.best is None
         until_at = self.job.ends_at(0.0, self.least_s if last_chance else self.evaluation_s)
