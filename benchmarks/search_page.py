@@ -25,7 +25,7 @@ METHOD = (
     "16 T for everything, from the start of its process to its report, with no profile known before. Two: the same "
     "search on two GPUs with the GPU seconds that it took on one. Images are packed before. Every choice was made on "
     "validation images, the test split is read once a run. A search on one GPU may have had another one beside it, on "
-    "the host's other GPU; the [log](../log.md) says when.",
+    "the host's other GPU; the [log](../log.md) says when."
 )
 
 RUNS = "Validation and test are of the ensemble that was handed over, per cent."
