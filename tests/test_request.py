@@ -129,14 +129,30 @@ def test_gpu_time_is_shared_by_the_gpus_of_a_candidate() -> None:
         parse("photos", memory="6GiB", time="3h", data_parallel=17)
 
 
+FOUR = "".join(f"{n}, GPU-{n}, NVIDIA H100, 81559 MiB\n" for n in range(4))
+
+
+@pytest.fixture
+def cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An nvidia-smi that shows what the file says."""
+    shown = tmp_path / "cards"
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\ncat {shown}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        monkeypatch.delenv(name, raising=False)
+    shown.write_text(
+        "0, GPU-aa, NVIDIA H100, 81559 MiB\n1, GPU-bb, NVIDIA H100, 81559 MiB\n2, GPU-cc, NVIDIA A100, 40960 MiB\n"
+    )
+    return shown
+
+
 @pytest.mark.parametrize(
     ("device", "gpus", "found"),
     [("auto", 2, "cuda:0"), ("cuda:1", 3, "cuda:1"), ("cpu", 9, "cpu"), ("cuda:2", 3, None), ("auto", 5, None)],
 )
-def test_a_device_is_the_first_of_several_in_a_row(
-    device: str, gpus: int, found: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(machine, "cuda_count", lambda: 4)
+def test_a_device_is_the_first_of_several_in_a_row(device: str, gpus: int, found: str | None, cards: Path) -> None:
+    cards.write_text(FOUR)
     if found is not None:
         assert machine.parse(device, gpus) == found
         return
@@ -182,37 +198,22 @@ def test_gpus_that_do_not_work_out_are_named(words: dict[str, Any], told: str) -
         parse("photos", **{"memory": "6GiB", "time": "3h", **words})
 
 
-def test_too_many_gpus_are_named_by_the_option_that_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "cuda_count", lambda: 4)
+def test_too_many_gpus_are_named_by_the_option_that_asked(cards: Path) -> None:
+    cards.write_text(FOUR)
     assert machine.parse("cuda:1", 3, "--gpus") == "cuda:1"
     with pytest.raises(UsageError, match=r"--gpus 4 needs the devices cuda:1 to cuda:4 .*; --gpus 3 is the most"):
         machine.parse("cuda:1", 4, "--gpus")
 
 
-@pytest.fixture
-def cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An nvidia-smi that shows what the file says."""
-    shown = tmp_path / "cards"
-    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\ncat {shown}\n")
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
-        monkeypatch.delenv(name, raising=False)
-    shown.write_text(
-        "0, GPU-aa, NVIDIA H100, 81559 MiB\n1, GPU-bb, NVIDIA H100, 81559 MiB\n2, GPU-cc, NVIDIA A100, 40960 MiB\n"
-    )
-    return shown
-
-
 def test_gpus_of_several_kinds_are_refused_by_their_names(cards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"--gpus 2 needs GPUs of one kind.*NVIDIA H100 \(81559 MiB\), NVIDIA A100"):
-        machine.check_alike("cuda:0", 2)
-    machine.check_alike("cpu", 2)
+        machine.parse("cuda:0", 2, "--gpus", alike=True)
+    assert machine.parse("cpu", 2, "--gpus", alike=True) == "cpu"
     # With an order that is nvidia-smi's own, it is those that are asked for that count.
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    machine.check_alike("cuda:0", 2)
+    machine.parse("cuda:0", 2, "--gpus", alike=True)
     with pytest.raises(UsageError, match="NVIDIA A100"):
-        machine.check_alike("cuda:1", 2)
+        machine.parse("cuda:1", 2, "--gpus", alike=True)
 
 
 @pytest.mark.parametrize(("visible", "alike"), [("0,1", True), ("GPU-bb, GPU-aa", True), ("GPU-bb,GPU-cc", False)])
@@ -221,16 +222,16 @@ def test_what_is_not_visible_does_not_matter(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     if alike:
-        machine.check_alike("cuda:0", 2)
+        machine.parse("cuda:0", 2, "--gpus", alike=True)
     else:
         with pytest.raises(UsageError, match="CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER=PCI_BUS_ID"):
-            machine.check_alike("cuda:0", 2)
+            machine.parse("cuda:0", 2, "--gpus", alike=True)
 
 
 def test_cards_of_one_name_and_different_memory_are_two_kinds(cards: Path) -> None:
     cards.write_text("0, GPU-aa, NVIDIA A100, 40960 MiB\n1, GPU-bb, NVIDIA A100, 81920 MiB\n")
     with pytest.raises(UsageError, match=r"NVIDIA A100 \(40960 MiB\), NVIDIA A100 \(81920 MiB\)"):
-        machine.check_alike("cuda:0", 2)
+        machine.parse("cuda:0", 2, "--gpus", alike=True)
 
 
 def test_the_command_line_takes_what_the_library_does() -> None:

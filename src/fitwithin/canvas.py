@@ -51,8 +51,13 @@ _STYLE = {
 
 
 def preload() -> None:
-    """Begin to import what charts are drawn with, in a thread: whoever reads files meanwhile waits for the disk."""
-    Thread(target=import_module, args=("matplotlib.backends.backend_svg",), name="import").start()
+    """Begin to :func:`load` in a thread: whoever reads files meanwhile waits for the disk."""
+    Thread(target=load, name="import").start()
+
+
+def load() -> None:
+    """Import what charts are drawn with, or wait until that is done."""
+    import_module("matplotlib.backends.backend_svg")
 
 
 def svg(draw: Callable[[Any], None], height_in: float, name: str, title: str, description: str) -> str:

@@ -11,21 +11,23 @@ from pathlib import Path
 from fitwithin.errors import UsageError
 
 
-def parse(text: str, gpus: int = 1, option: str = "--data-parallel") -> str:
+def parse(text: str, gpus: int = 1, option: str = "--data-parallel", *, alike: bool = False) -> str:
     """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` means here: the first of ``gpus`` in a row.
 
     Args:
         option: what asked for so many.
+        alike: whether they must be of one kind: then a profile made on one holds on the others.
 
     Raises:
-        UsageError: the text names no kind of device, or a GPU that is not there.
+        UsageError: the text names no kind of device, or a GPU that is not there, or they are not ``alike``.
     """
     word = text.strip().lower()
     if word not in ("auto", "cpu", "cuda") and not (word.startswith("cuda:") and word[5:].isdigit()):
         raise UsageError(f"{text!r} is not a device; choose auto, cpu, cuda or cuda:N")
     if word == "cpu":
         return word
-    count = cuda_count()
+    listed = _listed()
+    count = _count(listed)
     if word == "auto" and not count:
         return "cpu"
     index = int(word[5:]) if ":" in word else 0
@@ -37,20 +39,19 @@ def parse(text: str, gpus: int = 1, option: str = "--data-parallel") -> str:
             f"{option} {gpus} needs the devices cuda:{index} to cuda:{index + gpus - 1} and this machine shows "
             f"{seen}; {option} {count - index} is the most that it can do from there"
         )
+    if alike:
+        _check_alike(listed, index, gpus)
     return f"cuda:{index}"
 
 
-def check_alike(device: str, gpus: int) -> None:
-    """UsageError unless so many GPUs from ``device`` on are of one kind: a profile made on one holds on the others.
+def _check_alike(listed: list[list[str]], first: int, gpus: int) -> None:
+    """UsageError unless so many GPUs from the ``first`` on are of one kind.
 
     torch counts the fastest first unless CUDA_DEVICE_ORDER says otherwise, nvidia-smi by their place: where it matters
     which number is which, the number says nothing, and all that are visible must be alike.
     """
-    if not device.startswith("cuda"):
-        return
-    kinds = _kinds()
+    kinds = _kinds(listed)
     if os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
-        first = int(device.partition(":")[2] or 0)
         kinds = kinds[first : first + gpus]
     if len(found := list(dict.fromkeys(kinds))) > 1:
         named = ", ".join(f"{name} ({memory})" for name, memory in found)
@@ -60,36 +61,37 @@ def check_alike(device: str, gpus: int) -> None:
         )
 
 
-def _kinds() -> list[tuple[str, str]]:
-    """Name and memory of every visible GPU, by its number; none where nvidia-smi does not tell."""
-    query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader"]
-    try:
-        listing = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    rows = [[part.strip() for part in line.split(",")] for line in listing.splitlines() if line.count(",") == 3]
+def _kinds(listed: list[list[str]]) -> list[tuple[str, str]]:
+    """Name and memory of every visible GPU, by its number."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    words = [row[0] for row in rows] if not visible else [word.strip() for word in visible.split(",")]
-    by_word = {word: (row[2], row[3]) for row in rows for word in row[:2]}
+    words = [row[0] for row in listed] if not visible else [word.strip() for word in visible.split(",")]
+    by_word = {word: (row[2], row[3]) for row in listed for word in row[:2]}
     return [by_word[word] for word in words if word in by_word]
 
 
 def cuda_count() -> int:
     """How many CUDA devices torch could use, asked in a process of its own: here CUDA must not start."""
+    return _count(_listed())
+
+
+def _count(listed: list[list[str]]) -> int:
+    """How many of those listed are visible."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return len(listed) if visible is None else min(len(listed), len(visible.split(",")))
+
+
+def _listed() -> list[list[str]]:
+    """Number, UUID, name and memory of the machine's GPUs, asked for once, since nvidia-smi takes up to a second; none
+    where it does not tell, or where none is visible."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1"):
-        return 0
-    with suppress(OSError, subprocess.SubprocessError, ValueError):
-        listing = subprocess.run(
-            ["nvidia-smi", "--list-gpus"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        ).stdout
-        there = sum(line.startswith("GPU ") for line in listing.splitlines())
-        return there if visible is None else min(there, len(visible.split(",")))
-    return 0
+        return []
+    query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader"]
+    try:
+        listing = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [[part.strip() for part in line.split(",")] for line in listing.splitlines() if line.count(",") == 3]
 
 
 def cpu_name() -> str:

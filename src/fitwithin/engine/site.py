@@ -55,9 +55,7 @@ class Site:
         if self.engine != "ray":
             if gpus is None or gpus <= data_parallel:
                 return machine.parse(text, data_parallel)
-            device = machine.parse(text, gpus, "--gpus")
-            machine.check_alike(device, gpus)
-            return device
+            return machine.parse(text, gpus, "--gpus", alike=True)
         word = text.strip().lower()
         if word not in ("auto", "cpu", "cuda", "cuda:0"):
             raise UsageError(f"{text!r} is not a device of a Ray cluster; choose auto, cpu or cuda: Ray says which GPU")
