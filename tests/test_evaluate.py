@@ -156,7 +156,9 @@ def test_batches_that_were_made_while_the_first_was_computed_tell_nothing_of_the
 ) -> None:
     """Three are. With fewer than four others they are all there is."""
     marks = [100.0, *(100.0 + done_s for done_s in itertools.accumulate(batches_s))]
-    assert evaluate.steady_batch_s(marks) == pytest.approx(steady_s)
+    first_s, batch_s = evaluate.paced(marks)
+    assert batch_s == pytest.approx(steady_s)
+    assert first_s == pytest.approx(max(0.0, sum(batches_s) - len(batches_s) * batch_s)), "all of them are foreseen"
 
 
 def test_what_was_done_outlives_the_process(images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from fitwithin.profile import Profile
 from fitwithin.pruning import Pace
 from fitwithin.session import Images
 
-SCHEMA = 11
+SCHEMA = 12
 
 #: What of a machine decides memory and pace. Not its number among others, its Python, or its operating system's name.
 OF_THE_MACHINE = (

@@ -85,8 +85,7 @@ class Evaluator:
             marks = looked_at(views, REHEARSED_BATCHES, begun_at + most_s * (number + 1) / len(groups))
             # Of a single batch the device's part is known.
             alone_s = min(marks[1] - marks[0], sum(self.ms_per_image[view.name] for view in views) * size / 1e3)
-            batch_s = steady_batch_s(marks) if len(marks) > 2 else alone_s
-            first_s = max(0.0, marks[1] - marks[0] - batch_s)
+            first_s, batch_s = paced(marks) if len(marks) > 2 else (max(0.0, marks[1] - marks[0] - alone_s), alone_s)
             split_s = {split: first_s + self._batches(split, size) * batch_s for split in job.splits}
             sizes_s.append(sum(split_s.values()) + len(job.splits) * (len(views) + 1) * writing_s)
             if views[0].px == job.candidate.train_px:
@@ -179,24 +178,28 @@ def _save(path: Path, rows: Floats) -> None:
         np.save(file, rows, allow_pickle=False)
 
 
-def steady_batch_s(marks: Sequence[float]) -> float:
-    """Seconds per batch by when the first of two or more was begun and each was done.
+def paced(marks: Sequence[float]) -> tuple[float, float]:
+    """What the first batches took beyond the pace of the others, and seconds per batch of these, by when the first of
+    two or more was begun and each was done.
 
-    The first is left out, and those that loaders made meanwhile, where more than as many follow.
+    The first is left out of the pace, and those that loaders made meanwhile, where more than as many follow; a pass is
+    recorded in one of them.
     """
     ahead = Stream.ahead
     since = 1 + ahead if len(marks) > 2 * (1 + ahead) else 1
-    return (marks[-1] - marks[since]) / (len(marks) - 1 - since)
+    batch_s = (marks[-1] - marks[since]) / (len(marks) - 1 - since)
+    return max(0.0, marks[since] - marks[0] - since * batch_s), batch_s
 
 
-def ms_per_image(learner: Learner, view: View, batch: int) -> float:
-    """Median milliseconds per image of one forward pass of ``batch`` images that are on the device already."""
+def ms_per_image(learner: Learner, view: View, batch: int, *, launched: bool = True) -> float:
+    """Median milliseconds per image of one forward pass of ``batch`` images that are on the device already; unless it
+    is to be as in an evaluation, ``launched`` kernel by kernel, as where the model is used."""
     x_bhwc = torch.zeros((batch, view.px, view.px, 3), dtype=torch.uint8, device=learner.device.torch_device)
     taken: list[float] = []
     while len(taken) < VIEW_PASSES and sum(taken) < VIEW_S:
         learner.device.synchronize()
         begun_at = time.monotonic()
-        learner.logits(x_bhwc, flip=view.flip)
+        learner.logits(x_bhwc, flip=view.flip, launched=launched)
         learner.device.synchronize()
         taken.append(time.monotonic() - begun_at)
     return 1e3 * median(taken) / batch

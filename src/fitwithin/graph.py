@@ -1,4 +1,5 @@
-"""A training step recorded once as a CUDA graph and replayed: one launch for a thousand kernels, and no allocation.
+"""A training step, or a pass without gradients, recorded once as a CUDA graph and replayed: one launch for a thousand
+kernels, and no allocation.
 
 Shape suffixes: B batch, C channels, H W pixels.
 """
@@ -46,19 +47,10 @@ class Graph:
         self._fetches = torch.cuda.Stream(device.torch_device)  # type: ignore[no-untyped-call]
         self._fetches.wait_stream(self._steps)  # who used this memory before
         self._read = torch.cuda.Event(external=True)  # type: ignore[no-untyped-call]
-        self._graph = torch.cuda.CUDAGraph()
-        recording = torch.cuda.graph(
-            self._graph,
-            stream=self._steps,
-            capture_error_mode="thread_local",  # what another thread asks of CUDA meanwhile spoils nothing
+        # The labels are used until the end of the step.
+        self._graph, self._loss = _recorded(
+            lambda: update(self._x_bhwc, self._y_b.clone(), self._read.record), device, "step"
         )
-        try:
-            with device.guard(), recording:
-                # The labels are used until the end of the step.
-                self._loss = update(self._x_bhwc, self._y_b.clone(), self._read.record)
-        except RuntimeError as error:
-            said = " ".join(str(error.__context__ or error).split())[:160]
-            raise CaptureError(f"its step cannot be recorded as a CUDA graph ({said})") from error
         #: Seconds that recording took.
         self.wall_s = time.monotonic() - begun_at
 
@@ -71,3 +63,51 @@ class Graph:
         self._steps.wait_stream(self._fetches)
         self._graph.replay()
         return self._loss.clone()
+
+
+class Pass:
+    """The recorded pass of a net, whose weights it reads wherever it is replayed. Its memory is kept as a Graph's is.
+
+    (H100, resnet18d, 128 images of 80 px: 2.4 to 3.6 ms kernel by kernel, of which the GPU works 0.85.)
+
+    Args:
+        net: computes the logits [B, K] of images [B, C, H, W]. It has run at this shape before.
+        like: images of the shape, and in the memory format, of those to come.
+        device: where; its current stream, which is not the default one, is recorded.
+
+    Raises:
+        OutOfMemory: the pass does not fit.
+        CaptureError: as a Graph's.
+    """
+
+    def __init__(self, net: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor, device: Cuda) -> None:
+        self._x_bchw = torch.empty_like(like)
+        self._graph, self._logits = _recorded(lambda: net(self._x_bchw), device, "evaluation")
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the images."""
+        return self._x_bchw.shape
+
+    def replay(self, x_bchw: torch.Tensor) -> torch.Tensor:
+        """The logits of these images, not waited for."""
+        self._x_bchw.copy_(x_bchw)
+        self._graph.replay()
+        return self._logits.clone()
+
+
+def _recorded(work: Callable[[], torch.Tensor], device: Cuda, what: str) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    """A recording of ``work``, and where each replay leaves what it returns."""
+    graph = torch.cuda.CUDAGraph()
+    recording = torch.cuda.graph(
+        graph,
+        stream=torch.cuda.current_stream(device.torch_device),
+        capture_error_mode="thread_local",  # what another thread asks of CUDA meanwhile spoils nothing
+    )
+    try:
+        with device.guard(), recording:
+            found = work()
+    except RuntimeError as error:
+        said = " ".join(str(error.__context__ or error).split())[:160]
+        raise CaptureError(f"its {what} cannot be recorded as a CUDA graph ({said})") from error
+    return graph, found

@@ -24,7 +24,7 @@ from fitwithin.device import Cpu
 from fitwithin.ensemble import Floats, View
 from fitwithin.errors import UsageError
 from fitwithin.feeder import Feeder, ring_bytes
-from fitwithin.graph import Graph
+from fitwithin.graph import Graph, Pass
 from fitwithin.jobs import Setting
 from fitwithin.loader import EvalBatches
 from fitwithin.parallel import ALONE, Team
@@ -47,9 +47,9 @@ SEEDS = 2**31
 class Learner:
     """A candidate's model, its optimizer and, under float16, its loss scaler.
 
-    With ``captured`` its step is recorded as a CUDA graph (:class:`fitwithin.graph.Graph`) once it has run;
-    on the CPU there is no such thing. An update's gradient is accumulated over ``chunks`` parts of its batch, and
-    averaged over the ``team`` of processes that train together.
+    With ``captured`` its step is recorded as a CUDA graph (:class:`fitwithin.graph.Graph`) once it has run, and so is
+    its pass without gradients, one in place of the other; on the CPU there is no such thing. An update's gradient is
+    accumulated over ``chunks`` parts of its batch, and averaged over the ``team`` of processes that train together.
     """
 
     def __init__(
@@ -98,6 +98,9 @@ class Learner:
         self._mean = torch.tensor(models.MEAN, device=device.torch_device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(models.STD, device=device.torch_device).view(1, 3, 1, 1) * 255
         self._graph: Graph | None = None
+        self._pass: Pass | None = None
+        #: The shape of the images of the last pass that was launched kernel by kernel.
+        self._passed: torch.Size | None = None
         # What the last step's shapes follow from, and how many there were of it in a row.
         self._ran: tuple[tuple[torch.Size, torch.Size, int] | None, int] = (None, 0)
         #: Seconds that recording the step took, the last time.
@@ -143,6 +146,8 @@ class Learner:
         """
         if not self.net.training:
             self.net.train()
+        if self._pass is not None:
+            self.release()
         self._set_rate(lr)
         before, runs = self._ran
         if before != (now := (x_bhwc.shape, y_b.shape, self.px)):
@@ -191,21 +196,39 @@ class Learner:
         return whole
 
     def release(self) -> None:
-        """Drop the recorded step and the memory that it keeps; the next step is recorded anew."""
-        if self._graph is not None:
+        """Drop what is recorded and the memory that it keeps; the next step is recorded anew."""
+        if self._graph is not None or self._pass is not None:
             self.device.synchronize()
-            self._graph = None
+            self._graph = self._pass = None
             self.device.empty_cache()
 
-    def logits(self, x_bhwc: torch.Tensor, *, flip: bool = False) -> torch.Tensor:
-        """Float32 logits [B, K] on the device, of the images or of their mirror images."""
-        self.release()
+    def logits(self, x_bhwc: torch.Tensor, *, flip: bool = False, launched: bool = False) -> torch.Tensor:
+        """Float32 logits [B, K] on the device, of the images or of their mirror images; ``launched`` kernel by kernel,
+        as where the model is used.
+
+        Raises:
+            CaptureError: with ``captured``, the pass cannot be recorded.
+        """
+        if self._graph is not None or launched:
+            self.release()
         if self.net.training:
             self.net.eval()
         with torch.inference_mode(), self.autocast():
             x_bchw = self.images(x_bhwc)
-            out: torch.Tensor = self.net(x_bchw.flip(3) if flip else x_bchw)
-        return out.float()
+            if flip:
+                x_bchw = x_bchw.flip(3).contiguous(memory_format=self._format)
+            return self._out(x_bchw, None if launched else self._recorder).float()
+
+    def _out(self, x_bchw: torch.Tensor, recorder: Cuda | None) -> torch.Tensor:
+        """The net's logits: recorded, if there is a ``recorder``, from the second pass of a shape on."""
+        if self._pass is None or recorder is None or self._pass.shape != x_bchw.shape:
+            before, self._passed = self._passed, x_bchw.shape
+            if recorder is None or before != x_bchw.shape:
+                self.release()
+                found: torch.Tensor = self.net(x_bchw)
+                return found
+            self._pass = Pass(self.net, x_bchw, recorder)
+        return self._pass.replay(x_bchw)
 
     def finite(self) -> bool:
         """Whether all weights and statistics are numbers that were when they were made; waits for the device."""

@@ -23,8 +23,9 @@ from fitwithin.profile import Probe, Timing
 from fitwithin.timing import timed
 
 #: Optimizer state appears in the first step and shows in the second step's peak. A recorded step has the same peak
-#: every time, and the second is the first that is recorded.
+#: every time, and the second is the first that is recorded. So it is with evaluation's passes.
 UPDATES, RECORDED_UPDATES = 3, 1
+PASSES, RECORDED_PASSES = 1, 2
 
 #: A probe in which the allocator gives memory back, or refuses some, is at the edge: its speed is not the trend's.
 ALLOWED_RETRIES = 0
@@ -138,12 +139,15 @@ def _step_and_evaluate(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batc
     What the allocator keeps from evaluation and from one update decides what the next ones need.
     """
     x, y = dummy(job.candidate.train_px, batch, job.setting.classes, job.setting.seed, job.setting.canvas_px)
-    updates = RECORDED_UPDATES if job.captured and device.kind == "cuda" else UPDATES
+    recorded = job.captured and device.kind == "cuda"
+    updates, passes = (RECORDED_UPDATES, RECORDED_PASSES) if recorded else (UPDATES, PASSES)
     losses = [learner.step(x, y, 1e-4) for _ in range(updates)]
     device.settle()
     device.empty_cache()
     px = max(job.candidate.train_px, *job.setting.view_sizes)
-    learner.logits(dummy(px, eval_batch(batch // job.chunks), job.setting.classes, job.setting.seed)[0], flip=True)
+    x_view, _ = dummy(px, eval_batch(batch // job.chunks), job.setting.classes, job.setting.seed)
+    for _ in range(passes):
+        learner.logits(x_view, flip=True)
     device.settle()
     device.empty_cache()
     losses += [learner.step(x, y, 1e-4) for _ in range(updates)]

@@ -18,7 +18,7 @@ from fitwithin.choice import rated_batches
 from fitwithin.cuda import Cuda
 from fitwithin.device import Cpu
 from fitwithin.ensemble import View
-from fitwithin.evaluate import ms_per_image, steady_batch_s
+from fitwithin.evaluate import ms_per_image, paced
 from fitwithin.feeder import Feeder
 from fitwithin.jobs import ProbeJob
 from fitwithin.learner import Learner, check_finite, eval_batch, split_logits
@@ -262,10 +262,9 @@ def _evaluation(learner: Learner, job: ProbeJob, feeder: Feeder, px: int) -> tup
     size, n = eval_batch(job.batch // job.chunks), len(feeder.pack.indices("val"))
     views = [View(px=px, flip=False)]
     split_logits(learner, feeder, "val", views, crop=job.setting.recipe.crop, batch=size, on_batch=note)
-    whole_s, device_s = marks[-1] - marks[0], ms_per_image(learner, views[0], size) / 1e3
+    whole_s, device_s = marks[-1] - marks[0], ms_per_image(learner, views[0], size, launched=False) / 1e3
     if len(marks) < 3:
         return 0.0, whole_s / n, device_s
     # All batches have the same size: the last is filled up.
-    batch_s = steady_batch_s(marks)
-    first_s = max(0.0, marks[1] - marks[0] - batch_s)
+    first_s, batch_s = paced(marks)
     return first_s, batch_s / size if job.brief else (whole_s - first_s) / n, device_s

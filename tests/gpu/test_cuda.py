@@ -481,6 +481,46 @@ print(json.dumps({"losses": [float(loss) for loss in losses], "recorded": one.ca
     assert len(set(found["losses"])) > 6
 
 
+@pytest.mark.parametrize(
+    ("precision", "layout"), [("fp32", "nchw"), ("amp", "channels_last"), ("amp-bf16", "channels_last")]
+)
+def test_a_recorded_pass_gives_what_one_launched_kernel_by_kernel_does(precision: str, layout: str) -> None:
+    """By the weights of the moment, at every size, mirrored or not; from the second batch of a size on."""
+    found = fresh(f"""
+one = learner({precision!r}, {layout!r})
+calls, far, scale = [], 0.0, 0.0
+one.net.register_forward_pre_hook(lambda module, taken: calls.append(taken[0].shape[2]))
+for px in (64, 48, 64):
+    for x, y in batches[:3]:
+        one.step(x, y, 1e-2)
+    calls.clear()
+    shown = [(x[:, :px, :px], flip) for x, _ in batches[:4] for flip in (False, True)]
+    recorded = [one.logits(x, flip=flip) for x, flip in shown]
+    assert calls == [px, px], calls  # one is launched, and one recorded
+    for (x, flip), logits in zip(shown, recorded):
+        launched = one.logits(x, flip=flip, launched=True)
+        far, scale = max(far, float((logits - launched).abs().max())), max(scale, float(launched.abs().max()))
+    assert len(calls) == 2 + len(shown)
+print(json.dumps({{"far": far, "scale": scale, "recorded": one.capture_s}}))
+""")
+    assert found["recorded"]
+    assert found["scale"] > 0.1
+    assert found["far"] <= (2e-2 if precision.startswith("amp") else 1e-4) * found["scale"]
+
+
+def test_a_recorded_passs_memory_comes_back_for_the_training() -> None:
+    found = fresh("""
+one = learner("fp32")
+x = batches[0][0].repeat(64, 1, 1, 1)
+for _ in range(3):
+    one.logits(x)
+held = torch.cuda.memory_reserved()
+one.step(batches[0][0][:2], batches[0][1][:2], 1e-3)
+print(json.dumps({"held": held, "left": torch.cuda.memory_reserved()}))
+""")
+    assert found["left"] < found["held"] / 2
+
+
 def test_a_recorded_steps_memory_comes_back_for_the_evaluation() -> None:
     found = fresh("""
 one = learner("fp32")
@@ -506,4 +546,21 @@ except CaptureError as error:
     said = str(error)
 print(json.dumps({"said": said}))
 """)
-    assert "CUDA graph" in str(found["said"])
+    assert "its step cannot be recorded as a CUDA graph" in str(found["said"])
+
+
+def test_an_evaluation_that_waits_for_the_device_cannot_be_recorded_and_says_so() -> None:
+    found = fresh("""
+one = learner("fp32")
+one.net.register_forward_hook(lambda net, taken, given: given if net.training else given * float(given.sum().item()))
+said = ""
+for x, y in batches[:4]:
+    one.step(x, y, 1e-3)
+try:
+    for x, y in batches[:2]:
+        one.logits(x)
+except CaptureError as error:
+    said = str(error)
+print(json.dumps({"said": said}))
+""")
+    assert "its evaluation cannot be recorded as a CUDA graph" in str(found["said"])
