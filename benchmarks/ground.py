@@ -13,6 +13,7 @@ from typing import Any
 from fitwithin import data, gather, pack
 from fitwithin import request as requests
 from fitwithin.jobs import Setting
+from fitwithin.places import cache_root
 from fitwithin.store import SqliteStore
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,9 +23,10 @@ VERSIONS = ("torch", "timm", "python", "driver", "cudnn")
 
 
 def prepared(folder: Path, *, device: str, memory: str, sizes: str, workers: int) -> tuple[pack.Pack, Setting]:
-    """The images of a folder, decoded, and the paper's recipe on them under a cap by the driver's count."""
+    """The images of a folder, decoded and known to runs to come, and the paper's recipe on them under a cap by the
+    driver's count."""
     request = requests.parse(folder, memory=memory, time="1h", sizes=sizes, recipe="paper", device=device)
-    images = pack.build(data.scan(Path(folder)), request.pack_side)
+    images = pack.build(data.scan(Path(folder), kept=cache_root() / "folders"), request.pack_side)
     setting = Setting(
         device=device,
         memory_bytes=request.budget.memory_bytes,

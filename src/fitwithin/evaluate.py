@@ -99,7 +99,7 @@ class Evaluator:
         split of a size: nothing of that is lost with the process.
         """
         folder, device = Path(job.folder), self._device
-        learner = self.learner or Learner(job.setting, job.candidate, device)
+        learner = self.learner or Learner(job.setting, job.candidate, device, captured=job.captured)
         if self.holds != job.folder:
             models.adopt(learner.net, job.folder)
         size = eval_batch(job.batch)

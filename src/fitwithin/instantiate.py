@@ -201,6 +201,7 @@ def evaluation(run: Run, turn: Turn, *, until_at: float) -> EvaluateJob:
         views=run.request.views,
         splits=("val", "test") if run.data.test else ("val",),
         until_at=until_at,
+        captured=turn.captured,
     )
 
 

@@ -194,10 +194,8 @@ class TrainJob:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateJob:
-    """Compute the logits of the model in ``folder`` for all views on the splits, as far as ``until_at`` allows.
-
-    What an earlier process was done with, as its EVALUATED says, is not done again.
-    """
+    """Compute the logits of the model in ``folder`` for all views on the splits, as far as ``until_at`` allows, but for
+    what an earlier process was done with, as its EVALUATED says. ``captured``: on CUDA its passes are recorded."""
 
     setting: Setting
     candidate: Candidate
@@ -206,6 +204,7 @@ class EvaluateJob:
     views: tuple[View, ...]
     splits: tuple[str, ...]
     until_at: float
+    captured: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
