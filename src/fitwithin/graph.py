@@ -68,7 +68,8 @@ class Graph:
 class Pass:
     """The recorded pass of a net, whose weights it reads wherever it is replayed. Its memory is kept as a Graph's is.
 
-    (H100, resnet18d, 128 images of 80 px: 2.4 to 3.6 ms kernel by kernel, of which the GPU works 0.85.)
+    (H100, resnet18d in bfloat16, 128 images of 64 to 96 px: 2.4 to 3.7 ms kernel by kernel, of which the GPU works
+    0.65 to 1.04.)
 
     Args:
         net: computes the logits [B, K] of images [B, C, H, W]. It has run at this shape before.
