@@ -16,6 +16,7 @@ from fitwithin.ensemble import Choice, Floats, View, average, choose, correct, d
 from fitwithin.errors import RunFolderError
 from fitwithin.estimate import Estimate
 from fitwithin.jobs import Evaluated, Trained
+from fitwithin.places import put_text
 from fitwithin.report import MethodRow, ViewRow
 
 ENSEMBLE = "ensemble.json"
@@ -49,9 +50,7 @@ class Ensemble:
 
 def write(ensemble: Ensemble, run: Path) -> None:
     """Keep the ensemble in the run's folder."""
-    temporary = run / (ENSEMBLE + ".new")
-    temporary.write_text(json.dumps(ensemble.to_dict(), indent=1), encoding="utf-8")
-    temporary.replace(run / ENSEMBLE)
+    put_text(run / ENSEMBLE, json.dumps(ensemble.to_dict(), indent=1))
 
 
 def read(run: Path) -> Ensemble:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from fitwithin.places import cache_root
+from fitwithin.places import cache_root, put_text
 
 
 def known_models(wait: Callable[[], object] | None = None) -> list[str]:
@@ -25,9 +25,7 @@ def known_models(wait: Callable[[], object] | None = None) -> list[str]:
 
         names = ask_timm()
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(names), encoding="utf-8")
-        temporary.replace(path)
+        put_text(path, json.dumps(names), shared=True)
     return names
 
 

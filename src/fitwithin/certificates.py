@@ -15,6 +15,7 @@ from fitwithin import profile as profiles
 from fitwithin.candidate import Candidate
 from fitwithin.errors import UsageError
 from fitwithin.jobs import Setting
+from fitwithin.places import put_text
 from fitwithin.profile import Profile
 from fitwithin.pruning import Pace
 from fitwithin.session import Images
@@ -103,9 +104,7 @@ def _path(folder: Path, key: dict[str, Any], name: str) -> Path:
 def write(path: Path, text: str) -> None:
     """Write a file, whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    put_text(path, text, shared=True)
 
 
 def export(found: Iterable[Profile], key: dict[str, Any], path: Path) -> int:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from fitwithin import model as models
 from fitwithin.learner import Learner
+from fitwithin.places import put
 
 
 def write_checkpoint(path: Path, learner: Learner, facts: dict[str, Any]) -> None:
@@ -18,7 +18,7 @@ def write_checkpoint(path: Path, learner: Learner, facts: dict[str, Any]) -> Non
     """
     state = learner.state()
     if learner.team.leads:
-        models.write_atomically(path, lambda new: torch.save({"learner": state, "facts": facts}, new))
+        put(path, lambda new: torch.save({"learner": state, "facts": facts}, new), lasting=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:

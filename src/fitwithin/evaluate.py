@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -22,6 +23,7 @@ from fitwithin.ensemble import Floats, View, by_size
 from fitwithin.feeder import Feeder, Stream
 from fitwithin.jobs import EVALUATED, Evaluated, EvaluateJob, Progress, read_evaluated
 from fitwithin.learner import Learner, eval_batch, split_logits
+from fitwithin.places import put, put_text
 
 #: So often an evaluation shows how far it is.
 TELLING_S = 0.1
@@ -140,7 +142,7 @@ class Evaluator:
             if logits is None:
                 break
             for view, rows in logits.items():
-                models.write_atomically(logits_path(folder, split, view), lambda path, rows=rows: _save(path, rows))
+                put(logits_path(folder, split, view), partial(_save, rows), lasting=True)
                 if view.name not in self.ms_per_image:
                     self.ms_per_image[view.name] = ms_per_image(learner, view, size)
             costs = {view.name: self.ms_per_image[view.name] for view in views}
@@ -150,8 +152,7 @@ class Evaluator:
                 ms_per_image={**found.ms_per_image, **costs},
                 peak_bytes=max(found.peak_bytes, device.peak_bytes()),
             )
-            text = json.dumps(asdict(found), allow_nan=False)
-            models.write_atomically(folder / EVALUATED, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+            put_text(folder / EVALUATED, json.dumps(asdict(found), allow_nan=False), lasting=True)
             device.empty_cache()
         return replace(found, peak_bytes=max(found.peak_bytes, device.peak_bytes()))
 
@@ -163,7 +164,7 @@ class Evaluator:
         taken: list[float] = []
         while len(taken) < WRITINGS:
             begun_at = time.monotonic()
-            models.write_atomically(path, lambda path: _save(path, rows))
+            put(path, partial(_save, rows), lasting=True)
             taken.append(time.monotonic() - begun_at)
         path.unlink()
         return median(taken)
@@ -173,7 +174,7 @@ class Evaluator:
         return -(-len(self._feeder.pack.indices(split)) // size)
 
 
-def _save(path: Path, rows: Floats) -> None:
+def _save(rows: Floats, path: Path) -> None:
     with path.open("wb") as file:
         np.save(file, rows, allow_pickle=False)
 

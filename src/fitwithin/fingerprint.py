@@ -15,6 +15,8 @@ from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 
+from fitwithin.places import put_text
+
 HEAD_BYTES = 64 * 1024
 
 #: Files are read in threads, because network file systems answer slowly but in parallel.
@@ -54,9 +56,7 @@ def fingerprint(root: Path, paths: Sequence[str], kept: Path | None = None) -> s
     if statuses == before and settled(statuses, read_at):
         with suppress(OSError):  # then the next run reads the files once more
             note.parent.mkdir(parents=True, exist_ok=True)
-            temporary = note.with_name(f"{note.name}.{os.getpid()}.new")
-            temporary.write_text(json.dumps({"stamp": stamp, "fingerprint": found}), encoding="utf-8")
-            temporary.replace(note)
+            put_text(note, json.dumps({"stamp": stamp, "fingerprint": found}), shared=True)
     return found
 
 

@@ -20,6 +20,7 @@ from fitwithin.ensemble import View
 from fitwithin.errors import TrainingError
 from fitwithin.jobs import EVALUATED, Evaluated, Failure, Progress, evaluated_from_dict, read_evaluated
 from fitwithin.machine import cores
+from fitwithin.places import put_text
 from fitwithin.planning import Plan, Turn
 from fitwithin.report import Report
 from fitwithin.request import Request
@@ -244,6 +245,4 @@ def write_report(report: Report, folder: Path, drawn: page.Drawings) -> None:
         "report.html": lambda: page.html(report, drawn),
     }
     for name, text in texts.items():
-        temporary = folder / (name + ".new")
-        temporary.write_text(text(), encoding="utf-8")
-        temporary.replace(folder / name)
+        put_text(folder / name, text())

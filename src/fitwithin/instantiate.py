@@ -18,7 +18,6 @@ from fitwithin.jobs import (
     CARD,
     CHECKPOINT,
     CURVE_POINTS,
-    NEW,
     OUTCOME,
     READING_S,
     SALVAGE,
@@ -31,6 +30,7 @@ from fitwithin.jobs import (
     TrainJob,
     read_trained,
 )
+from fitwithin.places import NEW
 from fitwithin.planning import Turn
 from fitwithin.session import Run
 

@@ -21,9 +21,6 @@ from fitwithin.schedule import Schedule, Stage
 CHECKPOINT, OUTCOME, SALVAGE = "checkpoint.pt", "outcome.json", "salvage.json"
 WEIGHTS, CARD, EVALUATED = "model.safetensors", "card.json", "evaluated.json"
 
-#: What follows the name of a file of theirs while it is written.
-NEW = ".new"
-
 #: Seconds between readings of a turn's loss: reading waits for the device. A long turn has CURVE_POINTS of them.
 READING_S, CURVE_POINTS = 1.0, 1000
 

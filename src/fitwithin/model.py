@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from torch import nn
 
 from fitwithin.candidate import Candidate
 from fitwithin.errors import RunFolderError, UsageError
-from fitwithin.jobs import CARD, NEW, WEIGHTS
+from fitwithin.jobs import CARD, WEIGHTS
+from fitwithin.places import put, put_text
 
 #: Channel means and deviations of ImageNet, as timm uses them; trained from scratch, any fixed values would do.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -77,21 +77,11 @@ def amp_dtype(precision: str, usual: torch.dtype) -> torch.dtype | None:
     return {"amp": usual, "amp-bf16": torch.bfloat16}.get(precision)
 
 
-def write_atomically(path: Path, write: Any) -> None:
-    """Let ``write(temporary path)`` make a file, flush it to disk, and put it in place of ``path`` in one step."""
-    temporary = path.with_name(path.name + NEW)
-    write(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def save(model: nn.Module, card: Card, folder: Path) -> None:
     """Write ``card.json`` and ``model.safetensors`` into ``folder``; an older model stays whole until replaced."""
     state = {name: value.detach().to("cpu").contiguous().clone() for name, value in model.state_dict().items()}
-    text = json.dumps(asdict(card), indent=1)
-    write_atomically(folder / CARD, lambda path: path.write_text(text, encoding="utf-8"))
-    write_atomically(folder / WEIGHTS, lambda path: save_file(state, path))
+    put_text(folder / CARD, json.dumps(asdict(card), indent=1), lasting=True)
+    put(folder / WEIGHTS, lambda path: save_file(state, path), lasting=True)
 
 
 def load_card(folder: Path) -> Card:

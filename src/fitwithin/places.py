@@ -1,14 +1,42 @@
-"""Where things may be written: checked before anything is spent, and left as they were if nothing came of it."""
+"""Where things may be written: checked before anything is spent, and left as they were if nothing came of it. Files are
+put there whole."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from fitwithin.errors import RunFolderError
+
+#: What a file's name ends with while it is written.
+NEW = ".new"
+
+
+def put(path: Path, write: Callable[[Path], object], *, lasting: bool = False, shared: bool = False) -> None:
+    """Let ``write(temporary path)`` make a file and put it in place of ``path`` in one step: whoever reads it, or kills
+    this process, finds the old one or the new one.
+
+    Args:
+        lasting: the new one is on the disk before the old one goes, whatever becomes of the machine.
+        shared: several processes may do so at once, as in the cache; the last one's stays.
+    """
+    own = f".{os.getpid()}-{threading.get_ident()}" if shared else ""
+    temporary = path.with_name(path.name + own + NEW)
+    write(temporary)
+    if lasting:
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def put_text(path: Path, text: str, *, lasting: bool = False, shared: bool = False) -> None:
+    """:func:`put` that text there."""
+    put(path, lambda new: new.write_text(text, encoding="utf-8"), lasting=lasting, shared=shared)
 
 
 def cache_root() -> Path:

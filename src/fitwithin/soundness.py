@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from fitwithin.fingerprint import Status, settled, status_of
 from fitwithin.machine import cores
+from fitwithin.places import put_text
 
 if TYPE_CHECKING:
     from fitwithin.pack import Pack
@@ -65,6 +66,4 @@ def _checked(folder: Path) -> Status | None:
 
 def _note(folder: Path, found: Status) -> None:
     with suppress(OSError):  # somebody else's cache: all are checked again
-        temporary = folder / f"{CHECKED}.{os.getpid()}.new"
-        temporary.write_text(json.dumps(found), encoding="utf-8")
-        temporary.replace(folder / CHECKED)
+        put_text(folder / CHECKED, json.dumps(found), shared=True)

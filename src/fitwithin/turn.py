@@ -33,6 +33,7 @@ from fitwithin.jobs import (
 from fitwithin.learner import Learner, count_correct, eval_batch
 from fitwithin.losses import Losses
 from fitwithin.parallel import Team
+from fitwithin.places import put_text
 
 #: Starting anew must be worth its while: so many times what a start takes must be left.
 RESTARTS = 3
@@ -322,9 +323,8 @@ class Turn:
         )
 
     def _note(self, name: str, outcome: Trained) -> None:
-        text = trained_to_json(outcome)
         if self.team.leads:
-            models.write_atomically(self.folder / name, lambda path: path.write_text(text, encoding="utf-8"))
+            put_text(self.folder / name, trained_to_json(outcome), lasting=True)
 
     def keep(self) -> None:
         """If no validation chose a model, the last weights are it."""

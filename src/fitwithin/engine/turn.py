@@ -15,7 +15,6 @@ from fitwithin.jobs import (
     CARD,
     CHECKPOINT,
     CURVE_POINTS,
-    NEW,
     OUTCOME,
     READING_S,
     SALVAGE,
@@ -26,6 +25,7 @@ from fitwithin.jobs import (
     read_trained,
     trained_to_json,
 )
+from fitwithin.places import put, put_text
 from fitwithin.schedule import rate_factor
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ class Turn:
         if self.best is None or correct >= self.best:
             self.best = correct
             self.save_model()
-        _write(self.folder / SALVAGE, trained_to_json(self.outcome("cut")).encode())
+        put_text(self.folder / SALVAGE, trained_to_json(self.outcome("cut")))
 
     def save_model(self) -> None:
         """Leave tokens where a model and its card would be."""
@@ -209,8 +209,8 @@ class Turn:
             "crop": self.job.setting.recipe.crop,
             "arguments": {},
         }
-        _write(self.folder / CARD, json.dumps(card).encode())
-        _write(self.folder / WEIGHTS, _token(self.skill()))
+        put_text(self.folder / CARD, json.dumps(card))
+        put(self.folder / WEIGHTS, lambda new: new.write_bytes(_token(self.skill())))
 
     def checkpoint(self) -> None:
         """Write everything needed to go on."""
@@ -226,8 +226,8 @@ class Turn:
             "earlier_s": self.elapsed_s(),
             **{name: getattr(self, name) for name in kept},
         }
-        _write(self.folder / CHECKPOINT, json.dumps(facts).encode())
-        _write(self.folder / SALVAGE, trained_to_json(self.outcome("cut")).encode())
+        put_text(self.folder / CHECKPOINT, json.dumps(facts))
+        put_text(self.folder / SALVAGE, trained_to_json(self.outcome("cut")))
         self.saved_at, self.saved_step = self.engine.now(), self.schedule.step
         self.checkpoint_s = self.saved_at - begun_at
 
@@ -263,14 +263,8 @@ class Turn:
             self.save_model()
         whole = "complete" if self.schedule.step >= self.job.steps else "shortened"
         outcome = self.outcome("cut" if self.schedule.cut else whole)
-        _write(self.folder / OUTCOME, trained_to_json(outcome).encode())
+        put_text(self.folder / OUTCOME, trained_to_json(outcome))
         return outcome
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + NEW)
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def _token(skill: float) -> bytes:
