@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from fitwithin import rehearsal
+from fitwithin import page, rehearsal
 from fitwithin.candidate import grid
 from fitwithin.halving import ladder
 from fitwithin.page import markdown
@@ -27,3 +28,23 @@ def test_the_report_of_a_search_is_rehearsed_with_its_trials(count: int) -> None
     alone = rehearsal._sample(candidates[:1], asked)
     assert alone.search is None
     assert rehearsal._sample(candidates, replace(asked, search="exhaustive")).search is None
+
+
+@pytest.mark.parametrize(("idle", "drawings"), [(False, [1.3]), (True, [1.3, 0.9])])
+def test_charts_are_drawn_again_only_while_nothing_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch, idle: bool, drawings: list[float]
+) -> None:
+    asked, left = request(models=("resnet18", "resnet26")), list(drawings)
+    clock = SimpleNamespace(now=0.0)
+
+    def draw(report: object) -> page.Drawings:
+        clock.now += left.pop(0)
+        return page.NO_DRAWINGS
+
+    monkeypatch.setattr(page, "drawings", draw)
+    monkeypatch.setattr(rehearsal, "time", SimpleNamespace(monotonic=lambda: clock.now, thread_time=lambda: 0.0))
+    candidates = grid(asked.models, asked.precisions, asked.sizes)
+    kept_s, drawing_s = rehearsal.rehearse(candidates, asked, idle=lambda: idle)
+    assert not left
+    assert drawing_s == pytest.approx(min(drawings))
+    assert kept_s == pytest.approx(rehearsal.MARGIN * drawing_s + rehearsal.BESIDE_S)
