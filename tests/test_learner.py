@@ -90,6 +90,45 @@ def test_an_evaluation_ends_the_training_mode_and_a_step_brings_it_back() -> Non
     assert learner.net.training
 
 
+def test_passes_are_recorded_from_the_second_of_a_shape_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a recorder; another shape or a step takes the recording's place (on CUDA: gpu/test_cuda.py)."""
+    recorded: list[int] = []
+    replayed: list[int] = []
+
+    class Recorded:
+        """In the place of a CUDA graph."""
+
+        def __init__(self, net: Any, like: torch.Tensor, device: Any) -> None:
+            del device
+            self.net, self.shape = net, like.shape
+            recorded.append(like.shape[2])
+
+        def replay(self, x_bchw: torch.Tensor) -> torch.Tensor:
+            replayed.append(x_bchw.shape[2])
+            found: torch.Tensor = self.net(x_bchw)
+            return found
+
+    monkeypatch.setattr("fitwithin.learner.Pass", Recorded)
+    learner = Learner(replace(setting(), view_sizes=(48, 64)), CANDIDATE, Cpu())
+    monkeypatch.setattr(learner, "_recorder", learner.device)
+    x_bhwc, y_b = batch(4)
+    expected = learner.logits(x_bhwc, launched=True)
+    assert not recorded
+    for _ in range(3):
+        torch.testing.assert_close(learner.logits(x_bhwc), expected)
+    assert (recorded, replayed) == ([64], [64] * 3), "it has been launched once"
+    for _ in range(3):
+        learner.logits(x_bhwc[:, :48, :48], flip=True)
+    assert (recorded, replayed) == ([64, 48], [64] * 3 + [48] * 2)
+    learner.step(x_bhwc, y_b, 0.0)
+    assert learner._pass is None, "its memory is the step's"
+    learner.logits(x_bhwc[:, :48, :48])
+    assert recorded == [64, 48, 48]
+    learner.logits(x_bhwc[:, :48, :48], launched=True)
+    assert learner._pass is None
+    assert len(replayed) == 6
+
+
 def test_bounds_that_are_infinite_from_the_start_are_nothing_amiss(monkeypatch: pytest.MonkeyPatch) -> None:
     build = models.build
 
