@@ -8,7 +8,7 @@
     ├── DeviceError             3   the device: absent, or it does not do what its driver promised
     │   ├── OutOfMemory         3   the memory cap was reached (raised by device.py and cuda.py alone)
     │   │   └── DeviceFull      3   others left less of the device's memory than the cap
-    │   ├── CaptureError        3   a model's step cannot be recorded as a CUDA graph; it can still run
+    │   ├── CaptureError        3   a step or pass cannot be recorded as a CUDA graph; it can still run
     │   ├── Hanging             3   the loaders make no more batches; another process may go on
     │   └── Deserted            3   a process that shares the job is gone
     └── TrainingError           4   nothing that was tried left a usable model
@@ -60,7 +60,7 @@ class DeviceFull(OutOfMemory):
 
 
 class CaptureError(DeviceError):
-    """A training step cannot be recorded as a CUDA graph; launched kernel by kernel it may well run."""
+    """A training step, or an evaluation's pass, cannot be recorded as a CUDA graph; launched it may well run."""
 
 
 class Hanging(DeviceError):

@@ -232,7 +232,7 @@ def _cautions(profile: Profile) -> list[str]:
             f"may be faster"
         )
     if not profile.captured:
-        told.append("its step cannot be recorded as a CUDA graph and is launched kernel by kernel")
+        told.append("its step or evaluation cannot be recorded as a CUDA graph: both are launched kernel by kernel")
     return told
 
 

@@ -61,7 +61,7 @@ class Probe:
     process: they place later probes and prove nothing.
     ``needed_bytes`` is the least cap under which the run would have passed (the peak, where the device cannot tell);
     it is a line in the batch. ``usable_bytes`` is what it may come to, ``outside_bytes`` what of it lay outside the
-    allocator. ``crowded``: others held the memory; ``uncapturable``: the step cannot be recorded as a CUDA graph.
+    allocator. ``crowded``: others held the memory; ``uncapturable``: step or pass cannot be recorded as a CUDA graph.
     """
 
     batch: int

@@ -508,7 +508,7 @@ print(json.dumps({{"far": far, "scale": scale, "recorded": one.capture_s}}))
     assert found["far"] <= (2e-2 if precision.startswith("amp") else 1e-4) * found["scale"]
 
 
-def test_a_recorded_passs_memory_comes_back_for_the_training() -> None:
+def test_the_memory_of_a_recorded_pass_comes_back_for_the_training() -> None:
     found = fresh("""
 one = learner("fp32")
 x = batches[0][0].repeat(64, 1, 1, 1)
