@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,31 @@ def test_who_has_the_final_training_is_evaluated_without_another_start(begin: Be
     assert delivered.test is not None
     assert all(limit.kept for limit in report.receipt.limits)
     assert run.accountant.books().spent_s() > 900 - run.closing_s - 1
+
+
+def test_what_a_final_training_that_dies_leaves_is_the_second_ones(begin: Begin) -> None:
+    """It dies again and again before it has left a model: the rest of the run is another's, who is evaluated."""
+    calm = begin(folder="calm")
+    first = flow.tell(calm.run()).winner
+    entries = calm.run().accountant.books().entries
+    place = next(n for n, entry in enumerate(entries) if entry.key.endswith("-final"))
+    begun_s = sum(entry.charged_s or 0.0 for entry in entries[:place])
+    troubles = tuple(Trouble(at_s=begun_s + at_s, kind="died") for at_s in (0.5, 0.6, 0.7))
+    stage = begin(folder="troubled", law=Law(half_epochs=20, troubles=troubles))
+    report = flow.tell(stage.run())
+    died, final = (trial for _, trial in gather.trials(stage.store.events("trial")) if trial.final)
+    assert died.candidate.name == first
+    assert final.candidate.name == report.winner != first
+    assert assemble.read(stage.folder).folder.endswith(f"{report.winner}-final")
+    rows = {row.name: row for row in report.candidates}
+    assert "of those whose final training did not fail" in report.winner_why
+    assert "simulated: died" in rows[str(first)].reason
+    (delivered,) = (row for row in report.methods if row.delivered)
+    assert delivered.test is not None
+    assert report.receipt.balanced
+    assert all(limit.kept for limit in report.receipt.limits)
+    spent = next(limit for limit in report.receipt.limits if limit.name == "time")
+    assert spent.spent > 0.9 * 900
 
 
 def test_time_that_gains_too_little_is_left_unspent_and_the_report_says_so(begin: Begin) -> None:
@@ -392,23 +418,48 @@ def test_a_run_told_twice_is_the_same_run(begin: Begin, tmp_path: Path, monkeypa
     assert told[0] == told[1]
 
 
+class Cursed(Law):
+    """Some candidates hit the cap in spite of their certificates, once they are named."""
+
+    def memory_bytes(self, candidate: Candidate, batch: int, job: int = 0) -> int:
+        return 2 * GIB if candidate.name in self.cursed else super().memory_bytes(candidate, batch, job)
+
+    @cached_property
+    def cursed(self) -> set[str]:
+        return set()
+
+
 def test_a_turn_that_fails_leaves_its_slot_to_others(begin: Begin) -> None:
-    """A backbone that hits the cap in spite of its certificate: the others' trials go on as they were."""
-
-    cursed: list[str] = []
-
-    class Cursed(Law):
-        def memory_bytes(self, candidate: Candidate, batch: int, job: int = 0) -> int:
-            return 2 * GIB if candidate.model in cursed else super().memory_bytes(candidate, batch, job)
-
-    stage = begin(slots=2, law=Cursed(half_epochs=20))
+    """The others' trials go on as they were."""
+    law = Cursed(half_epochs=20)
+    stage = begin(slots=2, law=law)
     flow.draw_up(stage.run())
-    cursed.append("resnet34")
+    law.cursed.update(f"resnet34-amp-{px}" for px in (160, 224))
     report = flow.tell(stage.run())
     trained, failed = gather.outcomes(stage.store.events("turn"))
     assert {name.partition("-")[0] for name in failed} == {"resnet34"}
     assert {turn.ended for turn in trained.values()} == {"complete"}
     assert report.receipt.balanced
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_where_all_that_entered_fail_those_left_out_have_what_is_left(begin: Begin, slots: int) -> None:
+    law = Cursed(half_epochs=20, startup_s=1.0)
+    flow.draw_up(begin(folder="before", slots=slots, law=law).run())  # all are profiled
+    stage = begin(slots=slots, law=law, time_s=30.0 * slots)
+    plan = flow.draw_up(stage.run())
+    assert plan.search is not None
+    others = {row.candidate.name for row in plan.rejections if row.reason.startswith("left out")}
+    assert others
+    law.cursed.update(turn.candidate.name for turn in plan.turns)
+    report = flow.tell(stage.run())
+    names = [row.name for row in report.candidates]
+    assert len(names) == len(set(names)) == 16
+    assert report.winner in others
+    assert report.search is not None
+    assert {*names} - {verdict.candidate for verdict in report.search.verdicts} == {report.winner}
+    assert report.receipt.balanced
+    assert all(limit.kept for limit in report.receipt.limits)
 
 
 def test_profiles_are_made_on_all_slots_and_neighbours_learn_from_each_other(begin: Begin) -> None:

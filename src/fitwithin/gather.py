@@ -131,6 +131,8 @@ def candidate_rows(
         elif candidate in why_out and status == "planned":  # others entered in its place
             rows[-1] = replace(rows[-1], status="rejected", reason=why_out[candidate])
     for rejection in plan.rejections:
+        if rejection.candidate in by_candidate:  # left out, and tried when those that entered had failed
+            continue
         rows.append(
             candidate_row(
                 rejection.candidate,

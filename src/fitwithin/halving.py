@@ -94,8 +94,9 @@ class Halving(Search):
     Nobody waits for a whole rung: who cannot be overtaken any more goes on at once. Where a rung has fewer trials than
     there are devices each takes several. FINAL_SHARE of the budget is kept for the final training, which goes on from
     the model that its candidate's last trial left: the best one's, or those of the best few, in equal shares, where
-    there are more ``devices`` than one training can use (``width``). With ``min_gain`` (points of accuracy per
-    GPU-hour) it is no longer than it is worth, and the rest is left unspent.
+    there are more ``devices`` than one training can use (``width``). What a final training that fails leaves of its
+    time is the next one's. With ``min_gain`` (points of accuracy per GPU-hour) it is no longer than it is worth, and
+    the rest is left unspent.
 
     Where the budget does not pay for a rung of all entrants, the last ones are left out. Where each of them can have a
     device to itself until the end, there is nothing to search.
@@ -120,10 +121,8 @@ class Halving(Search):
         #: The ladder, and who may enter; so many of them do.
         self.ladder, self.entering = self._drawn(budget_s - self.final_s)
         self.count = self.ladder.counts[0] if self.ladder is not None else len(self.entering)
-        #: Who is still to have a final training; None as long as the search goes on.
-        self._finalists: list[Trial | Entrant] | None = None if self.entrants else []
-        #: Where no trial could be validated, who is still to be trained for all that is left, until one can.
-        self._spare: list[Entrant] = []
+        #: Who may still have a final training, in order; None as long as the search goes on.
+        self._queue: list[Trial | Entrant] | None = None if self.entrants else []
 
     def _drawn(self, budget_s: float) -> tuple[Ladder | None, tuple[Entrant, ...]]:
         """The ladder of as many entrants as it pays for; with no more than have a final training there is none.
@@ -148,7 +147,17 @@ class Halving(Search):
     @property
     def finished(self) -> bool:
         """Whether the final training is over, or nothing is left that could be done."""
-        return self._finalists == [] and not self.running and not (self._spare and self._nothing_to_show)
+        return self._queue is not None and not self.running and not (self._queue and self._missing)
+
+    @property
+    def _missing(self) -> int:
+        """How many final trainings are not at work and have left no model."""
+        return self.finals - len(self._ranked(FINAL)) - sum(trial.final for trial in self.running)
+
+    @property
+    def final_failed(self) -> bool:
+        """Whether a final training left no model: the next one had what was left of its time."""
+        return any(trial.number in self.scores and self._accuracy(trial) is None for trial in self._on(FINAL))
 
     @property
     def _nothing_to_show(self) -> bool:
@@ -156,26 +165,25 @@ class Halving(Search):
         return all(self._accuracy(trial) is None for trial in self.trials)
 
     def _next(self, left_s: float, free: int, longest_s: float) -> Trial | None:
-        if self._finalists is None and self.ladder is not None:
+        if self._queue is None and self.ladder is not None:
             found = self._promotion() or self._entry()
             if found is not None and self._fits(found, self.ladder.counts[found.rung], left_s, longest_s):
                 return self._wide(found, self.ladder.counts[found.rung], free)
             if self.running:
                 return None  # what they tell may change everything
-        if self._finalists is None:
-            self._finalists = [*self._best_of_the_highest_rung()] if self.ladder else [*self.entering]
-            self._spare = [*self.entering] if self.ladder and not self._finalists else []
-        while self._finalists:
+        if self._queue is None:
+            self._queue = self._queued()
+        while (missing := min(self._missing, len(self._queue))) > 0:
             most_s = longest_s * each_takes(self.finals, self.devices, self.width)
-            final = self._final(self._finalists[0], min(left_s / len(self._finalists), most_s))
-            placed = None if final is None else self._wide(final, self.finals, free)
-            if final is None or placed is not None:
-                self._finalists.pop(0)
+            final = self._final(self._queue[0], min(left_s / missing, most_s))
             if final is not None:
+                placed = self._wide(final, self.finals, free)
+                if placed is not None:
+                    self._queue.pop(0)
                 return placed
-        while self._spare and self._nothing_to_show and not self.running:
-            if (final := self._final(self._spare.pop(0), min(left_s, longest_s * self.width))) is not None:
-                return self._wide(final, 1, free)
+            self._queue.pop(0)
+            if not self._nothing_to_show:
+                del self._queue[missing - 1 :]  # for want of time nobody takes a better one's place
         return None
 
     def _fits(self, trial: Trial, count: int, left_s: float, longest_s: float) -> bool:
@@ -187,10 +195,13 @@ class Halving(Search):
         most_s = (longest_s - kept_s / self.devices) * each_takes(count, self.devices, self.width)
         return trial.seconds <= min(left_s - kept_s, most_s)
 
-    def _best_of_the_highest_rung(self) -> list[Trial]:
-        """Those that shall have a final training; nobody where all failed."""
-        rungs = sorted(self._rungs, reverse=True)
-        return next((ranked for rung in rungs if (ranked := self._ranked(rung))), [])[: self.finals]
+    def _queued(self) -> list[Trial | Entrant]:
+        """Who may have a final training: the best of the highest rung first; where no trial has a score, everybody."""
+        best: dict[Candidate, Trial | Entrant] = {}
+        for rung in sorted(self._rungs, reverse=True):
+            for trial in self._ranked(rung):
+                best.setdefault(trial.candidate, trial)
+        return [*best.values()] or [*self.entrants]
 
     def _entry(self) -> Trial | None:
         """The next candidate for the first rung."""
@@ -246,6 +257,8 @@ class Halving(Search):
             why = "no trial could be validated"
         if isinstance(of, Trial):
             why = f"{self.scores[of.number].accuracy:.1%} after {format_duration(of.seconds)}, the best so far"
+        if self.final_failed:
+            why += "; in the place of one whose final training failed"
         worth_s, refunded_s = self.worth_s(of.candidate), 0.0
         if worth_s is not None and worth_s < seconds:
             seconds, refunded_s = worth_s, seconds - worth_s
@@ -269,10 +282,9 @@ class Halving(Search):
 
     def _left_out(self) -> list[Entrant]:
         """Who may not enter, or did not while there was room."""
-        entered = {trial.candidate for trial in self._on(0)}
-        full = self.ladder is not None and len(entered) == self.count
-        may = set() if full else set(self.entering)
-        return [one for one in self.entrants if one not in may and one.candidate not in entered]
+        full = self.ladder is not None and len(self._on(0)) == self.count
+        may, tried = set() if full else set(self.entering), {trial.candidate for trial in self.trials}
+        return [one for one in self.entrants if one not in may and one.candidate not in tried]
 
     def verdicts(self) -> list[Verdict]:
         """Those left out, those that failed, and those that were not among the best of their last rung."""

@@ -187,8 +187,11 @@ def pick(run: Run, facts: Planned) -> tuple[str, str] | None:
     if best is None:
         return None
     tried = {trial.candidate for trial in search.trials}
-    why = f"Of {len(tried)} candidates that were tried it is the best on validation data after equal time"
-    return contest.turn_name(best), f"{why}, and then had the final training." if best.final else f"{why}."
+    why = f"Of {len(tried)} candidates that were tried it is the best on validation data"
+    if best.final and search.final_failed:
+        return contest.turn_name(best), f"{why} of those whose final training did not fail."
+    end = ", and then had the final training." if best.final else "."
+    return contest.turn_name(best), f"{why} after equal time{end}"
 
 
 def stand(run: Run, facts: Planned) -> Halving:
