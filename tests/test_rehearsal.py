@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fitwithin import page, rehearsal
+from fitwithin import costs, page, rehearsal
 from fitwithin.candidate import grid
 from fitwithin.halving import ladder
 from fitwithin.page import markdown
@@ -47,4 +47,4 @@ def test_charts_are_drawn_again_only_while_nothing_waits_for_it(
     kept_s, drawing_s = rehearsal.rehearse(candidates, asked, idle=lambda: idle)
     assert not left
     assert drawing_s == pytest.approx(min(drawings))
-    assert kept_s == pytest.approx(rehearsal.MARGIN * drawing_s + rehearsal.BESIDE_S)
+    assert kept_s == pytest.approx(costs.CLOSING_MARGIN * drawing_s + rehearsal.BESIDE_S)

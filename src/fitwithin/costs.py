@@ -40,6 +40,9 @@ REHEARSED_BATCHES, REHEARSAL_SHARE, REHEARSED_MARGIN, HANDOVER_S = 8, 0.01, 0.1,
 #: On a GPU the charts are drawn while the winner is evaluated, for which so many seconds are kept at the least.
 MEANWHILE_S = 0.4
 
+#: A machine may be busier at the end than in rehearsal: charts and report may take so many times what they took there.
+CLOSING_MARGIN = 1.25
+
 #: After its receipt is written a run ends its workers and itself: 0.16 to 0.39 s, seen from outside; without workers
 #: 0.1 s.
 LEAVING_S, LEAVING_ALONE_S = 0.2, 0.1

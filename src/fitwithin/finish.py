@@ -15,7 +15,7 @@ import numpy as np
 
 from fitwithin import assemble, gather, instantiate, page, searching
 from fitwithin.assemble import Ensemble, Member, read_logits
-from fitwithin.costs import LEAVING_ALONE_S, LEAVING_S, WATCHDOG_S
+from fitwithin.costs import CLOSING_MARGIN, LEAVING_ALONE_S, LEAVING_S, WATCHDOG_S
 from fitwithin.ensemble import View
 from fitwithin.errors import TrainingError
 from fitwithin.jobs import EVALUATED, Evaluated, Failure, Progress, evaluated_from_dict, read_evaluated
@@ -196,7 +196,7 @@ def close(run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: st
         write_report(gathered(False), run.folder, drawn or page.NO_DRAWINGS)
         writing_s = run.engine.now() - begun_at
         if drawn is None and run.drawing_s is not None:
-            draws = _time_left_s(run) >= writing_s + run.drawing_s + writing_s + leaving_s
+            draws = _time_left_s(run) >= writing_s + CLOSING_MARGIN * run.drawing_s + writing_s + leaving_s
         opened.charge_ahead(writing_s + (0.0 if draws else leaving_s))
     charts_why = None if drawn is not None else CHARTS_LOST if draws else CHARTS_LEFT_OUT
     report = gathered(True, charts_why)

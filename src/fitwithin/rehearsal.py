@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fitwithin import canvas, page
 from fitwithin.candidate import Candidate
-from fitwithin.costs import MEANWHILE_S
+from fitwithin.costs import CLOSING_MARGIN, MEANWHILE_S
 from fitwithin.estimate import Estimate
 from fitwithin.finish import meanwhile, write_report
 from fitwithin.halving import ETA, MOST_RUNGS
@@ -23,9 +23,9 @@ from fitwithin.trials import RungRow, SearchReport, TrialRow, VerdictRow
 #: long it takes is the least of TIMED times.
 WRITTEN, TIMED = 2, 3
 
-#: A machine may be busier at the end than now; beside the report the ensemble and the books are written, and then the
-#: process ends, which takes up to 0.39 s and not LEAVING_S alone.
-MARGIN, BESIDE_S = 1.25, 0.4
+#: Beside the report the ensemble and the books are written, and then the process ends, which takes up to 0.39 s and not
+#: LEAVING_S alone.
+BESIDE_S = 0.4
 
 
 def rehearse(
@@ -45,11 +45,11 @@ def rehearse(
             if idle():
                 drawing_s = min(drawing_s, _drawn(report)[1])
             beside = meanwhile(request)
-            kept_s = max(0.0, MARGIN * drawing_s - (MEANWHILE_S if beside else 0.0))
+            kept_s = max(0.0, CLOSING_MARGIN * drawing_s - (MEANWHILE_S if beside else 0.0))
             times += not beside
         write_report(report, Path(folder), drawn)  # the first time its templates are read
         writing_s = min(_seconds(lambda: write_report(report, Path(folder), drawn)) for _ in range(TIMED))
-        return kept_s + MARGIN * times * writing_s + BESIDE_S, drawing_s
+        return kept_s + CLOSING_MARGIN * times * writing_s + BESIDE_S, drawing_s
 
 
 def _drawn(report: Report) -> tuple[page.Drawings, float]:
