@@ -73,7 +73,7 @@ def test_who_is_resumed_at_the_end_of_its_time_does_without_charts_and_then_with
     spent(store, 60.0 - left_s)
     begun: list[str] = []
 
-    def rehearse(candidates: Any, request: Any, *, charts: bool, idle: Any) -> tuple[float, float | None]:
+    def rehearse(candidates: Any, request: Any, *, charts: bool) -> tuple[float, float | None]:
         begun.append("charts" if charts else "rehearsal")
         return 1.0, 0.5 if charts else None
 

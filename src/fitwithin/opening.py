@@ -89,9 +89,7 @@ def open_run(
         if not hurries:
             reporter.begin("starting workers")
             if request.budget.scope == "total":
-                closing_s, drawing_s = rehearse(
-                    candidates, request, charts=charts, idle=lambda: not engine.prepare(engine.now())
-                )
+                closing_s, drawing_s = rehearse(candidates, request, charts=charts)
             store.append("machine", engine.describe())
             engine.prepare(accountant.ends_at() - closing_s)
             store.append("opened", {"startup_s": engine.now() - started_at - data_s, "closing_s": closing_s})
