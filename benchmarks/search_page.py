@@ -22,8 +22,8 @@ TARGETS = (
 METHOD = (
     "Sixteen candidates: eight backbones of different families at two sizes, in bfloat16, recipe fast, 6 GiB by the "
     "driver's count. Exhaustive: each has T seconds of training and evaluation, profiles on top. Halving: a quarter "
-    "of 16 T for everything, from the start of its process to its report, with no profile known before. Two: the same"
-    " search on two GPUs with the GPU seconds that it took on one. Images are packed and their folder is known "
+    "of 16 T for everything, from the start of its process to its report, with no profile known before. Two: the same "
+    "search on two GPUs with the GPU seconds that it took on one. Images are packed and their folder is known "
     "before, as after any run with them. Every choice was made on validation images, the test split is read once a "
     "run. A search on one GPU may have had another one beside it, on the host's other GPU; the [log](../log.md) says "
     "when."

@@ -32,8 +32,8 @@ def rehearse(candidates: Sequence[Candidate], request: Request, *, charts: bool 
     """Seconds to keep for closing a run over these candidates, and what drawing the charts takes (None without
     ``charts``). What drawing needs is imported by then.
 
-    Charts are drawn once: at once again takes half as long, which at a run's end it does not. (0.5 s for 0.9 to 1.2; a
-    search that was killed twice ended up to 0.18 s late. Two cores.)
+    Charts are drawn once, which takes 1.0 to 1.3 s on two cores; at once again it takes 0.6 to 1.0, and at the end of a
+    run 0.7 to 1.2 (docs/log.md).
     """
     report, drawing_s, kept_s, times = _sample(candidates, request), None, 0.0, WRITTEN
     with tempfile.TemporaryDirectory(prefix="fitwithin-") as folder:
