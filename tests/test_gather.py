@@ -11,7 +11,7 @@ import pytest
 
 from fitwithin import finish, flow, gather, page, rows
 from fitwithin.candidate import Candidate
-from fitwithin.costs import LEAVING_S
+from fitwithin.costs import CLOSING_MARGIN, LEAVING_S
 from fitwithin.engine.simulated import Law, Trouble
 from fitwithin.errors import BudgetError
 from fitwithin.jobs import Trained
@@ -206,16 +206,17 @@ def test_who_is_killed_over_the_charts_has_handed_over(tmp_path: Path, monkeypat
     assert stage.store.events("finished")
 
 
-@pytest.mark.parametrize(("drawing_s", "drawn"), [(5.5, 1), (6.5, 0)])
+@pytest.mark.parametrize(("spare_s", "drawn"), [(0.1, 1), (-0.1, 0)], ids=["enough", "too little"])
 def test_charts_that_there_is_no_time_for_are_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawing_s: float, drawn: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spare_s: float, drawn: int
 ) -> None:
+    """Time for them with their margin, that is, and for the end of the process."""
     stage = Stage(Law(), request(time_s=300.0), tmp_path)
     asked: list[finish.Drawing] = []
     monkeypatch.setattr(finish.Drawing, "there", lambda drawing: None)
     monkeypatch.setattr(finish.Drawing, "result", lambda drawing: asked.append(drawing) or page.NO_DRAWINGS)
-    run = replace(stage.run(), drawing_s=drawing_s)
-    monkeypatch.setattr(finish, "_time_left_s", lambda run: 6.0)
+    run = replace(stage.run(), drawing_s=5.0)
+    monkeypatch.setattr(finish, "_time_left_s", lambda run: CLOSING_MARGIN * 5.0 + LEAVING_S + spare_s)
     report = flow.tell(run)
     assert len(asked) == drawn
     assert (finish.CHARTS_LEFT_OUT in report.notes) == (not drawn)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -167,16 +171,86 @@ def test_threads_work_side_by_side_and_tell_who_ended_first() -> None:
 
 
 def test_where_the_block_ends_with_an_error_what_they_are_at_is_ended() -> None:
-    over, seen = threading.Event(), list[bool]()
+    begun, over, seen = threading.Event(), threading.Event(), list[bool]()
+
+    def work() -> None:
+        begun.set()
+        seen.append(over.wait(30))
 
     def interrupted() -> None:
         with Threads(1, over.set) as crew:
-            crew.begin(lambda: seen.append(over.wait(30)))
+            crew.begin(work)
+            begun.wait(10)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert seen == [True]
+
+
+def test_who_begins_work_and_waits_takes_no_lock_that_an_interrupt_could_leave_taken() -> None:
+    """Locks written in Python: an interrupt may come after they were taken and before anybody can let them go."""
+    taken = list[str]()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        name = frame.f_code.co_name
+        if event == "call" and frame.f_code.co_filename == threading.__file__ and name not in ("__init__", "RLock"):
+            taken.append(name)
+
+    with Threads(2, lambda: None) as crew:
+        sys.setprofile(note)
+        try:
+            for _ in range(5):
+                crew.begin(lambda: time.sleep(0.01))
+            for _ in range(5):
+                crew.wait()
+        finally:
+            sys.setprofile(None)
+    assert taken == []
+
+
+def test_an_interrupt_that_woke_nobody_is_heard_of_all_the_same() -> None:
+    """The signal goes to another thread, as if it had come just before this one fell asleep."""
+    over = threading.Event()
+
+    def interrupts() -> None:
+        time.sleep(0.2)  # until it sleeps
+        os.kill(os.getpid(), signal.SIGINT)
+        over.wait(20)
+
+    def waits() -> None:
+        with Threads(1, over.set) as crew:
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            crew.begin(interrupts)
+            crew.wait()
+
+    begun_at = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            waits()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    assert time.monotonic() - begun_at < 10
+
+
+def test_what_no_thread_was_free_for_does_not_begin_after_an_error() -> None:
+    begun, over, seen = threading.Event(), threading.Event(), list[str]()
+
+    def work() -> None:
+        begun.set()
+        over.wait(20)
+
+    def fails() -> None:
+        with Threads(1, over.set) as crew:
+            crew.begin(work)
+            crew.begin(lambda: seen.append("begun"))
+            begun.wait(10)
+            raise ValueError
+
+    with pytest.raises(ValueError, match=r"^$"):
+        fails()
+    assert over.is_set()
+    assert seen == []
 
 
 # --- who has which devices -------------------------------------------------------------------------------------------

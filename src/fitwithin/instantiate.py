@@ -248,8 +248,8 @@ def conclude(run: Run, turn: Turn, outcome: Trained | Failure) -> None:
         share = "no validation" if outcome.best is None else f"{outcome.best / run.data.val:.1%} on validation data"
         run.reporter.say(f"  {name}: {share} after {outcome.epochs:.1f} epochs ({outcome.ended})")
     run.store.append("turn", body)
-    # Of 180 MB a checkpoint takes 50 ms to go, in which the evaluation could begin.
-    Thread(target=clean, args=(turn_folder(run.folder, turn),), name="clean").start()
+    # Of 180 MB a checkpoint takes 50 ms to go, in which the evaluation could begin; what does not go is tidied up.
+    Thread(target=clean, args=(turn_folder(run.folder, turn),), name="clean", daemon=True).start()
 
 
 def _salvage(folder: Path, failure: Failure) -> Trained | Failure:

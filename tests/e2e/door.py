@@ -19,6 +19,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from fitwithin.terminal import GRACE_S
+
 SRC = Path(__file__).parents[2] / "src"
 CLASSES = ("blue-disc", "green-ring", "red-square", "yellow-bar")
 TINY = ("--device", "cpu", "--memory", "1GiB", "--precision", "fp32", "--recipe", "upright")
@@ -204,7 +206,7 @@ class Alive:
             self._process = subprocess.Popen(
                 command(*words),
                 cwd=door.cwd,
-                env={**door.environment, name: value},
+                env={**door.environment, name: value, "PYTHONFAULTHANDLER": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,
@@ -232,10 +234,14 @@ class Alive:
         return wall_s
 
     def interrupt(self) -> float:
-        """Ctrl-C, which the command answers; its wall clock."""
+        """Ctrl-C, which the command answers by itself, before it is ended for it; its wall clock."""
         self._process.send_signal(signal.SIGINT)
-        code = self._process.wait(timeout=15)
-        assert code == 130, f"it ended with {code}: {self._log.read_text()[-2000:]}"
+        try:
+            code = self._process.wait(timeout=GRACE_S - 1)
+        except subprocess.TimeoutExpired:
+            self._process.send_signal(signal.SIGABRT)  # it tells where its threads are
+            code = self._process.wait()
+        assert code == 130, f"it ended with {code}: {self._log.read_text()[-6000:]}"
         return time.monotonic() - self.begun_at
 
     def nothing_left(self, within_s: float = 2.0) -> None:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from queue import SimpleQueue
+from concurrent.futures import Future
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import Thread
 from types import TracebackType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+#: A signal that comes just before a thread falls asleep does not wake it: whoever waits looks up so often, in seconds.
+LOOK_S = 0.5
+
 
 class Threads:
     """:class:`~fitwithin.engine.Crew` of so many threads.
+
+    Not a ThreadPoolExecutor: giving that work takes locks written in Python, and an interrupt that comes between taking
+    one and being about to let it go leaves it taken for ever (docs/log.md). Those of a SimpleQueue are written in C.
 
     Args:
         close: ends what they are at, so that an interrupt need not wait for it.
@@ -20,25 +28,45 @@ class Threads:
 
     def __init__(self, count: int, close: Callable[[], None]) -> None:
         self._close = close
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="slot")
+        self._begun: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._over: SimpleQueue[Future[Any]] = SimpleQueue()
+        self._threads = [Thread(target=self._work, name=f"slot-{n}", daemon=True) for n in range(count)]
 
     def begin(self, work: Callable[[], T]) -> Future[T]:
         """It begins at once if a thread is free."""
-        future = self._pool.submit(work)
-        future.add_done_callback(self._over.put)
+        future: Future[T] = Future()
+        self._begun.put((future, work))
         return future
 
     def wait(self) -> Future[Any]:
         """Sleep until something has ended; an interrupt wakes it too."""
-        return self._over.get()
+        while True:
+            with suppress(Empty):
+                return self._over.get(timeout=LOOK_S)
+
+    def _work(self) -> None:
+        while (begun := self._begun.get()) is not None:
+            future, work = begun
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+            self._over.put(future)
 
     def __enter__(self) -> Threads:
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with suppress(Empty):
+            while True:  # what no thread was free for does not begin any more
+                self._begun.get_nowait()
+        for _ in self._threads:
+            self._begun.put(None)
         if kind is not None:
             self._close()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for thread in self._threads:
+            thread.join()
