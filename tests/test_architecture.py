@@ -265,6 +265,7 @@ def test_the_library_and_its_command_line_start_without_torch() -> None:
     assert found.strip() == "[]"
 
 
+@pytest.mark.timed
 def test_help_is_there_in_half_a_second() -> None:
     """Best of three, over what an empty Python takes on this machine at this moment."""
 
