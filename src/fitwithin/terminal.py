@@ -7,10 +7,9 @@ import math
 import os
 import select
 import signal
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,8 @@ INTERRUPTED = "fitwithin: interrupted; `fitwithin resume RUN` goes on where it s
 
 #: The exit code of what Ctrl-C ended.
 INTERRUPTED_CODE = 128 + signal.SIGINT
+
+STDERR = 2
 
 #: Seconds that a process has after Ctrl-C to end what it began and to settle its books.
 GRACE_S = 10.0
@@ -92,8 +93,8 @@ def _end(heard: int) -> None:
             return
         if signal.SIGINT in numbers:
             ends_at = min(ends_at, time.monotonic() + GRACE_S)
-    sys.stderr.write(INTERRUPTED + "\n")
-    sys.stderr.flush()
+    with suppress(OSError):  # not through sys.stderr, whose lock may be what was waited for
+        os.write(STDERR, f"{INTERRUPTED}\n".encode())
     os._exit(INTERRUPTED_CODE)
 
 
