@@ -355,9 +355,8 @@ def test_for_want_of_time_nobody_takes_a_better_ones_place() -> None:
     left_s = 100.0
     while (trial := search.ask(left_s=left_s)) is not None:
         search.tell(trial.number, Score(correct=90 if trial.candidate == heavy.candidate else 80, total=N_VAL))
-        left_s = (
-            100.0 if len(search.trials) < 2 else 5.0
-        )  # the machine was slow: that pays for no other start of the better one
+        # The machine was slow: what is left pays for no other start of the better one.
+        left_s = 100.0 if len(search.trials) < 2 else 5.0
     assert [trial.final for trial in search.trials] == [False, False]
     assert search.finished
     assert search.best is not None

@@ -1,4 +1,4 @@
-"""What a command shows while it works, and how a report is printed in the end."""
+"""What a command shows while it works, how Ctrl-C ends it, and how a report is printed in the end."""
 
 from __future__ import annotations
 

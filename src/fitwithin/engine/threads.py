@@ -20,7 +20,7 @@ class Threads:
     """:class:`~fitwithin.engine.Crew` of so many threads.
 
     Not a ThreadPoolExecutor: giving that work takes locks written in Python, and an interrupt that comes between taking
-    one and being about to let it go leaves it taken for ever (docs/log.md). Those of a SimpleQueue are written in C.
+    one and the block that lets it go leaves it taken for ever (docs/log.md). Those of a SimpleQueue are written in C.
 
     Args:
         close: ends what they are at, so that an interrupt need not wait for it.
