@@ -30,7 +30,7 @@ from typing import Any
 import faults_page
 import ground
 from fitwithin import ledger, load, units
-from fitwithin.demo import write_digits
+from fitwithin.cli.demo import write_digits
 from fitwithin.engine.local import Local
 from fitwithin.store import SqliteStore
 from stalls import children_of

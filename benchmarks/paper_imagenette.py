@@ -21,7 +21,7 @@ from typing import Any
 import fitwithin
 from fitwithin import ledger, units
 from fitwithin.candidate import TABLE_2
-from fitwithin.progress import Plain
+from fitwithin.cli.progress import Plain
 from fitwithin.store import SqliteStore
 
 ROOT = Path(__file__).resolve().parent.parent

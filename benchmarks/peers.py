@@ -19,7 +19,7 @@ import timm
 import torch
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
-from fitwithin.cuda import Cuda
+from fitwithin.engine.cuda import Cuda
 
 STEPS, START, CLASSES = 3, 2048, 10
 

@@ -32,12 +32,15 @@ from typing import Any
 
 import ground
 import profile_page
-from fitwithin import api, costs, pack, profiling
+from fitwithin import api
 from fitwithin.candidate import TABLE_2, Candidate, grid
+from fitwithin.data import pack
+from fitwithin.engine.jobs import Setting, Trained, TrainJob
 from fitwithin.engine.local import Local
-from fitwithin.jobs import Setting, Trained, TrainJob
 from fitwithin.machine import cores
-from fitwithin.profile import Profile, Rejection, to_dict
+from fitwithin.planning import cost as costs
+from fitwithin.profiling import profile_candidates
+from fitwithin.profiling.profile import Profile, Rejection, to_dict
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "profile_phase.json"
 
@@ -135,7 +138,7 @@ class Series:
         lanes = self.engine.lanes(jobs, self.setting.memory_bytes)
         begun_at = time.monotonic()
         found = []
-        for each in profiling.measure(
+        for each in profile_candidates.measure(
             candidates,
             self.setting,
             self.engine,

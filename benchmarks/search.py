@@ -28,10 +28,11 @@ from typing import Any
 
 import ground
 import search_page
-from fitwithin import catalogue, units
+from fitwithin import units
+from fitwithin.engine.launch import launched
 from fitwithin.engine.local import Local
-from fitwithin.launch import launched
-from fitwithin.places import cache_root
+from fitwithin.files import cache_root
+from fitwithin.training import model_names
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "search.json"
 
@@ -124,7 +125,7 @@ def run(arguments: argparse.Namespace, seed: int, rows: list[dict[str, Any]]) ->
     every = f"{arguments.sizes},{arguments.test_sizes}"
     ground.prepared(arguments.data, device=arguments.device, memory=arguments.memory, sizes=every, workers=1)
     with launched() as server:
-        catalogue.known_models(server.await_ready)  # in the cache after the first run with a version of timm
+        model_names.known_models(server.await_ready)  # in the cache after the first run with a version of timm
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
         if arguments.part != "exhaustive":  # images are there, profiles are not

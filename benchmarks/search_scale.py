@@ -2,11 +2,11 @@
 
     python benchmarks/search_scale.py
 
-The scheduler is the product's (fitwithin.halving), the machines are a discrete-event simulation, and how well a
-candidate learns in a time is the law that the simulated engine goes by (fitwithin.engine.law). Utilisation: GPU-seconds
-that were held by trials over GPUs times makespan. Regret: what an oracle that trains every candidate for as long as
-the winner was trained in the end would reach, less what the search handed over; both by the law, without noise. The
-search itself sees counts of right validation images, with their noise.
+The scheduler is the product's (planning/halving.py), the machines are a discrete-event simulation, and how well a
+candidate learns in a time is the law that the simulated engine goes by (engine/simulated/law.py). Utilisation:
+GPU-seconds that were held by trials over GPUs times makespan. Regret: what an oracle that trains every candidate for as
+long as the winner was trained in the end would reach, less what the search handed over; both by the law, without noise.
+The search itself sees counts of right validation images, with their noise.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import numpy as np
 
 import ground
 from fitwithin.candidate import Candidate
-from fitwithin.canvas import GREY, PALETTE
-from fitwithin.engine.law import Law
-from fitwithin.halving import Halving
+from fitwithin.engine.simulated.law import Law
 from fitwithin.machine import cpu_name
-from fitwithin.search import Entrant, Score, Trial
+from fitwithin.planning.halving import Halving
+from fitwithin.planning.search import Entrant, Score, Trial
+from fitwithin.report.svg import GREY, PALETTE
 from pages import save, table, text
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "search_scale.json"

@@ -42,13 +42,13 @@ import numpy as np
 
 import ground
 from fitwithin import recipe as recipes
-from fitwithin.assemble import read_logits
 from fitwithin.candidate import Candidate
+from fitwithin.data.pack import Pack
+from fitwithin.engine.jobs import Evaluated, EvaluateJob, Trained, TrainJob
 from fitwithin.engine.local import Local
-from fitwithin.ensemble import average, correct, views_of
-from fitwithin.jobs import Evaluated, EvaluateJob, Trained, TrainJob
-from fitwithin.pack import Pack
-from fitwithin.schedule import Stage
+from fitwithin.inference.ensemble import average, correct, views_of
+from fitwithin.pipeline.evaluate_phase import read_logits
+from fitwithin.training.schedule import Stage
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "variants.json"
 

@@ -13,14 +13,14 @@ TIMED = (
     "e2e",
     "gpu",
     "test_bad_models.py",
-    "test_baton.py",
-    "test_evaluate.py",
-    "test_feeder.py",
-    "test_launch.py",
-    "test_parallel.py",
-    "test_profiling.py",
-    "test_ray.py",
-    "test_train.py",
+    "profiling/test_gpu_lock.py",
+    "training/test_evaluation.py",
+    "data/test_prefetch.py",
+    "engine/test_launch.py",
+    "training/test_distributed.py",
+    "profiling/test_profile_candidates.py",
+    "engine/test_ray.py",
+    "training/test_loop.py",
 )
 
 # Two busy cores make a single example slow now and then: that is no finding. Explaining a failure tries hundreds of
@@ -37,5 +37,6 @@ settings.load_profile("default")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs the machine for itself."""
     for item in items:
-        if item.path.relative_to(HERE).parts[0] in TIMED:
+        path = item.path.relative_to(HERE)
+        if path.parts[0] in TIMED or path.as_posix() in TIMED:
             item.add_marker(pytest.mark.timed)

@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from fitwithin import page
 from fitwithin import recipe as recipes
 from fitwithin.accountant import Accountant
 from fitwithin.budget import Budget
 from fitwithin.candidate import grid
-from fitwithin.costs import DataFacts
-from fitwithin.engine.simulated import Law, Simulated, SimulatedClock
-from fitwithin.jobs import Setting
+from fitwithin.cli.progress import Silent
+from fitwithin.engine.jobs import Setting
+from fitwithin.engine.simulated.engine import Law, Simulated, SimulatedClock
 from fitwithin.ledger import KINDS, OPEN, Books, fold
-from fitwithin.profile import Profile, Timing
-from fitwithin.progress import Silent
+from fitwithin.pipeline.context import Run
+from fitwithin.planning.cost import DataFacts
+from fitwithin.profiling.profile import Profile, Timing
 from fitwithin.recipe import Recipe
+from fitwithin.report import render
 from fitwithin.request import Request
-from fitwithin.session import Run
 from fitwithin.store import Event, MemoryStore, Store
 
 GIB = 2**30
@@ -33,9 +33,9 @@ GIB = 2**30
 
 def without_pages(patch: pytest.MonkeyPatch) -> None:
     """No page nor chart is drawn, which takes a second each: test_page.py draws them."""
-    patch.setattr(page, "drawings", lambda report: page.Drawings(shown=(), climbs=None))
-    patch.setattr(page, "html", lambda report, drawn: "")
-    patch.setattr(page, "markdown", lambda report: "")
+    patch.setattr(render, "drawings", lambda report: render.Drawings(shown=(), climbs=None))
+    patch.setattr(render, "html", lambda report, drawn: "")
+    patch.setattr(render, "markdown", lambda report: "")
 
 
 def tries(examples: int) -> settings:

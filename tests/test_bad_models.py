@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fitwithin import data, measurement, pack, profiling
 from fitwithin import recipe as recipes
 from fitwithin.candidate import Candidate
+from fitwithin.data import image_folder, pack
+from fitwithin.engine.jobs import Setting
 from fitwithin.engine.local import Local
-from fitwithin.jobs import Setting
-from fitwithin.profile import Profile, Rejection
+from fitwithin.profiling import candidate_profiler, profile_candidates
+from fitwithin.profiling.profile import Profile, Rejection
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +36,7 @@ COUNTS = (36, 12, 6)  # train, val, test
 LIMIT = 8
 
 #: More than may be tried first, so that the search has to climb; more than ``bad_large`` takes.
-FAR_LIMIT = measurement.TRY_LIMIT_FIRST + 6
+FAR_LIMIT = candidate_profiler.TRY_LIMIT_FIRST + 6
 
 #: What ``bad_large`` takes.
 LARGEST = 20
@@ -44,7 +45,7 @@ LARGEST = 20
 MODELS = f"""
 import sys
 
-if "fitwithin.engine.server" in sys.orig_argv:
+if "fitwithin.worker" in sys.orig_argv:
     import os, signal, time
 
     import torch
@@ -175,7 +176,7 @@ class Bench:
     ) -> dict[str, Profile | Rejection]:
         """What comes of each (model, precision) under the recipe's limit, by the candidate's name."""
         candidates = [Candidate(model=model, train_px=PX, precision=precision) for model, precision in wanted]
-        found = profiling.measure(
+        found = profile_candidates.measure(
             candidates,
             replace(self.setting, recipe=replace(self.setting.recipe, max_batch=limit)),
             self.engine,
@@ -211,7 +212,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         patch.setenv("OMP_NUM_THREADS", "1")  # beside another busy process two threads are far slower than one
         patch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
         with Local("cpu", root / "worker.log") as engine:
-            packed = pack.build(data.scan(root / "data"), 48)
+            packed = pack.build(image_folder.scan(root / "data"), 48)
             yield Bench(
                 engine,
                 Setting(
@@ -262,7 +263,7 @@ def test_what_fails_under_autocast_alone_is_certified_without(bench: Bench) -> N
 
 def test_what_cannot_train_on_a_single_image_is_certified(bench: Bench) -> None:
     """At the least batch that is ever asked for."""
-    least = measurement.SMALLEST_BATCH
+    least = candidate_profiler.SMALLEST_BATCH
     assert assert_certified(bench.one("bad_alone", limit=least), least).batch == least
 
 
@@ -290,7 +291,7 @@ def test_what_fails_only_when_it_is_timed_is_not_sought_size_by_size(
     bench: Bench, model: str, batch: str | int, words: str
 ) -> None:
     told: list[str] = []
-    (outcome,) = profiling.measure(
+    (outcome,) = profile_candidates.measure(
         [Candidate(model=model, train_px=PX, precision="fp32")],
         replace(bench.setting, recipe=replace(bench.setting.recipe, batch=batch)),
         bench.engine,
@@ -303,7 +304,7 @@ def test_what_fails_only_when_it_is_timed_is_not_sought_size_by_size(
 
 
 def test_a_model_that_hangs_is_not_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measurement, "PROBE_WITHIN_S", 2.0)
+    monkeypatch.setattr(candidate_profiler, "PROBE_WITHIN_S", 2.0)
     bench.engine.prepare()
     begun_at = time.monotonic()
     assert_rejected(bench.one("bad_hang"), "within 2 s")

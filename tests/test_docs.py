@@ -11,18 +11,19 @@ from pathlib import Path
 import pytest
 import typer
 
-from fitwithin import cli, errors, recipe
-from fitwithin.outlook import Forecast, Outlook, Point
-from fitwithin.planning import Plan, Turn
-from fitwithin.report import CandidateRow, Limit, PhaseRow, Receipt, Report
-from fitwithin.trials import RungRow, SearchReport, Second, TrialRow, VerdictRow
+from fitwithin import errors, recipe
+from fitwithin.cli import main
+from fitwithin.planning.forecast import Forecast, Outlook, Point
+from fitwithin.planning.plan import Plan, Turn
+from fitwithin.report.schema import CandidateRow, Limit, PhaseRow, Receipt, Report
+from fitwithin.report.search_report import RungRow, SearchReport, Second, TrialRow, VerdictRow
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md"))
 )
-COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+COMMANDS = typer.main.get_command(main.app).commands  # type: ignore[attr-defined]
 
 
 def text(page: str) -> str:

@@ -1,6 +1,6 @@
 """Laws of the whole: whatever the machine does, a run ends within its limits or says why not.
 
-The machine is a :class:`fitwithin.engine.simulated.Law` drawn by hypothesis; everything above it is the real thing.
+The machine is a Law (fitwithin.engine.simulated) drawn by hypothesis; everything above it is the real thing.
 """
 
 from __future__ import annotations
@@ -20,17 +20,21 @@ import pytest
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
-from fitwithin import assemble, costs, flow, gather, planning
 from fitwithin import recipe as recipes
-from fitwithin.bracket import largest_batch
-from fitwithin.engine.simulated import Law, Simulated, Trouble
+from fitwithin.engine.jobs import CARD, WEIGHTS, Failure, Job, Outcome, Progress, TrainJob
+from fitwithin.engine.simulated.engine import Law, Simulated, Trouble
 from fitwithin.errors import BudgetError, TrainingError
-from fitwithin.jobs import CARD, WEIGHTS, Failure, Job, Outcome, Progress, TrainJob
 from fitwithin.ledger import BEAT, Books
-from fitwithin.profile import Probe, Profile
-from fitwithin.profiling import measure
-from fitwithin.report import Report
-from fitwithin.session import Run
+from fitwithin.pipeline import evaluate_phase
+from fitwithin.pipeline import run as flow
+from fitwithin.pipeline.context import Run
+from fitwithin.planning import cost as costs
+from fitwithin.planning import plan as planning
+from fitwithin.profiling.batch_search import largest_batch
+from fitwithin.profiling.profile import Probe, Profile
+from fitwithin.profiling.profile_candidates import measure
+from fitwithin.report import build as gather
+from fitwithin.report.schema import Report
 from fitwithin.store import MemoryStore
 from fitwithin.units import duration
 from simulation import FACTS, GIB, CountedImages, Stage, Timed, books_after_each, profile, request, tries, without_pages
@@ -187,7 +191,7 @@ def check_turns(stage: Stage, report: Report) -> None:
 
 def check_handover(stage: Stage, report: Report) -> None:
     """There is a model and an ensemble of it, and what validation said holds for the logits that were written."""
-    ensemble = assemble.read(stage.folder)
+    ensemble = evaluate_phase.read(stage.folder)
     folder = stage.folder / ensemble.folder
     assert ensemble.candidate == report.winner
     assert (folder / WEIGHTS).is_file()

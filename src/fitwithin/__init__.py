@@ -26,9 +26,9 @@ if TYPE_CHECKING:
         TrainingError,
         UsageError,
     )
-    from fitwithin.planning import Plan
-    from fitwithin.report import Report
-    from fitwithin.result import Prediction, Result, load
+    from fitwithin.pipeline.result import Prediction, Result, load
+    from fitwithin.planning.plan import Plan
+    from fitwithin.report.schema import Report
 
 _HOMES = {
     "BudgetError": "errors",
@@ -36,14 +36,14 @@ _HOMES = {
     "DeviceError": "errors",
     "FitwithinError": "errors",
     "OutOfMemory": "errors",
-    "Plan": "planning",
-    "Prediction": "result",
-    "Report": "report",
-    "Result": "result",
+    "Plan": "planning.plan",
+    "Prediction": "pipeline.result",
+    "Report": "report.schema",
+    "Result": "pipeline.result",
     "RunFolderError": "errors",
     "TrainingError": "errors",
     "UsageError": "errors",
-    "load": "result",
+    "load": "pipeline.result",
     "plan": "api",
     "resume": "api",
     "run": "api",

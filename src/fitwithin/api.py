@@ -9,24 +9,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
-from fitwithin import canvas, catalogue, certificates, flow, gather, launch, opening, places, survey
-from fitwithin import data as folders
-from fitwithin import planning as plans
+from fitwithin import files
 from fitwithin import request as requests
 from fitwithin.budget import Budget
 from fitwithin.candidate import match
-from fitwithin.engine import Engine
-from fitwithin.engine.site import Site
+from fitwithin.cli.progress import Reporter, Silent
+from fitwithin.data import image_folder as folders
+from fitwithin.engine import launch
+from fitwithin.engine.base import Engine
+from fitwithin.engine.connect import Site
 from fitwithin.engine.spent import Spent
 from fitwithin.errors import RunFolderError, UsageError
-from fitwithin.planning import Plan
-from fitwithin.profile import Profile, Rejection
-from fitwithin.progress import Reporter, Silent
-from fitwithin.report import Report
+from fitwithin.pipeline import profile_phase, start
+from fitwithin.pipeline import run as flow
+from fitwithin.pipeline.context import Run
+from fitwithin.pipeline.result import Result, load
+from fitwithin.planning import plan as plans
+from fitwithin.planning.plan import Plan
+from fitwithin.profiling import cache
+from fitwithin.profiling.profile import Profile, Rejection
+from fitwithin.report import build, svg
+from fitwithin.report.schema import Report
 from fitwithin.request import Limits, Request
-from fitwithin.result import Result, load
-from fitwithin.session import Run
 from fitwithin.store import MemoryStore, SqliteStore, latest
+from fitwithin.training import model_names
 
 #: Profiling alone has no time budget; a request must have one.
 PROFILE_TIME = "24h"
@@ -71,8 +77,8 @@ def run(
                 request = replace(request, budget=_budget(planned, limits))
             else:
                 request = _parsed(site, data, device, limits)
-            folder = Path(out) if out is not None else places.default_folder(Path(data))
-            places.check_free(folder)
+            folder = Path(out) if out is not None else files.default_folder(Path(data))
+            files.check_free(folder)
             with site.open(request, folder) as engine:
                 report = _begin(request, folder, engine, told, started_at, frozen)
     return Result(folder=folder, report=report)
@@ -82,24 +88,24 @@ def _begin(
     request: Request, folder: Path, engine: Engine, reporter: Reporter, started_at: float, frozen: Plan | None
 ) -> Report:
     """A run in a folder of its own, which is left as it was when nothing could be trained."""
-    canvas.preload()
+    svg.preload()
     dataset = _scan(request, reporter)
     if frozen is not None:
         flow.check_plan(frozen, dataset.fingerprint)
-    match(request.models, catalogue.known_models(engine.prepare))
+    match(request.models, model_names.known_models(engine.prepare))
     reporter.say(f"the run's folder is {folder}")
-    made = places.make_folder(folder)
+    made = files.make_folder(folder)
     store = SqliteStore(folder)
     try:
         store.append("request", request.to_dict())
         if frozen is not None:
             store.append("frozen", json.loads(frozen.to_json()))
-        return _tell(opening.open_run(request, folder, engine, store, reporter, started_at, dataset))
+        return _tell(start.open_run(request, folder, engine, store, reporter, started_at, dataset))
     except UsageError:
         planned = store.events("plan")
         store.close()
         if not planned:  # nothing was trained: nothing is left behind
-            places.unmake(folder, made)
+            files.unmake(folder, made)
         raise
     finally:
         store.close()
@@ -129,7 +135,7 @@ def resume(
         raise RunFolderError(f"{path} holds no run (no run.db); start one with `fitwithin run`")
     with SqliteStore(path) as store:
         if latest(store.events("finished"), "finished") is not None:
-            opening.set_right(path, store, started_at)
+            start.set_right(path, store, started_at)
             return load(path)
         stored = latest(store.events("request"), "request")
         if stored is None:
@@ -142,7 +148,7 @@ def resume(
         request = requests.placed(requests.from_dict(stored), elsewhere)
         with ExitStack() as open_things:
             carrier: Engine = Spent(latest(store.events("machine"), "machine") or {})
-            if not opening.hurried(store, request.budget, started_at):
+            if not start.hurried(store, request.budget, started_at):
                 server = open_things.enter_context(launch.launched())
                 site = open_things.enter_context(_site(request, {}, server))
                 carrier = open_things.enter_context(site.open(request, path))
@@ -150,7 +156,7 @@ def resume(
             known = latest(store.events("data"), "data")
             if known is not None and known["fingerprint"] != dataset.fingerprint:
                 raise UsageError(f"the images in {request.data} have changed since this run began; start a new run")
-            report = _tell(opening.open_run(request, path, carrier, store, told, started_at, dataset))
+            report = _tell(start.open_run(request, path, carrier, store, told, started_at, dataset))
     return Result(folder=path, report=report)
 
 
@@ -174,9 +180,9 @@ def plan(
         with site.open(request, None) as engine:
             dataset = _scan(request, told)
             store = MemoryStore()
-            story = opening.open_run(request, Path(), engine, store, told, started_at, dataset)
+            story = start.open_run(request, Path(), engine, store, told, started_at, dataset)
             drawn = flow.draw_up(story)
-            return drawn, gather.report(request, drawn, store.events())
+            return drawn, build.report(request, drawn, store.events())
 
 
 def profile(
@@ -203,20 +209,20 @@ def profile(
     asked: Limits = {"time": PROFILE_TIME, **limits, "scope": "candidate"}
     with launch.launched() as server, _site(None, limits, server) as site:
         request = _parsed(site, data, device, asked)
-        taken = certificates.take_in(Path(take_in), places.cache_root() / "profiles") if take_in is not None else []
+        taken = cache.take_in(Path(take_in), files.cache_root() / "profiles") if take_in is not None else []
         if export is not None:
-            places.check_writable(Path(export))
+            files.check_writable(Path(export))
         with site.open(request, None) as engine:
             dataset = _scan(request, told)
-            story = opening.open_run(request, Path(), engine, MemoryStore(), told, time.monotonic(), dataset)
-            key = survey.open_cache(story).key
+            story = start.open_run(request, Path(), engine, MemoryStore(), told, time.monotonic(), dataset)
+            key = profile_phase.open_cache(story).key
             if taken:
                 fitting = sum(other == key for other, _ in taken)
                 fits = f"{fitting} are of such a machine, these limits and data of this shape"
                 told.say(f"{len(taken)} profiles taken in; {fits}")
-            found = survey.profile(story, refresh=refresh)
+            found = profile_phase.profile(story, refresh=refresh)
     if export is not None:
-        certificates.export([each for each in found if isinstance(each, Profile)], key, Path(export))
+        cache.export([each for each in found if isinstance(each, Profile)], key, Path(export))
     return found
 
 
@@ -234,7 +240,7 @@ def _parsed(site: Site, data: str | Path, device: str, limits: Limits) -> Reques
 
 def _scan(request: Request, reporter: Reporter) -> folders.Dataset:
     reporter.begin(f"reading {request.data}")
-    return folders.scan(Path(request.data), seed=request.seed, kept=places.cache_root() / "folders")
+    return folders.scan(Path(request.data), seed=request.seed, kept=files.cache_root() / "folders")
 
 
 def _site(planned: Request | None, limits: Limits, server: launch.Server) -> Site:

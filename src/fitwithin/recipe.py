@@ -14,7 +14,7 @@ from typing import Any
 
 from fitwithin.candidate import LAYOUTS, PRECISIONS
 from fitwithin.errors import UsageError
-from fitwithin.schedule import SCHEDULES
+from fitwithin.training.schedule import SCHEDULES
 
 #: Ways to choose a batch; a number is another.
 BATCHES = ("largest", "knee")

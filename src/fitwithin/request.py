@@ -14,8 +14,8 @@ from fitwithin import recipe as recipes
 from fitwithin import units
 from fitwithin.budget import Budget
 from fitwithin.candidate import TABLE_2, parse_precisions, parse_sizes
-from fitwithin.ensemble import View, views_of
 from fitwithin.errors import UsageError
+from fitwithin.inference.ensemble import View, views_of
 from fitwithin.recipe import Recipe
 
 #: The sizes of the paper.

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from fitwithin.cuda import Cuda
-from fitwithin.device import Cpu, Device
+from fitwithin.engine.cuda import Cuda
+from fitwithin.engine.device import Cpu, Device
+from fitwithin.engine.launch import ALLOCATOR, GROWING
 from fitwithin.errors import OutOfMemory
-from fitwithin.launch import ALLOCATOR, GROWING
 from fitwithin.machine import cuda_count
 
 MIB = 2**20
@@ -61,7 +61,7 @@ KINDS = {
 PREAMBLE = """
 import json, sys, time
 import torch
-from fitwithin.device import open_device
+from fitwithin.engine.device import open_device
 from fitwithin.errors import OutOfMemory
 
 name, accounting, *sizes = sys.argv[1:]

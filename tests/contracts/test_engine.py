@@ -21,16 +21,12 @@ import pytest
 from PIL import Image
 
 from e2e.door import until
-from fitwithin import data, pack
 from fitwithin import recipe as recipes
-from fitwithin.assemble import logits_path, read_logits
 from fitwithin.candidate import Candidate
-from fitwithin.engine import Engine
-from fitwithin.engine.local import Local
-from fitwithin.engine.simulated import Law, Simulated, Trouble
-from fitwithin.engine.site import Site
-from fitwithin.ensemble import by_size, views_of
-from fitwithin.jobs import (
+from fitwithin.data import image_folder, pack
+from fitwithin.engine.base import Engine
+from fitwithin.engine.connect import Site
+from fitwithin.engine.jobs import (
     CARD,
     EVALUATED,
     OUTCOME,
@@ -45,8 +41,12 @@ from fitwithin.jobs import (
     TrainJob,
     read_evaluated,
 )
-from fitwithin.launch import Server
-from fitwithin.profile import Probe
+from fitwithin.engine.launch import Server
+from fitwithin.engine.local import Local
+from fitwithin.engine.simulated.engine import Law, Simulated, Trouble
+from fitwithin.inference.ensemble import by_size, views_of
+from fitwithin.pipeline.evaluate_phase import logits_path, read_logits
+from fitwithin.profiling.profile import Probe
 from fitwithin.request import parse
 from simulation import CountedImages
 
@@ -120,7 +120,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FITWITHIN_CACHE", str(root / "cache"))
         patch.setenv("OMP_NUM_THREADS", "1")  # beside another busy process two threads are far slower than one
-        yield pack.build(data.scan(root / "data"), 52).folder
+        yield pack.build(image_folder.scan(root / "data"), 52).folder
 
 
 @pytest.fixture(scope="module")
@@ -529,7 +529,7 @@ def test_the_server_collects_garbage_again_once_it_has_imported() -> None:
     """Nobody asks it for anything: it imports, says so and ends."""
     program = """
 import gc, socket
-from fitwithin.engine.server import serve
+from fitwithin.worker import serve
 ours, theirs = socket.socketpair()
 ours.shutdown(socket.SHUT_WR)
 serve(theirs)

@@ -12,7 +12,7 @@ import pytest
 
 from e2e.door import SIZES, TINY, Alive, Door, phase_of, processes_with, receipt, report, until
 from e2e.test_kill import BUDGET_S, excerpt, model_bytes, resumed
-from fitwithin.jobs import CHECKPOINT
+from fitwithin.engine.jobs import CHECKPOINT
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'fitwithin[ray]'")
 
@@ -73,7 +73,7 @@ def commands(marker: str) -> list[bytes]:
 
 def servers() -> list[bytes]:
     """Worker servers and their children on the cluster's nodes."""
-    return [command for command in commands(MARKER) if b"fitwithin.engine.server" in command]
+    return [command for command in commands(MARKER) if b"fitwithin.worker" in command]
 
 
 def test_the_local_engines_winner_to_the_byte(

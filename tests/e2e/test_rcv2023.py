@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import fitwithin
-from fitwithin.data import scan
+from fitwithin.data.image_folder import scan
 
 ROOT = Path(__file__).parents[2]
 MAIN = ROOT / "examples" / "rcv2023" / "main.py"

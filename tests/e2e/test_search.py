@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from e2e.door import MODELS, TINY, Door, delivered, events, receipt, report
-from fitwithin import contest, gather
-from fitwithin.search import Trial
+from fitwithin.planning import search_plan
+from fitwithin.planning.search import Trial
+from fitwithin.report import build
 from fitwithin.store import Event
 
 SEARCH_S = 50
@@ -78,7 +79,7 @@ def books(run: Path) -> dict[int, dict[str, Any]]:
 def asked(run: Path) -> list[tuple[float, Trial]]:
     """What the search was asked."""
     told = [Event(number=n, at=0.0, kind=kind, body=body) for n, (kind, body) in enumerate(events(run))]
-    return gather.trials(told)
+    return build.trials(told)
 
 
 def at_work(run: Path) -> set[str]:
@@ -103,7 +104,7 @@ def test_a_search_in_two_slots_is_killed_and_interrupted_with_two_trials_open(
         spent_s += alive.interrupt()
         alive.nothing_left()
     assert at_work(run) == set(), "what they took until then is settled"
-    between = {contest.turn_name(trial) for _, trial in asked(run)} - ended(run)
+    between = {search_plan.turn_name(trial) for _, trial in asked(run)} - ended(run)
     assert len(between) == 2, "and their trials are still open"
     last = door.fine("resume", run)
     assert last.err == ""

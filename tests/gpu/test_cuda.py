@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fitwithin import data, pack, recipe
+from fitwithin import recipe
 from fitwithin.candidate import Candidate, grid
-from fitwithin.engine.local import Local
-from fitwithin.ensemble import View
-from fitwithin.errors import DeviceError
-from fitwithin.jobs import (
+from fitwithin.data import image_folder, pack
+from fitwithin.data.pack import Pack
+from fitwithin.engine.jobs import (
     Evaluated,
     EvaluateJob,
     Failure,
@@ -33,9 +32,11 @@ from fitwithin.jobs import (
     Trained,
     TrainJob,
 )
+from fitwithin.engine.local import Local
+from fitwithin.errors import DeviceError
+from fitwithin.inference.ensemble import View
 from fitwithin.machine import cuda_count
-from fitwithin.pack import Pack
-from fitwithin.profile import Probe
+from fitwithin.profiling.profile import Probe
 from fitwithin.recipe import OPTIMIZERS
 
 pytestmark = [
@@ -57,7 +58,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Pack:
             Image.fromarray(pixels.astype(np.uint8)).save(folder / str(label) / f"{number}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FITWITHIN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return pack.build(data.scan(folder), 72)
+        return pack.build(image_folder.scan(folder), 72)
 
 
 @pytest.fixture(scope="module")
@@ -278,10 +279,10 @@ from dataclasses import replace
 import torch
 from fitwithin import recipe
 from fitwithin.candidate import Candidate
-from fitwithin.cuda import Cuda
+from fitwithin.engine.cuda import Cuda
+from fitwithin.engine.jobs import Setting
 from fitwithin.errors import CaptureError
-from fitwithin.jobs import Setting
-from fitwithin.learner import Learner
+from fitwithin.training.learner import Learner
 
 warnings.simplefilter("error")
 device = Cuda(0)
@@ -394,7 +395,7 @@ print(json.dumps(told))
 def test_canvases_are_resized_alike_by_gpu_and_cpu() -> None:
     """In float32 but for the order of sums, in float16 to half of a whole; TF32 is not used unless it is asked for."""
     found = fresh(f"""{CANVASES}
-from fitwithin.resample import resized
+from fitwithin.training.resample import resized
 told = {{}}
 for name, dtype in (("whole", torch.float32), ("half", torch.float16)):
     far = 0.0

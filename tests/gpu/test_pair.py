@@ -16,12 +16,12 @@ from test_cuda import GIB, do, images
 from test_cuda import setting as alone
 
 from fitwithin.candidate import Candidate
+from fitwithin.data.pack import Pack
+from fitwithin.engine.jobs import Evaluated, EvaluateJob, Failure, ProbeJob, Progress, Setting, Trained, TrainJob
 from fitwithin.engine.local import Local
-from fitwithin.ensemble import View
-from fitwithin.jobs import Evaluated, EvaluateJob, Failure, ProbeJob, Progress, Setting, Trained, TrainJob
+from fitwithin.inference.ensemble import View
 from fitwithin.machine import cuda_count
-from fitwithin.pack import Pack
-from fitwithin.profile import Probe
+from fitwithin.profiling.profile import Probe
 
 __all__ = ["images"]
 

@@ -21,11 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from fitwithin import __version__
-from fitwithin.engine.children import Child, listen, merged
-from fitwithin.engine.staying import Staying
-from fitwithin.engine.threads import Threads
-from fitwithin.errors import DeviceError
-from fitwithin.jobs import (
+from fitwithin.engine.jobs import (
     Failure,
     HoldJob,
     Job,
@@ -38,7 +34,11 @@ from fitwithin.jobs import (
     processes,
     stays,
 )
-from fitwithin.launch import ENDED, STARTED, Server, allocator, receive
+from fitwithin.engine.launch import ENDED, STARTED, Server, allocator, receive
+from fitwithin.engine.staying import Staying
+from fitwithin.engine.threads import Threads
+from fitwithin.engine.worker_process import Child, listen, merged
+from fitwithin.errors import DeviceError
 from fitwithin.machine import cpu_name
 
 #: How long forking a process may take before something is wrong.

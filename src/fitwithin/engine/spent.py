@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from fitwithin.engine.jobs import Failure, Job, Progress
 from fitwithin.engine.threads import Threads
-from fitwithin.jobs import Failure, Job, Progress
 
 
 @dataclass

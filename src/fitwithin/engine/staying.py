@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Generic, TypeVar
 
-from fitwithin.jobs import EvaluateJob, Job, TrainJob
+from fitwithin.engine.jobs import EvaluateJob, Job, TrainJob
 
 P = TypeVar("P")
 

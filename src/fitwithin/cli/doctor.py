@@ -1,0 +1,106 @@
+"""What this machine can do for fitwithin, and what is missing."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata, util
+
+from fitwithin.files import cache_root
+from fitwithin.machine import cores, cpu_name, cuda_count
+from fitwithin.units import format_size
+
+_NEEDED = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "typer", "rich", "jinja2", "matplotlib")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing looked at. ``needed`` is False for what a run can do without."""
+
+    what: str
+    found: str
+    fine: bool = True
+    needed: bool = True
+    way_out: str = ""
+
+
+def examine() -> list[Finding]:
+    """Everything worth knowing before a run; CUDA itself is asked in a process of its own."""
+    return [
+        Finding(what="python", found=platform.python_version(), fine=sys.version_info >= (3, 11)),
+        *(_package(name) for name in _NEEDED),
+        Finding(what="processor", found=cpu_name(), fine=cores() > 1, needed=False),
+        _memory_cap(),
+        *_gpus(),
+        _nvml(),
+        _cache(),
+        Finding(
+            what="scikit-learn (for the demo)",
+            found=_version("scikit-learn") or "not installed",
+            fine=_version("scikit-learn") is not None,
+            needed=False,
+            way_out="" if _version("scikit-learn") else "pip install 'fitwithin[demo]'",
+        ),
+    ]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _package(name: str) -> Finding:
+    version = _version(name)
+    way_out = "" if version else f"pip install {name}"
+    return Finding(what=name, found=version or "not installed", fine=version is not None, way_out=way_out)
+
+
+def _memory_cap() -> Finding:
+    enforced = platform.system() == "Linux"
+    found = "enforced by the kernel (RLIMIT_DATA)" if enforced else "measured only, not enforced"
+    return Finding(what="memory cap on the CPU", found=found, fine=enforced, needed=False)
+
+
+def _gpus() -> list[Finding]:
+    count = cuda_count()
+    if not count:
+        return [Finding(what="CUDA", found="no device; runs use the CPU", fine=False, needed=False)]
+    code = (
+        "import torch; print(torch.version.cuda, torch.backends.cudnn.version());"
+        "[print(torch.cuda.get_device_name(i), torch.cuda.get_device_properties(i).total_memory, sep='|')"
+        " for i in range(torch.cuda.device_count())]"
+    )
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    lines = asked.stdout.strip().splitlines()
+    if asked.returncode or not lines:
+        told = asked.stderr.strip().splitlines()[-1:] or ["no answer"]
+        return [
+            Finding(
+                what="CUDA", found=f"torch cannot use it: {told[0]}", fine=False, way_out="check the driver's version"
+            )
+        ]
+    findings = [Finding(what="CUDA", found=f"torch's CUDA and cuDNN {lines[0]}")]
+    for number, line in enumerate(lines[1:]):
+        name, _, total = line.partition("|")
+        findings.append(Finding(what=f"cuda:{number}", found=f"{name}, {format_size(int(total))}"))
+    return findings
+
+
+def _nvml() -> Finding:
+    there = util.find_spec("pynvml") is not None
+    found = "the driver's memory count can be read" if there else "not installed: --memory-accounting process needs it"
+    return Finding(
+        what="nvidia-ml-py", found=found, fine=there, needed=False, way_out="" if there else "pip install nvidia-ml-py"
+    )
+
+
+def _cache() -> Finding:
+    root = cache_root()
+    existing = next(path for path in (root, *root.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    return Finding(what="cache", found=f"{root}, {format_size(free)} free", fine=free > 2**30, needed=False)

@@ -1,0 +1,258 @@
+"""The command line: every command parses its words, calls the library, and prints what came back."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fitwithin import __version__
+from fitwithin.budget import process_started_at
+from fitwithin.cli import terminal
+from fitwithin.cli.options import AsJson, Data, Device, EngineName, RayAddress, RunFolder, with_limits
+from fitwithin.engine import launch
+from fitwithin.errors import FitwithinError
+
+app = typer.Typer(
+    name="fitwithin",
+    help="The best image classifier within a memory cap, a time budget and an inference budget, with a receipt.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line; what is raised on purpose becomes one sentence and its exit code."""
+    try:
+        app(standalone_mode=True)
+    except FitwithinError as error:
+        print(f"fitwithin: {error}", file=sys.stderr)  # noqa: T201 - the one place that prints errors
+        sys.exit(error.exit_code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+@with_limits()
+def run(
+    data: Data,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The run's folder; default: runs/<data>-<time>.", show_default=False)
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="Carry out this plan, step by step.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    **limits: Any,
+) -> None:
+    """Profile, plan, train and ensemble within the limits; end with a report and its receipt."""
+    with launch.launched() as server, terminal.reporter(as_json) as reporter:
+        from fitwithin import api
+
+        result = api.run(
+            data,
+            out=out,
+            plan=plan,
+            reporter=reporter,
+            started_at=process_started_at(),
+            server=server,
+            **limits,
+        )
+    terminal.show(result, as_json)
+
+
+@app.command()
+def resume(
+    folder: RunFolder, engine: EngineName = None, ray_address: RayAddress = None, as_json: AsJson = False
+) -> None:
+    """Go on with an interrupted run; the time it has spent counts."""
+    with terminal.reporter(as_json) as reporter:
+        from fitwithin import api
+
+        started_at = process_started_at()
+        result = api.resume(folder, engine=engine, ray_address=ray_address, reporter=reporter, started_at=started_at)
+    terminal.show(result, as_json)
+
+
+@app.command()
+@with_limits()
+def plan(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Where to write the plan.")] = Path("plan.json"),
+    as_json: AsJson = False,
+    **limits: Any,
+) -> None:
+    """Profile the candidates and print what a run would do with the same limits; trains nothing."""
+    with launch.launched() as server, terminal.reporter(as_json) as reporter:
+        from fitwithin import api, files
+        from fitwithin.report import render
+
+        files.check_writable(out)
+        drawn, report = api.plan(data, reporter=reporter, started_at=process_started_at(), server=server, **limits)
+    out.write_text(drawn.to_json(), encoding="utf-8")
+    if as_json:
+        typer.echo(drawn.to_json())
+        return
+    console = terminal.console()
+    console.print(render.plan_table(report))
+    way = f"carry it out with: fitwithin run {data} --plan {out}"
+    if drawn.search is not None:
+        way = f"a run with the same options does this. {drawn.search.told}"
+    console.print(f"Plan written to {out}; {way}", soft_wrap=True)
+
+
+@app.command()
+@with_limits("time", "gpu_time", "inference", "scope", "search", "min_gain")
+def profile(
+    data: Data,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Measure anew what is known.")] = False,
+    export: Annotated[
+        Path | None, typer.Option("--export", help="Write the profiles to this file, for others.", show_default=False)
+    ] = None,
+    take_in: Annotated[
+        Path | None, typer.Option("--import", help="Take in what --export wrote elsewhere.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    **limits: Any,
+) -> None:
+    """Find every candidate's largest batch and its pace, for runs and plans to come; trains nothing."""
+    from fitwithin import api
+    from fitwithin.profiling.profile import to_dict
+    from fitwithin.report import render
+
+    with terminal.reporter(as_json) as reporter:
+        found = api.profile(
+            data,
+            refresh=refresh,
+            export=export,
+            take_in=take_in,
+            reporter=reporter,
+            **limits,
+        )
+    if as_json:
+        typer.echo(json.dumps([to_dict(each) for each in found]))
+        return
+    console = terminal.console()
+    console.print(*render.profile_table(found), sep="\n")
+    if export is not None:
+        console.print(f"Profiles written to {export}; take them in with: fitwithin profile DATA --import {export}")
+
+
+@app.command()
+def predict(
+    folder: RunFolder,
+    paths: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", metavar="PATHS...")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A CSV file.")] = Path("predictions.csv"),
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Classify images with a run's ensemble: class, probability and the five most likely."""
+    from fitwithin import files
+    from fitwithin.pipeline import result
+
+    files.check_writable(output)
+    with terminal.reporter(as_json) as reporter:
+        predictions = result.load(folder).predict(paths, device=device, reporter=reporter)
+    result.write_csv(predictions, output)
+    bad = [prediction for prediction in predictions if prediction.error]
+    if as_json:
+        typer.echo(json.dumps([{"path": p.path, "top": p.top, "error": p.error} for p in predictions]))
+        return
+    typer.echo(f"{len(predictions) - len(bad)} predictions written to {output}")
+    for prediction in bad:
+        typer.echo(f"  not readable: {prediction.path}: {prediction.error}", err=True)
+
+
+@app.command()
+def evaluate(
+    folder: RunFolder,
+    data: Annotated[Path, typer.Argument(help="A labelled folder: DATA/<class>/*.", metavar="DATA")],
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure a run's ensemble on a labelled folder: top-1 and top-5 with intervals, and by class."""
+    from fitwithin.pipeline import result
+
+    with terminal.reporter(as_json) as reporter:
+        found = result.load(folder).evaluate(data, device=device, reporter=reporter)
+    terminal.show_accuracy(found, as_json)
+
+
+@app.command()
+def report(folder: RunFolder, as_json: AsJson = False) -> None:
+    """Print the report of a finished run."""
+    from fitwithin.pipeline import result
+
+    terminal.show(result.load(folder), as_json)
+
+
+@app.command()
+def budget(folder: RunFolder, as_json: AsJson = False) -> None:
+    """Show a run's books, also while it lasts: every entry, and what is left."""
+    from fitwithin.pipeline import statement
+
+    terminal.show_books(statement.read(folder), as_json)
+
+
+@app.command()
+def models(
+    pattern: Annotated[str, typer.Argument(help="A name or pattern, such as 'resnet*'.")] = "*",
+    as_json: AsJson = False,
+) -> None:
+    """List the backbones that may be candidates."""
+    from fitwithin import candidate
+    from fitwithin.training import model_names
+
+    names = candidate.match([pattern], model_names.known_models())
+    typer.echo(json.dumps(names) if as_json else "\n".join(names))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine can do, and what is missing."""
+    from fitwithin.cli import doctor as checks
+
+    findings = checks.examine()
+    if as_json:
+        typer.echo(json.dumps([finding.__dict__ for finding in findings], indent=1))
+    else:
+        for finding in findings:
+            typer.echo(f"{'ok  ' if finding.fine else 'MISS'}  {finding.what}: {finding.found}")
+            if finding.way_out:
+                typer.echo(f"        {finding.way_out}")
+    if not all(finding.fine for finding in findings if finding.needed):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="The run's folder.")] = Path("demo-run"),
+    as_json: AsJson = False,
+) -> None:
+    """The complete flow on 1,797 scanned digits and five tiny backbones: CPU, under two minutes."""
+    with launch.launched() as server, terminal.reporter(as_json) as reporter:
+        from fitwithin.cli import demo as digits
+
+        result = digits.run(out, reporter=reporter, started_at=process_started_at(), server=server)
+    terminal.show(result, as_json)
+
+
+if __name__ == "__main__":
+    main()

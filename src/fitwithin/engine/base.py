@@ -1,0 +1,75 @@
+"""Where jobs run: :class:`~fitwithin.engine.local.Local`, a fresh process per job on this machine, and
+:class:`~fitwithin.engine.simulated.engine.Simulated`, a law in place of hardware.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+from fitwithin.engine.jobs import Job, Outcome, Progress
+
+T = TypeVar("T")
+
+
+class Crew(Protocol):
+    """Work that goes on side by side in the engine's time, a thread for each; a block, at whose end nothing goes on.
+
+    Where the block ends with an error or an interrupt, whatever is at work is ended at once.
+    """
+
+    def begin(self, work: Callable[[], T]) -> Future[T]:
+        """Let it begin, in a thread of its own."""
+
+    def wait(self) -> Future[Any]:
+        """The next of those begun that has ended, well or not; each is told of once."""
+
+    def __enter__(self) -> Crew:
+        """The crew itself."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing goes on."""
+
+
+class Engine(Protocol):
+    """Carries out jobs, each in a process of its own, and never past its end; from several threads at once if asked.
+
+    Where a turn's process ``stays`` for an evaluation (:attr:`TrainJob.evaluation`), one of a model of
+    the same candidate needs no start. Several may stay; an evaluation ends the others, any other job those that have
+    its device.
+    """
+
+    stays: bool
+
+    def describe(self) -> dict[str, Any]:
+        """Facts of the device and of the libraries that decide its speed and memory: the key of cached profiles."""
+
+    def prepare(self, until_at: float = math.inf) -> bool:
+        """Wait until jobs can start at once, no longer than ``until_at``; whether they can. DeviceError if they never
+        will."""
+
+    def lanes(self, wanted: int, memory_bytes: int) -> int:
+        """How many jobs of that memory can be at work at once, ``wanted`` at most and one at least."""
+
+    def now(self) -> float:
+        """The present on the engine's clock, in monotonic seconds."""
+
+    def rest(self, seconds: float) -> None:
+        """Let time pass."""
+
+    def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+        """The job's outcome; one still running at ``until_at`` is ended there: a Failure of kind ``deadline``.
+
+        One that is silent until :func:`fitwithin.engine.jobs.hangs_at` is ended too: kind ``hung``.
+        """
+
+    def crew(self, count: int) -> Crew:
+        """Threads for so much work side by side, whose jobs this engine carries out."""
+
+    def close(self) -> None:
+        """End everything that was started."""

@@ -1,0 +1,197 @@
+"""Where a run's jobs are carried out: on this machine, or on a Ray cluster that is connected to here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fitwithin import machine
+from fitwithin.engine.base import Engine
+from fitwithin.engine.launch import Server
+from fitwithin.engine.local import Local
+from fitwithin.errors import DeviceError, UsageError
+from fitwithin.request import Request
+
+#: A cluster's head that does not answer within so many seconds is not there. (Ray itself tries for minutes.)
+HEAD_WITHIN_S = 5.0
+
+#: Of a cluster that we start ourselves: the least that Ray takes. No object of ours is larger than a few KiB.
+STORE_BYTES = 80 * 2**20
+
+
+class Site:
+    """The machine or cluster of a run, from before its device is known until its engine has ended.
+
+    Args:
+        engine: ``local`` or ``ray``.
+        ray_address: ``HOST:PORT`` of a cluster's head, or ``auto``: the one that this machine is a node of. None:
+            $RAY_ADDRESS, else a cluster of this machine alone, which begins and ends with the site.
+        server: the local worker server that was launched; a site on a cluster has no use for it and ends it.
+
+    Raises:
+        UsageError: ray is not installed.
+        DeviceError: the cluster cannot be reached.
+    """
+
+    def __init__(self, engine: str, ray_address: str | None, server: Server) -> None:
+        self.engine, self._server, self._ours = engine, server, False
+        if engine == "ray":
+            server.close()
+            self._ours = _connect(ray_address)
+
+    def device(self, text: str, data_parallel: int = 1, gpus: int | None = None) -> str:
+        """The device that ``auto``, ``cpu`` or ``cuda`` means here, the first of ``gpus`` in a row.
+
+        Raises:
+            UsageError: there is none of the kind, or not so many, or they are not alike.
+        """
+        if self.engine != "ray":
+            if gpus is None or gpus <= data_parallel:
+                return machine.parse(text, data_parallel)
+            return machine.parse(text, gpus, "--gpus", alike=True)
+        word = text.strip().lower()
+        if word not in ("auto", "cpu", "cuda", "cuda:0"):
+            raise UsageError(f"{text!r} is not a device of a Ray cluster; choose auto, cpu or cuda: Ray says which GPU")
+        there, _ = _resources("GPU")
+        device = "cuda:0" if word.startswith("cuda") or (word == "auto" and there) else "cpu"
+        _check(device)
+        return device
+
+    @contextmanager
+    def open(self, request: Request, folder: Path | None) -> Iterator[Engine]:
+        """The engine that carries the request out; what workers print is kept in the run's folder, if there is one."""
+        log = self._server.log
+        engine: Engine
+        if self.engine == "ray":
+            engine = _cluster(request.device, request.gpus, log)
+        else:
+            engine = Local(
+                request.device,
+                emulate_bytes=request.emulate_bytes,
+                server=self._server,
+                gpus=request.held,
+            )
+        try:
+            yield engine
+        finally:
+            engine.close()
+            if folder is not None and (folder / "run.db").is_file() and log and log.is_file() and log.stat().st_size:
+                with (folder / "worker.log").open("ab") as kept:
+                    kept.write(log.read_bytes())
+
+    def __enter__(self) -> Site:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._ours:
+            import ray
+
+            ray.shutdown()
+
+
+def _connect(address: str | None) -> bool:
+    """Connect to the cluster, unless this process is connected already; whether we did."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # a cluster that we start reports nothing to Ray's makers
+    try:
+        import ray
+    except ImportError as error:
+        raise UsageError("--engine ray needs Ray; install it with: pip install 'fitwithin[ray]'") from error
+    if ray.is_initialized():
+        return False
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    if where.startswith("ray://"):
+        raise UsageError(
+            f"{where} is an address for Ray Client, which holds no clock and no files with the cluster; run fitwithin "
+            f"on a node of the cluster with --ray-address auto"
+        )
+    options: dict[str, Any] = {}
+    if where == "local":
+        options = {"include_dashboard": False, "object_store_memory": STORE_BYTES}
+    try:
+        _reach(where)
+        ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (OSError, RuntimeError, ValueError, TimeoutError, AssertionError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise DeviceError(
+            f"no Ray cluster was reached at {where} ({told}); start one with "
+            f"`ray start --head`, its other nodes with `ray start --address HOST:PORT`, and run fitwithin on one"
+        ) from error
+    _hush()
+    return True
+
+
+def _reach(where: str) -> None:
+    """OSError unless somebody listens at that address; ray.init would try for two minutes and more."""
+    if where == "auto":
+        with suppress(ImportError, AttributeError):  # a function that Ray does not promise
+            from ray._private.services import canonicalize_bootstrap_address_or_die
+
+            where = str(canonicalize_bootstrap_address_or_die("auto"))
+    host, _, port = where.rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=HEAD_WITHIN_S).close()
+
+
+def _hush() -> None:
+    """Ray prints to standard output when a worker dies, which is told of here in the run's own words (and --json)."""
+    with suppress(ImportError, AttributeError):
+        from ray._private import worker
+
+        worker._worker_logs_enabled = False
+
+
+def _nodes() -> list[dict[str, float]]:
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _resources(kind: str) -> tuple[int, int]:
+    """How many of ``GPU`` or ``CPU`` the cluster has, and the most that one node has."""
+    counts = [int(node.get(kind, 0)) for node in _nodes()]
+    return sum(counts), max(counts, default=0)
+
+
+def _check(device: str) -> None:
+    kind, word = ("GPU", "cuda") if device.startswith("cuda") else ("CPU", "cpu")
+    if not _resources(kind)[0]:
+        other = "cpu" if kind == "GPU" else "cuda"
+        raise UsageError(
+            f"--device {word} was asked for and the Ray cluster of {len(_nodes())} nodes has no {kind}; "
+            f"start one with `ray start --num-{kind.lower()}s N`, or give --device {other}"
+        )
+
+
+def _cluster(device: str, wanted: int, log: Path | None) -> Engine:
+    """The cluster as an engine; on GPUs of the kind of which it has most: a profile is of one kind.
+
+    Raises:
+        UsageError: it has not so many as are ``wanted`` at once.
+    """
+    from fitwithin.engine.ray_engine import Cluster
+
+    _check(device)
+    kind, word = None, "GPU" if device.startswith("cuda") else "CPU"
+    slots, most = _resources(word)
+    if word == "GPU":
+        kinds: Counter[str] = Counter()
+        for node in _nodes():
+            name = next((name.partition(":")[2] for name in node if name.startswith("accelerator_type:")), "")
+            kinds[name] += int(node.get("GPU", 0))
+        (kind, slots), *_ = sorted(kinds.items(), key=lambda each: (-each[1], each[0]))
+        kind = kind if len(+kinds) > 1 and kind else None
+    if wanted > slots:
+        seen = f"{slots} {word}{'s' if slots != 1 else ''}" + (f" of the kind {kind}" if kind else "")
+        raise UsageError(
+            f"--gpus {wanted} was asked for and the Ray cluster has {seen}; give --gpus {slots}, or add nodes"
+        )
+    return Cluster(device, gpus=kind, slots=slots, sharers=max(1, most), log=log)

@@ -1,0 +1,220 @@
+"""What runs on the nodes of a Ray cluster: the body of a task, and the board on which tasks tell of their progress.
+
+Ray decides where a task runs and tells when its worker dies; carrying out a job is the local engine's. Each Ray worker
+process keeps one :class:`~fitwithin.engine.local.Local`, whose server has imported torch and forks a fresh process for
+every job; later tasks in the same worker find it ready. When the Ray worker ends, however it ends, so do the server and
+its children (:mod:`fitwithin.lifeline`): Ray runs a task in its worker's main thread, which is the server's parent.
+
+Monotonic clocks of two machines have nothing in common. A job's end is an instant on the driver's; :func:`ends_at` says
+where it lies on the worker's.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fitwithin.engine.jobs import EvaluateJob, Failure, Job, Outcome, Progress, TrainJob
+from fitwithin.engine.local import Local
+from fitwithin.errors import FitwithinError
+from fitwithin.machine import cores
+
+#: The driver's clock is asked for so many seconds at most; a first connection on a busy machine takes 0.1.
+CLOCK_WITHIN_S = 2.0
+
+#: Of what workers print during one job, so many bytes come back to the driver.
+MOST_WORDS = 2**16
+
+#: Facts in which a node must agree with the one that was described: what was profiled there is used here.
+AGREED = ("fitwithin", "torch", "torchvision", "timm", "name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A task's work: ``job``, or none where only the node's facts are wanted.
+
+    ``until_at`` is an instant on the driver's monotonic clock, ``left_s`` the seconds until then when the call was
+    made, at ``called_at`` by the driver's calendar clock (seconds since 1970). ``sharers`` jobs may be at work on the
+    node at once; ``cache`` is the driver's, on a file system that all nodes share. ``expected`` are the facts that the
+    node must agree with.
+    """
+
+    number: str
+    job: Job | None
+    device: str
+    until_at: float
+    left_s: float
+    called_at: float
+    cache: str
+    sharers: int = 1
+    expected: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a task gives back: the job's outcome, the node's facts, the last progress, and what workers printed.
+
+    ``lost``: it is not the job that failed but what was to carry it out.
+    """
+
+    outcome: Outcome | None
+    facts: dict[str, Any]
+    lost: bool = False
+    progress: Progress | None = None
+    words: bytes = b""
+
+
+class Board:
+    """An actor on the driver's own node, so that its clock is the driver's: tasks tell of progress, the driver hears.
+
+    Nothing depends on it. Without it progress is not seen, and the time that a call took is told by calendar clocks.
+    """
+
+    def __init__(self) -> None:
+        self._latest: dict[str, Progress] = {}
+
+    def now(self) -> float:
+        """The present on the driver's monotonic clock."""
+        return time.monotonic()
+
+    def tell(self, number: str, progress: Progress) -> None:
+        """Progress of that call."""
+        self._latest[number] = progress
+
+    def hear(self, number: str) -> Progress | None:
+        """The latest progress of that call, once."""
+        return self._latest.pop(number, None)
+
+
+def ends_at(call: Call, board: Any) -> float:
+    """The call's ``until_at`` on this machine's monotonic clock: never later than it is, however long the call took.
+
+    The driver's clock is read from the board; what is left by it is counted from the instant before the question. So
+    the end is early by the time that the question took to arrive: a millisecond mostly, never more than the round
+    trip. Where the board does not answer, what has passed since the call was made is the difference of the two
+    machines' calendar clocks, and the error is the difference between these.
+    """
+    asked_at = time.monotonic()
+    try:
+        # A future, not ray.get: while a task waits in ray.get, Ray lends its core to another task.
+        driver_now: float = board.now.remote().future().result(timeout=CLOCK_WITHIN_S)
+    except Exception:  # whatever has become of the board, the job can do without
+        return time.monotonic() + call.left_s - max(0.0, time.time() - call.called_at)
+    return asked_at + call.until_at - driver_now
+
+
+def moved(job: Job, seconds: float) -> Job:
+    """The job with the instants in it moved by so many seconds, to another clock."""
+    if isinstance(job, TrainJob | EvaluateJob):
+        return replace(job, until_at=job.until_at + seconds)
+    return job
+
+
+class _Kept:
+    """A process server and the file that its workers print to, which has no name and goes with this process."""
+
+    def __init__(self, device: str, cache: str) -> None:
+        self.key = _key(device, cache)
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the server lives
+        self._read = 0
+        self.local = Local(device, Path(f"/proc/self/fd/{self._words.fileno()}"))
+
+    def words(self) -> bytes:
+        """What was printed since the last question; the end of it if it is long."""
+        size = os.fstat(self._words.fileno()).st_size
+        start, self._read = max(self._read, size - MOST_WORDS), size
+        return os.pread(self._words.fileno(), size - start, start)
+
+    def close(self) -> None:
+        """End the server."""
+        with suppress(OSError):
+            self.local.close()
+        self._words.close()
+
+
+#: The one of this Ray worker process.
+_kept: _Kept | None = None
+
+
+def _key(device: str, cache: str) -> tuple[str | None, ...]:
+    """What a server's children inherit: Ray may show the next task in this worker another GPU."""
+    return device, cache, os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def _keep(device: str, cache: str) -> _Kept:
+    global _kept
+    if _kept is not None and _kept.key != _key(device, cache):
+        _drop()
+    if _kept is None:
+        os.environ["FITWITHIN_CACHE"] = cache
+        _kept = _Kept(device, cache)
+    return _kept
+
+
+def _drop() -> None:
+    global _kept
+    if _kept is not None:
+        _kept.close()
+    _kept = None
+
+
+def carry_out(call: Call, board: Any) -> Answer:
+    """The body of a task: the job in a fresh process of this node, with its end where the driver meant it."""
+    here_at = ends_at(call, board)
+    last: Progress | None = None
+
+    def tell(progress: Progress) -> None:
+        nonlocal last
+        last = progress
+        with suppress(Exception):  # progress is not worth a job
+            board.tell.remote(call.number, progress)
+
+    facts: dict[str, Any] = {}
+    try:
+        kept = _keep(call.device, call.cache)
+        kept.local.prepare()
+        facts = {**kept.local.describe(), "cores": max(1, cores() // call.sharers)}
+        outcome: Outcome | None = None
+        if call.job is not None:
+            outcome = _objection(call, call.job, facts)
+            if outcome is None:
+                job = moved(call.job, here_at - call.until_at)
+                outcome = kept.local.do(job, until_at=here_at, on_progress=tell)
+        return Answer(outcome=outcome, facts=facts, progress=last, words=kept.words())
+    except (FitwithinError, OSError, EOFError) as error:
+        # The server is gone or cannot start: the next task in this worker has another one.
+        words = _kept.words() if _kept is not None else b""
+        _drop()
+        failure = Failure(kind="died", reason=f"on node {_node()}: {error}")
+        return Answer(outcome=failure, facts=facts, lost=True, progress=last, words=words)
+
+
+def _objection(call: Call, job: Job, facts: dict[str, Any]) -> Failure | None:
+    """Why this node must not carry the job out."""
+    for name in AGREED:
+        if call.expected is not None and facts.get(name) != call.expected.get(name):
+            return Failure(
+                kind="error",
+                reason=f"node {_node()} has {name} {facts.get(name)}, another has {call.expected.get(name)}; "
+                f"a run needs nodes of one kind with the same libraries",
+            )
+    # The folders are there on the driver; where a node does not see them, a turn would leave its model nowhere.
+    for path in [job.setting.pack, *([job.folder] if isinstance(job, TrainJob | EvaluateJob) else [])]:
+        if not Path(path).is_dir():
+            return Failure(
+                kind="error",
+                reason=f"node {_node()} does not see {path}; the run's folder (--out) and the cache "
+                f"(FITWITHIN_CACHE) must lie on a file system that all nodes share",
+            )
+    return None
+
+
+def _node() -> str:
+    import ray
+
+    return str(ray.util.get_node_ip_address())

@@ -1,0 +1,314 @@
+"""The simulated engine: a law in place of hardware, a clock that jumps, and the same deadlines as everywhere else.
+
+Profile, plan, ledger and deadlines stand above the engine, so a whole run can be told in milliseconds on any machine
+one cares to imagine. See docs/decisions/0004-simulated-at-the-engine-seam.md.
+
+    images = fitwithin.data.pack.build(...)  # or anything like fitwithin.pipeline.context.Images
+    engine = Simulated(Law(image_s=2e-3, drifts=((600, 3.0),)), images)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fitwithin.engine.jobs import (
+    EVALUATED,
+    Evaluated,
+    EvaluateJob,
+    Failure,
+    Job,
+    Outcome,
+    ProbeJob,
+    Progress,
+    Screened,
+    ScreenJob,
+    TrainJob,
+    hangs_at,
+    read_evaluated,
+    stays,
+)
+from fitwithin.engine.simulated.clock import SimulatedClock, SimulatedCrew
+from fitwithin.engine.simulated.law import Law, Trouble
+from fitwithin.engine.simulated.trial import Turn, read_skill
+from fitwithin.engine.staying import Staying
+from fitwithin.inference.ensemble import by_size
+from fitwithin.pipeline.evaluate_phase import logits_path
+from fitwithin.profiling.batch_search import APART, SCOUTED
+from fitwithin.profiling.choice import rated_batches
+from fitwithin.profiling.profile import Probe, Timing
+from fitwithin.profiling.variants import Pace
+
+if TYPE_CHECKING:
+    from fitwithin.pipeline.context import Images
+
+#: A probe takes so many updates and times each pace for so long, as a real one does, a brief one for less and over so
+#: few batches of an evaluation; so often the loader's stock is made.
+UPDATES, SAMPLE_S, BRIEF_S, SAMPLE_STEPS, BRIEF_BATCHES, STOCKS = 6, (0.15, 1.0), (0.15, 0.25), 6, 3, 6
+
+#: Precisions and layouts are compared at this batch.
+SCREEN_BATCH = 64
+
+#: An evaluation looks at its deadline so often per split and view.
+SLICES = 8
+
+__all__ = ["Law", "Simulated", "SimulatedClock", "Trouble"]
+
+
+class _Ended(Exception):
+    """The job at hand has ended without a result."""
+
+    def __init__(self, kind: str, reason: str, peak_bytes: int | None = None) -> None:
+        super().__init__(reason)
+        self.failure = Failure(kind=kind, reason=reason, peak_bytes=peak_bytes)
+
+
+class Simulated:
+    """Carries out jobs by a law. Models are tokens, but every file of a run is where a real one would be.
+
+    Args:
+        law: what everything costs, and what goes wrong.
+        images: whose splits and labels are trained and evaluated on; no pixel is read.
+        clock: shared with whoever keeps the books; a new one by default.
+    """
+
+    #: As the local engine's.
+    stays = True
+
+    def __init__(self, law: Law, images: Images, clock: SimulatedClock | None = None) -> None:
+        self.law, self.images, self.clock = law, images, clock or SimulatedClock()
+        self.started_at = self.clock.now()
+        self.jobs: list[Job] = []
+        self._staying: Staying[TrainJob] = Staying()
+        self._one = threading.Lock()
+        self._at_work = threading.local()
+
+    def describe(self) -> dict[str, Any]:
+        """The law is the device."""
+        return {"device": "simulated", "name": repr(self.law)}
+
+    def lanes(self, wanted: int, memory_bytes: int) -> int:
+        """As many as are wanted; their jobs follow each other on the one clock."""
+        del memory_bytes
+        return max(1, wanted)
+
+    def rest(self, seconds: float) -> None:
+        """The clock jumps."""
+        self.clock.sleep(seconds)
+
+    def prepare(self, until_at: float = math.inf) -> bool:
+        """There is nothing to wait for."""
+        del until_at
+        return True
+
+    def now(self) -> float:
+        """The simulated present."""
+        return self.clock.now()
+
+    def crew(self, count: int) -> SimulatedCrew:
+        """Their jobs go on at the same time, by the one clock."""
+        del count
+        return SimulatedCrew(self.clock)
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+    @property
+    def number(self) -> int:
+        """Which of the engine's jobs is at work in this thread, from 1 on."""
+        return int(self._at_work.number)
+
+    def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+        """The outcome that the law gives the job; the clock stands at its end, never beyond ``until_at``.
+
+        Jobs of a crew go on at the same time; of other threads one after the other.
+        """
+        with nullcontext() if self.clock.shared else self._one:
+            self.jobs.append(job)
+            self._at_work.number, self._at_work.job = len(self.jobs), job
+            try:
+                staying, _ = self._staying.part(job)
+                if isinstance(job, ProbeJob):
+                    return self._probe(job, until_at)
+                if isinstance(job, ScreenJob):
+                    return self._screen(job, until_at)
+                if isinstance(job, TrainJob):
+                    trained = Turn(self, job, until_at).train(on_progress)
+                    if stays(job):
+                        self._staying.add(job, job)
+                    return trained
+                if staying is None:
+                    self.spend(self.law.startup_s, until_at)
+                return self._evaluate(job, until_at, on_progress)
+            except _Ended as end:
+                return end.failure
+
+    def spend(self, seconds: float, until_at: float) -> None:
+        """Let a job work for what are ``seconds`` on a machine at rest."""
+        begun_at = self.now()
+        ends_at = begun_at + seconds * self.law.slowness(begun_at - self.started_at)
+        stalls = [(self.started_at + at_s, lost_s) for at_s, lost_s in self.law.stalls]
+        ends_at += sum(lost_s for at, lost_s in stalls if begun_at < at <= ends_at)
+        for trouble in sorted(self.law.troubles, key=lambda trouble: trouble.at_s):
+            at = self.started_at + trouble.at_s
+            if begun_at < at <= min(ends_at, until_at):
+                hung = trouble.kind == "hang"
+                self.clock.wait_until(min(until_at, hangs_at(self._at_work.job, at)) if hung else at)
+                if hung and self.now() < until_at:
+                    raise _Ended("hung", f"nothing was heard of the worker for {self.now() - at:.0f} s")
+                if not hung:
+                    raise _Ended(trouble.kind, f"simulated: {trouble.kind} {trouble.at_s:g} s after the start")
+                break
+        if self.now() >= until_at or ends_at > until_at:
+            self.clock.wait_until(until_at)
+            raise _Ended("deadline", "its time was over and the worker was ended")
+        self.clock.wait_until(ends_at)
+
+    def claim(self, job: ProbeJob | TrainJob) -> int:
+        """The peak of the job at hand; it ends here if that is above the cap."""
+        needed = self.law.memory_bytes(job.candidate, job.share // job.chunks, self.number)
+        cap = job.setting.memory_bytes
+        if needed > cap:
+            raise _Ended("memory", f"{needed} bytes were asked for, the cap is {cap}", cap)
+        return needed
+
+    def labels(self, split: str) -> npt.NDArray[np.int64]:
+        """The labels of a split, in order."""
+        return np.asarray(self.images.labels[self.images.indices(split)])
+
+    def _probe(self, job: ProbeJob, until_at: float) -> Probe:
+        law, begun_at = self.law, self.now()
+        parameters, timing = law.parameters(job.candidate), None
+        try:
+            self.spend(law.startup_s + law.warmup_s, until_at)
+            peak_bytes = self.claim(job)
+            self.spend(UPDATES * law.device_s(job.candidate, job.batch), until_at)
+            if job.timed:
+                timing = self._time(job, until_at)
+        except _Ended as end:
+            if end.failure.kind != "memory":
+                raise
+            wall_s, reason = self.now() - begun_at, end.failure.reason
+            return Probe(batch=job.batch, passed=False, reason=reason, parameters=parameters, wall_s=wall_s)
+        points = self._scout(job, peak_bytes, until_at) if job.scout else ()
+        wall_s = self.now() - begun_at
+        return Probe(
+            batch=job.batch,
+            passed=True,
+            peak_bytes=peak_bytes,
+            parameters=parameters,
+            wall_s=wall_s,
+            timing=timing,
+            points=points,
+        )
+
+    def _screen(self, job: ScreenJob, until_at: float) -> Screened:
+        paces = {}
+        for candidate in job.candidates:
+            step_s = self.law.device_s(candidate, SCREEN_BATCH)
+            self.spend(self.law.warmup_s + SAMPLE_STEPS * step_s, until_at)
+            error_s = self.law.pace_noise * step_s
+            paces[candidate.name] = Pace(batch=SCREEN_BATCH, step_s=step_s, error_s=error_s, first_s=self.law.warmup_s)
+        return Screened(paces=paces)
+
+    def _scout(self, job: ProbeJob, peak_bytes: int, until_at: float) -> tuple[tuple[int, int], ...]:
+        law, cap = self.law, job.setting.memory_bytes
+        points = [(job.batch, peak_bytes)]
+        image_bytes = (peak_bytes - law.fixed_bytes) / job.batch
+        for share in SCOUTED:
+            at, needed = points[-1]
+            if len(points) > 1:
+                image_bytes = (needed - peak_bytes) / (at - job.batch)
+            batch = min(job.limit, int(share * (at + (cap - needed) / max(1.0, image_bytes))))
+            needed = law.memory_bytes(job.candidate, batch, self.number)
+            if batch < APART * at or needed > cap:
+                break
+            self.spend(UPDATES * law.device_s(job.candidate, batch), until_at)
+            points.append((batch, needed))
+        return tuple(points[1:])
+
+    def _time(self, job: ProbeJob, until_at: float) -> Timing:
+        law, candidate = self.law, job.candidate
+        slow = law.slowness(self.now() - self.started_at)
+        step_s, dummy_s = law.step_s(candidate, job.batch), law.device_s(candidate, job.batch)
+        found_s = slow * step_s * (1 + law.pace_noise * (2 * law.draw("probe", self.number) - 1) / 3)
+        evals = {px: law.eval_image_s(candidate, px) for px in {candidate.train_px, *job.setting.view_sizes}}
+        loader_s = law.loader_s(job.batch)
+        for pace_s, sample_s in zip((dummy_s, step_s), BRIEF_S if job.brief else SAMPLE_S, strict=True):
+            self.spend(max(sample_s, SAMPLE_STEPS * pace_s), until_at)
+        self.spend(STOCKS * loader_s, until_at)
+        n_val = min(len(self.images.indices("val")), BRIEF_BATCHES * job.batch if job.brief else 2**31)
+        self.spend(sum(law.eval_first_s + 2 * n_val * image_s for image_s in evals.values()) + law.save_s, until_at)
+        stages = self._stages(job, slow, until_at)
+        return Timing(
+            startup_s=slow * law.startup_s,
+            warmup_s=slow * law.warmup_s,
+            dummy_step_s=slow * dummy_s,
+            step_s=found_s,
+            step_low_s=found_s * (1 - law.pace_noise / 2),
+            step_high_s=found_s * (1 + law.pace_noise / 2),
+            eval_image_s={px: slow * image_s for px, image_s in sorted(evals.items())},
+            eval_first_s=dict.fromkeys(sorted(evals), slow * law.eval_first_s),
+            save_s=slow * law.save_s,
+            loader_step_s=slow * loader_s,
+            rates=self._rates(job, until_at) if job.rates else {},
+            stage_step_s=stages[0],
+            stage_change_s=stages[1],
+        )
+
+    def _stages(self, job: ProbeJob, slow: float, until_at: float) -> tuple[dict[int, float], dict[int, float]]:
+        """The pace at every smaller size of progressive resizing, and what going on to the next one costs."""
+        law, sizes = self.law, [px for _, px in job.setting.recipe.stages(job.candidate.train_px)]
+        paces = {px: law.step_s(replace(job.candidate, train_px=px), job.batch) for px in sizes[:-1]}
+        sample_s = (BRIEF_S if job.brief else SAMPLE_S)[1]
+        self.spend(sum(max(sample_s, SAMPLE_STEPS * pace_s) + law.change_s for pace_s in paces.values()), until_at)
+        return {px: slow * pace_s for px, pace_s in paces.items()}, dict.fromkeys(sizes[1:], slow * law.change_s)
+
+    def _rates(self, job: ProbeJob, until_at: float) -> dict[int, float]:
+        rates = {}
+        for batch in (job.batch, *rated_batches(job.batch)):
+            pace_s = self.law.device_s(job.candidate, batch)
+            self.spend(max(SAMPLE_S[0], SAMPLE_STEPS * pace_s), until_at)
+            rates[batch] = batch / pace_s
+        return rates
+
+    def _evaluate(self, job: EvaluateJob, until_at: float, on_progress: Callable[[Progress], None]) -> Evaluated:
+        law, folder = self.law, Path(job.folder)
+        skill = read_skill(folder)
+        peak_bytes = min(law.memory_bytes(job.candidate, job.batch), job.setting.memory_bytes)
+        there = read_evaluated(folder / EVALUATED)
+        found = there or Evaluated(done=(), ms_per_image={}, batch=job.batch, peak_bytes=peak_bytes)
+        sizes = by_size(job.views, job.candidate.train_px)
+        ways = [(split, view) for views in sizes for split in job.splits for view in views]
+        for number, (split, view) in enumerate(ways):
+            if (split, view.name) in found.done:
+                continue
+            truth = self.labels(split)
+            image_s = law.eval_image_s(job.candidate, view.px)
+            for _ in range(SLICES):
+                self.spend(len(truth) * image_s / SLICES, until_at)
+                if self.now() >= job.until_at:
+                    return found
+            on_progress(Progress(step=number + 1, total=len(ways), text=f"{split} split"))
+            logits = law.logits(
+                truth,
+                job.setting.classes,
+                skill=skill,
+                train_px=job.candidate.train_px,
+                split=split,
+                view=view,
+            )
+            np.save(logits_path(folder, split, view), logits, allow_pickle=False)
+            done = (*found.done, (split, view.name))
+            found = replace(found, done=done, ms_per_image={**found.ms_per_image, view.name: 1e3 * image_s})
+            (folder / EVALUATED).write_text(json.dumps(asdict(found), allow_nan=False), encoding="utf-8")
+        return found

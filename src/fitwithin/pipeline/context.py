@@ -1,0 +1,131 @@
+"""Everything a run works with, handed from phase to phase."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fitwithin.accountant import Accountant, Open
+from fitwithin.budget import Remaining
+from fitwithin.candidate import Candidate
+from fitwithin.cli.progress import Reporter
+from fitwithin.engine.base import Engine
+from fitwithin.engine.jobs import Progress, Seat, Setting
+from fitwithin.planning.cost import DataFacts
+from fitwithin.request import Request
+from fitwithin.store import Store
+
+
+class Images(Protocol):
+    """What a run needs to know of packed images (:class:`fitwithin.data.pack.Pack` is one)."""
+
+    @property
+    def folder(self) -> Path:
+        """Where workers find them."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names, in the order of the labels."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the data."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Relative to the data's folder."""
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Class indices; -1 where a test picture is unlabelled."""
+
+    def indices(self, split: str) -> npt.NDArray[np.int64]:
+        """Positions of the images of a split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything a run works with. ``candidates`` is the grid that was asked for, ``images`` the packed data.
+
+    ``workers`` is how many processes load for each that trains;
+    ``closing_s`` is kept for drawing the report and closing the books; ``drawing_s`` is what its charts are expected to
+    take of that, None where there is no time for them. A ``hurried`` run has started no workers.
+    """
+
+    request: Request
+    folder: Path
+    engine: Engine
+    store: Store
+    accountant: Accountant
+    reporter: Reporter
+    candidates: Sequence[Candidate]
+    images: Images
+    workers: int
+    closing_s: float
+    drawing_s: float | None = 0.0
+    hurried: bool = False
+
+    @property
+    def setting(self) -> Setting:
+        """What every job shares."""
+        request = self.request
+        return Setting(
+            device=request.device,
+            memory_bytes=request.budget.memory_bytes,
+            accounting=request.budget.accounting,
+            pack=str(self.images.folder),
+            classes=len(self.images.classes),
+            recipe=request.recipe,
+            view_sizes=request.view_sizes,
+            seed=request.seed,
+            workers=self.workers,
+            data_parallel=request.data_parallel,
+            sharers=1 if request.engine == "ray" else request.slots,
+            canvas_px=request.canvas_px,
+        )
+
+    @property
+    def data(self) -> DataFacts:
+        """The sizes of the splits."""
+        counts = {split: len(self.images.indices(split)) for split in ("train", "val", "test")}
+        return DataFacts(**counts, classes=len(self.images.classes))
+
+    def seated(self, slot: int) -> Setting:
+        """What the jobs of a slot share: its devices follow those of the slot before.
+
+        (On a cluster Ray says which GPU a task has.)
+        """
+        setting = self.setting
+        if self.request.engine == "ray":
+            return setting
+        seat = Seat(rank=slot * self.request.data_parallel)
+        return replace(setting, device=seat.device(setting.device))
+
+    def book(self, phase: str, key: str, *, reserved_s: float) -> Open:
+        """An entry of the books for what a slot does: where there are several, beside the entry of them all."""
+        gpus, several = self.request.data_parallel, self.request.slots > 1
+        return self.accountant.entry(phase, key, gpus=gpus, reserved_s=reserved_s, beside=several)
+
+    def remaining(self) -> Remaining:
+        """What is left of the whole run's budget for its slots."""
+        return self.accountant.remaining(self.request.data_parallel, self.request.slots)
+
+    def promise_s(self, seconds: float, *, gpus: int) -> float:
+        """What the books may reserve for what should take ``seconds``: no more than the whole run has left."""
+        if self.request.budget.scope == "candidate":
+            return seconds
+        left = self.accountant.remaining(max(1, gpus))
+        return min(seconds, left.usable_s if gpus else left.time_s)
+
+    def lane(self, slot: int) -> int | None:
+        """Where the reporter shows what a slot does; one alone needs no lane."""
+        return slot if self.request.slots > 1 else None
+
+    def progress(self, progress: Progress, slot: int = 0) -> None:
+        """Hand a worker's sign of life on."""
+        self.reporter.advance(progress.step, progress.total or None, progress.text, self.lane(slot))

@@ -1,0 +1,173 @@
+"""The whole story of a run: profile, plan, train, choose the ensemble, write the report.
+
+Everything that happens is an event in the run's store; a run that was interrupted is carried on by telling the same
+story again and skipping what has happened already.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+from fitwithin.engine.jobs import Failure, Trained
+from fitwithin.errors import BudgetError, UsageError
+from fitwithin.pipeline import finish, profile_phase, search_phase, slots, train_phase
+from fitwithin.pipeline.context import Run
+from fitwithin.planning import plan as plans
+from fitwithin.planning import search_plan
+from fitwithin.planning.cost import evaluable, evaluation_kept_s, weary_s
+from fitwithin.planning.plan import Plan, Turn
+from fitwithin.profiling.candidate_profiler import OUT_OF_TIME
+from fitwithin.profiling.profile import Profile, Rejection
+from fitwithin.profiling.profile import to_dict as profile_to_dict
+from fitwithin.report import build
+from fitwithin.report.schema import Report
+from fitwithin.store import latest
+from fitwithin.units import format_duration
+
+
+def tell(run: Run, frozen: Plan | None = None) -> Report:
+    """Carry a run from where it stands to its report."""
+    plan = draw_up(run, frozen)
+    train(run, plan)
+    train_phase.tidy(run)
+    winner, why = finish.choose(run, plan)
+    with finish.drawing(run, plan, winner) as charts:
+        members = finish.evaluate(run, plan, winner, charts.begin)
+        return finish.close(run, plan, members, winner, why, charts)
+
+
+def draw_up(run: Run, frozen: Plan | None = None) -> Plan:
+    """The plan: the stored one, the frozen one, or one drawn up from a profile of every candidate."""
+    stored = latest(run.store.events("plan"), "plan")
+    if stored is not None:
+        return plans.from_json(json.dumps(stored))
+    plan = frozen if frozen is not None else _planned(run)
+    for known in frozen.profiles if frozen is not None else ():
+        run.store.append("profiled", profile_to_dict(known))
+    run.store.append("plan", json.loads(plan.to_json()))
+    return plan
+
+
+def _planned(run: Run) -> Plan:
+    known = profile_phase.profile(run)
+    budget = run.request.budget
+    left = run.remaining().less(run.closing_s + weary_s(run.request.limit_s))
+    profiles = [found for found in known if isinstance(found, Profile)]
+    rejections = [found for found in known if isinstance(found, Rejection)]
+    if rejections and not profiles and all(rejection.reason == OUT_OF_TIME for rejection in rejections):
+        told = format_duration(run.request.limit_s)
+        raise BudgetError(f"{told} are too short: they were over before any candidate was profiled; give twice as much")
+    given = (left.usable_s, run.data, run.request.recipe, run.request.view_sizes)
+    if budget.scope == "total":
+        profiles, dear = evaluable(profiles, *given)
+        rejections += dear
+    if run.request.search != "exhaustive" and len(profiles) > 1:
+        found = search_plan.plan(
+            profiles,
+            rejections,
+            left=left,
+            data=run.data,
+            recipe=run.request.recipe,
+            view_sizes=run.request.view_sizes,
+            request=run.request.to_dict(),
+            fingerprint=run.images.fingerprint,
+            min_gain=run.request.min_gain,
+            seed=run.request.seed if run.request.search == "optuna" else None,
+        )
+        if found is not None:
+            return found
+    draw_up = partial(
+        plans.draw_up,
+        available_s=run.request.limit_s if budget.scope == "candidate" else left.usable_s,
+        limit_s=run.request.limit_s,
+        scope=budget.scope,
+        data=run.data,
+        recipe=run.request.recipe,
+        view_sizes=run.request.view_sizes,
+        request=run.request.to_dict(),
+        fingerprint=run.images.fingerprint,
+        slots=left.slots,
+        slot_s=left.slot_s,
+    )
+    try:
+        return draw_up(profiles, rejections)
+    except BudgetError:
+        if budget.scope == "candidate" or len(profiles) < 2:
+            raise
+    profiles, dear = evaluable(profiles, *given, share=0.0, times=1.0)
+    return draw_up(profiles, [*rejections, *dear])
+
+
+def train(run: Run, plan: Plan) -> None:
+    """The instantiation phase: every turn of the plan that has not ended yet, or the trials of its search."""
+    # Whoever has no rival is the winner: its process goes on with its evaluation.
+    stays = plan.search is None and len(plan.turns) == 1 and train_phase.stays(run, plan.turns[0])
+    kept_s = _kept_s(plan, run, stays=stays)
+    if plan.search is not None:
+        evaluating_s = max(0.0, kept_s - run.closing_s)
+        search_phase.train(run, plan, left=lambda: run.remaining().less(kept_s), evaluating_s=evaluating_s)
+        return
+    trained, failed = build.outcomes(run.store.events("turn"))
+    waiting = [(n, turn) for n, turn in enumerate(plan.turns) if turn.name not in trained and turn.name not in failed]
+    at_work: dict[str, float] = {}  # the turns' names, and when each of them must have ended
+
+    def ask(slot: int) -> slots.Work[tuple[Turn, Trained | Failure]] | None:
+        if not waiting:
+            return None
+        number, turn = waiting.pop(0)
+        now = run.engine.now()
+        idle = run.request.slots - 1 - len(at_work)
+        ends_at = train_phase.turn_ends_at(
+            turn,
+            run.request.budget,
+            run.accountant,
+            now,
+            gpus=run.request.data_parallel,
+            kept_s=kept_s,
+            later_s=[later.allotted_s for _, later in waiting],
+            others_free_at=[*at_work.values(), *[now] * idle],
+            stays=stays,
+        )
+        at_work[turn.name] = ends_at
+        told = f"{number + 1} of {len(plan.turns)}"
+        return train_phase.begun(
+            run, turn, slot, ends_at=ends_at, frozen=plan.frozen, told=told, last=not waiting, stays=stays
+        )
+
+    def told(ended: tuple[Turn, Trained | Failure]) -> None:
+        turn, outcome = ended
+        del at_work[turn.name]
+        train_phase.conclude(run, turn, outcome)
+
+    def reserved_s() -> float:
+        """All of them, by the clock."""
+        if run.request.budget.scope == "candidate":
+            return run.request.limit_s * -(-len(waiting) // run.request.slots)
+        return run.remaining().less(kept_s).usable_s
+
+    if waiting:
+        slots.fill(run, "train", reserved_s=reserved_s, ask=ask, told=told)
+
+
+def _kept_s(plan: Plan, run: Run, *, stays: bool) -> float:
+    """Under scope ``total``, what no turn may touch: evaluating the winner (and its twin, but not in a search, where
+    that was not trained as long), unless the process of the only turn ``stays`` for that, and closing."""
+    if run.request.budget.scope == "candidate":
+        return 0.0
+    if stays:
+        return run.closing_s
+    twins = 2 if plan.search is None and {turn.candidate.precision for turn in plan.turns} >= {"amp", "fp32"} else 1
+    evaluating_s = evaluation_kept_s(max(turn.evaluation_s for turn in plan.turns)) * twins
+    return evaluating_s + weary_s(run.request.limit_s) + run.closing_s
+
+
+def check_plan(plan: Plan, fingerprint: str) -> None:
+    """UsageError unless the plan was drawn up for this data."""
+    if plan.fingerprint != fingerprint:
+        raise UsageError(
+            f"the plan was drawn up for other data (fingerprint {plan.fingerprint[:12]}, this folder has "
+            f"{fingerprint[:12]}); draw up a new one with `fitwithin plan`"
+        )
+    if not plan.turns:
+        raise UsageError("the plan trains nothing; draw up a new one with `fitwithin plan`")

@@ -1,0 +1,271 @@
+"""The instantiation phase over an engine: every planned turn is trained within its allotment, come what may."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from fitwithin.accountant import Accountant, Open
+from fitwithin.budget import Budget
+from fitwithin.engine.base import Engine
+from fitwithin.engine.jobs import (
+    CARD,
+    CHECKPOINT,
+    CURVE_POINTS,
+    OUTCOME,
+    READING_S,
+    SALVAGE,
+    WEIGHTS,
+    EvaluateJob,
+    Failure,
+    Progress,
+    Setting,
+    Trained,
+    TrainJob,
+    read_trained,
+)
+from fitwithin.files import NEW
+from fitwithin.pipeline.context import Run
+from fitwithin.planning.cost import WATCHDOG_S, checkpoint_every_s, evaluation_kept_s
+from fitwithin.planning.plan import Turn
+
+#: Of a run's folder: what its turns leave.
+CANDIDATES = "candidates"
+
+#: After running out of memory in spite of its certificate, a turn goes on with this share of its batch.
+SMALLER = 7 / 8
+
+#: A turn that does not end by itself is ended so long before its time is over: the evaluation begins on time.
+ENDING_S = 0.05
+
+#: A batch that is so late (seconds; this share of a turn within those limits; steps of the plan) will not come.
+PATIENCE_S, PATIENCE_SHARE, PATIENCE_STEPS = (5.0, 60.0), 0.05, 20
+
+#: A trainer is silent for so many times what its start, a validation and two checkpoints take only if it hangs.
+SILENT = 5
+
+#: Where its process stays for the evaluation, a trainer is silent for so long towards the end only if it hangs: so many
+#: seconds, steps of the plan, and two checkpoints.
+LIVELY_S, LIVELY_STEPS = 1.0, 4
+
+#: A turn's process stays for the evaluation where the turn is so many times as long as its start and that take: what
+#: is tried out at its start must be worth its while, and a slow start be told from one that hangs.
+STAYS_FROM = 3
+
+#: A turn whose process died or ran out of memory is taken up again so often.
+ATTEMPTS = 3
+
+
+def turn_folder(run: Path, turn: Turn) -> Path:
+    """Where a turn keeps its checkpoint and leaves its model."""
+    return run / CANDIDATES / turn.name
+
+
+def turn_ends_at(
+    turn: Turn,
+    budget: Budget,
+    accountant: Accountant,
+    now: float,
+    *,
+    gpus: int = 1,
+    kept_s: float,
+    later_s: Sequence[float],
+    others_free_at: Sequence[float] = (),
+    stays: bool = False,
+) -> float:
+    """The instant by which a turn must have ended, and the evaluation of its model if its process ``stays`` for it.
+
+    Under scope ``candidate``, what is left of its allotment: everything the candidate was charged before counts, and
+    an evaluation by another process is kept back. Under ``total`` also what turns before it left over: all that remains
+    of the run but ``kept_s`` for its end and ``later_s`` for each of the turns to come; never more than the run less
+    ``kept_s``. The turn holds ``gpus`` devices; other slots, free at those instants, take turns to come off its own.
+    """
+    books = accountant.books()
+    # Profiling is charged to the run, not to a candidate's allotment: the paper gave each the whole budget.
+    charged_s = books.lasted_s(turn.name) - books.lasted_s(turn.name, phase="profile")
+    own_s = turn.allotted_s - charged_s
+    if budget.scope == "candidate":
+        return now + own_s - (0.0 if stays else evaluation_kept_s(turn.evaluation_s))
+    left = accountant.remaining(gpus).less(kept_s)
+    here_s = _left_to_one(later_s, others_free_at, now + left.time_s)
+    by_clock_s, by_device_s = max(own_s, left.time_s - here_s), max(own_s, left.slot_s - sum(later_s))
+    return now + min(left.usable_s, by_clock_s, by_device_s)
+
+
+def _left_to_one(turns_s: Sequence[float], others_free_at: Sequence[float], until_at: float) -> float:
+    """Of turns to come, the seconds of those for which the others have no time before ``until_at``."""
+    free_at, left_s = list(others_free_at), 0.0
+    heapq.heapify(free_at)
+    for turn_s in turns_s:
+        if free_at and free_at[0] + turn_s <= until_at:
+            heapq.heapreplace(free_at, free_at[0] + turn_s)
+        else:
+            left_s += turn_s
+    return left_s
+
+
+def train(
+    turn: Turn,
+    setting: Setting,
+    engine: Engine,
+    folder: Path,
+    opened: Open,
+    *,
+    ends_at: float,
+    frozen: bool,
+    on_progress: Callable[[Progress], None],
+    evaluation_s: float = 0.0,
+    evaluation: EvaluateJob | None = None,
+) -> Trained | Failure:
+    """Train one turn until ``ends_at`` at the latest; if its process fails, go on from what it left.
+
+    Behind it ``evaluation_s`` are kept for its model. With an ``evaluation`` its process stays for that, which then is
+    over by ``ends_at`` too; one that hangs is noticed while there is time for another process to evaluate what it left.
+    """
+
+    def note(progress: Progress) -> None:
+        opened.peak(progress.facts.get("peak_bytes"))
+        on_progress(progress)
+
+    step_s = turn.batch / turn.images_per_s
+    least_s, most_s = PATIENCE_S
+    patience_s = max(least_s, PATIENCE_STEPS * step_s, min(most_s, PATIENCE_SHARE * turn.allotted_s))
+    silent_s = turn.startup_s + turn.warmup_s + turn.validation_s + 2 * turn.save_s
+    lively_s = LIVELY_S + LIVELY_STEPS * step_s + 2 * turn.save_s
+    job = TrainJob(
+        setting=replace(setting, recipe=setting.recipe.over(turn.epochs)),
+        candidate=turn.candidate,
+        batch=turn.batch,
+        steps=turn.steps,
+        folder=str(folder),
+        until_at=ends_at - WATCHDOG_S,
+        step_s=step_s,
+        validation_s=turn.validation_s,
+        save_s=turn.save_s,
+        checkpoint_every_s=checkpoint_every_s(turn.allotted_s, turn.save_s),
+        patience_s=patience_s,
+        silence_s=SILENT * silent_s + patience_s + max(READING_S, turn.allotted_s / CURVE_POINTS),
+        open_ended=not frozen,
+        frozen=frozen,
+        outside_bytes=turn.outside_bytes,
+        captured=turn.captured,
+        chunks=turn.chunks,
+        stages=turn.stages,
+        start=str(folder.parent / turn.after) if turn.after else "",
+        evaluation_s=evaluation_s,
+        evaluation=evaluation,
+        anxious_at=ends_at - evaluation_kept_s(turn.evaluation_s) - lively_s if evaluation else math.inf,
+        lively_s=lively_s,
+    )
+    outcome: Trained | Failure = Failure(kind="deadline", reason="its time was over before it could start")
+    for _ in range(ATTEMPTS):
+        if engine.now() >= min(job.until_at, job.anxious_at):
+            break
+        answer = engine.do(job, until_at=ends_at - ENDING_S, on_progress=note)
+        assert isinstance(answer, Trained | Failure)
+        outcome = answer
+        opened.peak(answer.peak_bytes)
+        if isinstance(answer, Trained) or answer.kind in ("error", "deadline"):
+            break
+        if frozen and answer.kind == "memory":
+            break  # a smaller batch would be another plan
+        if answer.kind == "memory":
+            parts = job.chunks * setting.data_parallel
+            batch = max(2, int(job.batch * SMALLER) // parts) * parts
+            # Fewer images a step take no longer than as many; the schedule measures the rest.
+            job = replace(job, batch=batch, steps=max(2, job.steps * job.batch // batch))
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+    if isinstance(outcome, Failure):
+        return _salvage(folder, outcome)
+    return outcome
+
+
+def stays(run: Run, turn: Turn) -> bool:
+    """Whether the process of a turn that has no rival can stay for its model's evaluation."""
+    start_s = turn.startup_s + turn.warmup_s + turn.evaluation_s
+    return run.engine.stays and run.request.data_parallel == 1 and turn.allotted_s >= STAYS_FROM * start_s
+
+
+def evaluation(run: Run, turn: Turn, *, until_at: float) -> EvaluateJob:
+    """The evaluation of a turn's model under all views."""
+    return EvaluateJob(
+        setting=run.setting,
+        candidate=turn.candidate,
+        batch=turn.batch // (run.request.data_parallel * turn.chunks),
+        folder=str(turn_folder(run.folder, turn)),
+        views=run.request.views,
+        splits=("val", "test") if run.data.test else ("val",),
+        until_at=until_at,
+        captured=turn.captured,
+    )
+
+
+def begun(
+    run: Run, turn: Turn, slot: int, *, ends_at: float, frozen: bool, told: str, last: bool, stays: bool = False
+) -> Callable[[], tuple[Turn, Trained | Failure]]:
+    """A turn in a slot: its time until ``ends_at`` is reserved from now on, what is returned carries it out.
+
+    The evaluation follows a turn that is the ``last`` one of the run, or each under scope ``candidate``; the turn's
+    process ``stays`` for it, or another one is started.
+    """
+    evaluated = last or run.request.budget.scope == "candidate"
+    opened = run.book("train", turn.name, reserved_s=ends_at - run.engine.now())
+    run.reporter.begin(f"training {turn.name} ({told})", turn.steps, run.lane(slot))
+
+    def carry_out() -> tuple[Turn, Trained | Failure]:
+        with opened:
+            outcome = train(
+                turn,
+                run.seated(slot),
+                run.engine,
+                turn_folder(run.folder, turn),
+                opened,
+                ends_at=ends_at,
+                frozen=frozen,
+                on_progress=lambda progress: run.progress(progress, slot),
+                evaluation_s=turn.evaluation_s if evaluated else 0.0,
+                evaluation=evaluation(run, turn, until_at=ends_at) if stays else None,
+            )
+        return turn, outcome
+
+    return carry_out
+
+
+def conclude(run: Run, turn: Turn, outcome: Trained | Failure) -> None:
+    """A turn has ended: its end is among the run's events from now on."""
+    name = turn.name
+    body: dict[str, Any] = {"name": name, "trained": None, "reason": ""}
+    if isinstance(outcome, Failure):
+        body["reason"] = outcome.reason
+        run.reporter.say(f"  {name}: failed, {outcome.reason}")
+    else:
+        body["trained"] = asdict(outcome)
+        share = "no validation" if outcome.best is None else f"{outcome.best / run.data.val:.1%} on validation data"
+        run.reporter.say(f"  {name}: {share} after {outcome.epochs:.1f} epochs ({outcome.ended})")
+    run.store.append("turn", body)
+    # Of 180 MB a checkpoint takes 50 ms to go, in which the evaluation could begin; what does not go is tidied up.
+    Thread(target=clean, args=(turn_folder(run.folder, turn),), name="clean", daemon=True).start()
+
+
+def _salvage(folder: Path, failure: Failure) -> Trained | Failure:
+    """What a turn that did not end by itself left: its model, as good as it was at its last checkpoint."""
+    left = read_trained(folder / OUTCOME) or read_trained(folder / SALVAGE)
+    return left if left is not None and (folder / WEIGHTS).is_file() else failure
+
+
+def tidy(run: Run) -> None:
+    """All turns have ended: remove what one kept that was to go when the run was interrupted."""
+    for event in run.store.events("turn"):
+        clean(run.folder / CANDIDATES / event.body["name"])
+
+
+def clean(folder: Path) -> None:
+    """Remove what only an unfinished turn needs, and what a process that was killed had not written to its end."""
+    written = (CHECKPOINT, OUTCOME, SALVAGE, WEIGHTS, CARD)
+    for name in (CHECKPOINT, OUTCOME, SALVAGE, *(name + NEW for name in written)):
+        (folder / name).unlink(missing_ok=True)

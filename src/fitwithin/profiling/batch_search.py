@@ -1,0 +1,186 @@
+"""The search for a candidate's largest batch: a line, a jump, a bracket that closes. Pure: a probe is a callable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from fitwithin.profiling.profile import Prior, Probe, points_of, slope_of
+from fitwithin.units import format_size
+
+
+@dataclass(kw_only=True)
+class _Search:
+    """The bracket while it closes: every probe by batch size."""
+
+    run: Callable[[int], Probe]
+    run_both: Callable[[int, int], Sequence[Probe]] | None = None
+    cap_bytes: int
+    limit: int
+    prior: Prior | None = None
+    probes: list[Probe] = field(default_factory=list)
+
+    def ask(self, batch: int, *, near: bool = False) -> Probe:
+        """Run a batch; where the end of the search is ``near``, the next one too, if there is room for that."""
+        if near and self.run_both is not None and batch + 1 < min(self.smallest_failed, self.limit + 1):
+            self.probes.extend(self.run_both(batch, batch + 1))
+        else:
+            self.probes.append(self.run(batch))
+        return next(probe for probe in reversed(self.probes) if probe.batch == batch)
+
+    @property
+    def largest_passed(self) -> int:
+        failed = self.smallest_failed
+        return max((p.batch for p in self.probes if p.passed and p.batch < failed), default=0)
+
+    @property
+    def smallest_failed(self) -> int:
+        return min((p.batch for p in self.probes if not p.passed), default=self.limit + 1)
+
+    @property
+    def points(self) -> list[tuple[int, int]]:
+        return points_of(self.probes)
+
+    def predicted(self) -> float | None:
+        """Where the line meets the cap: through the largest point and the next one APART, or with the prior's slope."""
+        points = self.points
+        if not points:
+            return None
+        high, high_bytes = points[-1]
+        below = [point for point in points if high >= APART * point[0]]
+        if not below and self.prior is None:
+            below = points[:-1][:1]
+        slope = slope_of([below[-1], points[-1]]) if below else self.prior.image_bytes if self.prior else 0.0
+        if slope <= 0:
+            return None
+        usable = min((p.usable_bytes for p in self.probes if p.usable_bytes is not None), default=None)
+        room = self.cap_bytes if usable is None else usable - HALF_PAGE_BYTES
+        return high + (room - high_bytes) / slope
+
+
+def expected_edge(probes: Iterable[Probe], *, cap_bytes: int, limit: int) -> float | None:
+    """Where a search that is not over yet will end, in images: the line's prediction, within the bracket so far.
+
+    None if there is no line, or if it does not meet the cap below ``limit``.
+    """
+    search = _Search(run=_nothing_more, cap_bytes=cap_bytes, limit=limit, probes=list(probes))
+    predicted = search.predicted()
+    if predicted is None or predicted >= limit:
+        return None
+    return max(search.largest_passed + 0.5, min(predicted, search.smallest_failed - 0.5))
+
+
+def _nothing_more(batch: int) -> Probe:
+    raise AssertionError(f"{batch} was asked for while only looking")
+
+
+#: Memory comes in pages, and small batches take other algorithms than large ones: two points give a line if one is
+#: APART times the other, and of several the largest two.
+APART = 1.2
+
+#: Shares of what seems to fit at which a scout runs two further batches. A small batch's workspaces make its images
+#: look larger than they are: the first share of what seems to be all comes to 40 to 70 % of the largest batch. A line
+#: through it is good to 6 to 11 %; a second point short of that makes it good to an image or two. (Reckoned from the
+#: probes of 20 candidates on an H100, which had run at other sizes.)
+SCOUTED = (0.9, 0.93)
+
+#: An allocator that maps pages of 20 MiB leaves half of one on average.
+HALF_PAGE_BYTES = 10 * 2**20
+
+#: A jump to more than FAR times the largest point stops short of the prediction by this share: it passes then, and the
+#: line through it is good to an image or two.
+SHORT, FAR = 0.95, 2.5
+
+#: A guess within so many images of the prediction may be the result.
+NEAR = 4
+
+#: From this stride on the line has misled so often that the bracket is halved.
+MISLED = 16
+
+
+def largest_batch(
+    run: Callable[[int], Probe],
+    *,
+    cap_bytes: int,
+    limit: int,
+    first: int = 8,
+    smallest: int = 2,
+    prior: Prior | None = None,
+    known: Iterable[Probe] = (),
+    run_both: Callable[[int, int], Sequence[Probe]] | None = None,
+) -> tuple[int, str, list[Probe]]:
+    """The largest batch that passes, why the search ended there, and every probe in order.
+
+    Memory is close to affine in the batch, so two points give a line (one scout, or two small probes) and a jump to
+    its prediction; a neighbour's certificate gives both at once. Strides that double close the bracket. Memory need
+    not be monotone for the result to hold: it says that the batch passed and the next did not.
+
+    Args:
+        run: runs one probe in a fresh process.
+        cap_bytes: the memory cap, for the prediction only; a probe's ``passed`` decides.
+        limit: the largest batch worth asking for (training images, or the recipe's), at least ``smallest``.
+        first: where to start; ``smallest`` the least batch that can be trained (ResNeSt's batch norm needs 2).
+        prior: what a neighbour's certificate says; the search starts there.
+        known: probes of an earlier search; it goes on from there if one of them passed.
+        run_both: runs two sizes side by side, or the first alone if there is no room. A certificate takes a size that
+            passes and one above it that fails, so both are asked for where they are expected.
+
+    Returns:
+        ``(batch, why, probes)``; batch is 0 if none passed, and ``why`` then is the reason.
+    """
+    search = _Search(run=run, run_both=run_both, cap_bytes=cap_bytes, limit=limit, prior=prior, probes=list(known))
+    if search.largest_passed:
+        return _close(search, smallest)
+    start = max(smallest, min(prior.batch if prior else first, limit))
+    probe = search.ask(start, near=prior is not None)
+    if probe.fatal:
+        return 0, probe.reason, search.probes
+    if not probe.passed and start <= max(first, smallest):
+        smaller = search.ask(smallest) if start > smallest else probe
+        if not smaller.passed:
+            why = smaller.reason if smaller.fatal else f"{smallest} images do not fit: {smaller.reason}"
+            return 0, why, search.probes
+    elif probe.passed and start < limit and search.predicted() is None:
+        search.ask(min(limit, 3 * start))
+    return _close(search, smallest)
+
+
+def _close(search: _Search, smallest: int) -> tuple[int, str, list[Probe]]:
+    """Close the bracket around the largest batch that passes."""
+    stride = 1
+    while (hi := search.smallest_failed) - (lo := search.largest_passed) > 1:
+        if lo == 0 and hi <= smallest:
+            return 0, f"{smallest} images do not fit: {search.probes[-1].reason}", search.probes
+        guess, stride = _next_guess(search, lo, hi, stride)
+        batch, predicted = max(lo + 1, smallest, min(hi - 1, guess)), search.predicted()
+        search.ask(batch, near=predicted is not None and abs(batch - predicted) <= NEAR)
+    batch = search.largest_passed
+    if batch == search.limit:
+        return batch, f"{batch} is as large as the recipe or the data allow; memory would allow more", search.probes
+    failure = next(p for p in search.probes if p.batch == batch + 1 and not p.passed)
+    return (
+        batch,
+        f"{batch} ran within {format_size(search.cap_bytes)}, {batch + 1} did not: {failure.reason}",
+        search.probes,
+    )
+
+
+def _next_guess(search: _Search, lo: int, hi: int, stride: int) -> tuple[int, int]:
+    """Where to look between ``lo`` (passed) and ``hi`` (failed, or beyond the limit), and the next stride."""
+    predicted, failed = search.predicted(), hi <= search.limit
+    if lo == 0 and search.prior is not None:
+        return hi - stride, 2 * stride  # the neighbour promised too much
+    reach = max([lo, *(batch for batch, _ in search.points if batch < hi)])
+    if failed and hi > FAR * reach:
+        return 3 * hi // 4, stride  # a far jump failed: what passes near it makes the line a good one
+    if failed and (predicted is None or stride > MISLED):
+        return (lo + hi) // 2, stride
+    if predicted is None:
+        return 2 * lo, stride
+    if not failed and predicted >= hi:
+        return search.limit, stride
+    if not failed and predicted > FAR * reach:
+        return int(SHORT * predicted), stride
+    if lo < int(predicted) < hi:
+        return int(predicted), 2 * stride if failed else 1
+    return (lo + stride if predicted < hi else hi - stride), 2 * stride

@@ -1,0 +1,255 @@
+"""What profiling finds out about a candidate. Pure; the search for its largest batch is profiling/batch_search.py's.
+
+A profile's claim is a certificate: a batch of ``batch`` ran the real training step under the cap in a fresh process,
+and ``batch + 1`` did not (or a stated limit other than memory ended the search). Nothing is returned that did not run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from fitwithin.candidate import Candidate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Seconds measured on the real pipeline in a fresh process, at one batch size.
+
+    ``startup_s`` from asking for the process to a model on the device; ``warmup_s`` what the loader's start and the
+    first steps cost more than later ones; ``dummy_step_s`` a step fed with a batch already there (the paper's dummy
+    loader); ``step_s`` a step fed by the real loader, within ``step_low_s`` to ``step_high_s`` (its 95 % interval);
+    ``loader_step_s`` the time in which the loader alone makes a batch; ``strangers`` how many processes of others were
+    seen on the device; ``eval_image_s`` seconds per image of evaluation by size, ``eval_device_s`` those of its forward
+    pass alone, which is what another view of a loaded image takes (as many, where it was not measured);
+    ``eval_first_s`` the extra cost of an evaluation's first batch by size (less where training has loaded the same
+    kernels); ``save_s`` writing a checkpoint;
+    ``capture_s`` recording the step anew after an evaluation; ``rates`` images per second with the dummy loader by
+    batch size, where several were asked for. Under progressive resizing ``stage_step_s`` is the pace at each smaller
+    size, ``stage_change_s`` what going on to the next size costs beside steps, by that size.
+    """
+
+    startup_s: float
+    warmup_s: float
+    dummy_step_s: float
+    step_s: float
+    step_low_s: float
+    step_high_s: float
+    eval_image_s: dict[int, float]
+    eval_first_s: dict[int, float]
+    save_s: float
+    loader_step_s: float = 0.0
+    strangers: int = 0
+    capture_s: float = 0.0
+    rates: dict[int, float] = field(default_factory=dict)
+    stage_step_s: dict[int, float] = field(default_factory=dict)
+    stage_change_s: dict[int, float] = field(default_factory=dict)
+    eval_device_s: dict[int, float] = field(default_factory=dict)
+
+    def views_s(self, px: int, count: int) -> float:
+        """Seconds per image for so many views of one size."""
+        return self.eval_image_s[px] + (count - 1) * self.eval_device_s.get(px, self.eval_image_s[px])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One fresh process that ran the real step at ``batch``: whether it stayed within the cap, and its peak.
+
+    The batch was worked through in ``chunks`` parts. ``points`` are further batches that a scout ran in the same
+    process: they place later probes and prove nothing.
+    ``needed_bytes`` is the least cap under which the run would have passed (the peak, where the device cannot tell);
+    it is a line in the batch. ``usable_bytes`` is what it may come to, ``outside_bytes`` what of it lay outside the
+    allocator. ``crowded``: others held the memory; ``uncapturable``: step or pass cannot be recorded as a CUDA graph.
+    """
+
+    batch: int
+    passed: bool
+    peak_bytes: int | None = None
+    reason: str = ""
+    fatal: bool = False  # no smaller batch would help: the model cannot be built, or fails at this size
+    chunks: int = 1
+    crowded: bool = False
+    uncapturable: bool = False
+    parameters: int = 0
+    wall_s: float = 0.0
+    timing: Timing | None = None
+    points: tuple[tuple[int, int], ...] = ()
+    needed_bytes: int | None = None
+    usable_bytes: int | None = None
+    outside_bytes: int = 0
+
+    @property
+    def line(self) -> list[tuple[int, int]]:
+        """Every batch that ran in this process, with the memory it needed."""
+        own = self.needed_bytes if self.needed_bytes is not None else self.peak_bytes
+        return [(self.batch // self.chunks, own), *self.points] if self.passed and own is not None else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prior:
+    """What a neighbour's certificate says of a candidate: its largest batch, and bytes per image. It places probes.
+
+    ``outside_bytes`` is what the neighbour held outside the allocator: the same backbone loads the same kernels.
+    """
+
+    batch: int
+    image_bytes: float
+    outside_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """The measured facts of a candidate: parameters, its certified batch, and its timing at that batch.
+
+    ``batch`` is what an update takes, in ``chunks`` parts; ``largest`` is the certified batch, ``batch`` if that is 0.
+    ``captured``: on CUDA its step ran, and has to run, as a recorded graph. ``brief``: its timing was short, or is
+    derived from that of a larger size.
+    """
+
+    candidate: Candidate
+    parameters: int
+    batch: int
+    batch_why: str
+    peak_bytes: int
+    timing: Timing
+    probes: tuple[Probe, ...]
+    captured: bool = True
+    chunks: int = 1
+    largest: int = 0
+    cached: bool = False
+    brief: bool = False
+
+    @property
+    def images_per_s(self) -> float:
+        """Training images per second with the real loader."""
+        return self.batch / self.timing.step_s
+
+    @property
+    def dummy_images_per_s(self) -> float:
+        """Training images per second with the dummy loader."""
+        return self.batch / self.timing.dummy_step_s
+
+    @property
+    def certified(self) -> int:
+        """The largest batch that ran at once."""
+        return self.largest or self.batch
+
+    @property
+    def edge(self) -> float | None:
+        """Where its memory meets the cap, in images: just above the certified batch; None if another limit ended it."""
+        return edge_of(self.certified, self.probes)
+
+    @property
+    def trials(self) -> int:
+        """How many batch sizes were run to find the largest, repetitions and scouted ones included."""
+        return sum(1 + len(probe.points) for probe in self.probes if not (probe.passed and probe.timing is not None))
+
+    @property
+    def outside_bytes(self) -> int:
+        """The most that any probe held outside the allocator."""
+        return max((probe.outside_bytes for probe in self.probes), default=0)
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds that all its probes took."""
+        return math.fsum(probe.wall_s for probe in self.probes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejection:
+    """A candidate that will not be trained, and why."""
+
+    candidate: Candidate
+    reason: str
+
+
+class Neighbour(Protocol):
+    """A candidate whose largest batch was found (:class:`Profile` is one), or is about to be."""
+
+    @property
+    def candidate(self) -> Candidate:
+        """Whose."""
+
+    @property
+    def edge(self) -> float | None:
+        """Where its memory meets the cap, in images; None if that is not known, or if something else was the limit."""
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """What was tried."""
+
+
+def edge_of(batch: int, probes: Iterable[Probe]) -> float | None:
+    """Half an image above ``batch`` if the next one was tried and failed, else None."""
+    return batch + 0.5 if any(not probe.passed and probe.batch == batch + 1 for probe in probes) else None
+
+
+def prior(known: Iterable[Neighbour], candidate: Candidate) -> Prior | None:
+    """What the profile of the same backbone at another size says, if there is one whose limit was memory.
+
+    Activations grow with the number of pixels, and everything else stays: bytes per image scale by the square of the
+    size, and so does the batch. (Certified on an H200: within one image of the truth; benchmarks/profile_phase.py.)
+    """
+    for other in known:
+        if replace(other.candidate, train_px=candidate.train_px) != candidate or other.candidate == candidate:
+            continue
+        points, edge = points_of(other.probes), other.edge
+        if len(points) < 2 or edge is None:
+            continue
+        growth = (candidate.train_px / other.candidate.train_px) ** 2
+        return Prior(
+            batch=int(edge / growth),
+            image_bytes=growth * slope_of(points),
+            outside_bytes=max(probe.outside_bytes for probe in other.probes),
+        )
+    return None
+
+
+def points_of(probes: Iterable[Probe]) -> list[tuple[int, int]]:
+    """Batches and the memory they needed, ascending; for a batch that ran twice, the larger."""
+    points: dict[int, int] = {}
+    for batch, needed_bytes in (point for probe in probes for point in probe.line):
+        points[batch] = max(needed_bytes, points.get(batch, 0))
+    return sorted(points.items())
+
+
+def slope_of(points: Sequence[tuple[int, int]]) -> float:
+    """Bytes per image between the smallest and the largest point."""
+    (low, low_bytes), (high, high_bytes) = points[0], points[-1]
+    return (high_bytes - low_bytes) / (high - low)
+
+
+def to_dict(profile: Profile | Rejection) -> dict[str, Any]:
+    """The profile as plain JSON values; :func:`from_dict` is its inverse. A rejection has its reason."""
+    import dataclasses
+
+    return dataclasses.asdict(profile)
+
+
+#: What of a timing is by size in pixels, or by batch.
+_BY_NUMBER = ("eval_image_s", "eval_device_s", "eval_first_s", "rates", "stage_step_s", "stage_change_s")
+
+
+def _timing(value: dict[str, Any]) -> Timing:
+    by_number = {name: {int(key): x for key, x in value[name].items()} for name in _BY_NUMBER if name in value}
+    return Timing(**{**value, **by_number})
+
+
+def _probe(value: dict[str, Any]) -> Probe:
+    timing = _timing(value["timing"]) if value["timing"] is not None else None
+    return Probe(**{**value, "timing": timing, "points": tuple((b, n_bytes) for b, n_bytes in value["points"])})
+
+
+def from_dict(value: dict[str, Any], *, cached: bool | None = None) -> Profile:
+    """The profile that :func:`to_dict` wrote; ``cached`` overrides where it came from."""
+    return Profile(
+        **{
+            **value,
+            "candidate": Candidate(**value["candidate"]),
+            "timing": _timing(value["timing"]),
+            "probes": tuple(_probe(probe) for probe in value["probes"]),
+            "cached": value["cached"] if cached is None else cached,
+        }
+    )

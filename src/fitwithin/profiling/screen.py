@@ -1,0 +1,108 @@
+"""The paces of backbones' precisions and layouts at one small batch, in one process: cheap evidence for pruning."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from itertools import groupby
+
+import numpy as np
+import torch
+
+from fitwithin.candidate import Candidate
+from fitwithin.data.batches import Batch, dummy
+from fitwithin.engine.cuda import Cuda
+from fitwithin.engine.device import Cpu
+from fitwithin.engine.jobs import Screened, ScreenJob
+from fitwithin.errors import OutOfMemory
+from fitwithin.profiling.variants import Pace
+from fitwithin.training import model as models
+from fitwithin.training.learner import Learner
+
+#: The batches to compare at: the first at which every variant runs within the cap.
+BATCHES = (64, 16, 4)
+
+#: Steps until a pace is steady, how many chunks of a pace are timed, and seconds of each.
+WARM, CHUNKS, CHUNK_S = 4, 5, 0.04
+
+#: Before anything is timed the first step of a process is taken, with so many images: libraries are loaded by it.
+FIRST_BATCH = 4
+
+
+def screen(job: ScreenJob, device: Cpu | Cuda) -> Screened:
+    """The pace of every variant; a backbone of which one fails, or does not fit with any of BATCHES, is left out: its
+    profile tells why.
+
+    Where time is short (``brief``), variants whose kernels would be built for every shape are left out too, if there is
+    another: 10 s for each size of progressive resizing (H100, efficientnet_b0 and mobilenetv3 in channels_last).
+    """
+    paces: dict[str, Pace] = {}
+    with suppress(Exception):
+        _first_step(job, job.candidates[0], device)
+    for _, variants in groupby(job.candidates, key=lambda candidate: candidate.model):
+        device.settle()
+        device.empty_cache()
+        with suppress(Exception):
+            paces.update(_paces(job, list(variants), device))
+    return Screened(paces=paces)
+
+
+def _first_step(job: ScreenJob, candidate: Candidate, device: Cpu | Cuda) -> None:
+    with device.guard():
+        Learner(job.setting, candidate, device).step(*_batch(job, candidate, FIRST_BATCH), 1e-4)
+        device.synchronize()
+
+
+def _paces(job: ScreenJob, variants: list[Candidate], device: Cpu | Cuda) -> dict[str, Pace]:
+    """Those of one backbone."""
+    for batch in BATCHES:
+        found = {}
+        try:
+            for candidate in variants:
+                with device.guard():
+                    pace = _pace(job, candidate, batch, device, builds=not job.brief or len(variants) == 1)
+                if pace is not None:
+                    found[candidate.name] = pace
+                device.settle()
+                device.empty_cache()
+        except OutOfMemory:
+            if batch == BATCHES[-1]:
+                raise
+            device.empty_cache()
+        else:
+            return found
+    raise AssertionError("unreachable")
+
+
+def _batch(job: ScreenJob, candidate: Candidate, batch: int) -> Batch:
+    return dummy(candidate.train_px, batch, job.setting.classes, job.setting.seed, job.setting.canvas_px)
+
+
+def _pace(job: ScreenJob, candidate: Candidate, batch: int, device: Cpu | Cuda, *, builds: bool) -> Pace | None:
+    """The pace of one variant; None if its kernels would have to be built and it must not."""
+    torch.set_float32_matmul_precision("highest")  # a variant before this one may have lowered it
+    learner = Learner(job.setting, candidate, device, captured=True)
+    if not builds and candidate.layout == "channels_last" and learner.amp_dtype and models.depthwise(learner.net):
+        return None
+    x, y = _batch(job, candidate, batch)
+    device.synchronize()
+    first_at = time.monotonic()
+    for _ in range(WARM):
+        learner.step(x, y, 1e-4)
+    device.synchronize()
+    begun_at = time.monotonic()
+    learner.step(x, y, 1e-4)
+    device.synchronize()
+    steps = max(2, int(CHUNK_S / max(time.monotonic() - begun_at, 1e-4)))
+    means = []
+    for _ in range(CHUNKS):
+        chunk_at = time.monotonic()
+        for _ in range(steps):
+            learner.step(x, y, 1e-4)
+            device.throttle()
+        device.synchronize()
+        means.append((time.monotonic() - chunk_at) / steps)
+    learner.release()
+    step_s, spread_s = float(np.mean(means)), float(np.std(means, ddof=1)) / len(means) ** 0.5
+    first_s = max(0.0, begun_at - first_at - WARM * step_s)
+    return Pace(batch=batch, step_s=step_s, error_s=1.96 * spread_s, first_s=first_s)

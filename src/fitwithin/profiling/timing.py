@@ -1,0 +1,270 @@
+"""How long everything takes at one batch size: the timed part of a probe, in this fresh process."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fitwithin.data.batches import Batch, TrainBatches, dummy
+from fitwithin.data.prefetch import Feeder
+from fitwithin.engine.cuda import Cuda
+from fitwithin.engine.device import Cpu
+from fitwithin.engine.jobs import ProbeJob
+from fitwithin.inference.ensemble import View
+from fitwithin.profiling.choice import rated_batches
+from fitwithin.profiling.gpu_lock import Baton
+from fitwithin.profiling.profile import Timing
+from fitwithin.training.checkpoint import write_checkpoint
+from fitwithin.training.evaluation import ms_per_image, paced
+from fitwithin.training.learner import Learner, check_finite, eval_batch, split_logits
+from fitwithin.training.loop import ENDLESS
+
+#: Seconds per step, and its 95 % interval.
+Pace = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a pace is measured: after a run-up, over so many seconds and ``steps`` at least, until it is known to
+    ``steady`` (95 % interval over the mean) or ``most_s`` are over; ``error`` of it is uncertain at the least.
+
+    A GPU that rested takes a while to raise its clocks.
+    """
+
+    run_up_s: float
+    least_s: float
+    most_s: float
+    steps: int
+    steady: float
+    error: float = 0.0
+
+
+#: The usual one, and the one where a profile must take little time: as long as it takes to record a step.
+USUAL = Sampling(run_up_s=0.5, least_s=0.5, most_s=3.0, steps=6, steady=0.003)
+BRIEF = Sampling(run_up_s=0.1, least_s=0.15, most_s=0.3, steps=3, steady=0.02, error=0.05)
+
+#: A brief timing looks at so many batches of an evaluation, and for so many seconds at more, up to so many. (Three told
+#: 0.12 to 0.54 s for validations that took 0.13 to 0.34, too much as often as too little: 64 and 80 px, H100.)
+BRIEF_BATCHES, BRIEF_EVALUATION_S, BRIEF_MOST = 3, 0.15, 12
+
+#: A timed process begins as a turn does, with so many steps: one, a checkpoint, the recording, and some in a row.
+FIRST_STEPS = 4
+
+#: The dummy pace needs less: nothing but the device is in it.
+DUMMY_SAMPLE_S, DUMMY_STEPS = 0.15, 6
+
+#: Steps after which a batch of another size has its steady pace.
+PREPARED = 3
+
+#: What a change of the size costs shows in so many steps: one, its recording, and the first that is replayed.
+CHANGE_STEPS = 3
+
+
+def timed(
+    learner: Learner,
+    job: ProbeJob,
+    device: Cpu | Cuda,
+    feeder: Feeder,
+    startup_s: float,
+    scratch: Path,
+    baton: Baton | None,
+) -> Timing:
+    """The pace of the device, of the loader and of both together, and what happens beside steps.
+
+    As a turn does, it begins with the smallest size of progressive resizing and goes on to the next. The pace is that
+    of the step as it was recorded first: recorded again after an evaluation, ResNeSt's float16 steps were 1.2 to 1.8 %
+    faster than the turns that followed (H100). Nobody else starts until it is known: beside a start, eight of 40
+    samples had an interval of 1 to 3.4 %, where 0.1 is usual, and two dummy paces were 15 and 16 % slow.
+
+    Processes that train together take the same steps; the first one, which has the ``baton``, says when it is enough.
+    """
+    candidate = job.candidate
+    strangers = device.strangers()
+    sizes = [px for _, px in job.setting.recipe.stages(candidate.train_px)]
+    first_s = save_s = 0.0
+    paces: dict[int, Pace] = {}
+    changes_s: dict[int, float] = {}
+    whole: dict[str, Any] = {}
+    for px in sizes:
+        begun_at = time.monotonic()
+        with feeder.stream(
+            TrainBatches, **learner.fed_with(px), batch=job.batch, first_step=0, steps=ENDLESS
+        ) as loaded:
+            batches = iter(loaded)
+            if px == sizes[0]:
+                first_s, save_s = _first_steps(learner, job, device, batches, begun_at, scratch)
+            else:
+                changes_s[px] = _change(learner, device, batches, begun_at)
+            paces[px] = _pace(learner, device, batches, BRIEF if job.brief else USUAL)
+            if px == sizes[-1]:
+                whole = _dummy_paces(learner, job, device, next(batches))
+                if baton is not None:
+                    baton.warm()
+                whole.update(_beside_steps(learner, job, device, feeder))
+                if not job.brief:
+                    learner.step(*next(batches), 1e-4)  # recorded anew, as after every evaluation
+                whole.update(capture_s=learner.capture_s, loader_step_s=_loader_pace(batches, loaded.ahead))
+    step_s, step_low_s, step_high_s = paces[candidate.train_px]
+    return Timing(
+        startup_s=startup_s,
+        warmup_s=max(0.0, first_s - FIRST_STEPS * paces[sizes[0]][0]),
+        step_s=step_s,
+        step_low_s=step_low_s,
+        step_high_s=step_high_s,
+        save_s=save_s,
+        strangers=max(strangers, device.strangers()),
+        stage_step_s={px: paces[px][0] for px in sizes[:-1]},
+        stage_change_s={px: max(0.0, spent_s - CHANGE_STEPS * paces[px][0]) for px, spent_s in changes_s.items()},
+        **whole,
+    )
+
+
+def _beside_steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: Feeder) -> dict[str, Any]:
+    """What evaluations cost, by size."""
+    device.settle()
+    device.empty_cache()
+    sizes = sorted({job.candidate.train_px, *job.setting.view_sizes})
+    passes = dict.fromkeys(sizes, (0.0, 0.0, 0.0))
+    if learner.team.leads:
+        # Those between are taken to cost what the next larger one does.
+        larger = sizes[-1]
+        seen = {job.candidate.train_px, larger} if job.brief else set(sizes)
+        for px in reversed(sizes):
+            passes[px] = _evaluation(learner, job, feeder, px) if px in seen else passes[larger]
+            larger = px
+    learner.release()  # in a turn too the others do no more, and wait at the next step
+    device.settle()
+    device.empty_cache()
+    return {
+        "eval_first_s": {px: first_s for px, (first_s, _, _) in passes.items()},
+        "eval_image_s": {px: image_s for px, (_, image_s, _) in passes.items()},
+        "eval_device_s": {px: device_s for px, (_, _, device_s) in passes.items()},
+    }
+
+
+def _dummy_paces(learner: Learner, job: ProbeJob, device: Cpu | Cuda, ready: Batch) -> dict[str, Any]:
+    """The pace with a batch that lies ready, and the rates of smaller ones where they are asked for."""
+    dummy_s = _dummy_pace(learner, device, ready)
+    rates = {job.batch: job.batch / dummy_s}
+    for batch in rated_batches(job.batch) if job.rates else ():
+        rates[batch] = batch / _dummy_pace(learner, device, _prepared(learner, job, device, batch))
+    if len(rates) > 1:
+        learner.step(*ready, 1e-4)  # back at the batch of the turn
+    return {"dummy_step_s": dummy_s, "rates": rates if job.rates else {}}
+
+
+def _first_steps(
+    learner: Learner,
+    job: ProbeJob,
+    device: Cpu | Cuda,
+    batches: Iterator[Batch],
+    begun_at: float,
+    scratch: Path,
+) -> tuple[float, float]:
+    """What a turn begins with: the seconds of its first steps, and those of the checkpoint after the very first."""
+    losses = [learner.step(*next(batches), 1e-4)]
+    device.synchronize()
+    stepped_at = time.monotonic()
+    write_checkpoint(scratch / "checkpoint.pt", learner, {})
+    saved_at = time.monotonic()
+    for _ in range(FIRST_STEPS - 1):
+        losses.append(learner.step(*next(batches), 1e-4))
+        device.throttle()
+    device.synchronize()
+    first_s = stepped_at - begun_at + time.monotonic() - saved_at
+    check_finite(job.candidate, losses)
+    return first_s, saved_at - stepped_at
+
+
+def _change(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch], begun_at: float) -> float:
+    """Seconds since ``begun_at`` that the first CHANGE_STEPS of another size took."""
+    for _ in range(CHANGE_STEPS):
+        learner.step(*next(batches), 1e-4)
+        device.throttle()
+    device.synchronize()
+    return time.monotonic() - begun_at
+
+
+def _prepared(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> Batch:
+    """A batch of another size that lies ready, after the first steps at that size."""
+    x, y = dummy(job.candidate.train_px, batch, job.setting.classes, job.setting.seed, job.setting.canvas_px)
+    ready = (x.pin_memory(), y.pin_memory()) if device.kind == "cuda" else (x, y)
+    for _ in range(PREPARED):
+        learner.step(*ready, 1e-4)
+    return ready
+
+
+def _dummy_pace(learner: Learner, device: Cpu | Cuda, ready: Batch) -> float:
+    """Mean seconds per step with one batch that lies ready in the host's memory: the paper's dummy loader."""
+    device.synchronize()
+    begun_at, steps = time.monotonic(), 0
+    while learner.team.led([steps < DUMMY_STEPS or time.monotonic() - begun_at < DUMMY_SAMPLE_S])[0]:
+        learner.step(*ready, 1e-4)
+        device.throttle()
+        steps += 1
+    device.synchronize()
+    return (time.monotonic() - begun_at) / steps
+
+
+def _loader_pace(batches: Iterator[Batch], ahead: int) -> float:
+    """Mean seconds in which the loader makes a batch while nothing else is done; it has none in stock afterwards."""
+    for _ in range(ahead):
+        next(batches)
+    begun_at, made = time.monotonic(), 0
+    while made < ahead:
+        next(batches)
+        made += 1
+    return (time.monotonic() - begun_at) / made
+
+
+def _pace(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch], sampling: Sampling) -> Pace:
+    """Mean seconds per step, and its 95 % interval from the spread of chunks of steps."""
+    marks: list[float] = []
+    begun_at, mean_s, error_s, enough = time.monotonic(), 0.0, 0.0, False
+    for x, y in learner.team.in_step(batches):
+        learner.step(x, y, 1e-4)
+        device.throttle()
+        now = time.monotonic()
+        if now - begun_at >= sampling.run_up_s:
+            marks.append(now)
+        if len(marks) > sampling.steps and now - marks[0] >= sampling.least_s:
+            mean_s, error_s = _mean(np.diff(marks))
+            enough = error_s <= sampling.steady * mean_s or now - marks[0] >= sampling.most_s
+            error_s = max(error_s, sampling.error * mean_s)
+        if learner.team.led([enough])[0]:
+            break
+    return mean_s, max(mean_s - error_s, 0.5 * mean_s), mean_s + error_s
+
+
+def _mean(steps_s: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """The mean of three or more durations, and half the width of its 95 % interval."""
+    means = np.array([chunk.mean() for chunk in np.array_split(steps_s, min(10, len(steps_s)))])
+    return float(steps_s.mean()), 1.96 * float(means.std(ddof=1)) / math.sqrt(len(means))
+
+
+def _evaluation(learner: Learner, job: ProbeJob, feeder: Feeder, px: int) -> tuple[float, float, float]:
+    """An evaluation of the validation split at ``px`` with the real loader: what the first batch costs more, seconds
+    per image of the others, and those of the device alone."""
+    marks = [time.monotonic()]
+
+    def note() -> bool:
+        marks.append(time.monotonic())
+        seen, since_s = len(marks) - 1, marks[-1] - marks[0]
+        return not job.brief or seen < BRIEF_BATCHES or (seen < BRIEF_MOST and since_s < BRIEF_EVALUATION_S)
+
+    size, n = eval_batch(job.batch // job.chunks), len(feeder.pack.indices("val"))
+    views = [View(px=px, flip=False)]
+    split_logits(learner, feeder, "val", views, crop=job.setting.recipe.crop, batch=size, on_batch=note)
+    whole_s, device_s = marks[-1] - marks[0], ms_per_image(learner, views[0], size, launched=False) / 1e3
+    if len(marks) < 3:
+        return 0.0, whole_s / n, device_s
+    # All batches have the same size: the last is filled up.
+    first_s, batch_s = paced(marks)
+    return first_s, batch_s / size if job.brief else (whole_s - first_s) / n, device_s

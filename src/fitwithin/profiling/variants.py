@@ -1,0 +1,105 @@
+"""Which precisions and layouts of a backbone are not worth a profile: those that lose at a small batch. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from fitwithin.candidate import Candidate
+from fitwithin.profiling.profile import Rejection
+
+#: A variant is kept while it may be within this of the best: a percent or two may turn round at large batches.
+MARGIN = 0.02
+
+#: A reason tells of first steps where they take so many seconds more than the best variant's.
+SEEN_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Seconds of a training step at ``batch`` images with a batch that lies ready, and half of its 95 % interval;
+    ``first_s`` is what the first steps at a size take beyond that: kernels are chosen or built, the step recorded."""
+
+    batch: int
+    step_s: float
+    error_s: float
+    first_s: float = 0.0
+
+    def spread_s(self, turn_s: float, sizes: int, error_s: float = 0.0) -> float:
+        """Seconds of a step, ``error_s`` more than measured, with its share of what the first ones take at so many
+        ``sizes`` in a turn of ``turn_s``; infinity where those take all of it."""
+        share = max(0.0, 1 - sizes * self.first_s / turn_s)
+        return (self.step_s + error_s) / share if share else math.inf
+
+
+def screened(candidates: Sequence[Candidate]) -> dict[str, tuple[Candidate, ...]]:
+    """What to compare, by backbone: its precisions and layouts at its smallest size, where there are several.
+
+    Which of them is fastest hardly depends on the size; what is left is profiled at every size.
+    """
+    by_model: dict[str, dict[Candidate, None]] = {}
+    for candidate in candidates:
+        px = min(other.train_px for other in candidates if other.model == candidate.model)
+        by_model.setdefault(candidate.model, {})[replace(candidate, train_px=px)] = None
+    return {model: tuple(variants) for model, variants in by_model.items() if len(variants) > 1}
+
+
+def layouts(variants: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Those of a backbone's variants that have the first one's precision."""
+    return tuple(variant for variant in variants if variant.precision == variants[0].precision)
+
+
+def slower(
+    paces: Mapping[Candidate, Pace], turn_s: float = math.inf, sizes: Mapping[int, int] | None = None
+) -> dict[Candidate, str]:
+    """The variants that lose by more than the noise and MARGIN, each with the reason.
+
+    Args:
+        turn_s: how long a turn is; a variant whose first steps take most of that loses to a slower one.
+        sizes: how many sizes progressive resizing goes through, by the size at its end; one where it is not said.
+    """
+    if not paces:
+        return {}
+
+    def spread_s(candidate: Candidate, errors: float = 0.0) -> float:
+        pace = paces[candidate]
+        return pace.spread_s(turn_s, (sizes or {}).get(candidate.train_px, 1), errors * pace.error_s)
+
+    best = min(paces, key=lambda candidate: (spread_s(candidate), paces[candidate].step_s, candidate))
+    most_s = spread_s(best, 1) * (1 + MARGIN)
+    return {
+        candidate: f"{_told(candidate, pace, pace.first_s > paces[best].first_s + SEEN_S)}, where "
+        f"{_variant(best)} takes {paces[best].step_s * 1e3:.3g}: too slow to be profiled"
+        for candidate, pace in paces.items()
+        if spread_s(candidate, -1) > most_s
+    }
+
+
+def _told(candidate: Candidate, pace: Pace, first: bool) -> str:
+    more = f" after {pace.first_s:.1f} s for the first ones" if first else ""
+    return f"{pace.step_s * 1e3:.3g} ms for {pace.batch} images at {candidate.train_px} px{more}"
+
+
+def pruned(candidates: Sequence[Candidate], losers: Mapping[Candidate, str]) -> list[Rejection]:
+    """The candidates of every size whose variant lost."""
+    lost = {replace(loser, train_px=0): why for loser, why in losers.items()}
+    keys = ((candidate, replace(candidate, train_px=0)) for candidate in candidates)
+    return [Rejection(candidate=candidate, reason=lost[key]) for candidate, key in keys if key in lost]
+
+
+def firsts(candidates: Sequence[Candidate]) -> list[Rejection]:
+    """All but the first precision and layout of each backbone at each size, where there is no time to compare more."""
+    first: dict[tuple[str, int], Candidate] = {}
+    for candidate in candidates:
+        first.setdefault((candidate.model, candidate.train_px), candidate)
+    reason = "left out: the time is too short to compare more, and the recipe's first one that has not lost is taken"
+    return [
+        Rejection(candidate=candidate, reason=reason)
+        for candidate in candidates
+        if first[candidate.model, candidate.train_px] != candidate
+    ]
+
+
+def _variant(candidate: Candidate) -> str:
+    return candidate.precision + ("" if candidate.layout == "nchw" else f" {candidate.layout}")

@@ -1,0 +1,291 @@
+"""Gathers a report from what a run's store tells: a fold over its events, nothing is measured here."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fitwithin import __version__
+from fitwithin.candidate import Candidate
+from fitwithin.engine.jobs import Trained, trained_from_dict
+from fitwithin.ledger import KINDS, Books, fold
+from fitwithin.planning import search_plan
+from fitwithin.planning.forecast import Outlook, Point, outlook
+from fitwithin.planning.halving import Halving
+from fitwithin.planning.plan import Plan, Turn, turn_from_dict
+from fitwithin.planning.search import Trial
+from fitwithin.planning.search_plan import Asked, Told
+from fitwithin.profiling import profile as profiles
+from fitwithin.profiling.profile import Profile, Rejection
+from fitwithin.report import pareto, searched
+from fitwithin.report.candidate_row import candidate_row
+from fitwithin.report.schema import CandidateRow, Limit, MethodRow, PhaseRow, Receipt, Report, ViewRow
+from fitwithin.report.search_report import SearchReport, points
+from fitwithin.request import Request
+from fitwithin.store import Event, bodies, latest
+
+
+def profiled(events: Sequence[Event]) -> dict[str, Profile]:
+    """The profiles that the store holds, by candidate name."""
+    found = (profiles.from_dict(body) for body in bodies(list(events), "profiled"))
+    return {profile.candidate.name: profile for profile in found}
+
+
+def rejected(events: Sequence[Event]) -> dict[str, Rejection]:
+    """The rejections of the profile phase, by candidate name."""
+    found = (
+        Rejection(candidate=Candidate(**body["candidate"]), reason=body["reason"])
+        for body in bodies(list(events), "rejected")
+    )
+    return {rejection.candidate.name: rejection for rejection in found}
+
+
+def trials(events: Sequence[Event]) -> list[tuple[float, Trial]]:
+    """What a search was asked: the seconds that were left, and the trial, in order."""
+    found = bodies(list(events), "trial")
+    return [
+        (body["left_s"], Trial(**{**body["trial"], "candidate": Candidate(**body["trial"]["candidate"])}))
+        for body in found
+    ]
+
+
+def course(events: Sequence[Event]) -> list[Asked | Told]:
+    """What a search was asked and told, in the order of events."""
+    found: list[Asked | Told] = []
+    for event in events:
+        if event.kind == "trial":
+            ((left_s, trial),) = trials([event])
+            longest_s = event.body.get("longest_s")
+            found.append(Asked(left_s=left_s, trial=trial, longest_s=math.inf if longest_s is None else longest_s))
+        elif event.kind == "turn":
+            trained, failed = outcomes([event])
+            found += [
+                Told(name=name, outcome=outcome) for ended in (trained, failed) for name, outcome in ended.items()
+            ]
+    return found
+
+
+def turns(plan: Plan, events: Sequence[Event]) -> dict[str, Turn]:
+    """All turns by name: the plan's, and those that a search has had since, in order."""
+    later = [turn_from_dict(body["turn"]) for body in bodies(list(events), "trial") if body["turn"] is not None]
+    return {turn.name: turn for turn in (*plan.turns, *later)}
+
+
+def outcomes(events: Sequence[Event]) -> tuple[dict[str, Trained], dict[str, str]]:
+    """How the turns ended: trained by name, and the reasons of those that failed."""
+    trained: dict[str, Trained] = {}
+    failed: dict[str, str] = {}
+    for body in bodies(list(events), "turn"):
+        if body["trained"] is not None:
+            trained[body["name"]] = trained_from_dict(body["trained"])
+        else:
+            failed[body["name"]] = body["reason"]
+    return trained, failed
+
+
+def candidate_rows(
+    plan: Plan, events: Sequence[Event], books: Books, n_val: int, search: Halving | None
+) -> tuple[CandidateRow, ...]:
+    """Every candidate: the planned ones in order, then those that were turned away; the tried ones with their front."""
+    known = profiled(events)
+    trained, failed = outcomes(events)
+    rows = []
+    taken = {name: one.steps for name, one in trained.items()}
+    by_candidate: dict[Candidate, list[Turn]] = {}
+    for turn in turns(plan, events).values():
+        by_candidate.setdefault(turn.candidate, []).append(turn)
+    why_out = {verdict.candidate: verdict.reason for verdict in search.verdicts()} if search is not None else {}
+    handed_over = search_plan.turn_name(search.best) if search is not None and search.best is not None else ""
+    for candidate, had in by_candidate.items():
+        # What is handed over counts, else what it was trained last, if that left a model.
+        turn = next((turn for turn in reversed(had) if turn.name in trained), had[-1])
+        turn = next((each for each in had if each.name == handed_over), turn)
+        name = turn.name
+        status = "trained" if name in trained else "failed" if name in failed else "planned"
+        rows.append(
+            candidate_row(
+                candidate,
+                profile=known.get(candidate.name),
+                turn=turn,
+                trained=trained.get(name),
+                reason=failed.get(name),
+                status=status,
+                books=books,
+                n_val=n_val,
+                had=had,
+                taken=taken,
+            )
+        )
+        if candidate in why_out and name in trained:
+            rows[-1] = replace(rows[-1], reason=f"{why_out[candidate]} ({rows[-1].reason})")
+        elif candidate in why_out and status == "planned":  # others entered in its place
+            rows[-1] = replace(rows[-1], status="rejected", reason=why_out[candidate])
+    for rejection in plan.rejections:
+        if rejection.candidate in by_candidate:  # left out, and tried when those that entered had failed
+            continue
+        rows.append(
+            candidate_row(
+                rejection.candidate,
+                profile=known.get(rejection.candidate.name),
+                turn=None,
+                trained=None,
+                reason=rejection.reason,
+                status="rejected",
+                books=books,
+                n_val=n_val,
+            )
+        )
+    return pareto.marked(rows)
+
+
+def _search(plan: Plan, events: Sequence[Event], n_val: int) -> Halving | None:
+    """The plan's search as it stands; None without one."""
+    if plan.search is None:
+        return None
+    return search_plan.told_again(plan.search, course(events), n_val)
+
+
+def _outlook(request: Request, winner: CandidateRow, search: SearchReport | None) -> Outlook:
+    """What more time would buy, from the winner's trainings: several in a search, else one."""
+    if search is not None:
+        return outlook(points(search.trials, winner.name, continues=request.recipe.continues))
+    if winner.validation is None or not winner.actual_s:
+        return outlook([])
+    gpu_s = winner.actual_s * request.data_parallel
+    return outlook([Point(gpu_s=gpu_s, correct=winner.validation.correct, total=winner.validation.total)])
+
+
+def _phases(books: Books) -> tuple[PhaseRow, ...]:
+    rows = []
+    for phase, entries in books.by_phase().items():
+        peaks = [entry.peak_bytes for entry in entries if entry.peak_bytes is not None]
+        rows.append(
+            PhaseRow(
+                phase=phase,
+                spent_s=sum(entry.counted(entry.charged_s or 0.0, gpu=False) for entry in entries),
+                gpu_s=sum(entry.counted(entry.charged_s or 0.0, gpu=True) for entry in entries),
+                peak_bytes=max(peaks, default=None),
+                entries=len(entries),
+            )
+        )
+    return tuple(rows)
+
+
+def _limits(request: Request, books: Books, plan: Plan, views: Sequence[ViewRow]) -> tuple[Limit, ...]:
+    budget = request.budget
+    limits = []
+    peaks = [entry.peak_bytes for entry in books.entries if entry.peak_bytes is not None]
+    if peaks:
+        counted = "by the driver's count of this process" if budget.accounting == "process" else "allocator only"
+        if request.device == "cpu":
+            counted = "growth of the process's own memory"
+        if request.data_parallel > 1:
+            counted += f"; the largest of the {request.data_parallel} processes that train at once"
+        limits.append(_limit("memory", budget.memory_bytes, max(peaks), "bytes", counted))
+    if budget.scope == "candidate":
+        names = [turn.candidate.name for turn in plan.turns]
+        most = {name: _candidate_s(books, name) for name in names}
+        if most:
+            slowest = max(most, key=lambda name: most[name])
+            note = f"each candidate's training and evaluation; the longest was {slowest}"
+            limits.append(_limit("time per candidate", request.limit_s, most[slowest], "s", note))
+    else:
+        if budget.time_s is not None:
+            limits.append(_limit("time", budget.time_s, books.spent_s(), "s", "wall clock from process start"))
+        if budget.gpu_time_s is not None:
+            held = request.data_parallel
+            note = "device held" if held == 1 else f"devices held, {held} by what is profiled and trained"
+            if request.slots > 1:
+                note = f"devices held, up to {request.held} at once"
+            limits.append(_limit("device time", budget.gpu_time_s, books.spent_s(gpu=True), "s", note))
+    chosen = [view.ms_per_image for view in views if view.chosen]
+    if budget.inference_ms is not None and chosen:
+        limits.append(_limit("inference", budget.inference_ms, sum(chosen), "ms/image", "sum of the chosen views"))
+    return tuple(limits)
+
+
+def _candidate_s(books: Books, name: str) -> float:
+    return sum(e.charged_s or 0.0 for e in books.entries if e.key == name and e.phase in ("train", "evaluate"))
+
+
+def _limit(name: str, limit: float, spent: float, unit: str, note: str) -> Limit:
+    return Limit(name=name, limit=limit, spent=spent, unit=unit, kept=spent <= limit * (1 + ROUNDING), note=note)
+
+
+def report(
+    request: Request,
+    plan: Plan,
+    events: Sequence[Event],
+    *,
+    winner: str | None = None,
+    winner_why: str = "",
+    methods: Sequence[MethodRow] = (),
+    views: Sequence[ViewRow] = (),
+    ensemble_why: str = "",
+    notes: Sequence[str] = (),
+    finished: bool = False,
+) -> Report:
+    """The report of a run as far as it has come, or of a plan."""
+    books = fold((event.kind, event.body) for event in events if event.kind in KINDS)
+    data = latest(list(events), "data") or {}
+    title = f"fitwithin {'run' if winner else 'plan'}: {Path(request.data).name or request.data}"
+    n_val = data.get("counts", {}).get("val", 0)
+    standing = _search(plan, events, n_val)
+    rows = candidate_rows(plan, events, books, n_val, standing)
+    search = None
+    if plan.search is not None and standing is not None:
+        search = searched.told(plan.search, standing, searched.charges(books))
+    won = next((row for row in rows if row.name == winner), None)
+    return Report(
+        title=title,
+        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        request={**_flat(request), "fitwithin": __version__},
+        data=data,
+        candidates=rows,
+        winner=winner,
+        winner_why=winner_why,
+        methods=tuple(methods),
+        views=tuple(views),
+        ensemble_why=ensemble_why,
+        receipt=receipt(request, plan if winner else None, events, views=views, finished=finished),
+        notes=tuple(notes),
+        search=search,
+        outlook=_outlook(request, won, search) if won is not None else None,
+    )
+
+
+def receipt(
+    request: Request, plan: Plan | None, events: Sequence[Event], *, views: Sequence[ViewRow], finished: bool
+) -> Receipt:
+    """The receipt of a run as far as its books have come; without a ``plan`` nothing was promised yet."""
+    books = fold((event.kind, event.body) for event in events if event.kind in KINDS)
+    data = latest(list(events), "data") or {}
+    machine = latest(list(events), "machine") or {}
+    versions = {name: str(machine[name]) for name in machine if name in _VERSIONS}
+    return Receipt(
+        limits=() if plan is None else _limits(request, books, plan, views),
+        phases=_phases(books),
+        balanced=books.balanced,
+        starts=sum(event.kind == "start" for event in events),
+        device={key: value for key, value in machine.items() if key not in versions},
+        versions=versions,
+        data_fingerprint=data.get("fingerprint", ""),
+        finished=finished,
+    )
+
+
+#: Seconds that are sums of differences are exact to some 1e-13.
+ROUNDING = 1e-12
+
+_VERSIONS = ("fitwithin", "torch", "torchvision", "timm", "numpy", "pillow", "python", "cudnn")
+
+
+def _flat(request: Request) -> dict[str, Any]:
+    """The request for the report: the budget's fields beside the others, the recipe's under its name."""
+    value = request.to_dict()
+    budget, recipe = value.pop("budget"), value.pop("recipe")
+    return {**value, **budget, "recipe": recipe.pop("name"), "recipe_values": recipe}

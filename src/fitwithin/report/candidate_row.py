@@ -1,0 +1,124 @@
+"""A candidate's row in the report, from everything that is known about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fitwithin.candidate import Candidate
+from fitwithin.engine.jobs import Trained
+from fitwithin.ledger import Books
+from fitwithin.planning.plan import WHY_EPOCHS, Turn
+from fitwithin.planning.stats import Estimate
+from fitwithin.profiling.profile import Profile
+from fitwithin.report.schema import CandidateRow, CurvePoint, Validation
+
+
+def _ended(turn: Turn, trained: Trained) -> str:
+    if trained.rescues:
+        again = f"; {trained.rescues} times the loss was no number: back to the checkpoint, half the learning rate"
+        return _ended(turn, replace(trained, rescues=0)) + again
+    if trained.ended == "complete":
+        more = f", {trained.steps - turn.steps:,} more than planned" if trained.steps > turn.steps else ", as planned"
+        return f"complete: {trained.steps:,} steps{more}"
+    went = f"planned {turn.epochs:g} epochs, took {round(trained.epochs, 3):g}"
+    if trained.ended == "shortened":
+        return f"{went}: the machine was slower than profiled; annealed to the new end"
+    return f"{went}: its time was over before the last step; the model is the last one saved"
+
+
+def _training_s(turn: Turn, trained: Trained) -> float:
+    """What the steps that were taken should have lasted, the first ones' extra cost included."""
+    return turn.warmup_s + trained.steps * turn.batch / turn.images_per_s
+
+
+def _predicted_s(turn: Turn, steps: int) -> tuple[float, float, float]:
+    """What a turn of so many steps should take in all, and the ends of that interval: a turn takes more steps than
+    planned while its time lasts."""
+    grown = steps / turn.steps
+    whole_s = turn.predicted_s + (steps - turn.steps) * turn.batch / turn.images_per_s
+    return (
+        whole_s,
+        whole_s - grown * (turn.predicted_s - turn.predicted_low_s),
+        whole_s + grown * (turn.predicted_high_s - turn.predicted_s),
+    )
+
+
+def candidate_row(
+    candidate: Candidate,
+    *,
+    profile: Profile | None,
+    turn: Turn | None,
+    trained: Trained | None,
+    reason: str | None,
+    status: str,
+    books: Books,
+    n_val: int,
+    had: Sequence[Turn] = (),
+    taken: Mapping[str, int] | None = None,
+) -> CandidateRow:
+    """One row of the report from everything known about a candidate, told by ``turn`` of the turns that it ``had``.
+
+    ``taken``: by turn, the steps of those that have ended.
+    """
+    keys = {each.name for each in had}
+    entries = [entry for entry in books.entries if entry.key in keys and entry.phase == "train"]
+    facts: dict[str, Any] = {}
+    if profile is not None:
+        facts.update(
+            parameters=profile.parameters,
+            batch=profile.batch,
+            batch_why=profile.batch_why,
+            images_per_s=profile.images_per_s,
+            dummy_images_per_s=profile.dummy_images_per_s,
+            profile_s=profile.wall_s,
+            profile_cached=profile.cached,
+            peak_bytes=profile.peak_bytes,
+        )
+        image_s = profile.timing.eval_image_s.get(candidate.train_px)
+        facts["inference_ms"] = None if image_s is None else 1e3 * image_s
+    begun = {entry.key for entry in entries}
+    if turn is not None:
+        carried_out = [each for each in had if each.name in begun] or [turn]
+        expected = [_predicted_s(each, (taken or {}).get(each.name, each.steps)) for each in carried_out]
+        facts.update(
+            parameters=turn.parameters,
+            batch=turn.batch,
+            images_per_s=turn.images_per_s,
+            dummy_images_per_s=turn.dummy_images_per_s,
+            epochs=turn.epochs,
+            steps=turn.steps,
+            predicted_s=math.fsum(whole_s for whole_s, _, _ in expected),
+            predicted_low_s=math.fsum(low_s for _, low_s, _ in expected),
+            predicted_high_s=math.fsum(high_s for _, _, high_s in expected),
+        )
+        reason = reason if reason is not None else turn.why[WHY_EPOCHS]
+    if entries:
+        facts["actual_s"] = sum(entry.charged_s or 0.0 for entry in entries)
+        facts["allotted_s"] = math.fsum(each.allotted_s for each in had if each.name in begun)
+    if trained is not None and turn is not None:
+        peaks = [entry.peak_bytes for entry in entries if entry.peak_bytes is not None]
+        facts.update(
+            epochs=trained.epochs,
+            steps=trained.steps,
+            peak_bytes=max([trained.peak_bytes, *peaks]),
+            validation=None if trained.best is None else Estimate(correct=trained.best, total=n_val),
+            validations=tuple(Validation(**{**v, "accuracy": Estimate(**v["accuracy"])}) for v in trained.validations),
+            curve=tuple(CurvePoint(**point) for point in trained.curve),
+            predicted_startup_s=turn.startup_s,
+            actual_startup_s=trained.startup_s,
+            predicted_training_s=_training_s(turn, trained),
+            actual_training_s=trained.training_s,
+        )
+        reason = _ended(turn, trained)
+    return CandidateRow(
+        name=candidate.name,
+        model=candidate.model,
+        precision=candidate.precision,
+        train_px=candidate.train_px,
+        status=status,
+        reason=reason or "",
+        **facts,
+    )

@@ -1,0 +1,234 @@
+"""What a run has to say for itself: the facts of its report, as frozen dataclasses that become JSON and come back.
+
+Rendering lives in report/render.py (terminal, Markdown, HTML). report/build.py folds the facts out of a run's store.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from fitwithin.planning import forecast as outlooks
+from fitwithin.planning.forecast import Outlook
+from fitwithin.planning.stats import Estimate
+from fitwithin.report import search_report
+from fitwithin.report.search_report import SearchReport
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """One reading of a turn: mean training loss since the last one, learning rate, seconds since the turn began."""
+
+    step: int
+    epoch: float
+    elapsed_s: float
+    loss: float
+    lr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """One validation: at which step and epoch, and what it found."""
+
+    step: int
+    epoch: float
+    accuracy: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateRow:
+    """One candidate from profile to validation. Fields that were never reached are None.
+
+    Of a turn's ``predicted_s`` (for the steps that it took) and ``actual_s`` the start-up and the training steps stand
+    apart: the rest is validation, checkpoints and the process's end.
+
+    ``status`` is one of trained, planned, rejected, failed; ``reason`` says why for the last two and how it ended
+    for the first (for example "planned 46 epochs; shortened to 44.1, the machine was 4 % slower than profiled").
+
+    A search trains a candidate several times: ``predicted_s`` and ``actual_s`` are of all its trials together, the rest
+    is of the one that is handed over, else of the last that left a model. ``allotted_s`` is the time that it was given,
+    ``inference_ms`` what the profile measured for an image at the training size. ``front``: no other that was tried is
+    at least as good in accuracy, time given, inference and memory, and better in one; else ``beaten_by`` names such a
+    one. None where it was not tried.
+    """
+
+    name: str
+    model: str
+    precision: str
+    train_px: int
+    status: str
+    reason: str
+    parameters: int | None = None
+    batch: int | None = None
+    batch_why: str | None = None
+    epochs: float | None = None
+    steps: int | None = None
+    images_per_s: float | None = None
+    dummy_images_per_s: float | None = None
+    predicted_s: float | None = None
+    predicted_low_s: float | None = None
+    predicted_high_s: float | None = None
+    actual_s: float | None = None
+    allotted_s: float | None = None
+    predicted_startup_s: float | None = None
+    actual_startup_s: float | None = None
+    predicted_training_s: float | None = None
+    actual_training_s: float | None = None
+    profile_s: float | None = None
+    profile_cached: bool = False
+    peak_bytes: int | None = None
+    inference_ms: float | None = None
+    front: bool | None = None
+    beaten_by: str | None = None
+    validation: Estimate | None = None
+    validations: tuple[Validation, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodRow:
+    """One row of the paper's Table 1: a way of using the winner. ``test`` is None without a labelled test split.
+
+    ``delivered`` marks the row that is handed over.
+    """
+
+    method: str
+    candidate: str
+    train_px: int
+    test_px: str
+    validation: Estimate | None
+    test: Estimate | None
+    note: str = ""
+    delivered: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewRow:
+    """One view of the winner: what it reaches on validation data and what it costs per image."""
+
+    name: str
+    px: int
+    flip: bool
+    validation: Estimate
+    ms_per_image: float
+    chosen: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseRow:
+    """One line of the receipt: a phase, what it took and the most memory it held."""
+
+    phase: str
+    spent_s: float
+    gpu_s: float
+    peak_bytes: int | None
+    entries: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """One promise and how it was kept. ``kept`` is ``spent <= limit``; ``unit`` is "bytes", "s" or "ms/image"."""
+
+    name: str
+    limit: float
+    spent: float
+    unit: str
+    kept: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """The proof: limits against what was spent, by phase, on which machine, with which versions, on which data."""
+
+    limits: tuple[Limit, ...]
+    phases: tuple[PhaseRow, ...]
+    balanced: bool
+    starts: int
+    device: dict[str, Any]
+    versions: dict[str, str]
+    data_fingerprint: str
+    finished: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The whole story of a run, everything with its reason.
+
+    ``request`` holds what was asked for (limits in bytes and seconds, recipe, sizes, seed, ...); ``data`` the
+    folder's facts: ``path``, ``fingerprint``, ``classes`` (list), ``counts`` {"train", "val", "test"},
+    ``split`` (one sentence: where the split came from), ``broken`` ([{"path", "reason"}]).
+    ``winner`` names a row of ``candidates``; None when nothing was trained (a plan). ``search`` is None without one,
+    ``outlook`` (what more time would buy) without a winner; reports of earlier versions have neither.
+    """
+
+    title: str
+    created_at: str
+    request: dict[str, Any]
+    data: dict[str, Any]
+    candidates: tuple[CandidateRow, ...]
+    winner: str | None
+    winner_why: str
+    methods: tuple[MethodRow, ...]
+    views: tuple[ViewRow, ...]
+    ensemble_why: str
+    receipt: Receipt
+    notes: tuple[str, ...] = ()
+    search: SearchReport | None = None
+    outlook: Outlook | None = None
+    schema: int = SCHEMA
+
+    def row(self, name: str) -> CandidateRow:
+        """The candidate called ``name``; KeyError if there is none."""
+        for row in self.candidates:
+            if row.name == name:
+                return row
+        raise KeyError(name)
+
+    def to_json(self) -> str:
+        """The report as JSON text; :func:`from_json` is its inverse."""
+        return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)
+
+
+def _estimate(value: dict[str, int] | None) -> Estimate | None:
+    return None if value is None else Estimate(**value)
+
+
+def _candidate(value: dict[str, Any]) -> CandidateRow:
+    validations = tuple(Validation(**{**v, "accuracy": Estimate(**v["accuracy"])}) for v in value["validations"])
+    curve = tuple(CurvePoint(**point) for point in value["curve"])
+    validation = _estimate(value["validation"])
+    return CandidateRow(**{**value, "validation": validation, "validations": validations, "curve": curve})
+
+
+def _receipt(value: dict[str, Any]) -> Receipt:
+    limits = tuple(Limit(**limit) for limit in value["limits"])
+    phases = tuple(PhaseRow(**phase) for phase in value["phases"])
+    return Receipt(**{**value, "limits": limits, "phases": phases})
+
+
+def from_json(text: str) -> Report:
+    """The report that :meth:`Report.to_json` wrote."""
+    value = json.loads(text)
+    methods = [
+        MethodRow(**{**m, "validation": _estimate(m["validation"]), "test": _estimate(m["test"])})
+        for m in value["methods"]
+    ]
+    views = [ViewRow(**{**view, "validation": Estimate(**view["validation"])}) for view in value["views"]]
+    return Report(
+        **{
+            **value,
+            "candidates": tuple(_candidate(row) for row in value["candidates"]),
+            "methods": tuple(methods),
+            "views": tuple(views),
+            "receipt": _receipt(value["receipt"]),
+            "notes": tuple(value["notes"]),
+            "search": search_report.from_dict(value["search"]) if value.get("search") else None,
+            "outlook": outlooks.from_dict(value["outlook"]) if value.get("outlook") else None,
+        }
+    )

@@ -1,0 +1,97 @@
+"""What sections of a report are made of: cells, columns and tables, as plain text that any voice can set."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from fitwithin.planning.stats import Estimate
+from fitwithin.report.summary import share
+
+#: What stands where there is nothing to say.
+DASH = "–"
+
+
+class Cell(NamedTuple):
+    """A table's cell: its text, an interval beside it, a reason below it, and a tone (good, bad, muted)."""
+
+    text: str = DASH
+    aside: str = ""
+    below: str = ""
+    tone: str = ""
+
+    @property
+    def line(self) -> str:
+        """Text and interval on one line."""
+        return f"{self.text} ({self.aside})" if self.aside else self.text
+
+
+class Column(NamedTuple):
+    """A table's column; ``rank`` orders what falls away on a narrow terminal, the highest first, 0 never."""
+
+    title: str
+    number: bool = False
+    rank: int = 0
+    wrap: bool = False
+
+
+class Table(NamedTuple):
+    """Columns and rows; the first cell of a row names it; ``strong`` is the row to set off, if any."""
+
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    strong: int | None = None
+
+    @property
+    def stacked(self) -> bool:
+        """Whether intervals stand below their figures: three columns with both side by side are too wide for a page."""
+        return sum(any(row[place].aside for row in self.rows) for place in range(len(self.columns))) > 2
+
+    @property
+    def reasons(self) -> list[tuple[str, str]]:
+        """Name and reason of every row that has one: printed under the table where cells are a single line."""
+        return [(row[0].text, row[0].below) for row in self.rows if row[0].below]
+
+
+class Section(NamedTuple):
+    """A heading with its paragraphs, tables and folds (summary, lines: shown closed in HTML, cut short elsewhere)."""
+
+    anchor: str
+    title: str
+    paragraphs: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    folds: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+def columns_of(titles: str) -> tuple[Column, ...]:
+    """Columns in short: ``>`` after a title means numbers, ``~`` a column that wraps, a digit its rank."""
+    parts = [re.fullmatch(r"(.*?)(>?)(~?)(\d?)", title) for title in titles.split(", ")]
+    return tuple(Column(part[1], bool(part[2]), int(part[4] or 0), bool(part[3])) for part in parts if part)
+
+
+def table_of(
+    caption: str, columns: Sequence[Column], rows: Sequence[Sequence[Cell | str | None]], strong: int | None = None
+) -> Table:
+    """A table of clean cells, without the columns in which no row has anything to say."""
+    cells = [[cell if isinstance(cell, Cell) else Cell(cell or DASH) for cell in row] for row in rows]
+    cells = [[cell._replace(text=clean(cell.text), below=clean(cell.below)) for cell in row] for row in cells]
+    places = [place for place in range(len(columns)) if any(row[place].text != DASH for row in cells)]
+    kept = tuple(tuple(row[place] for place in places) for row in cells)
+    return Table(caption, tuple(columns[place] for place in places), kept, strong)
+
+
+def share_cell(estimate: Estimate | None) -> Cell:
+    """An accuracy with its interval beside it."""
+    return Cell(*share(estimate)) if estimate else Cell()
+
+
+def in_words(value: float | None, form: Callable[[Any], str]) -> str | None:
+    """The value as ``form`` writes it; None where there is none."""
+    return None if value is None else form(value)
+
+
+def clean(text: Any) -> str:
+    """One line of text that any encoding takes: file names may hold control characters and lone surrogates."""
+    return re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(text)).strip().encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,114 @@
+"""A training step, or a pass without gradients, recorded once as a CUDA graph and replayed: one launch for a thousand
+kernels, and no allocation.
+
+Shape suffixes: B batch, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from fitwithin.engine.cuda import Cuda
+from fitwithin.errors import CaptureError
+
+
+class Graph:
+    """The recorded step. Its memory lies in a pool of its own until it is dropped and the cache emptied.
+
+    The next batch is fetched while a step still runs, on a stream of its own, as soon as the step has read its images.
+    The host's part of a step shrinks to a few launches: its pace is the device's, whatever else the host is at.
+    (H100, 160 px, 6 GiB: eager steps of resnet101 fp32 drifted between 38 and 53 ms with the host's load.)
+
+    Args:
+        update: computes the loss of images [B, H, W, C] with their labels and updates the weights; calls its third
+            argument once it has no more use for the images. It has run at this shape before, so that kernels are
+            loaded and the optimizer's state is there.
+        like: a batch of the shape.
+        device: where; its current stream, which is not the default one, is recorded.
+
+    Raises:
+        OutOfMemory: the step does not fit.
+        CaptureError: it waits for the device, or does something else that cannot be recorded. The process had better
+            end then: PyTorch does not clean up after a recording that failed.
+    """
+
+    def __init__(
+        self,
+        update: Callable[[torch.Tensor, torch.Tensor, Callable[[], None]], torch.Tensor],
+        like: tuple[torch.Tensor, torch.Tensor],
+        device: Cuda,
+    ) -> None:
+        begun_at = time.monotonic()
+        self._x_bhwc, self._y_b = (torch.empty_like(part, device=device.torch_device) for part in like)
+        self._steps = torch.cuda.current_stream(device.torch_device)
+        self._fetches = torch.cuda.Stream(device.torch_device)  # type: ignore[no-untyped-call]
+        self._fetches.wait_stream(self._steps)  # who used this memory before
+        self._read = torch.cuda.Event(external=True)  # type: ignore[no-untyped-call]
+        # The labels are used until the end of the step.
+        self._graph, self._loss = _recorded(
+            lambda: update(self._x_bhwc, self._y_b.clone(), self._read.record), device, "step"
+        )
+        #: Seconds that recording took.
+        self.wall_s = time.monotonic() - begun_at
+
+    def replay(self, x_bhwc: torch.Tensor, y_b: torch.Tensor) -> torch.Tensor:
+        """One step on this batch; its loss, not waited for."""
+        self._fetches.wait_event(self._read)  # of the step before, if there was one
+        with torch.cuda.stream(self._fetches):
+            self._x_bhwc.copy_(x_bhwc, non_blocking=True)
+            self._y_b.copy_(y_b, non_blocking=True)
+        self._steps.wait_stream(self._fetches)
+        self._graph.replay()
+        return self._loss.clone()
+
+
+class Pass:
+    """The recorded pass of a net, whose weights it reads wherever it is replayed. Its memory is kept as a Graph's is.
+
+    (H100, resnet18d in bfloat16, 128 images of 64 to 96 px: 2.4 to 3.7 ms kernel by kernel, of which the GPU works
+    0.65 to 1.04.)
+
+    Args:
+        net: computes the logits [B, K] of images [B, C, H, W]. It has run at this shape before.
+        like: images of the shape, and in the memory format, of those to come.
+        device: where; its current stream, which is not the default one, is recorded.
+
+    Raises:
+        OutOfMemory: the pass does not fit.
+        CaptureError: as a Graph's.
+    """
+
+    def __init__(self, net: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor, device: Cuda) -> None:
+        self._x_bchw = torch.empty_like(like)
+        self._graph, self._logits = _recorded(lambda: net(self._x_bchw), device, "evaluation")
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the images."""
+        return self._x_bchw.shape
+
+    def replay(self, x_bchw: torch.Tensor) -> torch.Tensor:
+        """The logits of these images, not waited for."""
+        self._x_bchw.copy_(x_bchw)
+        self._graph.replay()
+        return self._logits.clone()
+
+
+def _recorded(work: Callable[[], torch.Tensor], device: Cuda, what: str) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    """A recording of ``work``, and where each replay leaves what it returns."""
+    graph = torch.cuda.CUDAGraph()
+    recording = torch.cuda.graph(
+        graph,
+        stream=torch.cuda.current_stream(device.torch_device),
+        capture_error_mode="thread_local",  # what another thread asks of CUDA meanwhile spoils nothing
+    )
+    try:
+        with device.guard(), recording:
+            found = work()
+    except RuntimeError as error:
+        said = " ".join(str(error.__context__ or error).split())[:160]
+        raise CaptureError(f"its {what} cannot be recorded as a CUDA graph ({said})") from error
+    return graph, found

@@ -1,0 +1,190 @@
+"""Processes that train one candidate together, a GPU each: every one makes its slice of an update, all stay equal.
+
+The gradients travel between the devices (NCCL; gloo between processes of the CPU), decisions between the hosts (gloo, a
+few numbers): the first process measures, decides, validates and saves, and the others do as it does. So all take the
+same number of steps, and nobody waits for a collective operation that never comes. Why not DistributedDataParallel:
+docs/decisions/0010-data-parallel.md.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from fitwithin.engine.cuda import Cuda
+from fitwithin.engine.device import Cpu
+from fitwithin.engine.jobs import Seat
+from fitwithin.errors import Deserted
+from fitwithin.training.schedule import Schedule
+
+Item = TypeVar("Item")
+
+#: Whoever waits is ended by the engine, at its deadline at the latest; the libraries' own limits must not come first.
+ENDLESS = timedelta(days=1)
+
+#: What a user sets stays. All are on this machine, so the hosts speak through its own interface, whatever the network
+#: is like. NVLink's multicast takes buffers of its own on every device, outside the allocator and under the cap. NCCL
+#: must not register the memory of recorded operations: the allocator's segments grow, and Megatron-LM refuses the two
+#: together for illegal memory accesses.
+SETTINGS = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_NVLS_ENABLE": "0", "NCCL_GRAPH_REGISTER": "0"}
+
+#: How often the first process is looked for while it waits for its turn, in seconds.
+LOOK_S = 0.01
+
+
+class Team:
+    """The processes of one job as one of them sees them. One that is alone does and waits for nothing."""
+
+    def __init__(self, seat: Seat) -> None:
+        self.rank, self.size, self.leads = seat.rank, seat.of, seat.leads
+        self._devices: dist.ProcessGroup | None = None  # whose memory the gradients are in; without one, the hosts'
+
+    def open(self, device: Cpu | Cuda) -> None:
+        """Connect the devices, once the cap is set: what NCCL takes counts as memory outside the allocator."""
+        if self.size == 1 or not isinstance(device, Cuda):
+            return
+        self._devices = cast(
+            "dist.ProcessGroup", dist.new_group(backend="nccl", timeout=ENDLESS, device_id=device.torch_device)
+        )
+        dist.all_reduce(torch.zeros(1, device=device.torch_device), group=self._devices)  # connections and buffers
+        device.settle()
+
+    # --- between the devices
+
+    def average(self, loss: torch.Tensor, parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+        """Give every parameter the mean of all processes' gradients, and return the mean of their losses.
+
+        One operation for each type of number, after the backward pass: of float32, which all backbones have, one flat
+        copy of the gradients. It runs on the stream of the step, so it can be recorded with it.
+        """
+        if self.size == 1:
+            return loss
+        flat_by: dict[torch.dtype, list[torch.Tensor]] = {}
+        for value in (loss, *(parameter.grad for parameter in parameters if parameter.grad is not None)):
+            flat_by.setdefault(value.dtype, []).append(value)
+        with torch.no_grad():
+            for values in flat_by.values():
+                flat = torch.cat([value.reshape(-1) for value in values]).div_(self.size)
+                self._sum(flat)
+                parts = torch.split(flat, [value.numel() for value in values])
+                for value, part in zip(values, parts, strict=True):
+                    value.copy_(part.view(value.shape))
+        return loss
+
+    def _sum(self, flat: torch.Tensor) -> None:
+        if self._devices is not None:
+            dist.all_reduce(flat, group=self._devices)
+            return
+        with _together():
+            dist.all_reduce(flat)
+
+    def equalise(self, net: nn.Module) -> None:
+        """Give all processes the first one's weights and statistics."""
+        if self.size == 1:
+            return
+        with torch.no_grad(), _together():
+            for value in net.state_dict().values():
+                if value.numel():
+                    dist.broadcast(value, 0, group=self._devices)
+
+    # --- between the hosts
+
+    def led(self, values: Sequence[int]) -> list[int]:
+        """The first one's whole numbers, in all."""
+        if self.size == 1:
+            return list(values)
+        told = torch.tensor(values, dtype=torch.int64)
+        with _together():
+            dist.broadcast(told, 0)
+        return [int(value) for value in told.tolist()]
+
+    def largest(self, *values: int) -> list[int]:
+        """The largest of all processes' numbers, one by one."""
+        if self.size == 1:
+            return list(values)
+        told = torch.tensor(values, dtype=torch.int64)
+        with _together():
+            dist.all_reduce(told, dist.ReduceOp.MAX)
+        return [int(value) for value in told.tolist()]
+
+    def any(self, yes: bool) -> bool:
+        """Whether one of them says so."""
+        return bool(self.largest(yes)[0])
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each of them has, in the first one; nothing in the others."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] | None = [None] * self.size if self.leads else None
+        with _together():
+            dist.gather_object(value, found, 0)
+        return found or []
+
+    def in_step(self, batches: Iterable[Item]) -> Iterable[Item]:
+        """The batches, as long as every process has one."""
+        return batches if self.size == 1 else self._in_step(batches)
+
+    def _in_step(self, batches: Iterable[Item]) -> Iterator[Item]:
+        for batch in batches:
+            if self.any(False):
+                return
+            yield batch
+        self.any(True)
+
+    def follow(self, schedule: Schedule, due: int, spoiled: bool) -> tuple[int, bool]:
+        """What the first one decided, in all; and all schedules stand as its does."""
+        if self.size == 1:
+            return due, spoiled
+        total, cut, stage, due, bad = self.led([*schedule.told(), due, spoiled])
+        schedule.obey(total, bool(cut), stage)
+        return due, bool(bad)
+
+
+#: What does its job by itself.
+ALONE = Team(Seat())
+
+
+def join(seat: Seat, sharers: int = 1) -> Team:
+    """Meet the others of a job, each of which has its part of the cores that ``sharers`` jobs have.
+
+    Call it before the memory cap, under which no thread can start on the CPU, and after the loaders were forked.
+
+    Raises:
+        Deserted: one of them is gone.
+    """
+    if seat.of * sharers > 1:  # two that have two threads each on two cores take ten times as long
+        torch.set_num_threads(max(1, torch.get_num_threads() // (seat.of * sharers)))
+    if seat.of == 1:
+        return ALONE
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    with _together():
+        store = dist.FileStore(seat.meeting, seat.of)  # type: ignore[attr-defined]
+        dist.init_process_group("gloo", store=store, rank=seat.rank, world_size=seat.of, timeout=ENDLESS)
+    return Team(seat)
+
+
+def await_first(seat: Seat) -> None:
+    """Wait until the first one has come to the meeting: it may have to wait for its turn on the device."""
+    while not seat.leads and not Path(seat.meeting).exists():
+        time.sleep(LOOK_S)
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Tell apart that another process is gone, for which gloo has no type."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "/gloo/" not in str(error):
+            raise
+        raise Deserted("another process of the same job is gone") from error

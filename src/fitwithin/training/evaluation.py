@@ -1,0 +1,206 @@
+"""Logits of a saved model under all views, written to disk, and what each view costs per image."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from fitwithin.data.prefetch import Feeder, Stream
+from fitwithin.engine.cuda import Cuda
+from fitwithin.engine.device import Cpu
+from fitwithin.engine.jobs import EVALUATED, Evaluated, EvaluateJob, Progress, read_evaluated
+from fitwithin.files import put, put_text
+from fitwithin.inference.ensemble import Floats, View, by_size
+from fitwithin.pipeline.evaluate_phase import logits_path
+from fitwithin.planning.cost import REHEARSED_BATCHES, VIEW_PASSES, VIEW_S
+from fitwithin.training import model as models
+from fitwithin.training.learner import Learner, eval_batch, split_logits
+
+#: So often an evaluation shows how far it is.
+TELLING_S = 0.1
+
+#: How long it takes to write a view's logits is tried so often: the disk may be busy with something else once.
+WRITINGS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsed:
+    """Seconds that an evaluation will take, those of its first size, and of that, if it is the training size,
+    validation without what it writes."""
+
+    whole_s: float
+    first_s: float
+    validation_s: float
+
+
+class Evaluator:
+    """Writes the logits of a saved model; with the ``learner`` of the turn that left it, or else with one of its own.
+
+    ``holds`` is the folder of the model whose weights that has, if any; ``ms_per_image`` what each view costs, as far
+    as it is known.
+    """
+
+    def __init__(self, device: Cpu | Cuda, feeder: Feeder) -> None:
+        self._device, self._feeder = device, feeder
+        self.learner: Learner | None = None
+        self.holds = ""
+        self.ms_per_image: dict[str, float] = {}
+
+    def rehearse(self, learner: Learner, job: EvaluateJob, most_s: float) -> Rehearsed:
+        """Try the evaluation out with that learner, whatever its weights: what it will take in this process, what it
+        writes included.
+
+        Every view is timed first: what its kernels cost at first is paid then, and a GPU that rested has raised its
+        clocks. One batch, not counted, wakes the loaders. Then of each size REHEARSED_BATCHES of validation are looked
+        at, fewer where that takes more than ``most_s``.
+        """
+        self.learner = learner
+        size, crop, groups = eval_batch(job.batch), job.setting.recipe.crop, by_size(job.views, job.candidate.train_px)
+        for view in job.views:
+            self.ms_per_image[view.name] = ms_per_image(learner, view, size)
+
+        def looked_at(views: list[View], batches: int, until_at: float) -> list[float]:
+            """When it began, and when each batch was done."""
+            marks = [time.monotonic()]
+
+            def note() -> bool:
+                marks.append(time.monotonic())
+                return len(marks) <= batches and marks[-1] < until_at
+
+            split_logits(learner, self._feeder, "val", views, crop=crop, batch=size, on_batch=note)
+            self._device.empty_cache()
+            return marks
+
+        looked_at(groups[0], 1, 0.0)
+        begun_at, sizes_s, validation_s = time.monotonic(), list[float](), 0.0
+        writing_s = self._writing_s(job)
+        for number, views in enumerate(groups):
+            marks = looked_at(views, REHEARSED_BATCHES, begun_at + most_s * (number + 1) / len(groups))
+            # Of a single batch the device's part is known.
+            alone_s = min(marks[1] - marks[0], sum(self.ms_per_image[view.name] for view in views) * size / 1e3)
+            first_s, batch_s = paced(marks) if len(marks) > 2 else (max(0.0, marks[1] - marks[0] - alone_s), alone_s)
+            split_s = {split: first_s + self._batches(split, size) * batch_s for split in job.splits}
+            sizes_s.append(sum(split_s.values()) + len(job.splits) * (len(views) + 1) * writing_s)
+            if views[0].px == job.candidate.train_px:
+                validation_s = split_s["val"]
+        return Rehearsed(whole_s=sum(sizes_s), first_s=sizes_s[0], validation_s=validation_s)
+
+    def evaluate(self, job: EvaluateJob, emit: Callable[[Progress], None]) -> Evaluated:
+        """Write the logits of every split and view, size by size and split by split, while time lasts; time each view.
+
+        Where it does not last, fewer views are known, but those on every split. How far it got is written after every
+        split of a size: nothing of that is lost with the process.
+        """
+        folder, device = Path(job.folder), self._device
+        learner = self.learner or Learner(job.setting, job.candidate, device, captured=job.captured)
+        if self.holds != job.folder:
+            models.adopt(learner.net, job.folder)
+        size = eval_batch(job.batch)
+        sizes = [(split, views) for views in by_size(job.views, job.candidate.train_px) for split in job.splits]
+        total = sum(self._batches(split, size) for split, _ in sizes)
+        there = read_evaluated(folder / EVALUATED)
+        found = there or Evaluated(done=(), ms_per_image={}, batch=size, peak_bytes=0)
+        self.ms_per_image.update(found.ms_per_image)
+        seen, seen_at, told_at = 0, 0.0, -math.inf
+
+        def go_on() -> bool:
+            """Whether this batch was the last one of its size, or the next, if it takes as long, is done in time."""
+            nonlocal seen, seen_at, told_at
+            now = time.monotonic()
+            seen, batch_s, seen_at = seen + 1, now - seen_at, now
+            if now >= told_at + TELLING_S:
+                told_at = now
+                emit(Progress(step=seen, total=total, text=f"{split} split", facts={"peak_bytes": device.peak_bytes()}))
+            return seen == ends_after or now + batch_s < job.until_at
+
+        ends_after = 0
+        for split, views in sizes:
+            ends_after += self._batches(split, size)
+            if all((split, view.name) in found.done for view in views):
+                seen = ends_after
+                continue
+            seen_at = time.monotonic()
+            logits = split_logits(
+                learner,
+                self._feeder,
+                split,
+                views,
+                crop=job.setting.recipe.crop,
+                batch=size,
+                on_batch=go_on,
+                until_at=job.until_at,
+            )
+            if logits is None:
+                break
+            for view, rows in logits.items():
+                put(logits_path(folder, split, view), partial(_save, rows), lasting=True)
+                if view.name not in self.ms_per_image:
+                    self.ms_per_image[view.name] = ms_per_image(learner, view, size)
+            costs = {view.name: self.ms_per_image[view.name] for view in views}
+            found = replace(
+                found,
+                done=(*found.done, *((split, view.name) for view in logits)),
+                ms_per_image={**found.ms_per_image, **costs},
+                peak_bytes=max(found.peak_bytes, device.peak_bytes()),
+            )
+            put_text(folder / EVALUATED, json.dumps(asdict(found), allow_nan=False), lasting=True)
+            device.empty_cache()
+        return replace(found, peak_bytes=max(found.peak_bytes, device.peak_bytes()))
+
+    def _writing_s(self, job: EvaluateJob) -> float:
+        """Seconds in which the logits of the larger split are on disk: the median of WRITINGS."""
+        path = Path(job.folder) / "rehearsal.npy"
+        most = max(len(self._feeder.pack.indices(split)) for split in job.splits)
+        rows = np.zeros((most, job.setting.classes), dtype=np.float32)
+        taken: list[float] = []
+        while len(taken) < WRITINGS:
+            begun_at = time.monotonic()
+            put(path, partial(_save, rows), lasting=True)
+            taken.append(time.monotonic() - begun_at)
+        path.unlink()
+        return median(taken)
+
+    def _batches(self, split: str, size: int) -> int:
+        """How many batches a split has."""
+        return -(-len(self._feeder.pack.indices(split)) // size)
+
+
+def _save(rows: Floats, path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, rows, allow_pickle=False)
+
+
+def paced(marks: Sequence[float]) -> tuple[float, float]:
+    """What the first batches took beyond the pace of the others, and seconds per batch of these, by when the first of
+    two or more was begun and each was done.
+
+    The first is left out of the pace, and those that loaders made meanwhile, where more than as many follow; a pass is
+    recorded in one of them.
+    """
+    ahead = Stream.ahead
+    since = 1 + ahead if len(marks) > 2 * (1 + ahead) else 1
+    batch_s = (marks[-1] - marks[since]) / (len(marks) - 1 - since)
+    return max(0.0, marks[since] - marks[0] - since * batch_s), batch_s
+
+
+def ms_per_image(learner: Learner, view: View, batch: int, *, launched: bool = True) -> float:
+    """Median milliseconds per image of one forward pass of ``batch`` images that are on the device already; unless it
+    is to be as in an evaluation, ``launched`` kernel by kernel, as where the model is used."""
+    x_bhwc = torch.zeros((batch, view.px, view.px, 3), dtype=torch.uint8, device=learner.device.torch_device)
+    taken: list[float] = []
+    while len(taken) < VIEW_PASSES and sum(taken) < VIEW_S:
+        learner.device.synchronize()
+        begun_at = time.monotonic()
+        learner.logits(x_bhwc, flip=view.flip, launched=launched)
+        learner.device.synchronize()
+        taken.append(time.monotonic() - begun_at)
+    return 1e3 * median(taken) / batch

@@ -1,0 +1,343 @@
+"""A model with its optimizer on a device: one training step, and logits. What is probed is what trains.
+
+Shape suffixes: B batch, C channels, H W pixels, K classes. Training images may lie on canvases; then their labels
+are [B, 3] and they are resized in the step (:mod:`fitwithin.training.resample`).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
+
+from fitwithin.candidate import Candidate
+from fitwithin.data.batches import EvalBatches
+from fitwithin.data.prefetch import Feeder, ring_bytes
+from fitwithin.engine.cuda import Cuda
+from fitwithin.engine.device import Cpu
+from fitwithin.engine.jobs import Setting
+from fitwithin.errors import UsageError
+from fitwithin.inference.ensemble import Floats, View
+from fitwithin.training import augment, optimizer, resample
+from fitwithin.training import model as models
+from fitwithin.training.cuda_graph import Graph, Pass
+from fitwithin.training.distributed import ALONE, Team
+
+#: Evaluation needs no gradients: this many images at once keep a GPU busy, and the peak below training's.
+EVAL_BATCH = 256
+
+#: Steps launched kernel by kernel before one is recorded: kernels are loaded and the optimizer's state made.
+UNRECORDED = 1
+
+#: What a recorded step reads in place of a rate of 0: no weight above 1e-20 moves at it. Optimizers that can be
+#: recorded divide by the rate before they add their epsilon, which is 0 / 0 where no gradient has ever arrived, as at
+#: a channel that never fires or the rim of a 5x5 kernel on 2x2 pixels (timm until 1.0.30; torch, pytorch#126514).
+SMALLEST_RATE = 1e-30
+
+#: Seeds of runs are below this: processes that train together have seeds that are no other run's.
+SEEDS = 2**31
+
+
+class Learner:
+    """A candidate's model, its optimizer and, under float16, its loss scaler.
+
+    With ``captured`` its step is recorded as a CUDA graph (:class:`~.cuda_graph.Graph`) once it has run, and so is
+    its pass without gradients, one in place of the other; on the CPU there is no such thing. An update's gradient is
+    accumulated over ``chunks`` parts of its batch, and averaged over the ``team`` of processes that train together.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        candidate: Candidate,
+        device: Cpu | Cuda,
+        *,
+        captured: bool = False,
+        chunks: int = 1,
+        team: Team = ALONE,
+    ) -> None:
+        torch.manual_seed(setting.seed)
+        self.device, self.chunks, self.team = device, chunks, team
+        self.amp_dtype = models.amp_dtype(candidate.precision, device.amp_dtype)
+        if candidate.precision == "tf32":
+            torch.set_float32_matmul_precision("high")
+        self._format = torch.channels_last if candidate.layout == "channels_last" else device.memory_format
+        stages = setting.recipe.stages(candidate.train_px)
+        sizes = (candidate.train_px, *setting.view_sizes, *(px for _, px in stages))
+        net, self.arguments = models.build(candidate, setting.classes, sizes)
+        #: Buffers that are no numbers by design: gemma4_vit clamps to bounds that are infinite at first.
+        self._endless = {name for name, value in net.named_buffers() if not torch.isfinite(value).all()}
+        self.net = net.to(device.torch_device, memory_format=self._format)  # type: ignore[call-overload]
+        self.parameters = models.parameters(net)
+        team.equalise(self.net)
+        if team.rank:  # equal weights, but dropout and augmentation of its own
+            torch.manual_seed(setting.seed + team.rank * SEEDS)
+        self._recorder = device if captured and isinstance(device, Cuda) else None
+        #: The learning rate where a recorded step finds it; without one it is a plain number.
+        self._rate = torch.zeros((), device=device.torch_device) if self._recorder else None
+        self.optimizer = optimizer.make(
+            setting.recipe,
+            self.net,
+            0.0 if self._rate is None else self._rate,
+            fused=device.kind == "cuda",
+            capturable=self._recorder is not None,
+        )
+        self._setting, self._recipe, self._classes = setting, setting.recipe, setting.classes
+        #: The side to which images on canvases are resized.
+        self.px = candidate.train_px
+        # Half precision tells 0 to 255 to an eighth; bfloat16 would tell them to a whole.
+        half = device.kind == "cuda" and self.amp_dtype is not None
+        self._pixel_dtype = torch.float16 if half else torch.float32
+        self.scaler = torch.amp.GradScaler(device.kind, enabled=self.amp_dtype == torch.float16)
+        self._mean = torch.tensor(models.MEAN, device=device.torch_device).view(1, 3, 1, 1) * 255
+        self._std = torch.tensor(models.STD, device=device.torch_device).view(1, 3, 1, 1) * 255
+        self._graph: Graph | None = None
+        self._pass: Pass | None = None
+        #: The shape of the images of the last pass that was launched kernel by kernel.
+        self._passed: torch.Size | None = None
+        # What the last step's shapes follow from, and how many there were of it in a row.
+        self._ran: tuple[tuple[torch.Size, torch.Size, int] | None, int] = (None, 0)
+        #: Seconds that recording the step took, the last time.
+        self.capture_s = 0.0
+
+    def fed_with(self, px: int) -> dict[str, Any]:
+        """Train on images of ``px`` from here on; what TrainBatches must be told for that."""
+        self.px = px
+        asked = self._setting
+        whose = {"rank": self.team.rank, "ranks": self.team.size}
+        return {"recipe": asked.recipe, "px": px, "seed": asked.seed, "canvas_px": asked.canvas_px, **whose}
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision where the candidate asks for it."""
+        return torch.autocast(self.device.kind, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
+
+    def images(self, x_bhwc: torch.Tensor, jitter: float = 0.0) -> torch.Tensor:
+        """[B, H, W, 3] of 0 to 255, as normalised floats [B, 3, H, W] on the device."""
+        x_bchw = x_bhwc.to(self.device.torch_device, non_blocking=True).permute(0, 3, 1, 2)
+        x_bchw = x_bchw.to(torch.float32, memory_format=self._format)
+        if jitter:
+            x_bchw = augment.coloured(x_bchw, jitter)
+        return x_bchw.sub_(self._mean).div_(self._std).contiguous(memory_format=self._format)
+
+    def _augmented(self, x_bhwc: torch.Tensor, y_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images [B, 3, H, W] as the recipe wants them, and their targets: classes [B], or shares of them [B, K]."""
+        recipe = self._recipe
+        if y_b.ndim == 2:
+            x_bhwc = resample.resized(x_bhwc, y_b[:, 1:], self.px, self._pixel_dtype)
+            y_b = y_b[:, 0]
+        if recipe.flip:
+            x_bhwc = augment.flipped(x_bhwc, recipe.flip)
+        x_bchw = self.images(x_bhwc, recipe.jitter)
+        if recipe.cutmix:
+            return augment.mixed(x_bchw, y_b, self._classes, recipe.cutmix)
+        return x_bchw, y_b
+
+    def step(self, x_bhwc: torch.Tensor, y_b: torch.Tensor, lr: float) -> torch.Tensor:
+        """One update at learning rate ``lr``; returns the batch's mean cross-entropy, not waited for.
+
+        Raises:
+            CaptureError: with ``captured``, the step cannot be recorded.
+        """
+        if not self.net.training:
+            self.net.train()
+        if self._pass is not None:
+            self.release()
+        self._set_rate(lr)
+        before, runs = self._ran
+        if before != (now := (x_bhwc.shape, y_b.shape, self.px)):
+            self.release()
+            runs = 0
+        self._ran = (now, runs + 1)
+        if self._recorder is not None and self._graph is None and runs >= UNRECORDED:
+            self._graph = Graph(self._update, (x_bhwc, y_b), self._recorder)
+            self.capture_s = self._graph.wall_s
+        if self._graph is not None:
+            return self._graph.replay(x_bhwc, y_b)
+        with warnings.catch_warnings():  # that it runs before it is recorded is as it should be
+            warnings.filterwarnings("ignore", message=".*capturable=True.*")
+            return self._update(x_bhwc, y_b, lambda: None)
+
+    def _set_rate(self, lr: float) -> None:
+        if self._rate is not None:
+            self._rate.fill_(max(lr, SMALLEST_RATE))
+            return
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def _update(self, x_bhwc: torch.Tensor, y_b: torch.Tensor, read: Callable[[], None]) -> torch.Tensor:
+        """One update; ``read`` is called once the images are on their way through the net."""
+        x_bhwc = x_bhwc.to(self.device.torch_device, non_blocking=True)
+        y_b = y_b.to(self.device.torch_device, non_blocking=True)
+        losses: list[torch.Tensor] = []
+        for x_part, y_part in zip(x_bhwc.chunk(self.chunks), y_b.chunk(self.chunks), strict=True):
+            x_bchw, target = self._augmented(x_part, y_part)
+            if len(losses) == self.chunks - 1:
+                read()
+            with self.autocast():
+                loss = F.cross_entropy(self.net(x_bchw), target, label_smoothing=self._recipe.smoothing)
+            del x_bchw  # it need not stay while the weights are updated
+            loss = loss / self.chunks
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        whole = losses[0] if self.chunks == 1 else torch.stack(losses).sum()
+        whole = self.team.average(whole, self.net.parameters())
+        if self._recipe.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), self._recipe.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return whole
+
+    def release(self) -> None:
+        """Drop what is recorded and the memory that it keeps; the next step is recorded anew."""
+        if self._graph is not None or self._pass is not None:
+            self.device.synchronize()
+            self._graph = self._pass = None
+            self.device.empty_cache()
+
+    def logits(self, x_bhwc: torch.Tensor, *, flip: bool = False, launched: bool = False) -> torch.Tensor:
+        """Float32 logits [B, K] on the device, of the images or of their mirror images; ``launched`` kernel by kernel,
+        as where the model is used.
+
+        Raises:
+            CaptureError: with ``captured``, the pass cannot be recorded.
+        """
+        if self._graph is not None or launched:
+            self.release()
+        if self.net.training:
+            self.net.eval()
+        with torch.inference_mode(), self.autocast():
+            x_bchw = self.images(x_bhwc)
+            if flip:
+                x_bchw = x_bchw.flip(3).contiguous(memory_format=self._format)
+            return self._out(x_bchw, None if launched else self._recorder).float()
+
+    def _out(self, x_bchw: torch.Tensor, recorder: Cuda | None) -> torch.Tensor:
+        """The net's logits: recorded, if there is a ``recorder``, from the second pass of a shape on."""
+        if self._pass is None or recorder is None or self._pass.shape != x_bchw.shape:
+            before, self._passed = self._passed, x_bchw.shape
+            if recorder is None or before != x_bchw.shape:
+                self.release()
+                found: torch.Tensor = self.net(x_bchw)
+                return found
+            self._pass = Pass(self.net, x_bchw, recorder)
+        return self._pass.replay(x_bchw)
+
+    def finite(self) -> bool:
+        """Whether all weights and statistics are numbers that were when they were made; waits for the device."""
+        named = self.net.state_dict().items()
+        judged = [value for name, value in named if name not in self._endless]
+        values = [value for value in judged if value.is_floating_point() and value.numel()]
+        with torch.no_grad():  # a norm needs no memory to speak of, unlike isfinite: the cap may be near
+            largest = torch.stack([torch.linalg.vector_norm(value, math.inf) for value in values])
+            return bool(torch.isfinite(largest).all())
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a later process needs to go on as if nothing had happened.
+
+        Processes that train together ask for it together. The first one's answer has every generator's state; the
+        others take over its batch norm's statistics, as they will where they go on from there.
+        """
+        self.team.equalise(self.net)
+        rng = {"cpu": torch.get_rng_state()}
+        if self.device.kind == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device.torch_device)
+        return {
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": self.team.gather(rng),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state`."""
+        self.release()  # it works on the optimizer's earlier state
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0 if self._rate is None else self._rate
+            group["capturable"] = self._rate is not None
+        self.scaler.load_state_dict(state["scaler"])
+        rng = state["rng"][self.team.rank]
+        torch.set_rng_state(rng["cpu"].cpu())
+        if "cuda" in rng:
+            torch.cuda.set_rng_state(rng["cuda"].cpu(), self.device.torch_device)
+
+
+def check_finite(candidate: Candidate, losses: list[torch.Tensor]) -> None:
+    """UsageError unless the losses of the very first updates are finite."""
+    found = [float(loss) for loss in losses]
+    wrong = [loss for loss in found if not math.isfinite(loss)]
+    if wrong:  # the last one may be finite again: float16's scaler leaves the update out
+        raise UsageError(
+            f"{candidate.model} computes a loss of {wrong[0]} in {candidate.precision} within its first "
+            f"{len(found)} updates; another precision may do"
+        )
+
+
+def eval_batch(batch: int) -> int:
+    """Images per forward pass in evaluation, for a candidate certified at ``batch``."""
+    return min(batch, EVAL_BATCH)
+
+
+def feeder_rings(candidate: Candidate, setting: Setting, batch: int, *, trains: bool = True) -> tuple[int, ...]:
+    """Bytes of the rings: for training at ``batch``, if it ``trains``, and for evaluation at every size in between."""
+    views = ring_bytes([(eval_batch(batch), px) for px in (candidate.train_px, *setting.view_sizes)])
+    return (ring_bytes([(batch, setting.canvas_px or candidate.train_px)]), views) if trains else (views,)
+
+
+def split_logits(
+    learner: Learner,
+    feeder: Feeder,
+    split: str,
+    views: list[View],
+    *,
+    crop: float,
+    batch: int,
+    on_batch: Callable[[], bool] | None = None,
+    until_at: float = math.inf,
+) -> dict[View, Floats] | None:
+    """Logits [N, K] of every image of a split under views of one size, in stored order.
+
+    ``on_batch`` is asked after every batch whether to go on; None is returned if it says no, or if a batch was not
+    there by ``until_at``.
+    """
+    px = views[0].px
+    parts: dict[View, list[torch.Tensor]] = {view: [] for view in views}
+    with feeder.stream(EvalBatches, split=split, crop=crop, px=px, batch=batch, until_at=until_at) as loaded:
+        for x_bhwc, _ in loaded:
+            for view in views:
+                parts[view].append(learner.logits(x_bhwc, flip=view.flip).cpu())
+            if on_batch is not None and not on_batch():
+                return None
+    if feeder.stalled:
+        return None
+    n = len(feeder.pack.indices(split))
+    return {view: np.asarray(torch.cat(found)[:n].numpy(), dtype=np.float32) for view, found in parts.items()}
+
+
+def count_correct(
+    learner: Learner,
+    feeder: Feeder,
+    split: str,
+    *,
+    px: int,
+    crop: float,
+    batch: int,
+    on_batch: Callable[[], bool] | None = None,
+    until_at: float = math.inf,
+) -> int | None:
+    """How many images of a labelled split the model gets right, one plain view at ``px``; None after ``until_at``."""
+    view = View(px=px, flip=False)
+    found = split_logits(learner, feeder, split, [view], crop=crop, batch=batch, on_batch=on_batch, until_at=until_at)
+    if found is None:
+        return None
+    labels = feeder.pack.labels[feeder.pack.indices(split)]
+    return int((found[view].argmax(axis=1) == labels).sum())

@@ -1,0 +1,107 @@
+"""timm backbones: built for a candidate, saved with everything needed to use them, and read back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fitwithin.candidate import Candidate
+from fitwithin.engine.jobs import CARD, WEIGHTS
+from fitwithin.errors import RunFolderError, UsageError
+from fitwithin.files import put, put_text
+
+#: Channel means and deviations of ImageNet, as timm uses them; trained from scratch, any fixed values would do.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a saved model needs to be used: its backbone, classes in order, training size, and evaluation crop."""
+
+    model: str
+    classes: tuple[str, ...]
+    train_px: int
+    precision: str
+    crop: float
+    arguments: dict[str, Any]
+
+
+def build(candidate: Candidate, classes: int, sizes: tuple[int, ...]) -> tuple[nn.Module, dict[str, Any]]:
+    """An untrained backbone for all ``sizes`` (pixels), and the extra arguments timm needed for that.
+
+    Models of a fixed input size are asked to take any (``dynamic_img_size``), or are built for the one size.
+
+    Raises:
+        UsageError: the model does not know a size, or cannot change between them; the message is a reason.
+    """
+    config = timm.get_pretrained_cfg(candidate.model)
+    least = max(config.min_input_size[1:]) if config is not None and config.min_input_size else 0
+    if min(sizes) < least:
+        raise UsageError(f"{candidate.model} takes at least {least} px, {min(sizes)} px were asked for")
+    arguments: dict[str, Any] = {}
+    if config is not None and config.fixed_input_size:
+        arguments = {"img_size": sizes[0]} if len(set(sizes)) == 1 else {"dynamic_img_size": True}
+    try:
+        return timm.create_model(candidate.model, pretrained=False, num_classes=classes, **arguments), arguments
+    except TypeError as error:
+        if "dynamic_img_size" not in arguments:
+            raise
+        wanted = ", ".join(str(px) for px in sorted(set(sizes)))
+        raise UsageError(f"{candidate.model} has a fixed input size and cannot change between {wanted} px") from error
+
+
+def parameters(model: nn.Module) -> int:
+    """Learnable parameters."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def depthwise(model: nn.Module) -> bool:
+    """Whether it has depthwise convolutions: under AMP in channels_last their kernels are built at run time."""
+    return any(isinstance(part, nn.Conv2d) and 1 < part.groups == part.in_channels for part in model.modules())
+
+
+def known_models() -> list[str]:
+    """The names of all timm backbones, sorted."""
+    return list(timm.list_models())
+
+
+def amp_dtype(precision: str, usual: torch.dtype) -> torch.dtype | None:
+    """What autocast computes in; None without autocast. ``usual`` is what plain ``amp`` means on the device."""
+    return {"amp": usual, "amp-bf16": torch.bfloat16}.get(precision)
+
+
+def save(model: nn.Module, card: Card, folder: Path) -> None:
+    """Write ``card.json`` and ``model.safetensors`` into ``folder``; an older model stays whole until replaced."""
+    state = {name: value.detach().to("cpu").contiguous().clone() for name, value in model.state_dict().items()}
+    put_text(folder / CARD, json.dumps(asdict(card), indent=1), lasting=True)
+    put(folder / WEIGHTS, lambda path: save_file(state, path), lasting=True)
+
+
+def load_card(folder: Path) -> Card:
+    """The card of a saved model; RunFolderError if there is none."""
+    path = folder / CARD
+    if not path.is_file():
+        raise RunFolderError(f"there is no model in {folder} (no {CARD})")
+    value = json.loads(path.read_text(encoding="utf-8"))
+    return Card(**{**value, "classes": tuple(value["classes"])})
+
+
+def adopt(net: nn.Module, folder: str) -> None:
+    """Give ``net`` the weights of the same backbone's model in ``folder``; nothing without one."""
+    if folder:
+        net.load_state_dict(load_file(Path(folder) / WEIGHTS))
+
+
+def load(folder: Path, device: torch.device) -> tuple[nn.Module, Card]:
+    """The saved model in evaluation mode on ``device``, and its card."""
+    card = load_card(folder)
+    model = timm.create_model(card.model, pretrained=False, num_classes=len(card.classes), **card.arguments)
+    model.load_state_dict(load_file(folder / WEIGHTS, device=str(device)))
+    return model.to(device).eval(), card

@@ -1,0 +1,36 @@
+"""The names of timm's backbones, kept in the cache: importing timm takes seconds, reading a list does not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+from fitwithin.files import cache_root, put_text
+
+
+def known_models(wait: Callable[[], object] | None = None) -> list[str]:
+    """All model names of the installed timm, sorted.
+
+    ``wait`` returns when another process, which imports timm anyway, has called this: nothing is imported twice.
+    """
+    path = cache_root() / f"timm-{metadata.version('timm')}.json"
+    names = _kept(path)
+    if names is None and wait is not None:
+        wait()
+        names = _kept(path)
+    if names is None:
+        from fitwithin.training.model import known_models as ask_timm
+
+        names = ask_timm()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        put_text(path, json.dumps(names), shared=True)
+    return names
+
+
+def _kept(path: Path) -> list[str] | None:
+    try:
+        return [str(name) for name in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,244 @@
+"""The process server: imports torch and timm once, then forks a fresh process per job, so that no job pays for imports.
+
+``python -m fitwithin.worker FD`` speaks over the Unix socket FD. For each job the parent sends one byte with two
+sockets: on the first it speaks to the child itself, on the second the server tells the child's process id and, when it
+has ended, its exit status. Any number of children may be at work. CUDA is never started in the server, so that each
+child gets a context of its own. When the parent goes away, so does everything here: a device is not held for nobody.
+
+multiprocessing's forkserver would do the same, but it runs the user's main module again in every child.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from fitwithin.engine.jobs import (
+    EvaluateJob,
+    Failure,
+    Held,
+    HoldJob,
+    ProbeJob,
+    Progress,
+    ScreenJob,
+    Seat,
+    TrainJob,
+    stays,
+)
+from fitwithin.engine.launch import ENDED, MESSAGE, READY, STARTED
+from fitwithin.errors import Deserted, FitwithinError, Hanging, OutOfMemory
+from fitwithin.lifeline import die_with_parent
+
+#: How often children are looked at, in seconds.
+LOOK_S = 0.02
+
+#: What an engine calls these errors.
+KINDS: dict[type[FitwithinError], str] = {Deserted: "deserted", Hanging: "hung"}
+
+
+def serve(control: socket.socket) -> None:
+    """Fork a child for every request until the other side closes; then end those still at work."""
+    gc.disable()  # nothing is thrown away while torch and timm are imported; looking for it took 0.6 of 2.4 s
+    from fitwithin.profiling import (
+        probe,  # noqa: F401 - imported here, before any fork
+        screen,  # noqa: F401 - imported here, before any fork
+    )
+    from fitwithin.training import (
+        evaluation,  # noqa: F401 - imported here, before any fork
+        loop,  # noqa: F401 - imported here, before any fork
+        model_names,
+    )
+
+    with suppress(OSError):  # a cache that cannot be written is told of where it is needed
+        model_names.known_models()
+    gc.freeze()  # no child's garbage collector walks through all that torch and timm have made
+    gc.enable()
+    control.sendall(MESSAGE.pack(READY, os.getpid()))
+    children: dict[int, socket.socket] = {}
+    try:
+        while True:
+            readable, _, _ = select.select([control], [], [], LOOK_S if children else None)
+            if readable:
+                data, fds, _, _ = socket.recv_fds(control, 1, 2)
+                if not data or len(fds) < 2:
+                    return
+                _start(control, fds, children)
+            _reap(children)
+    finally:
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+
+
+def _start(control: socket.socket, fds: list[int], children: dict[int, socket.socket]) -> None:
+    child = os.fork()
+    if child == 0:
+        control.close()
+        os.close(fds[1])
+        for status in children.values():
+            status.close()
+        _run_child(fds[0])
+    os.close(fds[0])
+    children[child] = socket.socket(fileno=fds[1])
+    _tell(children[child], STARTED, child)
+
+
+def _reap(children: dict[int, socket.socket]) -> None:
+    """Tell the end of every child that has ended."""
+    for child in list(children):
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid == child:
+            with children.pop(child) as told:
+                _tell(told, ENDED, os.waitstatus_to_exitcode(status))
+
+
+def _tell(status: socket.socket, kind: bytes, value: int) -> None:
+    with suppress(BrokenPipeError):  # whoever asked no longer listens
+        status.sendall(MESSAGE.pack(kind, value))
+
+
+def _run_child(fd: int) -> None:
+    """Carry out the job that arrives on ``fd``, and the evaluation for which a turn stays; then leave without running
+    the server's exit handlers."""
+    die_with_parent()
+    connection = Connection(fd)
+    code = 1
+    try:
+        job, asked_at, seat = connection.recv()
+        if isinstance(job, HoldJob):
+            _hold(job, connection)
+        else:
+            connection.send(("done", _carry_out(job, asked_at, seat, connection)))
+        code = 0
+    except (BrokenPipeError, EOFError):
+        pass  # the parent is gone; so is the need
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _hold(job: HoldJob, connection: Connection) -> None:
+    from fitwithin.engine import cuda
+
+    try:
+        free_bytes, held = cuda.hold(int(job.device.partition(":")[2] or 0), job.free_bytes)
+    except FitwithinError as error:
+        connection.send(("done", Failure(kind="error", reason=str(error))))
+        return
+    connection.send(("done", Held(free_bytes=free_bytes)))
+    with suppress(EOFError):
+        connection.recv()  # nothing comes: in the end the other side closes
+    del held
+
+
+def _baton(job: ProbeJob, seat: Seat) -> tuple[Any, float]:
+    """The baton of a timed process, once it may start, and how long it waited; of several, the first has it."""
+    from fitwithin.profiling import gpu_lock, probe
+    from fitwithin.training import distributed
+
+    if not seat.leads:
+        distributed.await_first(seat)
+        return None, 0.0
+    held = gpu_lock.Baton(probe.scratch_folder(job), job.setting.device)
+    return held, held.start()
+
+
+def _failure(error: BaseException, opened: Any) -> Failure:
+    """What an error comes to; those that tell that nobody listens any more are raised again."""
+    if isinstance(error, BrokenPipeError | EOFError):
+        raise error
+    if isinstance(error, OutOfMemory):
+        return Failure(kind="memory", reason=str(error), peak_bytes=opened.peak_bytes() if opened else None)
+    if isinstance(error, FitwithinError):
+        return Failure(kind=KINDS.get(type(error), "error"), reason=str(error))
+    # A model that gives up with sys.exit has told why.
+    text = " ".join(str(error).split())[:300]
+    return Failure(kind="error", reason=f"{type(error).__name__}: {text}", trace=traceback.format_exc())
+
+
+def _next(connection: Connection, outcome: Any) -> Any:
+    """Say what came of the turn, and wait for the job for which its process stays; EOFError if there is none."""
+    connection.send(("done", outcome))
+    return connection.recv()[0]
+
+
+def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) -> Any:
+    from fitwithin.data import pack
+    from fitwithin.data.prefetch import Feeder
+    from fitwithin.engine import device
+    from fitwithin.profiling import probe, screen
+    from fitwithin.training import distributed, evaluation, loop
+    from fitwithin.training.learner import feeder_rings
+
+    opened: Any = None
+    feeder: Feeder | None = None
+    held: Any = None
+    try:
+        setting = replace(job.setting, device=seat.device(job.setting.device))
+        job = replace(job, setting=setting)
+        if isinstance(job, ScreenJob):
+            opened = device.open_device(setting.device)
+            opened.cap(setting.memory_bytes, setting.accounting)
+            return screen.screen(job, opened)
+        evaluates = isinstance(job, EvaluateJob)
+        rings = feeder_rings(job.candidate, setting, job.batch if evaluates else job.share, trains=not evaluates)
+        store = pack.open_pack(Path(setting.pack))
+        feeder = Feeder(store, setting.workers, rings, pin=setting.device.startswith("cuda"))
+        if isinstance(job, ProbeJob) and job.timed:
+            held, waited_s = _baton(job, seat)
+            asked_at += waited_s
+        if not isinstance(job, ProbeJob) or job.timed:
+            feeder.start()
+        team = distributed.join(seat, setting.sharers)
+        opened = device.open_device(setting.device)
+        expected_bytes = 0 if evaluates else job.outside_bytes
+        opened.cap(setting.memory_bytes, setting.accounting, expected_bytes, feeder.capacity_bytes)
+        team.open(opened)
+        sent_at = 0.0
+
+        def emit(progress: Progress) -> None:
+            nonlocal sent_at
+            if seat.leads and time.monotonic() - sent_at >= 0.2:
+                connection.send(("progress", progress))
+                sent_at = time.monotonic()
+
+        if isinstance(job, ProbeJob):
+            scratch = probe.candidate_scratch(job.candidate, probe.scratch_folder(job))
+            return probe.probe(job, opened, feeder, asked_at, scratch, held, team)
+        evaluator = evaluation.Evaluator(opened, feeder)
+        with opened.guard():
+            if isinstance(job, TrainJob):
+                outcome = loop.advance(job, opened, feeder, asked_at, emit, team, evaluator)
+                return evaluator.evaluate(_next(connection, outcome), emit) if stays(job) else outcome
+            assert isinstance(job, EvaluateJob)
+            return evaluator.evaluate(job, emit)
+    except (Exception, SystemExit) as error:
+        return _failure(error, opened)
+    finally:
+        if feeder is not None:
+            feeder.close()
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    die_with_parent()
+    with socket.socket(fileno=int(sys.argv[1])) as channel:
+        # Whoever died before that request to Linux has closed the stream; nobody sends anything before READY.
+        if not select.select([channel], [], [], 0)[0]:
+            serve(channel)
+    # Tearing torch and timm down takes 1.5 s on two cores, in which the run's clock ticks; nothing here needs saving.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -1,0 +1,88 @@
+"""flow: what is planned from the profiles there are. How it is carried out: test_instantiate.py, test_searching.py."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fitwithin.candidate import Candidate
+from fitwithin.engine.simulated.engine import Law
+from fitwithin.errors import BudgetError
+from fitwithin.pipeline import run as flow
+from fitwithin.planning.plan import Plan
+from simulation import CountedImages, Stage, profile, request, without_pages
+
+#: Few images to validate on and many to test: a slow evaluation takes little of the profile phase.
+IMAGES = CountedImages((800, 10, 200))
+
+SLOW = "resnet101"
+
+
+class SlowToEvaluate(Law):
+    """One backbone needs a second for every image that it is evaluated on, and no longer than others to train."""
+
+    def weight(self, candidate: Candidate) -> float:
+        """All are alike."""
+        return 1.0
+
+    def eval_image_s(self, candidate: Candidate, px: int) -> float:
+        """A second of that one."""
+        return 1.0 if candidate.model == SLOW else super().eval_image_s(candidate, px)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
+    without_pages(monkeypatch)
+
+
+def planned(folder: Path, *models: str, time_s: float) -> Plan:
+    asked = replace(request(models=models, recipe="fast", time_s=time_s), search="halving")
+    return flow.draw_up(Stage(SlowToEvaluate(), asked, folder, IMAGES).run())
+
+
+@pytest.mark.parametrize("time_s", [300.0, 600.0])
+def test_who_could_not_be_evaluated_in_time_does_not_spoil_it_for_others(tmp_path: Path, time_s: float) -> None:
+    plan = planned(tmp_path / "all", "resnet18", "resnet34", "resnet50", SLOW, time_s=time_s)
+    (left_out,) = (each for each in plan.rejections if each.candidate.model == SLOW)
+    assert left_out.reason.startswith("its evaluation would take 8m ")
+    assert left_out.reason.endswith("are left; more time, or fewer or smaller test sizes, let it in")
+    few = planned(tmp_path / "few", "resnet18", "resnet34", "resnet50", time_s=time_s)
+    assert plan.search is not None
+    assert few.search is not None
+    assert plan.search.counts == few.search.counts == (3,)
+    assert plan.search.final_s > 0.8 * few.search.final_s, "no more is lost than its profile took"
+
+
+def test_with_enough_time_it_takes_part(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "resnet18", "resnet34", "resnet50", SLOW, time_s=3000.0)
+    assert SLOW in {turn.candidate.model for turn in plan.turns}
+
+
+def test_who_is_alone_takes_part_whatever_its_evaluation_takes(tmp_path: Path) -> None:
+    (turn,) = planned(tmp_path, SLOW, time_s=700.0).turns
+    assert turn.candidate.model == SLOW
+
+
+@pytest.mark.parametrize("search", ["exhaustive", "halving"])
+def test_one_candidate_more_never_makes_a_run_impossible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: str
+) -> None:
+    """Whatever the time: also where its evaluation is a third of what is left, and an epoch the rest."""
+    epoch_of_30_s = {"step_s": 1.2, "step_low_s": 1.2, "step_high_s": 1.2}
+    one = profile("resnet18", **epoch_of_30_s)
+    other = profile("resnet34", **epoch_of_30_s, eval_image_s={160: 0.022, 224: 0.022})
+    told = []
+    for time_s in range(30, 90):
+        asked = replace(request(models=("resnet18", "resnet34"), time_s=float(time_s)), search=search)
+        for known in ([one], [one, other]):
+            monkeypatch.setattr(flow.survey, "profile", lambda run, known=known: known)
+            try:
+                told.append(len(flow.draw_up(Stage(Law(), asked, tmp_path).run()).turns))
+            except BudgetError:
+                told.append(0)
+    alone, together = told[::2], told[1::2]
+    assert 0 in alone
+    assert [bool(turns) for turns in together] == [bool(turns) for turns in alone]

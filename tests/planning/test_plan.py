@@ -1,0 +1,176 @@
+"""Plans: JSON there and back, reasons for everybody, and refusals that name what would do. Laws: test_laws.py."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from fitwithin import recipe as recipes
+from fitwithin.candidate import Candidate
+from fitwithin.errors import BudgetError, UsageError
+from fitwithin.planning.cost import VIEW_S, DataFacts, checkpoint_every_s, checkpoints, costs
+from fitwithin.planning.plan import Plan, draw_up, from_json, least_s
+from fitwithin.profiling.profile import Probe, Profile, Rejection
+from fitwithin.units import duration
+from simulation import FACTS, profile
+
+PAPER = recipes.load("paper")
+
+
+def drawn(known: list[Profile], available_s: float, scope: str = "total", **changes: Any) -> Plan:
+    values: dict[str, Any] = {
+        "limit_s": available_s,
+        "data": FACTS,
+        "recipe": PAPER,
+        "view_sizes": (160, 224),
+        "request": {"data": "x"},
+        "fingerprint": "f",
+        **changes,
+    }
+    return draw_up(known, values.pop("rejections", []), available_s=available_s, scope=scope, **values)
+
+
+def test_a_plan_survives_json() -> None:
+    turned = Rejection(candidate=Candidate(model="vgg19", train_px=224, precision="fp32"), reason="2 images do not fit")
+    plan = drawn([profile("a"), profile("b", batch=40)], 500.0, rejections=[turned])
+    assert from_json(plan.to_json()) == plan
+    assert from_json(replace(plan, frozen=True).to_json()).frozen
+    assert turned in plan.rejections
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "no plan that `fitwithin plan` wrote"),
+        ("[]", "no plan that `fitwithin plan` wrote"),
+        ("{}", "no plan that `fitwithin plan` wrote .KeyError: 'schema'"),
+        ('{"schema": 99}', "the plan has schema 99, this version reads 1; draw it up again"),
+        ('{"schema": 1, "turns": [{}], "rejections": []}', "no plan that `fitwithin plan` wrote"),
+        ('{"schema": 1, "turns": [], "rejections": [], "more": 1}', "no plan that `fitwithin plan` wrote"),
+    ],
+)
+def test_what_is_no_plan_is_refused(text: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        from_json(text)
+
+
+def test_a_turn_keeps_free_what_its_profile_held_outside_the_allocator() -> None:
+    probes = tuple(Probe(batch=b, passed=True, outside_bytes=b) for b in (8, 32, 24))
+    (turn,) = drawn([replace(profile(), probes=probes)], 500.0).turns
+    assert turn.outside_bytes == 32
+
+
+def test_every_number_of_a_turn_has_its_reason() -> None:
+    (turn,) = drawn([profile(batch=40)], 600.0).turns
+    batch, rate, epochs, lr = turn.why
+    assert batch == "batch 40: 40 ran, 41 did not"
+    assert "667 images/s with the real loader, 800 with a dummy one: the loader costs 20%" in rate
+    assert epochs.startswith(f"{turn.epochs:g} epochs: ")
+    assert lr == "learning rate 0.000395: 0.001 x sqrt(40/256)"
+    assert turn.steps == turn.epochs * FACTS.train / 40
+
+
+def test_shares_are_equal_and_the_slowest_is_left_out_with_a_reason() -> None:
+    fast, middle, slow = (profile(n, step_s=s, step_high_s=s) for n, s in (("a", 0.05), ("b", 0.06), ("c", 0.5)))
+    plan = drawn([slow, fast, middle], 160.0)
+    assert [turn.candidate.model for turn in plan.turns] == ["a", "b"]
+    assert len({turn.allotted_s for turn in plan.turns}) == 1
+    (left_out,) = plan.rejections
+    assert left_out.candidate.model == "c"
+    assert "left out: shares of" in left_out.reason or "do not pay for one epoch" in left_out.reason
+
+
+def test_under_scope_candidate_each_gets_everything() -> None:
+    plan = drawn([profile("a"), profile("b"), profile("c", step_s=90.0, step_high_s=90.0)], 100.0, "candidate")
+    assert [turn.allotted_s for turn in plan.turns] == [100.0, 100.0]
+    (left_out,) = plan.rejections
+    assert "do not pay for one epoch" in left_out.reason
+    needed_s = duration(left_out.reason.split("; ")[1].removesuffix(" would"))
+    (turn,) = drawn([profile("c", step_s=90.0, step_high_s=90.0)], needed_s, "candidate").turns
+    assert turn.epochs >= 1
+
+
+def test_a_twin_in_the_other_precision_doubles_what_is_kept_for_evaluation() -> None:
+    alone = drawn([profile("a")], 300.0).turns[0].allotted_s
+    both = drawn([profile("a"), profile("a", precision="fp32", step_s=60.0, step_high_s=60.0)], 300.0).turns[0]
+    kept_s = 300.0 - alone
+    assert 300.0 - both.allotted_s == pytest.approx(2 * kept_s)
+
+
+@given(
+    st.floats(-50, 60),
+    st.integers(2, 800),
+    st.floats(0.01, 20),
+    st.floats(0, 3),
+    st.sampled_from(["total", "candidate"]),
+    st.floats(0, 9000),
+)
+def test_a_refusal_names_the_least_and_that_would_really_do(
+    available_s: float, batch: int, step_s: float, save_s: float, scope: str, spent_s: float
+) -> None:
+    one = profile(batch=batch, step_s=step_s, step_high_s=step_s, step_low_s=step_s, save_s=save_s)
+    limit_s = available_s + spent_s
+    try:
+        drawn([one], available_s, scope, limit_s=limit_s)
+        refused = None
+    except BudgetError as error:
+        refused = str(error)
+    assume(refused is not None)
+    needed_s = duration(refused.rpartition("the least that would do, also after a slower start, is ")[2])
+    assert needed_s > limit_s
+    # What came before training, and evaluating where it was kept for, takes half as long again next time.
+    slower_s = min(5.0, (limit_s - available_s) / 2)
+    plan = drawn([one], needed_s - (limit_s - available_s) - slower_s, scope, limit_s=needed_s)
+    assert plan.turns[0].epochs >= 1
+    assert plan.turns[0].steps >= 2
+
+
+def test_nobody_left_is_told_with_the_first_reasons() -> None:
+    rejections = [
+        Rejection(candidate=Candidate(model=f"m{i}", train_px=160, precision="amp"), reason=f"why {i}")
+        for i in range(5)
+    ]
+    with pytest.raises(BudgetError, match=r"no candidate can be trained .*m0-amp-160: why 0; .*why 2; and 2 more"):
+        drawn([], 100.0, rejections=rejections)
+
+
+def test_a_batch_of_all_images_still_gets_two_steps_that_fit() -> None:
+    one = profile(batch=800, step_s=10.0, step_low_s=10.0, step_high_s=10.0)
+    cost = costs(one, FACTS, PAPER, (160,), "candidate")
+    assert cost.affordable_steps(cost.needed_s(1) + 1) == 0
+    (turn,) = drawn([one], cost.needed_s(2) + 0.1, "candidate", view_sizes=(160,)).turns
+    assert turn.steps == 2
+    assert turn.predicted_high_s <= turn.allotted_s
+
+
+def test_the_least_is_the_cheapest_candidates() -> None:
+    paired = [(p, costs(p, FACTS, PAPER, (160,), "total")) for p in (profile("a"), profile("b", step_high_s=5.0))]
+    assert least_s(paired, FACTS) == least_s(paired[:1], FACTS) < least_s(paired[1:], FACTS)
+
+
+def test_flips_cost_evaluation_twice() -> None:
+    facts = DataFacts(train=800, val=100, test=0, classes=2)
+    timing = profile().timing
+    fixed_s = timing.startup_s + timing.save_s + timing.eval_first_s[160]
+    with_flips = costs(profile(), facts, PAPER, (160,), "total").evaluation_s - fixed_s
+    upright = costs(profile(), facts, recipes.load("upright"), (160,), "total").evaluation_s - fixed_s
+    assert with_flips == pytest.approx(2 * upright)
+
+
+def test_an_image_that_is_loaded_is_mirrored_by_the_device_alone() -> None:
+    facts = DataFacts(train=800, val=100, test=900, classes=2)
+    bound = profile(eval_device_s={160: 0.0001})
+    fixed_s = bound.timing.startup_s + bound.timing.save_s + bound.timing.eval_first_s[160] + 2 * VIEW_S
+    found_s = costs(bound, facts, PAPER, (160,), "total").evaluation_s - fixed_s
+    assert found_s == pytest.approx(1000 * (0.0005 + 0.0001))
+
+
+@given(st.floats(1, 1e5), st.floats(0, 1e4), st.floats(0, 60))
+def test_longer_turns_write_no_fewer_checkpoints_ten_at_most_at_a_hundredth_of_their_time(
+    turn_s: float, more_s: float, save_s: float
+) -> None:
+    assert 0 <= checkpoints(turn_s, save_s) <= checkpoints(turn_s + more_s, save_s) <= 10
+    assert checkpoints(turn_s, save_s) * save_s <= turn_s / 100
+    assert turn_s / checkpoint_every_s(turn_s, save_s) == pytest.approx(checkpoints(turn_s, save_s), abs=1.0)

@@ -1,0 +1,242 @@
+"""The report is a fold of the store: rows, limits and phases from events, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fitwithin.candidate import Candidate
+from fitwithin.engine.jobs import Trained
+from fitwithin.engine.simulated.engine import Law, Trouble
+from fitwithin.errors import BudgetError
+from fitwithin.pipeline import finish
+from fitwithin.pipeline import run as flow
+from fitwithin.planning.cost import CLOSING_MARGIN, LEAVING_S
+from fitwithin.profiling.profile import to_dict
+from fitwithin.report import build, candidate_row, render
+from fitwithin.report.schema import Report, from_json
+from fitwithin.store import MemoryStore
+from simulation import GIB, Stage, profile, request, without_pages
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of its own; no pages, whose charts take a second each (test_page.py draws them)."""
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
+    without_pages(monkeypatch)
+
+
+def told(tmp_path: Path, law: Law | None = None, **asked: Any) -> tuple[Stage, Report]:
+    stage = Stage(law or Law(), request(**{"time_s": 300.0, **asked}), tmp_path)
+    return stage, flow.tell(stage.run())
+
+
+def test_every_candidate_has_its_row_and_its_reason(tmp_path: Path) -> None:
+    _, report = told(tmp_path, models=("resnet18", "resnet50"), precisions=("amp", "fp32"), time_s=120.0)
+    assert len(report.candidates) == 4
+    assert all(row.reason for row in report.candidates)
+    trained = [row for row in report.candidates if row.status == "trained"]
+    assert trained
+    for row in trained:
+        assert row.reason.startswith(("complete: ", "planned"))
+        assert row.validations[-1].accuracy.total == 100
+        assert row.curve[-1].step == row.steps
+        assert row.predicted_low_s <= row.actual_s <= row.predicted_high_s
+    for row in report.candidates:
+        if row.status == "rejected":
+            assert row.batch or "no time was left to profile it" in row.reason
+            assert row.actual_s is None
+
+
+def test_slow_probes_reject_no_candidate_that_has_a_budget_of_its_own(tmp_path: Path) -> None:
+    law = Law(warmup_s=15.0)
+    _, report = told(tmp_path, law, models=("resnet18", "resnet50"), scope="candidate", time_s=60.0)
+    assert [row.status for row in report.candidates] == ["trained", "trained"]
+    assert min(row.profile_s for row in report.candidates) > 60.0
+
+
+def test_the_report_on_disk_is_the_report(tmp_path: Path) -> None:
+    _, report = told(tmp_path)
+    assert from_json((tmp_path / "report.json").read_text()).to_json() == report.to_json()
+    assert json.loads((tmp_path / "receipt.json").read_text()) == json.loads(json.dumps(asdict(report.receipt)))
+    assert report.receipt.finished
+    assert report.receipt.starts == 1
+
+
+def test_phases_add_up_to_what_was_spent(tmp_path: Path) -> None:
+    stage, report = told(tmp_path)
+    (limit,) = (limit for limit in report.receipt.limits if limit.name == "time")
+    assert sum(phase.spent_s for phase in report.receipt.phases) == pytest.approx(limit.spent)
+    assert limit.spent == pytest.approx(stage.engine.now() - 1000.0 + LEAVING_S)
+    assert [phase.phase for phase in report.receipt.phases] == [
+        "start-up",
+        "data",
+        "profile",
+        "train",
+        "evaluate",
+        "report",
+    ]
+    peaks = {phase.phase: phase.peak_bytes for phase in report.receipt.phases}
+    assert peaks["report"] is None
+    assert 0 < peaks["train"] <= GIB
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        ({"time_s": 300.0}, ["memory", "time"]),
+        ({"gpu_time_s": 300.0}, ["memory", "device time"]),
+        ({"time_s": 300.0, "gpu_time_s": 300.0}, ["memory", "time", "device time"]),
+        ({"time_s": 300.0, "scope": "candidate"}, ["memory", "time per candidate"]),
+        ({"time_s": 300.0, "inference_ms": 50.0}, ["memory", "time", "inference"]),
+    ],
+)
+def test_every_limit_that_was_set_is_answered_for(tmp_path: Path, asked: dict[str, Any], names: list[str]) -> None:
+    stage = Stage(Law(), request(**asked), tmp_path)
+    report = flow.tell(stage.run())
+    assert [limit.name for limit in report.receipt.limits] == names
+    assert all(limit.kept and 0 < limit.spent <= limit.limit for limit in report.receipt.limits)
+
+
+def test_an_inference_limit_that_nothing_keeps_is_not_called_kept(tmp_path: Path) -> None:
+    _, report = told(tmp_path, inference_ms=1e-6)
+    (limit,) = (limit for limit in report.receipt.limits if limit.name == "inference")
+    assert not limit.kept
+
+
+def test_a_failed_turn_keeps_its_reason(tmp_path: Path) -> None:
+    """The first turn dies before its first step, again and again; the other one wins."""
+    models = ("resnet18", "resnet50")
+    _, calm = told(tmp_path, models=models)
+    first = next(row for row in calm.candidates if row.status == "trained")
+    profiled_s = sum(phase.spent_s for phase in calm.receipt.phases if phase.phase == "profile")
+    law = Law(troubles=tuple(Trouble(at_s=profiled_s + at_s, kind="died") for at_s in (0.5, 0.6, 0.7)))
+    folder = tmp_path / "second"
+    folder.mkdir()
+    _, report = told(folder, law, models=models)
+    row = next(row for row in report.candidates if row.name == first.name)
+    assert (row.status, row.validation) == ("failed", None)
+    assert row.reason == f"simulated: died {profiled_s + 0.7:g} s after the start"
+    assert report.winner not in (None, first.name)
+
+
+def test_a_rescue_is_told_of(tmp_path: Path) -> None:
+    stage, report = told(tmp_path)
+    row = next(row for row in report.candidates if row.status == "trained")
+    (event,) = stage.store.events("turn")
+    stage.store.append("turn", {**event.body, "trained": {**event.body["trained"], "rescues": 2}})
+    plan = flow.draw_up(stage.run())
+    again = build.report(stage.request, plan, stage.store.events())
+    assert again.row(row.name).reason.startswith(
+        f"{row.reason}; 2 times the loss was no number: back to the checkpoint"
+    )
+
+
+def test_a_plan_alone_has_no_limits_and_no_winner(tmp_path: Path) -> None:
+    stage = Stage(Law(), request(time_s=300.0), tmp_path)
+    run = stage.run()
+    plan = flow.draw_up(run)
+    report = build.report(stage.request, plan, stage.store.events())
+    assert (report.winner, report.receipt.limits, report.receipt.finished) == (None, (), False)
+    assert [row.status for row in report.candidates] == ["planned"]
+    assert report.candidates[0].reason == plan.turns[0].why[-2]
+
+
+def test_missing_views_are_noted(tmp_path: Path) -> None:
+    """A machine that stands still during the evaluation."""
+    calm_stage, calm = told(tmp_path, view_sizes=(160, 224))
+    end_s = calm_stage.engine.now() - 1000.0
+    evaluated_s = next(p.spent_s for p in calm.receipt.phases if p.phase == "evaluate")
+    folder = tmp_path / "second"
+    folder.mkdir()
+    law = Law(stalls=((end_s - evaluated_s * 0.4, 100.0),))
+    try:
+        _, report = told(folder, law, view_sizes=(160, 224))
+    except BudgetError:  # pragma: no cover - the stall comes after the plan
+        pytest.fail("the plan was drawn up before")
+    assert any("views were evaluated on" in note or "evaluation" in note for note in report.notes)
+    assert all(limit.kept for limit in report.receipt.limits)
+
+
+def test_the_store_is_read_back_into_nouns() -> None:
+    store = MemoryStore()
+    found = profile()
+    turned = Candidate(model="vgg19", train_px=224, precision="fp32")
+    store.append("profiled", to_dict(found))
+    store.append("rejected", {"candidate": asdict(turned), "reason": "2 images do not fit"})
+    store.append("turn", {"name": "a", "trained": None, "reason": "it died"})
+    events = store.events()
+    assert build.profiled(events) == {found.candidate.name: found}
+    assert build.rejected(events)[turned.name].candidate == turned
+    assert build.outcomes(events) == ({}, {"a": "it died"})
+
+
+def test_a_hurried_run_has_no_charts_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(Law(), request(time_s=300.0), tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(render, "drawings", None)
+    report = flow.tell(replace(stage.run(), drawing_s=None, hurried=True))
+    assert report.notes[-1] == finish.CHARTS_LEFT_OUT
+    html = (tmp_path / "report.html").read_text()
+    assert "<svg" not in html
+    assert finish.CHARTS_LEFT_OUT in html
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_who_is_killed_over_the_charts_has_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(Law(), request(time_s=300.0), tmp_path)
+
+    def dies(drawing: finish.Drawing) -> None:
+        raise Killed
+
+    monkeypatch.setattr(finish.Drawing, "there", lambda drawing: None)
+    monkeypatch.setattr(finish.Drawing, "result", dies)
+    with pytest.raises(Killed):
+        flow.tell(stage.run())
+    report = from_json((tmp_path / "report.json").read_text())
+    assert report.winner == "resnet18-amp-160"
+    assert report.receipt.finished
+    assert report.receipt.balanced
+    assert report.notes[-1] == finish.CHARTS_LOST
+    assert stage.store.events("finished")
+
+
+@pytest.mark.parametrize(("spare_s", "drawn"), [(0.1, 1), (-0.1, 0)], ids=["enough", "too little"])
+def test_charts_that_there_is_no_time_for_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spare_s: float, drawn: int
+) -> None:
+    """Time for them with their margin, that is, and for the end of the process."""
+    stage = Stage(Law(), request(time_s=300.0), tmp_path)
+    asked: list[finish.Drawing] = []
+    monkeypatch.setattr(finish.Drawing, "there", lambda drawing: None)
+    monkeypatch.setattr(finish.Drawing, "result", lambda drawing: asked.append(drawing) or render.NO_DRAWINGS)
+    run = replace(stage.run(), drawing_s=5.0)
+    monkeypatch.setattr(finish, "_time_left_s", lambda run: CLOSING_MARGIN * 5.0 + LEAVING_S + spare_s)
+    report = flow.tell(run)
+    assert len(asked) == drawn
+    assert (finish.CHARTS_LEFT_OUT in report.notes) == (not drawn)
+
+
+def test_a_turn_of_less_than_an_epoch_tells_how_much_less(tmp_path: Path) -> None:
+    """To the digit that was planned: "planned 0.071 epochs, took 0.1: slower than profiled" told nothing."""
+    (turn,) = flow.draw_up(Stage(Law(), request(), tmp_path).run()).turns
+    trained = Trained(
+        steps=30,
+        planned_steps=36,
+        epochs=0.0694,
+        ended="shortened",
+        best=None,
+        validations=(),
+        curve=(),
+        peak_bytes=1,
+        startup_s=1.0,
+    )
+    told = candidate_row._ended(replace(turn, epochs=0.071), trained)
+    assert told.startswith("planned 0.071 epochs, took 0.069: the machine was slower")

@@ -1,0 +1,208 @@
+"""The report of a search is a fold of its trials and the books: nothing is lost, and every candidate has its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fitwithin.engine.simulated.engine import Law, Trouble
+from fitwithin.ledger import Books, Entry
+from fitwithin.pipeline import evaluate_phase, run
+from fitwithin.planning import search_plan
+from fitwithin.planning.halving import Halving
+from fitwithin.planning.plan import Planned
+from fitwithin.planning.search import Entrant, Score, Trial
+from fitwithin.report import build, searched
+from fitwithin.report.schema import Report, from_json
+from fitwithin.report.search_report import FATES, SearchReport
+from planning.test_search import entrants, play, steady
+from simulation import CountedImages, Stage, request, without_pages
+
+MODELS = ("resnet18", "resnet26", "resnet34", "resnet50", "resnet101", "resnet152", "vgg11", "vgg13")
+
+Begin = Callable[..., Stage]
+
+
+@pytest.fixture
+def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
+    """Stages of a search, with a cache of their own and no pages, whose charts take a second each."""
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
+    without_pages(monkeypatch)
+
+    def stage(*, time_s: float = 900.0, folder: str = "run", law: Law | None = None, **recipe: Any) -> Stage:
+        asked = request(models=MODELS, sizes=(160, 224), view_sizes=(160, 224), time_s=time_s)
+        asked = replace(asked, search="halving", recipe=replace(asked.recipe, **recipe))
+        return Stage(law or Law(half_epochs=20), asked, tmp_path / folder, CountedImages())
+
+    return stage
+
+
+def holds(report: Report) -> SearchReport:
+    """The search of a report, in which everything adds up."""
+    search = report.search
+    assert search is not None
+    phase = next(phase for phase in report.receipt.phases if phase.phase == "train")
+    assert sum(trial.charged_s for trial in search.trials) == pytest.approx(phase.spent_s)
+    assert sum(trial.gpu_s for trial in search.trials) == pytest.approx(phase.gpu_s)
+    assert [trial.number for trial in search.trials] == list(range(1, len(search.trials) + 1))
+    tried = {trial.candidate for trial in search.trials}
+    out = [verdict.candidate for verdict in search.verdicts]
+    assert len(out) == len(set(out))
+    assert tried <= {*out, report.winner}
+    assert {verdict.candidate for verdict in search.verdicts if verdict.rung is None}.isdisjoint(tried)
+    for trial in search.trials:
+        assert trial.fate in FATES
+        assert (trial.fate == "failed") == (trial.accuracy is None)
+        assert (trial.fate == "handed over") == (trial.turn == search.handed_over)
+    rows = {row.name: row for row in report.candidates}
+    for name in tried:
+        own = [trial for trial in search.trials if trial.candidate == name]
+        assert rows[name].actual_s == pytest.approx(sum(trial.charged_s for trial in own))
+        if rows[name].validation is not None:
+            assert rows[name].validation in [trial.accuracy for trial in own]
+            assert rows[name].inference_ms is not None
+            assert (rows[name].front is True) == (rows[name].beaten_by is None)
+    return search
+
+
+def test_a_search_is_told_whole(begin: Begin) -> None:
+    stage = begin()
+    report = run.tell(stage.run())
+    search = holds(report)
+    assert from_json((stage.folder / "report.json").read_text()).search == search
+    assert [rung.count for rung in search.rungs] == [16, 4]
+    assert sorted(trial.rung for trial in search.trials) == [-1] + [0] * 16 + [1] * 4
+    assert all(trial.charged_s <= trial.promised_s for trial in search.trials)
+    final = search.trials[-1]
+    assert (final.fate, final.turn) == ("handed over", f"{report.winner}-final")
+    assert Path(evaluate_phase.read(stage.folder).folder).name == search.handed_over
+    assert search.handed_over_why.startswith("the model of the final training: ")
+    assert search.second is not None
+    assert search.second.rung == 1
+    ranked = sorted((t for t in search.trials if t.rung == 1), key=lambda t: -t.accuracy.correct)
+    assert search.second.accuracy == ranked[1].accuracy
+    assert search.second.winner_accuracy == ranked[0].accuracy
+    assert sum(trial.fate == "went on" for trial in search.trials) == 5
+    assert search.told not in report.notes, "it stands in the search's own section"
+
+
+def test_predicted_and_actual_time_are_of_the_same_trials(begin: Begin) -> None:
+    report = run.tell(begin().run())
+    for row in report.candidates:
+        assert row.predicted_low_s * 0.98 <= row.actual_s <= row.predicted_high_s * 1.02, row.name
+
+
+def test_the_outlook_goes_by_the_winners_last_two_trials(begin: Begin) -> None:
+    for continues in (False, True):
+        report = run.tell(begin(folder=str(continues), continues=continues).run())
+        assert report.search is not None
+        assert report.outlook is not None
+        own = [trial for trial in report.search.trials if trial.candidate == report.winner]
+        assert [point.correct for point in report.outlook.points] == [trial.accuracy.correct for trial in own]
+        spent = [trial.gpu_s for trial in own]
+        expected = [sum(spent[: n + 1]) for n in range(3)] if continues else spent
+        assert [point.gpu_s for point in report.outlook.points] == pytest.approx(expected)
+
+
+def test_without_a_search_one_training_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
+    without_pages(monkeypatch)
+    report = run.tell(Stage(Law(), request(time_s=300.0), tmp_path).run())
+    assert report.search is None
+    assert report.outlook is not None
+    assert len(report.outlook.points) == 1
+    assert report.outlook.forecasts == ()
+
+
+def test_a_trial_that_died_is_told_with_its_reason(begin: Begin) -> None:
+    """The first trial of a run that goes as the calm one did until then dies again and again."""
+    report = run.tell(begin(folder="calm").run())
+    calm = holds(report)
+    profiled_s = sum(phase.spent_s for phase in report.receipt.phases if phase.phase == "profile")
+    troubles = tuple(Trouble(at_s=profiled_s + at_s, kind="died") for at_s in (0.5, 0.6, 0.7))
+    search = holds(run.tell(begin(folder="troubled", law=Law(half_epochs=20, troubles=troubles)).run()))
+    assert search.trials[0].candidate == calm.trials[0].candidate
+    assert search.trials[0].fate == "failed"
+    assert search.trials[0].why.startswith("simulated: died")
+    verdict = next(verdict for verdict in search.verdicts if verdict.candidate == calm.trials[0].candidate)
+    assert (verdict.rung, verdict.confidence, verdict.cut) == (0, None, None)
+
+
+def test_a_plan_has_its_ladder_and_no_trials(begin: Begin) -> None:
+    stage = begin()
+    plan = run.draw_up(stage.run())
+    report = build.report(stage.request, plan, stage.store.events())
+    assert report.search is not None
+    assert report.search.told == plan.search.told
+    assert (report.search.trials, report.search.verdicts, report.search.handed_over) == ((), (), None)
+    assert report.outlook is None
+
+
+def told(search: Halving, truth: Callable[[Trial], Score], budget_s: float = 100.0) -> SearchReport:
+    """A search played through with these truths, told without books."""
+    play(search, truth, budget_s=budget_s)
+    counts, seconds = (search.ladder.counts, search.ladder.seconds) if search.ladder else ((), ())
+    facts = Planned(entrants=search.entrants, budget_s=budget_s, counts=counts, seconds=seconds, final_s=search.final_s)
+    return searched.told(facts, search, {})
+
+
+def test_a_final_training_that_did_harm_is_told() -> None:
+    fine = steady(2)
+    found = told(Halving(entrants(4), budget_s=100.0), lambda t: Score(correct=1, total=1000) if t.final else fine(t))
+    assert found.handed_over == next(t.turn for t in reversed(found.trials[:-1]) if t.candidate == "model0002-amp-160")
+    assert found.trials[-1].fate == "dropped"
+    assert found.handed_over_why.endswith("the final training reached 0.1 % only")
+
+
+def test_a_final_training_that_failed_is_told() -> None:
+    fine = steady(2)
+    found = told(Halving(entrants(4), budget_s=100.0), lambda t: Score(reason="it died") if t.final else fine(t))
+    assert found.trials[-1].fate == "failed"
+    assert found.handed_over_why.endswith("the final training left none (it died)")
+
+
+def test_whom_the_time_does_not_pay_for_was_never_tried() -> None:
+    found = told(Halving(entrants(20, fixed_s=5.0), budget_s=200.0), steady(0), 200.0)
+    left_out = [verdict for verdict in found.verdicts if verdict.rung is None]
+    assert len(left_out) == 20 - len({trial.candidate for trial in found.trials})
+    assert all(verdict.reason.startswith("left out") for verdict in left_out)
+
+
+def test_where_all_failed_nothing_is_handed_over() -> None:
+    found = told(Halving(entrants(4), budget_s=100.0), lambda trial: Score(reason="it died"))
+    assert (found.handed_over, found.handed_over_why, found.second) == (None, "", None)
+    assert {trial.fate for trial in found.trials} == {"failed"}
+    assert len(found.verdicts) == 4
+
+
+def test_charges_are_summed_by_turn_whatever_stands_between() -> None:
+    def entry(number: int, key: str, phase: str, charged_s: float | None, gpus: int = 1) -> Entry:
+        reserved_s = 10.0 - number  # what is reserved when it is taken up again is less
+        return Entry(number=number, phase=phase, key=key, gpus=gpus, reserved_s=reserved_s, charged_s=charged_s)
+
+    found = searched.charges(
+        Books(
+            entries=(
+                entry(1, "a", "profile", 5.0),
+                entry(2, "a", "train", 2.0, 2),
+                entry(3, "b", "train", 1.0),
+                entry(4, "a", "train", 3.0, 2),
+                entry(5, "a", "evaluate", 7.0),
+                entry(6, "b", "train", None),
+            )
+        )
+    )
+    assert found == {
+        "a": searched.Charge(seconds=5.0, gpu_s=10.0, promised_s=8.0),
+        "b": searched.Charge(seconds=1.0, gpu_s=1.0, promised_s=7.0),
+    }
+
+
+def test_a_trial_names_its_turn() -> None:
+    search = Halving([Entrant(candidate=each.candidate) for each in entrants(4)], budget_s=100.0)
+    found = told(search, steady(1))
+    assert [trial.turn for trial in found.trials] == [search_plan.turn_name(trial) for trial in search.trials]

@@ -1,0 +1,581 @@
+"""advance: a turn in this process, and killed and carried on in others, to the same bytes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fitwithin.candidate import Candidate
+from fitwithin.data import image_folder, pack
+from fitwithin.data.batches import EvalBatches, TrainBatches
+from fitwithin.data.pack import Pack
+from fitwithin.data.prefetch import Feeder
+from fitwithin.engine.device import Cpu
+from fitwithin.engine.jobs import (
+    CARD,
+    CHECKPOINT,
+    OUTCOME,
+    SALVAGE,
+    WEIGHTS,
+    EvaluateJob,
+    Progress,
+    Trained,
+    TrainJob,
+    read_trained,
+)
+from fitwithin.errors import Hanging, TrainingError
+from fitwithin.planning.cost import EXIT_S
+from fitwithin.training import learner as learners
+from fitwithin.training import loop
+from fitwithin.training import trainer as turns
+from fitwithin.training.evaluation import Rehearsed
+from fitwithin.training.learner import Learner, feeder_rings
+from fitwithin.training.model import load
+from fitwithin.training.schedule import Stage, cosine
+from simulation import on_cpu
+
+CANDIDATE = Candidate(model="test_efficientnet", train_px=32, precision="fp32")
+BATCH, STEPS, N_TRAIN, N_VAL = 8, 36, 32, 8  # 4 steps an epoch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the processes below: beside busy neighbours OpenMP's threads wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """Two classes, dark and bright, 16 images to train and 4 to validate on of each."""
+    root = tmp_path_factory.mktemp("train")
+    rng = np.random.default_rng(3)
+    for split, count in (("train", N_TRAIN // 2), ("val", N_VAL // 2)):
+        for name, low in (("dark", 0), ("bright", 120)):
+            folder = root / "data" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(low, low + 130, (36, 36, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FITWITHIN_CACHE", str(root / "cache"))
+        return pack.build(image_folder.scan(root / "data"), 34)
+
+
+def job(images: Pack, folder: Path, **changed: Any) -> TrainJob:
+    """A turn of nine epochs with ample time."""
+    setting = on_cpu("upright", pack=str(images.folder))
+    usual = TrainJob(
+        setting=setting,
+        candidate=CANDIDATE,
+        batch=BATCH,
+        steps=STEPS,
+        folder=str(folder),
+        until_at=time.monotonic() + 120,
+        step_s=0.02,
+        validation_s=0.05,
+        save_s=0.02,
+        checkpoint_every_s=1000.0,
+    )
+    return replace(usual, **changed)
+
+
+def advance(wanted: TrainJob, images: Pack, emit: Any = None, evaluator: Any = None) -> Trained:
+    """Here, without a cap: a limit on this process would outlive the test."""
+    rings = feeder_rings(wanted.candidate, wanted.setting, wanted.batch)
+    with Feeder(images, wanted.setting.workers, rings, pin=False) as feeder:
+        note = emit or (lambda progress: None)
+        return loop.advance(wanted, Cpu(), feeder, time.monotonic(), note, evaluator=evaluator)
+
+
+@pytest.fixture
+def rates(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The learning rate of every step taken."""
+    seen: list[float] = []
+    take = Learner.step
+
+    def step(self: Learner, x_bhwc: torch.Tensor, y_b: torch.Tensor, lr: float) -> torch.Tensor:
+        seen.append(lr)
+        return take(self, x_bhwc, y_b, lr)
+
+    monkeypatch.setattr(Learner, "step", step)
+    return seen
+
+
+def test_a_complete_turn_anneals_to_exactly_zero(images: Pack, tmp_path: Path, rates: list[float]) -> None:
+    wanted = job(images, tmp_path)
+    told: list[Progress] = []
+    outcome = advance(wanted, images, told.append)
+    peak = wanted.setting.recipe.learning_rate(BATCH)
+    assert rates == [peak * cosine(step, STEPS) for step in range(STEPS)]
+    assert (rates[0], rates[-1]) == (peak, 0.0)
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates))
+    assert (outcome.ended, outcome.steps, outcome.planned_steps, outcome.epochs) == ("complete", STEPS, STEPS, 9.0)
+    assert [found["step"] for found in outcome.validations] == [STEPS - 8, STEPS - 4, STEPS]
+    assert all(found["accuracy"]["total"] == N_VAL for found in outcome.validations)
+    assert outcome.best == max(found["accuracy"]["correct"] for found in outcome.validations) == N_VAL
+    assert outcome.curve[-1]["step"] == STEPS
+    assert outcome.curve[-1]["loss"] < math.log(2)
+    assert told[-1].total == STEPS
+    assert {path.name for path in tmp_path.iterdir()} == {WEIGHTS, CARD, CHECKPOINT, OUTCOME, SALVAGE}
+    assert read_trained(tmp_path / OUTCOME) == outcome
+
+
+def test_a_turn_that_has_ended_is_not_taken_again(images: Pack, tmp_path: Path, rates: list[float]) -> None:
+    first = advance(job(images, tmp_path, steps=6), images)
+    weights = (tmp_path / WEIGHTS).read_bytes()
+    rates.clear()
+    assert advance(job(images, tmp_path, steps=6), images) == first
+    assert rates == []
+    assert (tmp_path / WEIGHTS).read_bytes() == weights
+
+
+class Foreseeing:
+    """An evaluator that foresees so many seconds, whatever it is asked."""
+
+    def __init__(self, whole_s: float, *, first_s: float = 0.0, validation_s: float = 0.0) -> None:
+        self.foreseen = Rehearsed(whole_s=whole_s, first_s=first_s, validation_s=validation_s)
+        self.asked, self.holds = list[Any](), ""
+
+    def rehearse(self, *asked: Any) -> Rehearsed:
+        self.asked.append(asked)
+        return self.foreseen
+
+
+def staying(images: Pack, folder: Path, within_s: float, **changed: Any) -> TrainJob:
+    """A turn of as many steps as there is time for, whose process stays for the evaluation."""
+    now = time.monotonic()
+    near = {"until_at": now + within_s, "lively_s": 1.0, "anxious_at": now + within_s / 2}
+    wanted = job(images, folder, steps=10**6, **near)
+    evaluation = EvaluateJob(
+        setting=wanted.setting,
+        candidate=CANDIDATE,
+        batch=BATCH,
+        folder=str(folder),
+        views=(),
+        splits=("val",),
+        until_at=wanted.until_at,
+    )
+    return replace(wanted, evaluation=evaluation, **changed)
+
+
+def once(wanted: TrainJob) -> TrainJob:
+    """Validated at its end alone."""
+    return replace(wanted, setting=replace(wanted.setting, recipe=replace(wanted.setting.recipe, last_epochs=1)))
+
+
+@pytest.mark.parametrize(("rehearsed_s", "planned_s"), [(3.0, 5.0), (60.0, 3.0)])
+def test_a_turn_whose_process_stays_ends_in_time_for_the_evaluation(
+    images: Pack, tmp_path: Path, rates: list[float], rehearsed_s: float, planned_s: float
+) -> None:
+    """As it was tried out, but never sooner than was planned for another process."""
+    told: list[Progress] = []
+    wanted = staying(images, tmp_path, 8.0, evaluation_s=planned_s)
+    evaluator: Any = Foreseeing(rehearsed_s)
+    outcome = advance(wanted, images, told.append, evaluator)
+    left_s = wanted.until_at - time.monotonic()
+    assert 2.7 < left_s < 4.5  # what closing the loaders takes is in it
+    ((_, asked, most_s),) = evaluator.asked
+    assert asked == wanted.evaluation
+    assert 0 < most_s < 0.01 * 8.0
+    assert outcome.ended == "shortened"
+    assert rates[-1] == 0.0
+    assert len(told) > outcome.steps / 8, "towards its end it shows at every step that it lives"
+
+
+def test_validation_has_the_time_that_was_tried_out(images: Pack, tmp_path: Path) -> None:
+    """The plan has 0.05 s for it: by those the steps would have ended a second later."""
+    wanted = once(staying(images, tmp_path, 8.0, evaluation_s=3.0))
+    outcome = advance(wanted, images, evaluator=Foreseeing(3.0, validation_s=1.0))
+    left_s = wanted.until_at - time.monotonic()
+    assert outcome.best is not None
+    assert 3.9 < left_s < 5.7
+
+
+@pytest.mark.parametrize(("first_s", "validated"), [(1.0, True), (3.0, False)])
+def test_who_was_never_validated_may_take_the_time_of_later_sizes_for_it(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_s: float, validated: bool
+) -> None:
+    """A validation that takes a second longer than was to be seen loses a turn only where there is one size."""
+    asked: list[float] = []
+
+    def slow(*_: Any, until_at: float, **__: Any) -> int | None:
+        asked.append(until_at)
+        time.sleep(1.0)
+        return 5 if time.monotonic() < until_at else None
+
+    monkeypatch.setattr(turns, "count_correct", slow)
+    wanted = once(staying(images, tmp_path, 8.0, evaluation_s=3.0))
+    outcome = advance(wanted, images, evaluator=Foreseeing(3.0, first_s=first_s))
+    assert asked == [pytest.approx(wanted.ends_at(0.0, first_s))]
+    assert (outcome.best is not None) == validated
+    assert outcome.ended == "shortened", "the model is whole in either case"
+
+
+@pytest.mark.parametrize(("before_s", "saves"), [(4.0, 0), (6.0, 1), (11.0, 2)])
+def test_a_checkpoint_that_is_due_before_the_end_is_counted_with(
+    images: Pack, tmp_path: Path, before_s: float, saves: int
+) -> None:
+    """By when the one before was written, however little is left, and with what that took."""
+    wanted = job(images, tmp_path, checkpoint_every_s=5.0)
+    schedule = wanted.schedule()
+    saved_at = schedule.training_ends_at - before_s
+    beside = {"validation_s": 0.0, "on_s": 0.0, "evaluation_s": 0.0}
+    overhead_s = wanted.overhead_s(schedule, [], saved_at=saved_at, checkpoint_s=0.5, **beside)
+    assert overhead_s == pytest.approx(saves * 0.5)
+
+
+def test_what_a_checkpoint_takes_is_measured(images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, found = turns.write_checkpoint, list[float]()
+
+    def slow(*told: Any) -> None:
+        time.sleep(0.3)
+        write(*told)
+
+    class Seen(turns.Turn):
+        def finish(self) -> Trained:
+            found.append(self.checkpoint_s)
+            return super().finish()
+
+    monkeypatch.setattr(turns, "write_checkpoint", slow)
+    monkeypatch.setattr(loop, "Turn", Seen)
+    advance(job(images, tmp_path), images)
+    assert 0.3 <= found[0] < 1.3
+
+
+def test_what_a_validation_found_is_there_if_the_process_is_ended_after_it(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finish(self: Any) -> Trained:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(turns.Turn, "finish", finish)
+    with pytest.raises(KeyboardInterrupt):
+        advance(job(images, tmp_path), images)
+    left = read_trained(tmp_path / SALVAGE)
+    assert left is not None
+    assert (left.steps, left.best, len(left.validations)) == (STEPS, N_VAL, 3)
+
+
+@pytest.mark.parametrize(("found", "held"), [((5, 7, 6), False), ((5, 7, 7), True)])
+def test_weights_that_are_the_saved_models_own_are_not_loaded_for_its_evaluation(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: tuple[int, ...], held: bool
+) -> None:
+    """Others are: an earlier validation had found the best model."""
+    answers, evaluator = iter(found), Foreseeing(0.1)
+    monkeypatch.setattr(turns, "count_correct", lambda *_, **__: next(answers))
+    advance(job(images, tmp_path, steps=12), images, evaluator=evaluator)
+    assert evaluator.holds == (str(tmp_path) if held else "")
+
+
+@pytest.mark.parametrize(("found", "kept"), [((5, 7, 6), 1), ((5, 7, 7), 2), ((8, 2, 3), 0)])
+def test_the_best_model_is_kept_the_later_on_a_tie(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: tuple[int, ...], kept: int
+) -> None:
+    answers, seen = iter(found), []
+
+    def count(learner: Learner, *_: Any, **__: Any) -> int:
+        seen.append({name: value.clone() for name, value in learner.net.state_dict().items()})
+        return next(answers)
+
+    monkeypatch.setattr(turns, "count_correct", count)
+    outcome = advance(job(images, tmp_path, steps=12), images)
+    assert outcome.best == max(found)
+    saved = load(tmp_path, torch.device("cpu"))[0].state_dict()
+    assert all(torch.equal(saved[name], value) for name, value in seen[kept].items())
+    assert any(not torch.equal(saved[name], value) for name, value in seen[kept - 1].items())
+
+
+def test_a_loss_that_is_never_a_number_again_ends_the_turn_and_leaves_a_model(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, taken = Learner.step, []
+
+    def step(self: Learner, *arguments: Any) -> torch.Tensor:
+        taken.append(1)
+        return take(self, *arguments) * (math.nan if len(taken) > 4 else 1.0)
+
+    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(turns, "READING_S", 0.0)
+    monkeypatch.setattr(turns, "CURVE_POINTS", math.inf)
+    with pytest.raises(TrainingError, match=r"no longer finite at step 2, in attempt 4 of 4"):
+        advance(job(images, tmp_path), images)
+    assert_finite(tmp_path)
+    assert read_trained(tmp_path / SALVAGE) is not None
+
+
+def assert_finite(folder: Path) -> None:
+    net, card = load(folder, torch.device("cpu"))
+    assert card.classes == ("bright", "dark")
+    assert all(torch.isfinite(value).all() for value in net.state_dict().values() if value.is_floating_point())
+
+
+@pytest.mark.parametrize("shown", [True, False], ids=["in the loss", "in the weights alone"])
+@pytest.mark.parametrize("at", [6, STEPS - 4, STEPS], ids=["early", "before a validation", "at the end"])
+def test_weights_that_are_no_numbers_are_taken_back(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rates: list[float], at: int, shown: bool
+) -> None:
+    take, taken = Learner.step, []
+
+    def step(self: Learner, *arguments: Any) -> torch.Tensor:
+        taken.append(1)
+        loss = take(self, *arguments)
+        if len(taken) == at:
+            with torch.no_grad():
+                next(self.net.parameters())[0] = math.nan
+            return loss * math.nan if shown else loss
+        return loss
+
+    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(turns, "READING_S", 0.0)
+    monkeypatch.setattr(turns, "CURVE_POINTS", math.inf)
+    outcome = advance(job(images, tmp_path), images)
+    assert (outcome.ended, outcome.steps, outcome.rescues) == ("complete", STEPS, 1)
+    assert (outcome.best or 0) > N_VAL // 2
+    assert_finite(tmp_path)
+    steps = [point["step"] for point in outcome.curve]
+    assert steps == sorted(set(steps)), "what was taken back is not on the curve"
+    assert steps[-1] == STEPS
+    peak = job(images, tmp_path).setting.recipe.learning_rate(BATCH)
+    assert rates[-1] == 0.0
+    assert rates[-(STEPS - 1)] == 0.5 * peak * cosine(1, STEPS), "back at the checkpoint after the first step"
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_near_deadline_ends_the_turn_in_time_with_a_model(
+    images: Pack, tmp_path: Path, rates: list[float], frozen: bool
+) -> None:
+    until_at = time.monotonic() + 4.0
+    outcome = advance(job(images, tmp_path, steps=100_000, until_at=until_at, frozen=frozen), images)
+    assert time.monotonic() <= until_at
+    assert 1 < outcome.steps < 100_000
+    if frozen:
+        assert outcome.ended == "cut"
+        assert min(rates) > 0.9 * rates[0], "a frozen schedule is cut, not bent"
+    else:
+        assert outcome.ended == "shortened"
+        assert rates[-1] == 0.0
+    assert load(tmp_path, torch.device("cpu"))[1].model == CANDIDATE.model
+
+
+def test_no_time_at_all_still_leaves_a_model(images: Pack, tmp_path: Path) -> None:
+    outcome = advance(job(images, tmp_path, until_at=time.monotonic() + EXIT_S), images)
+    assert outcome.ended == "cut"
+    assert outcome.best is None
+    assert (tmp_path / WEIGHTS).is_file()
+
+
+#: Progressive resizing in three stages of a third of the steps.
+STAGES = tuple(Stage(since=n / 3, px=16 + 8 * n, step_s=0.01 * (n + 1)) for n in range(3))
+
+
+def test_progressive_resizing_trains_on_each_size_in_turn(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, sizes = Learner.step, []
+
+    def step(self: Learner, x_bhwc: torch.Tensor, y_b: torch.Tensor, lr: float) -> torch.Tensor:
+        sizes.append(x_bhwc.shape[1])
+        return take(self, x_bhwc, y_b, lr)
+
+    monkeypatch.setattr(Learner, "step", step)
+    outcome = advance(job(images, tmp_path, stages=STAGES), images)
+    assert sizes == [16] * 12 + [24] * 12 + [32] * 12
+    assert (outcome.ended, outcome.steps) == ("complete", STEPS)
+    assert outcome.best == N_VAL
+
+
+def test_an_open_ended_turn_uses_its_time_up(images: Pack, tmp_path: Path, rates: list[float]) -> None:
+    """Planned for far fewer steps than there is time for; the validation at its end and the model are within."""
+    wanted = job(images, tmp_path, steps=10, until_at=time.monotonic() + 6.0, open_ended=True)
+    recipe_ = replace(wanted.setting.recipe, last_epochs=1)
+    outcome = advance(replace(wanted, setting=replace(wanted.setting, recipe=recipe_)), images)
+    assert 0.0 <= wanted.until_at - time.monotonic() <= EXIT_S + 0.5
+    assert outcome.steps > 10
+    assert (rates[-1], outcome.ended) == (0.0, "complete")
+    assert [found["step"] for found in outcome.validations] == [outcome.steps]
+
+
+#: A turn in a process of its own that says when it has written a checkpoint, and dies at the one it is told to.
+PROGRAM = """
+import os, pickle, signal, sys, time
+import torch
+from fitwithin.data.pack import open_pack
+from fitwithin.engine.device import Cpu
+from fitwithin.training import loop, trainer
+torch.set_num_threads(1)
+job = pickle.load(sys.stdin.buffer)
+last, write, written = int(sys.argv[1]), trainer.write_checkpoint, []
+def note(path, learner, facts):
+    write(path, learner, facts)
+    written.append(facts["step"])
+    print(facts["step"], flush=True)
+    if len(written) == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+trainer.write_checkpoint = note
+from pathlib import Path
+from fitwithin.data.prefetch import Feeder
+from fitwithin.training.learner import feeder_rings
+rings = feeder_rings(job.candidate, job.setting, job.batch)
+with Feeder(open_pack(Path(job.setting.pack)), job.setting.workers, rings, pin=False) as feeder:
+    loop.advance(job, Cpu(), feeder, time.monotonic(), lambda progress: None)
+"""
+
+
+def elsewhere(wanted: TrainJob, dies_at: int) -> tuple[int, list[int]]:
+    """Run the turn in another process, killed at its ``dies_at``-th checkpoint; its exit code and checkpoints."""
+    import pickle
+
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(dies_at)],
+        input=pickle.dumps(wanted),
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(Path(loop.__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode in (0, -9), done.stderr.decode()
+    return done.returncode, [int(word) for word in done.stdout.split()]
+
+
+@pytest.mark.parametrize("canvas_px", [32, 40], ids=["some fit", "all fit"])
+def test_sizes_follow_each_other_on_canvases_too(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, canvas_px: int
+) -> None:
+    """The device resizes to each stage's size: but for rounding the images that would have come resized."""
+    seen: dict[str, list[torch.Tensor]] = {"loaded": [], "resized": []}
+    take, resized = Learner.step, learners.resample.resized
+
+    def step(self: Learner, x_bhwc: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        seen["loaded"].append(x_bhwc.float())
+        return take(self, x_bhwc, *arguments)
+
+    def note(*arguments: Any) -> torch.Tensor:
+        found = resized(*arguments)
+        seen["resized"].append(found.clone())  # what is found may be normalised in place
+        return found
+
+    monkeypatch.setattr(Learner, "step", step)
+    advance(job(images, tmp_path / "loaders", stages=STAGES), images)
+    assert not seen["resized"]
+    monkeypatch.setattr(Learner, "step", take)
+    monkeypatch.setattr(learners.resample, "resized", note)
+    wanted = job(images, tmp_path / "device", stages=STAGES)
+    outcome = advance(replace(wanted, setting=replace(wanted.setting, canvas_px=canvas_px)), images)
+    assert outcome.ended == "complete"
+    assert (outcome.best or 0) > N_VAL // 2
+    for found, expected in zip(seen["resized"], seen["loaded"], strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1.1)
+    assert [found.shape[1] for found in seen["resized"]] == [16] * 12 + [24] * 12 + [32] * 12
+
+
+@pytest.mark.parametrize(
+    ("stages", "augmented", "canvas_px"),
+    [
+        ((), {}, None),
+        (STAGES, {}, None),
+        (STAGES, {}, 32),
+        ((), {"jitter": 0.2, "cutmix": 0.3, "optimizer": "muon", "lr": 1e-3}, None),
+    ],
+    ids=["one size", "three sizes", "three sizes on canvases", "augmented, with Muon"],
+)
+def test_killed_twice_and_carried_on_gives_the_bytes_of_an_uninterrupted_turn(
+    images: Pack, tmp_path: Path, stages: tuple[Stage, ...], augmented: dict[str, Any], canvas_px: int | None
+) -> None:
+    """The model has dropout and batch norm: generator and running statistics must be carried on too."""
+    calm = job(images, tmp_path / "whole", frozen=True, stages=stages)
+    recipe_ = replace(calm.setting.recipe, **augmented)
+    calm = replace(calm, setting=replace(calm.setting, recipe=recipe_, canvas_px=canvas_px))
+    whole = advance(calm, images)
+    # A checkpoint after every step (none where a validation takes its place).
+    often = replace(calm, folder=str(tmp_path / "killed"), save_s=0.0, checkpoint_every_s=1e-9)
+    code, first = elsewhere(often, dies_at=5)
+    assert (code, first) == (-9, [1, 2, 3, 4, 5])
+    code, second = elsewhere(often, dies_at=24)  # after the first validation, at step 28
+    assert (code, second[0], second[-1]) == (-9, 6, 30)
+    assert 28 not in second
+    outcome = advance(often, images)
+    assert (outcome.steps, outcome.best, outcome.ended) == (whole.steps, whole.best, "complete")
+    assert outcome.validations == whole.validations
+    assert (tmp_path / "killed" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    assert (tmp_path / "killed" / CARD).read_bytes() == (tmp_path / "whole" / CARD).read_bytes()
+    last = [
+        torch.load(tmp_path / name / CHECKPOINT, weights_only=True)["facts"]["step"] for name in ("whole", "killed")
+    ]
+    assert last == [1, 35]
+
+
+class TornOff(TrainBatches):
+    """No batch after the tenth is ever made."""
+
+    def prepare(self, number: int) -> Any:
+        if number == 10:
+            time.sleep(3600)
+        return super().prepare(number)
+
+
+def test_a_loader_that_hangs_shortens_the_turn(images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "TrainBatches", TornOff)
+    until_at = time.monotonic() + 4.0
+    outcome = advance(job(images, tmp_path, until_at=until_at), images)
+    assert time.monotonic() <= until_at
+    assert (outcome.ended, outcome.steps, outcome.best) == ("cut", 10, None)
+    assert load(tmp_path, torch.device("cpu"))[1].model == CANDIDATE.model
+
+
+def test_a_loader_that_hangs_early_lets_another_process_go_on(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = job(images, tmp_path / "hung", frozen=True, patience_s=1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "TrainBatches", TornOff)
+        with pytest.raises(Hanging, match="no batch came within 1 s after step 10"):
+            advance(wanted, images)
+    outcome = advance(wanted, images)
+    assert (outcome.ended, outcome.steps) == ("complete", STEPS)
+    advance(replace(wanted, folder=str(tmp_path / "calm")), images)
+    assert (tmp_path / "hung" / WEIGHTS).read_bytes() == (tmp_path / "calm" / WEIGHTS).read_bytes()
+
+
+def test_a_loader_that_hangs_late_is_not_waited_for(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "TrainBatches", TornOff)
+    monkeypatch.setattr(turns, "RESTARTS", 10**6)
+    begun_at = time.monotonic()
+    outcome = advance(job(images, tmp_path, patience_s=1.0), images)
+    assert time.monotonic() - begun_at < 20.0
+    assert (outcome.ended, outcome.steps) == ("cut", 10)
+
+
+class Stuck(EvalBatches):
+    """No batch is ever made."""
+
+    def prepare(self, number: int) -> Any:
+        time.sleep(3600)
+        return super().prepare(number)
+
+
+def test_a_loader_that_hangs_in_a_validation_leaves_the_last_model(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learners, "EvalBatches", Stuck)
+    until_at = time.monotonic() + 6.0
+    outcome = advance(job(images, tmp_path, until_at=until_at, steps=4), images)
+    assert time.monotonic() <= until_at + 0.5
+    assert outcome.validations == ()
+    assert load(tmp_path, torch.device("cpu"))[1].model == CANDIDATE.model
