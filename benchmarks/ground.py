@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fitwithin import events
 from fitwithin import request as requests
-from fitwithin.data import image_folder, pack
+from fitwithin.data import image_folder, pack, pack_builder
 from fitwithin.engine.jobs import Setting
 from fitwithin.files import cache_root
-from fitwithin.report import build
 from fitwithin.store import SqliteStore
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +27,7 @@ def prepared(folder: Path, *, device: str, memory: str, sizes: str, workers: int
     """The images of a folder, decoded and known to runs to come, and the paper's recipe on them under a cap by the
     driver's count."""
     request = requests.parse(folder, memory=memory, time="1h", sizes=sizes, recipe="paper", device=device)
-    images = pack.build(image_folder.scan(Path(folder), kept=cache_root() / "folders"), request.pack_side)
+    images = pack_builder.build(image_folder.scan(Path(folder), kept=cache_root() / "folders"), request.pack_side)
     setting = Setting(
         device=device,
         memory_bytes=request.budget.memory_bytes,
@@ -93,7 +93,7 @@ def turns(run: Path) -> dict[str, dict[str, Any]]:
     """How a run's turns went, by name: steps, the seconds of their start and of the steps, and how often the loss was
     no number."""
     with SqliteStore(run, write=False) as store:
-        trained, _ = build.outcomes(store.events("turn"))
+        trained, _ = events.outcomes(store.events("turn"))
     names = ("steps", "planned_steps", "ended", "startup_s", "training_s", "rescues", "evaluation_s")
     return {name: {key: getattr(one, key) for key in names} for name, one in trained.items()}
 
@@ -101,7 +101,7 @@ def turns(run: Path) -> dict[str, dict[str, Any]]:
 def timings(run: Path) -> dict[str, dict[str, Any]]:
     """What a run's profiles say that a turn takes beside steps, by candidate, in seconds."""
     with SqliteStore(run, write=False) as store:
-        found = build.profiled(store.events("profiled"))
+        found = events.profiled(store.events("profiled"))
     names = ("startup_s", "warmup_s", "save_s", "capture_s", "step_s", "eval_first_s", "stage_change_s")
     return {name: {key: getattr(one.timing, key) for key in names} for name, one in found.items()}
 

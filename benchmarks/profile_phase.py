@@ -34,9 +34,10 @@ import ground
 import profile_page
 from fitwithin import api
 from fitwithin.candidate import TABLE_2, Candidate, grid
-from fitwithin.data import pack
-from fitwithin.engine.jobs import Setting, Trained, TrainJob
+from fitwithin.data import dataset, pack
+from fitwithin.engine.jobs import Setting, TrainJob
 from fitwithin.engine.local import Local
+from fitwithin.engine.results import Trained
 from fitwithin.machine import cores
 from fitwithin.planning import cost as costs
 from fitwithin.profiling import profile_candidates
@@ -181,7 +182,7 @@ class Series:
         profile = self.profiles[name]
         cost = costs.costs(
             profile,
-            costs.DataFacts(train=self.n_train, val=len(self.images.indices("val")), test=0, classes=10),
+            dataset.DataFacts(train=self.n_train, val=len(self.images.indices("val")), test=0, classes=10),
             self.setting.recipe,
             self.setting.view_sizes,
             "candidate",

@@ -27,7 +27,8 @@ from fitwithin.candidate import Candidate
 from fitwithin.engine.simulated.law import Law
 from fitwithin.machine import cpu_name
 from fitwithin.planning.halving import Halving
-from fitwithin.planning.search import Entrant, Score, Trial
+from fitwithin.planning.search import Entrant, Trial
+from fitwithin.planning.stats import Score
 from fitwithin.report.svg import GREY, PALETTE
 from pages import save, table, text
 

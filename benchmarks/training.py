@@ -30,9 +30,9 @@ import ground
 import training_page
 from fitwithin import units
 from fitwithin.candidate import grid
-from fitwithin.engine.jobs import ProbeJob, Screened, ScreenJob
+from fitwithin.engine.jobs import ProbeJob, ScreenJob
 from fitwithin.engine.local import Local
-from fitwithin.profiling.profile import Probe
+from fitwithin.engine.results import Probe, Screened
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "training.json"
 

@@ -42,13 +42,12 @@ import numpy as np
 
 import ground
 from fitwithin import recipe as recipes
-from fitwithin.candidate import Candidate
+from fitwithin.candidate import Candidate, views_of
 from fitwithin.data.pack import Pack
-from fitwithin.engine.jobs import Evaluated, EvaluateJob, Trained, TrainJob
+from fitwithin.engine.jobs import EvaluateJob, Stage, TrainJob
 from fitwithin.engine.local import Local
-from fitwithin.inference.ensemble import average, correct, views_of
-from fitwithin.pipeline.evaluate_phase import read_logits
-from fitwithin.training.schedule import Stage
+from fitwithin.engine.results import Evaluated, Trained, read_logits
+from fitwithin.inference.ensemble import average, correct
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "variants.json"
 

@@ -16,13 +16,14 @@ from fitwithin import recipe as recipes
 from fitwithin.accountant import Accountant
 from fitwithin.budget import Budget
 from fitwithin.candidate import grid
-from fitwithin.cli.progress import Silent
+from fitwithin.data.dataset import DataFacts
 from fitwithin.engine.jobs import Setting
+from fitwithin.engine.results import Timing
 from fitwithin.engine.simulated.engine import Law, Simulated, SimulatedClock
 from fitwithin.ledger import KINDS, OPEN, Books, fold
 from fitwithin.pipeline.context import Run
-from fitwithin.planning.cost import DataFacts
-from fitwithin.profiling.profile import Profile, Timing
+from fitwithin.pipeline.progress import Silent
+from fitwithin.profiling.profile import Profile
 from fitwithin.recipe import Recipe
 from fitwithin.report import render
 from fitwithin.request import Request

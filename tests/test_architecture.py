@@ -18,7 +18,7 @@ ROOT = Path(fitwithin.__file__).parent
 #: Layers from the ground up, each a list of packages and of modules at the top: a module may import from its own layer
 #: and from those below, never from above. A package is all that lies in its folder, but for what is named apart.
 LAYERS: tuple[tuple[str, str], ...] = (
-    ("ground", "errors units files machine lifeline"),
+    ("ground", "errors units files machine version bytecode"),
     ("words", "candidate recipe budget request store ledger accountant"),
     ("data", "data"),
     ("engine", "engine"),
@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("profiling", "profiling"),
     ("planning", "planning"),
     ("inference", "inference"),
+    ("events", "events"),
     ("report", "report"),
     ("pipeline", "pipeline"),
     ("doors", "api worker"),
@@ -43,7 +44,6 @@ TORCH = {
     "profiling.screen",
     "profiling.timing",
     "training.augment",
-    "training.checkpoint",
     "training.cuda_graph",
     "training.distributed",
     "training.evaluation",
@@ -52,48 +52,11 @@ TORCH = {
     "training.loss_meter",
     "training.model",
     "training.optimizer",
-    "training.resample",
     "training.trainer",
 }
 
 #: How many modules a folder holds at most, and files at the top, of which a module has so many lines at most.
 MOST_MODULES, MOST_AT_THE_TOP, MOST_LINES = 15, 18, 350
-
-#: Imports that run up still, each of a symbol that stands in the wrong room.
-UPWARDS: dict[str, set[str]] = {
-    "api": {"cli.progress"},
-    "engine.jobs": {
-        "inference.ensemble",
-        "planning.cost",
-        "profiling.profile",
-        "profiling.variants",
-        "training.schedule",
-    },
-    "engine.local": {"fitwithin"},
-    "engine.simulated.engine": {
-        "inference.ensemble",
-        "pipeline.evaluate_phase",
-        "profiling.batch_search",
-        "profiling.choice",
-        "profiling.profile",
-        "profiling.variants",
-    },
-    "engine.simulated.law": {"inference.ensemble"},
-    "engine.simulated.trial": {"inference.ensemble"},
-    "engine.worker_process": {"profiling.profile"},
-    "inference.predictor": {"pipeline.evaluate_phase"},
-    "pipeline.context": {"cli.progress"},
-    "pipeline.result": {"cli.progress"},
-    "pipeline.start": {"cli.progress"},
-    "profiling.cache": {"pipeline.context"},
-    "profiling.timing": {"inference.ensemble"},
-    "recipe": {"training.schedule"},
-    "report.build": {"fitwithin"},
-    "request": {"inference.ensemble"},
-    "training.evaluation": {"inference.ensemble", "pipeline.evaluate_phase", "planning.cost"},
-    "training.learner": {"inference.ensemble"},
-    "training.trainer": {"planning.cost"},
-}
 
 MODULES = sorted(ROOT.rglob("*.py"))
 
@@ -152,7 +115,7 @@ def test_every_module_has_its_layer() -> None:
 def test_imports_point_downwards(path: Path) -> None:
     mine = name_of(path)
     ours = {other for other in imports(parsed(path), lazy=True) if other in NAMES and other != mine}
-    upwards = {other for other in ours if layer_of(other) > layer_of(mine)} - UPWARDS.get(mine, set())
+    upwards = {other for other in ours if layer_of(other) > layer_of(mine)}
     assert not upwards, f"{mine} ({LAYERS[layer_of(mine)][0]}) imports {upwards} from above"
 
 

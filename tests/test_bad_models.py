@@ -20,7 +20,7 @@ from PIL import Image
 
 from fitwithin import recipe as recipes
 from fitwithin.candidate import Candidate
-from fitwithin.data import image_folder, pack
+from fitwithin.data import image_folder, pack_builder
 from fitwithin.engine.jobs import Setting
 from fitwithin.engine.local import Local
 from fitwithin.profiling import candidate_profiler, profile_candidates
@@ -212,7 +212,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         patch.setenv("OMP_NUM_THREADS", "1")  # beside another busy process two threads are far slower than one
         patch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
         with Local("cpu", root / "worker.log") as engine:
-            packed = pack.build(image_folder.scan(root / "data"), 48)
+            packed = pack_builder.build(image_folder.scan(root / "data"), 48)
             yield Bench(
                 engine,
                 Setting(

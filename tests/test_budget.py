@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitwithin.budget import Budget, Remaining, process_started_at
+from fitwithin.budget import Budget, Remaining
 from fitwithin.errors import UsageError
+from fitwithin.machine import process_started_at
 
 
 @pytest.mark.parametrize(

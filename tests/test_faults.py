@@ -25,10 +25,11 @@ import pytest
 from fitwithin import ledger
 from fitwithin.accountant import Accountant, Open
 from fitwithin.budget import Budget
-from fitwithin.engine.jobs import CHECKPOINT, WEIGHTS
+from fitwithin.engine.results import CHECKPOINT, WEIGHTS
 from fitwithin.engine.simulated.engine import Law, Simulated, SimulatedClock, Trouble
+from fitwithin.inference import bundle
 from fitwithin.ledger import fold
-from fitwithin.pipeline import evaluate_phase, run
+from fitwithin.pipeline import run
 from fitwithin.report import schema as reports
 from fitwithin.store import SqliteStore
 from simulation import CountedImages, Stage, request, without_pages
@@ -241,7 +242,7 @@ def check(seed: int, stage: Stage, ended_at: float) -> None:
     report = reports.from_json((stage.folder / "report.json").read_text(encoding="utf-8"))
     assert report.receipt.balanced
     assert all(limit.kept for limit in report.receipt.limits), f"run {seed}"
-    folder = stage.folder / evaluate_phase.read(stage.folder).folder
+    folder = stage.folder / bundle.read(stage.folder).folder
     assert (folder / WEIGHTS).is_file()
     assert not (folder / CHECKPOINT).exists(), "only an unfinished turn needs it"
     assert report.winner in {row.name for row in report.candidates if row.status == "trained"}

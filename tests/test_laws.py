@@ -20,20 +20,21 @@ import pytest
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
+from fitwithin import events
 from fitwithin import recipe as recipes
-from fitwithin.engine.jobs import CARD, WEIGHTS, Failure, Job, Outcome, Progress, TrainJob
+from fitwithin.engine.jobs import Job, TrainJob
+from fitwithin.engine.results import CARD, WEIGHTS, Failure, Outcome, Probe, Progress
 from fitwithin.engine.simulated.engine import Law, Simulated, Trouble
 from fitwithin.errors import BudgetError, TrainingError
+from fitwithin.inference import bundle
 from fitwithin.ledger import BEAT, Books
-from fitwithin.pipeline import evaluate_phase
 from fitwithin.pipeline import run as flow
 from fitwithin.pipeline.context import Run
 from fitwithin.planning import cost as costs
 from fitwithin.planning import plan as planning
 from fitwithin.profiling.batch_search import largest_batch
-from fitwithin.profiling.profile import Probe, Profile
+from fitwithin.profiling.profile import Profile
 from fitwithin.profiling.profile_candidates import measure
-from fitwithin.report import build as gather
 from fitwithin.report.schema import Report
 from fitwithin.store import MemoryStore
 from fitwithin.units import duration
@@ -174,10 +175,10 @@ def _accounts(books: Books, stage: Stage) -> Iterator[tuple[float, float, float]
 def check_turns(stage: Stage, report: Report) -> None:
     """No peak above the cap; whoever was not cut ended at learning rate 0."""
     cap = stage.request.budget.memory_bytes
-    for found in gather.profiled(stage.store.events()).values():
+    for found in events.profiled(stage.store.events()).values():
         assert found.peak_bytes <= cap
         assert all(probe.peak_bytes is not None and probe.peak_bytes <= cap for probe in found.probes if probe.passed)
-    trained, _ = gather.outcomes(stage.store.events("turn"))
+    trained, _ = events.outcomes(stage.store.events("turn"))
     assert trained
     for turn in trained.values():
         event(f"a turn ended {turn.ended}")
@@ -191,7 +192,7 @@ def check_turns(stage: Stage, report: Report) -> None:
 
 def check_handover(stage: Stage, report: Report) -> None:
     """There is a model and an ensemble of it, and what validation said holds for the logits that were written."""
-    ensemble = evaluate_phase.read(stage.folder)
+    ensemble = bundle.read(stage.folder)
     folder = stage.folder / ensemble.folder
     assert ensemble.candidate == report.winner
     assert (folder / WEIGHTS).is_file()
@@ -283,10 +284,10 @@ def test_telling_a_finished_story_again_changes_nothing(build: Callable[[Path], 
         report = tell(stage)
         if report is None:
             return
-        jobs, trained = len(stage.engine.jobs), gather.outcomes(stage.store.events("turn"))
+        jobs, trained = len(stage.engine.jobs), events.outcomes(stage.store.events("turn"))
         again = flow.tell(stage.run())
         assert len(stage.engine.jobs) == jobs, "something was done twice"
-        assert gather.outcomes(stage.store.events("turn")) == trained
+        assert events.outcomes(stage.store.events("turn")) == trained
         assert (again.winner, again.methods, again.views) == (report.winner, report.methods, report.views)
 
 
@@ -321,7 +322,7 @@ def test_a_frozen_plan_keeps_its_steps_on_another_machine() -> None:
     with empty_folder() as folder:
         slower = Stage(Law(image_s=1.1e-3), request(time_s=600.0), folder)
         flow.tell(slower.run(), replace(plan, frozen=True))
-        trained, _ = gather.outcomes(slower.store.events("turn"))
+        trained, _ = events.outcomes(slower.store.events("turn"))
         assert [turn.steps for turn in trained.values()] == [turn.steps for turn in plan.turns]
 
 

@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fitwithin import machine
-from fitwithin.candidate import TABLE_2
+from fitwithin.candidate import TABLE_2, View
 from fitwithin.cli import options
 from fitwithin.errors import UsageError
-from fitwithin.inference.ensemble import View
 from fitwithin.recipe import load
 from fitwithin.request import SIZES, Limits, from_dict, parse
 

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import fitwithin
 from fitwithin import units
-from fitwithin.budget import process_started_at
 from fitwithin.cli.progress import Plain
 from fitwithin.data.decode import is_image
 from fitwithin.engine.device import open_device
 from fitwithin.machine import parse as parse_device
+from fitwithin.machine import process_started_at
 
 SUBMISSION = Path("submission.csv")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from fitwithin.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from fitwithin.api import plan, resume, run
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
         TrainingError,
         UsageError,
     )
-    from fitwithin.pipeline.result import Prediction, Result, load
+    from fitwithin.inference.predictions import Prediction
+    from fitwithin.pipeline.result import Result, load
     from fitwithin.planning.plan import Plan
     from fitwithin.report.schema import Report
 

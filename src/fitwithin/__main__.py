@@ -1,6 +1,6 @@
 """The command line's door: ``fitwithin``, and ``python -m fitwithin``."""
 
-from fitwithin.engine import bytecode
+from fitwithin import bytecode
 
 
 def main() -> None:

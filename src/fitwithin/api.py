@@ -13,7 +13,7 @@ from fitwithin import files
 from fitwithin import request as requests
 from fitwithin.budget import Budget
 from fitwithin.candidate import match
-from fitwithin.cli.progress import Reporter, Silent
+from fitwithin.data import dataset
 from fitwithin.data import image_folder as folders
 from fitwithin.engine import launch
 from fitwithin.engine.base import Engine
@@ -23,6 +23,7 @@ from fitwithin.errors import RunFolderError, UsageError
 from fitwithin.pipeline import profile_phase, start
 from fitwithin.pipeline import run as flow
 from fitwithin.pipeline.context import Run
+from fitwithin.pipeline.progress import Reporter, Silent
 from fitwithin.pipeline.result import Result, load
 from fitwithin.planning import plan as plans
 from fitwithin.planning.plan import Plan
@@ -238,7 +239,7 @@ def _parsed(site: Site, data: str | Path, device: str, limits: Limits) -> Reques
     return requests.parse(data, device=where, **limits)
 
 
-def _scan(request: Request, reporter: Reporter) -> folders.Dataset:
+def _scan(request: Request, reporter: Reporter) -> dataset.Dataset:
     reporter.begin(f"reading {request.data}")
     return folders.scan(Path(request.data), seed=request.seed, kept=files.cache_root() / "folders")
 

@@ -6,11 +6,8 @@ to a worker.
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from fitwithin.errors import UsageError
 
@@ -87,24 +84,3 @@ class Remaining:
     def less(self, seconds: float) -> Remaining:
         """What is left if a turn of so many seconds shall follow."""
         return replace(self, time_s=self.time_s - seconds, gpu_time_s=self.gpu_time_s - seconds * self.gpus)
-
-
-def boot_id() -> str:
-    """What identifies this boot of the system, whose monotonic clock all processes share; nothing where it has none."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
-
-
-def process_started_at() -> float:
-    """The instant this process started, on the monotonic clock; the present where the system does not tell."""
-    now = time.monotonic()
-    try:
-        fields = Path("/proc/self/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
-        since_boot = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
-        # Field 22 of proc(5), counted from the state after the parenthesis: start in clock ticks since boot.
-        age_s = since_boot - int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, IndexError, ValueError):
-        return now
-    return now - max(0.0, age_s)

@@ -6,6 +6,7 @@ import difflib
 import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from fitwithin.errors import UsageError
 
@@ -104,3 +105,37 @@ def parse_sizes(text: str) -> list[int]:
     if not sizes:
         raise UsageError("no image size was given; write pixels, as in 160,224")
     return sorted(set(sizes))
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class View:
+    """One way of looking at an image: its size in pixels, and mirrored or not."""
+
+    px: int
+    flip: bool
+
+    @property
+    def name(self) -> str:
+        """``224 px`` or ``224 px flipped``."""
+        return f"{self.px} px flipped" if self.flip else f"{self.px} px"
+
+
+def views_of(sizes: Sequence[int], *, flips: bool) -> list[View]:
+    """Sizes x {plain, flipped}; plain alone where the recipe does not flip (mirrored digits are other digits)."""
+    return [View(px=px, flip=flip) for px in sorted(set(sizes)) for flip in ((False, True) if flips else (False,))]
+
+
+def by_size(views: Sequence[View], train_px: int) -> list[list[View]]:
+    """The views of each size, in the order in which they are evaluated: the training size, those above, those below."""
+    ordered = sorted(views, key=lambda view: (view.px < train_px, view))
+    return [list(same) for _, same in groupby(ordered, key=lambda view: view.px)]
+
+
+def describe(views: Sequence[View]) -> str:
+    """``160 + 224 with flips``: the views in a word."""
+    views = sorted(views)
+    sizes = " + ".join(str(px) for px in sorted({view.px for view in views}))
+    full = views_of([view.px for view in views], flips=True)
+    if views == full:
+        return f"{sizes} with flips"
+    return sizes if not any(view.flip for view in views) else ", ".join(view.name for view in views)

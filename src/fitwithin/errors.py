@@ -18,8 +18,6 @@ A message is a sentence with the value, the limit and the way out.
 
 from __future__ import annotations
 
-import traceback
-
 
 class FitwithinError(Exception):
     """Base of every error raised on purpose."""
@@ -75,16 +73,3 @@ class TrainingError(FitwithinError):
     """No candidate left a usable model."""
 
     exit_code = 4
-
-
-def cap_reached(told: str) -> OutOfMemory:
-    """The error for a backend's own words."""
-    lines = told.strip().splitlines()
-    return OutOfMemory(f"the memory cap was reached ({lines[0][:200] if lines else 'no details'})")
-
-
-def let_go(error: BaseException | None) -> None:
-    """Clear the frames of the work that failed: while anybody looks at the error they would keep all its tensors."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__

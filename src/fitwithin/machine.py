@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import signal
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -108,3 +111,31 @@ def cpu_name() -> str:
 def cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def boot_id() -> str:
+    """What identifies this boot of the system, whose monotonic clock all processes share; nothing where it has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def process_started_at() -> float:
+    """The instant this process started, on the monotonic clock; the present where the system does not tell."""
+    now = time.monotonic()
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
+        since_boot = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
+        # Field 22 of proc(5), counted from the state after the parenthesis: start in clock ticks since boot.
+        age_s = since_boot - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return now
+    return now - max(0.0, age_s)
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process when its parent ends, even by kill -9; elsewhere this does nothing."""
+    with suppress(OSError, AttributeError):
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

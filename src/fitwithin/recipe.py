@@ -14,7 +14,10 @@ from typing import Any
 
 from fitwithin.candidate import LAYOUTS, PRECISIONS
 from fitwithin.errors import UsageError
-from fitwithin.training.schedule import SCHEDULES
+
+#: Ways down from the peak rate.
+SCHEDULES = ("cosine", "linear")
+
 
 #: Ways to choose a batch; a number is another.
 BATCHES = ("largest", "knee")

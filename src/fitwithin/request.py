@@ -13,9 +13,8 @@ from typing import Any, TypedDict
 from fitwithin import recipe as recipes
 from fitwithin import units
 from fitwithin.budget import Budget
-from fitwithin.candidate import TABLE_2, parse_precisions, parse_sizes
+from fitwithin.candidate import TABLE_2, View, parse_precisions, parse_sizes, views_of
 from fitwithin.errors import UsageError
-from fitwithin.inference.ensemble import View, views_of
 from fitwithin.recipe import Recipe
 
 #: The sizes of the paper.

@@ -24,21 +24,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from fitwithin.engine.jobs import (
-    EvaluateJob,
-    Failure,
-    Held,
-    HoldJob,
-    ProbeJob,
-    Progress,
-    ScreenJob,
-    Seat,
-    TrainJob,
-    stays,
-)
+from fitwithin.engine.jobs import EvaluateJob, HoldJob, ProbeJob, ScreenJob, Seat, TrainJob, stays
 from fitwithin.engine.launch import ENDED, MESSAGE, READY, STARTED
+from fitwithin.engine.results import Failure, Held, Progress
 from fitwithin.errors import Deserted, FitwithinError, Hanging, OutOfMemory
-from fitwithin.lifeline import die_with_parent
+from fitwithin.machine import die_with_parent
 
 #: How often children are looked at, in seconds.
 LOOK_S = 0.02
@@ -180,7 +170,7 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
     from fitwithin.engine import device
     from fitwithin.profiling import probe, screen
     from fitwithin.training import distributed, evaluation, loop
-    from fitwithin.training.learner import feeder_rings
+    from fitwithin.training.evaluation import feeder_rings
 
     opened: Any = None
     feeder: Feeder | None = None

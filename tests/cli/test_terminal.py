@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 import typer
 
-from fitwithin.cli import terminal
+from fitwithin.cli import interrupt
 
 #: A command that is interrupted in the middle of ``{work}``, which says when, with a grace of one second.
 PROGRAM = """
@@ -73,7 +73,7 @@ def test_an_interrupt_ends_the_process(work: str, least_s: float) -> None:
         assert least_s <= time.monotonic() - begun_at < 10
     assert process.returncode == 130
     assert out == ""
-    assert set(err.splitlines()) == {terminal.INTERRUPTED}
+    assert set(err.splitlines()) == {interrupt.INTERRUPTED}
 
 
 @contextmanager
@@ -89,14 +89,14 @@ def listening() -> Iterator[None]:
 
 
 def test_a_command_that_ends_leaves_nothing_behind() -> None:
-    with listening(), terminal.interruptible():
+    with listening(), interrupt.interruptible():
         signals = signal.set_wakeup_fd(-1)
         signal.set_wakeup_fd(signals)
         assert signals != -1
 
 
 def test_an_error_passes() -> None:
-    with listening(), pytest.raises(ValueError, match="bad"), terminal.interruptible():
+    with listening(), pytest.raises(ValueError, match="bad"), interrupt.interruptible():
         raise ValueError("bad")
 
 
@@ -111,8 +111,8 @@ def lock() -> None:
 def test_an_error_that_an_interrupt_led_to_is_the_interrupt(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="unlocked"):
         lock()
-    with pytest.raises(typer.Exit) as left, terminal.interruptible():
+    with pytest.raises(typer.Exit) as left, interrupt.interruptible():
         lock()
     assert left.value.exit_code == 130
-    assert capsys.readouterr().err == terminal.INTERRUPTED + "\n"
+    assert capsys.readouterr().err == interrupt.INTERRUPTED + "\n"
     os.close(signal.set_wakeup_fd(-1))  # as the end of the process would

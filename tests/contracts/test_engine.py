@@ -22,31 +22,28 @@ from PIL import Image
 
 from e2e.door import until
 from fitwithin import recipe as recipes
-from fitwithin.candidate import Candidate
-from fitwithin.data import image_folder, pack
+from fitwithin.candidate import Candidate, by_size, views_of
+from fitwithin.data import image_folder, pack, pack_builder
 from fitwithin.engine.base import Engine
 from fitwithin.engine.connect import Site
-from fitwithin.engine.jobs import (
+from fitwithin.engine.jobs import EvaluateJob, ProbeJob, Setting, TrainJob
+from fitwithin.engine.launch import Server
+from fitwithin.engine.local import Local
+from fitwithin.engine.results import (
     CARD,
     EVALUATED,
     OUTCOME,
     WEIGHTS,
     Evaluated,
-    EvaluateJob,
     Failure,
-    ProbeJob,
+    Probe,
     Progress,
-    Setting,
     Trained,
-    TrainJob,
+    logits_path,
     read_evaluated,
+    read_logits,
 )
-from fitwithin.engine.launch import Server
-from fitwithin.engine.local import Local
 from fitwithin.engine.simulated.engine import Law, Simulated, Trouble
-from fitwithin.inference.ensemble import by_size, views_of
-from fitwithin.pipeline.evaluate_phase import logits_path, read_logits
-from fitwithin.profiling.profile import Probe
 from fitwithin.request import parse
 from simulation import CountedImages
 
@@ -120,7 +117,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FITWITHIN_CACHE", str(root / "cache"))
         patch.setenv("OMP_NUM_THREADS", "1")  # beside another busy process two threads are far slower than one
-        yield pack.build(image_folder.scan(root / "data"), 52).folder
+        yield pack_builder.build(image_folder.scan(root / "data"), 52).folder
 
 
 @pytest.fixture(scope="module")

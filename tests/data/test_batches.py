@@ -12,7 +12,7 @@ from PIL import Image
 from fitwithin import recipe as recipes
 from fitwithin.data.batches import TrainBatches, centre_box, draw, dummy, resize
 from fitwithin.data.pack import Pack
-from fitwithin.training.resample import resized
+from fitwithin.training.augment import resized
 
 
 def images(n: int = 7) -> Pack:

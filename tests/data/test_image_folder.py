@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fitwithin.data.image_folder import Broken, Dataset, Sample, _drawn, scan, without
+from fitwithin.data.dataset import Broken, Dataset, Sample, without
+from fitwithin.data.image_folder import scan
+from fitwithin.data.splits import _drawn
 from fitwithin.errors import DataError
 
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -26,10 +26,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fitwithin.data import pack as module
-from fitwithin.data import soundness
+from fitwithin.data import pack_builder, soundness
+from fitwithin.data.dataset import Dataset
 from fitwithin.data.decode import read_rgb
-from fitwithin.data.image_folder import Dataset, scan
-from fitwithin.data.pack import Pack, build, location, open_pack
+from fitwithin.data.image_folder import scan
+from fitwithin.data.pack import Pack, open_pack
+from fitwithin.data.pack_builder import build, location
 from fitwithin.errors import DataError
 from fitwithin.files import cache_root
 
@@ -128,7 +130,7 @@ def test_the_shorter_side_is_cut_to_side_and_never_enlarged(
 ) -> None:
     folder = tmp_path_factory.mktemp("one")
     Image.new("RGB", (width, height), "teal").save(folder / f"x.{kind}")
-    found = module._decode(folder, f"x.{kind}", side)
+    found = pack_builder._decode(folder, f"x.{kind}", side)
     assert isinstance(found, np.ndarray)
     assert found.dtype == np.uint8
     assert min(found.shape[:2]) == min(width, height, side)
@@ -317,7 +319,7 @@ def test_all_pixels_are_checked_once_and_then_a_sample(dataset: Dataset, monkeyp
     flip(folder / "images.u8", 5000)
     checked.clear()
     assert_matches(build(dataset, 32), dataset)
-    assert not (folder / soundness.CHECKED).exists(), "another file's"
+    assert not (folder / pack_builder.CHECKED).exists(), "another file's"
 
 
 def test_pixels_that_were_just_written_are_all_checked_again(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,14 +330,14 @@ def test_pixels_that_were_just_written_are_all_checked_again(dataset: Dataset, m
         checked.clear()
         build(dataset, 32)
         assert len(set(checked)) == 20
-    assert not (folder / soundness.CHECKED).exists()
+    assert not (folder / pack_builder.CHECKED).exists()
 
 
 @pytest.mark.parametrize("told", ["", "[]", "[1, 2, 3, 4]", "{}", '"12345"'])
 def test_what_cannot_be_read_of_an_earlier_check_counts_for_nothing(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch, told: str
 ) -> None:
-    (build(dataset, 32).folder / soundness.CHECKED).write_text(told)
+    (build(dataset, 32).folder / pack_builder.CHECKED).write_text(told)
     checked = seen(monkeypatch)
     build(dataset, 32)
     assert len(set(checked)) == 20

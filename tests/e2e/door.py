@@ -19,7 +19,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from fitwithin.cli.terminal import GRACE_S
+from fitwithin.cli.interrupt import GRACE_S
 
 SRC = Path(__file__).parents[2] / "src"
 CLASSES = ("blue-disc", "green-ring", "red-square", "yellow-bar")

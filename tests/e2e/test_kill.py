@@ -28,7 +28,7 @@ from e2e.door import (
     report,
     tree,
 )
-from fitwithin.engine.jobs import CHECKPOINT, WEIGHTS
+from fitwithin.engine.results import CHECKPOINT, WEIGHTS
 
 #: Far more than the plans below need, so that a busy machine and a second start fit in.
 BUDGET_S = 90

@@ -12,7 +12,7 @@ import pytest
 
 from e2e.door import SIZES, TINY, Alive, Door, phase_of, processes_with, receipt, report, until
 from e2e.test_kill import BUDGET_S, excerpt, model_bytes, resumed
-from fitwithin.engine.jobs import CHECKPOINT
+from fitwithin.engine.results import CHECKPOINT
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'fitwithin[ray]'")
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from e2e.door import MODELS, TINY, Door, delivered, events, receipt, report
+from fitwithin import events as readers
 from fitwithin.planning import search_plan
 from fitwithin.planning.search import Trial
-from fitwithin.report import build
 from fitwithin.store import Event
 
 SEARCH_S = 50
@@ -79,7 +79,7 @@ def books(run: Path) -> dict[int, dict[str, Any]]:
 def asked(run: Path) -> list[tuple[float, Trial]]:
     """What the search was asked."""
     told = [Event(number=n, at=0.0, kind=kind, body=body) for n, (kind, body) in enumerate(events(run))]
-    return build.trials(told)
+    return readers.trials(told)
 
 
 def at_work(run: Path) -> set[str]:

@@ -22,30 +22,20 @@ import pytest
 from e2e.door import processes_with, until, write_shapes
 from fitwithin.accountant import Accountant
 from fitwithin.candidate import Candidate
-from fitwithin.cli.progress import Silent
-from fitwithin.data import image_folder, pack
+from fitwithin.data import image_folder, pack_builder
 from fitwithin.engine import ray_task as remote
 from fitwithin.engine.connect import Site
-from fitwithin.engine.jobs import (
-    SALVAGE,
-    WEIGHTS,
-    EvaluateJob,
-    Failure,
-    ProbeJob,
-    Progress,
-    Trained,
-    TrainJob,
-    read_trained,
-)
+from fitwithin.engine.jobs import EvaluateJob, ProbeJob, TrainJob
 from fitwithin.engine.launch import Server
 from fitwithin.engine.ray_task import Call, ends_at, moved
+from fitwithin.engine.results import SALVAGE, WEIGHTS, Failure, Probe, Progress, Trained, read_trained
 from fitwithin.errors import DeviceError, UsageError
 from fitwithin.machine import cores
 from fitwithin.pipeline import run as flow
 from fitwithin.pipeline import train_phase
 from fitwithin.pipeline.context import Run
+from fitwithin.pipeline.progress import Silent
 from fitwithin.planning.plan import Plan, Turn
-from fitwithin.profiling.profile import Probe
 from fitwithin.request import Request, parse
 from fitwithin.store import MemoryStore
 
@@ -123,7 +113,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE, "_system_config": WATCHFUL}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
-            images = pack.build(image_folder.scan(write_shapes(root / "shapes", 30)), 52)
+            images = pack_builder.build(image_folder.scan(write_shapes(root / "shapes", 30)), 52)
             with Server() as server, Site("ray", cluster.address, server) as site:
                 ground = Ground(cluster, site, images, root)
                 ground.add_node()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fitwithin.engine.jobs import Failure, Outcome, Trained
+from fitwithin.engine.results import Failure, Outcome, Probe, Trained
 from fitwithin.engine.worker_process import merged
-from fitwithin.profiling.profile import Probe
 
 
 def passed(**of: int) -> Probe:

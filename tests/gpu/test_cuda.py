@@ -17,26 +17,14 @@ import pytest
 from PIL import Image
 
 from fitwithin import recipe
-from fitwithin.candidate import Candidate, grid
-from fitwithin.data import image_folder, pack
+from fitwithin.candidate import Candidate, View, grid
+from fitwithin.data import image_folder, pack_builder
 from fitwithin.data.pack import Pack
-from fitwithin.engine.jobs import (
-    Evaluated,
-    EvaluateJob,
-    Failure,
-    Job,
-    ProbeJob,
-    Screened,
-    ScreenJob,
-    Setting,
-    Trained,
-    TrainJob,
-)
+from fitwithin.engine.jobs import EvaluateJob, Job, ProbeJob, ScreenJob, Setting, TrainJob
 from fitwithin.engine.local import Local
+from fitwithin.engine.results import Evaluated, Failure, Probe, Screened, Trained
 from fitwithin.errors import DeviceError
-from fitwithin.inference.ensemble import View
 from fitwithin.machine import cuda_count
-from fitwithin.profiling.profile import Probe
 from fitwithin.recipe import OPTIMIZERS
 
 pytestmark = [
@@ -58,7 +46,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Pack:
             Image.fromarray(pixels.astype(np.uint8)).save(folder / str(label) / f"{number}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FITWITHIN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return pack.build(image_folder.scan(folder), 72)
+        return pack_builder.build(image_folder.scan(folder), 72)
 
 
 @pytest.fixture(scope="module")

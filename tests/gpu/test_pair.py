@@ -15,13 +15,12 @@ import pytest
 from test_cuda import GIB, do, images
 from test_cuda import setting as alone
 
-from fitwithin.candidate import Candidate
+from fitwithin.candidate import Candidate, View
 from fitwithin.data.pack import Pack
-from fitwithin.engine.jobs import Evaluated, EvaluateJob, Failure, ProbeJob, Progress, Setting, Trained, TrainJob
+from fitwithin.engine.jobs import EvaluateJob, ProbeJob, Setting, TrainJob
 from fitwithin.engine.local import Local
-from fitwithin.inference.ensemble import View
+from fitwithin.engine.results import Evaluated, Failure, Probe, Progress, Trained
 from fitwithin.machine import cuda_count
-from fitwithin.profiling.profile import Probe
 
 __all__ = ["images"]
 

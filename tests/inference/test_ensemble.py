@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitwithin.inference.ensemble import Choice, View, average, by_size, choose, correct, describe, softmax, views_of
+from fitwithin.candidate import View, by_size, describe, views_of
+from fitwithin.inference.ensemble import Choice, average, choose, correct, softmax
 
 VIEWS = views_of([160, 224], flips=True)
 seeds = st.integers(0, 2**32 - 1)

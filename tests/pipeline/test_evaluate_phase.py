@@ -9,24 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitwithin.candidate import LAYOUTS, PRECISIONS, Candidate, grid
-from fitwithin.engine.jobs import Evaluated, Trained
+from fitwithin.candidate import LAYOUTS, PRECISIONS, Candidate, View, grid, views_of
+from fitwithin.engine.results import Evaluated, Trained, logits_path, read_logits
 from fitwithin.errors import RunFolderError
-from fitwithin.inference.ensemble import View, views_of
-from fitwithin.pipeline.evaluate_phase import (
-    Ensemble,
-    Member,
-    choose_views,
-    handed_over,
-    logits_path,
-    methods,
-    pick,
-    read,
-    read_logits,
-    twin,
-    view_rows,
-    write,
-)
+from fitwithin.inference.bundle import Ensemble, read, write
+from fitwithin.pipeline.evaluate_phase import Member, choose_views, handed_over, methods, pick, twin, view_rows
 
 VIEWS = views_of([160, 224], flips=True)
 

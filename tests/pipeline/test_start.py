@@ -14,13 +14,13 @@ from PIL import Image
 
 from fitwithin import api, ledger
 from fitwithin import request as requests
-from fitwithin.cli.progress import Silent
-from fitwithin.data import image_folder, pack
+from fitwithin.data import image_folder, pack_builder
 from fitwithin.engine import launch
 from fitwithin.engine.simulated.engine import Law, Simulated, SimulatedClock
 from fitwithin.pipeline import finish, start
 from fitwithin.pipeline import run as flow
 from fitwithin.pipeline.context import Run
+from fitwithin.pipeline.progress import Silent
 from fitwithin.report.schema import from_json
 from fitwithin.store import MemoryStore, SqliteStore, Store, bodies
 from simulation import CountedImages, Stage, request
@@ -124,7 +124,7 @@ def test_for_who_has_no_time_left_no_workers_are_launched(
     run_folder.mkdir()
     request = requests.parse(folder, memory="1GiB", time="60s", models="test_resnet", sizes="32", device="cpu")
     dataset = image_folder.scan(folder)
-    images = pack.build(dataset, request.pack_side)
+    images = pack_builder.build(dataset, request.pack_side)
     with SqliteStore(run_folder) as store:
         store.append("request", request.to_dict())
         engine = Simulated(Law(warmup_s=0.1, startup_s=0.1), images, SimulatedClock(1000.0))

@@ -10,24 +10,14 @@ from typing import Any
 import pytest
 
 import simulation
-from fitwithin.engine.jobs import (
-    CHECKPOINT,
-    OUTCOME,
-    SALVAGE,
-    WEIGHTS,
-    Failure,
-    Job,
-    Outcome,
-    Progress,
-    Trained,
-    TrainJob,
-    stays,
-)
+from fitwithin.engine.jobs import Job, TrainJob, stays
+from fitwithin.engine.margins import WATCHDOG_S
+from fitwithin.engine.results import CHECKPOINT, OUTCOME, SALVAGE, WEIGHTS, Failure, Outcome, Progress, Trained
 from fitwithin.engine.simulated.engine import Law, Simulated, Trouble
 from fitwithin.pipeline import run as flow
 from fitwithin.pipeline import train_phase
 from fitwithin.pipeline.context import Run
-from fitwithin.planning.cost import WATCHDOG_S, evaluation_kept_s
+from fitwithin.planning.cost import evaluation_kept_s
 from fitwithin.planning.plan import Plan
 from fitwithin.report.schema import Report
 from simulation import CountedImages, Stage, request

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from fitwithin.candidate import Candidate
 from fitwithin.planning.forecast import FACTORS, Outlook, Point, forecast, from_dict, outlook, slope
 from fitwithin.planning.halving import Halving
-from fitwithin.planning.search import Entrant, Score
+from fitwithin.planning.search import Entrant
+from fitwithin.planning.stats import Score
 from simulation import tries
 
 seconds = st.floats(0.1, 1e6)

@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 
 from fitwithin import recipe as recipes
 from fitwithin.candidate import Candidate
+from fitwithin.data.dataset import DataFacts
+from fitwithin.engine.margins import VIEW_S
+from fitwithin.engine.results import Probe
 from fitwithin.errors import BudgetError, UsageError
-from fitwithin.planning.cost import VIEW_S, DataFacts, checkpoint_every_s, checkpoints, costs
+from fitwithin.planning.cost import checkpoint_every_s, checkpoints, costs
 from fitwithin.planning.plan import Plan, draw_up, from_json, least_s
-from fitwithin.profiling.profile import Probe, Profile, Rejection
+from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.units import duration
 from simulation import FACTS, profile
 

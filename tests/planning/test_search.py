@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from fitwithin.candidate import Candidate
 from fitwithin.planning.halving import ETA, WORTHWHILE, Halving, ladder
-from fitwithin.planning.search import FINAL, Entrant, Exhaustive, Score, Search, Trial, better, percent_sure, sure
+from fitwithin.planning.search import FINAL, Entrant, Exhaustive, Search, Trial
+from fitwithin.planning.stats import Score, better, percent_sure, sure
 from simulation import tries
 
 N_VAL = 1000

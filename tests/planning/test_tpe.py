@@ -17,13 +17,14 @@ from fitwithin.errors import UsageError
 from fitwithin.pipeline import profile_phase, run
 from fitwithin.planning import plan as planning
 from fitwithin.planning.halving import Halving
-from fitwithin.planning.search import Entrant, Score, Trial
-from fitwithin.report import build
+from fitwithin.planning.search import Entrant, Trial
+from fitwithin.planning.stats import Score
 from fitwithin.request import parse
 from simulation import CountedImages, Stage, request, tries, without_pages
 
 pytest.importorskip("optuna", reason="Optuna is not installed")
 
+from fitwithin import events
 from fitwithin.planning.tpe import AT_RANDOM, Sampled, likeness, traits
 
 N_VAL = 1000
@@ -111,7 +112,7 @@ def test_a_run_samples_its_candidates_and_goes_on_where_it_was(tmp_path: Path, m
     assert planning.from_json(plan.to_json()) == plan
     assert plan.search is not None
     assert plan.search.seed == 7
-    trials = [trial for _, trial in build.trials(whole.store.events("trial"))]
+    trials = [trial for _, trial in events.trials(whole.store.events("trial"))]
     entered = {trial.candidate.name for trial in trials}
     assert 4 < len(entered) < len(FAMILIES) * 4
     rows = {row.name: row for row in report.candidates}
@@ -120,11 +121,11 @@ def test_a_run_samples_its_candidates_and_goes_on_where_it_was(tmp_path: Path, m
         assert (row.status == "rejected") == (name not in entered), (name, row.status)
         assert name in entered or "left out" in row.reason
     again = begin("whole")
-    events = whole.store.events()
-    for event in events[: int(0.8 * len(events))]:
+    happened = whole.store.events()
+    for event in happened[: int(0.8 * len(happened))]:
         again.store.append(event.kind, event.body)
     run.tell(again.run())
-    assert [trial for _, trial in build.trials(again.store.events("trial"))][: len(trials) // 2] == trials[
+    assert [trial for _, trial in events.trials(again.store.events("trial"))][: len(trials) // 2] == trials[
         : len(trials) // 2
     ]
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from fitwithin.engine.jobs import Setting
+from fitwithin.engine.results import Pace
 from fitwithin.engine.simulated.engine import Law
 from fitwithin.errors import UsageError
 from fitwithin.profiling.cache import Cache, data_shape, export, take_in
 from fitwithin.profiling.profile import Profile
-from fitwithin.profiling.variants import Pace
 from simulation import CountedImages, Stage, profile, request
 
 MACHINE = {"name": "H100", "driver": "580", "device": "cuda:0", "python": "3.12", "cpu": "Xeon", "cores": 16}

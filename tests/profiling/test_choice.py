@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fitwithin.candidate import Candidate, grid
-from fitwithin.profiling.choice import KNEE, knee, parts, rated_batches
-from fitwithin.profiling.variants import Pace, pruned, screened, slower
+from fitwithin.engine.jobs import rated_batches
+from fitwithin.engine.results import Pace
+from fitwithin.profiling.batch_search import KNEE, knee, parts
+from fitwithin.profiling.variants import pruned, screened, slower
 
 RATES = st.dictionaries(st.integers(2, 1000), st.floats(1, 1e5), min_size=1, max_size=6)
 

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from fitwithin import recipe as recipes
 from fitwithin.candidate import Candidate
-from fitwithin.planning.cost import DataFacts, costs
+from fitwithin.data.dataset import DataFacts
+from fitwithin.engine.results import Probe
+from fitwithin.planning.cost import costs
 from fitwithin.profiling.interpolate import derived, largest, pace, smaller
-from fitwithin.profiling.profile import Probe, Profile
+from fitwithin.profiling.profile import Profile
 from simulation import profile, tries
 
 FAST = recipes.load("fast")

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fitwithin.engine.results import Probe
 from fitwithin.profiling.batch_search import expected_edge, largest_batch
-from fitwithin.profiling.profile import Prior, Probe, Profile, from_dict, prior, to_dict
+from fitwithin.profiling.profile import Prior, Profile, from_dict, prior, to_dict
 from simulation import profile
 
 

@@ -14,14 +14,14 @@ import pytest
 
 from fitwithin import recipe as recipes
 from fitwithin.candidate import grid
-from fitwithin.engine.jobs import Failure, Job, Outcome, ProbeJob, Progress, Screened, ScreenJob
+from fitwithin.engine.jobs import Job, ProbeJob, ScreenJob
+from fitwithin.engine.results import Failure, Outcome, Pace, Probe, Progress, Screened
 from fitwithin.engine.simulated.engine import Law, Simulated, Trouble
 from fitwithin.pipeline import profile_phase
 from fitwithin.pipeline.context import Run
 from fitwithin.profiling.candidate_profiler import OUT_OF_TIME, PROBE_WITHIN_S, SMALLEST_BATCH
-from fitwithin.profiling.profile import Probe, Profile, Rejection
+from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.profiling.profile_candidates import measure
-from fitwithin.profiling.variants import Pace
 from fitwithin.request import Request
 from simulation import GIB, CountedImages, Stage, profile, request
 

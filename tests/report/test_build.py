@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fitwithin.candidate import Candidate
-from fitwithin.engine.jobs import Trained
+from fitwithin.engine.results import Trained
 from fitwithin.engine.simulated.engine import Law, Trouble
 from fitwithin.errors import BudgetError
 from fitwithin.pipeline import finish
@@ -170,9 +170,9 @@ def test_the_store_is_read_back_into_nouns() -> None:
     store.append("rejected", {"candidate": asdict(turned), "reason": "2 images do not fit"})
     store.append("turn", {"name": "a", "trained": None, "reason": "it died"})
     events = store.events()
-    assert build.profiled(events) == {found.candidate.name: found}
-    assert build.rejected(events)[turned.name].candidate == turned
-    assert build.outcomes(events) == ({}, {"a": "it died"})
+    assert events.profiled(events) == {found.candidate.name: found}
+    assert events.rejected(events)[turned.name].candidate == turned
+    assert events.outcomes(events) == ({}, {"a": "it died"})
 
 
 def test_a_hurried_run_has_no_charts_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from fitwithin.engine.simulated.engine import Law, Trouble
+from fitwithin.inference import bundle
 from fitwithin.ledger import Books, Entry
-from fitwithin.pipeline import evaluate_phase, run
+from fitwithin.pipeline import run
 from fitwithin.planning import search_plan
 from fitwithin.planning.halving import Halving
 from fitwithin.planning.plan import Planned
-from fitwithin.planning.search import Entrant, Score, Trial
+from fitwithin.planning.search import Entrant, Trial
+from fitwithin.planning.stats import Score
 from fitwithin.report import build, searched
 from fitwithin.report.schema import Report, from_json
 from fitwithin.report.search_report import FATES, SearchReport
@@ -79,7 +81,7 @@ def test_a_search_is_told_whole(begin: Begin) -> None:
     assert all(trial.charged_s <= trial.promised_s for trial in search.trials)
     final = search.trials[-1]
     assert (final.fate, final.turn) == ("handed over", f"{report.winner}-final")
-    assert Path(evaluate_phase.read(stage.folder).folder).name == search.handed_over
+    assert Path(bundle.read(stage.folder).folder).name == search.handed_over
     assert search.handed_over_why.startswith("the model of the final training: ")
     assert search.second is not None
     assert search.second.rung == 1

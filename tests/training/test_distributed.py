@@ -22,13 +22,14 @@ from fitwithin.data.batches import TrainBatches
 from fitwithin.data.pack import Pack
 from fitwithin.data.prefetch import Feeder, _fork
 from fitwithin.engine.device import Cpu
-from fitwithin.engine.jobs import CARD, CHECKPOINT, WEIGHTS, Seat, TrainJob
+from fitwithin.engine.jobs import Seat, Stage, TrainJob
+from fitwithin.engine.results import CARD, CHECKPOINT, WEIGHTS
 from fitwithin.errors import Deserted, Hanging
 from fitwithin.training import loop
 from fitwithin.training import trainer as turns
 from fitwithin.training.distributed import ALONE, Team, join
-from fitwithin.training.learner import Learner, feeder_rings
-from fitwithin.training.schedule import Stage
+from fitwithin.training.evaluation import feeder_rings
+from fitwithin.training.learner import Learner
 from training.test_learner import CANDIDATE as NORMLESS
 from training.test_learner import batch, setting
 from training.test_loop import BATCH, STAGES, STEPS, images, job, one_thread

@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fitwithin.candidate import Candidate
-from fitwithin.data import image_folder, pack
+from fitwithin.candidate import Candidate, views_of
+from fitwithin.data import image_folder, pack_builder
 from fitwithin.data.pack import Pack
 from fitwithin.data.prefetch import Feeder
 from fitwithin.engine.device import Cpu
-from fitwithin.engine.jobs import EVALUATED, Evaluated, EvaluateJob, read_evaluated
+from fitwithin.engine.jobs import EvaluateJob
+from fitwithin.engine.results import EVALUATED, Evaluated, read_evaluated
 from fitwithin.engine.simulated.engine import SimulatedClock
-from fitwithin.inference.ensemble import views_of
 from fitwithin.training import evaluation
 from fitwithin.training import model as models
-from fitwithin.training.learner import Learner, feeder_rings
+from fitwithin.training.evaluation import feeder_rings
+from fitwithin.training.learner import Learner
 from simulation import on_cpu
 
 CANDIDATE = Candidate(model="test_efficientnet", train_px=32, precision="fp32")
@@ -45,7 +46,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Pack:
                 Image.fromarray(rng.integers(0, 255, (36, 36, 3), dtype=np.uint8)).save(folder / f"{number}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FITWITHIN_CACHE", str(root / "cache"))
-        return pack.build(image_folder.scan(root / "data"), 34)
+        return pack_builder.build(image_folder.scan(root / "data"), 34)
 
 
 def job(images: Pack, folder: Path, within_s: float, sizes: tuple[int, ...] = (32,)) -> EvaluateJob:

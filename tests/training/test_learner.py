@@ -15,7 +15,8 @@ from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import Setting
 from fitwithin.engine.simulated.engine import Law
 from fitwithin.training import model as models
-from fitwithin.training.learner import Learner, eval_batch, feeder_rings
+from fitwithin.training.evaluation import eval_batch, feeder_rings
+from fitwithin.training.learner import Learner
 from fitwithin.training.model import amp_dtype
 from simulation import CountedImages, Stage, request
 

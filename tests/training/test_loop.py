@@ -19,32 +19,22 @@ import torch
 from PIL import Image
 
 from fitwithin.candidate import Candidate
-from fitwithin.data import image_folder, pack
+from fitwithin.data import image_folder, pack_builder
 from fitwithin.data.batches import EvalBatches, TrainBatches
 from fitwithin.data.pack import Pack
 from fitwithin.data.prefetch import Feeder
 from fitwithin.engine.device import Cpu
-from fitwithin.engine.jobs import (
-    CARD,
-    CHECKPOINT,
-    OUTCOME,
-    SALVAGE,
-    WEIGHTS,
-    EvaluateJob,
-    Progress,
-    Trained,
-    TrainJob,
-    read_trained,
-)
+from fitwithin.engine.jobs import EvaluateJob, Stage, TrainJob
+from fitwithin.engine.margins import EXIT_S
+from fitwithin.engine.results import CARD, CHECKPOINT, OUTCOME, SALVAGE, WEIGHTS, Progress, Trained, read_trained
 from fitwithin.errors import Hanging, TrainingError
-from fitwithin.planning.cost import EXIT_S
 from fitwithin.training import learner as learners
 from fitwithin.training import loop
 from fitwithin.training import trainer as turns
-from fitwithin.training.evaluation import Rehearsed
-from fitwithin.training.learner import Learner, feeder_rings
+from fitwithin.training.evaluation import Rehearsed, feeder_rings
+from fitwithin.training.learner import Learner
 from fitwithin.training.model import load
-from fitwithin.training.schedule import Stage, cosine
+from fitwithin.training.schedule import cosine, make_schedule, overhead_s, steps_end_at
 from simulation import on_cpu
 
 CANDIDATE = Candidate(model="test_efficientnet", train_px=32, precision="fp32")
@@ -74,7 +64,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Pack:
                 Image.fromarray(pixels).save(folder / f"{number}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FITWITHIN_CACHE", str(root / "cache"))
-        return pack.build(image_folder.scan(root / "data"), 34)
+        return pack_builder.build(image_folder.scan(root / "data"), 34)
 
 
 def job(images: Pack, folder: Path, **changed: Any) -> TrainJob:
@@ -222,7 +212,7 @@ def test_who_was_never_validated_may_take_the_time_of_later_sizes_for_it(
     monkeypatch.setattr(turns, "count_correct", slow)
     wanted = once(staying(images, tmp_path, 8.0, evaluation_s=3.0))
     outcome = advance(wanted, images, evaluator=Foreseeing(3.0, first_s=first_s))
-    assert asked == [pytest.approx(wanted.ends_at(0.0, first_s))]
+    assert asked == [pytest.approx(steps_end_at(wanted, 0.0, first_s))]
     assert (outcome.best is not None) == validated
     assert outcome.ended == "shortened", "the model is whole in either case"
 
@@ -233,11 +223,11 @@ def test_a_checkpoint_that_is_due_before_the_end_is_counted_with(
 ) -> None:
     """By when the one before was written, however little is left, and with what that took."""
     wanted = job(images, tmp_path, checkpoint_every_s=5.0)
-    schedule = wanted.schedule()
+    schedule = make_schedule(wanted)
     saved_at = schedule.training_ends_at - before_s
     beside = {"validation_s": 0.0, "on_s": 0.0, "evaluation_s": 0.0}
-    overhead_s = wanted.overhead_s(schedule, [], saved_at=saved_at, checkpoint_s=0.5, **beside)
-    assert overhead_s == pytest.approx(saves * 0.5)
+    found_s = overhead_s(wanted, schedule, [], saved_at=saved_at, checkpoint_s=0.5, **beside)
+    assert found_s == pytest.approx(saves * 0.5)
 
 
 def test_what_a_checkpoint_takes_is_measured(images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from fitwithin.data.batches import resize
-from fitwithin.training.resample import resized, weights
+from fitwithin.training.augment import resized, weights
 
 #: A canvas, what its image takes of it, and the side to resize to: up and down, one pixel and all of it.
 SIDES = st.integers(1, 70).flatmap(

@@ -5,7 +5,9 @@ import math
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fitwithin.training.schedule import PRIOR_STEPS, SCHEDULES, WINDOW, Schedule, Stage, cosine, rate_factor
+from fitwithin.engine.jobs import Stage
+from fitwithin.recipe import SCHEDULES
+from fitwithin.training.schedule import PRIOR_STEPS, WINDOW, Schedule, cosine, rate_factor
 
 
 @given(st.integers(2, 10**6))

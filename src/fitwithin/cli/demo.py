@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 from fitwithin.api import run as run_api
-from fitwithin.cli.progress import Reporter
 from fitwithin.engine.launch import Server
 from fitwithin.errors import RunFolderError, UsageError
+from fitwithin.pipeline.progress import Reporter
 from fitwithin.pipeline.result import Result
 
 #: Tiny timm models that train at 900 to 1700 images/s on two cores.

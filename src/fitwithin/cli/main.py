@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from fitwithin import __version__
-from fitwithin.budget import process_started_at
 from fitwithin.cli import terminal
 from fitwithin.cli.options import AsJson, Data, Device, EngineName, RayAddress, RunFolder, with_limits
 from fitwithin.engine import launch
 from fitwithin.errors import FitwithinError
+from fitwithin.machine import process_started_at
+from fitwithin.version import __version__
 
 app = typer.Typer(
     name="fitwithin",
@@ -165,12 +165,13 @@ def predict(
 ) -> None:
     """Classify images with a run's ensemble: class, probability and the five most likely."""
     from fitwithin import files
+    from fitwithin.inference.predictions import write_csv
     from fitwithin.pipeline import result
 
     files.check_writable(output)
     with terminal.reporter(as_json) as reporter:
         predictions = result.load(folder).predict(paths, device=device, reporter=reporter)
-    result.write_csv(predictions, output)
+    write_csv(predictions, output)
     bad = [prediction for prediction in predictions if prediction.error]
     if as_json:
         typer.echo(json.dumps([{"path": p.path, "top": p.top, "error": p.error} for p in predictions]))

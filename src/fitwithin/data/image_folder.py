@@ -8,62 +8,17 @@ Laid out in one of two ways; data/pack.py decodes the images:
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+from fitwithin.data.dataset import LAYOUT, SPLITS, Dataset, Sample, check
 from fitwithin.data.decode import is_image
-from fitwithin.data.fingerprint import digest, fingerprint
+from fitwithin.data.fingerprint import fingerprint
+from fitwithin.data.splits import random_split
 from fitwithin.errors import DataError
 
-SPLITS = ("train", "val", "test")
-LAYOUT = "DATA/<class>/*.jpg, or DATA/train/<class>/*.jpg with val and test beside train"
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sample:
-    """One image: its posix path relative to the root, the index of its class (-1: unlabelled, test only), its split."""
-
-    path: str
-    label: int
-    split: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Broken:
-    """An image file that could not be decoded, and why."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dataset:
-    """A folder of labelled images, sorted by path, each in exactly one split.
-
-    ``fingerprint`` is a BLAKE2b digest (32 hex digits) over every image's relative path, size in bytes and first
-    64 KiB, in the order of the paths (data/fingerprint.py). It covers a split that the folders
-    state, for that is part of the path, but not one drawn from the seed. ``split_why`` says where the split came from;
-    ``ignored`` counts the files left out: no images, or images outside every class folder.
-    """
-
-    root: Path
-    classes: tuple[str, ...]
-    samples: tuple[Sample, ...]
-    fingerprint: str
-    split_why: str
-    ignored: int
-
-    def counts(self) -> dict[str, int]:
-        """Images per split, all three splits named."""
-        found = Counter(sample.split for sample in self.samples)
-        return {split: found[split] for split in SPLITS}
-
-    def of(self, split: str) -> tuple[Sample, ...]:
-        """The samples of one split, in order."""
-        return tuple(sample for sample in self.samples if sample.split == split)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +63,9 @@ def scan(root: Path, *, seed: int = 0, kept: Path | None = None) -> Dataset:
     classes = tuple(sorted(folders["train"].by_class))
     samples = _stated(folders, classes)
     if "val" not in folders:
-        samples = _drawn(samples, seed=seed, with_test="test" not in folders)
+        samples = random_split(samples, seed=seed, with_test="test" not in folders)
     samples = sorted(samples, key=lambda sample: sample.path)
-    _check(root, classes, samples)
+    check(root, classes, samples)
     return Dataset(
         root=root,
         classes=classes,
@@ -119,20 +74,6 @@ def scan(root: Path, *, seed: int = 0, kept: Path | None = None) -> Dataset:
         split_why="; ".join([_split_why(folders, samples, flat=flat, seed=seed), *notes]),
         ignored=ignored,
     )
-
-
-def without(dataset: Dataset, broken: Sequence[Broken]) -> Dataset:
-    """The data set less its broken samples; the fingerprint stays, for it names what is in the folder.
-
-    Raises:
-        DataError: what is left is no longer a valid data set.
-    """
-    if not broken:
-        return dataset
-    gone = {item.path for item in broken}
-    samples = tuple(sample for sample in dataset.samples if sample.path not in gone)
-    _check(dataset.root, dataset.classes, samples, after=f" once the {len(gone)} unreadable files are left out")
-    return replace(dataset, samples=samples)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -247,27 +188,6 @@ def _check_labels(folders: dict[str, _Folder]) -> None:
             )
 
 
-def _check(root: Path, classes: Sequence[str], samples: Sequence[Sample], *, after: str = "") -> None:
-    """The classes and samples can be trained on and validated."""
-    if not samples:
-        raise DataError(f"{root} has no image in {len(classes)} class folders{after}; lay the images out as {LAYOUT}")
-    if len(classes) < 2:
-        raise DataError(f"{root} has one class, {classes[0]!r}; add at least one more class folder to tell it from")
-    in_train = Counter(sample.label for sample in samples if sample.split == "train")
-    in_val = Counter(sample.label for sample in samples if sample.split == "val")
-    for label, name in enumerate(classes):
-        n_images = in_train[label] + in_val[label]
-        if n_images == 1:
-            raise DataError(
-                f"{root} has 1 image of the class {name!r} where 2 are needed{after}, one to train on and one to "
-                f"validate on; add images of it or remove its folder"
-            )
-        if in_train[label] == 0:
-            raise DataError(f"{root} has no image to train the class {name!r}{after}; add some or remove its folder")
-    if not in_val:
-        raise DataError(f"{root} has no image to validate on{after}; add some to val, or remove val to have it drawn")
-
-
 def _stated(folders: dict[str, _Folder], classes: Sequence[str]) -> list[Sample]:
     """The samples as the folders have them."""
     labels = {name: label for label, name in enumerate(classes)}
@@ -280,27 +200,6 @@ def _stated(folders: dict[str, _Folder], classes: Sequence[str]) -> list[Sample]
     if "test" in folders:
         samples += [Sample(path=path, label=-1, split="test") for path in folders["test"].loose]
     return samples
-
-
-def _drawn(samples: Sequence[Sample], *, seed: int, with_test: bool) -> list[Sample]:
-    """Train samples spread over val, test (if asked) and train, class by class.
-
-    The order of drawing is that of BLAKE2b(seed, path), so a sample's place in it never depends on other files.
-    """
-    by_label: dict[int, list[Sample]] = {}
-    for sample in samples:
-        if sample.split == "train":
-            by_label.setdefault(sample.label, []).append(sample)
-    result = [sample for sample in samples if sample.split != "train"]
-    for mine in by_label.values():
-        mine.sort(key=lambda sample: digest(f"{seed}:{sample.path}".encode("utf-8", "surrogateescape")))
-        tenth = round(len(mine) / 10)
-        n_val = min(max(1, tenth), len(mine) - 1)
-        n_test = tenth if with_test else 0
-        for rank, sample in enumerate(mine):
-            split = "val" if rank < n_val else "test" if rank < n_val + n_test else "train"
-            result.append(replace(sample, split=split))
-    return result
 
 
 def _split_why(folders: dict[str, _Folder], samples: Sequence[Sample], *, flat: bool, seed: int) -> str:

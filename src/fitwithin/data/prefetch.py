@@ -35,7 +35,7 @@ import torch
 from fitwithin.data.batches import Batch, Batches
 from fitwithin.data.pack import Pack
 from fitwithin.errors import DataError, DeviceError
-from fitwithin.lifeline import die_with_parent
+from fitwithin.machine import die_with_parent
 
 #: Batches lie in so many slots, one after the other; a slot is filled again HELD batches later, when the device has
 #: long fetched what was in it (Cuda.throttle lets the host run two steps ahead).

@@ -10,7 +10,8 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
-from fitwithin.engine.jobs import Job, Outcome, Progress
+from fitwithin.engine.jobs import Job
+from fitwithin.engine.results import Outcome, Progress
 
 T = TypeVar("T")
 

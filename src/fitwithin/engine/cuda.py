@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from fitwithin.engine.memory import DriverGauge, Sampler, demanded_bytes
-from fitwithin.errors import DeviceError, DeviceFull, OutOfMemory, cap_reached, let_go
+from fitwithin.engine.memory import DriverGauge, Sampler, cap_reached, demanded_bytes, let_go
+from fitwithin.errors import DeviceError, DeviceFull, OutOfMemory
 from fitwithin.units import format_size
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fitwithin.engine.cuda import Cuda
-from fitwithin.engine.memory import Sampler, status_bytes
-from fitwithin.errors import cap_reached, let_go
+from fitwithin.engine.memory import Sampler, cap_reached, let_go, status_bytes
 from fitwithin.machine import cpu_name
 
 if TYPE_CHECKING:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-from fitwithin.candidate import Candidate
-from fitwithin.inference.ensemble import View
-from fitwithin.planning.cost import EXIT_S, HANDOVER_S, MEANWHILE_S, REHEARSED_MARGIN
-from fitwithin.profiling.profile import Probe
-from fitwithin.profiling.variants import Pace
+from fitwithin.candidate import Candidate, View
 from fitwithin.recipe import Recipe
-from fitwithin.training.schedule import Schedule, Stage
 
-#: The files of a turn's folder: what a later process goes on from, how the turn ended, how it stood at its last
-#: checkpoint, the model's weights and what is needed to use them, how far its evaluation got.
-CHECKPOINT, OUTCOME, SALVAGE = "checkpoint.pt", "outcome.json", "salvage.json"
-WEIGHTS, CARD, EVALUATED = "model.safetensors", "card.json", "evaluated.json"
+#: Memory comes in pages, and small batches take other algorithms than large ones: two points give a line if one is
+#: APART times the other, and of several the largest two.
+APART = 1.2
+
+#: Shares of what seems to fit at which a scout runs two further batches. A small batch's workspaces make its images
+#: look larger than they are: the first share of what seems to be all comes to 40 to 70 % of the largest batch. A line
+#: through it is good to 6 to 11 %; a second point short of that makes it good to an image or two. (Reckoned from the
+#: probes of 20 candidates on an H100, which had run at other sizes.)
+SCOUTED = (0.9, 0.93)
+
 
 #: Seconds between readings of a turn's loss: reading waits for the device. A long turn has CURVE_POINTS of them.
 READING_S, CURVE_POINTS = 1.0, 1000
@@ -143,51 +141,6 @@ class TrainJob:
         """The images of an update that each process takes."""
         return self.batch // self.setting.data_parallel
 
-    def schedule(self) -> Schedule:
-        """The course of the turn; its last model must be saved and its process end by ``until_at``."""
-        whole = Stage(since=0.0, px=self.candidate.train_px, step_s=self.step_s)
-        return Schedule(
-            planned=self.steps,
-            training_ends_at=self.ends_at(self.save_s),
-            planned_step_s=self.step_s,
-            frozen=self.frozen,
-            shape=self.setting.recipe.schedule,
-            warmup=self.setting.recipe.warmup,
-            stages=self.stages or (whole,),
-            open_ended=self.open_ended,
-        )
-
-    def ends_at(self, model_s: float, evaluation_s: float = 0.0) -> float:
-        """By when steps and validations must have ended, where writing the last model takes so long, and the evaluation
-        for which the process stays."""
-        if self.evaluation is None:
-            return self.until_at - EXIT_S - 1.2 * model_s
-        least_s = MEANWHILE_S if self.setting.device.startswith("cuda") else 0.0
-        return self.until_at - 1.2 * model_s - HANDOVER_S - max(least_s, (1 + REHEARSED_MARGIN) * evaluation_s)
-
-    def overhead_s(
-        self,
-        schedule: Schedule,
-        marks: list[int],
-        *,
-        validation_s: float,
-        on_s: float,
-        evaluation_s: float,
-        saved_at: float,
-        checkpoint_s: float,
-    ) -> float:
-        """What the turn still needs beside steps: validations at ``marks``, between them ``on_s`` for writing a model
-        and going on, the checkpoints that follow the one at ``saved_at``, and what its evaluation will take longer than
-        the ``evaluation_s`` that are kept for it, all as much slower as the steps have become. Where the process stays
-        for its evaluation, no other time is kept for a last step that lasts; up to as much is as another process would
-        need."""
-        slow = max(1.0, schedule.slowness)
-        ahead = sum(mark > schedule.step for mark in marks)
-        saves = int(max(0.0, schedule.training_ends_at - saved_at) / self.checkpoint_every_s)
-        beside_s = 1.2 * (ahead * validation_s + max(0, ahead - 1) * on_s) + saves * checkpoint_s
-        jolt_s = min(schedule.jolt_s, max(0.0, schedule.training_ends_at - self.anxious_at))
-        return slow * beside_s + (slow - 1) * evaluation_s + jolt_s
-
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateJob:
@@ -215,24 +168,10 @@ class ScreenJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Screened:
-    """The paces by the candidates' names."""
-
-    paces: dict[str, Pace]
-
-
-@dataclass(frozen=True, kw_only=True)
 class HoldJob:
     """Hold so much of a GPU's memory that ``free_bytes`` are left, until nobody listens any more."""
 
     device: str
-    free_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Held:
-    """What is free now."""
-
     free_bytes: int
 
 
@@ -257,89 +196,19 @@ def stays(job: Job) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
-    """How a turn ended: ``ended`` is ``complete`` (the planned steps or more), ``shortened`` (fewer, annealed) or
-    ``cut`` (time was over).
+class Stage:
+    """From the share ``since`` of a turn's steps on, images of ``px`` pixels a side (progressive resizing).
 
-    ``validations`` and ``curve`` hold plain values ready for the report; ``best`` is ``correct`` images of the best
-    validation, whose weights are in the folder (None if none took place: then the weights are the last ones).
-    ``training_s`` is the time of the steps alone, the loader's start included; ``rescues`` how often the loss was no
-    number and the turn went back to its checkpoint, at a lower rate; ``evaluation_s`` what a process that stays expects
-    its evaluation to take.
+    A step then takes ``step_s``; ``change_s`` is what getting there costs beside the steps.
     """
 
-    steps: int
-    planned_steps: int
-    epochs: float
-    ended: str
-    best: int | None
-    validations: tuple[dict[str, Any], ...]
-    curve: tuple[dict[str, Any], ...]
-    peak_bytes: int
-    startup_s: float
-    training_s: float = 0.0
-    rescues: int = 0
-    evaluation_s: float | None = None
+    since: float
+    px: int
+    step_s: float
+    change_s: float = 0.0
 
 
-def trained_to_json(trained: Trained) -> str:
-    """The outcome of a turn as JSON text; :func:`trained_from_dict` reads it."""
-    return json.dumps(asdict(trained), allow_nan=False)
-
-
-def trained_from_dict(value: dict[str, Any]) -> Trained:
-    """The outcome that was written as JSON."""
-    return Trained(**{**value, "validations": tuple(value["validations"]), "curve": tuple(value["curve"])})
-
-
-def read_trained(path: Path) -> Trained | None:
-    """The outcome in that file; None without one."""
-    return trained_from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluated:
-    """Where the logits are (one .npy per split and view under ``folder``), what was complete, and what each view costs.
-
-    ``done`` lists (split, view name) pairs in the order they were completed; ``ms_per_image`` is per view at
-    ``batch`` images a forward pass, on the device, without loading.
-    """
-
-    done: tuple[tuple[str, str], ...]
-    ms_per_image: dict[str, float]
-    batch: int
-    peak_bytes: int
-
-
-def evaluated_from_dict(value: dict[str, Any]) -> Evaluated:
-    """The evaluation that was written as JSON."""
-    return Evaluated(**{**value, "done": tuple((split, view) for split, view in value["done"])})
-
-
-def read_evaluated(path: Path) -> Evaluated | None:
-    """How far the evaluation that wrote this file got; None without one."""
-    return evaluated_from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """A job that gave no result: ``kind`` is ``memory``, ``deadline``, ``died``, ``hung``, ``error``, or ``deserted``
-    where of several processes another one is gone, whose own end tells more."""
-
-    kind: str
-    reason: str
-    trace: str = ""
-    peak_bytes: int | None = None
-
-
-Outcome = Probe | Trained | Evaluated | Screened | Failure
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """A sign of life from a running job, for progress bars."""
-
-    step: int
-    total: int
-    text: str = ""
-    facts: dict[str, Any] = field(default_factory=dict)
+def rated_batches(largest: int) -> list[int]:
+    """The smaller batches whose throughput is compared with the largest one's: its half, and multiples of 8."""
+    found = {largest // 8 * 8, largest // 2, largest // 16 * 8}
+    return sorted(batch for batch in found if 2 <= batch < largest)

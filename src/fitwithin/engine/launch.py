@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from fitwithin.engine import bytecode
+from fitwithin import bytecode
 from fitwithin.errors import DeviceError
 
 READY, STARTED, ENDED = b"R", b"S", b"E"

@@ -20,26 +20,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fitwithin import __version__
-from fitwithin.engine.jobs import (
-    Failure,
-    HoldJob,
-    Job,
-    Outcome,
-    Progress,
-    Seat,
-    Trained,
-    TrainJob,
-    hangs_at,
-    processes,
-    stays,
-)
+from fitwithin.engine.jobs import HoldJob, Job, Seat, TrainJob, hangs_at, processes, stays
 from fitwithin.engine.launch import ENDED, STARTED, Server, allocator, receive
-from fitwithin.engine.staying import Staying
+from fitwithin.engine.results import Failure, Outcome, Progress, Trained
 from fitwithin.engine.threads import Threads
-from fitwithin.engine.worker_process import Child, listen, merged
+from fitwithin.engine.worker_process import Child, Staying, listen, merged
 from fitwithin.errors import DeviceError
 from fitwithin.machine import cpu_name
+from fitwithin.version import __version__
 
 #: How long forking a process may take before something is wrong.
 STARTED_WITHIN_S = 60.0

@@ -7,12 +7,13 @@ import platform
 import resource
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fitwithin.errors import DeviceError
+from fitwithin.errors import DeviceError, OutOfMemory
 
 SAMPLE_S = 0.01
 
@@ -156,3 +157,16 @@ def demanded_bytes(trace: Iterable[Mapping[str, Any]], reserved_bytes: int) -> i
                 demanded = max(demanded, before + asked_bytes(size))
             mapped = False
     return demanded
+
+
+def cap_reached(told: str) -> OutOfMemory:
+    """The error for a backend's own words."""
+    lines = told.strip().splitlines()
+    return OutOfMemory(f"the memory cap was reached ({lines[0][:200] if lines else 'no details'})")
+
+
+def let_go(error: BaseException | None) -> None:
+    """Clear the frames of the work that failed: while anybody looks at the error they would keep all its tensors."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__

@@ -21,9 +21,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fitwithin.engine.jobs import EvaluateJob, Failure, Job, Outcome, Progress, TrainJob
+from fitwithin.engine.jobs import EvaluateJob, Job, TrainJob
 from fitwithin.engine.launch import READY_WITHIN_S
 from fitwithin.engine.ray_task import Answer, Board, Call, carry_out
+from fitwithin.engine.results import Failure, Outcome, Progress
 from fitwithin.engine.threads import Threads
 from fitwithin.errors import DeviceError
 from fitwithin.files import cache_root

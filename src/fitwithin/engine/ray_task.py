@@ -19,8 +19,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fitwithin.engine.jobs import EvaluateJob, Failure, Job, Outcome, Progress, TrainJob
+from fitwithin.engine.jobs import EvaluateJob, Job, TrainJob
 from fitwithin.engine.local import Local
+from fitwithin.engine.results import Failure, Outcome, Progress
 from fitwithin.errors import FitwithinError
 from fitwithin.machine import cores
 

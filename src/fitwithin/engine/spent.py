@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fitwithin.engine.jobs import Failure, Job, Progress
+from fitwithin.engine.jobs import Job
+from fitwithin.engine.results import Failure, Progress
 from fitwithin.engine.threads import Threads
 
 

@@ -7,25 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, kw_only=True, order=True)
-class View:
-    """One way of looking at an image: its size in pixels, and mirrored or not."""
-
-    px: int
-    flip: bool
-
-    @property
-    def name(self) -> str:
-        """``224 px`` or ``224 px flipped``."""
-        return f"{self.px} px flipped" if self.flip else f"{self.px} px"
+from fitwithin.candidate import View
+from fitwithin.engine.results import Floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +22,6 @@ class Choice:
     views: tuple[View, ...]
     why: str
     reasons: dict[View, str]
-
-
-def views_of(sizes: Sequence[int], *, flips: bool) -> list[View]:
-    """Sizes x {plain, flipped}; plain alone where the recipe does not flip (mirrored digits are other digits)."""
-    return [View(px=px, flip=flip) for px in sorted(set(sizes)) for flip in ((False, True) if flips else (False,))]
-
-
-def by_size(views: Sequence[View], train_px: int) -> list[list[View]]:
-    """The views of each size, in the order in which they are evaluated: the training size, those above, those below."""
-    ordered = sorted(views, key=lambda view: (view.px < train_px, view))
-    return [list(same) for _, same in groupby(ordered, key=lambda view: view.px)]
 
 
 def softmax(logits_NK: Floats) -> Floats:
@@ -62,16 +38,6 @@ def average(logits: Mapping[View, Floats], views: Sequence[View]) -> Floats:
 
 def _mean(probabilities: Mapping[View, Floats], views: Sequence[View]) -> Floats:
     return np.asarray(np.mean([probabilities[view] for view in sorted(views)], axis=0), dtype=np.float32)
-
-
-def describe(views: Sequence[View]) -> str:
-    """``160 + 224 with flips``: the views in a word."""
-    views = sorted(views)
-    sizes = " + ".join(str(px) for px in sorted({view.px for view in views}))
-    full = views_of([view.px for view in views], flips=True)
-    if views == full:
-        return f"{sizes} with flips"
-    return sizes if not any(view.flip for view in views) else ", ".join(view.name for view in views)
 
 
 def correct(probabilities_NK: Floats, labels_N: npt.NDArray[np.int64]) -> int:

@@ -5,47 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
 
 from fitwithin.accountant import Accountant, Open
 from fitwithin.budget import Remaining
 from fitwithin.candidate import Candidate
-from fitwithin.cli.progress import Reporter
+from fitwithin.data.dataset import DataFacts, Images
 from fitwithin.engine.base import Engine
-from fitwithin.engine.jobs import Progress, Seat, Setting
-from fitwithin.planning.cost import DataFacts
+from fitwithin.engine.jobs import Seat, Setting
+from fitwithin.engine.results import Progress
+from fitwithin.pipeline.progress import Reporter
 from fitwithin.request import Request
 from fitwithin.store import Store
-
-
-class Images(Protocol):
-    """What a run needs to know of packed images (:class:`fitwithin.data.pack.Pack` is one)."""
-
-    @property
-    def folder(self) -> Path:
-        """Where workers find them."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Their names, in the order of the labels."""
-
-    @property
-    def fingerprint(self) -> str:
-        """What identifies the data."""
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """Relative to the data's folder."""
-
-    @property
-    def labels(self) -> npt.NDArray[np.int64]:
-        """Class indices; -1 where a test picture is unlabelled."""
-
-    def indices(self, split: str) -> npt.NDArray[np.int64]:
-        """Positions of the images of a split."""
 
 
 @dataclass(frozen=True, kw_only=True)

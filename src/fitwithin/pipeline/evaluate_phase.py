@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,55 +10,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fitwithin.candidate import Candidate
-from fitwithin.engine.jobs import Evaluated, Trained
-from fitwithin.errors import RunFolderError
-from fitwithin.files import put_text
-from fitwithin.inference.ensemble import Choice, Floats, View, average, choose, correct, describe, softmax
+from fitwithin import events
+from fitwithin.candidate import Candidate, View, describe
+from fitwithin.engine.margins import WATCHDOG_S
+from fitwithin.engine.results import (
+    EVALUATED,
+    Evaluated,
+    Failure,
+    Floats,
+    Progress,
+    Trained,
+    evaluated_from_dict,
+    read_evaluated,
+    read_logits,
+)
+from fitwithin.errors import TrainingError
+from fitwithin.inference.ensemble import Choice, average, choose, correct, softmax
+from fitwithin.pipeline import search_phase, train_phase
+from fitwithin.pipeline.context import Run
+from fitwithin.planning.plan import Plan, Turn
 from fitwithin.planning.stats import Estimate
 from fitwithin.report.schema import MethodRow, ViewRow
 
-ENSEMBLE = "ensemble.json"
-
 Labels = npt.NDArray[np.int64]
-
-
-def logits_path(folder: Path, split: str, view: View) -> Path:
-    """Where the logits [N, K] of a split under a view are kept."""
-    return folder / f"logits-{split}-{view.px}{'-flipped' if view.flip else ''}.npy"
-
-
-def read_logits(folder: Path, split: str, view: View) -> Floats:
-    """The logits that an evaluation wrote."""
-    return np.asarray(np.load(logits_path(folder, split, view), allow_pickle=False), dtype=np.float32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ensemble:
-    """What is handed over: the winner's folder within the run, and the views to average."""
-
-    candidate: str
-    folder: str
-    views: tuple[View, ...]
-    batch: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; :func:`read` is its inverse."""
-        return asdict(self)
-
-
-def write(ensemble: Ensemble, run: Path) -> None:
-    """Keep the ensemble in the run's folder."""
-    put_text(run / ENSEMBLE, json.dumps(ensemble.to_dict(), indent=1))
-
-
-def read(run: Path) -> Ensemble:
-    """The ensemble that a run handed over; RunFolderError if it has not (yet)."""
-    path = run / ENSEMBLE
-    if not path.is_file():
-        raise RunFolderError(f"{run} holds no finished model (no {ENSEMBLE}); `fitwithin resume {run}` finishes a run")
-    value = json.loads(path.read_text(encoding="utf-8"))
-    return Ensemble(**{**value, "views": tuple(View(**view) for view in value["views"])})
 
 
 def pick(trained: Mapping[str, Trained]) -> tuple[str, str]:
@@ -179,3 +152,81 @@ def _estimate(member: Member, split: str, views: Sequence[View], labels: Mapping
     if truth is None or not len(truth) or (truth < 0).any() or any(view not in found for view in views):
         return None
     return Estimate(correct=correct(average(found, views), truth), total=len(truth))
+
+
+def choose_winner(run: Run, plan: Plan) -> tuple[Turn, str]:
+    """The turn that won, and why.
+
+    Raises:
+        TrainingError: no turn left a model.
+    """
+    ended = run.store.events("turn", "trial")
+    trained, failed = events.outcomes(ended)
+    if not trained:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        raise TrainingError(f"no candidate left a model ({reasons}); `fitwithin plan` shows what would fit")
+    name, why = pick(trained)
+    if plan.search is not None:
+        name, why = search_phase.pick(run, plan.search) or (name, why)
+    return events.turns(plan, ended)[name], why
+
+
+def evaluate(run: Run, plan: Plan, winner: Turn, at_work: Callable[[], None]) -> list[Member]:
+    """Evaluate the winner, and its twin in the other precision, under all views, on validation and on test, once.
+    The winner stands first. Whoever evaluates says so with ``at_work``."""
+    ended = run.store.events("turn", "trial")
+    trained, _ = events.outcomes(ended)
+    turns = events.turns(plan, ended)
+    chosen = [winner.name]
+    if plan.search is None:
+        other = twin(winner.candidate, [turns[key].candidate for key in trained])
+        chosen += [other.name] if other is not None else []
+    return [_member(run, turns[key], trained[key].best is not None, at_work) for key in chosen]
+
+
+def _member(run: Run, turn: Turn, validated: bool, at_work: Callable[[], None]) -> Member:
+    name, folder = turn.name, train_phase.turn_folder(run.folder, turn)
+    done = next((body for e in run.store.events("evaluated") if (body := e.body)["name"] == name), None)
+    if done is None:
+        run.reporter.begin(f"evaluating {name}")
+        done = {"name": name, "evaluated": asdict(_evaluate(run, turn, folder, at_work)), "validated": validated}
+        run.store.append("evaluated", done)
+    evaluated = evaluated_from_dict(done["evaluated"])
+    logits: dict[str, dict[View, Any]] = {}
+    for view in run.request.views:
+        for split in ("val", "test"):
+            if (split, view.name) in evaluated.done:
+                logits.setdefault(split, {})[view] = read_logits(folder, split, view)
+    return Member(candidate=turn.candidate, evaluated=evaluated, logits=logits)
+
+
+def _evaluate(run: Run, turn: Turn, folder: Path, at_work: Callable[[], None]) -> Evaluated:
+    def note(progress: Progress) -> None:
+        at_work()
+        run.progress(progress)
+
+    now, budget = run.engine.now(), run.request.budget
+    if budget.scope == "candidate":
+        books = run.accountant.books()
+        name = turn.name
+        charged_s = sum(e.charged_s or 0.0 for e in books.entries if e.key == name and e.phase != "profile")
+        left_s = turn.allotted_s - charged_s
+    else:
+        left_s = run.accountant.remaining().usable_s - run.closing_s
+    until_at = now + left_s
+    job = train_phase.evaluation(run, turn, until_at=until_at - WATCHDOG_S)
+    with run.accountant.entry("evaluate", turn.name, gpus=1, reserved_s=left_s) as opened:
+        outcome: Any = Failure(kind="deadline", reason="no time was left")
+        for _ in range(train_phase.ATTEMPTS):
+            if run.engine.now() >= job.until_at:
+                break
+            outcome = run.engine.do(job, until_at=until_at, on_progress=note)
+            opened.peak(outcome.peak_bytes)
+            if not (isinstance(outcome, Failure) and outcome.kind in ("died", "hung")):
+                break
+    if isinstance(outcome, Failure):
+        run.reporter.say(f"  evaluating {turn.candidate.name} failed: {outcome.reason}")
+        found = read_evaluated(folder / EVALUATED)  # what it was done with by then
+        return found or Evaluated(done=(), ms_per_image={}, batch=turn.batch, peak_bytes=outcome.peak_bytes or 0)
+    assert isinstance(outcome, Evaluated)
+    return outcome

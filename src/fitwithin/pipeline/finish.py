@@ -7,23 +7,20 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from fitwithin.engine.jobs import EVALUATED, Evaluated, Failure, Progress, evaluated_from_dict, read_evaluated
-from fitwithin.errors import TrainingError
-from fitwithin.files import put_text
-from fitwithin.inference.ensemble import View
+from fitwithin.inference import bundle
+from fitwithin.inference.bundle import Ensemble
 from fitwithin.machine import cores
 from fitwithin.pipeline import evaluate_phase, search_phase, train_phase
 from fitwithin.pipeline.context import Run
-from fitwithin.pipeline.evaluate_phase import Ensemble, Member, read_logits
-from fitwithin.planning.cost import CLOSING_MARGIN, LEAVING_ALONE_S, LEAVING_S, WATCHDOG_S
+from fitwithin.pipeline.evaluate_phase import Member
+from fitwithin.planning.cost import CLOSING_MARGIN, LEAVING_ALONE_S, LEAVING_S
 from fitwithin.planning.plan import Plan, Turn
 from fitwithin.report import build, render
+from fitwithin.report.render import write_report
 from fitwithin.report.schema import Report
 from fitwithin.request import Request
 from fitwithin.units import format_duration
@@ -31,23 +28,6 @@ from fitwithin.units import format_duration
 #: Why a report has no charts.
 CHARTS_LEFT_OUT = "There was no time left to draw the charts."
 CHARTS_LOST = "The charts are missing: the run's process ended before they were drawn."
-
-
-def choose(run: Run, plan: Plan) -> tuple[Turn, str]:
-    """The turn that won, and why.
-
-    Raises:
-        TrainingError: no turn left a model.
-    """
-    events = run.store.events("turn", "trial")
-    trained, failed = build.outcomes(events)
-    if not trained:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-        raise TrainingError(f"no candidate left a model ({reasons}); `fitwithin plan` shows what would fit")
-    name, why = evaluate_phase.pick(trained)
-    if plan.search is not None:
-        name, why = search_phase.pick(run, plan.search) or (name, why)
-    return build.turns(plan, events)[name], why
 
 
 def meanwhile(request: Request) -> bool:
@@ -96,67 +76,6 @@ def drawing(run: Run, plan: Plan, winner: Turn) -> Iterator[Drawing]:
         yield Drawing(lambda: render.drawings(report), pool)
 
 
-def evaluate(run: Run, plan: Plan, winner: Turn, at_work: Callable[[], None]) -> list[Member]:
-    """Evaluate the winner, and its twin in the other precision, under all views, on validation and on test, once.
-    The winner stands first. Whoever evaluates says so with ``at_work``."""
-    events = run.store.events("turn", "trial")
-    trained, _ = build.outcomes(events)
-    turns = build.turns(plan, events)
-    chosen = [winner.name]
-    if plan.search is None:
-        other = evaluate_phase.twin(winner.candidate, [turns[key].candidate for key in trained])
-        chosen += [other.name] if other is not None else []
-    return [_member(run, turns[key], trained[key].best is not None, at_work) for key in chosen]
-
-
-def _member(run: Run, turn: Turn, validated: bool, at_work: Callable[[], None]) -> Member:
-    name, folder = turn.name, train_phase.turn_folder(run.folder, turn)
-    done = next((body for e in run.store.events("evaluated") if (body := e.body)["name"] == name), None)
-    if done is None:
-        run.reporter.begin(f"evaluating {name}")
-        done = {"name": name, "evaluated": asdict(_evaluate(run, turn, folder, at_work)), "validated": validated}
-        run.store.append("evaluated", done)
-    evaluated = evaluated_from_dict(done["evaluated"])
-    logits: dict[str, dict[View, Any]] = {}
-    for view in run.request.views:
-        for split in ("val", "test"):
-            if (split, view.name) in evaluated.done:
-                logits.setdefault(split, {})[view] = read_logits(folder, split, view)
-    return Member(candidate=turn.candidate, evaluated=evaluated, logits=logits)
-
-
-def _evaluate(run: Run, turn: Turn, folder: Path, at_work: Callable[[], None]) -> Evaluated:
-    def note(progress: Progress) -> None:
-        at_work()
-        run.progress(progress)
-
-    now, budget = run.engine.now(), run.request.budget
-    if budget.scope == "candidate":
-        books = run.accountant.books()
-        name = turn.name
-        charged_s = sum(e.charged_s or 0.0 for e in books.entries if e.key == name and e.phase != "profile")
-        left_s = turn.allotted_s - charged_s
-    else:
-        left_s = run.accountant.remaining().usable_s - run.closing_s
-    until_at = now + left_s
-    job = train_phase.evaluation(run, turn, until_at=until_at - WATCHDOG_S)
-    with run.accountant.entry("evaluate", turn.name, gpus=1, reserved_s=left_s) as opened:
-        outcome: Any = Failure(kind="deadline", reason="no time was left")
-        for _ in range(train_phase.ATTEMPTS):
-            if run.engine.now() >= job.until_at:
-                break
-            outcome = run.engine.do(job, until_at=until_at, on_progress=note)
-            opened.peak(outcome.peak_bytes)
-            if not (isinstance(outcome, Failure) and outcome.kind in ("died", "hung")):
-                break
-    if isinstance(outcome, Failure):
-        run.reporter.say(f"  evaluating {turn.candidate.name} failed: {outcome.reason}")
-        found = read_evaluated(folder / EVALUATED)  # what it was done with by then
-        return found or Evaluated(done=(), ms_per_image={}, batch=turn.batch, peak_bytes=outcome.peak_bytes or 0)
-    assert isinstance(outcome, Evaluated)
-    return outcome
-
-
 def close(run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: str, charts: Drawing) -> Report:
     """Choose the views on validation data, hand the ensemble over, close the books and write the report.
 
@@ -169,7 +88,7 @@ def close(run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: st
     rows.append(evaluate_phase.handed_over(chief, labels, choice))
     folder = train_phase.turn_folder(Path(), winner)
     batch = chief.evaluated.batch
-    evaluate_phase.write(
+    bundle.write(
         Ensemble(candidate=winner.candidate.name, folder=str(folder), views=choice.views, batch=batch), run.folder
     )
     tested = [run.images.paths[int(i)] for i in run.images.indices("test")]
@@ -235,15 +154,3 @@ def _notes(run: Run, plan: Plan, members: Sequence[Member]) -> list[str]:
     if not run.data.test:
         notes.append("There is no test split: no figure here was measured on images that played no part in choosing.")
     return notes
-
-
-def write_report(report: Report, folder: Path, drawn: render.Drawings) -> None:
-    """report.json, report.md, report.html (with the charts ``drawn``) and receipt.json in ``folder``."""
-    texts: dict[str, Callable[[], str]] = {
-        "report.json": report.to_json,
-        "receipt.json": lambda: json.dumps(asdict(report.receipt), indent=1, allow_nan=False),
-        "report.md": lambda: render.markdown(report),
-        "report.html": lambda: render.html(report, drawn),
-    }
-    for name, text in texts.items():
-        put_text(folder / name, text())

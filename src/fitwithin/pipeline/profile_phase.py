@@ -6,20 +6,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 
+from fitwithin import events
 from fitwithin.accountant import Open
 from fitwithin.candidate import Candidate
 from fitwithin.engine.jobs import Setting
+from fitwithin.engine.margins import EXIT_S
 from fitwithin.files import cache_root
 from fitwithin.machine import cores
 from fitwithin.pipeline import slots
 from fitwithin.pipeline.context import Run
-from fitwithin.planning.cost import EXIT_S
 from fitwithin.profiling import interpolate, profile_candidates, variants
 from fitwithin.profiling.cache import Cache, data_shape
 from fitwithin.profiling.candidate_profiler import OUT_OF_TIME
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.profiling.profile import to_dict as profile_to_dict
-from fitwithin.report import build
 from fitwithin.units import format_count, format_duration, format_size
 
 #: Under scope ``total``, profiling may take this share of the budget; the first candidate, by which a refusal can say
@@ -130,8 +130,8 @@ def _compared(
 
 def profile(run: Run, *, refresh: bool = False) -> list[Profile | Rejection]:
     """The profile phase: every candidate of the grid, from the cache where it is known unless ``refresh`` says not."""
-    events = run.store.events("profiled", "rejected")
-    known: dict[str, Profile | Rejection] = {**build.profiled(events), **build.rejected(events)}
+    found_before = run.store.events("profiled", "rejected")
+    known: dict[str, Profile | Rejection] = {**events.profiled(found_before), **events.rejected(found_before)}
     cache = open_cache(run)
     run.reporter.begin("profiling", len(run.candidates))
 

@@ -9,12 +9,14 @@ from pathlib import Path
 
 from fitwithin.candidate import Candidate
 from fitwithin.engine.jobs import CURVE_POINTS, READING_S
-from fitwithin.pipeline.finish import meanwhile, write_report
-from fitwithin.planning.cost import CLOSING_MARGIN, MEANWHILE_S
+from fitwithin.engine.margins import MEANWHILE_S
+from fitwithin.pipeline.finish import meanwhile
+from fitwithin.planning.cost import CLOSING_MARGIN
 from fitwithin.planning.halving import ETA, MOST_RUNGS
 from fitwithin.planning.search import FINAL
 from fitwithin.planning.stats import Estimate
 from fitwithin.report import render, svg
+from fitwithin.report.render import write_report
 from fitwithin.report.schema import CandidateRow, CurvePoint, Limit, Receipt, Report, Validation
 from fitwithin.report.search_report import RungRow, SearchReport, TrialRow, VerdictRow
 from fitwithin.request import Request

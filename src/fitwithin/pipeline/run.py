@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 from functools import partial
 
-from fitwithin.engine.jobs import Failure, Trained
+from fitwithin import events
+from fitwithin.engine.results import Failure, Trained
 from fitwithin.errors import BudgetError, UsageError
-from fitwithin.pipeline import finish, profile_phase, search_phase, slots, train_phase
+from fitwithin.pipeline import evaluate_phase, finish, profile_phase, search_phase, slots, train_phase
 from fitwithin.pipeline.context import Run
 from fitwithin.planning import plan as plans
 from fitwithin.planning import search_plan
@@ -20,7 +21,6 @@ from fitwithin.planning.plan import Plan, Turn
 from fitwithin.profiling.candidate_profiler import OUT_OF_TIME
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.profiling.profile import to_dict as profile_to_dict
-from fitwithin.report import build
 from fitwithin.report.schema import Report
 from fitwithin.store import latest
 from fitwithin.units import format_duration
@@ -31,9 +31,9 @@ def tell(run: Run, frozen: Plan | None = None) -> Report:
     plan = draw_up(run, frozen)
     train(run, plan)
     train_phase.tidy(run)
-    winner, why = finish.choose(run, plan)
+    winner, why = evaluate_phase.choose_winner(run, plan)
     with finish.drawing(run, plan, winner) as charts:
-        members = finish.evaluate(run, plan, winner, charts.begin)
+        members = evaluate_phase.evaluate(run, plan, winner, charts.begin)
         return finish.close(run, plan, members, winner, why, charts)
 
 
@@ -108,7 +108,7 @@ def train(run: Run, plan: Plan) -> None:
         evaluating_s = max(0.0, kept_s - run.closing_s)
         search_phase.train(run, plan, left=lambda: run.remaining().less(kept_s), evaluating_s=evaluating_s)
         return
-    trained, failed = build.outcomes(run.store.events("turn"))
+    trained, failed = events.outcomes(run.store.events("turn"))
     waiting = [(n, turn) for n, turn in enumerate(plan.turns) if turn.name not in trained and turn.name not in failed]
     at_work: dict[str, float] = {}  # the turns' names, and when each of them must have ended
 

@@ -12,16 +12,16 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from fitwithin import events
 from fitwithin.accountant import Open
 from fitwithin.budget import Remaining
-from fitwithin.engine.jobs import Failure, Trained
+from fitwithin.engine.results import Failure, Trained
 from fitwithin.pipeline import slots, train_phase
 from fitwithin.pipeline.context import Run
 from fitwithin.planning import search_plan
 from fitwithin.planning.halving import Halving
 from fitwithin.planning.plan import Plan, Planned, Turn, turn_from_dict
 from fitwithin.planning.search import Trial
-from fitwithin.report import build
 
 #: Why a trial came to no turn.
 TOO_SHORT = "its time does not pay for two steps"
@@ -56,7 +56,7 @@ class _Trials:
         assert plan.search is not None
         self.run, self.frozen, self.left, self.evaluating_s = run, plan.frozen, left, evaluating_s
         self.search = stand(run, plan.search)
-        self._profiles = build.profiled(run.store.events("profiled"))
+        self._profiles = events.profiled(run.store.events("profiled"))
         #: Those that were at work when the run was interrupted.
         self._interrupted = self.search.running
         #: Those at work by their turns' names.
@@ -198,4 +198,4 @@ def pick(run: Run, facts: Planned) -> tuple[str, str] | None:
 
 def stand(run: Run, facts: Planned) -> Halving:
     """The search as the store tells it."""
-    return search_plan.told_again(facts, build.course(run.store.events("trial", "turn")), run.data.val)
+    return search_plan.told_again(facts, events.course(run.store.events("trial", "turn")), run.data.val)

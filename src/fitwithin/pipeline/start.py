@@ -11,18 +11,18 @@ from pathlib import Path
 
 from fitwithin import request as requests
 from fitwithin.accountant import Accountant, left_to
-from fitwithin.budget import Budget, boot_id
+from fitwithin.budget import Budget
 from fitwithin.candidate import grid, match
-from fitwithin.cli.progress import Reporter
-from fitwithin.data import image_folder as folders
-from fitwithin.data import pack as packs
+from fitwithin.data import dataset, pack_builder
+from fitwithin.data.dataset import without
 from fitwithin.engine.base import Engine
-from fitwithin.machine import cores
+from fitwithin.machine import boot_id, cores
 from fitwithin.pipeline.context import Run
-from fitwithin.pipeline.finish import write_report
+from fitwithin.pipeline.progress import Reporter
 from fitwithin.pipeline.rehearsal import BESIDE_S, rehearse
 from fitwithin.planning import plan as plans
 from fitwithin.report import build, render
+from fitwithin.report.render import write_report
 from fitwithin.report.schema import from_json
 from fitwithin.request import Request
 from fitwithin.store import Store, latest
@@ -43,7 +43,7 @@ def open_run(
     store: Store,
     reporter: Reporter,
     started_at: float,
-    dataset: folders.Dataset,
+    dataset: dataset.Dataset,
 ) -> Run:
     """Everything a run works with.
 
@@ -66,10 +66,10 @@ def open_run(
     found_at = engine.now()
     with accountant.entry("data"):
         reporter.begin("checking images")
-        images = packs.build(
+        images = pack_builder.build(
             dataset, request.pack_side, on_progress=reporter.advance, strict=request.strict, before_decoding=decoding
         )
-        whole = folders.without(dataset, images.broken)
+        whole = without(dataset, images.broken)
         store.append(
             "data",
             {

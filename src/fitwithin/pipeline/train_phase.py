@@ -13,25 +13,22 @@ from typing import Any
 from fitwithin.accountant import Accountant, Open
 from fitwithin.budget import Budget
 from fitwithin.engine.base import Engine
-from fitwithin.engine.jobs import (
+from fitwithin.engine.jobs import CURVE_POINTS, READING_S, EvaluateJob, Setting, TrainJob
+from fitwithin.engine.margins import WATCHDOG_S
+from fitwithin.engine.results import (
     CARD,
     CHECKPOINT,
-    CURVE_POINTS,
     OUTCOME,
-    READING_S,
     SALVAGE,
     WEIGHTS,
-    EvaluateJob,
     Failure,
     Progress,
-    Setting,
     Trained,
-    TrainJob,
     read_trained,
 )
 from fitwithin.files import NEW
 from fitwithin.pipeline.context import Run
-from fitwithin.planning.cost import WATCHDOG_S, checkpoint_every_s, evaluation_kept_s
+from fitwithin.planning.cost import checkpoint_every_s, evaluation_kept_s
 from fitwithin.planning.plan import Turn
 
 #: Of a run's folder: what its turns leave.

@@ -7,9 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fitwithin.data.dataset import DataFacts
+from fitwithin.engine.jobs import Stage
+from fitwithin.engine.margins import EXIT_S, VIEW_S, WATCHDOG_S
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.recipe import Recipe
-from fitwithin.training.schedule import Stage
 from fitwithin.units import format_duration
 
 #: Relative safety on every predicted cost: the machine's own jitter between a two-second sample and a long run.
@@ -29,16 +31,6 @@ EVALUATION_SHARE, EVALUATION_TIMES = 1 / 3, 1.5
 #: How much slower, at most, and of shorter runs this share of their limit.
 WEARY_S, WEARY_SHARE = 0.5, 0.001
 
-#: A trainer is given this much less than its watchdog, so that it ends by itself; EXIT_S is for leaving a process.
-WATCHDOG_S, EXIT_S = 0.2, 0.3
-
-#: An evaluation by the process that trained is tried out on so many batches of each size, for this share of the turn at
-#: most; what it will take is known to this share by that; the process is asked for it so soon. (Without a margin to
-#: speak of, five evaluations of six took 0.15 to 0.7 s longer, and two did not get through test: docs/log.md.)
-REHEARSED_BATCHES, REHEARSAL_SHARE, REHEARSED_MARGIN, HANDOVER_S = 8, 0.01, 0.1, 0.15
-
-#: On a GPU the charts are drawn while the winner is evaluated, for which so many seconds are kept at the least.
-MEANWHILE_S = 0.4
 
 #: A machine may be busier at the end than in rehearsal: charts and report may take so many times what they took there.
 CLOSING_MARGIN = 1.25
@@ -47,22 +39,10 @@ CLOSING_MARGIN = 1.25
 #: 0.1 s.
 LEAVING_S, LEAVING_ALONE_S = 0.2, 0.1
 
-#: A view's cost is measured over so many passes of a batch, fewer where they take so many seconds.
-VIEW_PASSES, VIEW_S = 5, 0.1
 
 #: A turn writes a checkpoint after its first step and then every CHECKPOINT_SHARE of its time, less often where that
 #: would cost more than CHECKPOINT_COST of it.
 CHECKPOINT_SHARE, CHECKPOINT_COST = 1 / 10, 1 / 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataFacts:
-    """The sizes of a data set's splits, in images."""
-
-    train: int
-    val: int
-    test: int
-    classes: int
 
 
 @dataclass(frozen=True, kw_only=True)

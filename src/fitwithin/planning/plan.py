@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fitwithin.candidate import Candidate
+from fitwithin.data.dataset import DataFacts
+from fitwithin.engine.jobs import Stage
 from fitwithin.errors import BudgetError, UsageError
-from fitwithin.planning.cost import FIXED_MARGIN, MARGIN, Costs, DataFacts, costs, evaluation_kept_s, stages_of
+from fitwithin.planning.cost import FIXED_MARGIN, MARGIN, Costs, costs, evaluation_kept_s, stages_of
 from fitwithin.planning.search import Entrant
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.profiling.profile import from_dict as profile_from_dict
 from fitwithin.recipe import Recipe
-from fitwithin.training.schedule import Stage
 from fitwithin.units import format_count, format_duration
 
 SCHEMA = 1

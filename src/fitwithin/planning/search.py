@@ -16,9 +16,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 from fitwithin.candidate import Candidate
+from fitwithin.planning.stats import Score, percent_sure, sure
 from fitwithin.units import format_duration
 
 #: The rung of the winner's last training.
@@ -57,20 +57,6 @@ class Trial:
     def final(self) -> bool:
         """Whether it is the winner's last training."""
         return self.rung == FINAL
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """What became of a trial: ``correct`` of ``total`` validation images; without ``total`` it failed, as told."""
-
-    correct: int = 0
-    total: int = 0
-    reason: str = ""
-
-    @property
-    def accuracy(self) -> float:
-        """Share of validation images; 0 where it failed."""
-        return self.correct / self.total if self.total else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,24 +226,3 @@ def verdict(trial: Trial, score: Score, cut: Score | None, gone_on: int) -> Verd
         confidence=confidence,
         cut=cut,
     )
-
-
-def sure(one: Score, other: Score) -> float | None:
-    """How sure it is that ``one`` is really better; None where they are equal: that "50 %" would tell nothing."""
-    return None if one.accuracy == other.accuracy else better(one, other)
-
-
-def percent_sure(confidence: float) -> str:
-    """A confidence in words: it is never quite certain."""
-    return "more than 99%" if confidence >= 0.995 else f"{confidence:.0%}"
-
-
-def better(one: Score, other: Score) -> float:
-    """How sure it is that ``one`` is really better: normal approximation to two binomial shares, taken as independent.
-
-    (They are of the same images, so the truth is surer than this.)
-    """
-    variance = sum(
-        (each.correct + 1) * (each.total - each.correct + 1) / (each.total + 2) ** 3 for each in (one, other)
-    )
-    return NormalDist().cdf((one.accuracy - other.accuracy) / math.sqrt(variance))

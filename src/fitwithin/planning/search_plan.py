@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fitwithin.budget import Remaining
-from fitwithin.engine.jobs import Trained
+from fitwithin.data.dataset import DataFacts
+from fitwithin.engine.results import Trained
 from fitwithin.errors import RunFolderError
-from fitwithin.planning.cost import Costs, DataFacts, costs, evaluation_kept_s
+from fitwithin.planning.cost import Costs, costs, evaluation_kept_s
 from fitwithin.planning.halving import Halving
 from fitwithin.planning.plan import Plan, Planned, Turn, epochs_of, name_of, turn_of
-from fitwithin.planning.search import FINAL, Entrant, Score, Trial
+from fitwithin.planning.search import FINAL, Entrant, Trial
+from fitwithin.planning.stats import Score
 from fitwithin.planning.tpe import Sampled
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.recipe import Recipe

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fitwithin.profiling.profile import Prior, Probe, points_of, slope_of
-from fitwithin.units import format_size
+from fitwithin.engine.jobs import APART
+from fitwithin.engine.results import Probe
+from fitwithin.profiling.profile import Prior, points_of, slope_of
+from fitwithin.units import format_count, format_size
+
+#: A batch near the knee reaches at least this share of the best throughput.
+KNEE = 0.97
 
 
 @dataclass(kw_only=True)
@@ -73,16 +78,6 @@ def expected_edge(probes: Iterable[Probe], *, cap_bytes: int, limit: int) -> flo
 def _nothing_more(batch: int) -> Probe:
     raise AssertionError(f"{batch} was asked for while only looking")
 
-
-#: Memory comes in pages, and small batches take other algorithms than large ones: two points give a line if one is
-#: APART times the other, and of several the largest two.
-APART = 1.2
-
-#: Shares of what seems to fit at which a scout runs two further batches. A small batch's workspaces make its images
-#: look larger than they are: the first share of what seems to be all comes to 40 to 70 % of the largest batch. A line
-#: through it is good to 6 to 11 %; a second point short of that makes it good to an image or two. (Reckoned from the
-#: probes of 20 candidates on an H100, which had run at other sizes.)
-SCOUTED = (0.9, 0.93)
 
 #: An allocator that maps pages of 20 MiB leaves half of one on average.
 HALF_PAGE_BYTES = 10 * 2**20
@@ -184,3 +179,20 @@ def _next_guess(search: _Search, lo: int, hi: int, stride: int) -> tuple[int, in
     if lo < int(predicted) < hi:
         return int(predicted), 2 * stride if failed else 1
     return (lo + stride if predicted < hi else hi - stride), 2 * stride
+
+
+def knee(rates: Mapping[int, float]) -> tuple[int, str]:
+    """The smallest batch that reaches KNEE of the best throughput, and why it is taken.
+
+    Args:
+        rates: images per second by batch.
+    """
+    best = max(rates, key=lambda batch: rates[batch])
+    taken = min(batch for batch in rates if rates[batch] >= KNEE * rates[best])
+    told = ", ".join(f"{format_count(rates[batch])} at {batch}" for batch in sorted(rates))
+    return taken, f"{taken} reaches {rates[taken] / rates[best]:.0%} of the best throughput (images/s: {told})"
+
+
+def parts(batch: int, largest: int) -> list[int]:
+    """Into how many equal parts of two images or more a batch can be divided to fit ``largest``, the fewest first."""
+    return [n for n in range(1, batch // 2 + 1) if batch % n == 0 and batch // n <= largest]

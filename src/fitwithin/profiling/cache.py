@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from fitwithin.candidate import Candidate
+from fitwithin.data.dataset import Images
 from fitwithin.engine.jobs import Setting
+from fitwithin.engine.results import Pace
 from fitwithin.errors import UsageError
 from fitwithin.files import put_text
-from fitwithin.pipeline.context import Images
 from fitwithin.profiling import profile as profiles
 from fitwithin.profiling.profile import Profile
-from fitwithin.profiling.variants import Pace
 
 SCHEMA = 12
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from fitwithin.candidate import Candidate
 from fitwithin.engine.base import Engine
-from fitwithin.engine.jobs import Failure, ProbeJob, Progress, Setting
-from fitwithin.profiling.batch_search import expected_edge, largest_batch
-from fitwithin.profiling.choice import knee, parts
-from fitwithin.profiling.profile import Prior, Probe, Profile, Rejection, edge_of
+from fitwithin.engine.jobs import ProbeJob, Setting
+from fitwithin.engine.results import Failure, Probe, Progress
+from fitwithin.profiling.batch_search import expected_edge, knee, largest_batch, parts
+from fitwithin.profiling.profile import Prior, Profile, Rejection, edge_of
 
 #: Batch norm over one value fails in training (ResNeSt), so two images are the least.
 SMALLEST_BATCH = 2

@@ -13,14 +13,14 @@ from fitwithin.data.batches import dummy
 from fitwithin.data.prefetch import Feeder
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
-from fitwithin.engine.jobs import ProbeJob
+from fitwithin.engine.jobs import APART, SCOUTED, ProbeJob
+from fitwithin.engine.results import Probe, Timing
 from fitwithin.errors import CaptureError, DeviceFull, OutOfMemory, UsageError
-from fitwithin.profiling.batch_search import APART, SCOUTED
 from fitwithin.profiling.gpu_lock import Baton
-from fitwithin.profiling.profile import Probe, Timing
 from fitwithin.profiling.timing import timed
 from fitwithin.training.distributed import ALONE, Team
-from fitwithin.training.learner import Learner, check_finite, eval_batch
+from fitwithin.training.evaluation import eval_batch
+from fitwithin.training.learner import Learner, check_finite
 
 #: Optimizer state appears in the first step and shows in the second step's peak. A recorded step has the same peak
 #: every time, and the second is the first that is recorded. So it is with evaluation's passes.
@@ -107,7 +107,7 @@ KEPT_BYTES = 12
 def _scout(learner: Learner, job: ProbeJob, device: Cpu | Cuda) -> tuple[tuple[int, int], ...]:
     """Two larger batches in the same process, as ``((batch, needed bytes), ...)``; what did not pass is left out.
 
-    Where they lie: :data:`fitwithin.profiling.batch_search.SCOUTED`.
+    Where they lie: :data:`fitwithin.engine.jobs.SCOUTED`.
     """
     points = [(job.batch, device.needed_bytes())]
     image_bytes = (points[0][1] - device.outside_bytes() - KEPT_BYTES * learner.parameters) / job.batch

@@ -8,83 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from fitwithin.candidate import Candidate
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """Seconds measured on the real pipeline in a fresh process, at one batch size.
-
-    ``startup_s`` from asking for the process to a model on the device; ``warmup_s`` what the loader's start and the
-    first steps cost more than later ones; ``dummy_step_s`` a step fed with a batch already there (the paper's dummy
-    loader); ``step_s`` a step fed by the real loader, within ``step_low_s`` to ``step_high_s`` (its 95 % interval);
-    ``loader_step_s`` the time in which the loader alone makes a batch; ``strangers`` how many processes of others were
-    seen on the device; ``eval_image_s`` seconds per image of evaluation by size, ``eval_device_s`` those of its forward
-    pass alone, which is what another view of a loaded image takes (as many, where it was not measured);
-    ``eval_first_s`` the extra cost of an evaluation's first batch by size (less where training has loaded the same
-    kernels); ``save_s`` writing a checkpoint;
-    ``capture_s`` recording the step anew after an evaluation; ``rates`` images per second with the dummy loader by
-    batch size, where several were asked for. Under progressive resizing ``stage_step_s`` is the pace at each smaller
-    size, ``stage_change_s`` what going on to the next size costs beside steps, by that size.
-    """
-
-    startup_s: float
-    warmup_s: float
-    dummy_step_s: float
-    step_s: float
-    step_low_s: float
-    step_high_s: float
-    eval_image_s: dict[int, float]
-    eval_first_s: dict[int, float]
-    save_s: float
-    loader_step_s: float = 0.0
-    strangers: int = 0
-    capture_s: float = 0.0
-    rates: dict[int, float] = field(default_factory=dict)
-    stage_step_s: dict[int, float] = field(default_factory=dict)
-    stage_change_s: dict[int, float] = field(default_factory=dict)
-    eval_device_s: dict[int, float] = field(default_factory=dict)
-
-    def views_s(self, px: int, count: int) -> float:
-        """Seconds per image for so many views of one size."""
-        return self.eval_image_s[px] + (count - 1) * self.eval_device_s.get(px, self.eval_image_s[px])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Probe:
-    """One fresh process that ran the real step at ``batch``: whether it stayed within the cap, and its peak.
-
-    The batch was worked through in ``chunks`` parts. ``points`` are further batches that a scout ran in the same
-    process: they place later probes and prove nothing.
-    ``needed_bytes`` is the least cap under which the run would have passed (the peak, where the device cannot tell);
-    it is a line in the batch. ``usable_bytes`` is what it may come to, ``outside_bytes`` what of it lay outside the
-    allocator. ``crowded``: others held the memory; ``uncapturable``: step or pass cannot be recorded as a CUDA graph.
-    """
-
-    batch: int
-    passed: bool
-    peak_bytes: int | None = None
-    reason: str = ""
-    fatal: bool = False  # no smaller batch would help: the model cannot be built, or fails at this size
-    chunks: int = 1
-    crowded: bool = False
-    uncapturable: bool = False
-    parameters: int = 0
-    wall_s: float = 0.0
-    timing: Timing | None = None
-    points: tuple[tuple[int, int], ...] = ()
-    needed_bytes: int | None = None
-    usable_bytes: int | None = None
-    outside_bytes: int = 0
-
-    @property
-    def line(self) -> list[tuple[int, int]]:
-        """Every batch that ran in this process, with the memory it needed."""
-        own = self.needed_bytes if self.needed_bytes is not None else self.peak_bytes
-        return [(self.batch // self.chunks, own), *self.points] if self.passed and own is not None else []
+from fitwithin.engine.results import Probe, Timing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,12 @@ from typing import Literal
 
 from fitwithin.candidate import Candidate
 from fitwithin.engine.base import Engine
-from fitwithin.engine.jobs import Progress, Screened, ScreenJob, Setting
+from fitwithin.engine.jobs import ScreenJob, Setting
+from fitwithin.engine.results import Pace, Progress, Screened
 from fitwithin.profiling.cache import Cache
 from fitwithin.profiling.candidate_profiler import PROBE_WITHIN_S, Measurement, Tell
 from fitwithin.profiling.profile import Profile, Rejection, points_of, prior
-from fitwithin.profiling.variants import Pace, layouts, pruned, screened, slower
+from fitwithin.profiling.variants import layouts, pruned, screened, slower
 
 #: Where candidates are searched side by side, the share of the time for that; the rest is for timing them.
 SEARCH_SHARE = 0.6

@@ -13,9 +13,9 @@ from fitwithin.candidate import Candidate
 from fitwithin.data.batches import Batch, dummy
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
-from fitwithin.engine.jobs import Screened, ScreenJob
+from fitwithin.engine.jobs import ScreenJob
+from fitwithin.engine.results import Pace, Screened
 from fitwithin.errors import OutOfMemory
-from fitwithin.profiling.variants import Pace
 from fitwithin.training import model as models
 from fitwithin.training.learner import Learner
 

@@ -12,18 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fitwithin.candidate import View
 from fitwithin.data.batches import Batch, TrainBatches, dummy
 from fitwithin.data.prefetch import Feeder
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
-from fitwithin.engine.jobs import ProbeJob
-from fitwithin.inference.ensemble import View
-from fitwithin.profiling.choice import rated_batches
+from fitwithin.engine.jobs import ProbeJob, rated_batches
+from fitwithin.engine.results import Timing
 from fitwithin.profiling.gpu_lock import Baton
-from fitwithin.profiling.profile import Timing
-from fitwithin.training.checkpoint import write_checkpoint
-from fitwithin.training.evaluation import ms_per_image, paced
-from fitwithin.training.learner import Learner, check_finite, eval_batch, split_logits
+from fitwithin.training.evaluation import eval_batch, ms_per_image, paced, split_logits
+from fitwithin.training.learner import Learner, check_finite, write_checkpoint
 from fitwithin.training.loop import ENDLESS
 
 #: Seconds per step, and its 95 % interval.

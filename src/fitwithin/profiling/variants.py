@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from fitwithin.candidate import Candidate
+from fitwithin.engine.results import Pace
 from fitwithin.profiling.profile import Rejection
 
 #: A variant is kept while it may be within this of the best: a percent or two may turn round at large batches.
@@ -14,23 +15,6 @@ MARGIN = 0.02
 
 #: A reason tells of first steps where they take so many seconds more than the best variant's.
 SEEN_S = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pace:
-    """Seconds of a training step at ``batch`` images with a batch that lies ready, and half of its 95 % interval;
-    ``first_s`` is what the first steps at a size take beyond that: kernels are chosen or built, the step recorded."""
-
-    batch: int
-    step_s: float
-    error_s: float
-    first_s: float = 0.0
-
-    def spread_s(self, turn_s: float, sizes: int, error_s: float = 0.0) -> float:
-        """Seconds of a step, ``error_s`` more than measured, with its share of what the first ones take at so many
-        ``sizes`` in a turn of ``turn_s``; infinity where those take all of it."""
-        share = max(0.0, 1 - sizes * self.first_s / turn_s)
-        return (self.step_s + error_s) / share if share else math.inf
 
 
 def screened(candidates: Sequence[Candidate]) -> dict[str, tuple[Candidate, ...]]:

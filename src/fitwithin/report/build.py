@@ -3,88 +3,25 @@
 from __future__ import annotations
 
 import datetime
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fitwithin import __version__
 from fitwithin.candidate import Candidate
-from fitwithin.engine.jobs import Trained, trained_from_dict
+from fitwithin.events import course, outcomes, profiled, turns
 from fitwithin.ledger import KINDS, Books, fold
 from fitwithin.planning import search_plan
 from fitwithin.planning.forecast import Outlook, Point, outlook
 from fitwithin.planning.halving import Halving
-from fitwithin.planning.plan import Plan, Turn, turn_from_dict
-from fitwithin.planning.search import Trial
-from fitwithin.planning.search_plan import Asked, Told
-from fitwithin.profiling import profile as profiles
-from fitwithin.profiling.profile import Profile, Rejection
+from fitwithin.planning.plan import Plan, Turn
 from fitwithin.report import pareto, searched
 from fitwithin.report.candidate_row import candidate_row
 from fitwithin.report.schema import CandidateRow, Limit, MethodRow, PhaseRow, Receipt, Report, ViewRow
 from fitwithin.report.search_report import SearchReport, points
 from fitwithin.request import Request
-from fitwithin.store import Event, bodies, latest
-
-
-def profiled(events: Sequence[Event]) -> dict[str, Profile]:
-    """The profiles that the store holds, by candidate name."""
-    found = (profiles.from_dict(body) for body in bodies(list(events), "profiled"))
-    return {profile.candidate.name: profile for profile in found}
-
-
-def rejected(events: Sequence[Event]) -> dict[str, Rejection]:
-    """The rejections of the profile phase, by candidate name."""
-    found = (
-        Rejection(candidate=Candidate(**body["candidate"]), reason=body["reason"])
-        for body in bodies(list(events), "rejected")
-    )
-    return {rejection.candidate.name: rejection for rejection in found}
-
-
-def trials(events: Sequence[Event]) -> list[tuple[float, Trial]]:
-    """What a search was asked: the seconds that were left, and the trial, in order."""
-    found = bodies(list(events), "trial")
-    return [
-        (body["left_s"], Trial(**{**body["trial"], "candidate": Candidate(**body["trial"]["candidate"])}))
-        for body in found
-    ]
-
-
-def course(events: Sequence[Event]) -> list[Asked | Told]:
-    """What a search was asked and told, in the order of events."""
-    found: list[Asked | Told] = []
-    for event in events:
-        if event.kind == "trial":
-            ((left_s, trial),) = trials([event])
-            longest_s = event.body.get("longest_s")
-            found.append(Asked(left_s=left_s, trial=trial, longest_s=math.inf if longest_s is None else longest_s))
-        elif event.kind == "turn":
-            trained, failed = outcomes([event])
-            found += [
-                Told(name=name, outcome=outcome) for ended in (trained, failed) for name, outcome in ended.items()
-            ]
-    return found
-
-
-def turns(plan: Plan, events: Sequence[Event]) -> dict[str, Turn]:
-    """All turns by name: the plan's, and those that a search has had since, in order."""
-    later = [turn_from_dict(body["turn"]) for body in bodies(list(events), "trial") if body["turn"] is not None]
-    return {turn.name: turn for turn in (*plan.turns, *later)}
-
-
-def outcomes(events: Sequence[Event]) -> tuple[dict[str, Trained], dict[str, str]]:
-    """How the turns ended: trained by name, and the reasons of those that failed."""
-    trained: dict[str, Trained] = {}
-    failed: dict[str, str] = {}
-    for body in bodies(list(events), "turn"):
-        if body["trained"] is not None:
-            trained[body["name"]] = trained_from_dict(body["trained"])
-        else:
-            failed[body["name"]] = body["reason"]
-    return trained, failed
+from fitwithin.store import Event, latest
+from fitwithin.version import __version__
 
 
 def candidate_rows(

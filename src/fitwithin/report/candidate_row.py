@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from fitwithin.candidate import Candidate
-from fitwithin.engine.jobs import Trained
+from fitwithin.engine.results import Trained
 from fitwithin.ledger import Books
 from fitwithin.planning.plan import WHY_EPOCHS, Turn
 from fitwithin.planning.stats import Estimate

@@ -6,11 +6,14 @@ Jinja2 and rich are imported inside functions: ``fitwithin --help`` needs neithe
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from fitwithin.files import put_text
 from fitwithin.planning.stats import Estimate
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.report.schema import Report
@@ -278,3 +281,15 @@ def _reason_lines(reasons: Sequence[tuple[str, str]]) -> list[RenderableType]:
     for name, reason in reasons:
         grid.add_row(Text(f" {name}", style="bold"), Text(reason))
     return [Text(), grid]
+
+
+def write_report(report: Report, folder: Path, drawn: Drawings) -> None:
+    """report.json, report.md, report.html (with the charts ``drawn``) and receipt.json in ``folder``."""
+    texts: dict[str, Callable[[], str]] = {
+        "report.json": report.to_json,
+        "receipt.json": lambda: json.dumps(asdict(report.receipt), indent=1, allow_nan=False),
+        "report.md": lambda: markdown(report),
+        "report.html": lambda: html(report, drawn),
+    }
+    for name, text in texts.items():
+        put_text(folder / name, text())

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from fitwithin.planning.forecast import Outlook, points_of
-from fitwithin.planning.search import FINAL, percent_sure
+from fitwithin.planning.search import FINAL
+from fitwithin.planning.stats import percent_sure
 from fitwithin.report.schema import Report
 from fitwithin.report.search_report import SearchReport, TrialRow, VerdictRow, rung_name
 from fitwithin.report.summary import share, titled

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from fitwithin.ledger import Books
 from fitwithin.planning.halving import Halving
 from fitwithin.planning.plan import Planned
-from fitwithin.planning.search import Score, Trial, sure
+from fitwithin.planning.search import Trial
 from fitwithin.planning.search_plan import turn_name
-from fitwithin.planning.stats import Estimate
+from fitwithin.planning.stats import Estimate, Score, sure
 from fitwithin.report.search_report import RungRow, SearchReport, Second, TrialRow, VerdictRow
 from fitwithin.units import format_duration
 

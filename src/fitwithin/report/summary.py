@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fitwithin.planning.search import FINAL, percent_sure
-from fitwithin.planning.stats import Estimate
+from fitwithin.planning.search import FINAL
+from fitwithin.planning.stats import Estimate, percent_sure
 from fitwithin.report.schema import Limit, MethodRow, Report
 from fitwithin.report.search_report import rung_name
 from fitwithin.units import format_duration, format_size

@@ -14,16 +14,21 @@ from statistics import median
 import numpy as np
 import torch
 
-from fitwithin.data.prefetch import Feeder, Stream
+from fitwithin.candidate import Candidate, View, by_size
+from fitwithin.data.batches import EvalBatches
+from fitwithin.data.prefetch import Feeder, Stream, ring_bytes
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
-from fitwithin.engine.jobs import EVALUATED, Evaluated, EvaluateJob, Progress, read_evaluated
+from fitwithin.engine.jobs import EvaluateJob, Setting
+from fitwithin.engine.margins import REHEARSED_BATCHES, VIEW_PASSES, VIEW_S
+from fitwithin.engine.results import EVALUATED, Evaluated, Floats, Progress, logits_path, read_evaluated
 from fitwithin.files import put, put_text
-from fitwithin.inference.ensemble import Floats, View, by_size
-from fitwithin.pipeline.evaluate_phase import logits_path
-from fitwithin.planning.cost import REHEARSED_BATCHES, VIEW_PASSES, VIEW_S
 from fitwithin.training import model as models
-from fitwithin.training.learner import Learner, eval_batch, split_logits
+from fitwithin.training.learner import Learner
+
+#: Evaluation needs no gradients: this many images at once keep a GPU busy, and the peak below training's.
+EVAL_BATCH = 256
+
 
 #: So often an evaluation shows how far it is.
 TELLING_S = 0.1
@@ -204,3 +209,64 @@ def ms_per_image(learner: Learner, view: View, batch: int, *, launched: bool = T
         learner.device.synchronize()
         taken.append(time.monotonic() - begun_at)
     return 1e3 * median(taken) / batch
+
+
+def eval_batch(batch: int) -> int:
+    """Images per forward pass in evaluation, for a candidate certified at ``batch``."""
+    return min(batch, EVAL_BATCH)
+
+
+def feeder_rings(candidate: Candidate, setting: Setting, batch: int, *, trains: bool = True) -> tuple[int, ...]:
+    """Bytes of the rings: for training at ``batch``, if it ``trains``, and for evaluation at every size in between."""
+    views = ring_bytes([(eval_batch(batch), px) for px in (candidate.train_px, *setting.view_sizes)])
+    return (ring_bytes([(batch, setting.canvas_px or candidate.train_px)]), views) if trains else (views,)
+
+
+def split_logits(
+    learner: Learner,
+    feeder: Feeder,
+    split: str,
+    views: list[View],
+    *,
+    crop: float,
+    batch: int,
+    on_batch: Callable[[], bool] | None = None,
+    until_at: float = math.inf,
+) -> dict[View, Floats] | None:
+    """Logits [N, K] of every image of a split under views of one size, in stored order.
+
+    ``on_batch`` is asked after every batch whether to go on; None is returned if it says no, or if a batch was not
+    there by ``until_at``.
+    """
+    px = views[0].px
+    parts: dict[View, list[torch.Tensor]] = {view: [] for view in views}
+    with feeder.stream(EvalBatches, split=split, crop=crop, px=px, batch=batch, until_at=until_at) as loaded:
+        for x_bhwc, _ in loaded:
+            for view in views:
+                parts[view].append(learner.logits(x_bhwc, flip=view.flip).cpu())
+            if on_batch is not None and not on_batch():
+                return None
+    if feeder.stalled:
+        return None
+    n = len(feeder.pack.indices(split))
+    return {view: np.asarray(torch.cat(found)[:n].numpy(), dtype=np.float32) for view, found in parts.items()}
+
+
+def count_correct(
+    learner: Learner,
+    feeder: Feeder,
+    split: str,
+    *,
+    px: int,
+    crop: float,
+    batch: int,
+    on_batch: Callable[[], bool] | None = None,
+    until_at: float = math.inf,
+) -> int | None:
+    """How many images of a labelled split the model gets right, one plain view at ``px``; None after ``until_at``."""
+    view = View(px=px, flip=False)
+    found = split_logits(learner, feeder, split, [view], crop=crop, batch=batch, on_batch=on_batch, until_at=until_at)
+    if found is None:
+        return None
+    labels = feeder.pack.labels[feeder.pack.indices(split)]
+    return int((found[view].argmax(axis=1) == labels).sum())

@@ -10,27 +10,22 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from fitwithin.candidate import Candidate
-from fitwithin.data.batches import EvalBatches
-from fitwithin.data.prefetch import Feeder, ring_bytes
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import Setting
 from fitwithin.errors import UsageError
-from fitwithin.inference.ensemble import Floats, View
-from fitwithin.training import augment, optimizer, resample
+from fitwithin.files import put
+from fitwithin.training import augment, optimizer
 from fitwithin.training import model as models
 from fitwithin.training.cuda_graph import Graph, Pass
 from fitwithin.training.distributed import ALONE, Team
-
-#: Evaluation needs no gradients: this many images at once keep a GPU busy, and the peak below training's.
-EVAL_BATCH = 256
 
 #: Steps launched kernel by kernel before one is recorded: kernels are loaded and the optimizer's state made.
 UNRECORDED = 1
@@ -129,7 +124,7 @@ class Learner:
         """Images [B, 3, H, W] as the recipe wants them, and their targets: classes [B], or shares of them [B, K]."""
         recipe = self._recipe
         if y_b.ndim == 2:
-            x_bhwc = resample.resized(x_bhwc, y_b[:, 1:], self.px, self._pixel_dtype)
+            x_bhwc = augment.resized(x_bhwc, y_b[:, 1:], self.px, self._pixel_dtype)
             y_b = y_b[:, 0]
         if recipe.flip:
             x_bhwc = augment.flipped(x_bhwc, recipe.flip)
@@ -282,62 +277,16 @@ def check_finite(candidate: Candidate, losses: list[torch.Tensor]) -> None:
         )
 
 
-def eval_batch(batch: int) -> int:
-    """Images per forward pass in evaluation, for a candidate certified at ``batch``."""
-    return min(batch, EVAL_BATCH)
+def write_checkpoint(path: Path, learner: Learner, facts: dict[str, Any]) -> None:
+    """Write everything needed to go on; an older checkpoint stays whole until replaced.
 
-
-def feeder_rings(candidate: Candidate, setting: Setting, batch: int, *, trains: bool = True) -> tuple[int, ...]:
-    """Bytes of the rings: for training at ``batch``, if it ``trains``, and for evaluation at every size in between."""
-    views = ring_bytes([(eval_batch(batch), px) for px in (candidate.train_px, *setting.view_sizes)])
-    return (ring_bytes([(batch, setting.canvas_px or candidate.train_px)]), views) if trains else (views,)
-
-
-def split_logits(
-    learner: Learner,
-    feeder: Feeder,
-    split: str,
-    views: list[View],
-    *,
-    crop: float,
-    batch: int,
-    on_batch: Callable[[], bool] | None = None,
-    until_at: float = math.inf,
-) -> dict[View, Floats] | None:
-    """Logits [N, K] of every image of a split under views of one size, in stored order.
-
-    ``on_batch`` is asked after every batch whether to go on; None is returned if it says no, or if a batch was not
-    there by ``until_at``.
+    Processes that train together call it together; the first one writes.
     """
-    px = views[0].px
-    parts: dict[View, list[torch.Tensor]] = {view: [] for view in views}
-    with feeder.stream(EvalBatches, split=split, crop=crop, px=px, batch=batch, until_at=until_at) as loaded:
-        for x_bhwc, _ in loaded:
-            for view in views:
-                parts[view].append(learner.logits(x_bhwc, flip=view.flip).cpu())
-            if on_batch is not None and not on_batch():
-                return None
-    if feeder.stalled:
-        return None
-    n = len(feeder.pack.indices(split))
-    return {view: np.asarray(torch.cat(found)[:n].numpy(), dtype=np.float32) for view, found in parts.items()}
+    state = learner.state()
+    if learner.team.leads:
+        put(path, lambda new: torch.save({"learner": state, "facts": facts}, new), lasting=True)
 
 
-def count_correct(
-    learner: Learner,
-    feeder: Feeder,
-    split: str,
-    *,
-    px: int,
-    crop: float,
-    batch: int,
-    on_batch: Callable[[], bool] | None = None,
-    until_at: float = math.inf,
-) -> int | None:
-    """How many images of a labelled split the model gets right, one plain view at ``px``; None after ``until_at``."""
-    view = View(px=px, flip=False)
-    found = split_logits(learner, feeder, split, [view], crop=crop, batch=batch, on_batch=on_batch, until_at=until_at)
-    if found is None:
-        return None
-    labels = feeder.pack.labels[feeder.pack.indices(split)]
-    return int((found[view].argmax(axis=1) == labels).sum())
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The checkpoint at ``path``, None if there is none. Tensors and plain values only: nothing in it can run."""
+    return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None

@@ -11,7 +11,8 @@ from fitwithin.data.batches import TrainBatches
 from fitwithin.data.prefetch import Feeder
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
-from fitwithin.engine.jobs import OUTCOME, Trained, TrainJob, read_trained
+from fitwithin.engine.jobs import TrainJob
+from fitwithin.engine.results import OUTCOME, Trained, read_trained
 from fitwithin.training.distributed import ALONE, Team
 from fitwithin.training.evaluation import Evaluator
 from fitwithin.training.trainer import Emit, Turn

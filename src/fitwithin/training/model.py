@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fitwithin.candidate import Candidate
-from fitwithin.engine.jobs import CARD, WEIGHTS
+from fitwithin.engine.results import CARD, WEIGHTS
 from fitwithin.errors import RunFolderError, UsageError
 from fitwithin.files import put, put_text
 

@@ -14,16 +14,15 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from fitwithin.engine.jobs import Stage, TrainJob
+from fitwithin.engine.margins import EXIT_S, HANDOVER_S, MEANWHILE_S, REHEARSED_MARGIN
+
 
 def cosine(step: int, total: int) -> float:
     """The learning-rate factor of step ``step`` (0-based) of ``total``: 1 at the first, exactly 0 at the last."""
     if total <= 1:
         return 1.0
     return 0.5 * (1.0 + math.cos(math.pi * min(step, total - 1) / (total - 1)))
-
-
-#: Ways down from the peak rate.
-SCHEDULES = ("cosine", "linear")
 
 
 def rate_factor(step: int, total: int, shape: str = "cosine", warmup: float = 0.0) -> float:
@@ -38,19 +37,6 @@ def rate_factor(step: int, total: int, shape: str = "cosine", warmup: float = 0.
     if shape == "linear" and total > 1:
         return 1.0 - min(step, total - 1) / (total - 1)
     return cosine(step, total) if total > 1 or not rising else 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """From the share ``since`` of a turn's steps on, images of ``px`` pixels a side (progressive resizing).
-
-    A step then takes ``step_s``; ``change_s`` is what getting there costs beside the steps.
-    """
-
-    since: float
-    px: int
-    step_s: float
-    change_s: float = 0.0
 
 
 #: The planned pace counts like this many measured steps, so that a slow start does not end a turn early; in a short
@@ -212,3 +198,51 @@ class Schedule:
         while (later := self._stage + 1) < len(self.stages) and self.step >= self.stages[later].since * self.total:
             self._stage, self._unsteady = later, UNSTEADY_STEPS
             self.pause()
+
+
+def make_schedule(job: TrainJob) -> Schedule:
+    """The course of a job's training; its last model must be saved and its process end by ``job.until_at``."""
+    whole = Stage(since=0.0, px=job.candidate.train_px, step_s=job.step_s)
+    return Schedule(
+        planned=job.steps,
+        training_ends_at=steps_end_at(job, job.save_s),
+        planned_step_s=job.step_s,
+        frozen=job.frozen,
+        shape=job.setting.recipe.schedule,
+        warmup=job.setting.recipe.warmup,
+        stages=job.stages or (whole,),
+        open_ended=job.open_ended,
+    )
+
+
+def steps_end_at(job: TrainJob, model_s: float, evaluation_s: float = 0.0) -> float:
+    """The instant by which steps and validations must have ended, where writing the last model takes ``model_s``
+    seconds, and the evaluation for which the process stays ``evaluation_s``."""
+    if job.evaluation is None:
+        return job.until_at - EXIT_S - 1.2 * model_s
+    least_s = MEANWHILE_S if job.setting.device.startswith("cuda") else 0.0
+    return job.until_at - 1.2 * model_s - HANDOVER_S - max(least_s, (1 + REHEARSED_MARGIN) * evaluation_s)
+
+
+def overhead_s(
+    job: TrainJob,
+    schedule: Schedule,
+    marks: list[int],
+    *,
+    validation_s: float,
+    on_s: float,
+    evaluation_s: float,
+    saved_at: float,
+    checkpoint_s: float,
+) -> float:
+    """The seconds that a training still needs beside steps: validations at ``marks``, between them ``on_s`` for writing
+    a model and going on, the checkpoints that follow the one at ``saved_at``, and what its evaluation will take longer
+    than the ``evaluation_s`` that are kept for it, all as much slower as the steps have become. Where the process stays
+    for its evaluation, no other time is kept for a last step that lasts; up to as much is as another process would
+    need."""
+    slow = max(1.0, schedule.slowness)
+    ahead = sum(mark > schedule.step for mark in marks)
+    saves = int(max(0.0, schedule.training_ends_at - saved_at) / job.checkpoint_every_s)
+    beside_s = 1.2 * (ahead * validation_s + max(0, ahead - 1) * on_s) + saves * checkpoint_s
+    jolt_s = min(schedule.jolt_s, max(0.0, schedule.training_ends_at - job.anxious_at))
+    return slow * beside_s + (slow - 1) * evaluation_s + jolt_s

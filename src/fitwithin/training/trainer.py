@@ -13,27 +13,17 @@ import torch
 from fitwithin.data.prefetch import Feeder
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
-from fitwithin.engine.jobs import (
-    CHECKPOINT,
-    CURVE_POINTS,
-    OUTCOME,
-    READING_S,
-    SALVAGE,
-    EvaluateJob,
-    Progress,
-    Trained,
-    TrainJob,
-    trained_to_json,
-)
+from fitwithin.engine.jobs import CURVE_POINTS, READING_S, EvaluateJob, TrainJob
+from fitwithin.engine.margins import REHEARSAL_SHARE
+from fitwithin.engine.results import CHECKPOINT, OUTCOME, SALVAGE, Progress, Trained, trained_to_json
 from fitwithin.errors import Hanging, TrainingError
 from fitwithin.files import put_text
-from fitwithin.planning.cost import REHEARSAL_SHARE
 from fitwithin.training import model as models
-from fitwithin.training.checkpoint import read_checkpoint, write_checkpoint
 from fitwithin.training.distributed import Team
-from fitwithin.training.evaluation import Evaluator
-from fitwithin.training.learner import Learner, count_correct, eval_batch
+from fitwithin.training.evaluation import Evaluator, count_correct, eval_batch
+from fitwithin.training.learner import Learner, read_checkpoint, write_checkpoint
 from fitwithin.training.loss_meter import Losses
+from fitwithin.training.schedule import make_schedule, overhead_s, steps_end_at
 
 #: Starting anew must be worth its while: so many times what a start takes must be left.
 RESTARTS = 3
@@ -60,7 +50,7 @@ class Turn:
         self.startup_s = time.monotonic() - asked_at
         self.n_train, self.n_val = len(pack.indices("train")), len(pack.indices("val"))
         self.steps_per_epoch = self.n_train / job.batch
-        self.schedule = job.schedule()
+        self.schedule = make_schedule(job)
         self.best: int | None = None
         self.validations: list[dict[str, Any]] = []
         self.curve: list[dict[str, Any]] = []
@@ -109,7 +99,7 @@ class Turn:
         self.evaluation_s = min(found.whole_s, self.job.evaluation_s)
         self.least_s = min(found.first_s, self.evaluation_s)
         self.validation_s = max(self.validation_s, min(found.validation_s, self.evaluation_s))
-        self.schedule.training_ends_at = self.job.ends_at(self.model_s, self.evaluation_s)
+        self.schedule.training_ends_at = steps_end_at(self.job, self.model_s, self.evaluation_s)
 
     @property
     def holds(self) -> str:
@@ -183,7 +173,8 @@ class Turn:
         """What must still happen beside steps."""
         marks = self.schedule.marks(self.steps_per_epoch, self.job.setting.recipe.last_epochs)
         on_s = self.model_s + self.again_s
-        return self.job.overhead_s(
+        return overhead_s(
+            self.job,
             self.schedule,
             marks,
             validation_s=self.validation_s,
@@ -231,7 +222,7 @@ class Turn:
         but the first. (A final training of 48 s was not validated in time, and a model of 7 s was handed over.)
         """
         last_chance = self.schedule.done and self.best is None
-        until_at = self.job.ends_at(0.0, self.least_s if last_chance else self.evaluation_s)
+        until_at = steps_end_at(self.job, 0.0, self.least_s if last_chance else self.evaluation_s)
         if self.team.led([time.monotonic() + self.validation_s > until_at])[0]:
             return
         begun_at = time.monotonic()
@@ -277,7 +268,7 @@ class Turn:
         begun_at = time.monotonic()
         models.save(self.learner.net, card, self.folder)
         self._model_step, self.model_s = self.schedule.step, time.monotonic() - begun_at
-        self.schedule.training_ends_at = self.job.ends_at(self.model_s, self.evaluation_s)
+        self.schedule.training_ends_at = steps_end_at(self.job, self.model_s, self.evaluation_s)
 
     def checkpoint_due(self) -> bool:
         """After the first step of a turn, then every so often; not when it is about to end."""

@@ -3,7 +3,7 @@
 Profile, plan, ledger and deadlines stand above the engine, so a whole run can be told in milliseconds on any machine
 one cares to imagine. See docs/decisions/0004-simulated-at-the-engine-seam.md.
 
-    images = fitwithin.data.pack.build(...)  # or anything like fitwithin.pipeline.context.Images
+    images = fitwithin.data.pack_builder.build(...)  # or anything like fitwithin.data.dataset.Images
     engine = Simulated(Law(image_s=2e-3, drifts=((600, 3.0),)), images)
 """
 
@@ -21,35 +21,39 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fitwithin.candidate import by_size
 from fitwithin.engine.jobs import (
-    EVALUATED,
-    Evaluated,
+    APART,
+    SCOUTED,
     EvaluateJob,
-    Failure,
     Job,
-    Outcome,
     ProbeJob,
-    Progress,
-    Screened,
     ScreenJob,
     TrainJob,
     hangs_at,
-    read_evaluated,
+    rated_batches,
     stays,
+)
+from fitwithin.engine.results import (
+    EVALUATED,
+    Evaluated,
+    Failure,
+    Outcome,
+    Pace,
+    Probe,
+    Progress,
+    Screened,
+    Timing,
+    logits_path,
+    read_evaluated,
 )
 from fitwithin.engine.simulated.clock import SimulatedClock, SimulatedCrew
 from fitwithin.engine.simulated.law import Law, Trouble
 from fitwithin.engine.simulated.trial import Turn, read_skill
-from fitwithin.engine.staying import Staying
-from fitwithin.inference.ensemble import by_size
-from fitwithin.pipeline.evaluate_phase import logits_path
-from fitwithin.profiling.batch_search import APART, SCOUTED
-from fitwithin.profiling.choice import rated_batches
-from fitwithin.profiling.profile import Probe, Timing
-from fitwithin.profiling.variants import Pace
+from fitwithin.engine.worker_process import Staying
 
 if TYPE_CHECKING:
-    from fitwithin.pipeline.context import Images
+    from fitwithin.data.dataset import Images
 
 #: A probe takes so many updates and times each pace for so long, as a real one does, a brief one for less and over so
 #: few batches of an evaluation; so often the loader's stock is made.

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fitwithin.candidate import Candidate
-from fitwithin.inference.ensemble import Floats, View
+from fitwithin.candidate import Candidate, View
+from fitwithin.engine.results import Floats
 
 #: What can befall a job.
 TROUBLES = ("died", "hang", "memory")

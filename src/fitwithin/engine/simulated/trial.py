@@ -9,27 +9,25 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fitwithin.engine.jobs import (
+from fitwithin.candidate import by_size
+from fitwithin.engine.jobs import CURVE_POINTS, READING_S, TrainJob
+from fitwithin.engine.results import (
     CARD,
     CHECKPOINT,
-    CURVE_POINTS,
     OUTCOME,
-    READING_S,
     SALVAGE,
     WEIGHTS,
     Progress,
     Trained,
-    TrainJob,
     read_trained,
     trained_to_json,
 )
 from fitwithin.engine.simulated.law import Law
 from fitwithin.files import put, put_text
-from fitwithin.inference.ensemble import by_size
-from fitwithin.training.schedule import rate_factor
+from fitwithin.training.schedule import make_schedule, overhead_s, rate_factor, steps_end_at
 
 if TYPE_CHECKING:
-    from fitwithin.pipeline.context import Images
+    from fitwithin.data.dataset import Images
 
 #: Far from its end a turn is simulated in strides of this share of its steps left; at the end, step by step.
 STRIDES = 64
@@ -65,7 +63,7 @@ class Turn:
         self.n_val = len(engine.images.indices("val"))
         self.steps_per_epoch = len(engine.images.indices("train")) / job.batch
         self.began_at = engine.now()
-        self.schedule = job.schedule()
+        self.schedule = make_schedule(job)
         # Everything that a checkpoint keeps beside the step.
         self.best: int | None = None
         self.validations: list[dict[str, Any]] = []
@@ -135,7 +133,7 @@ class Turn:
         ]
         self.evaluation_s = min(sum(sizes_s), self.job.evaluation_s)
         self.least_s = min(sizes_s[0], self.evaluation_s)
-        self.schedule.training_ends_at = self.job.ends_at(self.job.save_s, self.evaluation_s)
+        self.schedule.training_ends_at = steps_end_at(self.job, self.job.save_s, self.evaluation_s)
 
     def stride(self) -> int:
         """Steps to take at once: many in the middle, single ones before a validation and at the end."""
@@ -150,7 +148,8 @@ class Turn:
 
     def overhead_s(self) -> float:
         """What must still happen beside steps."""
-        return self.job.overhead_s(
+        return overhead_s(
+            self.job,
             self.schedule,
             self.marks(),
             validation_s=self.validation_s,
@@ -185,7 +184,7 @@ class Turn:
         """Validate if that still fits; keep the model if it is the best so far."""
         begun_at, last_chance = self.engine.now(), self.schedule.done and self.best is None
         kept_s = self.least_s if last_chance else self.evaluation_s
-        if begun_at + self.validation_s > self.job.ends_at(0.0, kept_s):
+        if begun_at + self.validation_s > steps_end_at(self.job, 0.0, kept_s):
             return
         self.spend(
             self.law.eval_first_s + self.n_val * self.law.eval_image_s(self.job.candidate, self.job.candidate.train_px)

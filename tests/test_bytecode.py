@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fitwithin.engine.bytecode import home
+from fitwithin.bytecode import home
 
 
 def said_by(program: str) -> str:
@@ -29,7 +29,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-WHERE = "from fitwithin.engine.bytecode import home\nprint(home())"
+WHERE = "from fitwithin.bytecode import home\nprint(home())"
 
 
 def test_python_keeps_the_bytecode_where_it_may(bare: Path) -> None:
@@ -89,7 +89,8 @@ def test_a_server_launched_by_the_command_line_keeps_it_at_the_same_place(
 ) -> None:
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     program = """
-from fitwithin.engine import bytecode, launch
+from fitwithin import bytecode
+from fitwithin.engine import launch
 
 bytecode.keep()
 print(launch.environment()["PYTHONPYCACHEPREFIX"], "PYTHONDONTWRITEBYTECODE" in launch.environment())
@@ -103,7 +104,7 @@ def test_a_command_line_whose_torch_has_bytecode_changes_nothing(bare: Path, mon
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     program = """
 import sys
-from fitwithin.engine import bytecode
+from fitwithin import bytecode
 
 bytecode.keep()
 print(sys.pycache_prefix, sys.dont_write_bytecode)

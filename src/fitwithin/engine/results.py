@@ -1,0 +1,226 @@
+"""What workers answer, the files that a trial leaves, and how they are read. Plain data: it crosses process borders."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fitwithin.candidate import View
+
+#: The files of a turn's folder: what a later process goes on from, how the turn ended, how it stood at its last
+#: checkpoint, the model's weights and what is needed to use them, how far its evaluation got.
+CHECKPOINT, OUTCOME, SALVAGE = "checkpoint.pt", "outcome.json", "salvage.json"
+
+WEIGHTS, CARD, EVALUATED = "model.safetensors", "card.json", "evaluated.json"
+
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Seconds measured on the real pipeline in a fresh process, at one batch size.
+
+    ``startup_s`` from asking for the process to a model on the device; ``warmup_s`` what the loader's start and the
+    first steps cost more than later ones; ``dummy_step_s`` a step fed with a batch already there (the paper's dummy
+    loader); ``step_s`` a step fed by the real loader, within ``step_low_s`` to ``step_high_s`` (its 95 % interval);
+    ``loader_step_s`` the time in which the loader alone makes a batch; ``strangers`` how many processes of others were
+    seen on the device; ``eval_image_s`` seconds per image of evaluation by size, ``eval_device_s`` those of its forward
+    pass alone, which is what another view of a loaded image takes (as many, where it was not measured);
+    ``eval_first_s`` the extra cost of an evaluation's first batch by size (less where training has loaded the same
+    kernels); ``save_s`` writing a checkpoint;
+    ``capture_s`` recording the step anew after an evaluation; ``rates`` images per second with the dummy loader by
+    batch size, where several were asked for. Under progressive resizing ``stage_step_s`` is the pace at each smaller
+    size, ``stage_change_s`` what going on to the next size costs beside steps, by that size.
+    """
+
+    startup_s: float
+    warmup_s: float
+    dummy_step_s: float
+    step_s: float
+    step_low_s: float
+    step_high_s: float
+    eval_image_s: dict[int, float]
+    eval_first_s: dict[int, float]
+    save_s: float
+    loader_step_s: float = 0.0
+    strangers: int = 0
+    capture_s: float = 0.0
+    rates: dict[int, float] = field(default_factory=dict)
+    stage_step_s: dict[int, float] = field(default_factory=dict)
+    stage_change_s: dict[int, float] = field(default_factory=dict)
+    eval_device_s: dict[int, float] = field(default_factory=dict)
+
+    def views_s(self, px: int, count: int) -> float:
+        """Seconds per image for so many views of one size."""
+        return self.eval_image_s[px] + (count - 1) * self.eval_device_s.get(px, self.eval_image_s[px])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One fresh process that ran the real step at ``batch``: whether it stayed within the cap, and its peak.
+
+    The batch was worked through in ``chunks`` parts. ``points`` are further batches that a scout ran in the same
+    process: they place later probes and prove nothing.
+    ``needed_bytes`` is the least cap under which the run would have passed (the peak, where the device cannot tell);
+    it is a line in the batch. ``usable_bytes`` is what it may come to, ``outside_bytes`` what of it lay outside the
+    allocator. ``crowded``: others held the memory; ``uncapturable``: step or pass cannot be recorded as a CUDA graph.
+    """
+
+    batch: int
+    passed: bool
+    peak_bytes: int | None = None
+    reason: str = ""
+    fatal: bool = False  # no smaller batch would help: the model cannot be built, or fails at this size
+    chunks: int = 1
+    crowded: bool = False
+    uncapturable: bool = False
+    parameters: int = 0
+    wall_s: float = 0.0
+    timing: Timing | None = None
+    points: tuple[tuple[int, int], ...] = ()
+    needed_bytes: int | None = None
+    usable_bytes: int | None = None
+    outside_bytes: int = 0
+
+    @property
+    def line(self) -> list[tuple[int, int]]:
+        """Every batch that ran in this process, with the memory it needed."""
+        own = self.needed_bytes if self.needed_bytes is not None else self.peak_bytes
+        return [(self.batch // self.chunks, own), *self.points] if self.passed and own is not None else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Seconds of a training step at ``batch`` images with a batch that lies ready, and half of its 95 % interval;
+    ``first_s`` is what the first steps at a size take beyond that: kernels are chosen or built, the step recorded."""
+
+    batch: int
+    step_s: float
+    error_s: float
+    first_s: float = 0.0
+
+    def spread_s(self, turn_s: float, sizes: int, error_s: float = 0.0) -> float:
+        """Seconds of a step, ``error_s`` more than measured, with its share of what the first ones take at so many
+        ``sizes`` in a turn of ``turn_s``; infinity where those take all of it."""
+        share = max(0.0, 1 - sizes * self.first_s / turn_s)
+        return (self.step_s + error_s) / share if share else math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screened:
+    """The paces by the candidates' names."""
+
+    paces: dict[str, Pace]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What is free now."""
+
+    free_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """How a turn ended: ``ended`` is ``complete`` (the planned steps or more), ``shortened`` (fewer, annealed) or
+    ``cut`` (time was over).
+
+    ``validations`` and ``curve`` hold plain values ready for the report; ``best`` is ``correct`` images of the best
+    validation, whose weights are in the folder (None if none took place: then the weights are the last ones).
+    ``training_s`` is the time of the steps alone, the loader's start included; ``rescues`` how often the loss was no
+    number and the turn went back to its checkpoint, at a lower rate; ``evaluation_s`` what a process that stays expects
+    its evaluation to take.
+    """
+
+    steps: int
+    planned_steps: int
+    epochs: float
+    ended: str
+    best: int | None
+    validations: tuple[dict[str, Any], ...]
+    curve: tuple[dict[str, Any], ...]
+    peak_bytes: int
+    startup_s: float
+    training_s: float = 0.0
+    rescues: int = 0
+    evaluation_s: float | None = None
+
+
+def trained_to_json(trained: Trained) -> str:
+    """The outcome of a turn as JSON text; :func:`trained_from_dict` reads it."""
+    return json.dumps(asdict(trained), allow_nan=False)
+
+
+def trained_from_dict(value: dict[str, Any]) -> Trained:
+    """The outcome that was written as JSON."""
+    return Trained(**{**value, "validations": tuple(value["validations"]), "curve": tuple(value["curve"])})
+
+
+def read_trained(path: Path) -> Trained | None:
+    """The outcome in that file; None without one."""
+    return trained_from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """Where the logits are (one .npy per split and view under ``folder``), what was complete, and what each view costs.
+
+    ``done`` lists (split, view name) pairs in the order they were completed; ``ms_per_image`` is per view at
+    ``batch`` images a forward pass, on the device, without loading.
+    """
+
+    done: tuple[tuple[str, str], ...]
+    ms_per_image: dict[str, float]
+    batch: int
+    peak_bytes: int
+
+
+def evaluated_from_dict(value: dict[str, Any]) -> Evaluated:
+    """The evaluation that was written as JSON."""
+    return Evaluated(**{**value, "done": tuple((split, view) for split, view in value["done"])})
+
+
+def read_evaluated(path: Path) -> Evaluated | None:
+    """How far the evaluation that wrote this file got; None without one."""
+    return evaluated_from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A job that gave no result: ``kind`` is ``memory``, ``deadline``, ``died``, ``hung``, ``error``, or ``deserted``
+    where of several processes another one is gone, whose own end tells more."""
+
+    kind: str
+    reason: str
+    trace: str = ""
+    peak_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """A sign of life from a running job, for progress bars."""
+
+    step: int
+    total: int
+    text: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def logits_path(folder: Path, split: str, view: View) -> Path:
+    """Where the logits [N, K] of a split under a view are kept."""
+    return folder / f"logits-{split}-{view.px}{'-flipped' if view.flip else ''}.npy"
+
+
+def read_logits(folder: Path, split: str, view: View) -> Floats:
+    """The logits that an evaluation wrote."""
+    return np.asarray(np.load(logits_path(folder, split, view), allow_pickle=False), dtype=np.float32)
+
+
+Outcome = Probe | Trained | Evaluated | Screened | Failure

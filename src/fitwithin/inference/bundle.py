@@ -1,0 +1,42 @@
+"""What a run hands over, and how it is read back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fitwithin.candidate import View
+from fitwithin.errors import RunFolderError
+from fitwithin.files import put_text
+
+ENSEMBLE = "ensemble.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """What is handed over: the winner's folder within the run, and the views to average."""
+
+    candidate: str
+    folder: str
+    views: tuple[View, ...]
+    batch: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; :func:`read` is its inverse."""
+        return asdict(self)
+
+
+def write(ensemble: Ensemble, run: Path) -> None:
+    """Keep the ensemble in the run's folder."""
+    put_text(run / ENSEMBLE, json.dumps(ensemble.to_dict(), indent=1))
+
+
+def read(run: Path) -> Ensemble:
+    """The ensemble that a run handed over; RunFolderError if it has not (yet)."""
+    path = run / ENSEMBLE
+    if not path.is_file():
+        raise RunFolderError(f"{run} holds no finished model (no {ENSEMBLE}); `fitwithin resume {run}` finishes a run")
+    value = json.loads(path.read_text(encoding="utf-8"))
+    return Ensemble(**{**value, "views": tuple(View(**view) for view in value["views"])})
