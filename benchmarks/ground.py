@@ -13,7 +13,7 @@ from typing import Any
 from fitwithin import events
 from fitwithin import request as requests
 from fitwithin.data import image_folder, pack, pack_builder
-from fitwithin.engine.jobs import Setting
+from fitwithin.engine.jobs import JobSettings
 from fitwithin.files import cache_root
 from fitwithin.store import SqliteStore
 
@@ -23,12 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ("torch", "timm", "python", "driver", "cudnn")
 
 
-def prepared(folder: Path, *, device: str, memory: str, sizes: str, workers: int) -> tuple[pack.Pack, Setting]:
+def prepared(folder: Path, *, device: str, memory: str, sizes: str, workers: int) -> tuple[pack.Pack, JobSettings]:
     """The images of a folder, decoded and known to runs to come, and the paper's recipe on them under a cap by the
     driver's count."""
     request = requests.parse(folder, memory=memory, time="1h", sizes=sizes, recipe="paper", device=device)
     images = pack_builder.build(image_folder.scan(Path(folder), kept=cache_root() / "folders"), request.pack_side)
-    setting = Setting(
+    setting = JobSettings(
         device=device,
         memory_bytes=request.budget.memory_bytes,
         accounting="process",
@@ -94,7 +94,7 @@ def turns(run: Path) -> dict[str, dict[str, Any]]:
     no number."""
     with SqliteStore(run, write=False) as store:
         trained, _ = events.outcomes(store.events("turn"))
-    names = ("steps", "planned_steps", "ended", "startup_s", "training_s", "rescues", "evaluation_s")
+    names = ("steps", "planned_steps", "ended", "startup_s", "training_s", "nan_restarts", "evaluation_s")
     return {name: {key: getattr(one, key) for key in names} for name, one in trained.items()}
 
 

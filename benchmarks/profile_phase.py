@@ -35,9 +35,9 @@ import profile_page
 from fitwithin import api
 from fitwithin.candidate import TABLE_2, Candidate, grid
 from fitwithin.data import dataset, pack
-from fitwithin.engine.jobs import Setting, TrainJob
+from fitwithin.engine.jobs import JobSettings, TrainJob
 from fitwithin.engine.local import Local
-from fitwithin.engine.results import Trained
+from fitwithin.engine.results import TrainResult
 from fitwithin.machine import cores
 from fitwithin.planning import cost as costs
 from fitwithin.profiling import profile_candidates
@@ -124,7 +124,7 @@ class Series:
     """The rows so far, and what adds to them."""
 
     def __init__(
-        self, arguments: argparse.Namespace, setting: Setting, engine: Local, images: pack.Pack, scratch: Path
+        self, arguments: argparse.Namespace, setting: JobSettings, engine: Local, images: pack.Pack, scratch: Path
     ) -> None:
         self.arguments, self.setting, self.engine, self.images, self.scratch = (
             arguments, setting, engine, images, scratch,
@@ -178,7 +178,7 @@ class Series:
                 self.rows[each.candidate.name][key] = row
         self.save()
 
-    def _train(self, name: str, folder: str, steps: int) -> tuple[Trained | Any, float]:
+    def _train(self, name: str, folder: str, steps: int) -> tuple[TrainResult | Any, float]:
         profile = self.profiles[name]
         cost = costs.costs(
             profile,
@@ -189,7 +189,7 @@ class Series:
         )
         begun_at = time.monotonic()
         job = TrainJob(
-            setting=replace(self.setting, recipe=replace(self.setting.recipe, last_epochs=1)),
+            setting=replace(self.setting, recipe=replace(self.setting.recipe, validate_last_epochs=1)),
             candidate=profile.candidate,
             batch=profile.batch,
             steps=steps,
@@ -200,7 +200,7 @@ class Series:
             save_s=cost.save_s,
             checkpoint_every_s=TURN_WITHIN_S,
             frozen=True,
-            outside_bytes=profile.outside_bytes,
+            non_allocator_bytes=profile.non_allocator_bytes,
             captured=profile.captured,
         )
         outcome = self.engine.do(job, until_at=begun_at + TURN_WITHIN_S + 10, on_progress=lambda progress: None)
@@ -211,7 +211,7 @@ class Series:
         profile, timing = self.profiles[name], self.profiles[name].timing
         steps = -(-2 * self.n_train // profile.batch)
         outcome, wall_s = self._train(name, "two", steps)
-        if not isinstance(outcome, Trained):
+        if not isinstance(outcome, TrainResult):
             self.rows[name]["two_epochs"] = {"failed": str(outcome)}
             return
         predicted_s = timing.warmup_s + steps * timing.step_s
@@ -245,12 +245,12 @@ class Series:
         """200 steps at the certified batch."""
         outcome, wall_s = self._train(name, "soak", SOAK_STEPS)
         fine = (
-            isinstance(outcome, Trained)
+            isinstance(outcome, TrainResult)
             and outcome.steps == SOAK_STEPS
             and outcome.peak_bytes <= self.setting.memory_bytes
         )
         row: dict[str, Any] = {"passed": fine, "wall_s": wall_s}
-        if isinstance(outcome, Trained):
+        if isinstance(outcome, TrainResult):
             row.update(training_s=outcome.training_s, peak_bytes=outcome.peak_bytes)
             row["curve"] = [(point["step"], point["elapsed_s"]) for point in outcome.curve]
         else:

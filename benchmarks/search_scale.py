@@ -24,10 +24,10 @@ import numpy as np
 
 import ground
 from fitwithin.candidate import Candidate
-from fitwithin.engine.simulated.law import Law
+from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.machine import cpu_name
 from fitwithin.planning.halving import Halving
-from fitwithin.planning.search import Entrant, Trial
+from fitwithin.planning.search import SearchCandidate, Trial
 from fitwithin.planning.stats import Score
 from fitwithin.report.svg import GREY, PALETTE
 from pages import save, table, text
@@ -111,7 +111,7 @@ class Cluster:
         self.deaths += event.died
 
 
-def accuracy(law: Law, candidate: Candidate, seconds: float) -> float:
+def accuracy(law: SimulatedMachine, candidate: Candidate, seconds: float) -> float:
     """The law's, after so many GPU-seconds."""
     epochs = max(0.0, seconds - FIXED_S) * PACE / law.weight(candidate) / N_TRAIN
     return law.accuracy(candidate, epochs, 0.0, CLASSES)
@@ -119,9 +119,9 @@ def accuracy(law: Law, candidate: Candidate, seconds: float) -> float:
 
 def simulated(gpus: int, seed: int) -> dict[str, Any]:
     """One search."""
-    law, cluster, now = Law(seed=seed, ceiling=0.95), Cluster(gpus, seed), 0.0
+    law, cluster, now = SimulatedMachine(seed=seed, ceiling=0.95), Cluster(gpus, seed), 0.0
     candidates = [Candidate(model=f"backbone{n:04}", train_px=160, precision="amp") for n in range(CANDIDATES)]
-    entrants = [Entrant(candidate=candidate, fixed_s=FIXED_S) for candidate in candidates]
+    entrants = [SearchCandidate(candidate=candidate, fixed_s=FIXED_S) for candidate in candidates]
     search = Halving(entrants, budget_s=BUDGET_S, devices=gpus, width=HOST)
     left_s, held_s = BUDGET_S, 0.0
     events: list[Event] = []

@@ -30,9 +30,9 @@ import ground
 import training_page
 from fitwithin import units
 from fitwithin.candidate import grid
-from fitwithin.engine.jobs import ProbeJob, ScreenJob
+from fitwithin.engine.jobs import CompareJob, ProbeJob
 from fitwithin.engine.local import Local
-from fitwithin.engine.results import Probe, Screened
+from fitwithin.engine.results import CompareResult, Probe
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "training.json"
 
@@ -162,11 +162,11 @@ def speed(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch, Local(arguments.device, Path(scratch) / "worker.log") as engine:
         variants = tuple(grid([model], SPEED_PRECISIONS, [px], SPEED_LAYOUTS))
         screened = engine.do(
-            ScreenJob(setting=setting, candidates=variants),
+            CompareJob(setting=setting, candidates=variants),
             until_at=time.monotonic() + 300,
             on_progress=lambda progress: None,
         )
-        assert isinstance(screened, Screened), screened
+        assert isinstance(screened, CompareResult), screened
         candidate = min(variants, key=lambda variant: screened.paces[variant.name].step_s)
         job = ProbeJob(setting=setting, candidate=candidate, batch=batch, timed=True)
         probe = engine.do(job, until_at=time.monotonic() + 300, on_progress=lambda progress: None)

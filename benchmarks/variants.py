@@ -46,7 +46,7 @@ from fitwithin.candidate import Candidate, views_of
 from fitwithin.data.pack import Pack
 from fitwithin.engine.jobs import EvaluateJob, Stage, TrainJob
 from fitwithin.engine.local import Local
-from fitwithin.engine.results import Evaluated, Trained, read_logits
+from fitwithin.engine.results import EvalResult, TrainResult, read_logits
 from fitwithin.inference.ensemble import average, correct
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "variants.json"
@@ -192,7 +192,7 @@ def one(
         until_at=began_at + run["seconds"] + 5,
         on_progress=lambda progress: None,
     )
-    if not isinstance(trained, Trained):
+    if not isinstance(trained, TrainResult):
         return {"failed": trained.reason}
     pairs = tuple(views_of(views, flips=True))
     done = engine.do(
@@ -208,7 +208,7 @@ def one(
         until_at=time.monotonic() + 65,
         on_progress=lambda progress: None,
     )
-    if not isinstance(done, Evaluated):
+    if not isinstance(done, EvalResult):
         return {"failed": done.reason}
     labels = images.labels[images.indices("val")]
     logits = {view: read_logits(folder, "val", view) for view in pairs}
@@ -219,7 +219,7 @@ def one(
         "training_s": round(trained.training_s, 1),
         "wall_s": round(time.monotonic() - began_at, 1),
         "peak_bytes": trained.peak_bytes,
-        "rescues": trained.rescues,
+        "nan_restarts": trained.nan_restarts,
         **{f"acc_{view.name.replace(' ', '_')}": _accuracy(found, labels) for view, found in logits.items()},
         "acc_all": _accuracy(every, labels),
         "nll_all": round(float(-np.log(every[np.arange(len(labels)), labels] + 1e-12).mean()), 4),

@@ -17,11 +17,13 @@ from fitwithin.accountant import Accountant
 from fitwithin.budget import Budget
 from fitwithin.candidate import grid
 from fitwithin.data.dataset import DataFacts
-from fitwithin.engine.jobs import Setting
+from fitwithin.engine.jobs import JobSettings
 from fitwithin.engine.results import Timing
-from fitwithin.engine.simulated.engine import Law, Simulated, SimulatedClock
-from fitwithin.ledger import KINDS, OPEN, Books, fold
-from fitwithin.pipeline.context import Run
+from fitwithin.engine.simulated.clock import SimulatedClock
+from fitwithin.engine.simulated.engine import Simulated
+from fitwithin.engine.simulated.law import SimulatedMachine
+from fitwithin.ledger import KINDS, OPEN, Ledger, fold
+from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Silent
 from fitwithin.profiling.profile import Profile
 from fitwithin.recipe import Recipe
@@ -88,7 +90,7 @@ class Timed(MemoryStore):
 class Stage:
     """Everything of a simulated run that outlives a process: store, clock, engine and folder."""
 
-    law: Law
+    law: SimulatedMachine
     request: Request
     folder: Path
     images: CountedImages = CountedImages()
@@ -99,7 +101,7 @@ class Stage:
         if self.engine is None:
             self.engine = Simulated(self.law, self.images, SimulatedClock(1000.0))
 
-    def run(self) -> Run:
+    def run(self) -> RunContext:
         """A process comes to life: it opens the books, as api.py does."""
         self.store.append("start", {"pid": 1})
         accountant = Accountant(
@@ -112,7 +114,7 @@ class Stage:
             body = {"path": "x", "fingerprint": self.images.fingerprint, "classes": [], "counts": counts}
             self.store.append("data", body)
             self.store.append("machine", self.engine.describe())
-        return Run(
+        return RunContext(
             request=self.request,
             folder=self.folder,
             engine=self.engine,
@@ -152,7 +154,7 @@ def request(
     )
 
 
-def on_cpu(recipe: str | Recipe, **changes: Any) -> Setting:
+def on_cpu(recipe: str | Recipe, **changes: Any) -> JobSettings:
     """What a job on the CPU is told: one loader, images of 32 px, and no pack unless it is said."""
     values: dict[str, Any] = {
         "device": "cpu",
@@ -165,7 +167,7 @@ def on_cpu(recipe: str | Recipe, **changes: Any) -> Setting:
         "seed": 1,
         "workers": 1,
     }
-    return Setting(**{**values, **changes})
+    return JobSettings(**{**values, **changes})
 
 
 def timing(**changes: Any) -> Timing:
@@ -201,7 +203,7 @@ def profile(model: str = "resnet18", *, precision: str = "amp", px: int = 160, b
 FACTS = DataFacts(train=800, val=100, test=100, classes=4)
 
 
-def books_after_each(events: list[Event]) -> list[Books]:
+def books_after_each(events: list[Event]) -> list[Ledger]:
     """The books as they stood after every ledger event."""
     told = [(event.kind, event.body) for event in events if event.kind in KINDS]
     return [fold(told[: n + 1]) for n in range(len(told))]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fitwithin import ledger
 from fitwithin.accountant import Accountant
 from fitwithin.budget import Budget
-from fitwithin.engine.simulated.engine import SimulatedClock
+from fitwithin.engine.simulated.clock import SimulatedClock
 from fitwithin.store import MemoryStore
 
 BUDGET = Budget(memory_bytes=1, time_s=1000.0, gpu_time_s=500.0)

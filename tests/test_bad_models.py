@@ -21,7 +21,7 @@ from PIL import Image
 from fitwithin import recipe as recipes
 from fitwithin.candidate import Candidate
 from fitwithin.data import image_folder, pack_builder
-from fitwithin.engine.jobs import Setting
+from fitwithin.engine.jobs import JobSettings
 from fitwithin.engine.local import Local
 from fitwithin.profiling import candidate_profiler, profile_candidates
 from fitwithin.profiling.profile import Profile, Rejection
@@ -169,7 +169,7 @@ class Bench:
     """An engine whose server knows the models, and the setting of its jobs."""
 
     engine: Local
-    setting: Setting
+    setting: JobSettings
 
     def measure(
         self, *wanted: tuple[str, str], limit: int = LIMIT, until_s: float = math.inf, lanes: int = 1
@@ -215,7 +215,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
             packed = pack_builder.build(image_folder.scan(root / "data"), 48)
             yield Bench(
                 engine,
-                Setting(
+                JobSettings(
                     device="cpu",
                     memory_bytes=600 * MIB,
                     accounting="process",

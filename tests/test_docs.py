@@ -13,10 +13,10 @@ import typer
 
 from fitwithin import errors, recipe
 from fitwithin.cli import main
-from fitwithin.planning.forecast import Forecast, Outlook, Point
-from fitwithin.planning.plan import Plan, Turn
+from fitwithin.planning.forecast import Forecast, ForecastPoint, Point
+from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.report.schema import CandidateRow, Limit, PhaseRow, Receipt, Report
-from fitwithin.report.search_report import RungRow, SearchReport, Second, TrialRow, VerdictRow
+from fitwithin.report.search_report import EliminationRow, RungRow, SearchReport, Second, TrialRow
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -118,9 +118,9 @@ def test_the_reference_names_every_error() -> None:
     [
         ("receipt.json", (Receipt, Limit, PhaseRow)),
         ("report.json", (Report, CandidateRow)),
-        ("report.json", (SearchReport, RungRow, TrialRow, VerdictRow, Second)),
-        ("report.json", (Outlook, Point, Forecast)),
-        ("plan.json", (Plan, Turn)),
+        ("report.json", (SearchReport, RungRow, TrialRow, EliminationRow, Second)),
+        ("report.json", (Forecast, Point, ForecastPoint)),
+        ("plan.json", (Plan, TrialPlan)),
     ],
 )
 def test_every_field_is_in_the_reference(title: str, kinds: tuple[type, ...]) -> None:

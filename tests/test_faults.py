@@ -23,10 +23,12 @@ from typing import Any
 import pytest
 
 from fitwithin import ledger
-from fitwithin.accountant import Accountant, Open
+from fitwithin.accountant import Accountant, OpenEntry
 from fitwithin.budget import Budget
 from fitwithin.engine.results import CHECKPOINT, WEIGHTS
-from fitwithin.engine.simulated.engine import Law, Simulated, SimulatedClock, Trouble
+from fitwithin.engine.simulated.clock import SimulatedClock
+from fitwithin.engine.simulated.engine import Simulated
+from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.inference import bundle
 from fitwithin.ledger import fold
 from fitwithin.pipeline import run
@@ -87,7 +89,7 @@ class Driver:
         engine = Simulated(stage.law, stage.images, self.clock)
         engine.started_at = BEGINS_AT
         self.stage = replace(stage, store=self.store, engine=engine)
-        self.open: dict[Open, float] = {}
+        self.open: dict[OpenEntry, float] = {}
         self.clock.listeners.append(self.passed)
 
     def written(self, kind: str, body: dict[str, Any]) -> int:
@@ -116,12 +118,12 @@ class Driver:
         """Know which entries are open."""
         entry, settle = Accountant.entry, Accountant.settle
 
-        def opened(accountant: Accountant, *words: Any, **more: Any) -> Open:
+        def opened(accountant: Accountant, *words: Any, **more: Any) -> OpenEntry:
             found = entry(accountant, *words, **more)
             self.open[found] = self.clock.now()
             return found
 
-        def settled(accountant: Accountant, closed: Open) -> None:
+        def settled(accountant: Accountant, closed: OpenEntry) -> None:
             self.open.pop(closed, None)
             settle(accountant, closed)
 
@@ -171,8 +173,8 @@ def scenario(seed: int, folder: Path) -> tuple[Stage, list[Kill]]:
         kills.append(Kill(at_s=at_s))
         if rng.random() < 0.5:
             instants.append(at_s - 1e-3)  # worker and driver
-    troubles = tuple(Trouble(at_s=at_s, kind="died") for at_s in sorted(instants))
-    law = Law(seed=seed, half_epochs=rng.uniform(2, 20), pace_noise=0.02, troubles=troubles)
+    troubles = tuple(Fault(at_s=at_s, kind="died") for at_s in sorted(instants))
+    law = SimulatedMachine(seed=seed, half_epochs=rng.uniform(2, 20), pace_noise=0.02, troubles=troubles)
     asked = request(
         models=tuple(f"model{n}" for n in range(rng.randint(2, 5))),
         recipe="fast",

@@ -24,12 +24,13 @@ from fitwithin import events
 from fitwithin import recipe as recipes
 from fitwithin.engine.jobs import Job, TrainJob
 from fitwithin.engine.results import CARD, WEIGHTS, Failure, Outcome, Probe, Progress
-from fitwithin.engine.simulated.engine import Law, Simulated, Trouble
+from fitwithin.engine.simulated.engine import Simulated
+from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.errors import BudgetError, TrainingError
 from fitwithin.inference import bundle
-from fitwithin.ledger import BEAT, Books
+from fitwithin.ledger import BEAT, Ledger
 from fitwithin.pipeline import run as flow
-from fitwithin.pipeline.context import Run
+from fitwithin.pipeline.context import RunContext
 from fitwithin.planning import cost as costs
 from fitwithin.planning import plan as planning
 from fitwithin.profiling.batch_search import largest_batch
@@ -64,7 +65,7 @@ def empty_folder() -> Iterator[Path]:
 instants = st.floats(1, 1000)
 
 laws = st.builds(
-    Law,
+    SimulatedMachine,
     seed=st.integers(0, 10**6),
     fixed_bytes=st.floats(1e6, 300e6),
     image_bytes=st.floats(1e6, 5e7),
@@ -81,7 +82,7 @@ laws = st.builds(
     drifts=st.lists(st.tuples(instants, st.floats(0.5, 3)), max_size=2).map(tuple),
     stalls=st.lists(st.tuples(instants, st.floats(0.1, 60)), max_size=2).map(tuple),
     troubles=st.lists(
-        st.builds(Trouble, at_s=instants, kind=st.sampled_from(["died", "hang", "memory"])), max_size=4
+        st.builds(Fault, at_s=instants, kind=st.sampled_from(["died", "hang", "memory"])), max_size=4
     ).map(tuple),
 )
 
@@ -118,7 +119,7 @@ def stages(draw: st.DrawFn) -> Callable[[Path], Stage]:
     given_limits: dict[str, Any] = {"time_s": None, **draw(limits)}
     asked = replace(asked, budget=replace(asked.budget, **given_limits))
     progress = draw(resizing)
-    asked = replace(asked, recipe=replace(asked.recipe, progress=progress))
+    asked = replace(asked, recipe=replace(asked.recipe, progressive_resizing=progress))
     if asked.budget.scope == "total":
         asked = replace(asked, search=draw(st.sampled_from(["exhaustive", "halving"])))
     images = CountedImages(counts=draw(st.sampled_from([(800, 100, 100), (90, 12, 0), (2000, 300, 200)])))
@@ -156,7 +157,7 @@ def check_books(stage: Stage, report: Report) -> None:
     assert all(limit.kept for limit in report.receipt.limits if limit.name != "inference"), report.receipt.limits
 
 
-def _accounts(books: Books, stage: Stage) -> Iterator[tuple[float, float, float]]:
+def _accounts(books: Ledger, stage: Stage) -> Iterator[tuple[float, float, float]]:
     """(settled, reserved, limit) of everything that a budget bounds."""
     budget = stage.request.budget
     if budget.scope == "candidate":
@@ -297,7 +298,9 @@ def test_on_a_steady_machine_plans_come_true(seed: int, time_s: float, several: 
     """No drift, no stall, no trouble: every turn completes, within its predicted interval and its allotment."""
     models = ("resnet18", "resnet50", "resnet34", "vgg11")[:several]
     with empty_folder() as folder:
-        stage = Stage(Law(seed=seed, pace_noise=0.05), request(models=models, time_s=time_s, slots=slots), folder)
+        stage = Stage(
+            SimulatedMachine(seed=seed, pace_noise=0.05), request(models=models, time_s=time_s, slots=slots), folder
+        )
         report = tell(stage)
         assert report is not None
         planned = {turn.candidate.name for turn in flow.draw_up(stage.run()).turns}
@@ -316,11 +319,11 @@ def test_on_a_steady_machine_plans_come_true(seed: int, time_s: float, several: 
 
 def test_a_frozen_plan_keeps_its_steps_on_another_machine() -> None:
     with empty_folder() as folder:
-        first = Stage(Law(), request(time_s=300.0), folder)
+        first = Stage(SimulatedMachine(), request(time_s=300.0), folder)
         run = first.run()
         plan = flow.draw_up(run)
     with empty_folder() as folder:
-        slower = Stage(Law(image_s=1.1e-3), request(time_s=600.0), folder)
+        slower = Stage(SimulatedMachine(image_s=1.1e-3), request(time_s=600.0), folder)
         flow.tell(slower.run(), replace(plan, frozen=True))
         trained, _ = events.outcomes(slower.store.events("turn"))
         assert [turn.steps for turn in trained.values()] == [turn.steps for turn in plan.turns]
@@ -328,7 +331,7 @@ def test_a_frozen_plan_keeps_its_steps_on_another_machine() -> None:
 
 @tries(40)
 @given(laws, st.floats(8, 60))
-def test_the_least_that_a_refusal_names_would_really_do(law: Law, time_s: float) -> None:
+def test_the_least_that_a_refusal_names_would_really_do(law: SimulatedMachine, time_s: float) -> None:
     calm = replace(law, drifts=(), stalls=(), troubles=(), pace_noise=0.0, memory_noise=0.0)
     with empty_folder() as folder:
         try:
@@ -351,7 +354,7 @@ recipe_names = st.sampled_from(["paper", "upright"])
 
 @tries(60)
 @given(laws, st.integers(100 * MIB, GIB), st.floats(1, 3))
-def test_more_memory_never_gives_a_smaller_batch(law: Law, memory_bytes: int, factor: float) -> None:
+def test_more_memory_never_gives_a_smaller_batch(law: SimulatedMachine, memory_bytes: int, factor: float) -> None:
     steady = replace(law, memory_wave=0.0, memory_noise=0.0, drifts=(), stalls=(), troubles=())
 
     def certified(n_bytes: int) -> int:
@@ -362,7 +365,7 @@ def test_more_memory_never_gives_a_smaller_batch(law: Law, memory_bytes: int, fa
     assert certified(int(memory_bytes * factor)) >= certified(memory_bytes)
 
 
-def _measure(run: Run) -> Any:
+def _measure(run: RunContext) -> Any:
     (candidate,) = run.candidates
     (found,) = measure(
         [candidate], run.setting, run.engine, n_train=run.data.train, until_at=math.inf, tell=lambda progress: None
@@ -597,7 +600,7 @@ def test_ample_memory_takes_three_probes() -> None:
 def test_validation_and_evaluation_of_the_simulation_agree(seed: int) -> None:
     """The double itself: the plain view at the training size is right as often as the best validation was."""
     with empty_folder() as folder:
-        stage = Stage(Law(seed=seed), request(time_s=200.0, view_sizes=(160, 224)), folder)
+        stage = Stage(SimulatedMachine(seed=seed), request(time_s=200.0, view_sizes=(160, 224)), folder)
         report = flow.tell(stage.run())
         (row,) = report.candidates
         (symmetric,) = (m for m in report.methods if m.method.startswith("Symmetric"))
@@ -609,7 +612,7 @@ def test_validation_and_evaluation_of_the_simulation_agree(seed: int) -> None:
 def test_a_gpu_budget_is_spent_on_all_gpus_at_once(limit: str) -> None:
     """With two GPUs at a time, 600 GPU seconds are 300 by the clock, but for what one of them does alone."""
     with empty_folder() as folder:
-        stage = Stage(Law(), request(data_parallel=2, **{limit: 600.0}), folder)
+        stage = Stage(SimulatedMachine(), request(data_parallel=2, **{limit: 600.0}), folder)
         report = flow.tell(stage.run())
         books = books_after_each(stage.store.events())[-1]
     held = {entry.phase: entry.gpus for entry in books.entries}

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitwithin.ledger import ABANDON, BEAT, GRACE_S, OPEN, SETTLE, Books, abandonment, fold
+from fitwithin.ledger import ABANDON, BEAT, GRACE_S, OPEN, SETTLE, Ledger, abandonment, fold
 
-Told = list[tuple[str, dict[str, Any]]]
+TellEvent = list[tuple[str, dict[str, Any]]]
 
 
 def opened(
@@ -38,7 +38,7 @@ class Truth:
     beside: bool
 
 
-Story = tuple[Told, list[Truth]]
+Story = tuple[TellEvent, list[Truth]]
 
 
 @st.composite
@@ -52,7 +52,7 @@ def stories(draw: st.DrawFn) -> Story:
         end = [settled(number, charged_s)] if closed else []
         queues.append([opened(number, key=key, gpu=gpu, reserved_s=7.0, beside=beside), *beats, *end])
         truth.append(Truth(gpu=gpu, key=key, charged_s=charged_s, closed=closed, beside=beside))
-    told: Told = []
+    told: TellEvent = []
     while any(queues):
         queue = draw(st.sampled_from([q for q in queues if q]))
         told.append(queue.pop(0))
@@ -129,7 +129,7 @@ def test_the_largest_peak_counts_wherever_it_was_told() -> None:
 
 def test_a_charge_below_nothing_is_no_balance() -> None:
     assert not fold([opened(1), settled(1, -0.1)]).balanced
-    assert Books().balanced
+    assert Ledger().balanced
     assert not fold([opened(1)]).balanced
 
 
@@ -144,7 +144,7 @@ def test_a_charge_below_nothing_is_no_balance() -> None:
         ([opened(2), (ABANDON, {"number": 1, "charged_s": 1.0})], "ledger.abandon of entry 1, which is not open"),
     ],
 )
-def test_a_contradiction_raises(told: Told, sentence: str) -> None:
+def test_a_contradiction_raises(told: TellEvent, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         fold(told)
 
@@ -188,9 +188,9 @@ def test_several_at_once_share_a_stretch_of_the_clock() -> None:
     assert books.balanced
 
 
-def _told(books: Books) -> Told:
+def _told(books: Ledger) -> TellEvent:
     """Events that tell the same books."""
-    told: Told = []
+    told: TellEvent = []
     for e in books.entries:
         told.append(opened(e.number, e.phase, e.key, e.gpus, e.reserved_s, e.beside))
         told += [settled(e.number, e.charged_s)] if e.charged_s is not None else []

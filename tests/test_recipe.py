@@ -20,7 +20,7 @@ def test_the_papers_recipe_ships_and_is_the_papers() -> None:
     paper = load("paper")
     assert paper.name == "paper"
     assert paper.flips
-    assert paper.last_epochs == 3  # "validate in the last 3 epochs only"
+    assert paper.validate_last_epochs == 3  # "validate in the last 3 epochs only"
     assert paper.max_batch is None
     assert not load("upright").flips
 
@@ -34,7 +34,7 @@ def test_every_recipe_survives_json(name: str) -> None:
 @given(st.integers(1, 4096), st.floats(1.01, 64))
 def test_the_learning_rate_grows_with_the_root_of_the_batch(batch: int, factor: float) -> None:
     paper = load("paper")
-    assert paper.learning_rate(paper.lr_batch) == paper.lr
+    assert paper.learning_rate(paper.lr_base_size) == paper.lr
     grown = paper.learning_rate(round(batch * factor))
     assert grown >= paper.learning_rate(batch)
     assert paper.learning_rate(4 * batch) == pytest.approx(2 * paper.learning_rate(batch))
@@ -44,7 +44,7 @@ def test_the_learning_rate_grows_with_the_root_of_the_batch(batch: int, factor: 
     ("field", "value"),
     [
         ("lr", 0.0),
-        ("lr_batch", 0),
+        ("lr_base_size", 0),
         ("weight_decay", -0.1),
         ("crop_scale", (0.0, 1.0)),
         ("crop_scale", (0.9, 0.1)),
@@ -53,17 +53,17 @@ def test_the_learning_rate_grows_with_the_root_of_the_batch(batch: int, factor: 
         ("crop_ratio", (2.0, 1.0)),
         ("flip", 1.1),
         ("flip", -0.1),
-        ("crop", 0.0),
-        ("clip", 0.0),
-        ("jitter", 1.1),
+        ("crop_pct", 0.0),
+        ("clip_grad", 0.0),
+        ("color_jitter", 1.1),
         ("cutmix", -0.1),
         ("augment_epochs", -1.0),
         ("test_scales", ()),
         ("cpu_precisions", ("int4",)),
         ("test_scales", (3.0,)),
-        ("crop", 1.2),
-        ("last_epochs", 0),
-        ("worthwhile_epochs", 0),
+        ("crop_pct", 1.2),
+        ("validate_last_epochs", 0),
+        ("min_epochs", 0),
         ("max_batch", 1),
     ],
 )
@@ -76,7 +76,7 @@ def test_a_value_out_of_range_is_named(field: str, value: Any) -> None:
 def test_the_longer_a_turn_the_more_it_augments_up_to_the_recipes_values(epochs: float, more: float) -> None:
     fast = load("fast")
     shorter, longer = fast.over(min(epochs, more)), fast.over(max(epochs, more))
-    assert 0 <= shorter.jitter <= longer.jitter <= fast.jitter
+    assert 0 <= shorter.color_jitter <= longer.color_jitter <= fast.color_jitter
     assert 0 <= shorter.cutmix <= longer.cutmix <= fast.cutmix
     assert fast.over(fast.augment_epochs) == fast
     assert load("paper").over(epochs) == load("paper")
@@ -107,7 +107,7 @@ def test_a_file_is_a_recipe_named_after_it(tmp_path: Path) -> None:
         ("lr = ", "is not valid TOML"),
         ("lr = 1.0", r"unknown section \[lr\]; known are augment, evaluate, optimizer, plan"),
         ("[training]\nlr = 1.0", r"unknown section \[training\]"),
-        ("[plan]\nlr = 1.0", "missing crop, crop_ratio"),
+        ("[plan]\nlr = 1.0", "missing crop_pct, crop_ratio"),
         ("[plan]\nmomentum = 1.0", "unknown momentum; missing"),
     ],
 )
@@ -126,19 +126,21 @@ def test_an_unknown_recipe_names_the_known_ones() -> None:
 
 
 def test_progressive_resizing_gives_sizes_that_fit_the_strides() -> None:
-    one = replace(load("paper"), progress=((0.0, 0.6), (0.4, 0.8), (0.7, 1.0)))
+    one = replace(load("paper"), progressive_resizing=((0.0, 0.6), (0.4, 0.8), (0.7, 1.0)))
     assert one.stages(160) == ((0.0, 96), (0.4, 128), (0.7, 160))
     assert one.stages(224) == ((0.0, 128), (0.4, 192), (0.7, 224))
     assert one.stages(84) == ((0.0, 48), (0.4, 64), (0.7, 84))
     assert one.stages(40) == ((0.0, 32), (0.7, 40)), "none below a stride of 32"
     assert one.stages(32) == ((0.0, 32),)
     assert one.stages(24) == ((0.0, 24),)
-    assert replace(one, progress=((0.0, 0.95), (0.5, 1.0))).stages(160) == ((0.0, 160),), "no size comes twice"
+    assert replace(one, progressive_resizing=((0.0, 0.95), (0.5, 1.0))).stages(160) == ((0.0, 160),), (
+        "no size comes twice"
+    )
     assert load("paper").stages(160) == ((0.0, 160),)
 
 
 @pytest.mark.parametrize(
-    "progress",
+    "progressive_resizing",
     [
         ((0.1, 0.5), (0.4, 1.0)),  # the first steps have no size
         ((0.0, 0.5), (0.4, 0.9)),  # the whole size is never reached
@@ -150,13 +152,15 @@ def test_progressive_resizing_gives_sizes_that_fit_the_strides() -> None:
     ],
 )
 def test_progressive_resizing_that_makes_no_sense_is_refused(progress: object) -> None:
-    with pytest.raises(UsageError, match="progress"):
-        replace(load("paper"), progress=progress)
+    with pytest.raises(UsageError, match="progressive_resizing"):
+        replace(load("paper"), progressive_resizing=progress)
 
 
 def test_progressive_resizing_is_read_from_toml(tmp_path: Path) -> None:
     text = resources.files("fitwithin").joinpath("recipes/paper.toml").read_text(encoding="utf-8")
     path = tmp_path / "mine.toml"
-    path.write_text(text.replace("[augment]", "[augment]\nprogress = [[0.0, 0.5], [0.5, 1]]"), encoding="utf-8")
+    path.write_text(
+        text.replace("[augment]", "[augment]\nprogressive_resizing = [[0.0, 0.5], [0.5, 1]]"), encoding="utf-8"
+    )
     assert load(str(path)).progress == ((0.0, 0.5), (0.5, 1))
     assert from_dict(json.loads(json.dumps(dataclasses.asdict(load(str(path)))))) == load(str(path))

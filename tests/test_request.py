@@ -66,7 +66,7 @@ def test_a_request_survives_json(cluster: dict[str, str], **words: Any) -> None:
     assert from_dict(json.loads(json.dumps(asked.to_dict(), allow_nan=False))) == asked
     largest = max(*asked.sizes, *asked.view_sizes)
     # Stored large enough that the centre crop of the largest view needs no enlarging.
-    assert asked.pack_side * round(asked.recipe.crop * 100) / 100 >= largest
+    assert asked.pack_side * round(asked.recipe.crop_pct * 100) / 100 >= largest
     # Where the device resizes, what is stored has room on a canvas but for the longer side of a long image.
     if asked.device == "cpu":
         assert asked.canvas_px is None

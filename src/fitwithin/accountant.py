@@ -13,11 +13,11 @@ from types import TracebackType
 
 from fitwithin import ledger
 from fitwithin.budget import Budget, Clock, Remaining
-from fitwithin.ledger import Books
+from fitwithin.ledger import Ledger
 from fitwithin.store import Store
 
 
-class Open:
+class OpenEntry:
     """An entry while it lasts, which is a block: tell it the peak memory that was seen."""
 
     def __init__(self, accountant: Accountant, number: int, began_at: float, *, beside: bool) -> None:
@@ -37,7 +37,7 @@ class Open:
         if n_bytes is not None:
             self.peak_bytes = max(self.peak_bytes or 0, n_bytes)
 
-    def __enter__(self) -> Open:
+    def __enter__(self) -> OpenEntry:
         return self
 
     def __exit__(
@@ -57,7 +57,7 @@ def left_to(store: Store, budget: Budget, now: float, *, started_at: float, same
     return _left(budget, ledger.fold(told), now - started_at)
 
 
-def _left(budget: Budget, books: Books, unbooked_s: float, gpus: int = 1, slots: int = 1) -> Remaining:
+def _left(budget: Budget, books: Ledger, unbooked_s: float, gpus: int = 1, slots: int = 1) -> Remaining:
     """The budget less what is settled, reserved beside the chain, and not booked yet."""
     held_s = books.spent_s(gpu=True) + books.reserved_s(gpu=True)
     return Remaining(
@@ -92,14 +92,14 @@ class Accountant:
         self._store, self._budget, self._clock, self._beating = store, budget, clock, beating
         self._lock = threading.Lock()
         self._since = started_at
-        self._beside: set[Open] = set()
+        self._beside: set[OpenEntry] = set()
         self.started_at = started_at
         for entry in self.books().entries:
             if entry.open:
                 store.append(ledger.ABANDON, ledger.abandonment(entry, started_at if same_clock else None))
         self._next = 1 + max((entry.number for entry in self.books().entries), default=0)
 
-    def books(self) -> Books:
+    def books(self) -> Ledger:
         """The books as the store tells them."""
         return ledger.fold((event.kind, event.body) for event in self._store.events(*ledger.KINDS))
 
@@ -118,13 +118,15 @@ class Accountant:
             return math.inf
         return self._clock() + self.remaining().usable_s
 
-    def entry(self, phase: str, key: str = "", *, gpus: int = 0, reserved_s: float = 0.0, beside: bool = False) -> Open:
+    def entry(
+        self, phase: str, key: str = "", *, gpus: int = 0, reserved_s: float = 0.0, beside: bool = False
+    ) -> OpenEntry:
         """Open an entry of ``phase`` and ``key`` that holds ``gpus`` and is settled when its block ends.
 
         All since the last entry of the chain is booked under it, or nothing before now if it stands ``beside``.
         """
         with self._lock:
-            opened = Open(self, self._next, self._clock() if beside else self._since, beside=beside)
+            opened = OpenEntry(self, self._next, self._clock() if beside else self._since, beside=beside)
             self._next += 1
             body = {
                 "number": opened.number,
@@ -142,7 +144,7 @@ class Accountant:
             opened.beats.start()
         return opened
 
-    def settle(self, opened: Open) -> None:
+    def settle(self, opened: OpenEntry) -> None:
         """Close an entry with what it took, and with one of the chain whatever an interrupt left open beside it."""
         if not opened.beside and self._beside:
             written = {entry.number for entry in self.books().entries}
@@ -160,7 +162,7 @@ class Accountant:
             else:
                 self._since = now
 
-    def _beat(self, opened: Open) -> None:
+    def _beat(self, opened: OpenEntry) -> None:
         while not opened.over.is_set():
             with self._lock:
                 if opened.over.is_set():  # it is about to be settled, or was: no beat comes after that

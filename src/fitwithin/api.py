@@ -22,7 +22,7 @@ from fitwithin.engine.spent import Spent
 from fitwithin.errors import RunFolderError, UsageError
 from fitwithin.pipeline import profile_phase, start
 from fitwithin.pipeline import run as flow
-from fitwithin.pipeline.context import Run
+from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Reporter, Silent
 from fitwithin.pipeline.result import Result, load
 from fitwithin.planning import plan as plans
@@ -227,7 +227,7 @@ def profile(
     return found
 
 
-def _tell(run: Run) -> Report:
+def _tell(run: RunContext) -> Report:
     """A run's story, by the plan that it was given, if any."""
     frozen = latest(run.store.events("frozen"), "frozen")
     return flow.tell(run, plans.from_json(json.dumps(frozen)) if frozen is not None else None)

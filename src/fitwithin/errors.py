@@ -61,11 +61,11 @@ class CaptureError(DeviceError):
     """A training step, or an evaluation's pass, cannot be recorded as a CUDA graph; launched it may well run."""
 
 
-class Hanging(DeviceError):
+class LoaderTimeout(DeviceError):
     """The loaders make no more batches; in another process they may."""
 
 
-class Deserted(DeviceError):
+class PeerLost(DeviceError):
     """A process that trains together with this one is gone; what became of it, its own end tells."""
 
 

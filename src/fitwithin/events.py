@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 
 from fitwithin.candidate import Candidate
-from fitwithin.engine.results import Trained, trained_from_dict
-from fitwithin.planning.plan import Plan, Turn, turn_from_dict
+from fitwithin.engine.results import TrainResult, train_result_from_dict
+from fitwithin.planning.plan import Plan, TrialPlan, turn_from_dict
 from fitwithin.planning.search import Trial
-from fitwithin.planning.search_plan import Asked, Told
+from fitwithin.planning.search_plan import AskEvent, TellEvent
 from fitwithin.profiling import profile as profiles
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.store import Event, bodies
@@ -39,35 +39,35 @@ def trials(events: Sequence[Event]) -> list[tuple[float, Trial]]:
     ]
 
 
-def course(events: Sequence[Event]) -> list[Asked | Told]:
+def course(events: Sequence[Event]) -> list[AskEvent | TellEvent]:
     """What a search was asked and told, in the order of events."""
-    found: list[Asked | Told] = []
+    found: list[AskEvent | TellEvent] = []
     for event in events:
         if event.kind == "trial":
             ((left_s, trial),) = trials([event])
             longest_s = event.body.get("longest_s")
-            found.append(Asked(left_s=left_s, trial=trial, longest_s=math.inf if longest_s is None else longest_s))
+            found.append(AskEvent(left_s=left_s, trial=trial, longest_s=math.inf if longest_s is None else longest_s))
         elif event.kind == "turn":
             trained, failed = outcomes([event])
             found += [
-                Told(name=name, outcome=outcome) for ended in (trained, failed) for name, outcome in ended.items()
+                TellEvent(name=name, outcome=outcome) for ended in (trained, failed) for name, outcome in ended.items()
             ]
     return found
 
 
-def turns(plan: Plan, events: Sequence[Event]) -> dict[str, Turn]:
+def turns(plan: Plan, events: Sequence[Event]) -> dict[str, TrialPlan]:
     """All turns by name: the plan's, and those that a search has had since, in order."""
     later = [turn_from_dict(body["turn"]) for body in bodies(list(events), "trial") if body["turn"] is not None]
     return {turn.name: turn for turn in (*plan.turns, *later)}
 
 
-def outcomes(events: Sequence[Event]) -> tuple[dict[str, Trained], dict[str, str]]:
+def outcomes(events: Sequence[Event]) -> tuple[dict[str, TrainResult], dict[str, str]]:
     """How the turns ended: trained by name, and the reasons of those that failed."""
-    trained: dict[str, Trained] = {}
+    trained: dict[str, TrainResult] = {}
     failed: dict[str, str] = {}
     for body in bodies(list(events), "turn"):
         if body["trained"] is not None:
-            trained[body["name"]] = trained_from_dict(body["trained"])
+            trained[body["name"]] = train_result_from_dict(body["trained"])
         else:
             failed[body["name"]] = body["reason"]
     return trained, failed

@@ -1,8 +1,8 @@
 """The books of a run: every second belongs to an entry that was opened with an upper bound and closed with the truth.
 
-Append-only events, folded into :class:`Books`. An entry is opened (reserved), beats while it lasts, and is settled with
-what it took; one that was left open by a killed process is abandoned at its last beat plus a grace. At every instant
-settled + reserved stays within the budget.
+Append-only events, folded into :class:`Ledger`. An entry is opened (reserved), beats while it lasts, and is settled
+with what it took; one that was left open by a killed process is abandoned at its last beat plus a grace. At every
+instant settled + reserved stays within the budget.
 
 Entries follow each other in a chain that adds up to the wall clock. Where several work at once, the chain has one entry
 for that stretch, and what each of them holds stands beside it: GPU seconds, but no wall-clock seconds.
@@ -57,7 +57,7 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Books:
+class Ledger:
     """All entries in order of opening."""
 
     entries: tuple[Entry, ...] = ()
@@ -88,7 +88,7 @@ class Books:
         return {phase: tuple(entries) for phase, entries in phases.items()}
 
 
-def fold(events: Iterable[tuple[str, Mapping[str, Any]]]) -> Books:
+def fold(events: Iterable[tuple[str, Mapping[str, Any]]]) -> Ledger:
     """The books that the events tell; events of other kinds are passed over.
 
     Raises:
@@ -125,7 +125,7 @@ def fold(events: Iterable[tuple[str, Mapping[str, Any]]]) -> Books:
                 peak_bytes=_larger(entry, body),
                 abandoned=kind == ABANDON,
             )
-    return Books(entries=tuple(entries.values()))
+    return Ledger(entries=tuple(entries.values()))
 
 
 def _larger(entry: Entry, body: Mapping[str, Any]) -> int | None:

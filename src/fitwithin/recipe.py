@@ -35,90 +35,92 @@ SMALLEST_PX = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One way of training. ``lr`` holds at a batch of ``lr_batch``; without ``max_batch`` as many as fit are taken.
+    """One way of training. ``lr`` holds at a batch of ``lr_base_size``; without ``max_batch`` as many as fit are taken.
 
     ``crop_scale`` and ``crop_ratio`` are RandomResizedCrop's area share and aspect range, ``flip`` the probability of
-    mirroring, ``crop`` the centre share used in evaluation, ``last_epochs`` how many of the last epochs validate.
-    Where one budget is split over candidates, only so many are kept that each gets ``worthwhile_epochs``.
+    mirroring, ``crop_pct`` the centre share used in evaluation, ``validate_last_epochs`` how many of the last epochs
+    validate. Where one budget is split over candidates, only so many are kept that each gets ``min_epochs``.
 
     The learning rate rises over the share ``warmup`` of the steps and then falls to 0 along ``schedule`` (one of
     SCHEDULES); ``optimizer`` is one of OPTIMIZERS; without ``decay_norms`` norms and biases are not decayed;
-    ``smoothing`` is label smoothing's share; with ``clip`` gradients whose norm, over all parameters, is larger are
-    scaled down to it.
+    ``label_smoothing`` is label smoothing's share; with ``clip_grad`` gradients whose norm, over all parameters, is
+    larger are scaled down to it.
 
-    On the device, an image's brightness, contrast and saturation are drawn from 1 - ``jitter`` to 1 + ``jitter``, and
-    with probability ``cutmix`` a box of it is filled from another image, whose label counts by the box's share. Turns
-    of fewer than ``augment_epochs`` have less of both, in proportion: few epochs are better spent on plain images.
+    On the device, an image's brightness, contrast and saturation are drawn from 1 - ``color_jitter`` to 1 +
+    ``color_jitter``, and with probability ``cutmix`` a box of it is filled from another image, whose label counts by
+    the box's share. Turns of fewer than ``augment_epochs`` have less of both, in proportion: few epochs are better
+    spent on plain images.
 
-    ``progress`` is progressive resizing: pairs of a share of the steps and a share of the training size (a side, in
-    pixels); from that step on images have that size. The last pair has the whole size; without any all have it.
+    ``progressive_resizing`` is progressive resizing: pairs of a share of the steps and a share of the training size (a
+    side, in pixels); from that step on images have that size. The last pair has the whole size; without any all have
+    it.
 
-    Where a candidate is trained several times, longer each time, ``continues`` lets it go on from the weights that it
+    Where a candidate is trained several times, longer each time, ``warm_start`` lets it go on from the weights that it
     reached before; else it begins anew.
 
     Models are tested at their training sizes times ``test_scales`` unless a run asks for other sizes.
 
     ``precisions`` (on the CPU ``cpu_precisions``, if given) and ``layouts`` make the grid unless a run asks for others;
-    with ``prune`` those that lose by more than the noise at a small batch are not profiled. ``batch`` is ``largest``,
-    ``knee`` (the smallest batch that comes near the best throughput), or a number of images per update that is held for
-    all candidates by accumulating gradients where it does not fit at once.
+    with ``compare_variants`` those that lose by more than the noise at a small batch are not profiled. ``batch`` is
+    ``largest``, ``knee`` (the smallest batch that comes near the best throughput), or a number of images per update
+    that is held for all candidates by accumulating gradients where it does not fit at once.
     """
 
     name: str
     lr: float
-    lr_batch: int
+    lr_base_size: int
     weight_decay: float
     crop_scale: tuple[float, float]
     crop_ratio: tuple[float, float]
     flip: float
-    crop: float
-    last_epochs: int
-    worthwhile_epochs: int
+    crop_pct: float
+    validate_last_epochs: int
+    min_epochs: int
     max_batch: int | None = None
     precisions: tuple[str, ...] = ("amp", "fp32")
     cpu_precisions: tuple[str, ...] | None = None
     layouts: tuple[str, ...] = ("nchw",)
-    prune: bool = False
+    compare_variants: bool = False
     batch: str | int = "largest"
     optimizer: str = "adamw"
     decay_norms: bool = True
-    smoothing: float = 0.0
-    clip: float | None = None
+    label_smoothing: float = 0.0
+    clip_grad: float | None = None
     schedule: str = "cosine"
     warmup: float = 0.0
-    jitter: float = 0.0
+    color_jitter: float = 0.0
     cutmix: float = 0.0
     augment_epochs: float = 0.0
-    continues: bool = False
+    warm_start: bool = False
     test_scales: tuple[float, ...] = (1.0,)
-    progress: tuple[tuple[float, float], ...] = ()
+    progressive_resizing: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         checks = {
             "lr": self.lr > 0,
-            "lr_batch": self.lr_batch >= 1,
+            "lr_base_size": self.lr_base_size >= 1,
             "weight_decay": self.weight_decay >= 0,
             "crop_scale": 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
             "crop_ratio": 0 < self.crop_ratio[0] <= self.crop_ratio[1],
             "flip": 0 <= self.flip <= 1,
-            "crop": 0 < self.crop <= 1,
-            "last_epochs": self.last_epochs >= 1,
-            "worthwhile_epochs": self.worthwhile_epochs >= 1,
+            "crop_pct": 0 < self.crop_pct <= 1,
+            "validate_last_epochs": self.validate_last_epochs >= 1,
+            "min_epochs": self.min_epochs >= 1,
             "max_batch": self.max_batch is None or self.max_batch >= 2,
             "precisions": bool(self.precisions) and set(self.precisions) <= set(PRECISIONS),
             "cpu_precisions": self.cpu_precisions is None
             or (bool(self.cpu_precisions) and set(self.cpu_precisions) <= set(PRECISIONS)),
             "layouts": bool(self.layouts) and set(self.layouts) <= set(LAYOUTS),
             "optimizer": self.optimizer in OPTIMIZERS,
-            "smoothing": 0 <= self.smoothing < 1,
-            "clip": self.clip is None or self.clip > 0,
+            "label_smoothing": 0 <= self.label_smoothing < 1,
+            "clip_grad": self.clip_grad is None or self.clip_grad > 0,
             "schedule": self.schedule in SCHEDULES,
             "warmup": 0 <= self.warmup < 1,
-            "jitter": 0 <= self.jitter <= 1,
+            "color_jitter": 0 <= self.color_jitter <= 1,
             "cutmix": 0 <= self.cutmix <= 1,
             "test_scales": bool(self.test_scales) and all(0.5 <= scale <= 2 for scale in self.test_scales),
             "augment_epochs": 0 <= self.augment_epochs < math.inf,
-            "progress": _rises(self.progress),
+            "progressive_resizing": _rises(self.progressive_resizing),
             "batch": self.batch >= 2 if isinstance(self.batch, int) else self.batch in BATCHES,
         }
         for field, fine in checks.items():
@@ -126,17 +128,17 @@ class Recipe:
                 raise UsageError(f"recipe {self.name!r}: {field} = {getattr(self, field)!r} is out of its range")
 
     def learning_rate(self, batch: int) -> float:
-        """The peak learning rate at ``batch``: scaled by the square root of its ratio to ``lr_batch``.
+        """The peak learning rate at ``batch``: scaled by the square root of its ratio to ``lr_base_size``.
 
         The square-root rule for Adam-like optimizers is timm's (train.py, ``--lr-base-scale sqrt``); the paper says
         only that the rate was adapted to the batch.
         """
-        return self.lr * math.sqrt(batch / self.lr_batch)
+        return self.lr * math.sqrt(batch / self.lr_base_size)
 
     def over(self, epochs: float) -> Recipe:
         """This recipe for a turn that is planned for so many epochs: the shorter, the less it augments."""
         share = min(1.0, epochs / self.augment_epochs) if self.augment_epochs else 1.0
-        return replace(self, jitter=share * self.jitter, cutmix=share * self.cutmix)
+        return replace(self, color_jitter=share * self.color_jitter, cutmix=share * self.cutmix)
 
     def stages(self, train_px: int) -> tuple[tuple[float, int], ...]:
         """``(share of the steps, px)`` of each stage, ascending in both: always one at least, the last at ``train_px``.
@@ -145,7 +147,7 @@ class Recipe:
         None is below SMALLEST_PX.
         """
         stages: list[tuple[float, int]] = []
-        for since, share in self.progress or ((0.0, 1.0),):
+        for since, share in self.progressive_resizing or ((0.0, 1.0),):
             px = min(max(_scaled(train_px, share), SMALLEST_PX), train_px)
             if not stages or px > stages[-1][1]:
                 stages.append((since, px))

@@ -139,7 +139,7 @@ class Request:
     @property
     def pack_side(self) -> int:
         """The shorter side images are stored at: what the largest view needs before its centre crop."""
-        return -(-max(*self.sizes, *self.view_sizes) * 100 // round(self.recipe.crop * 100))
+        return -(-max(*self.sizes, *self.view_sizes) * 100 // round(self.recipe.crop_pct * 100))
 
     @property
     def canvas_px(self) -> int | None:

@@ -24,17 +24,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from fitwithin.engine.jobs import EvaluateJob, HoldJob, ProbeJob, ScreenJob, Seat, TrainJob, stays
+from fitwithin.engine.jobs import CompareJob, EvaluateJob, ProbeJob, ReserveMemoryJob, Seat, TrainJob, stays
 from fitwithin.engine.launch import ENDED, MESSAGE, READY, STARTED
-from fitwithin.engine.results import Failure, Held, Progress
-from fitwithin.errors import Deserted, FitwithinError, Hanging, OutOfMemory
+from fitwithin.engine.results import Failure, Progress, Reserved
+from fitwithin.errors import FitwithinError, LoaderTimeout, OutOfMemory, PeerLost
 from fitwithin.machine import die_with_parent
 
 #: How often children are looked at, in seconds.
 LOOK_S = 0.02
 
 #: What an engine calls these errors.
-KINDS: dict[type[FitwithinError], str] = {Deserted: "deserted", Hanging: "hung"}
+KINDS: dict[type[FitwithinError], str] = {PeerLost: "deserted", LoaderTimeout: "hung"}
 
 
 def serve(control: socket.socket) -> None:
@@ -106,7 +106,7 @@ def _run_child(fd: int) -> None:
     code = 1
     try:
         job, asked_at, seat = connection.recv()
-        if isinstance(job, HoldJob):
+        if isinstance(job, ReserveMemoryJob):
             _hold(job, connection)
         else:
             connection.send(("done", _carry_out(job, asked_at, seat, connection)))
@@ -119,7 +119,7 @@ def _run_child(fd: int) -> None:
         os._exit(code)
 
 
-def _hold(job: HoldJob, connection: Connection) -> None:
+def _hold(job: ReserveMemoryJob, connection: Connection) -> None:
     from fitwithin.engine import cuda
 
     try:
@@ -127,7 +127,7 @@ def _hold(job: HoldJob, connection: Connection) -> None:
     except FitwithinError as error:
         connection.send(("done", Failure(kind="error", reason=str(error))))
         return
-    connection.send(("done", Held(free_bytes=free_bytes)))
+    connection.send(("done", Reserved(free_bytes=free_bytes)))
     with suppress(EOFError):
         connection.recv()  # nothing comes: in the end the other side closes
     del held
@@ -141,7 +141,7 @@ def _baton(job: ProbeJob, seat: Seat) -> tuple[Any, float]:
     if not seat.leads:
         distributed.await_first(seat)
         return None, 0.0
-    held = gpu_lock.Baton(probe.scratch_folder(job), job.setting.device)
+    held = gpu_lock.GpuLock(probe.scratch_folder(job), job.setting.device)
     return held, held.start()
 
 
@@ -166,34 +166,34 @@ def _next(connection: Connection, outcome: Any) -> Any:
 
 def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) -> Any:
     from fitwithin.data import pack
-    from fitwithin.data.prefetch import Feeder
+    from fitwithin.data.prefetch import PrefetchLoader
     from fitwithin.engine import device
     from fitwithin.profiling import probe, screen
     from fitwithin.training import distributed, evaluation, loop
     from fitwithin.training.evaluation import feeder_rings
 
     opened: Any = None
-    feeder: Feeder | None = None
+    feeder: PrefetchLoader | None = None
     held: Any = None
     try:
         setting = replace(job.setting, device=seat.device(job.setting.device))
         job = replace(job, setting=setting)
-        if isinstance(job, ScreenJob):
+        if isinstance(job, CompareJob):
             opened = device.open_device(setting.device)
             opened.cap(setting.memory_bytes, setting.accounting)
             return screen.screen(job, opened)
         evaluates = isinstance(job, EvaluateJob)
         rings = feeder_rings(job.candidate, setting, job.batch if evaluates else job.share, trains=not evaluates)
         store = pack.open_pack(Path(setting.pack))
-        feeder = Feeder(store, setting.workers, rings, pin=setting.device.startswith("cuda"))
+        feeder = PrefetchLoader(store, setting.workers, rings, pin=setting.device.startswith("cuda"))
         if isinstance(job, ProbeJob) and job.timed:
             held, waited_s = _baton(job, seat)
             asked_at += waited_s
         if not isinstance(job, ProbeJob) or job.timed:
             feeder.start()
-        team = distributed.join(seat, setting.sharers)
+        team = distributed.join(seat, setting.jobs_per_host)
         opened = device.open_device(setting.device)
-        expected_bytes = 0 if evaluates else job.outside_bytes
+        expected_bytes = 0 if evaluates else job.non_allocator_bytes
         opened.cap(setting.memory_bytes, setting.accounting, expected_bytes, feeder.capacity_bytes)
         team.open(opened)
         sent_at = 0.0

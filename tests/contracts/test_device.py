@@ -89,8 +89,8 @@ device.cap(cap_bytes, accounting)
 device.watch()
 told["idle"] = {
     "name": device.name, "peak": device.peak_bytes(), "outside": device.outside_bytes(),
-    "usable": device.usable_bytes(), "retries": device.retries(), "crowded": device.crowded(),
-    "strangers": device.strangers(),
+    "usable": device.usable_bytes(), "retries": device.retries(), "crowded": device.memory_taken_by_others(),
+    "strangers": device.num_other_processes(),
 }
 peaks, clock = [device.peak_bytes()], [device.now()]
 
@@ -122,16 +122,10 @@ while value is None and time.monotonic() - begun_at < 10:
     value = fetch()
 told["later"], told["later again"] = value, fetch()
 
-told["refused"] = {"said": said(beyond_bytes), "peak": device.peak_bytes(), "retries": device.retries()}
-note()
-tend()
-told["smaller"] = said(held_bytes)  # beside what is held
-del held
-tend()
-told["after all"] = {"said": said(2 * held_bytes), "peak": device.peak_bytes(), "crowded": device.crowded()}
-note()
-told["peaks"], told["clock"] = peaks, clock
-print(json.dumps(told))
+told["refused"] = {"said": said(beyond_bytes), "peak": device.peak_bytes(), "retries": device.retries()} note() tend()
+told["smaller"] = said(held_bytes)  # beside what is held del held tend() told["after all"] = {"said": said(2 *
+held_bytes), "peak": device.peak_bytes(), "crowded": device.memory_taken_by_others()} note() told["peaks"],
+told["clock"] = peaks, clock print(json.dumps(told))
 """
 
 GUARDED = """

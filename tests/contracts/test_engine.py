@@ -26,7 +26,7 @@ from fitwithin.candidate import Candidate, by_size, views_of
 from fitwithin.data import image_folder, pack, pack_builder
 from fitwithin.engine.base import Engine
 from fitwithin.engine.connect import Site
-from fitwithin.engine.jobs import EvaluateJob, ProbeJob, Setting, TrainJob
+from fitwithin.engine.jobs import EvaluateJob, JobSettings, ProbeJob, TrainJob
 from fitwithin.engine.launch import Server
 from fitwithin.engine.local import Local
 from fitwithin.engine.results import (
@@ -34,16 +34,17 @@ from fitwithin.engine.results import (
     EVALUATED,
     OUTCOME,
     WEIGHTS,
-    Evaluated,
+    EvalResult,
     Failure,
     Probe,
     Progress,
-    Trained,
+    TrainResult,
     logits_path,
-    read_evaluated,
+    read_eval_result,
     read_logits,
 )
-from fitwithin.engine.simulated.engine import Law, Simulated, Trouble
+from fitwithin.engine.simulated.engine import Simulated
+from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.request import parse
 from simulation import CountedImages
 
@@ -57,7 +58,7 @@ class Bench:
     """An engine, the setting its jobs share, and caps: one that is ample for a batch of 4, one that is not."""
 
     engine: Any
-    setting: Setting
+    setting: JobSettings
     too_little_bytes: int
 
     def probe(
@@ -88,8 +89,8 @@ class Bench:
         return self.engine.do(self.train_job(folder, steps), until_at=until_at, on_progress=seen.append)
 
 
-def setting(device: str, folder: Path) -> Setting:
-    return Setting(
+def setting(device: str, folder: Path) -> JobSettings:
+    return JobSettings(
         device=device,
         memory_bytes=900 * MIB,
         accounting="process",
@@ -142,7 +143,7 @@ def ray(packed: Path) -> Iterator[Bench]:
 def bench(request: pytest.FixtureRequest) -> Bench:
     if request.param != "simulated":
         return request.getfixturevalue(request.param)
-    law = Law(startup_s=0.5, warmup_s=0.2, image_s=1e-2, fixed_bytes=100 * MIB)
+    law = SimulatedMachine(startup_s=0.5, warmup_s=0.2, image_s=1e-2, fixed_bytes=100 * MIB)
     engine = Simulated(law, CountedImages(counts=COUNTS, k=3))
     return Bench(engine, setting("cpu", Path("/nowhere")), too_little_bytes=101 * MIB)
 
@@ -180,7 +181,7 @@ def test_a_small_batch_passes_and_is_timed(bench: Bench, brief: bool) -> None:
 @pytest.mark.parametrize("timed", [False, True])
 def test_a_step_that_resizes_what_lies_on_canvases_is_probed_as_it_trains(local: Bench, timed: bool) -> None:
     """As a GPU's step does, with the sizes of progressive resizing."""
-    recipe = replace(local.setting.recipe, progress=((0.0, 0.7), (0.5, 1.0)))
+    recipe = replace(local.setting.recipe, progressive_resizing=((0.0, 0.7), (0.5, 1.0)))
     setting = replace(local.setting, recipe=recipe, canvas_px=56)
     job = ProbeJob(setting=setting, candidate=replace(CANDIDATE, train_px=48), batch=4, timed=timed)
     found = local.engine.do(job, until_at=local.engine.now() + 60.0, on_progress=lambda progress: None)
@@ -222,7 +223,7 @@ def test_training_leaves_a_model_and_tells_how_it_goes(bench: Bench, tmp_path: P
     told: list[Progress] = []
     steps = 60  # four epochs of 15 steps
     done = bench.train(tmp_path, steps, told=told)
-    assert isinstance(done, Trained), done
+    assert isinstance(done, TrainResult), done
     assert (done.ended, done.steps) == ("complete", steps)
     assert done.epochs == steps * 4 / COUNTS[0]
     assert [v["step"] for v in done.validations] == [30, 45, 60]
@@ -251,7 +252,7 @@ def test_training_leaves_a_model_and_tells_how_it_goes(bench: Bench, tmp_path: P
         until_at=bench.engine.now() + 60,
     )
     evaluated = bench.engine.do(job, until_at=job.until_at + 1, on_progress=told.append)
-    assert isinstance(evaluated, Evaluated), evaluated
+    assert isinstance(evaluated, EvalResult), evaluated
     sizes = by_size(views, CANDIDATE.train_px)
     assert evaluated.done == tuple(
         (split, view.name) for same in sizes for split in ("val", "test") for view in same
@@ -267,7 +268,7 @@ def test_training_leaves_a_model_and_tells_how_it_goes(bench: Bench, tmp_path: P
     right = int((plain.argmax(axis=1) == _labels(bench)).sum())
     assert right == done.best, "the plain view at the training size is what validation saw"
 
-    kept = read_evaluated(tmp_path / EVALUATED)
+    kept = read_eval_result(tmp_path / EVALUATED)
     assert kept is not None
     assert kept.done == evaluated.done
     half = json.dumps(asdict(replace(kept, done=kept.done[:4])))
@@ -277,7 +278,7 @@ def test_training_leaves_a_model_and_tells_how_it_goes(bench: Bench, tmp_path: P
     again = bench.engine.do(
         replace(job, until_at=bench.engine.now() + 60), until_at=bench.engine.now() + 61, on_progress=told.append
     )
-    assert isinstance(again, Evaluated), again
+    assert isinstance(again, EvalResult), again
     assert again.done == evaluated.done
     anew = {path for path, at in written.items() if path.stat().st_mtime_ns != at}
     later = {logits_path(tmp_path, split, view) for split in ("val", "test") for view in sizes[1]}
@@ -303,7 +304,7 @@ def test_a_turn_that_knows_its_end_leaves_in_time(bench: Bench, tmp_path: Path) 
     now = bench.engine.now()
     job = replace(bench.train_job(tmp_path, 10**6), until_at=now + 7.0)
     done = bench.engine.do(job, until_at=now + 9.0, on_progress=lambda progress: None)
-    assert isinstance(done, Trained), done
+    assert isinstance(done, TrainResult), done
     assert bench.engine.now() <= now + 8.0
     assert done.ended == "shortened"
     assert done.curve[-1]["lr"] == 0.0
@@ -334,7 +335,7 @@ def test_a_crew_has_several_jobs_at_work_at_once(bench: Bench, tmp_path: Path) -
     assert set(ended) == set(works)
     for name, work in zip(("one", "other"), works, strict=True):
         ended_at, outcome = work.result()
-        assert isinstance(outcome, Trained), outcome
+        assert isinstance(outcome, TrainResult), outcome
         assert outcome.ended == "shortened"
         assert (tmp_path / name / WEIGHTS).is_file()
         assert max(begun.values()) < ended_at
@@ -371,13 +372,13 @@ def stayers(bench: Bench) -> Bench:
 def test_a_process_that_stays_evaluates_in_time_what_it_trained(stayers: Bench, tmp_path: Path) -> None:
     job = staying(stayers, tmp_path, 9.0)
     trained = carried_out(stayers, job)
-    assert isinstance(trained, Trained), trained
+    assert isinstance(trained, TrainResult), trained
     assert trained.ended == "shortened"
     ended_at = stayers.engine.now()
     assert job.evaluation is not None
     evaluated = carried_out(stayers, job.evaluation)
     took_s = stayers.engine.now() - ended_at
-    assert isinstance(evaluated, Evaluated), evaluated
+    assert isinstance(evaluated, EvalResult), evaluated
     assert len(evaluated.done) == 8
     assert set(evaluated.ms_per_image) == {view.name for view in job.evaluation.views}
     assert stayers.engine.now() <= job.until_at + 0.15
@@ -393,12 +394,12 @@ def test_a_process_that_stays_evaluates_in_time_what_it_trained(stayers: Bench, 
 def test_a_process_that_stays_evaluates_another_model_of_its_candidate(stayers: Bench, tmp_path: Path) -> None:
     """As of the trial before it, where that ended better."""
     before = stayers.train(tmp_path / "before", 12)
-    assert isinstance(before, Trained), before
+    assert isinstance(before, TrainResult), before
     job = staying(stayers, tmp_path / "final", 9.0)
-    assert isinstance(carried_out(stayers, job), Trained)
+    assert isinstance(carried_out(stayers, job), TrainResult)
     assert job.evaluation is not None
     evaluated = carried_out(stayers, replace(job.evaluation, folder=str(tmp_path / "before")))
-    assert isinstance(evaluated, Evaluated), evaluated
+    assert isinstance(evaluated, EvalResult), evaluated
     assert len(evaluated.done) == 8
     plain = read_logits(tmp_path / "before", "val", job.evaluation.views[0])
     assert int((plain.argmax(axis=1) == _labels(stayers)).sum()) == before.best
@@ -406,7 +407,7 @@ def test_a_process_that_stays_evaluates_another_model_of_its_candidate(stayers: 
 
 def test_another_job_ends_the_process_that_stays(stayers: Bench, tmp_path: Path) -> None:
     job = staying(stayers, tmp_path, 7.0)
-    assert isinstance(carried_out(stayers, job), Trained)
+    assert isinstance(carried_out(stayers, job), TrainResult)
     assert stayers.probe().passed
     if isinstance(stayers.engine, Local):
         assert workers(stayers) == []
@@ -424,14 +425,14 @@ def test_of_several_that_stay_the_one_that_trained_it_evaluates(stayers: Bench, 
         works = [crew.begin(lambda job=job: carried_out(stayers, job)) for job in (one, other)]
         for _ in works:
             crew.wait()
-    assert all(isinstance(work.result(), Trained) for work in works), [work.result() for work in works]
+    assert all(isinstance(work.result(), TrainResult) for work in works), [work.result() for work in works]
     if isinstance(stayers.engine, Local):
         assert len(workers(stayers)) == 2
     assert other.evaluation is not None
     begun_at = stayers.engine.now()
     evaluation = replace(other.evaluation, candidate=other.candidate, until_at=begun_at + 60)
     evaluated = carried_out(stayers, evaluation)
-    assert isinstance(evaluated, Evaluated), evaluated
+    assert isinstance(evaluated, EvalResult), evaluated
     assert len(evaluated.done) == 8
     took_s = stayers.engine.now() - begun_at
     if isinstance(stayers.engine, Local):
@@ -446,7 +447,7 @@ def test_of_several_that_stay_the_one_that_trained_it_evaluates(stayers: Bench, 
 @pytest.mark.slow
 def test_a_process_that_is_gone_while_it_stays_died(local: Bench, tmp_path: Path) -> None:
     job = staying(local, tmp_path, 7.0)
-    assert isinstance(carried_out(local, job), Trained)
+    assert isinstance(carried_out(local, job), TrainResult)
     strike(local, signal.SIGKILL)
     assert job.evaluation is not None
     evaluation = replace(job.evaluation, until_at=local.engine.now() + 60)
@@ -479,7 +480,7 @@ def test_closing_ends_a_process_that_stays(local: Bench, tmp_path: Path) -> None
     with Local("cpu") as engine:
         engine.prepare()
         bench = replace(local, engine=engine)
-        assert isinstance(carried_out(bench, staying(bench, tmp_path, 7.0)), Trained)
+        assert isinstance(carried_out(bench, staying(bench, tmp_path, 7.0)), TrainResult)
         (pid,) = workers(bench)
 
     def over() -> bool:
@@ -555,7 +556,7 @@ def test_an_error_beside_a_job_leaves_the_job_alone(local: Bench, tmp_path: Path
             ended.result()
         assert not fine.done()
         assert crew.wait() is fine
-    assert isinstance(fine.result(), Trained), fine.result()
+    assert isinstance(fine.result(), TrainResult), fine.result()
     assert workers(local) == []
 
 
@@ -617,7 +618,7 @@ def test_a_worker_that_falls_silent_hangs(local: Bench, tmp_path: Path) -> None:
     assert ended.reason == "nothing was heard of the worker for 3 s"
     job = replace(job, until_at=local.engine.now() + 4.0)
     again = local.engine.do(job, until_at=job.until_at + 2.0, on_progress=lambda progress: None)
-    assert isinstance(again, Trained), "the checkpoint and the server live on"
+    assert isinstance(again, TrainResult), "the checkpoint and the server live on"
 
 
 @pytest.fixture
@@ -653,7 +654,7 @@ def test_a_pair_trains_a_model_that_evaluates(pair: Bench, tmp_path: Path) -> No
     told: list[Progress] = []
     job = replace(pair.train_job(tmp_path, 60), batch=8)
     done = pair.engine.do(job, until_at=job.until_at, on_progress=told.append)
-    assert isinstance(done, Trained), done
+    assert isinstance(done, TrainResult), done
     assert (done.ended, done.steps, done.epochs) == ("complete", 60, 60 * 8 / COUNTS[0])
     assert 0 < done.peak_bytes <= pair.setting.memory_bytes
     assert [progress.step for progress in told] == sorted({progress.step for progress in told}), "one of them tells"
@@ -670,7 +671,7 @@ def test_a_pair_trains_a_model_that_evaluates(pair: Bench, tmp_path: Path) -> No
         until_at=until_at,
     )
     evaluated = pair.engine.do(asked, until_at=until_at, on_progress=told.append)
-    assert isinstance(evaluated, Evaluated), evaluated
+    assert isinstance(evaluated, EvalResult), evaluated
     plain = read_logits(tmp_path, "val", views[0])
     assert int((plain.argmax(axis=1) == _labels(pair)).sum()) == done.best, "evaluated by one process"
 
@@ -692,7 +693,7 @@ def test_one_of_a_pair_that_is_killed_ends_both_and_both_are_replaced(pair: Benc
     assert workers(pair) == []
     job = replace(job, until_at=pair.engine.now() + 5.0)
     again = pair.engine.do(job, until_at=job.until_at + 2.0, on_progress=lambda progress: None)
-    assert isinstance(again, Trained), "two others go on from the checkpoint"
+    assert isinstance(again, TrainResult), "two others go on from the checkpoint"
     assert again.ended == "shortened"
 
 
@@ -722,19 +723,19 @@ def test_a_pair_beyond_its_end_is_ended_in_time(pair: Bench, tmp_path: Path) -> 
 
 
 def simulated(**law: Any) -> Bench:
-    engine = Simulated(Law(**law), CountedImages(counts=COUNTS, k=3))
+    engine = Simulated(SimulatedMachine(**law), CountedImages(counts=COUNTS, k=3))
     return Bench(engine, setting("cpu", Path("/nowhere")), too_little_bytes=0)
 
 
 @pytest.mark.parametrize(("kind", "told"), [("died", "died"), ("memory", "memory"), ("hang", "deadline")])
 def test_troubles_come_when_the_law_says(tmp_path: Path, kind: str, told: str) -> None:
-    bench = simulated(troubles=(Trouble(at_s=3.0, kind=kind),))
+    bench = simulated(troubles=(Fault(at_s=3.0, kind=kind),))
     ended = bench.train(tmp_path, 10**4)
     assert isinstance(ended, Failure)
     assert ended.kind == told
     assert bench.engine.now() == (60.0 if kind == "hang" else 3.0)
     again = bench.train(tmp_path, 100)
-    assert isinstance(again, Trained), "a trouble comes once"
+    assert isinstance(again, TrainResult), "a trouble comes once"
 
 
 def test_drifts_and_stalls_take_their_time(tmp_path: Path) -> None:
@@ -761,6 +762,6 @@ def test_the_same_seed_is_the_same_machine(tmp_path: Path) -> None:
 
 
 def test_engines_are_engines() -> None:
-    engine: Engine = Simulated(Law(), CountedImages())
+    engine: Engine = Simulated(SimulatedMachine(), CountedImages())
     engine.prepare()
     engine.close()

@@ -16,7 +16,7 @@ from fitwithin import recipe as recipes
 from fitwithin.data import prefetch as feeders
 from fitwithin.data.batches import Batches, EvalBatches, Fill, Ints, TrainBatches
 from fitwithin.data.pack import Pack
-from fitwithin.data.prefetch import Feeder, ring_bytes
+from fitwithin.data.prefetch import PrefetchLoader, ring_bytes
 from fitwithin.errors import DataError
 
 PX, BATCH = 16, 4
@@ -29,8 +29,8 @@ def pack() -> Pack:
 
 
 @pytest.fixture(params=[1, 3])
-def feeder(pack: Pack, request: pytest.FixtureRequest) -> Iterator[Feeder]:
-    with Feeder(pack, request.param, [ring_bytes([(BATCH, PX)]), ring_bytes([(6, 20)])], pin=False) as started:
+def feeder(pack: Pack, request: pytest.FixtureRequest) -> Iterator[PrefetchLoader]:
+    with PrefetchLoader(pack, request.param, [ring_bytes([(BATCH, PX)]), ring_bytes([(6, 20)])], pin=False) as started:
         yield started
 
 
@@ -41,14 +41,14 @@ def described(
     return {**usual, "canvas_px": canvas_px}
 
 
-def taken(feeder: Feeder, **arguments: Any) -> list[tuple[Any, Any]]:
+def taken(feeder: PrefetchLoader, **arguments: Any) -> list[tuple[Any, Any]]:
     """Every batch, copied before its slot is filled again."""
     with feeder.stream(TrainBatches, **arguments) as stream:
         return [(x.numpy().copy(), y.numpy().copy()) for x, y in stream]
 
 
 @pytest.mark.parametrize("canvas_px", [None, 20])
-def test_the_batches_are_those_that_were_described(feeder: Feeder, pack: Pack, canvas_px: int | None) -> None:
+def test_the_batches_are_those_that_were_described(feeder: PrefetchLoader, pack: Pack, canvas_px: int | None) -> None:
     batches = TrainBatches(pack, **described(canvas_px=canvas_px))
     found = taken(feeder, **described(canvas_px=canvas_px))
     assert len(found) == len(batches) == 9
@@ -65,7 +65,7 @@ def test_the_batches_are_those_that_were_described(feeder: Feeder, pack: Pack, c
     assert sorted(seen[:7]) == sorted(pack.labels.tolist()) == sorted(seen[7:14])
 
 
-def test_a_stream_that_goes_on_later_has_the_same_batches(feeder: Feeder) -> None:
+def test_a_stream_that_goes_on_later_has_the_same_batches(feeder: PrefetchLoader) -> None:
     whole, rest = taken(feeder, **described()), taken(feeder, **described(first=5))
     assert len(rest) == 4
     for (x, y), (x_again, y_again) in zip(whole[5:], rest, strict=True):
@@ -73,7 +73,7 @@ def test_a_stream_that_goes_on_later_has_the_same_batches(feeder: Feeder) -> Non
         assert (y == y_again).all()
 
 
-def test_a_stream_that_was_left_early_does_not_reach_into_the_next(feeder: Feeder) -> None:
+def test_a_stream_that_was_left_early_does_not_reach_into_the_next(feeder: PrefetchLoader) -> None:
     wanted = taken(feeder, **described(batch=6, px=20))
     for _ in range(5):
         with feeder.stream(TrainBatches, **described(steps=1000)) as stream:
@@ -82,7 +82,7 @@ def test_a_stream_that_was_left_early_does_not_reach_into_the_next(feeder: Feede
         assert all((x == x_wanted).all() for (x, _), (x_wanted, _) in zip(found, wanted, strict=True))
 
 
-def test_an_evaluation_in_the_middle_leaves_the_training_as_it_was(feeder: Feeder) -> None:
+def test_an_evaluation_in_the_middle_leaves_the_training_as_it_was(feeder: PrefetchLoader) -> None:
     wanted, found = taken(feeder, **described()), []
     with feeder.stream(TrainBatches, **described()) as stream:
         for number, (x_bhwc, y_b) in enumerate(stream):
@@ -92,7 +92,7 @@ def test_an_evaluation_in_the_middle_leaves_the_training_as_it_was(feeder: Feede
     assert all((x == x_wanted).all() for (x, _), (x_wanted, _) in zip(found, wanted, strict=True))
 
 
-def test_evaluation_fills_the_last_batch_with_black(feeder: Feeder) -> None:
+def test_evaluation_fills_the_last_batch_with_black(feeder: PrefetchLoader) -> None:
     with feeder.stream(EvalBatches, split="train", crop=1.0, px=PX, batch=BATCH) as stream:
         (_, _), (x_bhwc, _) = ((x.numpy().copy(), y) for x, y in stream)
     assert x_bhwc.shape == (4, PX, PX, 3)
@@ -109,7 +109,7 @@ class Torn(TrainBatches):
         return super().prepare(number)
 
 
-def test_what_a_process_cannot_load_is_told(feeder: Feeder) -> None:
+def test_what_a_process_cannot_load_is_told(feeder: PrefetchLoader) -> None:
     with feeder.stream(Torn, **described()) as stream, pytest.raises(DataError, match="the disk is gone"):
         list(stream)
     assert len(taken(feeder, **described())) == 9  # and the next stream is whole
@@ -126,13 +126,13 @@ class Deadly(TrainBatches):
 
 def test_a_process_that_dies_is_missed(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feeders, "LOOK_S", 0.05)
-    feeder = Feeder(pack, 2, [ring_bytes([(BATCH, PX)])], pin=False).start()
+    feeder = PrefetchLoader(pack, 2, [ring_bytes([(BATCH, PX)])], pin=False).start()
     with pytest.raises(DataError, match=r"died|ended"), feeder.stream(Deadly, **described()) as stream:
         list(stream)
     feeder.close()
 
 
-def test_a_failure_to_describe_is_the_callers(feeder: Feeder) -> None:
+def test_a_failure_to_describe_is_the_callers(feeder: PrefetchLoader) -> None:
     with pytest.raises(TypeError), feeder.stream(Batches, px=3):
         pass
 
@@ -142,7 +142,7 @@ def test_no_process_is_left(pack: Pack) -> None:
         return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
     before = children()
-    with Feeder(pack, 3, [ring_bytes([(BATCH, PX)])], pin=False) as feeder:
+    with PrefetchLoader(pack, 3, [ring_bytes([(BATCH, PX)])], pin=False) as feeder:
         (foreman,) = children() - before
         workers = Path(f"/proc/{foreman}/task/{foreman}/children")
         taken(feeder, **described())
@@ -155,7 +155,7 @@ def test_no_process_is_left(pack: Pack) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-class Hanging(TrainBatches):
+class LoaderTimeout(TrainBatches):
     """Its third batch is never made."""
 
     def prepare(self, number: int) -> tuple[Ints, Fill]:
@@ -167,8 +167,8 @@ class Hanging(TrainBatches):
 def test_a_process_that_hangs_is_not_waited_for_beyond_the_deadline(pack: Pack) -> None:
     rings = [ring_bytes([(BATCH, PX)])] * 2
     begun_at = time.monotonic()
-    with Feeder(pack, 2, rings, pin=False) as feeder:
-        with feeder.stream(Hanging, until_at=begun_at + 1.5, **described()) as stream:
+    with PrefetchLoader(pack, 2, rings, pin=False) as feeder:
+        with feeder.stream(LoaderTimeout, until_at=begun_at + 1.5, **described()) as stream:
             assert len(list(stream)) == 2
         assert feeder.stalled
         assert 1.4 <= time.monotonic() - begun_at < 3.0

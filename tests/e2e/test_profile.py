@@ -13,21 +13,21 @@ from e2e.door import Door, write_shapes
 RECIPE = """
 [optimizer]
 lr = 4e-3
-lr_batch = 64
+lr_base_size = 64
 weight_decay = 0.01
 [augment]
 crop_scale = [0.7, 1.0]
 crop_ratio = [0.85, 1.18]
 flip = 0.0
 [evaluate]
-crop = 0.95
-last_epochs = 1
+crop_pct = 0.95
+validate_last_epochs = 1
 [plan]
-worthwhile_epochs = 2
+min_epochs = 2
 max_batch = 16
 precisions = ["amp-bf16", "fp32"]
 layouts = ["nchw", "channels_last"]
-prune = true
+compare_variants = true
 batch = {batch}
 """
 

@@ -27,15 +27,15 @@ from fitwithin.engine import ray_task as remote
 from fitwithin.engine.connect import Site
 from fitwithin.engine.jobs import EvaluateJob, ProbeJob, TrainJob
 from fitwithin.engine.launch import Server
-from fitwithin.engine.ray_task import Call, ends_at, moved
-from fitwithin.engine.results import SALVAGE, WEIGHTS, Failure, Probe, Progress, Trained, read_trained
+from fitwithin.engine.ray_task import TaskRequest, ends_at, moved
+from fitwithin.engine.results import SALVAGE, WEIGHTS, Failure, Probe, Progress, TrainResult, read_train_result
 from fitwithin.errors import DeviceError, UsageError
 from fitwithin.machine import cores
 from fitwithin.pipeline import run as flow
 from fitwithin.pipeline import train_phase
-from fitwithin.pipeline.context import Run
+from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Silent
-from fitwithin.planning.plan import Plan, Turn
+from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.request import Request, parse
 from fitwithin.store import MemoryStore
 
@@ -129,13 +129,13 @@ def asked(**words: Any) -> Request:
 
 
 @pytest.fixture
-def run(ground: Ground, tmp_path: Path) -> Iterator[Run]:
+def run(ground: Ground, tmp_path: Path) -> Iterator[RunContext]:
     """A run that stands before its first turn."""
     request = asked()
     with ground.site.open(request, None) as engine:
         began_at = engine.now()
         store = MemoryStore()
-        yield Run(
+        yield RunContext(
             request=request,
             folder=tmp_path / "run",
             engine=engine,
@@ -153,9 +153,9 @@ def run(ground: Ground, tmp_path: Path) -> Iterator[Run]:
 STEPS = 200
 
 
-def turn(px: int, *, steps: int = STEPS, allotted_s: float = 40.0) -> Turn:
+def turn(px: int, *, steps: int = STEPS, allotted_s: float = 40.0) -> TrialPlan:
     """Some seconds of training at that size."""
-    return Turn(
+    return TrialPlan(
         candidate=Candidate(model="test_resnet", train_px=px, precision="fp32"),
         parameters=1,
         batch=8,
@@ -174,7 +174,7 @@ def turn(px: int, *, steps: int = STEPS, allotted_s: float = 40.0) -> Turn:
     )
 
 
-def planned(run: Run, *turns: Turn) -> Plan:
+def planned(run: RunContext, *turns: TrialPlan) -> Plan:
     return Plan(turns=turns, rejections=(), request=run.request.to_dict(), fingerprint="", frozen=True)
 
 
@@ -186,8 +186,8 @@ class Assassin:
     """
 
     ground: Ground
-    run: Run
-    turns: tuple[Turn, ...]
+    run: RunContext
+    turns: tuple[TrialPlan, ...]
     strike: Callable[[Target], None]
     rng: random.Random
     a_turn: int
@@ -208,7 +208,7 @@ class Assassin:
             if self.at() != name or not set(target[2]) <= set(processes_with(MARKER)):
                 continue  # it had ended
             mine = next(each for each in self.turns if each.candidate.name == name)
-            left = read_trained(train_phase.turn_folder(self.run.folder, mine) / SALVAGE)
+            left = read_train_result(train_phase.turn_folder(self.run.folder, mine) / SALVAGE)
             self.strike(target)
             self.struck.append((name, left.steps if left else 0))
             until(lambda jobs=target[2]: _gone(*jobs), 4.0, why="the job outlived its worker")
@@ -220,7 +220,7 @@ class Assassin:
         return next((entry.key for entry in self.run.accountant.books().entries if entry.open), None)
 
 
-def carried_out(run: Run, plan: Plan, assassin: Assassin) -> dict[str, Trained]:
+def carried_out(run: RunContext, plan: Plan, assassin: Assassin) -> dict[str, TrainResult]:
     """The plan's turns, trained while somebody strikes; what the books must tell afterwards."""
     thread = threading.Thread(target=assassin, name="assassin")
     began_at = run.accountant.started_at
@@ -243,7 +243,7 @@ def carried_out(run: Run, plan: Plan, assassin: Assassin) -> dict[str, Trained]:
     outcomes = {}
     for event in run.store.events("turn"):
         assert event.body["trained"] is not None, event.body
-        outcomes[event.body["name"]] = Trained(**event.body["trained"])
+        outcomes[event.body["name"]] = TrainResult(**event.body["trained"])
         assert (run.folder / "candidates" / event.body["name"] / WEIGHTS).is_file()
     assert set(outcomes) == {each.candidate.name for each in plan.turns}
     return outcomes
@@ -251,7 +251,7 @@ def carried_out(run: Run, plan: Plan, assassin: Assassin) -> dict[str, Trained]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_twenty_killed_workers_cost_no_turn(ground: Ground, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_twenty_killed_workers_cost_no_turn(ground: Ground, run: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     """kill -9, twice a turn: of the Ray worker, with which its server and its job die, then of the job's process alone.
 
     The turn goes on from its checkpoint and ends whole.
@@ -282,7 +282,7 @@ def test_twenty_killed_workers_cost_no_turn(ground: Ground, run: Run, monkeypatc
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_three_lost_nodes_cost_no_turn(ground: Ground, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_three_lost_nodes_cost_no_turn(ground: Ground, run: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     """The node that a turn is at work on is lost; others take over."""
     monkeypatch.setattr(train_phase, "checkpoint_every_s", lambda *_: 0.2)
 
@@ -309,7 +309,7 @@ def test_three_lost_nodes_cost_no_turn(ground: Ground, run: Run, monkeypatch: py
 # --- one thing at a time ---------------------------------------------------------------------------------------------
 
 
-def train_job(run: Run, folder: Path, **changes: Any) -> TrainJob:
+def train_job(run: RunContext, folder: Path, **changes: Any) -> TrainJob:
     """A turn that would last for a minute."""
     job = TrainJob(
         setting=run.setting,
@@ -328,7 +328,7 @@ def train_job(run: Run, folder: Path, **changes: Any) -> TrainJob:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_died_and_says_so(ground: Ground, run: Run, tmp_path: Path) -> None:
+def test_a_killed_worker_died_and_says_so(ground: Ground, run: RunContext, tmp_path: Path) -> None:
     def kill(progress: Progress) -> None:
         target = ground.at_work()
         if target is not None:
@@ -343,7 +343,7 @@ def test_a_killed_worker_died_and_says_so(ground: Ground, run: Run, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_lost_worker_says_nothing_of_the_batch_that_was_tried(ground: Ground, run: Run) -> None:
+def test_a_lost_worker_says_nothing_of_the_batch_that_was_tried(ground: Ground, run: RunContext) -> None:
     """A probe has no checkpoint and must not be taken for a batch that is too large: it is asked for again."""
     killed: list[int] = []
 
@@ -364,7 +364,7 @@ def test_a_lost_worker_says_nothing_of_the_batch_that_was_tried(ground: Ground, 
 
 
 @pytest.mark.slow
-def test_the_server_alone_is_replaced(ground: Ground, run: Run, tmp_path: Path) -> None:
+def test_the_server_alone_is_replaced(ground: Ground, run: RunContext, tmp_path: Path) -> None:
     """The Ray worker lives on; the next task in it has a server again."""
 
     def kill(progress: Progress) -> None:
@@ -379,11 +379,11 @@ def test_the_server_alone_is_replaced(ground: Ground, run: Run, tmp_path: Path) 
     assert ended.kind == "died"
     job = replace(job, folder=str(tmp_path / "another"), steps=20)
     again = run.engine.do(job, until_at=job.until_at, on_progress=lambda progress: None)
-    assert isinstance(again, Trained), again
+    assert isinstance(again, TrainResult), again
 
 
 @pytest.mark.slow
-def test_a_job_that_falls_silent_hangs(ground: Ground, run: Run, tmp_path: Path) -> None:
+def test_a_job_that_falls_silent_hangs(ground: Ground, run: RunContext, tmp_path: Path) -> None:
     def stop(progress: Progress) -> None:
         target = ground.at_work()
         for pid in target[2] if target else []:
@@ -396,7 +396,7 @@ def test_a_job_that_falls_silent_hangs(ground: Ground, run: Run, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_ray_worker_that_stands_still_is_given_up_at_the_end(ground: Ground, run: Run, tmp_path: Path) -> None:
+def test_a_ray_worker_that_stands_still_is_given_up_at_the_end(ground: Ground, run: RunContext, tmp_path: Path) -> None:
     """It can neither end its job nor say a word; what it started ends with it in the end."""
     stopped: list[Target] = []
 
@@ -418,7 +418,7 @@ def test_a_ray_worker_that_stands_still_is_given_up_at_the_end(ground: Ground, r
 
 
 @pytest.mark.slow
-def test_without_the_board_a_job_goes_on(ground: Ground, run: Run, tmp_path: Path) -> None:
+def test_without_the_board_a_job_goes_on(ground: Ground, run: RunContext, tmp_path: Path) -> None:
     """Progress and the driver's clock come from an actor; the next job after its end does without, or has a new one."""
     import ray
 
@@ -432,10 +432,10 @@ def test_without_the_board_a_job_goes_on(ground: Ground, run: Run, tmp_path: Pat
     until_at = run.engine.now() + 20.0
     job = train_job(run, tmp_path / "turn", steps=150, until_at=until_at)
     done = run.engine.do(job, until_at=until_at, on_progress=kill)
-    assert isinstance(done, Trained), done
+    assert isinstance(done, TrainResult), done
     assert heard
     done = run.engine.do(replace(job, folder=str(tmp_path / "2"), steps=20), until_at=until_at, on_progress=kill)
-    assert isinstance(done, Trained), done
+    assert isinstance(done, TrainResult), done
     ended = run.engine.do(
         replace(job, folder=str(tmp_path / "3"), steps=10**6, until_at=run.engine.now() + 60),
         until_at=(soon_at := run.engine.now() + 2.5),
@@ -447,7 +447,7 @@ def test_without_the_board_a_job_goes_on(ground: Ground, run: Run, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_several_threads_have_jobs_on_several_nodes(ground: Ground, run: Run, tmp_path: Path) -> None:
+def test_several_threads_have_jobs_on_several_nodes(ground: Ground, run: RunContext, tmp_path: Path) -> None:
     assert run.engine.lanes(8, 2**30) >= 2
     assert run.engine.lanes(1, 2**30) == 1
     until_at = run.engine.now() + 40.0
@@ -462,11 +462,11 @@ def test_several_threads_have_jobs_on_several_nodes(ground: Ground, run: Run, tm
             for number in range(2)
         ]
         until(lambda: sum(bool(children) for *_, children in ground.servers()) == 2, 30, why="both are at work at once")
-        assert all(isinstance(each.result(), Trained) for each in done)
+        assert all(isinstance(each.result(), TrainResult) for each in done)
 
 
 @pytest.mark.slow
-def test_closing_ends_what_is_at_work(ground: Ground, run: Run, tmp_path: Path) -> None:
+def test_closing_ends_what_is_at_work(ground: Ground, run: RunContext, tmp_path: Path) -> None:
     job = train_job(run, tmp_path / "turn")
     with ThreadPoolExecutor(1) as pool:
         ended = pool.submit(run.engine.do, job, until_at=job.until_at, on_progress=lambda progress: None)
@@ -481,7 +481,9 @@ def test_closing_ends_what_is_at_work(ground: Ground, run: Run, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_node_that_does_not_see_the_data_says_which_and_what_to_do(ground: Ground, run: Run, tmp_path: Path) -> None:
+def test_a_node_that_does_not_see_the_data_says_which_and_what_to_do(
+    ground: Ground, run: RunContext, tmp_path: Path
+) -> None:
     job = train_job(run, tmp_path / "turn")
     ended = run.engine.do(
         replace(job, setting=replace(job.setting, pack="elsewhere")), until_at=job.until_at, on_progress=lambda _: None
@@ -502,7 +504,7 @@ def test_a_cluster_without_gpus_says_so(ground: Ground) -> None:
 
 @pytest.mark.slow
 def test_on_gpus_a_task_holds_a_whole_one_of_the_kind_there_is_most_of(
-    ground: Ground, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ground: Ground, run: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nodes that say they have GPUs, and a nvidia-smi that says so too: everything but CUDA itself."""
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'A card, 1.2, 1024'\n")
@@ -570,9 +572,9 @@ class _Reference:
         return self.value
 
 
-def call(**words: Any) -> Call:
+def call(**words: Any) -> TaskRequest:
     usual = {"number": "1", "job": None, "device": "cpu", "until_at": 1e6, "left_s": 100.0, "cache": "/x"}
-    return Call(**{**usual, "called_at": time.time(), **words})
+    return TaskRequest(**{**usual, "called_at": time.time(), **words})
 
 
 def test_the_end_is_the_drivers_whatever_the_worker_believes_the_time_to_be() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fitwithin.engine.results import Failure, Outcome, Probe, Trained
+from fitwithin.engine.results import Failure, Outcome, Probe, TrainResult
 from fitwithin.engine.worker_process import merged
 
 
@@ -12,8 +12,8 @@ def passed(**of: int) -> Probe:
     return Probe(batch=4, passed=True, **of)  # type: ignore[arg-type]
 
 
-def trained(peak_bytes: int, startup_s: float) -> Trained:
-    return Trained(
+def trained(peak_bytes: int, startup_s: float) -> TrainResult:
+    return TrainResult(
         steps=9,
         planned_steps=9,
         epochs=1.0,
@@ -27,9 +27,9 @@ def trained(peak_bytes: int, startup_s: float) -> Trained:
 
 
 def test_a_probe_needs_what_the_largest_of_them_needs() -> None:
-    first = passed(peak_bytes=10, needed_bytes=9, usable_bytes=30, outside_bytes=5)
-    second = passed(peak_bytes=12, needed_bytes=8, usable_bytes=28, outside_bytes=6)
-    assert merged([first, second]) == passed(peak_bytes=12, needed_bytes=9, usable_bytes=28, outside_bytes=6)
+    first = passed(peak_bytes=10, needed_bytes=9, usable_bytes=30, non_allocator_bytes=5)
+    second = passed(peak_bytes=12, needed_bytes=8, usable_bytes=28, non_allocator_bytes=6)
+    assert merged([first, second]) == passed(peak_bytes=12, needed_bytes=9, usable_bytes=28, non_allocator_bytes=6)
     assert merged([first]) is not None
     assert merged([first]) == first
 
@@ -39,7 +39,7 @@ def test_a_turn_is_told_by_the_first_with_the_peak_of_the_largest() -> None:
 
 
 FULL = Probe(batch=4, passed=False, reason="the memory cap was reached")
-CROWDED = Probe(batch=4, passed=False, reason="others hold it", crowded=True)
+CROWDED = Probe(batch=4, passed=False, reason="others hold it", memory_taken_by_others=True)
 MEMORY, DIED, HUNG, ERROR, DESERTED = (
     Failure(kind=kind, reason=kind) for kind in ("memory", "died", "hung", "error", "deserted")
 )

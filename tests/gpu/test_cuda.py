@@ -20,9 +20,9 @@ from fitwithin import recipe
 from fitwithin.candidate import Candidate, View, grid
 from fitwithin.data import image_folder, pack_builder
 from fitwithin.data.pack import Pack
-from fitwithin.engine.jobs import EvaluateJob, Job, ProbeJob, ScreenJob, Setting, TrainJob
+from fitwithin.engine.jobs import CompareJob, EvaluateJob, Job, JobSettings, ProbeJob, TrainJob
 from fitwithin.engine.local import Local
-from fitwithin.engine.results import Evaluated, Failure, Probe, Screened, Trained
+from fitwithin.engine.results import CompareResult, EvalResult, Failure, Probe, TrainResult
 from fitwithin.errors import DeviceError
 from fitwithin.machine import cuda_count
 from fitwithin.recipe import OPTIMIZERS
@@ -56,8 +56,8 @@ def engine() -> Iterator[Local]:
         yield local
 
 
-def setting(images: Pack, *, memory: int = 3 * GIB, accounting: str = "process") -> Setting:
-    return Setting(
+def setting(images: Pack, *, memory: int = 3 * GIB, accounting: str = "process") -> JobSettings:
+    return JobSettings(
         device="cuda:0",
         memory_bytes=memory,
         accounting=accounting,
@@ -152,7 +152,7 @@ def test_a_turn_keeps_the_cap_and_leaves_a_model_that_evaluates(engine: Local, i
         checkpoint_every_s=30,
     )
     trained = do(engine, job)
-    assert isinstance(trained, Trained), trained
+    assert isinstance(trained, TrainResult), trained
     assert trained.peak_bytes <= 2 * GIB
     assert trained.best is not None
     evaluated = do(
@@ -167,7 +167,7 @@ def test_a_turn_keeps_the_cap_and_leaves_a_model_that_evaluates(engine: Local, i
             until_at=time.monotonic() + 60,
         ),
     )
-    assert isinstance(evaluated, Evaluated), evaluated
+    assert isinstance(evaluated, EvalResult), evaluated
     assert len(evaluated.done) == 4
     assert evaluated.peak_bytes <= 2 * GIB
 
@@ -216,7 +216,7 @@ def test_a_small_card_is_emulated_inside_a_big_one(images: Pack) -> None:
         assert isinstance(probe, Probe)
         assert probe.passed, probe.reason
         assert probe.timing is not None
-        assert probe.timing.strangers == 0, "what holds the memory belongs to the run"
+        assert probe.timing.num_other_processes == 0, "what holds the memory belongs to the run"
     deadline = time.monotonic() + 10
     while free_bytes() < before - 64 * 2**20 and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -230,8 +230,8 @@ def test_a_card_larger_than_what_is_free_cannot_be_emulated() -> None:
 
 def test_precisions_and_layouts_are_compared_in_one_process(engine: Local, images: Pack) -> None:
     variants = grid(["resnet18"], ["amp", "amp-bf16", "fp32", "tf32"], [64], ["nchw", "channels_last"])
-    screened = do(engine, ScreenJob(setting=setting(images), candidates=tuple(variants)))
-    assert isinstance(screened, Screened), screened
+    screened = do(engine, CompareJob(setting=setting(images), candidates=tuple(variants)))
+    assert isinstance(screened, CompareResult), screened
     assert set(screened.paces) == {variant.name for variant in variants}
     for pace in screened.paces.values():
         assert pace.batch == 64
@@ -242,8 +242,8 @@ def test_where_time_is_short_backbones_are_compared_in_one_process_and_no_kernel
     engine: Local, images: Pack
 ) -> None:
     variants = grid(["resnet18", "mobilenetv3_small_050"], ["amp-bf16"], [64], ["nchw", "channels_last"])
-    screened = do(engine, ScreenJob(setting=setting(images), candidates=tuple(variants), brief=True))
-    assert isinstance(screened, Screened), screened
+    screened = do(engine, CompareJob(setting=setting(images), candidates=tuple(variants), brief=True))
+    assert isinstance(screened, CompareResult), screened
     assert {variant.name for variant in variants} - set(screened.paces) == {
         "mobilenetv3_small_050-amp-bf16-64-channels_last"
     }
@@ -252,12 +252,14 @@ def test_where_time_is_short_backbones_are_compared_in_one_process_and_no_kernel
 
 def test_an_update_in_parts_needs_less_memory(engine: Local, images: Pack) -> None:
     peaks = {}
-    for chunks in (1, 4):
-        probe = do(engine, ProbeJob(setting=setting(images), candidate=candidate("fp32"), batch=256, chunks=chunks))
+    for accum_steps in (1, 4):
+        probe = do(
+            engine, ProbeJob(setting=setting(images), candidate=candidate("fp32"), batch=256, accum_steps=accum_steps)
+        )
         assert isinstance(probe, Probe)
         assert probe.passed, probe.reason
         assert probe.peak_bytes is not None
-        peaks[chunks] = probe.peak_bytes
+        peaks[accum_steps] = probe.peak_bytes
     assert peaks[4] < peaks[1] - 200 * 2**20
 
 
@@ -415,7 +417,7 @@ print(json.dumps({{"large": told[0], "small": told[1]}}))
 def test_muon_learns_the_same_recorded_as_launched() -> None:
     found = fresh("""
 from dataclasses import replace
-setting = replace(setting, recipe=replace(setting.recipe, optimizer="muon", decay_norms=False, smoothing=0.1))
+setting = replace(setting, recipe=replace(setting.recipe, optimizer="muon", decay_norms=False, label_smoothing=0.1))
 told = {}
 for captured in (True, False):
     one = learner("amp-bf16", "channels_last", captured)

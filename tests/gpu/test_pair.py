@@ -17,9 +17,9 @@ from test_cuda import setting as alone
 
 from fitwithin.candidate import Candidate, View
 from fitwithin.data.pack import Pack
-from fitwithin.engine.jobs import EvaluateJob, ProbeJob, Setting, TrainJob
+from fitwithin.engine.jobs import EvaluateJob, JobSettings, ProbeJob, TrainJob
 from fitwithin.engine.local import Local
-from fitwithin.engine.results import Evaluated, Failure, Probe, Progress, Trained
+from fitwithin.engine.results import EvalResult, Failure, Probe, Progress, TrainResult
 from fitwithin.machine import cuda_count
 
 __all__ = ["images"]
@@ -37,7 +37,7 @@ def engine() -> Iterator[Local]:
         yield local
 
 
-def setting(images: Pack, *, memory: int = 3 * GIB) -> Setting:
+def setting(images: Pack, *, memory: int = 3 * GIB) -> JobSettings:
     return replace(alone(images, memory=memory), data_parallel=2)
 
 
@@ -74,7 +74,7 @@ def test_a_pairs_step_is_recorded_with_its_all_reduce_and_timed(engine: Local, i
     assert probe.timing.capture_s > 0, "recorded, not launched kernel by kernel"
     by_itself = do(engine, replace(job, setting=alone(images)))
     assert isinstance(by_itself, Probe), by_itself
-    assert probe.outside_bytes > by_itself.outside_bytes, "what NCCL takes is counted"
+    assert probe.non_allocator_bytes > by_itself.non_allocator_bytes, "what NCCL takes is counted"
 
 
 def test_a_batch_too_large_for_the_cap_fails_with_a_reason(engine: Local, images: Pack) -> None:
@@ -88,7 +88,7 @@ def test_a_batch_too_large_for_the_cap_fails_with_a_reason(engine: Local, images
 
 def test_a_turn_keeps_the_cap_and_leaves_a_model_that_evaluates(engine: Local, images: Pack, tmp_path: Path) -> None:
     trained = do(engine, train_job(images, tmp_path))
-    assert isinstance(trained, Trained), trained
+    assert isinstance(trained, TrainResult), trained
     assert (trained.ended, trained.steps) == ("complete", 60)
     assert trained.peak_bytes <= 3 * GIB
     assert trained.best is not None
@@ -105,7 +105,7 @@ def test_a_turn_keeps_the_cap_and_leaves_a_model_that_evaluates(engine: Local, i
             until_at=time.monotonic() + 60,
         ),
     )
-    assert isinstance(evaluated, Evaluated), evaluated
+    assert isinstance(evaluated, EvalResult), evaluated
     assert evaluated.done == (("val", views[0].name),)
 
 
@@ -118,12 +118,12 @@ def test_what_is_recorded_learns_as_what_is_launched_kernel_by_kernel(
         folder = tmp_path / str(captured)
         job = train_job(images, folder, captured=captured, frozen=True, steps=12, candidate=candidate("fp32"))
         trained = do(engine, job)
-        assert isinstance(trained, Trained), trained
+        assert isinstance(trained, TrainResult), trained
         found[captured] = mean_loss(trained)
     assert found[True] == pytest.approx(found[False], rel=0.02)
 
 
-def mean_loss(trained: Trained) -> float:
+def mean_loss(trained: TrainResult) -> float:
     """Of all steps, however the readings of the curve, whose times differ, divide them."""
     marks = [0, *(point["step"] for point in trained.curve)]
     assert marks[-1] == trained.steps
@@ -159,5 +159,5 @@ def test_one_that_is_killed_ends_both_and_the_turn_goes_on(
     still = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()
     assert str(struck[0]) not in still
     again = do(engine, replace(job, until_at=time.monotonic() + 15))
-    assert isinstance(again, Trained), again
+    assert isinstance(again, TrainResult), again
     assert again.ended == "shortened"

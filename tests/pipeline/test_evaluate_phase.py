@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fitwithin.candidate import LAYOUTS, PRECISIONS, Candidate, View, grid, views_of
-from fitwithin.engine.results import Evaluated, Trained, logits_path, read_logits
+from fitwithin.engine.results import EvalResult, TrainResult, logits_path, read_logits
 from fitwithin.errors import RunFolderError
 from fitwithin.inference.bundle import Ensemble, read, write
 from fitwithin.pipeline.evaluate_phase import Member, choose_views, handed_over, methods, pick, twin, view_rows
@@ -18,8 +18,8 @@ from fitwithin.pipeline.evaluate_phase import Member, choose_views, handed_over,
 VIEWS = views_of([160, 224], flips=True)
 
 
-def trained(best: int | None, epochs: float = 1.0) -> Trained:
-    return Trained(
+def trained(best: int | None, epochs: float = 1.0) -> TrainResult:
+    return TrainResult(
         steps=10,
         planned_steps=10,
         epochs=epochs,
@@ -37,7 +37,7 @@ def member(precision: str = "amp", px: int = 160, done: tuple[str, ...] = ("val"
     rows = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]] * 4
     views = VIEWS[: len(VIEWS) - missing]
     logits = {split: dict.fromkeys(views, rows) for split in done}
-    evaluated = Evaluated(
+    evaluated = EvalResult(
         done=tuple((split, view.name) for split in done for view in views),
         ms_per_image={view.name: view.px / 100 for view in views},
         batch=4,
@@ -174,7 +174,7 @@ def test_the_inference_limit_comes_before_a_figure_on_test() -> None:
 def test_without_an_evaluation_the_training_size_is_handed_over() -> None:
     empty = Member(
         candidate=Candidate(model="m", train_px=96, precision="amp"),
-        evaluated=Evaluated(done=(), ms_per_image={}, batch=4, peak_bytes=0),
+        evaluated=EvalResult(done=(), ms_per_image={}, batch=4, peak_bytes=0),
         logits={},
     )
     choice = choose_views(empty, LABELS, 1.0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fitwithin.candidate import Candidate
-from fitwithin.engine.simulated.engine import Law
+from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.errors import BudgetError
 from fitwithin.pipeline import run as flow
 from fitwithin.planning.plan import Plan
@@ -20,7 +20,7 @@ IMAGES = CountedImages((800, 10, 200))
 SLOW = "resnet101"
 
 
-class SlowToEvaluate(Law):
+class SlowToEvaluate(SimulatedMachine):
     """One backbone needs a second for every image that it is evaluated on, and no longer than others to train."""
 
     def weight(self, candidate: Candidate) -> float:
@@ -80,7 +80,7 @@ def test_one_candidate_more_never_makes_a_run_impossible(
         for known in ([one], [one, other]):
             monkeypatch.setattr(flow.survey, "profile", lambda run, known=known: known)
             try:
-                told.append(len(flow.draw_up(Stage(Law(), asked, tmp_path).run()).turns))
+                told.append(len(flow.draw_up(Stage(SimulatedMachine(), asked, tmp_path).run()).turns))
             except BudgetError:
                 told.append(0)
     alone, together = told[::2], told[1::2]

@@ -14,7 +14,7 @@ from fitwithin import events
 from fitwithin.candidate import Candidate
 from fitwithin.engine.jobs import TrainJob, stays
 from fitwithin.engine.results import OUTCOME
-from fitwithin.engine.simulated.engine import Law, Trouble
+from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.inference import bundle
 from fitwithin.ledger import BEAT, OPEN
 from fitwithin.pipeline import profile_phase
@@ -39,14 +39,14 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
         *,
         time_s: float = 900.0,
         folder: str = "run",
-        law: Law | None = None,
+        law: SimulatedMachine | None = None,
         slots: int = 1,
         min_gain: float | None = None,
         **recipe: Any,
     ) -> Stage:
         asked = request(models=MODELS, sizes=(160, 224), view_sizes=(160, 224), time_s=time_s, slots=slots)
         asked = replace(asked, search="halving", min_gain=min_gain, recipe=replace(asked.recipe, **recipe))
-        return Stage(law or Law(half_epochs=20), asked, tmp_path / folder, CountedImages())
+        return Stage(law or SimulatedMachine(half_epochs=20), asked, tmp_path / folder, CountedImages())
 
     return stage
 
@@ -83,11 +83,11 @@ def test_the_weak_get_little_and_the_winner_what_is_left(begin: Begin) -> None:
 @pytest.mark.parametrize("kind", [None, "died"])
 def test_who_has_the_final_training_is_evaluated_without_another_start(begin: Begin, kind: str | None) -> None:
     """And has the time that was kept for it. (One that died before long is taken up again.)"""
-    stage = begin(law=Law(half_epochs=20, startup_s=4.0))
+    stage = begin(law=SimulatedMachine(half_epochs=20, startup_s=4.0))
     run = stage.run()
     flow.draw_up(run)
     if kind is not None:
-        stage.engine.law = replace(stage.engine.law, troubles=(Trouble(at_s=800.0, kind=kind),))
+        stage.engine.law = replace(stage.engine.law, troubles=(Fault(at_s=800.0, kind=kind),))
     report = flow.tell(run)
     final = [job for job in stage.engine.jobs if isinstance(job, TrainJob) and job.folder.endswith("-final")]
     assert len(final) == (1 if kind is None else 2)
@@ -109,8 +109,8 @@ def test_what_a_final_training_that_dies_leaves_is_the_second_ones(begin: Begin)
     entries = calm.run().accountant.books().entries
     place = next(n for n, entry in enumerate(entries) if entry.key.endswith("-final"))
     begun_s = sum(entry.charged_s or 0.0 for entry in entries[:place])
-    troubles = tuple(Trouble(at_s=begun_s + at_s, kind="died") for at_s in (0.5, 0.6, 0.7))
-    stage = begin(folder="troubled", law=Law(half_epochs=20, troubles=troubles))
+    troubles = tuple(Fault(at_s=begun_s + at_s, kind="died") for at_s in (0.5, 0.6, 0.7))
+    stage = begin(folder="troubled", law=SimulatedMachine(half_epochs=20, troubles=troubles))
     report = flow.tell(stage.run())
     died, final = (trial for _, trial in events.trials(stage.store.events("trial")) if trial.final)
     assert died.candidate.name == first
@@ -133,8 +133,8 @@ def test_time_that_gains_too_little_is_left_unspent_and_the_report_says_so(begin
     spent = [limit.spent for each in reports for limit in each.receipt.limits if limit.name == "time"]
     final = events.trials(frugal.store.events("trial"))[-1][1]
     assert final.final
-    assert final.refunded_s > 60
-    assert spent[1] == pytest.approx(spent[0] - final.refunded_s, abs=20)
+    assert final.unspent_s > 60
+    assert spent[1] == pytest.approx(spent[0] - final.unspent_s, abs=20)
     (note,) = (note for note in reports[1].notes if "left unspent" in note)
     assert not any("left unspent" in note for note in reports[0].notes)
     assert "a GPU-hour would gain less than 500 points" in note
@@ -149,13 +149,13 @@ def test_where_there_is_time_for_one_there_is_no_search(begin: Begin) -> None:
 
 
 def test_a_model_goes_on_where_the_recipe_lets_it(begin: Begin) -> None:
-    for continues in (False, True):
-        stage = begin(folder=str(continues), continues=continues)
+    for warm_start in (False, True):
+        stage = begin(folder=str(warm_start), warm_start=warm_start)
         flow.tell(stage.run())
         starts = {Path(job.folder).name: job.start for job in stage.engine.jobs if isinstance(job, TrainJob)}
         final = next(name for name in starts if name.endswith("-final"))
         rung = final.replace("-final", "-rung1")
-        assert Path(starts[final]).name == (rung if continues else "")
+        assert Path(starts[final]).name == (rung if warm_start else "")
         assert starts[rung.removesuffix("-rung1")] == ""
 
 
@@ -181,7 +181,7 @@ def test_a_search_that_was_interrupted_asks_what_it_would_have_asked(begin: Begi
 @pytest.mark.parametrize("limit", ["time_s", "gpu_time_s"])
 def test_killed_at_the_end_of_the_final_training_no_more_is_promised_than_there_is(begin: Begin, limit: str) -> None:
     """It had the time of the evaluation too, so it was charged more than its own seconds: nothing is left of these."""
-    whole = begin(folder="whole", law=Law(half_epochs=20, startup_s=4.0))
+    whole = begin(folder="whole", law=SimulatedMachine(half_epochs=20, startup_s=4.0))
     limits = {"time_s": None, "gpu_time_s": None, limit: 900.0}
     whole.request = replace(whole.request, budget=replace(whole.request.budget, **limits))
     flow.tell(whole.run())
@@ -223,7 +223,7 @@ def test_a_frozen_search_has_its_steps_on_another_machine(begin: Begin, slots: i
     plan = replace(flow.draw_up(drawn.run()), frozen=True)
     told = {}
     for name, image_s, time_s in (("same", 1e-3, 900.0), ("faster", 0.8e-3, 900.0), ("slower", 1.3e-3, 1300.0)):
-        stage = begin(folder=name, slots=slots, law=Law(half_epochs=20, image_s=image_s), time_s=time_s)
+        stage = begin(folder=name, slots=slots, law=SimulatedMachine(half_epochs=20, image_s=image_s), time_s=time_s)
         report = flow.tell(stage.run(), plan)
         assert all(limit.kept for limit in report.receipt.limits)
         assert not any(entry.phase == "profile" for entry in stage.run().accountant.books().entries)
@@ -317,7 +317,7 @@ def test_side_by_side_whoever_wins_is_evaluated_without_another_start(
 ) -> None:
     """Both processes of the final trainings stay; what one holds until the other has ended is in the books. (Of short
     ones too: for 25 s of training evaluations were foreseen to take 6 to 12.)"""
-    law = Law(half_epochs=20, startup_s=startup_s, pace_noise=0.02, image_s=2e-4, eval_first_s=1.0)
+    law = SimulatedMachine(half_epochs=20, startup_s=startup_s, pace_noise=0.02, image_s=2e-4, eval_first_s=1.0)
     stage = begin(slots=2, law=law)
     limits = {"time_s": time_s} if limit == "time_s" else {"time_s": None, "gpu_time_s": 2 * time_s}
     stage.request = replace(stage.request, budget=replace(stage.request.budget, **limits))
@@ -416,14 +416,14 @@ def test_a_run_told_twice_is_the_same_run(begin: Begin, tmp_path: Path, monkeypa
     told = []
     for folder in ("one", "two"):
         monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / f"cache-{folder}"))
-        stage = begin(folder=folder, slots=4, law=Law(half_epochs=20, pace_noise=0.2))
+        stage = begin(folder=folder, slots=4, law=SimulatedMachine(half_epochs=20, pace_noise=0.2))
         flow.tell(stage.run())
         told.append([(event.kind, event.body) for event in stage.store.events()])
     assert told[0] == told[1]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cursed(Law):
+class Cursed(SimulatedMachine):
     """The ``cursed`` candidates hit the cap, in spite of the certificates that they had before."""
 
     cursed: frozenset[str] = frozenset()

@@ -17,19 +17,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fitwithin.engine.jobs import Seat
-from fitwithin.engine.simulated.clock import Abandoned, SimulatedClock, SimulatedCrew
-from fitwithin.engine.simulated.engine import Law
+from fitwithin.engine.simulated.clock import Cancelled, SimulatedClock, SimulatedExecutor
+from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.engine.threads import Threads
 from fitwithin.pipeline import slots
-from fitwithin.pipeline.context import Run
+from fitwithin.pipeline.context import RunContext
 from simulation import Stage, request
 
 
-def run_of(**asked: Any) -> Run:
-    return Stage(Law(), request(time_s=900.0, **asked), Path("/nowhere")).run()
+def run_of(**asked: Any) -> RunContext:
+    return Stage(SimulatedMachine(), request(time_s=900.0, **asked), Path("/nowhere")).run()
 
 
-def fill(run: Run, works: list[Callable[[], Any]]) -> list[Any]:
+def fill(run: RunContext, works: list[Callable[[], Any]]) -> list[Any]:
     """What the works gave, in the order in which they ended."""
     told: list[Any] = []
     waiting = list(works)
@@ -39,7 +39,7 @@ def fill(run: Run, works: list[Callable[[], Any]]) -> list[Any]:
     return told
 
 
-def naps(run: Run, lengths_s: list[float], log: list[tuple[str, int, float]]) -> list[Callable[[], int]]:
+def naps(run: RunContext, lengths_s: list[float], log: list[tuple[str, int, float]]) -> list[Callable[[], int]]:
     """Work that lasts so long, in three parts."""
 
     def nap(number: int, length_s: float) -> int:
@@ -135,12 +135,12 @@ def test_a_crew_that_is_over_lets_nobody_go_on() -> None:
     def stubborn() -> None:
         try:
             clock.sleep(10.0)
-        except Abandoned as error:
+        except Cancelled as error:
             seen.append(error)
             clock.sleep(1.0)  # not even for tidying up
 
     def give_up() -> None:
-        with SimulatedCrew(clock) as crew:
+        with SimulatedExecutor(clock) as crew:
             crew.begin(stubborn)
             crew.begin(lambda: clock.sleep(2.0))
             crew.wait()

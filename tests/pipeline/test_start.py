@@ -16,10 +16,12 @@ from fitwithin import api, ledger
 from fitwithin import request as requests
 from fitwithin.data import image_folder, pack_builder
 from fitwithin.engine import launch
-from fitwithin.engine.simulated.engine import Law, Simulated, SimulatedClock
+from fitwithin.engine.simulated.clock import SimulatedClock
+from fitwithin.engine.simulated.engine import Simulated
+from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.pipeline import finish, start
 from fitwithin.pipeline import run as flow
-from fitwithin.pipeline.context import Run
+from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Silent
 from fitwithin.report.schema import from_json
 from fitwithin.store import MemoryStore, SqliteStore, Store, bodies
@@ -36,9 +38,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "images"
 
 
-def opened(folder: Path, store: MemoryStore, **limits: Any) -> Run:
+def opened(folder: Path, store: MemoryStore, **limits: Any) -> RunContext:
     """A process opens the run; its clock stands still."""
-    engine = Simulated(Law(), CountedImages(), SimulatedClock(1000.0))
+    engine = Simulated(SimulatedMachine(), CountedImages(), SimulatedClock(1000.0))
     asked = {"memory": "1GiB", "time": "60s", "models": "test_resnet", "sizes": "32", "device": "cpu", **limits}
     request = requests.parse(folder, **asked)
     return start.open_run(request, folder, engine, store, Silent(), engine.now(), image_folder.scan(folder))
@@ -92,7 +94,7 @@ def test_who_is_resumed_at_the_end_of_its_time_does_without_charts_and_then_with
 
 @pytest.mark.parametrize("settled", [False, True])
 def test_who_died_over_its_charts_has_its_books_closed_and_its_receipt_by_them(tmp_path: Path, settled: bool) -> None:
-    stage = Stage(Law(), request(time_s=300.0), tmp_path)
+    stage = Stage(SimulatedMachine(), request(time_s=300.0), tmp_path)
     stage.store.append("request", stage.request.to_dict())
     before = flow.tell(stage.run()).receipt
     start.set_right(tmp_path, stage.store, 2000.0)
@@ -127,7 +129,7 @@ def test_for_who_has_no_time_left_no_workers_are_launched(
     images = pack_builder.build(dataset, request.pack_side)
     with SqliteStore(run_folder) as store:
         store.append("request", request.to_dict())
-        engine = Simulated(Law(warmup_s=0.1, startup_s=0.1), images, SimulatedClock(1000.0))
+        engine = Simulated(SimulatedMachine(warmup_s=0.1, startup_s=0.1), images, SimulatedClock(1000.0))
         run = start.open_run(request, run_folder, engine, store, Silent(), engine.now(), dataset)
         plan = flow.draw_up(run)
         if over:

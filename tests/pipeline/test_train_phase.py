@@ -12,11 +12,12 @@ import pytest
 import simulation
 from fitwithin.engine.jobs import Job, TrainJob, stays
 from fitwithin.engine.margins import WATCHDOG_S
-from fitwithin.engine.results import CHECKPOINT, OUTCOME, SALVAGE, WEIGHTS, Failure, Outcome, Progress, Trained
-from fitwithin.engine.simulated.engine import Law, Simulated, Trouble
+from fitwithin.engine.results import CHECKPOINT, OUTCOME, SALVAGE, WEIGHTS, Failure, Outcome, Progress, TrainResult
+from fitwithin.engine.simulated.engine import Simulated
+from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.pipeline import run as flow
 from fitwithin.pipeline import train_phase
-from fitwithin.pipeline.context import Run
+from fitwithin.pipeline.context import RunContext
 from fitwithin.planning.cost import evaluation_kept_s
 from fitwithin.planning.plan import Plan
 from fitwithin.report.schema import Report
@@ -24,15 +25,15 @@ from simulation import CountedImages, Stage, request
 
 
 @pytest.fixture
-def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Run, Plan]]:
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RunContext, Plan]]:
     """A run whose plan is drawn up; ``law`` holds from then on, its instants counting from the turn's start."""
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
 
-    def build(law: Law | None = None, **asked: Any) -> tuple[Run, Plan]:
-        made = Stage(Law(), request(**{"time_s": 300.0, **asked}), tmp_path, CountedImages())
+    def build(law: SimulatedMachine | None = None, **asked: Any) -> tuple[RunContext, Plan]:
+        made = Stage(SimulatedMachine(), request(**{"time_s": 300.0, **asked}), tmp_path, CountedImages())
         run = made.run()
         plan = flow.draw_up(run)
-        made.engine.law = law or Law()
+        made.engine.law = law or SimulatedMachine()
         made.engine.started_at = made.engine.now()
         made.engine.jobs.clear()
         return run, plan
@@ -40,7 +41,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
     return build
 
 
-def train(run: Run, plan: Plan, *, ends_at: float | None = None, frozen: bool = False) -> Trained | Failure:
+def train(run: RunContext, plan: Plan, *, ends_at: float | None = None, frozen: bool = False) -> TrainResult | Failure:
     (turn,) = plan.turns
     with run.accountant.entry("train", turn.candidate.name, gpus=1) as opened:
         return train_phase.train(
@@ -55,7 +56,7 @@ def train(run: Run, plan: Plan, *, ends_at: float | None = None, frozen: bool = 
         )
 
 
-def folder(run: Run, plan: Plan) -> Path:
+def folder(run: RunContext, plan: Plan) -> Path:
     return train_phase.turn_folder(run.folder, plan.turns[0])
 
 
@@ -63,7 +64,7 @@ def test_a_calm_turn_takes_its_planned_steps_and_those_that_fit_beside_them(stag
     run, plan = stage()
     (turn,), begun_at = plan.turns, run.engine.now()
     outcome = train(run, plan)
-    assert isinstance(outcome, Trained)
+    assert isinstance(outcome, TrainResult)
     assert (outcome.ended, outcome.planned_steps) == ("complete", turn.steps)
     assert turn.steps < outcome.steps < 1.05 * turn.steps
     left_s = begun_at + turn.allotted_s - run.engine.now()
@@ -76,9 +77,9 @@ def test_a_calm_turn_takes_its_planned_steps_and_those_that_fit_beside_them(stag
 
 
 def test_out_of_memory_goes_on_with_a_smaller_batch(stage: Any) -> None:
-    run, plan = stage(Law(fixed_bytes=400e6))  # more than was profiled
+    run, plan = stage(SimulatedMachine(fixed_bytes=400e6))  # more than was profiled
     outcome = train(run, plan)
-    assert isinstance(outcome, Trained)
+    assert isinstance(outcome, TrainResult)
     batches = [job.batch for job in run.engine.jobs]
     assert batches[0] == plan.turns[0].batch
     assert batches[1:] == [max(2, int(b * train_phase.SMALLER)) for b in batches[:-1]]
@@ -89,7 +90,7 @@ def test_out_of_memory_goes_on_with_a_smaller_batch(stage: Any) -> None:
 
 
 def test_without_any_room_it_fails_after_its_attempts(stage: Any) -> None:
-    run, plan = stage(Law(fixed_bytes=2e9))
+    run, plan = stage(SimulatedMachine(fixed_bytes=2e9))
     outcome = train(run, plan)
     assert isinstance(outcome, Failure)
     assert outcome.kind == "memory"
@@ -97,9 +98,9 @@ def test_without_any_room_it_fails_after_its_attempts(stage: Any) -> None:
 
 
 def test_a_worker_that_died_is_taken_up_at_its_checkpoint(stage: Any) -> None:
-    run, plan = stage(Law(troubles=(Trouble(at_s=100.0, kind="died"),)))
+    run, plan = stage(SimulatedMachine(troubles=(Fault(at_s=100.0, kind="died"),)))
     outcome = train(run, plan)
-    assert isinstance(outcome, Trained)
+    assert isinstance(outcome, TrainResult)
     assert len(run.engine.jobs) == 2
     steps = [point["step"] for point in outcome.curve]
     assert steps == sorted(set(steps))  # what was lost after the checkpoint was done again, and is told once
@@ -109,18 +110,18 @@ def test_a_worker_that_died_is_taken_up_at_its_checkpoint(stage: Any) -> None:
 
 
 def test_a_worker_that_dies_again_and_again_leaves_its_checkpoint(stage: Any) -> None:
-    run, plan = stage(Law(troubles=tuple(Trouble(at_s=at, kind="died") for at in (60.0, 90.0, 120.0))))
+    run, plan = stage(SimulatedMachine(troubles=tuple(Fault(at_s=at, kind="died") for at in (60.0, 90.0, 120.0))))
     outcome = train(run, plan)
-    assert isinstance(outcome, Trained)
+    assert isinstance(outcome, TrainResult)
     assert outcome.ended == "cut"
     assert len(run.engine.jobs) == train_phase.ATTEMPTS
     assert (folder(run, plan) / WEIGHTS).is_file()
 
 
 def test_a_worker_that_hangs_is_replaced_and_goes_on_from_its_checkpoint(stage: Any) -> None:
-    run, plan = stage(Law(troubles=(Trouble(at_s=100.0, kind="hang"),)))
+    run, plan = stage(SimulatedMachine(troubles=(Fault(at_s=100.0, kind="hang"),)))
     outcome = train(run, plan)
-    assert isinstance(outcome, Trained)
+    assert isinstance(outcome, TrainResult)
     assert outcome.ended == "shortened"
     assert outcome.curve[-1]["lr"] == 0.0
     first, second = run.engine.jobs
@@ -131,7 +132,7 @@ def test_a_worker_that_hangs_is_replaced_and_goes_on_from_its_checkpoint(stage: 
 
 @pytest.mark.parametrize("at_s", [0.5, 100.0])
 def test_a_worker_that_hangs_when_there_is_no_time_for_another_is_ended(stage: Any, at_s: float) -> None:
-    run, plan = stage(Law(troubles=(Trouble(at_s=at_s, kind="hang"),)))
+    run, plan = stage(SimulatedMachine(troubles=(Fault(at_s=at_s, kind="hang"),)))
     ends_at = run.engine.now() + at_s + 5.0
     outcome = train(run, plan, ends_at=ends_at)
     assert run.engine.now() == pytest.approx(ends_at - train_phase.ENDING_S)
@@ -139,7 +140,7 @@ def test_a_worker_that_hangs_when_there_is_no_time_for_another_is_ended(stage: A
         assert isinstance(outcome, Failure)
         assert outcome.kind == "deadline"
     else:
-        assert isinstance(outcome, Trained)
+        assert isinstance(outcome, TrainResult)
         assert outcome.ended == "cut"
         assert 0 < outcome.steps < plan.turns[0].steps
 
@@ -153,7 +154,7 @@ def test_no_time_is_no_start(stage: Any) -> None:
 
 
 def test_a_frozen_turn_does_not_change_its_batch(stage: Any) -> None:
-    run, plan = stage(Law(fixed_bytes=400e6))
+    run, plan = stage(SimulatedMachine(fixed_bytes=400e6))
     outcome = train(run, plan, frozen=True)
     assert isinstance(outcome, Failure)
     assert len(run.engine.jobs) == 1
@@ -244,7 +245,7 @@ def test_on_a_machine_that_has_become_slower_there_is_time_for_the_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slower: float
 ) -> None:
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
-    law = Law(eval_share=60.0)
+    law = SimulatedMachine(eval_share=60.0)
     made = Stage(law, request(recipe="fast", time_s=300.0), tmp_path, CountedImages())
     run = made.run()
     assert flow.draw_up(run).turns[0].evaluation_s > 10
@@ -257,12 +258,12 @@ def test_on_a_machine_that_has_become_slower_there_is_time_for_the_evaluation(
 
 
 @pytest.fixture
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Run, Report]]:
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RunContext, Report]]:
     """A run whose plan is one turn, under a law that holds from the turn's start on."""
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
     simulation.without_pages(monkeypatch)
 
-    def told(law: Law, **asked: Any) -> tuple[Run, Report]:
+    def told(law: SimulatedMachine, **asked: Any) -> tuple[RunContext, Report]:
         before = replace(law, troubles=(), drifts=())
         made = Stage(before, request(**{"recipe": "fast", "time_s": 300.0, **asked}), tmp_path, CountedImages())
         run = made.run()
@@ -282,7 +283,7 @@ def whole(report: Report) -> bool:
 
 @pytest.mark.parametrize("scope", ["total", "candidate"])
 def test_whoever_has_no_rival_evaluates_what_it_trained_and_no_time_is_lost(alone: Any, scope: str) -> None:
-    law = Law(startup_s=5.0)
+    law = SimulatedMachine(startup_s=5.0)
     run, report = alone(law, scope=scope)
     assert whole(report)
     job, evaluation = run.engine.jobs
@@ -299,7 +300,7 @@ def test_whoever_has_no_rival_evaluates_what_it_trained_and_no_time_is_lost(alon
 
 @pytest.mark.parametrize("at_s", [230.0, 263.0])
 def test_one_that_hangs_when_another_must_begin_to_evaluate_is_replaced(alone: Any, at_s: float) -> None:
-    run, report = alone(Law(startup_s=5.0, troubles=(Trouble(at_s=at_s, kind="hang"),)))
+    run, report = alone(SimulatedMachine(startup_s=5.0, troubles=(Fault(at_s=at_s, kind="hang"),)))
     assert whole(report)
     (turn,) = (row for row in report.candidates if row.status == "trained")
     assert "its time was over" in turn.reason
@@ -309,21 +310,21 @@ def test_one_that_hangs_when_another_must_begin_to_evaluate_is_replaced(alone: A
 
 @pytest.mark.parametrize("at_s", [20.0, 30.0, 40.0])
 def test_so_is_one_of_a_short_turn(alone: Any, at_s: float) -> None:
-    run, report = alone(Law(startup_s=3.0, troubles=(Trouble(at_s=at_s, kind="hang"),)), time_s=60.0)
+    run, report = alone(SimulatedMachine(startup_s=3.0, troubles=(Fault(at_s=at_s, kind="hang"),)), time_s=60.0)
     assert whole(report)
     assert stays(run.engine.jobs[0])
     assert all(limit.kept for limit in report.receipt.limits)
 
 
 def test_a_turn_too_short_for_that_is_evaluated_by_another_process(alone: Any) -> None:
-    run, report = alone(Law(startup_s=8.0), time_s=60.0)
+    run, report = alone(SimulatedMachine(startup_s=8.0), time_s=60.0)
     assert whole(report)
     assert [stays(job) for job in run.engine.jobs] == [False, False]
 
 
 def test_where_processes_cannot_stay_another_one_evaluates(alone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Simulated, "stays", False)
-    run, report = alone(Law(startup_s=5.0))
+    run, report = alone(SimulatedMachine(startup_s=5.0))
     assert whole(report)
     assert [stays(job) for job in run.engine.jobs] == [False, False]
     assert all(limit.kept for limit in report.receipt.limits)

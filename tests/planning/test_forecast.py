@@ -11,9 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fitwithin.candidate import Candidate
-from fitwithin.planning.forecast import FACTORS, Outlook, Point, forecast, from_dict, outlook, slope
+from fitwithin.planning.forecast import FACTORS, Forecast, Point, forecast, from_dict, outlook, slope
 from fitwithin.planning.halving import Halving
-from fitwithin.planning.search import Entrant
+from fitwithin.planning.search import SearchCandidate
 from fitwithin.planning.stats import Score
 from simulation import tries
 
@@ -145,7 +145,7 @@ def test_a_point_refuses_nonsense(gpu_s: float, correct: int, total: int) -> Non
 @tries(50)
 @given(pairs())
 def test_an_outlook_comes_back_from_its_json(pair: tuple[Point, Point]) -> None:
-    found: Outlook = outlook(pair)
+    found: Forecast = outlook(pair)
     assert from_dict(asdict(found)) == found
 
 
@@ -155,7 +155,7 @@ def test_the_search_goes_by_the_same_line(pair: tuple[Point, Point]) -> None:
     """What Halving takes a final training to be worth: there another second gains ``min_gain``, or it is longer."""
     before, last = pair
     candidate = Candidate(model="a", train_px=160, precision="amp")
-    search = Halving([Entrant(candidate=candidate)], budget_s=1.0, min_gain=0.5)
+    search = Halving([SearchCandidate(candidate=candidate)], budget_s=1.0, min_gain=0.5)
     for rung, point in enumerate(pair):
         trial = search._made(candidate, rung, point.gpu_s, "")
         search.trials.append(trial)

@@ -60,9 +60,9 @@ def test_what_is_no_plan_is_refused(text: str, told: str) -> None:
 
 
 def test_a_turn_keeps_free_what_its_profile_held_outside_the_allocator() -> None:
-    probes = tuple(Probe(batch=b, passed=True, outside_bytes=b) for b in (8, 32, 24))
+    probes = tuple(Probe(batch=b, passed=True, non_allocator_bytes=b) for b in (8, 32, 24))
     (turn,) = drawn([replace(profile(), probes=probes)], 500.0).turns
-    assert turn.outside_bytes == 32
+    assert turn.non_allocator_bytes == 32
 
 
 def test_every_number_of_a_turn_has_its_reason() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fitwithin.candidate import Candidate
 from fitwithin.planning.halving import ETA, WORTHWHILE, Halving, ladder
-from fitwithin.planning.search import FINAL, Entrant, Exhaustive, Search, Trial
+from fitwithin.planning.search import FINAL, Exhaustive, Search, SearchCandidate, Trial
 from fitwithin.planning.stats import Score, better, percent_sure, sure
 from simulation import tries
 
@@ -22,9 +22,9 @@ N_VAL = 1000
 Truth = Callable[[Trial], Score]
 
 
-def entrants(count: int, fixed_s: float = 0.0) -> list[Entrant]:
+def entrants(count: int, fixed_s: float = 0.0) -> list[SearchCandidate]:
     return [
-        Entrant(candidate=Candidate(model=f"model{n:04}", train_px=160, precision="amp"), fixed_s=fixed_s)
+        SearchCandidate(candidate=Candidate(model=f"model{n:04}", train_px=160, precision="amp"), fixed_s=fixed_s)
         for n in range(count)
     ]
 
@@ -386,7 +386,7 @@ def test_what_gains_too_little_is_left_unspent() -> None:
     assert final.final
     assert final.seconds < 0.9 * greedy.trials[-1].seconds
     assert "0.1 points" in final.why
-    assert final.seconds + final.refunded_s == pytest.approx(greedy.trials[-1].seconds)
+    assert final.seconds + final.unspent_s == pytest.approx(greedy.trials[-1].seconds)
 
 
 def test_a_search_of_nobody_is_over() -> None:

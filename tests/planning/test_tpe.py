@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fitwithin.candidate import Candidate
-from fitwithin.engine.simulated.engine import Law
+from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.errors import UsageError
 from fitwithin.pipeline import profile_phase, run
 from fitwithin.planning import plan as planning
 from fitwithin.planning.halving import Halving
-from fitwithin.planning.search import Entrant, Trial
+from fitwithin.planning.search import SearchCandidate, Trial
 from fitwithin.planning.stats import Score
 from fitwithin.request import parse
 from simulation import CountedImages, Stage, request, tries, without_pages
@@ -25,16 +25,16 @@ from simulation import CountedImages, Stage, request, tries, without_pages
 pytest.importorskip("optuna", reason="Optuna is not installed")
 
 from fitwithin import events
-from fitwithin.planning.tpe import AT_RANDOM, Sampled, likeness, traits
+from fitwithin.planning.tpe import AT_RANDOM, TPEHalving, likeness, traits
 
 N_VAL = 1000
 FAMILIES = ("convnet", "densenet", "regnetx", "resnet", "vgg", "vit")
 
 
-def grid(seed: int = 0, each: int = 10) -> list[Entrant]:
+def grid(seed: int = 0, each: int = 10) -> list[SearchCandidate]:
     """Ten backbones of each family at two sizes, in an order that says nothing."""
     found = [
-        Entrant(candidate=Candidate(model=f"{family}{n}", train_px=px, precision="amp"), fixed_s=1.0)
+        SearchCandidate(candidate=Candidate(model=f"{family}{n}", train_px=px, precision="amp"), fixed_s=1.0)
         for family in FAMILIES
         for n in range(each)
         for px in (128, 160)
@@ -59,7 +59,7 @@ def play(search: Halving, budget_s: float, stop: int = 10**6) -> list[Trial]:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_more_of_what_did_well_enters(seed: int) -> None:
-    search = Sampled(grid(seed), budget_s=200.0, seed=seed)
+    search = TPEHalving(grid(seed), budget_s=200.0, seed=seed)
     trials = play(search, 200.0)
     entered = [trial.candidate for trial in trials if trial.rung == 0]
     assert len(entered) == search.count < len(search.entrants) / 2
@@ -77,8 +77,8 @@ def test_more_of_what_did_well_enters(seed: int) -> None:
 @tries(10)
 @given(st.integers(0, 1000), st.integers(0, 30))
 def test_told_the_same_again_the_same_enter(seed: int, stop: int) -> None:
-    first = play(Sampled(grid(), budget_s=200.0, seed=seed), 200.0)
-    search = Sampled(grid(), budget_s=200.0, seed=seed)
+    first = play(TPEHalving(grid(), budget_s=200.0, seed=seed), 200.0)
+    search = TPEHalving(grid(), budget_s=200.0, seed=seed)
     left_s = 200.0
     for trial in first[:stop]:
         assert search.ask(left_s=left_s) == trial
@@ -103,7 +103,7 @@ def test_a_run_samples_its_candidates_and_goes_on_where_it_was(tmp_path: Path, m
     def begin(folder: str, time_s: float = 150.0) -> Stage:
         models = tuple(f"{family}{n}" for family in FAMILIES for n in range(4))
         asked = request(models=models, recipe="fast", memory_bytes=2**33, time_s=time_s)
-        return Stage(Law(), replace(asked, search="optuna", seed=7), tmp_path / folder, CountedImages())
+        return Stage(SimulatedMachine(), replace(asked, search="optuna", seed=7), tmp_path / folder, CountedImages())
 
     profile_phase.profile(begin("before", time_s=10_000.0).run())  # all are known from then on
     whole = begin("whole")

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from fitwithin.engine.jobs import Setting
-from fitwithin.engine.results import Pace
-from fitwithin.engine.simulated.engine import Law
+from fitwithin.engine.jobs import JobSettings
+from fitwithin.engine.results import StepTiming
+from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.errors import UsageError
-from fitwithin.profiling.cache import Cache, data_shape, export, take_in
+from fitwithin.profiling.cache import ProfileCache, data_shape, export, take_in
 from fitwithin.profiling.profile import Profile
 from simulation import CountedImages, Stage, profile, request
 
@@ -21,12 +21,12 @@ MACHINE = {"name": "H100", "driver": "580", "device": "cuda:0", "python": "3.12"
 SHAPE = {"train": 800, "val": 100, "classes": 4, "mean_size": [224, 288]}
 
 
-def setting() -> Setting:
-    return Stage(Law(), request(), Path("/nowhere"), CountedImages()).run().setting
+def setting() -> JobSettings:
+    return Stage(SimulatedMachine(), request(), Path("/nowhere"), CountedImages()).run().setting
 
 
-def cache(folder: Path, **changes: Any) -> Cache:
-    return Cache(folder, **{"machine": MACHINE, "setting": setting(), "shape": SHAPE, **changes})
+def cache(folder: Path, **changes: Any) -> ProfileCache:
+    return ProfileCache(folder, **{"machine": MACHINE, "setting": setting(), "shape": SHAPE, **changes})
 
 
 def test_what_was_put_is_got_and_marked(tmp_path: Path) -> None:
@@ -35,15 +35,15 @@ def test_what_was_put_is_got_and_marked(tmp_path: Path) -> None:
     assert kept.get(found.candidate) is None
     kept.put(found)
     assert kept.get(found.candidate) == replace(found, cached=True)
-    kept.put(replace(found, batch=16, chunks=2))
+    kept.put(replace(found, batch=16, accum_steps=2))
     again = kept.get(found.candidate)
     assert again is not None
-    assert (again.batch, again.chunks) == (16, 2)
+    assert (again.batch, again.accum_steps) == (16, 2)
     assert [path.suffix for path in (tmp_path / "deep" / "profiles").iterdir()] == [".json"]
 
 
 def test_paces_are_kept_too(tmp_path: Path) -> None:
-    paces = {"resnet18-amp-160": Pace(batch=64, step_s=0.01, error_s=0.001)}
+    paces = {"resnet18-amp-160": StepTiming(batch=64, step_s=0.01, error_s=0.001)}
     kept = cache(tmp_path)
     assert kept.get_paces("resnet18") is None
     kept.put_paces("resnet18", paces)

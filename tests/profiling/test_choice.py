@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fitwithin.candidate import Candidate, grid
 from fitwithin.engine.jobs import rated_batches
-from fitwithin.engine.results import Pace
+from fitwithin.engine.results import StepTiming
 from fitwithin.profiling.batch_search import KNEE, knee, parts
 from fitwithin.profiling.variants import pruned, screened, slower
 
@@ -53,7 +53,7 @@ VARIANTS = grid(["resnet18"], ["amp", "amp-bf16", "fp32", "tf32"], [160], ["nchw
 @given(data=st.data())
 def test_the_best_stays_and_whatever_is_dropped_is_slower_than_the_noise(data: st.DataObject) -> None:
     paces = {
-        variant: Pace(
+        variant: StepTiming(
             batch=64,
             step_s=data.draw(st.floats(1e-3, 1.0)),
             error_s=data.draw(st.floats(0, 0.1)),

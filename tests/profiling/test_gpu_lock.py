@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from fitwithin.profiling.gpu_lock import Baton
+from fitwithin.profiling.gpu_lock import GpuLock
 
 SPAWN = multiprocessing.get_context("spawn")
 
 
 def _hold(folder: str, got: Event, go: Event) -> None:
     """Take both, say so, and wait for leave to be warm, then for leave to be done."""
-    baton = Baton(Path(folder), "cuda:0")
+    baton = GpuLock(Path(folder), "cuda:0")
     baton.start()
     baton.measure()
     got.set()
@@ -45,7 +45,7 @@ def test_the_next_starts_when_the_one_before_is_warm_and_measures_when_it_has_me
     holder: tuple[SPAWN.Process, Event], tmp_path: Path
 ) -> None:
     _, go = holder
-    with closing(Baton(tmp_path, "cuda:0")) as baton:
+    with closing(GpuLock(tmp_path, "cuda:0")) as baton:
         begun_at = time.monotonic()
         go.set()
         started_s = baton.start()
@@ -56,7 +56,7 @@ def test_the_next_starts_when_the_one_before_is_warm_and_measures_when_it_has_me
 
 def test_devices_do_not_wait_for_each_other(holder: object, tmp_path: Path) -> None:
     del holder
-    with closing(Baton(tmp_path, "cuda:1")) as baton:
+    with closing(GpuLock(tmp_path, "cuda:1")) as baton:
         assert baton.start() + baton.measure() < 1.0
 
 
@@ -64,5 +64,5 @@ def test_whoever_is_killed_holds_nobody_up(holder: tuple[SPAWN.Process, Event], 
     process, _ = holder
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
-    with closing(Baton(tmp_path, "cuda:0")) as baton:
+    with closing(GpuLock(tmp_path, "cuda:0")) as baton:
         assert baton.start() + baton.measure() < 5.0

@@ -14,11 +14,12 @@ import pytest
 
 from fitwithin import recipe as recipes
 from fitwithin.candidate import grid
-from fitwithin.engine.jobs import Job, ProbeJob, ScreenJob
-from fitwithin.engine.results import Failure, Outcome, Pace, Probe, Progress, Screened
-from fitwithin.engine.simulated.engine import Law, Simulated, Trouble
+from fitwithin.engine.jobs import CompareJob, Job, ProbeJob
+from fitwithin.engine.results import CompareResult, Failure, Outcome, Probe, Progress, StepTiming
+from fitwithin.engine.simulated.engine import Simulated
+from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.pipeline import profile_phase
-from fitwithin.pipeline.context import Run
+from fitwithin.pipeline.context import RunContext
 from fitwithin.profiling.candidate_profiler import OUT_OF_TIME, PROBE_WITHIN_S, SMALLEST_BATCH
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.profiling.profile_candidates import measure
@@ -26,11 +27,11 @@ from fitwithin.request import Request
 from simulation import GIB, CountedImages, Stage, profile, request
 
 
-def run_of(law: Law, n_train: int = 800, **asked: Any) -> Run:
+def run_of(law: SimulatedMachine, n_train: int = 800, **asked: Any) -> RunContext:
     return Stage(law, request(**asked), Path("/nowhere"), CountedImages(counts=(n_train, 100, 100))).run()
 
 
-def measured(run: Run, until_at: float = math.inf) -> Profile | Rejection:
+def measured(run: RunContext, until_at: float = math.inf) -> Profile | Rejection:
     (candidate,) = run.candidates
     seen: list[Progress] = []
     (found,) = measure(
@@ -41,7 +42,7 @@ def measured(run: Run, until_at: float = math.inf) -> Profile | Rejection:
 
 
 def test_a_profile_is_a_certificate() -> None:
-    run = run_of(Law())
+    run = run_of(SimulatedMachine())
     found = measured(run)
     assert isinstance(found, Profile)
     law, (candidate,) = run.engine.law, run.candidates
@@ -55,7 +56,7 @@ def test_a_profile_is_a_certificate() -> None:
 
 
 def test_a_small_limit_is_tried_first_and_timed_at_once() -> None:
-    run = run_of(Law(), recipe="upright")
+    run = run_of(SimulatedMachine(), recipe="upright")
     found = measured(run)
     assert isinstance(found, Profile)
     assert found.batch == recipes.load("upright").max_batch
@@ -63,7 +64,7 @@ def test_a_small_limit_is_tried_first_and_timed_at_once() -> None:
 
 
 def test_what_never_fits_is_rejected_with_the_engines_reason() -> None:
-    found = measured(run_of(Law(fixed_bytes=2e9)))
+    found = measured(run_of(SimulatedMachine(fixed_bytes=2e9)))
     assert isinstance(found, Rejection)
     assert found.reason.startswith(f"{SMALLEST_BATCH} images do not fit: ")
     assert "the cap is 1073741824" in found.reason
@@ -71,14 +72,14 @@ def test_what_never_fits_is_rejected_with_the_engines_reason() -> None:
 
 @pytest.mark.parametrize("until_s", [0.0, 0.5, 3.0, 8.0])
 def test_out_of_time_is_its_own_reason(until_s: float) -> None:
-    run = run_of(Law())
+    run = run_of(SimulatedMachine())
     found = measured(run, until_at=run.engine.now() + until_s)
     assert found == Rejection(candidate=run.candidates[0], reason=OUT_OF_TIME)
     assert run.engine.now() <= 1000.0 + until_s
 
 
 def test_a_probe_that_hangs_is_not_waited_for() -> None:
-    run = run_of(Law(troubles=(Trouble(at_s=0.5, kind="hang"),)))
+    run = run_of(SimulatedMachine(troubles=(Fault(at_s=0.5, kind="hang"),)))
     found = measured(run)
     assert isinstance(found, Rejection)
     assert run.engine.now() == 1000.0 + PROBE_WITHIN_S
@@ -103,7 +104,7 @@ class Scripted:
 
 
 def scripted(answer: Callable[[ProbeJob], Outcome]) -> tuple[Profile | Rejection, list[tuple[int, bool]]]:
-    run = run_of(Law())
+    run = run_of(SimulatedMachine())
     engine = Scripted(answer)
     return measured(replace(run, engine=engine)), engine.jobs
 
@@ -189,34 +190,40 @@ def test_what_probes_held_outside_the_allocator_is_kept_free_by_later_ones() -> 
     told: list[int] = []
 
     def answer(job: ProbeJob) -> Outcome:
-        told.append(job.outside_bytes)
+        told.append(job.non_allocator_bytes)
         timing = profile().timing if job.timed else None
         passed, peak_bytes = job.batch <= 50, 10**7 * job.batch
         return Probe(
-            batch=job.batch, passed=passed, peak_bytes=peak_bytes, timing=timing, outside_bytes=300 + len(told) % 3
+            batch=job.batch,
+            passed=passed,
+            peak_bytes=peak_bytes,
+            timing=timing,
+            non_allocator_bytes=300 + len(told) % 3,
         )
 
     found, _ = scripted(answer)
     assert isinstance(found, Profile)
     assert told[:4] == [0, 301, 302, 302]
-    assert found.outside_bytes == 302
+    assert found.non_allocator_bytes == 302
 
 
 def test_what_a_neighbour_held_outside_the_allocator_is_kept_free_from_the_first_probe_on() -> None:
     told: list[tuple[int, int]] = []
 
     def answer(job: ProbeJob) -> Outcome:
-        told.append((job.candidate.train_px, job.outside_bytes))
+        told.append((job.candidate.train_px, job.non_allocator_bytes))
         most = 100 if job.candidate.train_px == 160 else 50
         timing = profile().timing if job.timed else None
         peak_bytes = 10**7 * job.batch * 100 // most
-        return Probe(batch=job.batch, passed=job.batch <= most, peak_bytes=peak_bytes, timing=timing, outside_bytes=300)
+        return Probe(
+            batch=job.batch, passed=job.batch <= most, peak_bytes=peak_bytes, timing=timing, non_allocator_bytes=300
+        )
 
-    run = run_of(Law(), sizes=(160, 224))
+    run = run_of(SimulatedMachine(), sizes=(160, 224))
     run.engine.do = lambda job, **how: answer(job)
     list(measure(run.candidates, run.setting, run.engine, n_train=800, until_at=math.inf, tell=lambda progress: None))
     assert told[0] == (160, 0)
-    assert all(outside_bytes == 300 for px, outside_bytes in told if px == 224)
+    assert all(non_allocator_bytes == 300 for px, non_allocator_bytes in told if px == 224)
 
 
 def test_nothing_is_timed_in_the_end() -> None:
@@ -233,7 +240,9 @@ def test_nothing_is_timed_in_the_end() -> None:
 # --- side by side ----------------------------------------------------------------------------------------------------
 
 
-def side_by_side(law: Law, lanes: int, until_at: float = math.inf) -> tuple[Run, list[Profile | Rejection]]:
+def side_by_side(
+    law: SimulatedMachine, lanes: int, until_at: float = math.inf
+) -> tuple[RunContext, list[Profile | Rejection]]:
     run = run_of(law, models=("resnet18", "resnet50", "vgg11"), precisions=("amp", "fp32"), sizes=(160, 224))
     found = measure(
         run.candidates,
@@ -248,8 +257,8 @@ def side_by_side(law: Law, lanes: int, until_at: float = math.inf) -> tuple[Run,
 
 
 def test_side_by_side_finds_what_one_after_the_other_finds() -> None:
-    _, one = side_by_side(Law(), 1)
-    run, several = side_by_side(Law(), 4)
+    _, one = side_by_side(SimulatedMachine(), 1)
+    run, several = side_by_side(SimulatedMachine(), 4)
     assert {found.candidate for found in several} == set(run.candidates)
     batches = {found.candidate: found.batch for found in several if isinstance(found, Profile)}
     assert batches == {found.candidate: found.batch for found in one if isinstance(found, Profile)}
@@ -259,7 +268,7 @@ def test_side_by_side_finds_what_one_after_the_other_finds() -> None:
 
 def test_the_next_size_is_searched_as_soon_as_the_first_one_has_a_line() -> None:
     """Nobody waits for the certificate: the first size's last probes wait until the second size has begun."""
-    run = run_of(Law(), sizes=(160, 224))
+    run = run_of(SimulatedMachine(), sizes=(160, 224))
     begun = threading.Event()
     waited: list[bool] = []
 
@@ -297,7 +306,7 @@ def test_the_next_size_is_searched_as_soon_as_the_first_one_has_a_line() -> None
 
 
 def test_no_more_than_the_lanes_are_at_work_and_two_sizes_share_them() -> None:
-    run = run_of(Law(), models=("resnet18", "resnet50"))
+    run = run_of(SimulatedMachine(), models=("resnet18", "resnet50"))
     at_work, most, lock = 0, 0, threading.Lock()
 
     class Counting(Scripted):
@@ -338,13 +347,13 @@ def test_no_more_than_the_lanes_are_at_work_and_two_sizes_share_them() -> None:
 
 
 def test_a_neighbour_takes_fewer_trials() -> None:
-    _, found = side_by_side(Law(), 1)
+    _, found = side_by_side(SimulatedMachine(), 1)
     of = {px: [f.trials for f in found if isinstance(f, Profile) and f.candidate.train_px == px] for px in (160, 224)}
     assert sum(of[224]) < sum(of[160])
 
 
 def test_side_by_side_ends_in_time() -> None:
-    run, found = side_by_side(Law(), 4, until_at=1000.0 + 60.0)
+    run, found = side_by_side(SimulatedMachine(), 4, until_at=1000.0 + 60.0)
     assert run.engine.now() <= 1000.0 + 60.0
     assert len(found) == len(run.candidates)
     assert any(isinstance(each, Profile) for each in found)
@@ -357,7 +366,7 @@ def test_memory_that_others_hold_is_waited_for() -> None:
     def answer(job: ProbeJob) -> Outcome:
         asked.append(job.batch)
         if len(asked) == 2:
-            return Probe(batch=job.batch, passed=False, reason="others hold it", crowded=True)
+            return Probe(batch=job.batch, passed=False, reason="others hold it", memory_taken_by_others=True)
         timing = profile().timing if job.timed else None
         return Probe(batch=job.batch, passed=job.batch <= 50, peak_bytes=10**7 * job.batch, timing=timing)
 
@@ -369,9 +378,15 @@ def test_memory_that_others_hold_is_waited_for() -> None:
 
 def test_memory_that_others_keep_certifies_nothing() -> None:
     def answer(job: ProbeJob) -> Outcome:
-        crowded = job.batch > 8
-        reason = "others hold it" if crowded else ""
-        return Probe(batch=job.batch, passed=not crowded, peak_bytes=job.batch, reason=reason, crowded=crowded)
+        memory_taken_by_others = job.batch > 8
+        reason = "others hold it" if memory_taken_by_others else ""
+        return Probe(
+            batch=job.batch,
+            passed=not memory_taken_by_others,
+            peak_bytes=job.batch,
+            reason=reason,
+            memory_taken_by_others=memory_taken_by_others,
+        )
 
     found, _ = scripted(answer)
     assert found == Rejection(candidate=found.candidate, reason="others hold it")
@@ -380,7 +395,9 @@ def test_memory_that_others_keep_certifies_nothing() -> None:
 # --- which batch, and which variants ---------------------------------------------------------------------------------
 
 
-def with_batch(batch: str | int, law: Law, n_train: int = 800, **asked: Any) -> tuple[Run, Profile | Rejection]:
+def with_batch(
+    batch: str | int, law: SimulatedMachine, n_train: int = 800, **asked: Any
+) -> tuple[RunContext, Profile | Rejection]:
     asked_for = request(**asked)
     asked_for = replace(asked_for, recipe=replace(asked_for.recipe, batch=batch))
     run = Stage(law, asked_for, Path("/nowhere"), CountedImages(counts=(n_train, 100, 100))).run()
@@ -388,7 +405,7 @@ def with_batch(batch: str | int, law: Law, n_train: int = 800, **asked: Any) -> 
 
 
 def test_the_knee_is_taken_where_more_images_bring_little() -> None:
-    run, found = with_batch("knee", Law(step_fixed_s=0.0))
+    run, found = with_batch("knee", SimulatedMachine(step_fixed_s=0.0))
     assert isinstance(found, Profile)
     law, (candidate,) = run.engine.law, run.candidates
     cap = run.setting.memory_bytes
@@ -399,27 +416,27 @@ def test_the_knee_is_taken_where_more_images_bring_little() -> None:
 
 
 def test_about_the_largest_is_taken_where_every_image_helps() -> None:
-    _, found = with_batch("knee", Law(step_fixed_s=1.0, image_s=1e-6))
+    _, found = with_batch("knee", SimulatedMachine(step_fixed_s=1.0, image_s=1e-6))
     assert isinstance(found, Profile)
     assert 0.97 * found.certified <= found.batch <= found.certified
 
 
 def test_an_update_of_fixed_size_is_made_of_as_few_parts_as_fit() -> None:
-    run, found = with_batch(256, Law())
+    run, found = with_batch(256, SimulatedMachine())
     assert isinstance(found, Profile)
     assert found.batch == 256
-    assert found.chunks > 1
-    assert found.batch % found.chunks == 0
-    part = found.batch // found.chunks
-    assert part <= found.certified < found.batch // (found.chunks - 1)
-    assert run.engine.jobs[-1].chunks == found.chunks
-    assert f"in {found.chunks} parts of {part}" in found.batch_why
+    assert found.accum_steps > 1
+    assert found.batch % found.accum_steps == 0
+    part = found.batch // found.accum_steps
+    assert part <= found.certified < found.batch // (found.accum_steps - 1)
+    assert run.engine.jobs[-1].accum_steps == found.accum_steps
+    assert f"in {found.accum_steps} parts of {part}" in found.batch_why
 
 
 def test_an_update_that_fits_at_once_is_not_divided() -> None:
-    _, found = with_batch(16, Law())
+    _, found = with_batch(16, SimulatedMachine())
     assert isinstance(found, Profile)
-    assert (found.batch, found.chunks) == (16, 1)
+    assert (found.batch, found.accum_steps) == (16, 1)
 
 
 def test_a_step_that_cannot_be_recorded_is_launched_kernel_by_kernel() -> None:
@@ -428,7 +445,7 @@ def test_a_step_that_cannot_be_recorded_is_launched_kernel_by_kernel() -> None:
     def answer(job: ProbeJob) -> Outcome:
         asked.append(job.captured)
         if job.captured:
-            return Probe(batch=job.batch, passed=False, reason="cannot be recorded", uncapturable=True)
+            return Probe(batch=job.batch, passed=False, reason="cannot be recorded", graph_capture_failed=True)
         timing = profile().timing if job.timed else None
         return Probe(batch=job.batch, passed=job.batch <= 50, peak_bytes=10**7 * job.batch, timing=timing)
 
@@ -439,9 +456,9 @@ def test_a_step_that_cannot_be_recorded_is_launched_kernel_by_kernel() -> None:
     assert not any(asked[1:]), "it was tried again"
 
 
-def screened_run(law: Law) -> tuple[Run, list[Profile | Rejection]]:
+def screened_run(law: SimulatedMachine) -> tuple[RunContext, list[Profile | Rejection]]:
     asked = request(models=("resnet18", "resnet50"), precisions=("amp", "fp32"), sizes=(160, 224))
-    asked = replace(asked, recipe=replace(asked.recipe, prune=True))
+    asked = replace(asked, recipe=replace(asked.recipe, compare_variants=True))
     run = Stage(law, asked, Path("/nowhere"), CountedImages()).run()
     return run, profile_phase.profile(run)
 
@@ -450,21 +467,21 @@ def test_a_precision_that_loses_at_a_small_batch_is_not_profiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))
-    run, found = screened_run(Law())
+    run, found = screened_run(SimulatedMachine())
     lost = {each.candidate.name for each in found if isinstance(each, Rejection)}
     assert lost == {f"{model}-fp32-{px}" for model in ("resnet18", "resnet50") for px in (160, 224)}
     assert all("too slow to be profiled" in each.reason for each in found if isinstance(each, Rejection))
-    assert sum(isinstance(job, ScreenJob) for job in run.engine.jobs) == 2
-    again, _ = screened_run(Law())
+    assert sum(isinstance(job, CompareJob) for job in run.engine.jobs) == 2
+    again, _ = screened_run(SimulatedMachine())
     assert again.engine.jobs == [], "paces and profiles are in the cache"
-    fresh = Stage(Law(), run.request, Path("/nowhere"), CountedImages()).run()
+    fresh = Stage(SimulatedMachine(), run.request, Path("/nowhere"), CountedImages()).run()
     profile_phase.profile(fresh, refresh=True)
-    assert sum(isinstance(job, ScreenJob) for job in fresh.engine.jobs) == 2, "paces are measured anew too"
+    assert sum(isinstance(job, CompareJob) for job in fresh.engine.jobs) == 2, "paces are measured anew too"
 
 
 def test_where_nothing_can_be_compared_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))
-    _, found = screened_run(Law(troubles=(Trouble(at_s=0.1, kind="died"),)))
+    _, found = screened_run(SimulatedMachine(troubles=(Fault(at_s=0.1, kind="died"),)))
     assert sum(isinstance(each, Profile) for each in found) >= 6
 
 
@@ -474,8 +491,8 @@ def test_what_won_a_comparison_that_took_its_share_is_measured_all_the_same_whil
 ) -> None:
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))
     asked = request(precisions=("amp", "fp32"), time_s=time_s)
-    asked = replace(asked, recipe=replace(asked.recipe, prune=True))
-    run = Stage(Law(), asked, Path("/nowhere"), CountedImages()).run()
+    asked = replace(asked, recipe=replace(asked.recipe, compare_variants=True))
+    run = Stage(SimulatedMachine(), asked, Path("/nowhere"), CountedImages()).run()
     began_at = run.engine.now()
     found = profile_phase.profile(run)
     assert sorted((each.candidate.precision, isinstance(each, Profile)) for each in found) == [
@@ -490,7 +507,7 @@ def test_of_device_time_a_start_takes_nothing_of_profilings_share(slots: int) ->
     """Of the time by the clock it does. (A start of 11 s had left two GPUs 22 s for profiling instead of 33.)"""
 
     def share_s(**limits: float) -> float:
-        run = Stage(Law(), request(slots=slots, **limits), Path("/nowhere")).run()
+        run = Stage(SimulatedMachine(), request(slots=slots, **limits), Path("/nowhere")).run()
         with run.accountant.entry("start-up"):
             run.engine.clock.sleep(11.0)
         return profile_phase._share_s(run)
@@ -504,7 +521,7 @@ def test_of_device_time_a_start_takes_nothing_of_profilings_share(slots: int) ->
 
 
 def test_processes_that_train_together_are_certified_by_the_share_of_one() -> None:
-    run = run_of(Law(), data_parallel=2)
+    run = run_of(SimulatedMachine(), data_parallel=2)
     found = measured(run)
     assert isinstance(found, Profile)
     law, (candidate,), cap = run.engine.law, run.candidates, run.setting.memory_bytes
@@ -519,7 +536,7 @@ def test_processes_that_train_together_are_certified_by_the_share_of_one() -> No
 def test_a_recipes_limit_is_the_updates() -> None:
     most = recipes.load("upright").max_batch
     assert most is not None
-    found = measured(run_of(Law(), recipe="upright", data_parallel=2))
+    found = measured(run_of(SimulatedMachine(), recipe="upright", data_parallel=2))
     assert isinstance(found, Profile)
     assert (found.batch, found.largest) == (most // 2 * 2, most // 2)
 
@@ -529,7 +546,7 @@ def test_a_recipes_limit_is_the_updates() -> None:
     (3, 800, 64, "64 images an update cannot be shared equally by 3 processes"),
 ])  # fmt: skip
 def test_what_cannot_be_shared_is_rejected(ranks: int, n_train: int, batch: str | int, told: str) -> None:
-    run = run_of(Law(), n_train=n_train, data_parallel=ranks)
+    run = run_of(SimulatedMachine(), n_train=n_train, data_parallel=ranks)
     run = replace(run, request=replace(run.request, recipe=replace(run.request.recipe, batch=batch)))
     found = measured(run)
     assert isinstance(found, Rejection)
@@ -537,18 +554,18 @@ def test_what_cannot_be_shared_is_rejected(ranks: int, n_train: int, batch: str 
 
 
 def test_a_fixed_update_is_shared_and_then_divided() -> None:
-    run = run_of(Law(), data_parallel=2)
+    run = run_of(SimulatedMachine(), data_parallel=2)
     run = replace(run, request=replace(run.request, recipe=replace(run.request.recipe, batch=512)))
     found = measured(run)
     assert isinstance(found, Profile)
-    assert (found.batch, 256 % found.chunks) == (512, 0)
-    assert 256 // found.chunks <= found.largest
-    assert found.chunks > 1
+    assert (found.batch, 256 % found.accum_steps) == (512, 0)
+    assert 256 // found.accum_steps <= found.largest
+    assert found.accum_steps > 1
 
 
 def short_run(
     time_s: float, *, sizes: tuple[int, ...] = (128, 160), **law: Any
-) -> tuple[Run, list[Profile | Rejection]]:
+) -> tuple[RunContext, list[Profile | Rejection]]:
     """Eight backbones at two sizes and two precisions, with a recipe that bounds its batch and compares precisions."""
     models = tuple(f"model{n}" for n in range(8))
     asked = request(
@@ -560,7 +577,7 @@ def short_run(
         time_s=time_s,
         memory_bytes=4 * GIB,
     )
-    run = Stage(Law(**law), asked, Path("/nowhere"), CountedImages()).run()
+    run = Stage(SimulatedMachine(**law), asked, Path("/nowhere"), CountedImages()).run()
     return run, profile_phase.profile(run)
 
 
@@ -585,20 +602,20 @@ def test_where_profiles_would_take_too_much_of_the_time_one_per_backbone_does(
     assert not any(each.brief for each in whole if isinstance(each, Profile))
 
 
-def with_layouts(asked: Request) -> Run:
+def with_layouts(asked: Request) -> RunContext:
     """A run on a GPU, where the recipe's layouts belong to the grid."""
     asked = replace(asked, device="cuda")
-    run = Stage(Law(), asked, Path("/nowhere"), CountedImages()).run()
+    run = Stage(SimulatedMachine(), asked, Path("/nowhere"), CountedImages()).run()
     return replace(run, candidates=grid(asked.models, asked.precisions, asked.sizes, asked.layouts))
 
 
 @pytest.fixture
-def faster_in_channels_last(monkeypatch: pytest.MonkeyPatch) -> list[ScreenJob]:
+def faster_in_channels_last(monkeypatch: pytest.MonkeyPatch) -> list[CompareJob]:
     """Steps in channels_last take half as long, but those of model1, whose first ones take 10 s, and those of model0,
     about which a brief job says nothing; what was compared."""
-    asked: list[ScreenJob] = []
+    asked: list[CompareJob] = []
 
-    def screen(self: Simulated, job: ScreenJob, until_at: float) -> Screened:
+    def screen(self: Simulated, job: CompareJob, until_at: float) -> CompareResult:
         asked.append(job)
         self.spend(2.0, until_at)
         paces = {}
@@ -606,8 +623,8 @@ def faster_in_channels_last(monkeypatch: pytest.MonkeyPatch) -> list[ScreenJob]:
             last = each.layout == "channels_last"
             if not (last and job.brief and each.model == "model0"):
                 first_s = 10.0 if last and each.model == "model1" else 0.1
-                paces[each.name] = Pace(batch=64, step_s=0.01 / (1 + last), error_s=1e-4, first_s=first_s)
-        return Screened(paces=paces)
+                paces[each.name] = StepTiming(batch=64, step_s=0.01 / (1 + last), error_s=1e-4, first_s=first_s)
+        return CompareResult(paces=paces)
 
     monkeypatch.setattr(Simulated, "_screen", screen)
     return asked
@@ -615,7 +632,7 @@ def faster_in_channels_last(monkeypatch: pytest.MonkeyPatch) -> list[ScreenJob]:
 
 @pytest.mark.parametrize("slots", [1, 2])
 def test_where_time_is_short_layouts_are_compared_by_one_process_for_all_backbones_of_a_slot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faster_in_channels_last: list[ScreenJob], slots: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faster_in_channels_last: list[CompareJob], slots: int
 ) -> None:
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))
     models = tuple(f"model{n}" for n in range(8))
@@ -646,7 +663,7 @@ def test_where_time_is_short_layouts_are_compared_by_one_process_for_all_backbon
 
 
 def test_in_long_turns_first_steps_count_for_little(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faster_in_channels_last: list[ScreenJob]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faster_in_channels_last: list[CompareJob]
 ) -> None:
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))
     found = profile_phase.profile(with_layouts(request(models=("model1",), sizes=(160,), recipe="fast", time_s=3600.0)))
@@ -661,7 +678,7 @@ def test_in_long_turns_first_steps_count_for_little(
 def test_with_more_time_every_size_has_a_profile_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))
     run, found = short_run(3600.0)
-    assert sum(isinstance(job, ScreenJob) for job in run.engine.jobs) == 8
+    assert sum(isinstance(job, CompareJob) for job in run.engine.jobs) == 8
     assert not any(each.brief for each in found if isinstance(each, Profile))
     assert {job.candidate.train_px for job in run.engine.jobs if isinstance(job, ProbeJob)} == {128, 160}
     again, later = short_run(180.0)

@@ -8,7 +8,7 @@ import pytest
 
 from fitwithin.candidate import Candidate, grid
 from fitwithin.engine.device import Cpu
-from fitwithin.engine.jobs import ScreenJob, Setting
+from fitwithin.engine.jobs import CompareJob, JobSettings
 from fitwithin.errors import OutOfMemory
 from fitwithin.profiling import screen
 from fitwithin.training.learner import Learner
@@ -17,9 +17,9 @@ from simulation import on_cpu
 RESNET, EFFICIENTNET = "test_resnet", "test_efficientnet"  # the latter has depthwise convolutions
 
 
-def job(models: list[str], *, brief: bool) -> ScreenJob:
+def job(models: list[str], *, brief: bool) -> CompareJob:
     candidates = grid(models, ["amp"], [32], ["nchw", "channels_last"])
-    return ScreenJob(setting=on_cpu("paper"), candidates=tuple(candidates), brief=brief)
+    return CompareJob(setting=on_cpu("paper"), candidates=tuple(candidates), brief=brief)
 
 
 def test_kernels_that_would_be_built_are_left_to_those_who_have_time() -> None:
@@ -38,7 +38,7 @@ def test_kernels_that_would_be_built_are_left_to_those_who_have_time() -> None:
 def test_a_backbone_that_fails_leaves_the_others_their_paces(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     build = Learner.__init__
 
-    def fail(self: Learner, setting: Setting, candidate: Candidate, *more: Any, **named: Any) -> None:
+    def fail(self: Learner, setting: JobSettings, candidate: Candidate, *more: Any, **named: Any) -> None:
         if candidate.model == failing:
             raise ValueError("this model takes no images")
         build(self, setting, candidate, *more, **named)

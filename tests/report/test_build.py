@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from fitwithin.candidate import Candidate
-from fitwithin.engine.results import Trained
-from fitwithin.engine.simulated.engine import Law, Trouble
+from fitwithin.engine.results import TrainResult
+from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.errors import BudgetError
 from fitwithin.pipeline import finish
 from fitwithin.pipeline import run as flow
@@ -30,8 +30,8 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_pages(monkeypatch)
 
 
-def told(tmp_path: Path, law: Law | None = None, **asked: Any) -> tuple[Stage, Report]:
-    stage = Stage(law or Law(), request(**{"time_s": 300.0, **asked}), tmp_path)
+def told(tmp_path: Path, law: SimulatedMachine | None = None, **asked: Any) -> tuple[Stage, Report]:
+    stage = Stage(law or SimulatedMachine(), request(**{"time_s": 300.0, **asked}), tmp_path)
     return stage, flow.tell(stage.run())
 
 
@@ -53,7 +53,7 @@ def test_every_candidate_has_its_row_and_its_reason(tmp_path: Path) -> None:
 
 
 def test_slow_probes_reject_no_candidate_that_has_a_budget_of_its_own(tmp_path: Path) -> None:
-    law = Law(warmup_s=15.0)
+    law = SimulatedMachine(warmup_s=15.0)
     _, report = told(tmp_path, law, models=("resnet18", "resnet50"), scope="candidate", time_s=60.0)
     assert [row.status for row in report.candidates] == ["trained", "trained"]
     assert min(row.profile_s for row in report.candidates) > 60.0
@@ -96,7 +96,7 @@ def test_phases_add_up_to_what_was_spent(tmp_path: Path) -> None:
     ],
 )
 def test_every_limit_that_was_set_is_answered_for(tmp_path: Path, asked: dict[str, Any], names: list[str]) -> None:
-    stage = Stage(Law(), request(**asked), tmp_path)
+    stage = Stage(SimulatedMachine(), request(**asked), tmp_path)
     report = flow.tell(stage.run())
     assert [limit.name for limit in report.receipt.limits] == names
     assert all(limit.kept and 0 < limit.spent <= limit.limit for limit in report.receipt.limits)
@@ -114,7 +114,7 @@ def test_a_failed_turn_keeps_its_reason(tmp_path: Path) -> None:
     _, calm = told(tmp_path, models=models)
     first = next(row for row in calm.candidates if row.status == "trained")
     profiled_s = sum(phase.spent_s for phase in calm.receipt.phases if phase.phase == "profile")
-    law = Law(troubles=tuple(Trouble(at_s=profiled_s + at_s, kind="died") for at_s in (0.5, 0.6, 0.7)))
+    law = SimulatedMachine(troubles=tuple(Fault(at_s=profiled_s + at_s, kind="died") for at_s in (0.5, 0.6, 0.7)))
     folder = tmp_path / "second"
     folder.mkdir()
     _, report = told(folder, law, models=models)
@@ -128,7 +128,7 @@ def test_a_rescue_is_told_of(tmp_path: Path) -> None:
     stage, report = told(tmp_path)
     row = next(row for row in report.candidates if row.status == "trained")
     (event,) = stage.store.events("turn")
-    stage.store.append("turn", {**event.body, "trained": {**event.body["trained"], "rescues": 2}})
+    stage.store.append("turn", {**event.body, "trained": {**event.body["trained"], "nan_restarts": 2}})
     plan = flow.draw_up(stage.run())
     again = build.report(stage.request, plan, stage.store.events())
     assert again.row(row.name).reason.startswith(
@@ -137,7 +137,7 @@ def test_a_rescue_is_told_of(tmp_path: Path) -> None:
 
 
 def test_a_plan_alone_has_no_limits_and_no_winner(tmp_path: Path) -> None:
-    stage = Stage(Law(), request(time_s=300.0), tmp_path)
+    stage = Stage(SimulatedMachine(), request(time_s=300.0), tmp_path)
     run = stage.run()
     plan = flow.draw_up(run)
     report = build.report(stage.request, plan, stage.store.events())
@@ -153,7 +153,7 @@ def test_missing_views_are_noted(tmp_path: Path) -> None:
     evaluated_s = next(p.spent_s for p in calm.receipt.phases if p.phase == "evaluate")
     folder = tmp_path / "second"
     folder.mkdir()
-    law = Law(stalls=((end_s - evaluated_s * 0.4, 100.0),))
+    law = SimulatedMachine(stalls=((end_s - evaluated_s * 0.4, 100.0),))
     try:
         _, report = told(folder, law, view_sizes=(160, 224))
     except BudgetError:  # pragma: no cover - the stall comes after the plan
@@ -176,7 +176,7 @@ def test_the_store_is_read_back_into_nouns() -> None:
 
 
 def test_a_hurried_run_has_no_charts_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = Stage(Law(), request(time_s=300.0), tmp_path)
+    stage = Stage(SimulatedMachine(), request(time_s=300.0), tmp_path)
     monkeypatch.undo()
     monkeypatch.setattr(render, "drawings", None)
     report = flow.tell(replace(stage.run(), drawing_s=None, hurried=True))
@@ -191,7 +191,7 @@ class Killed(BaseException):
 
 
 def test_who_is_killed_over_the_charts_has_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = Stage(Law(), request(time_s=300.0), tmp_path)
+    stage = Stage(SimulatedMachine(), request(time_s=300.0), tmp_path)
 
     def dies(drawing: finish.Drawing) -> None:
         raise Killed
@@ -213,7 +213,7 @@ def test_charts_that_there_is_no_time_for_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spare_s: float, drawn: int
 ) -> None:
     """Time for them with their margin, that is, and for the end of the process."""
-    stage = Stage(Law(), request(time_s=300.0), tmp_path)
+    stage = Stage(SimulatedMachine(), request(time_s=300.0), tmp_path)
     asked: list[finish.Drawing] = []
     monkeypatch.setattr(finish.Drawing, "there", lambda drawing: None)
     monkeypatch.setattr(finish.Drawing, "result", lambda drawing: asked.append(drawing) or render.NO_DRAWINGS)
@@ -226,8 +226,8 @@ def test_charts_that_there_is_no_time_for_are_left_out(
 
 def test_a_turn_of_less_than_an_epoch_tells_how_much_less(tmp_path: Path) -> None:
     """To the digit that was planned: "planned 0.071 epochs, took 0.1: slower than profiled" told nothing."""
-    (turn,) = flow.draw_up(Stage(Law(), request(), tmp_path).run()).turns
-    trained = Trained(
+    (turn,) = flow.draw_up(Stage(SimulatedMachine(), request(), tmp_path).run()).turns
+    trained = TrainResult(
         steps=30,
         planned_steps=36,
         epochs=0.0694,

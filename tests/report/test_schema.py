@@ -23,7 +23,7 @@ from fitwithin.report.schema import (
     ViewRow,
     from_json,
 )
-from fitwithin.report.search_report import RungRow, SearchReport, Second, TrialRow, VerdictRow, points
+from fitwithin.report.search_report import EliminationRow, RungRow, SearchReport, Second, TrialRow, points
 
 GIB = 2**30
 HOSTILE = ("</script><script>alert(1)</script>", "cats & dogs", "Ærøskøbing", "猫", "x" * 180, "[red]a|b*c_`d`", "a\nb")
@@ -291,15 +291,17 @@ def searched(**changes: object) -> Report:
     ask(names[0], -1, 2000.0, 912, "handed over")
     cut = Estimate(correct=correct[names[1]], total=1000)
     verdicts = [
-        VerdictRow(candidate=name, rung=0, reason=f"{name} lost", confidence=0.9 - 0.01 * place, cut=cut)
+        EliminationRow(candidate=name, rung=0, reason=f"{name} lost", confidence=0.9 - 0.01 * place, cut=cut)
         for place, name in enumerate(names[3:])
     ]
     tie = "1000 validation images cannot tell them apart"
     verdicts += [
-        VerdictRow(candidate=names[2], rung=0, reason=tie, confidence=None, cut=cut),
-        VerdictRow(candidate=failed, rung=0, reason="it died", confidence=None, cut=None),
-        VerdictRow(candidate="resnet50-amp-224", rung=None, reason="left out: no time", confidence=None, cut=None),
-        VerdictRow(candidate=names[1], rung=1, reason="second", confidence=0.83, cut=Estimate(correct=860, total=1000)),
+        EliminationRow(candidate=names[2], rung=0, reason=tie, confidence=None, cut=cut),
+        EliminationRow(candidate=failed, rung=0, reason="it died", confidence=None, cut=None),
+        EliminationRow(candidate="resnet50-amp-224", rung=None, reason="left out: no time", confidence=None, cut=None),
+        EliminationRow(
+            candidate=names[1], rung=1, reason="second", confidence=0.83, cut=Estimate(correct=860, total=1000)
+        ),
     ]
     search = SearchReport(
         told="Successive halving: 7 trials of 2m 00s, the best 2 trials of 8m 00s, and 30m 00s for the winner.",
@@ -317,7 +319,7 @@ def searched(**changes: object) -> Report:
             confidence=0.83,
         ),
     )
-    told = outlook(points(search.trials, report.winner, continues=False))
+    told = outlook(points(search.trials, report.winner, warm_start=False))
     rows = marked(
         [
             dataclasses.replace(row, inference_ms=0.2 + len(row.model) / 50, allotted_s=row.actual_s)

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from fitwithin.engine.simulated.engine import Law, Trouble
+from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.inference import bundle
-from fitwithin.ledger import Books, Entry
+from fitwithin.ledger import Entry, Ledger
 from fitwithin.pipeline import run
 from fitwithin.planning import search_plan
 from fitwithin.planning.halving import Halving
-from fitwithin.planning.plan import Planned
-from fitwithin.planning.search import Entrant, Trial
+from fitwithin.planning.plan import SearchPlan
+from fitwithin.planning.search import SearchCandidate, Trial
 from fitwithin.planning.stats import Score
 from fitwithin.report import build, searched
 from fitwithin.report.schema import Report, from_json
@@ -35,10 +35,12 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
     without_pages(monkeypatch)
 
-    def stage(*, time_s: float = 900.0, folder: str = "run", law: Law | None = None, **recipe: Any) -> Stage:
+    def stage(
+        *, time_s: float = 900.0, folder: str = "run", law: SimulatedMachine | None = None, **recipe: Any
+    ) -> Stage:
         asked = request(models=MODELS, sizes=(160, 224), view_sizes=(160, 224), time_s=time_s)
         asked = replace(asked, search="halving", recipe=replace(asked.recipe, **recipe))
-        return Stage(law or Law(half_epochs=20), asked, tmp_path / folder, CountedImages())
+        return Stage(law or SimulatedMachine(half_epochs=20), asked, tmp_path / folder, CountedImages())
 
     return stage
 
@@ -99,21 +101,21 @@ def test_predicted_and_actual_time_are_of_the_same_trials(begin: Begin) -> None:
 
 
 def test_the_outlook_goes_by_the_winners_last_two_trials(begin: Begin) -> None:
-    for continues in (False, True):
-        report = run.tell(begin(folder=str(continues), continues=continues).run())
+    for warm_start in (False, True):
+        report = run.tell(begin(folder=str(warm_start), warm_start=warm_start).run())
         assert report.search is not None
         assert report.outlook is not None
         own = [trial for trial in report.search.trials if trial.candidate == report.winner]
         assert [point.correct for point in report.outlook.points] == [trial.accuracy.correct for trial in own]
         spent = [trial.gpu_s for trial in own]
-        expected = [sum(spent[: n + 1]) for n in range(3)] if continues else spent
+        expected = [sum(spent[: n + 1]) for n in range(3)] if warm_start else spent
         assert [point.gpu_s for point in report.outlook.points] == pytest.approx(expected)
 
 
 def test_without_a_search_one_training_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
     without_pages(monkeypatch)
-    report = run.tell(Stage(Law(), request(time_s=300.0), tmp_path).run())
+    report = run.tell(Stage(SimulatedMachine(), request(time_s=300.0), tmp_path).run())
     assert report.search is None
     assert report.outlook is not None
     assert len(report.outlook.points) == 1
@@ -125,8 +127,8 @@ def test_a_trial_that_died_is_told_with_its_reason(begin: Begin) -> None:
     report = run.tell(begin(folder="calm").run())
     calm = holds(report)
     profiled_s = sum(phase.spent_s for phase in report.receipt.phases if phase.phase == "profile")
-    troubles = tuple(Trouble(at_s=profiled_s + at_s, kind="died") for at_s in (0.5, 0.6, 0.7))
-    search = holds(run.tell(begin(folder="troubled", law=Law(half_epochs=20, troubles=troubles)).run()))
+    troubles = tuple(Fault(at_s=profiled_s + at_s, kind="died") for at_s in (0.5, 0.6, 0.7))
+    search = holds(run.tell(begin(folder="troubled", law=SimulatedMachine(half_epochs=20, troubles=troubles)).run()))
     assert search.trials[0].candidate == calm.trials[0].candidate
     assert search.trials[0].fate == "failed"
     assert search.trials[0].why.startswith("simulated: died")
@@ -148,7 +150,9 @@ def told(search: Halving, truth: Callable[[Trial], Score], budget_s: float = 100
     """A search played through with these truths, told without books."""
     play(search, truth, budget_s=budget_s)
     counts, seconds = (search.ladder.counts, search.ladder.seconds) if search.ladder else ((), ())
-    facts = Planned(entrants=search.entrants, budget_s=budget_s, counts=counts, seconds=seconds, final_s=search.final_s)
+    facts = SearchPlan(
+        entrants=search.entrants, budget_s=budget_s, counts=counts, seconds=seconds, final_s=search.final_s
+    )
     return searched.told(facts, search, {})
 
 
@@ -187,7 +191,7 @@ def test_charges_are_summed_by_turn_whatever_stands_between() -> None:
         return Entry(number=number, phase=phase, key=key, gpus=gpus, reserved_s=reserved_s, charged_s=charged_s)
 
     found = searched.charges(
-        Books(
+        Ledger(
             entries=(
                 entry(1, "a", "profile", 5.0),
                 entry(2, "a", "train", 2.0, 2),
@@ -205,6 +209,6 @@ def test_charges_are_summed_by_turn_whatever_stands_between() -> None:
 
 
 def test_a_trial_names_its_turn() -> None:
-    search = Halving([Entrant(candidate=each.candidate) for each in entrants(4)], budget_s=100.0)
+    search = Halving([SearchCandidate(candidate=each.candidate) for each in entrants(4)], budget_s=100.0)
     found = told(search, steady(1))
     assert [trial.turn for trial in found.trials] == [search_plan.turn_name(trial) for trial in search.trials]

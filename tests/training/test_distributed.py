@@ -20,14 +20,14 @@ import torch
 
 from fitwithin.data.batches import TrainBatches
 from fitwithin.data.pack import Pack
-from fitwithin.data.prefetch import Feeder, _fork
+from fitwithin.data.prefetch import PrefetchLoader, _fork
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import Seat, Stage, TrainJob
 from fitwithin.engine.results import CARD, CHECKPOINT, WEIGHTS
-from fitwithin.errors import Deserted, Hanging
+from fitwithin.errors import LoaderTimeout, PeerLost
 from fitwithin.training import loop
 from fitwithin.training import trainer as turns
-from fitwithin.training.distributed import ALONE, Team, join
+from fitwithin.training.distributed import SINGLE_PROCESS, ProcessGroup, join
 from fitwithin.training.evaluation import feeder_rings
 from fitwithin.training.learner import Learner
 from training.test_learner import CANDIDATE as NORMLESS
@@ -37,7 +37,7 @@ from training.test_loop import BATCH, STAGES, STEPS, images, job, one_thread
 __all__ = ["images", "one_thread"]
 
 
-def together(folder: Path, work: Callable[[Team], Any], size: int = 2) -> list[Any]:
+def together(folder: Path, work: Callable[[ProcessGroup], Any], size: int = 2) -> list[Any]:
     """What the work gives in each of so many processes that have met; the exit code (below 0: the signal) where one
     gave nothing."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,22 +64,24 @@ def state_of(learner: Learner) -> dict[str, torch.Tensor]:
 # --- one update ------------------------------------------------------------------------------------------------------
 
 
-def updated(team: Team, *, chunks: int = 1, clip: float | None = None) -> tuple[list[float], dict[str, torch.Tensor]]:
+def updated(
+    team: ProcessGroup, *, accum_steps: int = 1, clip: float | None = None
+) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and weights after three updates of 12 images, of which each process takes its slice."""
     base = setting()
-    clipped = replace(base, recipe=replace(base.recipe, clip=clip))
-    learner = Learner(clipped, NORMLESS, Cpu(), chunks=chunks, team=team)
+    clipped = replace(base, recipe=replace(base.recipe, clip_grad=clip))
+    learner = Learner(clipped, NORMLESS, Cpu(), accum_steps=accum_steps, team=team)
     learner.optimizer = torch.optim.SGD(learner.net.parameters(), lr=0.0)  # type: ignore[assignment]
     x_bhwc, y_b = (whole.chunk(team.size)[team.rank] for whole in batch(12))
     return [float(learner.step(x_bhwc, y_b, 0.05)) for _ in range(3)], state_of(learner)
 
 
-@pytest.mark.parametrize(("size", "chunks", "clip"), [(2, 1, None), (2, 2, None), (3, 1, None), (2, 1, 0.5)])
+@pytest.mark.parametrize(("size", "accum_steps", "clip"), [(2, 1, None), (2, 2, None), (3, 1, None), (2, 1, 0.5)])
 def test_the_update_is_that_of_one_process_with_all_the_images(
-    tmp_path: Path, size: int, chunks: int, clip: float | None
+    tmp_path: Path, size: int, accum_steps: int, clip: float | None
 ) -> None:
-    losses, weights = updated(ALONE, clip=clip)
-    found = together(tmp_path, partial(updated, chunks=chunks, clip=clip), size)
+    losses, weights = updated(SINGLE_PROCESS, clip=clip)
+    found = together(tmp_path, partial(updated, accum_steps=accum_steps, clip=clip), size)
     for found_losses, found_weights in found:
         assert found_losses == pytest.approx(losses, rel=1e-4), "the loss is the whole update's, in all of them"
         for name, value in weights.items():
@@ -88,7 +90,7 @@ def test_the_update_is_that_of_one_process_with_all_the_images(
 
 
 def test_all_begin_with_the_firsts_weights_and_draw_numbers_of_their_own(tmp_path: Path) -> None:
-    def begun(team: Team) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def begun(team: ProcessGroup) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         learner = Learner(replace(setting(), seed=5 + team.rank), NORMLESS, Cpu(), team=team)
         return state_of(learner), torch.rand(4)
 
@@ -103,7 +105,7 @@ def test_all_begin_with_the_firsts_weights_and_draw_numbers_of_their_own(tmp_pat
 def test_a_gradient_too_large_for_one_is_left_out_by_all(tmp_path: Path) -> None:
     """float16's scaler looks at the mean of the gradients, so all find the same."""
 
-    def scaled(team: Team) -> tuple[list[float], list[bool]]:
+    def scaled(team: ProcessGroup) -> tuple[list[float], list[bool]]:
         learner, scales, changed = Learner(setting(), NORMLESS, Cpu(), team=team), [], []
         learner.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1)
         spoil = [False]
@@ -155,11 +157,11 @@ def turn(images: Pack, folder: Path, **changed: Any) -> TrainJob:
 
 
 def advanced(
-    images: Pack, wanted: TrainJob, folder: Path, prepare: Callable[[Team], None] = lambda team: None
+    images: Pack, wanted: TrainJob, folder: Path, prepare: Callable[[ProcessGroup], None] = lambda team: None
 ) -> list[Any]:
     """What comes of it in each process, each with the numbers of its steps and its rates; or the error's words."""
 
-    def work(team: Team) -> Any:
+    def work(team: ProcessGroup) -> Any:
         prepare(team)
         take, rates = Learner.step, []
 
@@ -170,11 +172,11 @@ def advanced(
         Learner.step = step  # type: ignore[method-assign]
         rings = feeder_rings(wanted.candidate, wanted.setting, wanted.share)
         told: list[int] = []
-        with Feeder(images, 1, rings, pin=False) as feeder:
+        with PrefetchLoader(images, 1, rings, pin=False) as feeder:
             try:
                 note = lambda progress: told.append(progress.step)  # noqa: E731
                 return loop.advance(wanted, Cpu(), feeder, time.monotonic(), note, team), rates
-            except (Deserted, Hanging) as error:
+            except (PeerLost, LoaderTimeout) as error:
                 return str(error), rates
 
     return together(folder, work)
@@ -207,7 +209,7 @@ def test_a_deadline_ends_both_at_the_same_step(images: Pack, tmp_path: Path) -> 
 def test_an_open_ended_turn_of_two_uses_its_time_up(images: Pack, tmp_path: Path) -> None:
     wanted = turn(images, tmp_path / "turn", steps=10, until_at=time.monotonic() + 6.0, stages=STAGES)
     wanted = replace(wanted, open_ended=True)
-    recipe = replace(wanted.setting.recipe, last_epochs=1)
+    recipe = replace(wanted.setting.recipe, validate_last_epochs=1)
     wanted = replace(wanted, setting=replace(wanted.setting, recipe=recipe))
     (first, steps), (second, other_steps) = advanced(images, wanted, tmp_path / "meet")
     assert time.monotonic() <= wanted.until_at
@@ -220,7 +222,7 @@ def test_an_open_ended_turn_of_two_uses_its_time_up(images: Pack, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("stages", "augmented"),
-    [((), {"jitter": 0.2, "cutmix": 0.3, "optimizer": "muon", "lr": 1e-3}), (STAGES, {})],
+    [((), {"color_jitter": 0.2, "cutmix": 0.3, "optimizer": "muon", "lr": 1e-3}), (STAGES, {})],
     ids=["augmented, with Muon", "three sizes"],
 )
 def test_killed_and_carried_on_gives_the_bytes_of_an_uninterrupted_turn(
@@ -232,7 +234,7 @@ def test_killed_and_carried_on_gives_the_bytes_of_an_uninterrupted_turn(
     (whole, _), _ = advanced(images, calm, tmp_path / "meet")
     often = replace(calm, folder=str(tmp_path / "killed"), save_s=0.0, checkpoint_every_s=1e-9)
 
-    def dies_at(step: int, rank: int, team: Team) -> None:
+    def dies_at(step: int, rank: int, team: ProcessGroup) -> None:
         write = turns.write_checkpoint
 
         def note(path: Path, learner: Learner, facts: dict[str, Any]) -> None:
@@ -261,7 +263,7 @@ def test_killed_and_carried_on_gives_the_bytes_of_an_uninterrupted_turn(
 
 
 def test_weights_that_are_no_numbers_in_one_send_both_back(images: Pack, tmp_path: Path) -> None:
-    def spoil(team: Team) -> None:
+    def spoil(team: ProcessGroup) -> None:
         take, taken = Learner.step, []
 
         def step(self: Learner, *arguments: Any) -> torch.Tensor:
@@ -274,7 +276,7 @@ def test_weights_that_are_no_numbers_in_one_send_both_back(images: Pack, tmp_pat
         Learner.step = step  # type: ignore[method-assign]
 
     (first, steps), (second, other_steps) = advanced(images, turn(images, tmp_path / "turn"), tmp_path / "meet", spoil)
-    assert (first.ended, first.steps, first.rescues, second.rescues) == ("complete", STEPS, 1, 1)
+    assert (first.ended, first.steps, first.nan_restarts, second.nan_restarts) == ("complete", STEPS, 1, 1)
     assert steps == other_steps
 
 
@@ -287,12 +289,12 @@ class TornOff(TrainBatches):
         return super().prepare(number)
 
 
-def torn_off(team: Team) -> None:
+def torn_off(team: ProcessGroup) -> None:
     loop.TrainBatches = TornOff  # type: ignore[misc]
 
 
 def test_a_loader_that_hangs_early_lets_other_processes_go_on(images: Pack, tmp_path: Path) -> None:
-    wanted = turn(images, tmp_path / "hung", frozen=True, patience_s=1.0)
+    wanted = turn(images, tmp_path / "hung", frozen=True, loader_timeout_s=1.0)
     for told, steps in advanced(images, wanted, tmp_path / "meet", torn_off):
         assert (told, len(steps)) == ("no batch came within 1 s after step 10", 10)
     (outcome, steps), _ = advanced(images, wanted, tmp_path / "meet")
@@ -302,11 +304,11 @@ def test_a_loader_that_hangs_early_lets_other_processes_go_on(images: Pack, tmp_
 
 
 def test_a_loader_that_hangs_late_ends_the_turn_with_what_there_is(images: Pack, tmp_path: Path) -> None:
-    def late(team: Team) -> None:
+    def late(team: ProcessGroup) -> None:
         torn_off(team)
         turns.RESTARTS = 10**6
 
-    wanted = turn(images, tmp_path / "turn", patience_s=1.0)
+    wanted = turn(images, tmp_path / "turn", loader_timeout_s=1.0)
     (first, _), (second, _) = advanced(images, wanted, tmp_path / "meet", late)
     assert (first.ended, first.steps, second.ended, second.steps) == ("cut", 10, "cut", 10)
     assert (tmp_path / "turn" / WEIGHTS).is_file()
@@ -317,12 +319,12 @@ def test_a_loader_that_hangs_late_ends_the_turn_with_what_there_is(images: Pack,
 
 def test_one_that_is_alone_says_what_it_was_told() -> None:
     batches: Iterator[int] = iter([1, 2])
-    assert ALONE.in_step(batches) is batches
-    assert ALONE.led([3, True]) == [3, True]
-    assert ALONE.largest(3, 4) == [3, 4]
-    assert (ALONE.any(True), ALONE.any(False)) == (True, False)
-    assert ALONE.gather("x") == ["x"]
-    assert join(Seat()) is ALONE
+    assert SINGLE_PROCESS.in_step(batches) is batches
+    assert SINGLE_PROCESS.led([3, True]) == [3, True]
+    assert SINGLE_PROCESS.largest(3, 4) == [3, 4]
+    assert (SINGLE_PROCESS.any(True), SINGLE_PROCESS.any(False)) == (True, False)
+    assert SINGLE_PROCESS.gather("x") == ["x"]
+    assert join(Seat()) is SINGLE_PROCESS
 
 
 def test_devices_follow_each_other() -> None:

@@ -16,11 +16,11 @@ from PIL import Image
 from fitwithin.candidate import Candidate, views_of
 from fitwithin.data import image_folder, pack_builder
 from fitwithin.data.pack import Pack
-from fitwithin.data.prefetch import Feeder
+from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import EvaluateJob
-from fitwithin.engine.results import EVALUATED, Evaluated, read_evaluated
-from fitwithin.engine.simulated.engine import SimulatedClock
+from fitwithin.engine.results import EVALUATED, EvalResult, read_eval_result
+from fitwithin.engine.simulated.clock import SimulatedClock
 from fitwithin.training import evaluation
 from fitwithin.training import model as models
 from fitwithin.training.evaluation import feeder_rings
@@ -73,9 +73,9 @@ def job(images: Pack, folder: Path, within_s: float, sizes: tuple[int, ...] = (3
     )
 
 
-def carried_out(wanted: EvaluateJob, images: Pack, emit: Any = None) -> Evaluated:
+def carried_out(wanted: EvaluateJob, images: Pack, emit: Any = None) -> EvalResult:
     rings = feeder_rings(wanted.candidate, wanted.setting, wanted.batch)
-    with Feeder(images, 1, rings, pin=False) as feeder:
+    with PrefetchLoader(images, 1, rings, pin=False) as feeder:
         return evaluation.Evaluator(Cpu(), feeder).evaluate(wanted, emit or (lambda progress: None))
 
 
@@ -118,7 +118,7 @@ def test_what_is_tried_out_tells_what_the_evaluation_takes(
     """And costs no more than it may."""
     wanted = job(images, tmp_path, 100 * SLOW_S)
     rings = feeder_rings(wanted.candidate, wanted.setting, wanted.batch)
-    with Feeder(images, 1, rings, pin=False) as feeder:
+    with PrefetchLoader(images, 1, rings, pin=False) as feeder:
         learner = Learner(wanted.setting, wanted.candidate, Cpu())
         evaluator = evaluation.Evaluator(Cpu(), feeder)
         foreseen = evaluator.rehearse(learner, wanted, most_s)
@@ -136,7 +136,7 @@ def test_what_is_tried_out_tells_what_the_evaluation_takes(
 def test_what_the_first_size_takes_is_told_apart(images: Pack, tmp_path: Path, slow: SimpleNamespace) -> None:
     wanted = job(images, tmp_path, 100 * SLOW_S, sizes=(24, 32))
     rings = feeder_rings(wanted.candidate, wanted.setting, wanted.batch)
-    with Feeder(images, 1, rings, pin=False) as feeder:
+    with PrefetchLoader(images, 1, rings, pin=False) as feeder:
         learner = Learner(wanted.setting, wanted.candidate, Cpu())
         foreseen = evaluation.Evaluator(Cpu(), feeder).rehearse(learner, wanted, math.inf)
     assert foreseen.whole_s == pytest.approx(2 * 6 * SLOW_S)
@@ -172,7 +172,7 @@ def test_what_was_done_outlives_the_process(images: Pack, tmp_path: Path, monkey
 
     with pytest.raises(KeyboardInterrupt):
         carried_out(job(images, tmp_path, 60), images, die)
-    left = read_evaluated(tmp_path / EVALUATED)
+    left = read_eval_result(tmp_path / EVALUATED)
     assert left is not None
     assert [split for split, _ in left.done] == ["val", "val"]
     steps: list[int] = []

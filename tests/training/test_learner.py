@@ -12,8 +12,8 @@ import torch
 
 from fitwithin.candidate import Candidate
 from fitwithin.engine.device import Cpu
-from fitwithin.engine.jobs import Setting
-from fitwithin.engine.simulated.engine import Law
+from fitwithin.engine.jobs import JobSettings
+from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.training import model as models
 from fitwithin.training.evaluation import eval_batch, feeder_rings
 from fitwithin.training.learner import Learner
@@ -24,8 +24,8 @@ from simulation import CountedImages, Stage, request
 CANDIDATE = Candidate(model="test_vit", train_px=64, precision="fp32")
 
 
-def setting() -> Setting:
-    base = Stage(Law(), request(), Path("/nowhere"), CountedImages()).run().setting
+def setting() -> JobSettings:
+    base = Stage(SimulatedMachine(), request(), Path("/nowhere"), CountedImages()).run().setting
     return replace(base, view_sizes=(64,), recipe=replace(base.recipe, flip=0.0))  # nothing is drawn
 
 
@@ -35,29 +35,29 @@ def batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x_bhwc, torch.randint(0, 4, (size,), generator=generator)
 
 
-def updated(chunks: int) -> tuple[list[float], dict[str, torch.Tensor]]:
-    learner = Learner(setting(), CANDIDATE, Cpu(), chunks=chunks)
+def updated(accum_steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+    learner = Learner(setting(), CANDIDATE, Cpu(), accum_steps=accum_steps)
     # AdamW's first steps are the gradients' signs: where one is nearly zero, rounding decides. Plain descent is linear.
     learner.optimizer = torch.optim.SGD(learner.net.parameters(), lr=0.0)  # type: ignore[assignment]
     losses = [float(learner.step(*batch(12), 0.05)) for _ in range(3)]
     return losses, {name: value.clone() for name, value in learner.net.state_dict().items()}
 
 
-@pytest.mark.parametrize("chunks", [2, 3, 6])
-def test_an_update_in_parts_is_the_update_of_the_whole(chunks: int) -> None:
-    (losses, weights), (losses_in_parts, weights_in_parts) = updated(1), updated(chunks)
+@pytest.mark.parametrize("accum_steps", [2, 3, 6])
+def test_an_update_in_parts_is_the_update_of_the_whole(accum_steps: int) -> None:
+    (losses, weights), (losses_in_parts, weights_in_parts) = updated(1), updated(accum_steps)
     assert losses_in_parts == pytest.approx(losses, rel=1e-4)
     assert len(set(losses)) == 3
     for name, value in weights.items():
         torch.testing.assert_close(weights_in_parts[name], value, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("chunks", [1, 3])
-def test_a_gradient_beyond_the_clip_is_scaled_down_to_it(chunks: int) -> None:
+@pytest.mark.parametrize("accum_steps", [1, 3])
+def test_a_gradient_beyond_the_clip_is_scaled_down_to_it(accum_steps: int) -> None:
     def norm(clip: float | None) -> float:
         base = setting()
-        clipped = replace(base, recipe=replace(base.recipe, clip=clip))
-        learner, found = Learner(clipped, CANDIDATE, Cpu(), chunks=chunks), []
+        clipped = replace(base, recipe=replace(base.recipe, clip_grad=clip))
+        learner, found = Learner(clipped, CANDIDATE, Cpu(), accum_steps=accum_steps), []
 
         def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
             grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -168,13 +168,13 @@ def on_canvases(x_bhwc: torch.Tensor, y_b: torch.Tensor, side: int) -> tuple[tor
     return canvases, torch.stack([y_b, torch.full((n,), px), torch.full((n,), px)], dim=1)
 
 
-@pytest.mark.parametrize("chunks", [1, 3])
-@pytest.mark.parametrize("augmented", [{}, {"flip": 0.5, "jitter": 0.3, "cutmix": 0.5, "smoothing": 0.1}])
-def test_a_step_on_canvases_is_the_step_on_their_images(chunks: int, augmented: dict[str, float]) -> None:
+@pytest.mark.parametrize("accum_steps", [1, 3])
+@pytest.mark.parametrize("augmented", [{}, {"flip": 0.5, "color_jitter": 0.3, "cutmix": 0.5, "label_smoothing": 0.1}])
+def test_a_step_on_canvases_is_the_step_on_their_images(accum_steps: int, augmented: dict[str, float]) -> None:
     """Images of the training size, which resizing leaves as they are; both draw the same."""
     asked, losses = replace(setting(), recipe=replace(setting().recipe, **augmented)), []
     for side in (None, 80):
-        learner = Learner(asked, CANDIDATE, Cpu(), chunks=chunks)
+        learner = Learner(asked, CANDIDATE, Cpu(), accum_steps=accum_steps)
         x_bhwc, y_b = batch(12)
         found = (x_bhwc, y_b) if side is None else on_canvases(x_bhwc, y_b, side)
         losses.append([float(learner.step(*found, 1e-3)) for _ in range(3)])

@@ -22,16 +22,25 @@ from fitwithin.candidate import Candidate
 from fitwithin.data import image_folder, pack_builder
 from fitwithin.data.batches import EvalBatches, TrainBatches
 from fitwithin.data.pack import Pack
-from fitwithin.data.prefetch import Feeder
+from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import EvaluateJob, Stage, TrainJob
 from fitwithin.engine.margins import EXIT_S
-from fitwithin.engine.results import CARD, CHECKPOINT, OUTCOME, SALVAGE, WEIGHTS, Progress, Trained, read_trained
-from fitwithin.errors import Hanging, TrainingError
+from fitwithin.engine.results import (
+    CARD,
+    CHECKPOINT,
+    OUTCOME,
+    SALVAGE,
+    WEIGHTS,
+    Progress,
+    TrainResult,
+    read_train_result,
+)
+from fitwithin.errors import LoaderTimeout, TrainingError
 from fitwithin.training import learner as learners
 from fitwithin.training import loop
 from fitwithin.training import trainer as turns
-from fitwithin.training.evaluation import Rehearsed, feeder_rings
+from fitwithin.training.evaluation import EvalEstimate, feeder_rings
 from fitwithin.training.learner import Learner
 from fitwithin.training.model import load
 from fitwithin.training.schedule import cosine, make_schedule, overhead_s, steps_end_at
@@ -85,10 +94,10 @@ def job(images: Pack, folder: Path, **changed: Any) -> TrainJob:
     return replace(usual, **changed)
 
 
-def advance(wanted: TrainJob, images: Pack, emit: Any = None, evaluator: Any = None) -> Trained:
+def advance(wanted: TrainJob, images: Pack, emit: Any = None, evaluator: Any = None) -> TrainResult:
     """Here, without a cap: a limit on this process would outlive the test."""
     rings = feeder_rings(wanted.candidate, wanted.setting, wanted.batch)
-    with Feeder(images, wanted.setting.workers, rings, pin=False) as feeder:
+    with PrefetchLoader(images, wanted.setting.workers, rings, pin=False) as feeder:
         note = emit or (lambda progress: None)
         return loop.advance(wanted, Cpu(), feeder, time.monotonic(), note, evaluator=evaluator)
 
@@ -123,7 +132,7 @@ def test_a_complete_turn_anneals_to_exactly_zero(images: Pack, tmp_path: Path, r
     assert outcome.curve[-1]["loss"] < math.log(2)
     assert told[-1].total == STEPS
     assert {path.name for path in tmp_path.iterdir()} == {WEIGHTS, CARD, CHECKPOINT, OUTCOME, SALVAGE}
-    assert read_trained(tmp_path / OUTCOME) == outcome
+    assert read_train_result(tmp_path / OUTCOME) == outcome
 
 
 def test_a_turn_that_has_ended_is_not_taken_again(images: Pack, tmp_path: Path, rates: list[float]) -> None:
@@ -139,10 +148,10 @@ class Foreseeing:
     """An evaluator that foresees so many seconds, whatever it is asked."""
 
     def __init__(self, whole_s: float, *, first_s: float = 0.0, validation_s: float = 0.0) -> None:
-        self.foreseen = Rehearsed(whole_s=whole_s, first_s=first_s, validation_s=validation_s)
+        self.foreseen = EvalEstimate(whole_s=whole_s, first_s=first_s, validation_s=validation_s)
         self.asked, self.holds = list[Any](), ""
 
-    def rehearse(self, *asked: Any) -> Rehearsed:
+    def rehearse(self, *asked: Any) -> EvalEstimate:
         self.asked.append(asked)
         return self.foreseen
 
@@ -166,7 +175,9 @@ def staying(images: Pack, folder: Path, within_s: float, **changed: Any) -> Trai
 
 def once(wanted: TrainJob) -> TrainJob:
     """Validated at its end alone."""
-    return replace(wanted, setting=replace(wanted.setting, recipe=replace(wanted.setting.recipe, last_epochs=1)))
+    return replace(
+        wanted, setting=replace(wanted.setting, recipe=replace(wanted.setting.recipe, validate_last_epochs=1))
+    )
 
 
 @pytest.mark.parametrize(("rehearsed_s", "planned_s"), [(3.0, 5.0), (60.0, 3.0)])
@@ -237,13 +248,13 @@ def test_what_a_checkpoint_takes_is_measured(images: Pack, tmp_path: Path, monke
         time.sleep(0.3)
         write(*told)
 
-    class Seen(turns.Turn):
-        def finish(self) -> Trained:
+    class Seen(turns.Trainer):
+        def finish(self) -> TrainResult:
             found.append(self.checkpoint_s)
             return super().finish()
 
     monkeypatch.setattr(turns, "write_checkpoint", slow)
-    monkeypatch.setattr(loop, "Turn", Seen)
+    monkeypatch.setattr(loop, "Trainer", Seen)
     advance(job(images, tmp_path), images)
     assert 0.3 <= found[0] < 1.3
 
@@ -251,13 +262,13 @@ def test_what_a_checkpoint_takes_is_measured(images: Pack, tmp_path: Path, monke
 def test_what_a_validation_found_is_there_if_the_process_is_ended_after_it(
     images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def finish(self: Any) -> Trained:
+    def finish(self: Any) -> TrainResult:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(turns.Turn, "finish", finish)
+    monkeypatch.setattr(turns.Trainer, "finish", finish)
     with pytest.raises(KeyboardInterrupt):
         advance(job(images, tmp_path), images)
-    left = read_trained(tmp_path / SALVAGE)
+    left = read_train_result(tmp_path / SALVAGE)
     assert left is not None
     assert (left.steps, left.best, len(left.validations)) == (STEPS, N_VAL, 3)
 
@@ -306,7 +317,7 @@ def test_a_loss_that_is_never_a_number_again_ends_the_turn_and_leaves_a_model(
     with pytest.raises(TrainingError, match=r"no longer finite at step 2, in attempt 4 of 4"):
         advance(job(images, tmp_path), images)
     assert_finite(tmp_path)
-    assert read_trained(tmp_path / SALVAGE) is not None
+    assert read_train_result(tmp_path / SALVAGE) is not None
 
 
 def assert_finite(folder: Path) -> None:
@@ -335,7 +346,7 @@ def test_weights_that_are_no_numbers_are_taken_back(
     monkeypatch.setattr(turns, "READING_S", 0.0)
     monkeypatch.setattr(turns, "CURVE_POINTS", math.inf)
     outcome = advance(job(images, tmp_path), images)
-    assert (outcome.ended, outcome.steps, outcome.rescues) == ("complete", STEPS, 1)
+    assert (outcome.ended, outcome.steps, outcome.nan_restarts) == ("complete", STEPS, 1)
     assert (outcome.best or 0) > N_VAL // 2
     assert_finite(tmp_path)
     steps = [point["step"] for point in outcome.curve]
@@ -393,7 +404,7 @@ def test_progressive_resizing_trains_on_each_size_in_turn(
 def test_an_open_ended_turn_uses_its_time_up(images: Pack, tmp_path: Path, rates: list[float]) -> None:
     """Planned for far fewer steps than there is time for; the validation at its end and the model are within."""
     wanted = job(images, tmp_path, steps=10, until_at=time.monotonic() + 6.0, open_ended=True)
-    recipe_ = replace(wanted.setting.recipe, last_epochs=1)
+    recipe_ = replace(wanted.setting.recipe, validate_last_epochs=1)
     outcome = advance(replace(wanted, setting=replace(wanted.setting, recipe=recipe_)), images)
     assert 0.0 <= wanted.until_at - time.monotonic() <= EXIT_S + 0.5
     assert outcome.steps > 10
@@ -479,7 +490,7 @@ def test_sizes_follow_each_other_on_canvases_too(
         ((), {}, None),
         (STAGES, {}, None),
         (STAGES, {}, 32),
-        ((), {"jitter": 0.2, "cutmix": 0.3, "optimizer": "muon", "lr": 1e-3}, None),
+        ((), {"color_jitter": 0.2, "cutmix": 0.3, "optimizer": "muon", "lr": 1e-3}, None),
     ],
     ids=["one size", "three sizes", "three sizes on canvases", "augmented, with Muon"],
 )
@@ -530,10 +541,10 @@ def test_a_loader_that_hangs_shortens_the_turn(images: Pack, tmp_path: Path, mon
 def test_a_loader_that_hangs_early_lets_another_process_go_on(
     images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = job(images, tmp_path / "hung", frozen=True, patience_s=1.0)
+    wanted = job(images, tmp_path / "hung", frozen=True, loader_timeout_s=1.0)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "TrainBatches", TornOff)
-        with pytest.raises(Hanging, match="no batch came within 1 s after step 10"):
+        with pytest.raises(LoaderTimeout, match="no batch came within 1 s after step 10"):
             advance(wanted, images)
     outcome = advance(wanted, images)
     assert (outcome.ended, outcome.steps) == ("complete", STEPS)
@@ -547,7 +558,7 @@ def test_a_loader_that_hangs_late_is_not_waited_for(
     monkeypatch.setattr(loop, "TrainBatches", TornOff)
     monkeypatch.setattr(turns, "RESTARTS", 10**6)
     begun_at = time.monotonic()
-    outcome = advance(job(images, tmp_path, patience_s=1.0), images)
+    outcome = advance(job(images, tmp_path, loader_timeout_s=1.0), images)
     assert time.monotonic() - begun_at < 20.0
     assert (outcome.ended, outcome.steps) == ("cut", 10)
 

@@ -32,9 +32,11 @@ def batch(number: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_loss_falls(optimizer: str, smoothing: float) -> None:
-    one = learner(replace(recipes.load("paper"), optimizer=optimizer, smoothing=smoothing, decay_norms=False))
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_the_loss_falls(optimizer: str, label_smoothing: float) -> None:
+    one = learner(
+        replace(recipes.load("paper"), optimizer=optimizer, label_smoothing=label_smoothing, decay_norms=False)
+    )
     losses = [float(one.step(*batch(number % 2), 3e-3)) for number in range(16)]
     assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
 

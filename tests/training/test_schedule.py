@@ -259,26 +259,26 @@ def test_the_first_steps_at_a_size_say_nothing_of_the_pace() -> None:
 
 @given(st.integers(40, 800), st.floats(0.3, 1.4), st.integers(1, 3), st.floats(0, 20))
 def test_an_open_ended_turn_validates_its_last_epochs_once_each(
-    planned: int, slower: float, last_epochs: int, validation_s: float
+    planned: int, slower: float, validate_last_epochs: int, validation_s: float
 ) -> None:
     """The end moves on while validations take less than was kept for them; the last one is at the end."""
     epoch, kept_s = planned / 8, 1.5 * validation_s
-    ends_at = planned + last_epochs * kept_s
+    ends_at = planned + validate_last_epochs * kept_s
     schedule = Schedule(planned=planned, training_ends_at=ends_at, planned_step_s=1.0, open_ended=True)
     made: list[int] = []
     now = 0.0
 
     def due() -> list[int]:
-        return schedule.marks(epoch, last_epochs)
+        return schedule.marks(epoch, validate_last_epochs)
 
-    schedule.observe(now, last_epochs * kept_s)
+    schedule.observe(now, validate_last_epochs * kept_s)
     while not schedule.done:
         now, schedule.step = now + slower, schedule.step + 1
         schedule.observe(now, kept_s * sum(mark > schedule.step for mark in due()))
-        if schedule.reach(epoch, last_epochs):
+        if schedule.reach(epoch, validate_last_epochs):
             made.append(schedule.step)
             now += validation_s
             schedule.pause()
-    assert len(made) == last_epochs
+    assert len(made) == validate_last_epochs
     assert made[-1] == schedule.total
     assert ends_at - 0.5 * validation_s - 3 * slower <= now <= ends_at + slower

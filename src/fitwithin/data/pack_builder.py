@@ -291,9 +291,11 @@ def sound(pack: Pack) -> bool:
 
 def _intact(pack: Pack, places: npt.NDArray[np.int64]) -> bool:
     """Those images' pixels are what was stored. In threads: the checksum frees the interpreter lock."""
-    chunks = [places[start : start + 256].tolist() for start in range(0, len(places), 256)]
+    accum_steps = [places[start : start + 256].tolist() for start in range(0, len(places), 256)]
     with ThreadPoolExecutor(cores()) as pool:
-        return all(pool.map(lambda chunk: all(zlib.crc32(pack.image(i).data) == pack.crcs[i] for i in chunk), chunks))
+        return all(
+            pool.map(lambda chunk: all(zlib.crc32(pack.image(i).data) == pack.crcs[i] for i in chunk), accum_steps)
+        )
 
 
 def _checked(folder: Path) -> Status | None:

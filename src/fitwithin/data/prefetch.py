@@ -66,7 +66,7 @@ def ring_bytes(shapes: Sequence[tuple[int, int]]) -> int:
     return SLOTS * max(slot_bytes(batch, px) for batch, px in shapes)
 
 
-class Feeder:
+class PrefetchLoader:
     """The processes and their rings. Start it before CUDA and before any thread.
 
     Args:
@@ -81,7 +81,7 @@ class Feeder:
         self._starts = tuple(HEADER + sum(rings[:ring]) for ring in range(len(rings)))
         self._pin, self._pinned, self._foreman, self._opened = pin, False, 0, 0
         #: A batch not made within so many seconds never will be: then the processes hang, and nothing can be opened.
-        self.patience_s, self.stalled = math.inf, False
+        self.loader_timeout_s, self.stalled = math.inf, False
         self._memory: mmap.mmap | None = None
         self._commands: list[Connection] = []
         self._streams: dict[int, Stream] = {}
@@ -91,7 +91,7 @@ class Feeder:
         """All of its memory, which lies on the host."""
         return HEADER + sum(self._rings)
 
-    def start(self) -> Feeder:
+    def start(self) -> PrefetchLoader:
         """Fork the processes."""
         self._memory = mmap.mmap(-1, self.capacity_bytes)
         self._current = np.frombuffer(self._memory, np.int64, len(self._rings))
@@ -201,7 +201,7 @@ class Feeder:
             os.close(self._told)
             self._foreman = 0
 
-    def __enter__(self) -> Feeder:
+    def __enter__(self) -> PrefetchLoader:
         return self.start()
 
     def __exit__(self, *error: object) -> None:
@@ -214,7 +214,7 @@ class Stream:
     #: Batches that are made before they are asked for.
     ahead = SLOTS - HELD + 1
 
-    def __init__(self, feeder: Feeder, number: int, start: int, batches: Batches, until_at: float) -> None:
+    def __init__(self, feeder: PrefetchLoader, number: int, start: int, batches: Batches, until_at: float) -> None:
         self.number, self._until_at = number, until_at
         self._feeder, self._start, self._batches = feeder, start, batches
         self._asked = self._taken = 0
@@ -240,7 +240,7 @@ class Stream:
 
     def _wait(self, number: int) -> bool:
         """Until all of that batch is made, or failed to be; whether that came to pass in time."""
-        until_at = min(self._until_at, time.monotonic() + self._feeder.patience_s)
+        until_at = min(self._until_at, time.monotonic() + self._feeder.loader_timeout_s)
         while self._made[number] < self._feeder.workers and not self._feeder.stalled:
             self._feeder.listen(until_at)
         return self._made.pop(number, 0) == self._feeder.workers

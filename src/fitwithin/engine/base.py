@@ -16,7 +16,7 @@ from fitwithin.engine.results import Outcome, Progress
 T = TypeVar("T")
 
 
-class Crew(Protocol):
+class Executor(Protocol):
     """Work that goes on side by side in the engine's time, a thread for each; a block, at whose end nothing goes on.
 
     Where the block ends with an error or an interrupt, whatever is at work is ended at once.
@@ -28,7 +28,7 @@ class Crew(Protocol):
     def wait(self) -> Future[Any]:
         """The next of those begun that has ended, well or not; each is told of once."""
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> Executor:
         """The crew itself."""
 
     def __exit__(
@@ -69,7 +69,7 @@ class Engine(Protocol):
         One that is silent until :func:`fitwithin.engine.jobs.hangs_at` is ended too: kind ``hung``.
         """
 
-    def crew(self, count: int) -> Crew:
+    def crew(self, count: int) -> Executor:
         """Threads for so much work side by side, whose jobs this engine carries out."""
 
     def close(self) -> None:

@@ -194,4 +194,4 @@ def _cluster(device: str, wanted: int, log: Path | None) -> Engine:
         raise UsageError(
             f"--gpus {wanted} was asked for and the Ray cluster has {seen}; give --gpus {slots}, or add nodes"
         )
-    return Cluster(device, gpus=kind, slots=slots, sharers=max(1, most), log=log)
+    return Cluster(device, gpus=kind, slots=slots, jobs_per_host=max(1, most), log=log)

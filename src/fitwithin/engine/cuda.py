@@ -55,11 +55,11 @@ class Cuda:
         self._gauge: DriverGauge | None = None
         self._watched_from: int | None = None
 
-    def cap(self, limit_bytes: int, accounting: str, outside_bytes: int = 0, staged_bytes: int = 0) -> None:
+    def cap(self, limit_bytes: int, accounting: str, non_allocator_bytes: int = 0, staged_bytes: int = 0) -> None:
         """Bound this process's memory on the device.
 
-        Kernels are loaded while the first steps run, outside the allocator: without ``outside_bytes`` to expect, a
-        process at the edge of its cap was seen 117 MB above it for a moment.
+        Kernels are loaded while the first steps run, outside the allocator: without ``non_allocator_bytes`` to expect,
+        a process at the edge of its cap was seen 117 MB above it for a moment.
 
         Raises:
             DeviceError: the cap does not even cover the CUDA context, or the driver's count cannot be read.
@@ -67,7 +67,7 @@ class Cuda:
         import torch
 
         del staged_bytes  # in the host's memory
-        self._limit, self._accounting, self._outside = limit_bytes, accounting, outside_bytes
+        self._limit, self._accounting, self._outside = limit_bytes, accounting, non_allocator_bytes
         gauge = DriverGauge() if accounting == "process" else None  # before the context, for its baseline
         if not torch.cuda.is_available():
             raise DeviceError(
@@ -89,7 +89,7 @@ class Cuda:
         self._sampler = Sampler(gauge.read, DRIVER_SAMPLE_S)
         self.settle()
 
-    def outside_bytes(self) -> int:
+    def non_allocator_bytes(self) -> int:
         """Context and kernels, the most that was measured; 0 under ``allocator``, which leaves them out."""
         return self._outside if self._gauge is not None else 0
 
@@ -112,11 +112,11 @@ class Cuda:
         if self._watched_from is None:
             return self.peak_bytes()
         trace = torch.cuda.memory._snapshot(self.index)["device_traces"][self.index]
-        return self.outside_bytes() + demanded_bytes(trace, self._watched_from)
+        return self.non_allocator_bytes() + demanded_bytes(trace, self._watched_from)
 
-    def strangers(self) -> int:
+    def num_other_processes(self) -> int:
         """As the driver shows them under ``process``."""
-        return self._gauge.strangers() if self._gauge is not None else 0
+        return self._gauge.num_other_processes() if self._gauge is not None else 0
 
     def settle(self) -> None:
         """Measure what lies outside the allocator and set the allocator's limit to what is left of the cap."""
@@ -213,11 +213,11 @@ class Cuda:
             told = str(error.__context__ or error)
             let_go(error)
         if told is not None:
-            if self.crowded():
+            if self.memory_taken_by_others():
                 raise DeviceFull(CROWDED)
             raise cap_reached(told)
 
-    def crowded(self) -> bool:
+    def memory_taken_by_others(self) -> bool:
         """Whether the card had less to give at some time than the cap allows: others hold it."""
         import torch
 

@@ -26,14 +26,14 @@ class Device(Protocol):
 
     name: str
 
-    def cap(self, limit_bytes: int, accounting: str, outside_bytes: int = 0, staged_bytes: int = 0) -> None:
+    def cap(self, limit_bytes: int, accounting: str, non_allocator_bytes: int = 0, staged_bytes: int = 0) -> None:
         """Bound this process's memory on the device; call once, before the first allocation.
 
-        ``outside_bytes`` is what an earlier process like this one came to hold outside the allocator (0: unknown),
-        ``staged_bytes`` the host's memory in which batches are made.
+        ``non_allocator_bytes`` is what an earlier process like this one came to hold outside the allocator (0:
+        unknown), ``staged_bytes`` the host's memory in which batches are made.
         """
 
-    def outside_bytes(self) -> int:
+    def non_allocator_bytes(self) -> int:
         """What this process holds beside the allocator's memory: context, kernels; 0 where there is no allocator."""
 
     def usable_bytes(self) -> int:
@@ -45,7 +45,7 @@ class Device(Protocol):
     def needed_bytes(self) -> int:
         """The least cap under which everything since :meth:`watch` would have passed; the peak where none is noted."""
 
-    def strangers(self) -> int:
+    def num_other_processes(self) -> int:
         """How many processes that are not of this run use the device now; 0 where nobody can tell."""
 
     def settle(self) -> None:
@@ -54,7 +54,7 @@ class Device(Protocol):
     def peak_bytes(self) -> int:
         """The most memory held since :meth:`cap`, by the chosen accounting."""
 
-    def crowded(self) -> bool:
+    def memory_taken_by_others(self) -> bool:
         """Whether other processes held so much that the cap could not be reached."""
 
     def retries(self) -> int:
@@ -101,11 +101,11 @@ class Cpu:
         self._sampler: Sampler | None = None
         self._limit = self._mapped = self._staged = 0
 
-    def cap(self, limit_bytes: int, accounting: str, outside_bytes: int = 0, staged_bytes: int = 0) -> None:
+    def cap(self, limit_bytes: int, accounting: str, non_allocator_bytes: int = 0, staged_bytes: int = 0) -> None:
         """Bound memory growth; starts the thread pools first, since under the limit no thread may start."""
         import torch
 
-        del accounting, outside_bytes  # there is one memory and one count of it
+        del accounting, non_allocator_bytes  # there is one memory and one count of it
         self._limit, self._staged = limit_bytes, staged_bytes
         with torch.no_grad():  # starts OpenMP's threads
             torch.nn.functional.conv2d(torch.zeros(2, 3, 64, 64), torch.zeros(8, 3, 3, 3)).relu().sum()
@@ -121,7 +121,7 @@ class Cpu:
             _, hard = resource.getrlimit(resource.RLIMIT_DATA)
             resource.setrlimit(resource.RLIMIT_DATA, (held + max(0, limit_bytes - staged_bytes), hard))
 
-    def outside_bytes(self) -> int:
+    def non_allocator_bytes(self) -> int:
         """Nothing."""
         return 0
 
@@ -136,7 +136,7 @@ class Cpu:
         """What was mapped: the kernel's limit counts that, used or not."""
         return max(self.peak_bytes(), self._mapped + self._staged)
 
-    def strangers(self) -> int:
+    def num_other_processes(self) -> int:
         """The CPU is everybody's."""
         return 0
 
@@ -150,7 +150,7 @@ class Cpu:
         self._sampler.read()
         return self._sampler.peak
 
-    def crowded(self) -> bool:
+    def memory_taken_by_others(self) -> bool:
         """Nobody can tell."""
         return False
 

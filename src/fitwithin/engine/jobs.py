@@ -24,12 +24,12 @@ READING_S, CURVE_POINTS = 1.0, 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class JobSettings:
     """What every job of a run shares: the device, its cap, the packed images and the recipe.
 
     ``workers`` is the number of loader processes; ``view_sizes`` the sizes in pixels that evaluation uses.
     ``data_parallel`` processes train a candidate together, on devices that follow each other; each has its loaders. The
-    ``sharers``, so many jobs at a time, have the machine's cores. With ``canvas_px`` the device resizes training
+    ``jobs_per_host``, so many jobs at a time, have the machine's cores. With ``canvas_px`` the device resizes training
     images, which travel on canvases of that side; else the loaders do.
     """
 
@@ -43,7 +43,7 @@ class Setting:
     seed: int
     workers: int
     data_parallel: int = 1
-    sharers: int = 1
+    jobs_per_host: int = 1
     canvas_px: int | None = None
 
 
@@ -72,20 +72,20 @@ class ProbeJob:
 
     ``batch`` is what each process takes, where several train together. A ``scout`` goes on in the same process to about
     two thirds of what seems to fit, so that one start gives two points of memory against batch; never beyond ``limit``.
-    ``outside_bytes`` is what earlier probes held outside the allocator. ``captured``: on CUDA the step is recorded as a
-    graph. An update takes ``batch`` images in ``chunks`` parts; with ``rates`` smaller batches are timed too. A
-    ``brief`` timing takes a fraction of the time, and is less certain.
+    ``non_allocator_bytes`` is what earlier probes held outside the allocator. ``captured``: on CUDA the step is
+    recorded as a graph. An update takes ``batch`` images in ``accum_steps`` parts; with ``rates`` smaller batches are
+    timed too. A ``brief`` timing takes a fraction of the time, and is less certain.
     """
 
-    setting: Setting
+    setting: JobSettings
     candidate: Candidate
     batch: int
     timed: bool = False
     scout: bool = False
     limit: int = 0
-    outside_bytes: int = 0
+    non_allocator_bytes: int = 0
     captured: bool = True
-    chunks: int = 1
+    accum_steps: int = 1
     rates: bool = False
     brief: bool = False
 
@@ -100,19 +100,20 @@ class TrainJob:
     """Train for ``steps`` and leave a model in ``folder`` before ``until_at``; goes on from a checkpoint found there.
 
     ``step_s``, ``validation_s`` and ``save_s`` are the profile's; between checkpoints are ``checkpoint_every_s``. Where
-    a batch is not there within ``patience_s``, or nothing is heard of the process for ``silence_s``, it hangs and the
-    turn goes on in another one. An ``open_ended`` job goes beyond its steps while time lasts, a ``frozen`` one keeps
-    them. ``outside_bytes`` is what the profile held outside the allocator; ``captured``: its step was recorded as a
-    CUDA graph; ``chunks``: an update takes ``batch`` images in so many parts. Processes that train together take equal
-    shares of them, each in so many parts. ``stages``: the sizes of images and the pace at each; without any all have
-    the candidate's, at ``step_s``. ``start``: the folder of a model whose weights it begins with; without one they are
-    drawn. ``evaluation_s`` is kept behind the turn for evaluating its model; a turn on a machine that has become slower
-    ends the earlier for it. With an ``evaluation`` the process stays for it instead: it tries it out at its start, and
-    the turn ends in time for what that will take, ``evaluation_s`` at most. From ``anxious_at`` on, when only just time
-    is left for another process to evaluate what there is, a silence of ``lively_s`` tells that it hangs.
+    a batch is not there within ``loader_timeout_s``, or nothing is heard of the process for ``silence_s``, it hangs and
+    the turn goes on in another one. An ``open_ended`` job goes beyond its steps while time lasts, a ``frozen`` one
+    keeps them. ``non_allocator_bytes`` is what the profile held outside the allocator; ``captured``: its step was
+    recorded as a CUDA graph; ``accum_steps``: an update takes ``batch`` images in so many parts. Processes that train
+    together take equal shares of them, each in so many parts. ``stages``: the sizes of images and the pace at each;
+    without any all have the candidate's, at ``step_s``. ``start``: the folder of a model whose weights it begins with;
+    without one they are drawn. ``evaluation_s`` is kept behind the turn for evaluating its model; a turn on a machine
+    that has become slower ends the earlier for it. With an ``evaluation`` the process stays for it instead: it tries it
+    out at its start, and the turn ends in time for what that will take, ``evaluation_s`` at most. From ``anxious_at``
+    on, when only just time is left for another process to evaluate what there is, a silence of ``lively_s`` tells that
+    it hangs.
     """
 
-    setting: Setting
+    setting: JobSettings
     candidate: Candidate
     batch: int
     steps: int
@@ -122,13 +123,13 @@ class TrainJob:
     validation_s: float
     save_s: float
     checkpoint_every_s: float
-    patience_s: float = math.inf
+    loader_timeout_s: float = math.inf
     silence_s: float = math.inf
     open_ended: bool = False
     frozen: bool = False
-    outside_bytes: int = 0
+    non_allocator_bytes: int = 0
     captured: bool = True
-    chunks: int = 1
+    accum_steps: int = 1
     stages: tuple[Stage, ...] = ()
     start: str = ""
     evaluation_s: float = 0.0
@@ -147,7 +148,7 @@ class EvaluateJob:
     """Compute the logits of the model in ``folder`` for all views on the splits, as far as ``until_at`` allows, but for
     what an earlier process was done with, as its EVALUATED says. ``captured``: on CUDA its passes are recorded."""
 
-    setting: Setting
+    setting: JobSettings
     candidate: Candidate
     batch: int
     folder: str
@@ -158,24 +159,24 @@ class EvaluateJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScreenJob:
+class CompareJob:
     """Time the step of ``candidates`` (backbones' precisions and layouts at one size) at one small batch; a ``brief``
     job leaves those out that would take long."""
 
-    setting: Setting
+    setting: JobSettings
     candidates: tuple[Candidate, ...]
     brief: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class HoldJob:
+class ReserveMemoryJob:
     """Hold so much of a GPU's memory that ``free_bytes`` are left, until nobody listens any more."""
 
     device: str
     free_bytes: int
 
 
-Job = ProbeJob | TrainJob | EvaluateJob | ScreenJob
+Job = ProbeJob | TrainJob | EvaluateJob | CompareJob
 
 
 def processes(job: Job) -> int:

@@ -20,11 +20,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fitwithin.engine.jobs import HoldJob, Job, Seat, TrainJob, hangs_at, processes, stays
+from fitwithin.engine.jobs import Job, ReserveMemoryJob, Seat, TrainJob, hangs_at, processes, stays
 from fitwithin.engine.launch import ENDED, STARTED, Server, allocator, receive
-from fitwithin.engine.results import Failure, Outcome, Progress, Trained
+from fitwithin.engine.results import Failure, Outcome, Progress, TrainResult
 from fitwithin.engine.threads import Threads
-from fitwithin.engine.worker_process import Child, Staying, listen, merged
+from fitwithin.engine.worker_process import Child, Standby, listen, merged
 from fitwithin.errors import DeviceError
 from fitwithin.machine import cpu_name
 from fitwithin.version import __version__
@@ -64,7 +64,7 @@ class Local:
         self.server = server if server is not None else Server(log)
         self._holders: list[Connection] = []
         #: The processes that stay for an evaluation, and what closes each.
-        self._staying: Staying[tuple[Child, ExitStack]] = Staying()
+        self._staying: Standby[tuple[Child, ExitStack]] = Standby()
         self._asking = threading.Lock()
         # nvidia-smi is a process to wait for; meanwhile there is something else to do.
         beside = ThreadPoolExecutor(1, thread_name_prefix="facts")
@@ -115,7 +115,7 @@ class Local:
         holder = self._fork()
         connection = holder.connection
         holder.status.close()
-        connection.send((HoldJob(device=device, free_bytes=free_bytes), time.monotonic(), Seat()))
+        connection.send((ReserveMemoryJob(device=device, free_bytes=free_bytes), time.monotonic(), Seat()))
         if not connection.poll(STARTED_WITHIN_S):
             raise DeviceError(f"{device} did not give its memory within {STARTED_WITHIN_S:g} s")
         try:
@@ -166,7 +166,7 @@ class Local:
                         children[seat.rank].connection.send((job, asked_at, seat))
                 ended = listen(children, until_at, lambda heard_at: hangs_at(job, heard_at), on_progress)
                 first = children[0]
-                if ended is None and isinstance(job, TrainJob) and stays(job) and isinstance(first.answer, Trained):
+                if ended is None and isinstance(job, TrainJob) and stays(job) and isinstance(first.answer, TrainResult):
                     self._staying.add(job, (first, open_things.pop_all()))
                     return first.answer
                 for child in children:

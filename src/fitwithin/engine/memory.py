@@ -93,7 +93,7 @@ class DriverGauge:
         self.room_bytes = min(self.room_bytes, own + free)
         return own
 
-    def strangers(self) -> int:
+    def num_other_processes(self) -> int:
         """How many processes that are not of this run's use the device now, as far as the driver shows them."""
         listed = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
         return sum(not _akin(int(process.pid)) for process in listed if process.pid != self._pid)

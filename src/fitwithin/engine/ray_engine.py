@@ -23,7 +23,7 @@ from typing import Any
 
 from fitwithin.engine.jobs import EvaluateJob, Job, TrainJob
 from fitwithin.engine.launch import READY_WITHIN_S
-from fitwithin.engine.ray_task import Answer, Board, Call, carry_out
+from fitwithin.engine.ray_task import ProgressActor, TaskRequest, TaskResponse, carry_out
 from fitwithin.engine.results import Failure, Outcome, Progress
 from fitwithin.engine.threads import Threads
 from fitwithin.errors import DeviceError
@@ -62,20 +62,20 @@ class Cluster:
         *,
         gpus: str | None = None,
         slots: int = 1,
-        sharers: int = 1,
+        jobs_per_host: int = 1,
         log: Path | None = None,
     ) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self.device, self._slots, self._sharers, self._log = device, slots, sharers, log
+        self.device, self._slots, self._sharers, self._log = device, slots, jobs_per_host, log
         # max_calls: Ray would end a worker after each GPU task, and with it the server that has imported torch.
         held: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1} if device.startswith("cuda") else {"num_cpus": 1}
         if gpus is not None:
             held["accelerator_type"] = gpus
         self._task = ray.remote(max_retries=0, max_calls=0, **held)(carry_out)
         here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
-        board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, scheduling_strategy=here)(Board)
+        board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, scheduling_strategy=here)(ProgressActor)
         self._board = board.remote()
         self._lock, self._preparing = threading.Lock(), threading.Lock()
         self._at_work: set[Any] = set()
@@ -85,8 +85,8 @@ class Cluster:
     def _ask_for_facts(self) -> Any:
         return self._submit(self._call(None, time.monotonic() + READY_WITHIN_S))
 
-    def _call(self, job: Job | None, until_at: float) -> Call:
-        return Call(
+    def _call(self, job: Job | None, until_at: float) -> TaskRequest:
+        return TaskRequest(
             number=uuid.uuid4().hex,
             job=job,
             device=self.device,
@@ -94,11 +94,11 @@ class Cluster:
             left_s=until_at - time.monotonic(),
             called_at=time.time(),
             cache=str(cache_root().resolve()),
-            sharers=self._sharers,
+            jobs_per_host=self._sharers,
             expected=self._facts,
         )
 
-    def _submit(self, call: Call) -> Any:
+    def _submit(self, call: TaskRequest) -> Any:
         task = self._task.remote(call, self._board)
         with self._lock:
             self._at_work.add(task)
@@ -171,7 +171,7 @@ class Cluster:
         assert answer.outcome is not None
         return answer.outcome
 
-    def _attempt(self, job: Job, until_at: float, on_progress: Callable[[Progress], None]) -> Answer:
+    def _attempt(self, job: Job, until_at: float, on_progress: Callable[[Progress], None]) -> TaskResponse:
         call = self._call(job, until_at)
         task = self._submit(call)
         try:
@@ -190,7 +190,7 @@ class Cluster:
             on_progress(answer.progress)
         return answer
 
-    def _watch(self, task: Any, call: Call, on_progress: Callable[[Progress], None]) -> bool:
+    def _watch(self, task: Any, call: TaskRequest, on_progress: Callable[[Progress], None]) -> bool:
         """Hand progress on while the task is at work; whether it ended before its time was over."""
         import ray
         from ray.exceptions import RayError
@@ -210,7 +210,7 @@ class Cluster:
                 question = self._board.hear.remote(call.number)
         return bool(ray.wait([task], timeout=0)[0])
 
-    def _taken(self, task: Any) -> Answer:
+    def _taken(self, task: Any) -> TaskResponse:
         """What the task that has ended gave back, or how it failed."""
         import ray
         from ray.exceptions import RayError, RayTaskError, TaskCancelledError
@@ -218,7 +218,7 @@ class Cluster:
         with self._lock:
             self._at_work.discard(task)
         try:
-            answer: Answer = ray.get(task)
+            answer: TaskResponse = ray.get(task)
             return answer
         except RayTaskError as error:
             lines = str(error).strip().splitlines()
@@ -260,8 +260,8 @@ class Cluster:
             ray.kill(self._board)
 
 
-def _failed(kind: str, reason: str, *, lost: bool = False, trace: str = "") -> Answer:
-    return Answer(outcome=Failure(kind=kind, reason=reason, trace=trace), facts={}, lost=lost)
+def _failed(kind: str, reason: str, *, lost: bool = False, trace: str = "") -> TaskResponse:
+    return TaskResponse(outcome=Failure(kind=kind, reason=reason, trace=trace), facts={}, lost=lost)
 
 
 def _placed(job: Job) -> Job:

@@ -36,13 +36,13 @@ AGREED = ("fitwithin", "torch", "torchvision", "timm", "name")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class TaskRequest:
     """A task's work: ``job``, or none where only the node's facts are wanted.
 
     ``until_at`` is an instant on the driver's monotonic clock, ``left_s`` the seconds until then when the call was
-    made, at ``called_at`` by the driver's calendar clock (seconds since 1970). ``sharers`` jobs may be at work on the
-    node at once; ``cache`` is the driver's, on a file system that all nodes share. ``expected`` are the facts that the
-    node must agree with.
+    made, at ``called_at`` by the driver's calendar clock (seconds since 1970). ``jobs_per_host`` jobs may be at work on
+    the node at once; ``cache`` is the driver's, on a file system that all nodes share. ``expected`` are the facts that
+    the node must agree with.
     """
 
     number: str
@@ -52,12 +52,12 @@ class Call:
     left_s: float
     called_at: float
     cache: str
-    sharers: int = 1
+    jobs_per_host: int = 1
     expected: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class TaskResponse:
     """What a task gives back: the job's outcome, the node's facts, the last progress, and what workers printed.
 
     ``lost``: it is not the job that failed but what was to carry it out.
@@ -70,7 +70,7 @@ class Answer:
     words: bytes = b""
 
 
-class Board:
+class ProgressActor:
     """An actor on the driver's own node, so that its clock is the driver's: tasks tell of progress, the driver hears.
 
     Nothing depends on it. Without it progress is not seen, and the time that a call took is told by calendar clocks.
@@ -92,7 +92,7 @@ class Board:
         return self._latest.pop(number, None)
 
 
-def ends_at(call: Call, board: Any) -> float:
+def ends_at(call: TaskRequest, board: Any) -> float:
     """The call's ``until_at`` on this machine's monotonic clock: never later than it is, however long the call took.
 
     The driver's clock is read from the board; what is left by it is counted from the instant before the question. So
@@ -164,7 +164,7 @@ def _drop() -> None:
     _kept = None
 
 
-def carry_out(call: Call, board: Any) -> Answer:
+def carry_out(call: TaskRequest, board: Any) -> TaskResponse:
     """The body of a task: the job in a fresh process of this node, with its end where the driver meant it."""
     here_at = ends_at(call, board)
     last: Progress | None = None
@@ -179,23 +179,23 @@ def carry_out(call: Call, board: Any) -> Answer:
     try:
         kept = _keep(call.device, call.cache)
         kept.local.prepare()
-        facts = {**kept.local.describe(), "cores": max(1, cores() // call.sharers)}
+        facts = {**kept.local.describe(), "cores": max(1, cores() // call.jobs_per_host)}
         outcome: Outcome | None = None
         if call.job is not None:
             outcome = _objection(call, call.job, facts)
             if outcome is None:
                 job = moved(call.job, here_at - call.until_at)
                 outcome = kept.local.do(job, until_at=here_at, on_progress=tell)
-        return Answer(outcome=outcome, facts=facts, progress=last, words=kept.words())
+        return TaskResponse(outcome=outcome, facts=facts, progress=last, words=kept.words())
     except (FitwithinError, OSError, EOFError) as error:
         # The server is gone or cannot start: the next task in this worker has another one.
         words = _kept.words() if _kept is not None else b""
         _drop()
         failure = Failure(kind="died", reason=f"on node {_node()}: {error}")
-        return Answer(outcome=failure, facts=facts, lost=True, progress=last, words=words)
+        return TaskResponse(outcome=failure, facts=facts, lost=True, progress=last, words=words)
 
 
-def _objection(call: Call, job: Job, facts: dict[str, Any]) -> Failure | None:
+def _objection(call: TaskRequest, job: Job, facts: dict[str, Any]) -> Failure | None:
     """Why this node must not carry the job out."""
     for name in AGREED:
         if call.expected is not None and facts.get(name) != call.expected.get(name):

@@ -30,14 +30,14 @@ class Timing:
     ``startup_s`` from asking for the process to a model on the device; ``warmup_s`` what the loader's start and the
     first steps cost more than later ones; ``dummy_step_s`` a step fed with a batch already there (the paper's dummy
     loader); ``step_s`` a step fed by the real loader, within ``step_low_s`` to ``step_high_s`` (its 95 % interval);
-    ``loader_step_s`` the time in which the loader alone makes a batch; ``strangers`` how many processes of others were
-    seen on the device; ``eval_image_s`` seconds per image of evaluation by size, ``eval_device_s`` those of its forward
-    pass alone, which is what another view of a loaded image takes (as many, where it was not measured);
+    ``loader_step_s`` the time in which the loader alone makes a batch; ``num_other_processes`` how many processes of
+    others were seen on the device; ``eval_image_s`` seconds per image of evaluation by size, ``eval_device_s`` those of
+    its forward pass alone, which is what another view of a loaded image takes (as many, where it was not measured);
     ``eval_first_s`` the extra cost of an evaluation's first batch by size (less where training has loaded the same
-    kernels); ``save_s`` writing a checkpoint;
-    ``capture_s`` recording the step anew after an evaluation; ``rates`` images per second with the dummy loader by
-    batch size, where several were asked for. Under progressive resizing ``stage_step_s`` is the pace at each smaller
-    size, ``stage_change_s`` what going on to the next size costs beside steps, by that size.
+    kernels); ``save_s`` writing a checkpoint; ``capture_s`` recording the step anew after an evaluation; ``rates``
+    images per second with the dummy loader by batch size, where several were asked for. Under progressive resizing
+    ``stage_step_s`` is the pace at each smaller size, ``stage_change_s`` what going on to the next size costs beside
+    steps, by that size.
     """
 
     startup_s: float
@@ -50,7 +50,7 @@ class Timing:
     eval_first_s: dict[int, float]
     save_s: float
     loader_step_s: float = 0.0
-    strangers: int = 0
+    num_other_processes: int = 0
     capture_s: float = 0.0
     rates: dict[int, float] = field(default_factory=dict)
     stage_step_s: dict[int, float] = field(default_factory=dict)
@@ -66,11 +66,11 @@ class Timing:
 class Probe:
     """One fresh process that ran the real step at ``batch``: whether it stayed within the cap, and its peak.
 
-    The batch was worked through in ``chunks`` parts. ``points`` are further batches that a scout ran in the same
-    process: they place later probes and prove nothing.
-    ``needed_bytes`` is the least cap under which the run would have passed (the peak, where the device cannot tell);
-    it is a line in the batch. ``usable_bytes`` is what it may come to, ``outside_bytes`` what of it lay outside the
-    allocator. ``crowded``: others held the memory; ``uncapturable``: step or pass cannot be recorded as a CUDA graph.
+    The batch was worked through in ``accum_steps`` parts. ``points`` are further batches that a scout ran in the same
+    process: they place later probes and prove nothing. ``needed_bytes`` is the least cap under which the run would have
+    passed (the peak, where the device cannot tell); it is a line in the batch. ``usable_bytes`` is what it may come to,
+    ``non_allocator_bytes`` what of it lay outside the allocator. ``memory_taken_by_others``: others held the memory;
+    ``graph_capture_failed``: step or pass cannot be recorded as a CUDA graph.
     """
 
     batch: int
@@ -78,26 +78,26 @@ class Probe:
     peak_bytes: int | None = None
     reason: str = ""
     fatal: bool = False  # no smaller batch would help: the model cannot be built, or fails at this size
-    chunks: int = 1
-    crowded: bool = False
-    uncapturable: bool = False
+    accum_steps: int = 1
+    memory_taken_by_others: bool = False
+    graph_capture_failed: bool = False
     parameters: int = 0
     wall_s: float = 0.0
     timing: Timing | None = None
     points: tuple[tuple[int, int], ...] = ()
     needed_bytes: int | None = None
     usable_bytes: int | None = None
-    outside_bytes: int = 0
+    non_allocator_bytes: int = 0
 
     @property
     def line(self) -> list[tuple[int, int]]:
         """Every batch that ran in this process, with the memory it needed."""
         own = self.needed_bytes if self.needed_bytes is not None else self.peak_bytes
-        return [(self.batch // self.chunks, own), *self.points] if self.passed and own is not None else []
+        return [(self.batch // self.accum_steps, own), *self.points] if self.passed and own is not None else []
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
+class StepTiming:
     """Seconds of a training step at ``batch`` images with a batch that lies ready, and half of its 95 % interval;
     ``first_s`` is what the first steps at a size take beyond that: kernels are chosen or built, the step recorded."""
 
@@ -114,29 +114,29 @@ class Pace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Screened:
+class CompareResult:
     """The paces by the candidates' names."""
 
-    paces: dict[str, Pace]
+    paces: dict[str, StepTiming]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class Reserved:
     """What is free now."""
 
     free_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class TrainResult:
     """How a turn ended: ``ended`` is ``complete`` (the planned steps or more), ``shortened`` (fewer, annealed) or
     ``cut`` (time was over).
 
     ``validations`` and ``curve`` hold plain values ready for the report; ``best`` is ``correct`` images of the best
     validation, whose weights are in the folder (None if none took place: then the weights are the last ones).
-    ``training_s`` is the time of the steps alone, the loader's start included; ``rescues`` how often the loss was no
-    number and the turn went back to its checkpoint, at a lower rate; ``evaluation_s`` what a process that stays expects
-    its evaluation to take.
+    ``training_s`` is the time of the steps alone, the loader's start included; ``nan_restarts`` how often the loss was
+    no number and the turn went back to its checkpoint, at a lower rate; ``evaluation_s`` what a process that stays
+    expects its evaluation to take.
     """
 
     steps: int
@@ -149,27 +149,27 @@ class Trained:
     peak_bytes: int
     startup_s: float
     training_s: float = 0.0
-    rescues: int = 0
+    nan_restarts: int = 0
     evaluation_s: float | None = None
 
 
-def trained_to_json(trained: Trained) -> str:
-    """The outcome of a turn as JSON text; :func:`trained_from_dict` reads it."""
+def train_result_to_json(trained: TrainResult) -> str:
+    """The outcome of a turn as JSON text; :func:`train_result_from_dict` reads it."""
     return json.dumps(asdict(trained), allow_nan=False)
 
 
-def trained_from_dict(value: dict[str, Any]) -> Trained:
+def train_result_from_dict(value: dict[str, Any]) -> TrainResult:
     """The outcome that was written as JSON."""
-    return Trained(**{**value, "validations": tuple(value["validations"]), "curve": tuple(value["curve"])})
+    return TrainResult(**{**value, "validations": tuple(value["validations"]), "curve": tuple(value["curve"])})
 
 
-def read_trained(path: Path) -> Trained | None:
+def read_train_result(path: Path) -> TrainResult | None:
     """The outcome in that file; None without one."""
-    return trained_from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    return train_result_from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluated:
+class EvalResult:
     """Where the logits are (one .npy per split and view under ``folder``), what was complete, and what each view costs.
 
     ``done`` lists (split, view name) pairs in the order they were completed; ``ms_per_image`` is per view at
@@ -182,14 +182,14 @@ class Evaluated:
     peak_bytes: int
 
 
-def evaluated_from_dict(value: dict[str, Any]) -> Evaluated:
+def eval_result_from_dict(value: dict[str, Any]) -> EvalResult:
     """The evaluation that was written as JSON."""
-    return Evaluated(**{**value, "done": tuple((split, view) for split, view in value["done"])})
+    return EvalResult(**{**value, "done": tuple((split, view) for split, view in value["done"])})
 
 
-def read_evaluated(path: Path) -> Evaluated | None:
+def read_eval_result(path: Path) -> EvalResult | None:
     """How far the evaluation that wrote this file got; None without one."""
-    return evaluated_from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    return eval_result_from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,4 +223,4 @@ def read_logits(folder: Path, split: str, view: View) -> Floats:
     return np.asarray(np.load(logits_path(folder, split, view), allow_pickle=False), dtype=np.float32)
 
 
-Outcome = Probe | Trained | Evaluated | Screened | Failure
+Outcome = Probe | TrainResult | EvalResult | CompareResult | Failure

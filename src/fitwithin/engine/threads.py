@@ -17,7 +17,7 @@ LOOK_S = 0.5
 
 
 class Threads:
-    """:class:`~fitwithin.engine.base.Crew` of so many threads.
+    """:class:`~fitwithin.engine.base.Executor` of so many threads.
 
     Not a ThreadPoolExecutor: giving that work takes locks written in Python, and an interrupt that comes between taking
     one and the block that lets it go leaves it taken for ever (docs/log.md). Those of a SimpleQueue are written in C.

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Generic, TypeVar
 
 from fitwithin.engine.jobs import EvaluateJob, Job, TrainJob
-from fitwithin.engine.results import Failure, Outcome, Probe, Progress, Trained
+from fitwithin.engine.results import Failure, Outcome, Probe, Progress, TrainResult
 
 P = TypeVar("P")
 
@@ -99,8 +99,8 @@ def listen(
             if now < until_at:
                 return Failure(kind="hung", reason=f"nothing was heard of the worker for {now - heard_at:.0f} s")
             return Failure(kind="deadline", reason="its time was over and the worker was ended")
-        patience_s = min(ends_at - now, words_until_at - now, 0.5)
-        for ready in wait([child.connection for child in speaking], patience_s):
+        loader_timeout_s = min(ends_at - now, words_until_at - now, 0.5)
+        for ready in wait([child.connection for child in speaking], loader_timeout_s):
             heard_at = time.monotonic()
             child = next(child for child in speaking if child.connection is ready)
             if (progress := child.hear()) is not None:
@@ -125,8 +125,8 @@ def merged(told: Sequence[Outcome | None]) -> Outcome:
     answers = [answer for answer in told if answer is not None]
     assert len(answers) == len(told), "whoever is ended has no answer because another failed"
     first = answers[0]
-    if isinstance(first, Trained):
-        peaks = [answer.peak_bytes for answer in answers if isinstance(answer, Trained)]
+    if isinstance(first, TrainResult):
+        peaks = [answer.peak_bytes for answer in answers if isinstance(answer, TrainResult)]
         return replace(first, peak_bytes=max(peaks))
     if isinstance(first, Probe):
         return _one(first, [answer for answer in answers if isinstance(answer, Probe)])
@@ -143,7 +143,7 @@ def _one(first: Probe, probes: Sequence[Probe]) -> Probe:
         peak_bytes=max(peaks, default=None),
         needed_bytes=max(needed, default=None),
         usable_bytes=min(usable, default=None),
-        outside_bytes=max(probe.outside_bytes for probe in probes),
+        non_allocator_bytes=max(probe.non_allocator_bytes for probe in probes),
     )
 
 
@@ -153,12 +153,12 @@ def _failed(answer: Outcome | None) -> bool:
 
 def _rank(failure: Outcome) -> int:
     if isinstance(failure, Probe):
-        return 0 if failure.crowded else 1
+        return 0 if failure.memory_taken_by_others else 1
     assert isinstance(failure, Failure)
     return {"memory": 2, "deserted": 5, "died": 3}.get(failure.kind, 4)
 
 
-class Staying(Generic[P]):
+class Standby(Generic[P]):
     """Those that stay, with their turns; asked from any thread."""
 
     def __init__(self) -> None:

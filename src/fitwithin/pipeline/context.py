@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fitwithin.accountant import Accountant, Open
+from fitwithin.accountant import Accountant, OpenEntry
 from fitwithin.budget import Remaining
 from fitwithin.candidate import Candidate
 from fitwithin.data.dataset import DataFacts, Images
 from fitwithin.engine.base import Engine
-from fitwithin.engine.jobs import Seat, Setting
+from fitwithin.engine.jobs import JobSettings, Seat
 from fitwithin.engine.results import Progress
 from fitwithin.pipeline.progress import Reporter
 from fitwithin.request import Request
@@ -19,7 +19,7 @@ from fitwithin.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class RunContext:
     """Everything a run works with. ``candidates`` is the grid that was asked for, ``images`` the packed data.
 
     ``workers`` is how many processes load for each that trains;
@@ -41,10 +41,10 @@ class Run:
     hurried: bool = False
 
     @property
-    def setting(self) -> Setting:
+    def setting(self) -> JobSettings:
         """What every job shares."""
         request = self.request
-        return Setting(
+        return JobSettings(
             device=request.device,
             memory_bytes=request.budget.memory_bytes,
             accounting=request.budget.accounting,
@@ -55,7 +55,7 @@ class Run:
             seed=request.seed,
             workers=self.workers,
             data_parallel=request.data_parallel,
-            sharers=1 if request.engine == "ray" else request.slots,
+            jobs_per_host=1 if request.engine == "ray" else request.slots,
             canvas_px=request.canvas_px,
         )
 
@@ -65,7 +65,7 @@ class Run:
         counts = {split: len(self.images.indices(split)) for split in ("train", "val", "test")}
         return DataFacts(**counts, classes=len(self.images.classes))
 
-    def seated(self, slot: int) -> Setting:
+    def seated(self, slot: int) -> JobSettings:
         """What the jobs of a slot share: its devices follow those of the slot before.
 
         (On a cluster Ray says which GPU a task has.)
@@ -76,7 +76,7 @@ class Run:
         seat = Seat(rank=slot * self.request.data_parallel)
         return replace(setting, device=seat.device(setting.device))
 
-    def book(self, phase: str, key: str, *, reserved_s: float) -> Open:
+    def book(self, phase: str, key: str, *, reserved_s: float) -> OpenEntry:
         """An entry of the books for what a slot does: where there are several, beside the entry of them all."""
         gpus, several = self.request.data_parallel, self.request.slots > 1
         return self.accountant.entry(phase, key, gpus=gpus, reserved_s=reserved_s, beside=several)

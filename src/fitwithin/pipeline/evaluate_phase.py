@@ -15,27 +15,27 @@ from fitwithin.candidate import Candidate, View, describe
 from fitwithin.engine.margins import WATCHDOG_S
 from fitwithin.engine.results import (
     EVALUATED,
-    Evaluated,
+    EvalResult,
     Failure,
     Floats,
     Progress,
-    Trained,
-    evaluated_from_dict,
-    read_evaluated,
+    TrainResult,
+    eval_result_from_dict,
+    read_eval_result,
     read_logits,
 )
 from fitwithin.errors import TrainingError
 from fitwithin.inference.ensemble import Choice, average, choose, correct, softmax
 from fitwithin.pipeline import search_phase, train_phase
-from fitwithin.pipeline.context import Run
-from fitwithin.planning.plan import Plan, Turn
+from fitwithin.pipeline.context import RunContext
+from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.planning.stats import Estimate
 from fitwithin.report.schema import MethodRow, ViewRow
 
 Labels = npt.NDArray[np.int64]
 
 
-def pick(trained: Mapping[str, Trained]) -> tuple[str, str]:
+def pick(trained: Mapping[str, TrainResult]) -> tuple[str, str]:
     """The name of the best turn by validation accuracy, and why; the first in order on a tie.
 
     A turn that was cut before it could validate counts only where no turn validated.
@@ -65,7 +65,7 @@ class Member:
     """An evaluated candidate: its logits [N, K] by split and view, as far as they were computed."""
 
     candidate: Candidate
-    evaluated: Evaluated
+    evaluated: EvalResult
     logits: Mapping[str, Mapping[View, Floats]]
 
 
@@ -154,7 +154,7 @@ def _estimate(member: Member, split: str, views: Sequence[View], labels: Mapping
     return Estimate(correct=correct(average(found, views), truth), total=len(truth))
 
 
-def choose_winner(run: Run, plan: Plan) -> tuple[Turn, str]:
+def choose_winner(run: RunContext, plan: Plan) -> tuple[TrialPlan, str]:
     """The turn that won, and why.
 
     Raises:
@@ -171,7 +171,7 @@ def choose_winner(run: Run, plan: Plan) -> tuple[Turn, str]:
     return events.turns(plan, ended)[name], why
 
 
-def evaluate(run: Run, plan: Plan, winner: Turn, at_work: Callable[[], None]) -> list[Member]:
+def evaluate(run: RunContext, plan: Plan, winner: TrialPlan, at_work: Callable[[], None]) -> list[Member]:
     """Evaluate the winner, and its twin in the other precision, under all views, on validation and on test, once.
     The winner stands first. Whoever evaluates says so with ``at_work``."""
     ended = run.store.events("turn", "trial")
@@ -184,14 +184,14 @@ def evaluate(run: Run, plan: Plan, winner: Turn, at_work: Callable[[], None]) ->
     return [_member(run, turns[key], trained[key].best is not None, at_work) for key in chosen]
 
 
-def _member(run: Run, turn: Turn, validated: bool, at_work: Callable[[], None]) -> Member:
+def _member(run: RunContext, turn: TrialPlan, validated: bool, at_work: Callable[[], None]) -> Member:
     name, folder = turn.name, train_phase.turn_folder(run.folder, turn)
     done = next((body for e in run.store.events("evaluated") if (body := e.body)["name"] == name), None)
     if done is None:
         run.reporter.begin(f"evaluating {name}")
         done = {"name": name, "evaluated": asdict(_evaluate(run, turn, folder, at_work)), "validated": validated}
         run.store.append("evaluated", done)
-    evaluated = evaluated_from_dict(done["evaluated"])
+    evaluated = eval_result_from_dict(done["evaluated"])
     logits: dict[str, dict[View, Any]] = {}
     for view in run.request.views:
         for split in ("val", "test"):
@@ -200,7 +200,7 @@ def _member(run: Run, turn: Turn, validated: bool, at_work: Callable[[], None]) 
     return Member(candidate=turn.candidate, evaluated=evaluated, logits=logits)
 
 
-def _evaluate(run: Run, turn: Turn, folder: Path, at_work: Callable[[], None]) -> Evaluated:
+def _evaluate(run: RunContext, turn: TrialPlan, folder: Path, at_work: Callable[[], None]) -> EvalResult:
     def note(progress: Progress) -> None:
         at_work()
         run.progress(progress)
@@ -226,7 +226,7 @@ def _evaluate(run: Run, turn: Turn, folder: Path, at_work: Callable[[], None]) -
                 break
     if isinstance(outcome, Failure):
         run.reporter.say(f"  evaluating {turn.candidate.name} failed: {outcome.reason}")
-        found = read_evaluated(folder / EVALUATED)  # what it was done with by then
-        return found or Evaluated(done=(), ms_per_image={}, batch=turn.batch, peak_bytes=outcome.peak_bytes or 0)
-    assert isinstance(outcome, Evaluated)
+        found = read_eval_result(folder / EVALUATED)  # what it was done with by then
+        return found or EvalResult(done=(), ms_per_image={}, batch=turn.batch, peak_bytes=outcome.peak_bytes or 0)
+    assert isinstance(outcome, EvalResult)
     return outcome

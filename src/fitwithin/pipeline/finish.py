@@ -15,10 +15,10 @@ from fitwithin.inference import bundle
 from fitwithin.inference.bundle import Ensemble
 from fitwithin.machine import cores
 from fitwithin.pipeline import evaluate_phase, search_phase, train_phase
-from fitwithin.pipeline.context import Run
+from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.evaluate_phase import Member
 from fitwithin.planning.cost import CLOSING_MARGIN, LEAVING_ALONE_S, LEAVING_S
-from fitwithin.planning.plan import Plan, Turn
+from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.report import build, render
 from fitwithin.report.render import write_report
 from fitwithin.report.schema import Report
@@ -62,7 +62,7 @@ class Drawing:
 
 
 @contextmanager
-def drawing(run: Run, plan: Plan, winner: Turn) -> Iterator[Drawing]:
+def drawing(run: RunContext, plan: Plan, winner: TrialPlan) -> Iterator[Drawing]:
     """The charts of the report. A thread draws them while the winner is evaluated, where cores are free for that; not
     before it is at work, for every look into the books beside a thread that draws takes 5 to 15 ms instead of 0.2."""
     if run.drawing_s is None:
@@ -76,7 +76,9 @@ def drawing(run: Run, plan: Plan, winner: Turn) -> Iterator[Drawing]:
         yield Drawing(lambda: render.drawings(report), pool)
 
 
-def close(run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: str, charts: Drawing) -> Report:
+def close(
+    run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialPlan, why: str, charts: Drawing
+) -> Report:
     """Choose the views on validation data, hand the ensemble over, close the books and write the report.
 
     Charts that were not drawn meanwhile come last, if there is time: whoever is killed over them has handed over.
@@ -131,15 +133,15 @@ def close(run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: st
     return report
 
 
-def _time_left_s(run: Run) -> float:
+def _time_left_s(run: RunContext) -> float:
     """Seconds by the clock that the whole run has left."""
     return math.inf if run.request.budget.scope == "candidate" else run.remaining().time_s
 
 
-def _notes(run: Run, plan: Plan, members: Sequence[Member]) -> list[str]:
+def _notes(run: RunContext, plan: Plan, members: Sequence[Member]) -> list[str]:
     notes = []
     if plan.search is not None:
-        bounded = next((trial for trial in search_phase.stand(run, plan.search).trials if trial.refunded_s), None)
+        bounded = next((trial for trial in search_phase.stand(run, plan.search).trials if trial.unspent_s), None)
         if bounded is not None:
             left_s = run.remaining().less(run.closing_s).usable_s
             notes.append(f"{format_duration(left_s)} of the budget are left unspent: {bounded.why}.")

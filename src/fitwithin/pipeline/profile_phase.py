@@ -7,16 +7,16 @@ from dataclasses import asdict, replace
 from functools import partial
 
 from fitwithin import events
-from fitwithin.accountant import Open
+from fitwithin.accountant import OpenEntry
 from fitwithin.candidate import Candidate
-from fitwithin.engine.jobs import Setting
+from fitwithin.engine.jobs import JobSettings
 from fitwithin.engine.margins import EXIT_S
 from fitwithin.files import cache_root
 from fitwithin.machine import cores
 from fitwithin.pipeline import slots
-from fitwithin.pipeline.context import Run
+from fitwithin.pipeline.context import RunContext
 from fitwithin.profiling import interpolate, profile_candidates, variants
-from fitwithin.profiling.cache import Cache, data_shape
+from fitwithin.profiling.cache import ProfileCache, data_shape
 from fitwithin.profiling.candidate_profiler import OUT_OF_TIME
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.profiling.profile import to_dict as profile_to_dict
@@ -44,15 +44,15 @@ WHOLE_S, COMPARE_S, LAYOUTS_S, BRIEF_SHARE = 8.0, 3.0, (2.0, 1.5), 0.1
 Note = Callable[[Profile | Rejection], None]
 
 
-def open_cache(run: Run) -> Cache:
+def open_cache(run: RunContext) -> ProfileCache:
     """The profiles that are known of this machine, these limits and data of this shape."""
     machine = {"cores": cores(), **run.engine.describe()}
-    return Cache(cache_root() / "profiles", machine, run.setting, data_shape(run.images))
+    return ProfileCache(cache_root() / "profiles", machine, run.setting, data_shape(run.images))
 
 
 def _prune(
-    run: Run,
-    cache: Cache,
+    run: RunContext,
+    cache: ProfileCache,
     known: Mapping[str, Profile | Rejection],
     note: Note,
     *,
@@ -96,7 +96,7 @@ def _prune(
 
 
 def _compared(
-    run: Run,
+    run: RunContext,
     candidates: Sequence[Candidate],
     screen: Callable[[Sequence[Candidate], int], list[Rejection]],
     left_s: float,
@@ -128,7 +128,7 @@ def _compared(
     return lost
 
 
-def profile(run: Run, *, refresh: bool = False) -> list[Profile | Rejection]:
+def profile(run: RunContext, *, refresh: bool = False) -> list[Profile | Rejection]:
     """The profile phase: every candidate of the grid, from the cache where it is known unless ``refresh`` says not."""
     found_before = run.store.events("profiled", "rejected")
     known: dict[str, Profile | Rejection] = {**events.profiled(found_before), **events.rejected(found_before)}
@@ -152,7 +152,7 @@ def profile(run: Run, *, refresh: bool = False) -> list[Profile | Rejection]:
     for candidate in _unknown(run, known) if brief else ():
         if (cached := cache.get(candidate, brief=True)) is not None:
             note(cached)
-    if run.request.recipe.prune:
+    if run.request.recipe.compare_variants:
         compare = _comparison(run, len({model for model, _ in wanted}), refresh=refresh)
         _prune(run, cache, known, note, refresh=refresh, compare=compare)
 
@@ -171,11 +171,11 @@ def profile(run: Run, *, refresh: bool = False) -> list[Profile | Rejection]:
     return [known[candidate.name] for candidate in run.candidates]
 
 
-def _unknown(run: Run, known: Mapping[str, Profile | Rejection]) -> list[Candidate]:
+def _unknown(run: RunContext, known: Mapping[str, Profile | Rejection]) -> list[Candidate]:
     return [candidate for candidate in run.candidates if candidate.name not in known]
 
 
-def _comparison(run: Run, models: int, *, refresh: bool) -> profile_candidates.Compare:
+def _comparison(run: RunContext, models: int, *, refresh: bool) -> profile_candidates.Compare:
     """How far the precisions and layouts of so many backbones can be compared."""
     (once_s, each_s), here = LAYOUTS_S, -(-models // run.request.slots)
     if refresh or _affords(run, COMPARE_S * here):
@@ -183,20 +183,20 @@ def _comparison(run: Run, models: int, *, refresh: bool) -> profile_candidates.C
     return "brief" if _affords(run, once_s + each_s * here) else "known"
 
 
-def _turn_s(run: Run, models: int) -> float:
+def _turn_s(run: RunContext, models: int) -> float:
     """How long a turn of one of so many backbones is, before there is a plan: its budget, or an equal share of it."""
     limit_s = run.request.budget.limit_s(run.request.held)
     return limit_s if run.request.budget.scope == "candidate" else limit_s / models
 
 
-def _affords(run: Run, seconds: float) -> bool:
+def _affords(run: RunContext, seconds: float) -> bool:
     """Whether the budget can do with that much for finding out about candidates."""
     budget = run.request.budget
     return budget.scope == "candidate" or seconds <= BRIEF_SHARE * budget.limit_s(run.request.held)
 
 
 def _measure(
-    run: Run, unknown: list[Candidate], known: Mapping[str, Profile | Rejection], note: Note, *, brief: bool
+    run: RunContext, unknown: list[Candidate], known: Mapping[str, Profile | Rejection], note: Note, *, brief: bool
 ) -> None:
     """Measure candidates that nothing is known of."""
     if unknown and run.request.slots > 1:
@@ -206,7 +206,7 @@ def _measure(
 
 
 def _measure_in_turn(
-    run: Run, unknown: list[Candidate], known: Mapping[str, Profile | Rejection], note: Note, *, brief: bool
+    run: RunContext, unknown: list[Candidate], known: Mapping[str, Profile | Rejection], note: Note, *, brief: bool
 ) -> None:
     """Measure candidates one after the other, each with an entry in the books, or side by side on one GPU in one."""
     gpus = run.request.data_parallel
@@ -227,14 +227,14 @@ def _measure_in_turn(
                 note(found)
 
 
-def _profiling_s(run: Run, *, first: bool, times: int = 1) -> float:
+def _profiling_s(run: RunContext, *, first: bool, times: int = 1) -> float:
     """Seconds that are left for profiling ``times`` candidates; the ``first`` may go on past their share."""
     if run.request.budget.scope == "candidate":
         return PROFILE_WITHIN_S * times
     return max(_share_s(run), _refusal_s(run)) if first else _share_s(run)
 
 
-def _share_s(run: Run) -> float:
+def _share_s(run: RunContext) -> float:
     """Seconds of the clock that are left of profiling's share, of each limit: of device time, what held no device (the
     start) has taken nothing."""
     budget, books = run.request.budget, run.accountant.books()
@@ -244,16 +244,16 @@ def _share_s(run: Run) -> float:
     return min(left_s)
 
 
-def _refusal_s(run: Run) -> float:
+def _refusal_s(run: RunContext) -> float:
     """Seconds within which the first candidate is measured, whatever the share: never more than there are."""
     return min(REFUSAL_S, run.accountant.remaining(run.request.data_parallel).usable_s - EXIT_S)
 
 
 def _measured(
-    run: Run,
+    run: RunContext,
     group: Sequence[Candidate],
     known: Mapping[str, Profile | Rejection],
-    setting: Setting,
+    setting: JobSettings,
     left_s: float,
     *,
     lanes: int = 1,
@@ -274,7 +274,7 @@ def _measured(
 
 
 def _measure_on_slots(
-    run: Run, unknown: list[Candidate], known: Mapping[str, Profile | Rejection], note: Note, *, brief: bool
+    run: RunContext, unknown: list[Candidate], known: Mapping[str, Profile | Rejection], note: Note, *, brief: bool
 ) -> None:
     """Measure candidates side by side, each alone on the GPUs of a slot."""
     waiting, at_work = list(unknown), set[Candidate]()
@@ -316,7 +316,7 @@ def _measure_on_slots(
     slots.fill(run, "profile", reserved_s=lambda: promised_s, ask=ask, told=told)
 
 
-def _alone(measured: Iterator[Profile | Rejection], opened: Open) -> Profile | Rejection:
+def _alone(measured: Iterator[Profile | Rejection], opened: OpenEntry) -> Profile | Rejection:
     """The one that is measured, within its entry."""
     with opened:
         (found,) = measured

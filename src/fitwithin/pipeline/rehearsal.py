@@ -18,7 +18,7 @@ from fitwithin.planning.stats import Estimate
 from fitwithin.report import render, svg
 from fitwithin.report.render import write_report
 from fitwithin.report.schema import CandidateRow, CurvePoint, Limit, Receipt, Report, Validation
-from fitwithin.report.search_report import RungRow, SearchReport, TrialRow, VerdictRow
+from fitwithin.report.search_report import EliminationRow, RungRow, SearchReport, TrialRow
 from fitwithin.request import Request
 
 #: The end of a run writes its report twice, once for its own cost, and once more where the charts come after that. How
@@ -141,7 +141,7 @@ def _sample_search(rows: Sequence[CandidateRow], each_s: float) -> SearchReport:
             for number, name in enumerate(names[:count])
         ]
     accuracy = Estimate(correct=1, total=2)
-    out = [VerdictRow(candidate=name, rung=0, reason="", confidence=0.5, cut=accuracy) for name in names[1:]]
+    out = [EliminationRow(candidate=name, rung=0, reason="", confidence=0.5, cut=accuracy) for name in names[1:]]
     return SearchReport(
         told="",
         rungs=tuple(RungRow(count=count, seconds=each_s) for count in counts),

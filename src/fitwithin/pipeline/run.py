@@ -10,14 +10,14 @@ import json
 from functools import partial
 
 from fitwithin import events
-from fitwithin.engine.results import Failure, Trained
+from fitwithin.engine.results import Failure, TrainResult
 from fitwithin.errors import BudgetError, UsageError
 from fitwithin.pipeline import evaluate_phase, finish, profile_phase, search_phase, slots, train_phase
-from fitwithin.pipeline.context import Run
+from fitwithin.pipeline.context import RunContext
 from fitwithin.planning import plan as plans
 from fitwithin.planning import search_plan
 from fitwithin.planning.cost import evaluable, evaluation_kept_s, weary_s
-from fitwithin.planning.plan import Plan, Turn
+from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.profiling.candidate_profiler import OUT_OF_TIME
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.profiling.profile import to_dict as profile_to_dict
@@ -26,7 +26,7 @@ from fitwithin.store import latest
 from fitwithin.units import format_duration
 
 
-def tell(run: Run, frozen: Plan | None = None) -> Report:
+def tell(run: RunContext, frozen: Plan | None = None) -> Report:
     """Carry a run from where it stands to its report."""
     plan = draw_up(run, frozen)
     train(run, plan)
@@ -37,7 +37,7 @@ def tell(run: Run, frozen: Plan | None = None) -> Report:
         return finish.close(run, plan, members, winner, why, charts)
 
 
-def draw_up(run: Run, frozen: Plan | None = None) -> Plan:
+def draw_up(run: RunContext, frozen: Plan | None = None) -> Plan:
     """The plan: the stored one, the frozen one, or one drawn up from a profile of every candidate."""
     stored = latest(run.store.events("plan"), "plan")
     if stored is not None:
@@ -49,7 +49,7 @@ def draw_up(run: Run, frozen: Plan | None = None) -> Plan:
     return plan
 
 
-def _planned(run: Run) -> Plan:
+def _planned(run: RunContext) -> Plan:
     known = profile_phase.profile(run)
     budget = run.request.budget
     left = run.remaining().less(run.closing_s + weary_s(run.request.limit_s))
@@ -99,7 +99,7 @@ def _planned(run: Run) -> Plan:
     return draw_up(profiles, [*rejections, *dear])
 
 
-def train(run: Run, plan: Plan) -> None:
+def train(run: RunContext, plan: Plan) -> None:
     """The instantiation phase: every turn of the plan that has not ended yet, or the trials of its search."""
     # Whoever has no rival is the winner: its process goes on with its evaluation.
     stays = plan.search is None and len(plan.turns) == 1 and train_phase.stays(run, plan.turns[0])
@@ -112,7 +112,7 @@ def train(run: Run, plan: Plan) -> None:
     waiting = [(n, turn) for n, turn in enumerate(plan.turns) if turn.name not in trained and turn.name not in failed]
     at_work: dict[str, float] = {}  # the turns' names, and when each of them must have ended
 
-    def ask(slot: int) -> slots.Work[tuple[Turn, Trained | Failure]] | None:
+    def ask(slot: int) -> slots.Work[tuple[TrialPlan, TrainResult | Failure]] | None:
         if not waiting:
             return None
         number, turn = waiting.pop(0)
@@ -135,7 +135,7 @@ def train(run: Run, plan: Plan) -> None:
             run, turn, slot, ends_at=ends_at, frozen=plan.frozen, told=told, last=not waiting, stays=stays
         )
 
-    def told(ended: tuple[Turn, Trained | Failure]) -> None:
+    def told(ended: tuple[TrialPlan, TrainResult | Failure]) -> None:
         turn, outcome = ended
         del at_work[turn.name]
         train_phase.conclude(run, turn, outcome)
@@ -150,7 +150,7 @@ def train(run: Run, plan: Plan) -> None:
         slots.fill(run, "train", reserved_s=reserved_s, ask=ask, told=told)
 
 
-def _kept_s(plan: Plan, run: Run, *, stays: bool) -> float:
+def _kept_s(plan: Plan, run: RunContext, *, stays: bool) -> float:
     """Under scope ``total``, what no turn may touch: evaluating the winner (and its twin, but not in a search, where
     that was not trained as long), unless the process of the only turn ``stays`` for that, and closing."""
     if run.request.budget.scope == "candidate":

@@ -13,21 +13,21 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fitwithin import events
-from fitwithin.accountant import Open
+from fitwithin.accountant import OpenEntry
 from fitwithin.budget import Remaining
-from fitwithin.engine.results import Failure, Trained
+from fitwithin.engine.results import Failure, TrainResult
 from fitwithin.pipeline import slots, train_phase
-from fitwithin.pipeline.context import Run
+from fitwithin.pipeline.context import RunContext
 from fitwithin.planning import search_plan
 from fitwithin.planning.halving import Halving
-from fitwithin.planning.plan import Plan, Planned, Turn, turn_from_dict
+from fitwithin.planning.plan import Plan, SearchPlan, TrialPlan, turn_from_dict
 from fitwithin.planning.search import Trial
 
 #: Why a trial came to no turn.
 TOO_SHORT = "its time does not pay for two steps"
 
 
-def train(run: Run, plan: Plan, *, left: Callable[[], Remaining], evaluating_s: float) -> None:
+def train(run: RunContext, plan: Plan, *, left: Callable[[], Remaining], evaluating_s: float) -> None:
     """Carry out trials until the search has none left.
 
     Args:
@@ -52,7 +52,7 @@ class _AtWork:
 class _Trials:
     """The trials of a run's search while they last: asked for, given to slots as turns, told of."""
 
-    def __init__(self, run: Run, plan: Plan, left: Callable[[], Remaining], evaluating_s: float) -> None:
+    def __init__(self, run: RunContext, plan: Plan, left: Callable[[], Remaining], evaluating_s: float) -> None:
         assert plan.search is not None
         self.run, self.frozen, self.left, self.evaluating_s = run, plan.frozen, left, evaluating_s
         self.search = stand(run, plan.search)
@@ -62,9 +62,9 @@ class _Trials:
         #: Those at work by their turns' names.
         self._at_work: dict[str, _AtWork] = {}
         #: Of final trainings whose processes wait for the others': the books' entries.
-        self._waiting: list[Open] = []
+        self._waiting: list[OpenEntry] = []
 
-    def ask(self, slot: int) -> Callable[[], tuple[Turn, Trained | Failure]] | None:
+    def ask(self, slot: int) -> Callable[[], tuple[TrialPlan, TrainResult | Failure]] | None:
         """The next trial as a turn for the slot: one that was interrupted, else a new one."""
         while (asked := self._taken_up() or self._new()) is not None:
             trial, turn, ends_at = asked
@@ -82,13 +82,13 @@ class _Trials:
             self._tell(trial, Failure(kind="deadline", reason=TOO_SHORT))
         return None
 
-    def told(self, ended: tuple[Turn, Trained | Failure]) -> None:
+    def told(self, ended: tuple[TrialPlan, TrainResult | Failure]) -> None:
         """A turn has ended."""
         turn, outcome = ended
         was = self._at_work.pop(turn.name)
         train_phase.conclude(self.run, turn, outcome)
         self._tell(was.trial, outcome)
-        if self._at_work and was.evaluating_s and isinstance(outcome, Trained):
+        if self._at_work and was.evaluating_s and isinstance(outcome, TrainResult):
             # Its process holds its device until the last final training has ended: so do the books.
             reserved_s = was.ends_at - self.run.engine.now()
             self._waiting.append(self.run.book("evaluate", turn.name, reserved_s=reserved_s))
@@ -100,11 +100,11 @@ class _Trials:
         shared = self.run.request.budget.gpu_time_s is not None
         return self.evaluating_s / (self.search.finals if shared else 1)
 
-    def _tell(self, trial: Trial, outcome: Trained | Failure) -> None:
+    def _tell(self, trial: Trial, outcome: TrainResult | Failure) -> None:
         ended = outcome.reason if isinstance(outcome, Failure) else outcome
         self.search.tell(trial.number, search_plan.score(ended, self.run.data.val))
 
-    def _taken_up(self) -> tuple[Trial, Turn | None, float] | None:
+    def _taken_up(self) -> tuple[Trial, TrialPlan | None, float] | None:
         """A trial that was interrupted, with what is left of its time; where that is not there, of what there is."""
         if not self._interrupted:
             return None
@@ -119,7 +119,7 @@ class _Trials:
         charged_s = self.run.accountant.books().lasted_s(search_plan.turn_name(trial), phase="train")
         return max(0.0, trial.seconds - charged_s)
 
-    def _new(self) -> tuple[Trial, Turn | None, float] | None:
+    def _new(self) -> tuple[Trial, TrialPlan | None, float] | None:
         """What the search wants to be tried now."""
         left_s, longest_s = self._there_is()
         new = self.search.ask(left_s=left_s, longest_s=longest_s)
@@ -128,7 +128,7 @@ class _Trials:
         run, profile = self.run, self._profiles[new.candidate.name]
         priced = search_plan.priced(profile, run.data, run.request.recipe, run.request.view_sizes)
         turn = search_plan.turn_over(priced, new.seconds, data=run.data, trial=new)
-        if turn is not None and new.after is not None and run.request.recipe.continues:
+        if turn is not None and new.after is not None and run.request.recipe.warm_start:
             turn = replace(turn, after=search_plan.turn_name(self.search.trials[new.after - 1]))
         body: dict[str, Any] = {"left_s": left_s, "trial": asdict(new), "turn": None if turn is None else asdict(turn)}
         if longest_s < math.inf:
@@ -182,7 +182,7 @@ def _told(trial: Trial, search: Halving) -> str:
     return f"rung {trial.rung + 1} of {len(counts)}, {place} of {counts[trial.rung]}"
 
 
-def pick(run: Run, facts: Planned) -> tuple[str, str] | None:
+def pick(run: RunContext, facts: SearchPlan) -> tuple[str, str] | None:
     """The name of the turn whose model the search hands over, and why; None if no trial could be validated."""
     search = stand(run, facts)
     best = search.best
@@ -196,6 +196,6 @@ def pick(run: Run, facts: Planned) -> tuple[str, str] | None:
     return search_plan.turn_name(best), f"{why} after equal time{end}"
 
 
-def stand(run: Run, facts: Planned) -> Halving:
+def stand(run: RunContext, facts: SearchPlan) -> Halving:
     """The search as the store tells it."""
     return search_plan.told_again(facts, events.course(run.store.events("trial", "turn")), run.data.val)

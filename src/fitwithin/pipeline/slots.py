@@ -11,8 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from fitwithin.engine.base import Crew
-from fitwithin.pipeline.context import Run
+from fitwithin.engine.base import Executor
+from fitwithin.pipeline.context import RunContext
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ Work = Callable[[], T]
 
 
 def fill(
-    run: Run,
+    run: RunContext,
     phase: str,
     *,
     reserved_s: Callable[[], float],
@@ -52,7 +52,7 @@ def fill(
 
 
 def _fill(
-    crew: Crew, free: list[int], ask: Callable[[int], Work[T] | None], told: Callable[[T], None]
+    crew: Executor, free: list[int], ask: Callable[[int], Work[T] | None], told: Callable[[T], None]
 ) -> Exception | None:
     """The first failure, after which nothing new was begun."""
     at_work: dict[Future[Any], int] = {}

@@ -17,7 +17,7 @@ from fitwithin.data import dataset, pack_builder
 from fitwithin.data.dataset import without
 from fitwithin.engine.base import Engine
 from fitwithin.machine import boot_id, cores
-from fitwithin.pipeline.context import Run
+from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Reporter
 from fitwithin.pipeline.rehearsal import BESIDE_S, rehearse
 from fitwithin.planning import plan as plans
@@ -44,7 +44,7 @@ def open_run(
     reporter: Reporter,
     started_at: float,
     dataset: dataset.Dataset,
-) -> Run:
+) -> RunContext:
     """Everything a run works with.
 
     The server imports meanwhile, so that it is waited for in the end; before images are decoded, which may take
@@ -96,10 +96,10 @@ def open_run(
             store.append("opened", {"startup_s": engine.now() - started_at - data_s, "closing_s": closing_s})
     machine = latest(store.events("machine"), "machine") or {}
     # What a cluster's node says of its cores is of those that one job may count on.
-    sharers = request.data_parallel if request.engine == "ray" else request.held
+    jobs_per_host = request.data_parallel if request.engine == "ray" else request.held
     counts = ", ".join(f"{n:,} {split}" for split, n in whole.counts().items())
     reporter.say(f"{request.data}: {len(dataset.classes)} classes, {counts} images; {len(images.broken)} broken")
-    return Run(
+    return RunContext(
         request=request,
         folder=folder,
         engine=engine,
@@ -108,7 +108,7 @@ def open_run(
         reporter=reporter,
         candidates=candidates,
         images=images,
-        workers=max(1, min(MOST_WORKERS, (machine.get("cores", cores()) - 1) // sharers)),
+        workers=max(1, min(MOST_WORKERS, (machine.get("cores", cores()) - 1) // jobs_per_host)),
         closing_s=closing_s,
         drawing_s=drawing_s,
         hurried=hurries,

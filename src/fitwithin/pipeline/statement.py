@@ -9,7 +9,7 @@ from typing import Any
 
 from fitwithin import request as requests
 from fitwithin.errors import RunFolderError
-from fitwithin.ledger import KINDS, Books, Entry, fold
+from fitwithin.ledger import KINDS, Entry, Ledger, fold
 from fitwithin.store import SqliteStore, latest
 from fitwithin.units import format_duration, format_size
 
@@ -91,7 +91,7 @@ def drawn(events: Sequence[tuple[str, Mapping[str, Any]]], asked: requests.Reque
     return Statement(entries=books.entries, accounts=tuple(accounts))
 
 
-def _account(name: str, limit_s: float, books: Books, *, gpu: bool) -> Account:
+def _account(name: str, limit_s: float, books: Ledger, *, gpu: bool) -> Account:
     return Account(name=name, limit_s=limit_s, settled_s=books.spent_s(gpu=gpu), reserved_s=books.reserved_s(gpu=gpu))
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from fitwithin.accountant import Accountant, Open
+from fitwithin.accountant import Accountant, OpenEntry
 from fitwithin.budget import Budget
 from fitwithin.engine.base import Engine
-from fitwithin.engine.jobs import CURVE_POINTS, READING_S, EvaluateJob, Setting, TrainJob
+from fitwithin.engine.jobs import CURVE_POINTS, READING_S, EvaluateJob, JobSettings, TrainJob
 from fitwithin.engine.margins import WATCHDOG_S
 from fitwithin.engine.results import (
     CARD,
@@ -23,13 +23,13 @@ from fitwithin.engine.results import (
     WEIGHTS,
     Failure,
     Progress,
-    Trained,
-    read_trained,
+    TrainResult,
+    read_train_result,
 )
 from fitwithin.files import NEW
-from fitwithin.pipeline.context import Run
+from fitwithin.pipeline.context import RunContext
 from fitwithin.planning.cost import checkpoint_every_s, evaluation_kept_s
-from fitwithin.planning.plan import Turn
+from fitwithin.planning.plan import TrialPlan
 
 #: Of a run's folder: what its turns leave.
 CANDIDATES = "candidates"
@@ -58,13 +58,13 @@ STAYS_FROM = 3
 ATTEMPTS = 3
 
 
-def turn_folder(run: Path, turn: Turn) -> Path:
+def turn_folder(run: Path, turn: TrialPlan) -> Path:
     """Where a turn keeps its checkpoint and leaves its model."""
     return run / CANDIDATES / turn.name
 
 
 def turn_ends_at(
-    turn: Turn,
+    turn: TrialPlan,
     budget: Budget,
     accountant: Accountant,
     now: float,
@@ -107,18 +107,18 @@ def _left_to_one(turns_s: Sequence[float], others_free_at: Sequence[float], unti
 
 
 def train(
-    turn: Turn,
-    setting: Setting,
+    turn: TrialPlan,
+    setting: JobSettings,
     engine: Engine,
     folder: Path,
-    opened: Open,
+    opened: OpenEntry,
     *,
     ends_at: float,
     frozen: bool,
     on_progress: Callable[[Progress], None],
     evaluation_s: float = 0.0,
     evaluation: EvaluateJob | None = None,
-) -> Trained | Failure:
+) -> TrainResult | Failure:
     """Train one turn until ``ends_at`` at the latest; if its process fails, go on from what it left.
 
     Behind it ``evaluation_s`` are kept for its model. With an ``evaluation`` its process stays for that, which then is
@@ -131,7 +131,7 @@ def train(
 
     step_s = turn.batch / turn.images_per_s
     least_s, most_s = PATIENCE_S
-    patience_s = max(least_s, PATIENCE_STEPS * step_s, min(most_s, PATIENCE_SHARE * turn.allotted_s))
+    loader_timeout_s = max(least_s, PATIENCE_STEPS * step_s, min(most_s, PATIENCE_SHARE * turn.allotted_s))
     silent_s = turn.startup_s + turn.warmup_s + turn.validation_s + 2 * turn.save_s
     lively_s = LIVELY_S + LIVELY_STEPS * step_s + 2 * turn.save_s
     job = TrainJob(
@@ -145,13 +145,13 @@ def train(
         validation_s=turn.validation_s,
         save_s=turn.save_s,
         checkpoint_every_s=checkpoint_every_s(turn.allotted_s, turn.save_s),
-        patience_s=patience_s,
-        silence_s=SILENT * silent_s + patience_s + max(READING_S, turn.allotted_s / CURVE_POINTS),
+        loader_timeout_s=loader_timeout_s,
+        silence_s=SILENT * silent_s + loader_timeout_s + max(READING_S, turn.allotted_s / CURVE_POINTS),
         open_ended=not frozen,
         frozen=frozen,
-        outside_bytes=turn.outside_bytes,
+        non_allocator_bytes=turn.non_allocator_bytes,
         captured=turn.captured,
-        chunks=turn.chunks,
+        accum_steps=turn.accum_steps,
         stages=turn.stages,
         start=str(folder.parent / turn.after) if turn.after else "",
         evaluation_s=evaluation_s,
@@ -159,20 +159,20 @@ def train(
         anxious_at=ends_at - evaluation_kept_s(turn.evaluation_s) - lively_s if evaluation else math.inf,
         lively_s=lively_s,
     )
-    outcome: Trained | Failure = Failure(kind="deadline", reason="its time was over before it could start")
+    outcome: TrainResult | Failure = Failure(kind="deadline", reason="its time was over before it could start")
     for _ in range(ATTEMPTS):
         if engine.now() >= min(job.until_at, job.anxious_at):
             break
         answer = engine.do(job, until_at=ends_at - ENDING_S, on_progress=note)
-        assert isinstance(answer, Trained | Failure)
+        assert isinstance(answer, TrainResult | Failure)
         outcome = answer
         opened.peak(answer.peak_bytes)
-        if isinstance(answer, Trained) or answer.kind in ("error", "deadline"):
+        if isinstance(answer, TrainResult) or answer.kind in ("error", "deadline"):
             break
         if frozen and answer.kind == "memory":
             break  # a smaller batch would be another plan
         if answer.kind == "memory":
-            parts = job.chunks * setting.data_parallel
+            parts = job.accum_steps * setting.data_parallel
             batch = max(2, int(job.batch * SMALLER) // parts) * parts
             # Fewer images a step take no longer than as many; the schedule measures the rest.
             job = replace(job, batch=batch, steps=max(2, job.steps * job.batch // batch))
@@ -182,18 +182,18 @@ def train(
     return outcome
 
 
-def stays(run: Run, turn: Turn) -> bool:
+def stays(run: RunContext, turn: TrialPlan) -> bool:
     """Whether the process of a turn that has no rival can stay for its model's evaluation."""
     start_s = turn.startup_s + turn.warmup_s + turn.evaluation_s
     return run.engine.stays and run.request.data_parallel == 1 and turn.allotted_s >= STAYS_FROM * start_s
 
 
-def evaluation(run: Run, turn: Turn, *, until_at: float) -> EvaluateJob:
+def evaluation(run: RunContext, turn: TrialPlan, *, until_at: float) -> EvaluateJob:
     """The evaluation of a turn's model under all views."""
     return EvaluateJob(
         setting=run.setting,
         candidate=turn.candidate,
-        batch=turn.batch // (run.request.data_parallel * turn.chunks),
+        batch=turn.batch // (run.request.data_parallel * turn.accum_steps),
         folder=str(turn_folder(run.folder, turn)),
         views=run.request.views,
         splits=("val", "test") if run.data.test else ("val",),
@@ -203,8 +203,16 @@ def evaluation(run: Run, turn: Turn, *, until_at: float) -> EvaluateJob:
 
 
 def begun(
-    run: Run, turn: Turn, slot: int, *, ends_at: float, frozen: bool, told: str, last: bool, stays: bool = False
-) -> Callable[[], tuple[Turn, Trained | Failure]]:
+    run: RunContext,
+    turn: TrialPlan,
+    slot: int,
+    *,
+    ends_at: float,
+    frozen: bool,
+    told: str,
+    last: bool,
+    stays: bool = False,
+) -> Callable[[], tuple[TrialPlan, TrainResult | Failure]]:
     """A turn in a slot: its time until ``ends_at`` is reserved from now on, what is returned carries it out.
 
     The evaluation follows a turn that is the ``last`` one of the run, or each under scope ``candidate``; the turn's
@@ -214,7 +222,7 @@ def begun(
     opened = run.book("train", turn.name, reserved_s=ends_at - run.engine.now())
     run.reporter.begin(f"training {turn.name} ({told})", turn.steps, run.lane(slot))
 
-    def carry_out() -> tuple[Turn, Trained | Failure]:
+    def carry_out() -> tuple[TrialPlan, TrainResult | Failure]:
         with opened:
             outcome = train(
                 turn,
@@ -233,7 +241,7 @@ def begun(
     return carry_out
 
 
-def conclude(run: Run, turn: Turn, outcome: Trained | Failure) -> None:
+def conclude(run: RunContext, turn: TrialPlan, outcome: TrainResult | Failure) -> None:
     """A turn has ended: its end is among the run's events from now on."""
     name = turn.name
     body: dict[str, Any] = {"name": name, "trained": None, "reason": ""}
@@ -249,13 +257,13 @@ def conclude(run: Run, turn: Turn, outcome: Trained | Failure) -> None:
     Thread(target=clean, args=(turn_folder(run.folder, turn),), name="clean", daemon=True).start()
 
 
-def _salvage(folder: Path, failure: Failure) -> Trained | Failure:
+def _salvage(folder: Path, failure: Failure) -> TrainResult | Failure:
     """What a turn that did not end by itself left: its model, as good as it was at its last checkpoint."""
-    left = read_trained(folder / OUTCOME) or read_trained(folder / SALVAGE)
+    left = read_train_result(folder / OUTCOME) or read_train_result(folder / SALVAGE)
     return left if left is not None and (folder / WEIGHTS).is_file() else failure
 
 
-def tidy(run: Run) -> None:
+def tidy(run: RunContext) -> None:
     """All turns have ended: remove what one kept that was to go when the run was interrupted."""
     for event in run.store.events("turn"):
         clean(run.folder / CANDIDATES / event.body["name"])

@@ -163,7 +163,7 @@ def costs(profile: Profile, data: DataFacts, recipe: Recipe, view_sizes: Sequenc
         validation_s=data.val * timing.eval_image_s[profile.candidate.train_px]
         + timing.eval_first_s[profile.candidate.train_px]
         + timing.capture_s,
-        validations=recipe.last_epochs,
+        validations=recipe.validate_last_epochs,
         save_s=timing.save_s,
         evaluation_s=evaluation_s,
         evaluation_inside=scope == "candidate",

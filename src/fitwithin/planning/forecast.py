@@ -44,7 +44,7 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forecast:
+class ForecastPoint:
     """What is expected of ``factor`` times the time: a share of validation images, and its 95 % interval."""
 
     factor: float
@@ -54,7 +54,7 @@ class Forecast:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlook:
+class Forecast:
     """What more time would buy, and ``why`` that, or why it cannot be told (then there are no ``forecasts``).
 
     ``points`` are the winner's trainings by their time; ``doubling`` is the share gained by the last doubling of the
@@ -66,7 +66,7 @@ class Outlook:
     doubling: float | None = None
     doubling_low: float | None = None
     doubling_high: float | None = None
-    forecasts: tuple[Forecast, ...] = ()
+    forecasts: tuple[ForecastPoint, ...] = ()
 
 
 def slope(before_s: float, before: float, last_s: float, last: float) -> float:
@@ -74,7 +74,7 @@ def slope(before_s: float, before: float, last_s: float, last: float) -> float:
     return (last - before) / math.log(last_s / before_s)
 
 
-def forecast(before: Point, last: Point, factor: float) -> Forecast:
+def forecast(before: Point, last: Point, factor: float) -> ForecastPoint:
     """What ``factor`` times the last training's time would reach: the line through both points, level where it falls.
 
     With b = ln(factor) / ln(last / before) the estimate is (1 + b) * last - b * before. Its interval carries both
@@ -85,18 +85,18 @@ def forecast(before: Point, last: Point, factor: float) -> Forecast:
     rise = max(0.0, slope(before.gpu_s, before.share, last.gpu_s, last.share)) * math.log(factor)
     share = min(1.0, last.share + rise)
     half = Z * math.sqrt((1 + further) ** 2 * last.variance + further**2 * before.variance)
-    return Forecast(factor=factor, share=share, low=max(0.0, share - half), high=min(1.0, share + half))
+    return ForecastPoint(factor=factor, share=share, low=max(0.0, share - half), high=min(1.0, share + half))
 
 
-def outlook(trainings: Sequence[Point]) -> Outlook:
+def outlook(trainings: Sequence[Point]) -> Forecast:
     """What the winner's trainings tell of more time; the sentence says so where that is nothing."""
     points = tuple(sorted(trainings, key=lambda point: point.gpu_s))
     if len(points) < 2:
         seen = "was validated after one training only" if points else "was never validated"
-        return Outlook(points=points, why=f"Nothing can be told of more time: the winner {seen}, and it takes two.")
+        return Forecast(points=points, why=f"Nothing can be told of more time: the winner {seen}, and it takes two.")
     before, last = points[-2:]
     if last.gpu_s == before.gpu_s:
-        return Outlook(
+        return Forecast(
             points=points, why="Nothing can be told of more time: the winner's last two trainings were equally long."
         )
     doublings = math.log2(last.gpu_s / before.gpu_s)
@@ -110,11 +110,11 @@ def outlook(trainings: Sequence[Point]) -> Outlook:
     )
     if last.correct == last.total:
         why = f"{told}. All {last.total:,} validation images are right: they can show no gain any more."
-        return Outlook(points=points, why=why, doubling=gained, doubling_low=low, doubling_high=high)
+        return Forecast(points=points, why=why, doubling=gained, doubling_low=low, doubling_high=high)
     if low <= 0:
         images = f"{last.total:,}"
         why = f"{told}. {images} validation images do not tell that from nothing, so no gain is foretold."
-        return Outlook(points=points, why=why, doubling=gained, doubling_low=low, doubling_high=high)
+        return Forecast(points=points, why=why, doubling=gained, doubling_low=low, doubling_high=high)
     forecasts = tuple(forecast(before, last, factor) for factor in FACTORS)
     full = " The line passes 100 % by then, so growth must slow down." if forecasts[-1].share == 1.0 else ""
     why = (
@@ -122,7 +122,7 @@ def outlook(trainings: Sequence[Point]) -> Outlook:
         f"intervals carry the binomial variance of both accuracies along that line (delta method); that growth may "
         f"slow down is not in them.{full}"
     )
-    return Outlook(points=points, why=why, doubling=gained, doubling_low=low, doubling_high=high, forecasts=forecasts)
+    return Forecast(points=points, why=why, doubling=gained, doubling_low=low, doubling_high=high, forecasts=forecasts)
 
 
 def points_of(share: float) -> str:
@@ -130,7 +130,9 @@ def points_of(share: float) -> str:
     return f"{100 * share:+.1f}".replace("-", "\u2212")
 
 
-def from_dict(value: dict[str, Any]) -> Outlook:
+def from_dict(value: dict[str, Any]) -> Forecast:
     """The outlook that was written as JSON."""
     points = tuple(Point(**point) for point in value["points"])
-    return Outlook(**{**value, "points": points, "forecasts": tuple(Forecast(**each) for each in value["forecasts"])})
+    return Forecast(
+        **{**value, "points": points, "forecasts": tuple(ForecastPoint(**each) for each in value["forecasts"])}
+    )

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from fitwithin.candidate import Candidate
 from fitwithin.planning.forecast import slope
-from fitwithin.planning.search import FINAL, Entrant, Search, Trial, Verdict, verdict
+from fitwithin.planning.search import FINAL, Elimination, Search, SearchCandidate, Trial, verdict
 from fitwithin.units import format_duration
 
 #: One in so many goes on to the next rung, where it has so many times as long for steps (Li et al., "A system for
@@ -32,7 +32,7 @@ ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ladder:
+class Bracket:
     """The rungs of successive halving: how many are tried on each, and for how many GPU-seconds; what is left over."""
 
     counts: tuple[int, ...]
@@ -46,7 +46,7 @@ class Ladder:
 
 def ladder(
     count: int, budget_s: float, fixed_s: float, *, least: int = 1, eta: int = ETA, devices: int = 1, width: int = 1
-) -> Ladder | None:
+) -> Bracket | None:
     """The most rungs whose first trial is WORTHWHILE; None if not even one rung of ``count`` candidates is.
 
     The ``devices`` that are idle while the last trials of a rung end are paid for as if they were not: five trials on
@@ -73,7 +73,7 @@ def ladder(
         if first_s < (WORTHWHILE - 1) * beside_s[0] or first_s <= 0:
             break
         seconds = tuple(each_s + first_s * eta**rung for rung, each_s in enumerate(beside_s))
-        best = Ladder(counts=tuple(counts), seconds=seconds)
+        best = Bracket(counts=tuple(counts), seconds=seconds)
     return best
 
 
@@ -104,7 +104,7 @@ class Halving(Search):
 
     def __init__(
         self,
-        entrants: Sequence[Entrant],
+        entrants: Sequence[SearchCandidate],
         *,
         budget_s: float,
         eta: int = ETA,
@@ -122,9 +122,9 @@ class Halving(Search):
         self.ladder, self.entering = self._drawn(budget_s - self.final_s)
         self.count = self.ladder.counts[0] if self.ladder is not None else len(self.entering)
         #: Who may still have a final training, in order; None as long as the search goes on.
-        self._queue: list[Trial | Entrant] | None = None if self.entrants else []
+        self._queue: list[Trial | SearchCandidate] | None = None if self.entrants else []
 
-    def _drawn(self, budget_s: float) -> tuple[Ladder | None, tuple[Entrant, ...]]:
+    def _drawn(self, budget_s: float) -> tuple[Bracket | None, tuple[SearchCandidate, ...]]:
         """The ladder of as many entrants as it pays for; with no more than have a final training there is none.
 
         Where some must be left out and there is one rung, for whose end all devices wait, so many are that none of
@@ -139,7 +139,7 @@ class Halving(Search):
             return found, self.entrants[:count]
         return None, self.entrants[: self.finals]
 
-    def _leaves_idle(self, drawn: Ladder) -> bool:
+    def _leaves_idle(self, drawn: Bracket) -> bool:
         """Whether the last of several rounds of its only rung does not need all devices."""
         (count, *more), devices = drawn.counts, self.devices
         return not more and count > devices and _paid(count, devices, self.width) > count
@@ -195,9 +195,9 @@ class Halving(Search):
         most_s = (longest_s - kept_s / self.devices) * each_takes(count, self.devices, self.width)
         return trial.seconds <= min(left_s - kept_s, most_s)
 
-    def _queued(self) -> list[Trial | Entrant]:
+    def _queued(self) -> list[Trial | SearchCandidate]:
         """Who may have a final training: the best of the highest rung first; where no trial has a score, everybody."""
-        best: dict[Candidate, Trial | Entrant] = {}
+        best: dict[Candidate, Trial | SearchCandidate] = {}
         for rung in sorted(self._rungs, reverse=True):
             for trial in self._ranked(rung):
                 best.setdefault(trial.candidate, trial)
@@ -211,7 +211,7 @@ class Halving(Search):
         seconds = self.ladder.seconds[0]
         return self._made(self._chosen().candidate, 0, seconds, f"all get {format_duration(seconds)}")
 
-    def _chosen(self) -> Entrant:
+    def _chosen(self) -> SearchCandidate:
         """Who enters next: in order."""
         return self.entering[len(self._on(0))]
 
@@ -250,7 +250,7 @@ class Halving(Search):
             return None
         return replace(trial, gpus=min(gpus, free))
 
-    def _final(self, of: Trial | Entrant, seconds: float) -> Trial | None:
+    def _final(self, of: Trial | SearchCandidate, seconds: float) -> Trial | None:
         """The final training of an entrant, or of who was in that trial; None where there is no time for it."""
         why = "there is time for one candidate" if self.finals == 1 else "each has a device until the end"
         if self.ladder is not None:
@@ -259,13 +259,13 @@ class Halving(Search):
             why = f"{self.scores[of.number].accuracy:.1%} after {format_duration(of.seconds)}, the best so far"
         if self.final_failed:
             why += "; in the place of one whose final training failed"
-        worth_s, refunded_s = self.worth_s(of.candidate), 0.0
+        worth_s, unspent_s = self.worth_s(of.candidate), 0.0
         if worth_s is not None and worth_s < seconds:
-            seconds, refunded_s = worth_s, seconds - worth_s
+            seconds, unspent_s = worth_s, seconds - worth_s
             why += f"; beyond {format_duration(worth_s)} a GPU-hour would gain less than {self.min_gain:g} points"
         if seconds <= max(entrant.fixed_s for entrant in self.entrants if entrant.candidate == of.candidate):
             return None
-        return replace(self._made(of.candidate, FINAL, seconds, why), refunded_s=refunded_s)
+        return replace(self._made(of.candidate, FINAL, seconds, why), unspent_s=unspent_s)
 
     def worth_s(self, candidate: Candidate) -> float | None:
         """How long a final training is worth ``min_gain``; None where that is not asked for or cannot be told.
@@ -280,17 +280,17 @@ class Halving(Search):
         gained = max(0.0, slope(*before, *last))
         return max(done[-1].seconds, gained * SECONDS_PER_HOUR / self.min_gain)
 
-    def _left_out(self) -> list[Entrant]:
+    def _left_out(self) -> list[SearchCandidate]:
         """Who may not enter, or did not while there was room."""
         full = self.ladder is not None and len(self._on(0)) == self.count
         may, tried = set() if full else set(self.entering), {trial.candidate for trial in self.trials}
         return [one for one in self.entrants if one not in may and one.candidate not in tried]
 
-    def verdicts(self) -> list[Verdict]:
+    def verdicts(self) -> list[Elimination]:
         """Those left out, those that failed, and those that were not among the best of their last rung."""
         assert self.ladder is not None or len(self.entering) <= self.finals
         reason = f"left out: the time pays for {self.count} trials"
-        told = [Verdict(candidate=entrant.candidate, rung=0, reason=reason) for entrant in self._left_out()]
+        told = [Elimination(candidate=entrant.candidate, rung=0, reason=reason) for entrant in self._left_out()]
         best = self.best
         for rung, above in pairwise([*range(len(self.ladder.counts) if self.ladder else 0), FINAL]):
             gone_on = {trial.candidate for trial in (*self._on(above), *self._on(FINAL))}

@@ -17,7 +17,7 @@ from fitwithin.data.dataset import DataFacts
 from fitwithin.engine.jobs import Stage
 from fitwithin.errors import BudgetError, UsageError
 from fitwithin.planning.cost import FIXED_MARGIN, MARGIN, Costs, costs, evaluation_kept_s, stages_of
-from fitwithin.planning.search import Entrant
+from fitwithin.planning.search import SearchCandidate
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.profiling.profile import from_dict as profile_from_dict
 from fitwithin.recipe import Recipe
@@ -34,15 +34,15 @@ SLOWER, SLOWER_S = 0.5, 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turn:
+class TrialPlan:
     """One candidate's planned training, at a mean of ``images_per_s`` over its ``stages`` of progressive resizing.
 
     ``allotted_s`` bounds it from start-up to its evaluation. ``suffix`` tells a candidate's turns apart where it has
     several (rungs of a search), ``after`` names the turn whose model it goes on from.
 
-    ``outside_bytes`` is what its profile held outside the allocator: kept free from the start; ``captured`` whether
-    its step is recorded as a CUDA graph. An update takes ``batch`` images in ``chunks`` parts. ``startup_s`` and
-    ``warmup_s`` are parts of ``predicted_s``.
+    ``non_allocator_bytes`` is what its profile held outside the allocator: kept free from the start; ``captured``
+    whether its step is recorded as a CUDA graph. An update takes ``batch`` images in ``accum_steps`` parts.
+    ``startup_s`` and ``warmup_s`` are parts of ``predicted_s``.
     """
 
     candidate: Candidate
@@ -60,9 +60,9 @@ class Turn:
     evaluation_s: float
     allotted_s: float
     why: tuple[str, ...]
-    outside_bytes: int = 0
+    non_allocator_bytes: int = 0
     captured: bool = True
-    chunks: int = 1
+    accum_steps: int = 1
     startup_s: float = 0.0
     warmup_s: float = 0.0
     stages: tuple[Stage, ...] = ()
@@ -81,14 +81,14 @@ def name_of(candidate: Candidate, suffix: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
+class SearchPlan:
     """A search before it begins: who enters in which order, the seconds for all trials, and its ladder.
 
     So many ``slots`` work side by side; seconds are those of all slots, added up. The final training is no longer than
     ``min_gain`` points of accuracy per GPU-hour are worth. With a ``seed`` who enters is sampled.
     """
 
-    entrants: tuple[Entrant, ...]
+    entrants: tuple[SearchCandidate, ...]
     budget_s: float
     counts: tuple[int, ...] = ()
     seconds: tuple[float, ...] = ()
@@ -119,12 +119,12 @@ class Plan:
     without their probes, are what later trials' steps are drawn from.
     """
 
-    turns: tuple[Turn, ...]
+    turns: tuple[TrialPlan, ...]
     rejections: tuple[Rejection, ...]
     request: dict[str, Any]
     fingerprint: str
     frozen: bool = False
-    search: Planned | None = None
+    search: SearchPlan | None = None
     profiles: tuple[Profile, ...] = ()
     schema: int = SCHEMA
 
@@ -156,16 +156,20 @@ def from_json(text: str) -> Plan:
         raise UsageError(f"this is no plan that `fitwithin plan` wrote ({type(error).__name__}: {error})") from error
 
 
-def _planned(value: dict[str, Any]) -> Planned:
-    entrants = tuple(Entrant(**{**one, "candidate": Candidate(**one["candidate"])}) for one in value["entrants"])
+def _planned(value: dict[str, Any]) -> SearchPlan:
+    entrants = tuple(
+        SearchCandidate(**{**one, "candidate": Candidate(**one["candidate"])}) for one in value["entrants"]
+    )
     lists = {name: tuple(value[name]) for name in ("counts", "seconds")}
-    return Planned(**{**value, **lists, "entrants": entrants})
+    return SearchPlan(**{**value, **lists, "entrants": entrants})
 
 
-def turn_from_dict(value: dict[str, Any]) -> Turn:
+def turn_from_dict(value: dict[str, Any]) -> TrialPlan:
     """The turn that was written as JSON."""
     stages = tuple(Stage(**stage) for stage in value.get("stages", ()))
-    return Turn(**{**value, "candidate": Candidate(**value["candidate"]), "why": tuple(value["why"]), "stages": stages})
+    return TrialPlan(
+        **{**value, "candidate": Candidate(**value["candidate"]), "why": tuple(value["why"]), "stages": stages}
+    )
 
 
 def epochs_of(steps: int, profile: Profile, data: DataFacts) -> float:
@@ -173,7 +177,9 @@ def epochs_of(steps: int, profile: Profile, data: DataFacts) -> float:
     return steps * profile.batch / data.train
 
 
-def turn_of(profile: Profile, cost: Costs, epochs: float, allotted_s: float, data: DataFacts, recipe: Recipe) -> Turn:
+def turn_of(
+    profile: Profile, cost: Costs, epochs: float, allotted_s: float, data: DataFacts, recipe: Recipe
+) -> TrialPlan:
     """A candidate's turn of so many epochs."""
     steps = max(2, math.floor(epochs * data.train / profile.batch + 1e-9))
     pace, stages = format_count(profile.images_per_s), stages_of(profile, recipe)
@@ -187,11 +193,11 @@ def turn_of(profile: Profile, cost: Costs, epochs: float, allotted_s: float, dat
         f"{validations}, checkpoints and evaluation, "
         f"at {cost.step_high_s * (1 + MARGIN):.4g} s a step",
         f"learning rate {recipe.learning_rate(profile.batch):.3g}: {recipe.lr:g} x "
-        f"sqrt({profile.batch}/{recipe.lr_batch})",
+        f"sqrt({profile.batch}/{recipe.lr_base_size})",
         *_resizing(stages),
         *_cautions(profile),
     )
-    return Turn(
+    return TrialPlan(
         candidate=profile.candidate,
         parameters=profile.parameters,
         batch=profile.batch,
@@ -207,9 +213,9 @@ def turn_of(profile: Profile, cost: Costs, epochs: float, allotted_s: float, dat
         evaluation_s=cost.evaluation_s,
         allotted_s=allotted_s,
         why=why,
-        outside_bytes=profile.outside_bytes,
+        non_allocator_bytes=profile.non_allocator_bytes,
         captured=profile.captured,
-        chunks=profile.chunks,
+        accum_steps=profile.accum_steps,
         startup_s=profile.timing.startup_s,
         warmup_s=profile.timing.warmup_s + math.fsum(stage.change_s for stage in stages),
         stages=stages,
@@ -227,10 +233,10 @@ def _resizing(stages: Sequence[Stage]) -> list[str]:
 def _cautions(profile: Profile) -> list[str]:
     """What else there is to know of a profile."""
     told = []
-    if profile.timing.strangers:
+    if profile.timing.num_other_processes:
         told.append(
-            f"{format_count(profile.timing.strangers)} other processes used the device while it was timed: alone it "
-            f"may be faster"
+            f"{format_count(profile.timing.num_other_processes)} other processes used the device while it was timed: "
+            f"alone it may be faster"
         )
     if not profile.captured:
         told.append("its step or evaluation cannot be recorded as a CUDA graph: both are launched kernel by kernel")
@@ -280,7 +286,7 @@ def draw_up(
         slot_s: seconds of all turns, added up, that the device time pays for, less what closing the run needs.
 
     Under ``total`` the largest number k of candidates is kept for which the k fastest get the recipe's
-    ``worthwhile_epochs`` in equal shares; if not even one does, the fastest gets everything. Others go with it wherever
+    ``min_epochs`` in equal shares; if not even one does, the fastest gets everything. Others go with it wherever
     there are slots and device time that cost it nothing.
 
     Raises:
@@ -308,7 +314,7 @@ def draw_up(
     if scope == "candidate":
         count, share_s, chosen = len(paired), available_s, ranked(available_s)
     else:
-        worthwhile = [k for k in range(1, len(paired) + 1) if ranked(share(k))[k - 1][0] >= recipe.worthwhile_epochs]
+        worthwhile = [k for k in range(1, len(paired) + 1) if ranked(share(k))[k - 1][0] >= recipe.min_epochs]
         free = max(k for k in range(1, min(slots, len(paired)) + 1) if share(k) >= share(1))
         count = max([free, *worthwhile])
         share_s = share(count)
@@ -328,7 +334,7 @@ def draw_up(
                 Rejection(
                     candidate=profile.candidate,
                     reason=f"left out: shares of {format_duration(share_s)} give {count} faster candidates at least "
-                    f"{min(recipe.worthwhile_epochs, chosen[count - 1][0]):g} epochs each; one more share would not",
+                    f"{min(recipe.min_epochs, chosen[count - 1][0]):g} epochs each; one more share would not",
                 )
             )
         else:

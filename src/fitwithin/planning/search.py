@@ -26,7 +26,7 @@ FINAL = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entrant:
+class SearchCandidate:
     """A candidate in a search, and the seconds that any trial of it takes beside steps.
 
     Entrants come in the order in which they should be tried: prior knowledge orders, it decides nothing.
@@ -40,7 +40,7 @@ class Entrant:
 class Trial:
     """A complete schedule of ``seconds`` GPU-seconds, on ``gpus`` devices at once; ``rung`` -1 is the final training.
 
-    ``after`` is the number of the candidate's trial before: its model is there to go on from. ``refunded_s`` are
+    ``after`` is the number of the candidate's trial before: its model is there to go on from. ``unspent_s`` are
     seconds that it could have had and that were not worth it.
     """
 
@@ -51,7 +51,7 @@ class Trial:
     why: str
     after: int | None = None
     gpus: int = 1
-    refunded_s: float = 0.0
+    unspent_s: float = 0.0
 
     @property
     def final(self) -> bool:
@@ -60,7 +60,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Elimination:
     """Why a candidate went no further; ``confidence`` that the worst of those that went on is really better.
 
     ``cut`` is how that one had ended. The confidence is None where nobody can tell: the candidate failed, was never
@@ -77,7 +77,7 @@ class Verdict:
 class Search(ABC):
     """What all strategies share: the trials, their scores, and who is still at work."""
 
-    def __init__(self, entrants: Sequence[Entrant]) -> None:
+    def __init__(self, entrants: Sequence[SearchCandidate]) -> None:
         self.entrants = tuple(entrants)
         self.trials: list[Trial] = []
         self.scores: dict[int, Score] = {}
@@ -120,7 +120,7 @@ class Search(ABC):
     def _next(self, left_s: float, free: int, longest_s: float) -> Trial | None: ...
 
     @abstractmethod
-    def verdicts(self) -> list[Verdict]:
+    def verdicts(self) -> list[Elimination]:
         """Why each candidate that is out went no further."""
 
     @property
@@ -180,7 +180,7 @@ class Search(ABC):
 class Exhaustive(Search):
     """The paper's: every candidate gets the same time, and the best is handed over."""
 
-    def __init__(self, entrants: Sequence[Entrant], *, seconds: float) -> None:
+    def __init__(self, entrants: Sequence[SearchCandidate], *, seconds: float) -> None:
         super().__init__(entrants)
         self.seconds = seconds
 
@@ -195,7 +195,7 @@ class Exhaustive(Search):
         entrant = self.entrants[len(self.trials)]
         return self._made(entrant.candidate, 0, self.seconds, f"each gets {format_duration(self.seconds)}")
 
-    def verdicts(self) -> list[Verdict]:
+    def verdicts(self) -> list[Elimination]:
         """All but the best, and those that failed."""
         best = self.best
         return [
@@ -205,13 +205,13 @@ class Exhaustive(Search):
         ]
 
 
-def verdict(trial: Trial, score: Score, cut: Score | None, gone_on: int) -> Verdict:
+def verdict(trial: Trial, score: Score, cut: Score | None, gone_on: int) -> Elimination:
     """Why a candidate is out: it failed, or others were better."""
     after = format_duration(trial.seconds)
     if not score.total:
-        return Verdict(candidate=trial.candidate, rung=trial.rung, reason=score.reason or "it left no model")
+        return Elimination(candidate=trial.candidate, rung=trial.rung, reason=score.reason or "it left no model")
     if cut is None:
-        return Verdict(candidate=trial.candidate, rung=trial.rung, reason=f"{score.accuracy:.1%} after {after}")
+        return Elimination(candidate=trial.candidate, rung=trial.rung, reason=f"{score.accuracy:.1%} after {after}")
     whose = "the one that went on" if gone_on == 1 else f"the last of {gone_on} that went on"
     confidence = sure(cut, score)
     told = (
@@ -219,7 +219,7 @@ def verdict(trial: Trial, score: Score, cut: Score | None, gone_on: int) -> Verd
         if confidence is None
         else f"{percent_sure(confidence)} sure by {score.total} validation images"
     )
-    return Verdict(
+    return Elimination(
         candidate=trial.candidate,
         rung=trial.rung,
         reason=f"{score.accuracy:.1%} after {after}, where {whose} had {cut.accuracy:.1%}; {told}",

@@ -9,14 +9,14 @@ from typing import Any
 
 from fitwithin.budget import Remaining
 from fitwithin.data.dataset import DataFacts
-from fitwithin.engine.results import Trained
+from fitwithin.engine.results import TrainResult
 from fitwithin.errors import RunFolderError
 from fitwithin.planning.cost import Costs, costs, evaluation_kept_s
 from fitwithin.planning.halving import Halving
-from fitwithin.planning.plan import Plan, Planned, Turn, epochs_of, name_of, turn_of
-from fitwithin.planning.search import FINAL, Entrant, Trial
+from fitwithin.planning.plan import Plan, SearchPlan, TrialPlan, epochs_of, name_of, turn_of
+from fitwithin.planning.search import FINAL, SearchCandidate, Trial
 from fitwithin.planning.stats import Score
-from fitwithin.planning.tpe import Sampled
+from fitwithin.planning.tpe import TPEHalving
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.recipe import Recipe
 from fitwithin.units import format_duration
@@ -26,7 +26,7 @@ FINAL_NAME, RUNG_NAME = "final", "rung{}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Priced:
+class CostedCandidate:
     """A profile with the ways in which its candidate can be trained, and what each costs: the recipe's, and where that
     resizes progressively also at the whole size from the start, for turns too short for the changes."""
 
@@ -44,14 +44,16 @@ class Priced:
         return max(counted, key=lambda way: way[2])
 
 
-def priced(profile: Profile, data: DataFacts, recipe: Recipe, view_sizes: Sequence[int]) -> Priced:
+def priced(profile: Profile, data: DataFacts, recipe: Recipe, view_sizes: Sequence[int]) -> CostedCandidate:
     """What trials of a profile's candidate cost."""
-    recipes = [recipe, replace(recipe, progress=())] if recipe.progress else [recipe]
-    return Priced(profile=profile, ways=tuple((way, costs(profile, data, way, view_sizes, "total")) for way in recipes))
+    recipes = [recipe, replace(recipe, progressive_resizing=())] if recipe.progressive_resizing else [recipe]
+    return CostedCandidate(
+        profile=profile, ways=tuple((way, costs(profile, data, way, view_sizes, "total")) for way in recipes)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class AskEvent:
     """A search was asked: the seconds that were left, those until the end, and the trial that it answered."""
 
     left_s: float
@@ -60,21 +62,21 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class TellEvent:
     """A search was told how the turn of that name ended; of one that failed, the reason."""
 
     name: str
-    outcome: Trained | str
+    outcome: TrainResult | str
 
 
-def entrants(known: Sequence[Priced]) -> list[Entrant]:
+def entrants(known: Sequence[CostedCandidate]) -> list[SearchCandidate]:
     """The candidates in the order in which they should be tried: the most images per second first.
 
     Nothing else is known before the first rung. It decides only who is left out where the time does not pay for all.
     """
     ordered = sorted(known, key=lambda one: (one.usual.step_s / one.profile.batch, one.profile.candidate))
     return [
-        Entrant(candidate=one.profile.candidate, fixed_s=min(cost.beside_s() for _, cost in one.ways))
+        SearchCandidate(candidate=one.profile.candidate, fixed_s=min(cost.beside_s() for _, cost in one.ways))
         for one in ordered
     ]
 
@@ -101,7 +103,7 @@ def plan(
     known = {profile.candidate: priced(profile, data, recipe, view_sizes) for profile in profiles}
     kept_s = evaluation_kept_s(max(one.usual.evaluation_s for one in known.values()))
     budget_s = left.less(kept_s).together_s
-    facts = Planned(
+    facts = SearchPlan(
         entrants=tuple(entrants([*known.values()])),
         budget_s=budget_s,
         slots=left.slots,
@@ -133,13 +135,15 @@ def plan(
     )
 
 
-def begun(facts: Planned) -> Halving:
+def begun(facts: SearchPlan) -> Halving:
     """The search at its beginning."""
     shape: dict[str, Any] = {"budget_s": facts.budget_s, "devices": facts.slots, "min_gain": facts.min_gain}
-    return Halving(facts.entrants, **shape) if facts.seed is None else Sampled(facts.entrants, seed=facts.seed, **shape)
+    return (
+        Halving(facts.entrants, **shape) if facts.seed is None else TPEHalving(facts.entrants, seed=facts.seed, **shape)
+    )
 
 
-def turn_over(one: Priced, seconds: float, *, data: DataFacts, trial: Trial | None = None) -> Turn | None:
+def turn_over(one: CostedCandidate, seconds: float, *, data: DataFacts, trial: Trial | None = None) -> TrialPlan | None:
     """The turn that ``seconds`` pay for, named after its trial; None for fewer than two steps."""
     recipe, cost, steps = one.within(seconds)
     if steps < 2:
@@ -155,7 +159,7 @@ def suffix(trial: Trial) -> str:
     return RUNG_NAME.format(trial.rung) if trial.rung else ""
 
 
-def score(outcome: Trained | str, n_val: int) -> Score:
+def score(outcome: TrainResult | str, n_val: int) -> Score:
     """What a turn's end says to the search; of one that failed, the reason."""
     if isinstance(outcome, str):
         return Score(reason=outcome)
@@ -164,7 +168,7 @@ def score(outcome: Trained | str, n_val: int) -> Score:
     return Score(correct=outcome.best, total=n_val)
 
 
-def told_again(facts: Planned, course: Sequence[Asked | Told], n_val: int) -> Halving:
+def told_again(facts: SearchPlan, course: Sequence[AskEvent | TellEvent], n_val: int) -> Halving:
     """The search as it stands: asked again what it was asked and told what it was told, in the order of events.
 
     Raises:
@@ -173,7 +177,7 @@ def told_again(facts: Planned, course: Sequence[Asked | Told], n_val: int) -> Ha
     search = begun(facts)
     numbers: dict[str, int] = {}
     for event in course:
-        if isinstance(event, Told):
+        if isinstance(event, TellEvent):
             search.tell(numbers[event.name], score(event.outcome, n_val))
             continue
         trial = event.trial

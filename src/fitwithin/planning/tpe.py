@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fitwithin.candidate import Candidate
-from fitwithin.planning.halving import Halving, Ladder, ladder
-from fitwithin.planning.search import Entrant
+from fitwithin.planning.halving import Bracket, Halving, ladder
+from fitwithin.planning.search import SearchCandidate
 
 #: So many enter at random before there is anything to learn from.
 AT_RANDOM = 6
@@ -17,7 +17,7 @@ AT_RANDOM = 6
 PACES = 4
 
 
-class Sampled(Halving):
+class TPEHalving(Halving):
     """:class:`~fitwithin.planning.halving.Halving` whose entrants are more than the time pays for.
 
     Who enters is proposed by a tree-structured Parzen estimator (Bergstra et al., "Algorithms for Hyper-Parameter
@@ -26,13 +26,13 @@ class Sampled(Halving):
     A proposal is a function of the seed and of what was told, so that an interrupted search goes on as it was.
     """
 
-    def __init__(self, entrants: Sequence[Entrant], *, seed: int = 0, **more: Any) -> None:
+    def __init__(self, entrants: Sequence[SearchCandidate], *, seed: int = 0, **more: Any) -> None:
         self._seed = seed
         super().__init__(entrants, **more)
         places = enumerate(self.entrants)
         self._traits = {one.candidate: traits(one.candidate, place, len(self.entrants)) for place, one in places}
 
-    def _drawn(self, budget_s: float) -> tuple[Ladder | None, tuple[Entrant, ...]]:
+    def _drawn(self, budget_s: float) -> tuple[Bracket | None, tuple[SearchCandidate, ...]]:
         """The ladder of as many as two rungs can be paid for, whoever enters, or one; any may."""
         fixed_s = max((entrant.fixed_s for entrant in self.entrants), default=0.0)
         counts = range(len(self.entrants), self.finals, -1)
@@ -41,7 +41,7 @@ class Sampled(Halving):
             return None, self.entrants[: self.finals]
         return next((each for each in found if len(each.counts) > 1), found[0]), self.entrants
 
-    def _chosen(self) -> Entrant:
+    def _chosen(self) -> SearchCandidate:
         """Who enters next."""
         entered = [trial.candidate for trial in self._on(0)]
         waiting = [entrant for entrant in self.entrants if entrant.candidate not in entered]

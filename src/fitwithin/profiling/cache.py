@@ -13,8 +13,8 @@ import numpy as np
 
 from fitwithin.candidate import Candidate
 from fitwithin.data.dataset import Images
-from fitwithin.engine.jobs import Setting
-from fitwithin.engine.results import Pace
+from fitwithin.engine.jobs import JobSettings
+from fitwithin.engine.results import StepTiming
 from fitwithin.errors import UsageError
 from fitwithin.files import put_text
 from fitwithin.profiling import profile as profiles
@@ -39,10 +39,10 @@ def data_shape(images: Images) -> dict[str, Any]:
     return {**counts, "classes": len(images.classes), "mean_size": means}
 
 
-class Cache:
+class ProfileCache:
     """Profiles by everything that they depend on, one JSON file each, with that key inside."""
 
-    def __init__(self, folder: Path, machine: dict[str, Any], setting: Setting, shape: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, machine: dict[str, Any], setting: JobSettings, shape: dict[str, Any]) -> None:
         self._folder = folder
         self.key: dict[str, Any] = json.loads(
             json.dumps(
@@ -55,7 +55,7 @@ class Cache:
                     "view_sizes": setting.view_sizes,
                     "workers": setting.workers,
                     "data_parallel": setting.data_parallel,
-                    "sharers": setting.sharers,
+                    "jobs_per_host": setting.jobs_per_host,
                     "canvas_px": setting.canvas_px,
                     "data": shape,
                 }
@@ -75,15 +75,15 @@ class Cache:
         """Store a profile, whole or not at all."""
         self._write(_name(profile.candidate, profile.brief), {"key": self.key, "profile": profiles.to_dict(profile)})
 
-    def get_paces(self, model: str) -> dict[str, Pace] | None:
+    def get_paces(self, model: str) -> dict[str, StepTiming] | None:
         """The paces of a backbone's variants, by name; None if they are not known."""
         try:
             stored = json.loads(_path(self._folder, self.key, f"paces-{model}").read_text(encoding="utf-8"))
-            return {name: Pace(**pace) for name, pace in stored["paces"].items()}
+            return {name: StepTiming(**pace) for name, pace in stored["paces"].items()}
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def put_paces(self, model: str, paces: dict[str, Pace]) -> None:
+    def put_paces(self, model: str, paces: dict[str, StepTiming]) -> None:
         """Store the paces of a backbone's variants."""
         body = {name: asdict(pace) for name, pace in paces.items()}
         self._write(f"paces-{model}", {"key": self.key, "paces": body})

@@ -11,7 +11,7 @@ from typing import Any
 
 from fitwithin.candidate import Candidate
 from fitwithin.engine.base import Engine
-from fitwithin.engine.jobs import ProbeJob, Setting
+from fitwithin.engine.jobs import JobSettings, ProbeJob
 from fitwithin.engine.results import Failure, Probe, Progress
 from fitwithin.profiling.batch_search import expected_edge, knee, largest_batch, parts
 from fitwithin.profiling.profile import Prior, Profile, Rejection, edge_of
@@ -37,13 +37,13 @@ CROWDED_RETRIES, CROWDED_PAUSE_S = 2, 5.0
 Tell = Callable[[Progress], None]
 
 
-class Measurement:
+class CandidateProfiler:
     """A candidate while it is measured: first its largest batch is found, then that is timed."""
 
     def __init__(
         self,
         candidate: Candidate,
-        setting: Setting,
+        setting: JobSettings,
         engine: Engine,
         *,
         n_train: int,
@@ -77,18 +77,18 @@ class Measurement:
             reason = f"the recipe or the data allow {self._ranks} processes not even {SMALLEST_BATCH} images each"
             return Rejection(candidate=self.candidate, reason=f"{reason}; choose a smaller --data-parallel")
         self._until_at, self._placed, self._searched = until_at, place is not None, False
-        self._outside_bytes = place.outside_bytes if place is not None else self._outside_bytes
+        self._outside_bytes = place.non_allocator_bytes if place is not None else self._outside_bytes
         first = self._limit if self._limit <= TRY_LIMIT_FIRST or self._brief else SMALL_BATCH
         at_once = not beside and self._setting.recipe.batch == "largest"
         self.batch, self._why, _ = largest_batch(
             # A limit that is tried first is likely to be the result: it is timed at once, if nothing disturbs that.
-            lambda batch: self._ask(batch, chunks=int(at_once and batch == self._limit == first)),
+            lambda batch: self._ask(batch, accum_steps=int(at_once and batch == self._limit == first)),
             cap_bytes=self._setting.memory_bytes,
             limit=self._limit,
             first=first,
             smallest=SMALLEST_BATCH,
             prior=None if self._brief else place,
-            known=[probe for (_, chunks), probe in self._asked.items() if not chunks],
+            known=[probe for (_, accum_steps), probe in self._asked.items() if not accum_steps],
             run_both=self._ask_both if beside else None,
         )
         self._searched = True
@@ -115,7 +115,7 @@ class Measurement:
             self._until_at = until_at
             if self._held:
                 return self._in_parts(self._held)  # which tries smaller parts by itself
-            timed = self._ask(self.batch, chunks=1, rates=wanted == "knee")
+            timed = self._ask(self.batch, accum_steps=1, rates=wanted == "knee")
             found = self._profile(timed, self._why)
             if isinstance(found, Profile) and wanted == "knee":
                 return self._at_the_knee(found)
@@ -125,7 +125,7 @@ class Measurement:
             if (rejection := self.search(until_at)) is not None:
                 return rejection
 
-    def _profile(self, timed: Probe, why: str, *, chunks: int = 1) -> Profile | Rejection:
+    def _profile(self, timed: Probe, why: str, *, accum_steps: int = 1) -> Profile | Rejection:
         if timed.timing is None or timed.peak_bytes is None:
             return Rejection(candidate=self.candidate, reason=self._ended or timed.reason)
         return Profile(
@@ -137,7 +137,7 @@ class Measurement:
             timing=timed.timing,
             probes=self.probes,
             captured=self._captured,
-            chunks=chunks,
+            accum_steps=accum_steps,
             largest=self.batch,
             brief=self._brief,
         )
@@ -147,7 +147,7 @@ class Measurement:
         batch, why = knee(largest.timing.rates)
         if batch == largest.batch // self._ranks:
             return replace(largest, batch_why=f"{largest.batch_why}; {why}")
-        found = self._profile(self._ask(batch, chunks=1), f"{why}; {largest.batch_why}")
+        found = self._profile(self._ask(batch, accum_steps=1), f"{why}; {largest.batch_why}")
         return found if isinstance(found, Profile) else replace(largest, probes=self.probes)
 
     def _in_parts(self, batch: int) -> Profile | Rejection:
@@ -157,11 +157,11 @@ class Measurement:
         if rest:
             reason = f"the recipe's {batch} images an update cannot be shared equally by {self._ranks} processes"
             return Rejection(candidate=self.candidate, reason=reason)
-        for chunks in parts(share, self.batch):
-            told = f"in {chunks} parts of {share // chunks}" if chunks > 1 else "at once"
+        for accum_steps in parts(share, self.batch):
+            told = f"in {accum_steps} parts of {share // accum_steps}" if accum_steps > 1 else "at once"
             why = f"{batch} images an update are held for all candidates, here {told}; {self._why}"
-            timed = self._ask(share, chunks=chunks)
-            found = self._profile(timed, why, chunks=chunks)
+            timed = self._ask(share, accum_steps=accum_steps)
+            found = self._profile(timed, why, accum_steps=accum_steps)
             if isinstance(found, Profile) or self._ended or timed.fatal:
                 break
         return found
@@ -182,38 +182,38 @@ class Measurement:
             self._lanes.release()
 
     def _ask(
-        self, batch: int, *, chunks: int = 0, rates: bool = False, lane: AbstractContextManager[Any] | None = None
+        self, batch: int, *, accum_steps: int = 0, rates: bool = False, lane: AbstractContextManager[Any] | None = None
     ) -> Probe:
-        """Probe a batch; with ``chunks`` it is timed, in so many parts."""
-        for known in ((batch, chunks), (batch, 1)):
-            if known in self._asked and chunks <= 1:
+        """Probe a batch; with ``accum_steps`` it is timed, in so many parts."""
+        for known in ((batch, accum_steps), (batch, 1)):
+            if known in self._asked and accum_steps <= 1:
                 return self._asked[known]
         if self._ended:
             return Probe(batch=batch, passed=False, reason=self._ended, fatal=True)
-        what = f"{self.candidate.name}: batch {batch}{', timed' if chunks else ''}"
+        what = f"{self.candidate.name}: batch {batch}{', timed' if accum_steps else ''}"
         self._tell(Progress(step=len(self._taken), total=0, text=what))
         with lane or self._lanes:
             begun_at = self._engine.now()
-            probe = self._probe(batch, chunks=chunks, rates=rates)
-        self._asked[batch, chunks] = replace(probe, wall_s=self._engine.now() - begun_at)
-        self._taken.append(self._asked[batch, chunks])
+            probe = self._probe(batch, accum_steps=accum_steps, rates=rates)
+        self._asked[batch, accum_steps] = replace(probe, wall_s=self._engine.now() - begun_at)
+        self._taken.append(self._asked[batch, accum_steps])
         self.on_probe()
-        return self._asked[batch, chunks]
+        return self._asked[batch, accum_steps]
 
-    def _probe(self, batch: int, *, chunks: int, rates: bool) -> Probe:
+    def _probe(self, batch: int, *, accum_steps: int, rates: bool) -> Probe:
         job = ProbeJob(
             setting=self._setting,
             candidate=self.candidate,
             batch=batch,
-            timed=chunks > 0,
+            timed=accum_steps > 0,
             # Processes that train together would have to agree on where to look, and on who ran out of memory there.
-            scout=not self._taken and not chunks and batch < self._limit and self._ranks == 1,
+            scout=not self._taken and not accum_steps and batch < self._limit and self._ranks == 1,
             limit=self._limit,
-            outside_bytes=max([self._outside_bytes, *(probe.outside_bytes for probe in self._taken)]),
+            non_allocator_bytes=max([self._outside_bytes, *(probe.non_allocator_bytes for probe in self._taken)]),
             captured=self._captured,
-            chunks=max(1, chunks),
+            accum_steps=max(1, accum_steps),
             rates=rates,
-            brief=self._brief and chunks > 0,
+            brief=self._brief and accum_steps > 0,
         )
         ends_at = min(self._until_at, self._engine.now() + PROBE_WITHIN_S)
         for pauses in range(CROWDED_RETRIES + 1):
@@ -221,14 +221,14 @@ class Measurement:
             if job.scout and isinstance(outcome, Failure) and outcome.kind != "deadline":
                 # It may have been the scouted size that failed: the small one is asked alone before it is judged.
                 outcome = self._engine.do(replace(job, scout=False), until_at=ends_at, on_progress=self._tell)
-            if isinstance(outcome, Probe) and outcome.uncapturable:
+            if isinstance(outcome, Probe) and outcome.graph_capture_failed:
                 self._captured, job = False, replace(job, captured=False)
                 outcome = self._engine.do(job, until_at=ends_at, on_progress=self._tell)
-            if not (isinstance(outcome, Probe) and outcome.crowded):
+            if not (isinstance(outcome, Probe) and outcome.memory_taken_by_others):
                 break
             if pauses < CROWDED_RETRIES:
                 self._engine.rest(CROWDED_PAUSE_S)
-        if isinstance(outcome, Probe) and outcome.crowded:
+        if isinstance(outcome, Probe) and outcome.memory_taken_by_others:
             self._ended = outcome.reason  # what others take is no fact of the candidate: nothing is certified
         if isinstance(outcome, Failure):
             if outcome.kind == "deadline" and self._engine.now() < self._until_at:

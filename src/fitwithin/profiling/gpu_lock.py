@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 
-class Baton:
+class GpuLock:
     """The two locks of a device, taken in order: :meth:`start`, :meth:`measure`, :meth:`warm`, :meth:`close`.
 
     Args:

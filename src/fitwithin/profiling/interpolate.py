@@ -25,7 +25,7 @@ def smaller(known: Profile, candidate: Candidate, recipe: Recipe, view_sizes: Se
     px = candidate.train_px
     if replace(known.candidate, train_px=px) != candidate or known.candidate.train_px <= px:
         return None
-    if known.chunks > 1 or known.edge is not None:
+    if known.accum_steps > 1 or known.edge is not None:
         return None
     timing, large_px = known.timing, known.candidate.train_px
     paces = {**timing.stage_step_s, large_px: timing.step_s}

@@ -10,15 +10,15 @@ from pathlib import Path
 
 from fitwithin.candidate import Candidate
 from fitwithin.data.batches import dummy
-from fitwithin.data.prefetch import Feeder
+from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import APART, SCOUTED, ProbeJob
 from fitwithin.engine.results import Probe, Timing
 from fitwithin.errors import CaptureError, DeviceFull, OutOfMemory, UsageError
-from fitwithin.profiling.gpu_lock import Baton
+from fitwithin.profiling.gpu_lock import GpuLock
 from fitwithin.profiling.timing import timed
-from fitwithin.training.distributed import ALONE, Team
+from fitwithin.training.distributed import SINGLE_PROCESS, ProcessGroup
 from fitwithin.training.evaluation import eval_batch
 from fitwithin.training.learner import Learner, check_finite
 
@@ -34,11 +34,11 @@ ALLOWED_RETRIES = 0
 def probe(
     job: ProbeJob,
     device: Cpu | Cuda,
-    feeder: Feeder,
+    feeder: PrefetchLoader,
     asked_at: float,
     scratch: Path,
-    baton: Baton | None = None,
-    team: Team = ALONE,
+    baton: GpuLock | None = None,
+    team: ProcessGroup = SINGLE_PROCESS,
 ) -> Probe:
     """Run the real step at ``job.batch``; what it says of memory and, if asked, of time.
 
@@ -49,13 +49,15 @@ def probe(
     learner: Learner | None = None
     timing: Timing | None = None
     points: tuple[tuple[int, int], ...] = ()
-    reason, fatal, crowded, uncapturable = "", False, False, False
+    reason, fatal, memory_taken_by_others, graph_capture_failed = "", False, False, False
     needed_bytes = None
     if not job.timed:
         device.watch()
     try:
         with device.guard():
-            learner = Learner(job.setting, job.candidate, device, captured=job.captured, chunks=job.chunks, team=team)
+            learner = Learner(
+                job.setting, job.candidate, device, captured=job.captured, accum_steps=job.accum_steps, team=team
+            )
             startup_s = time.monotonic() - asked_at
             if job.timed:
                 assert baton is not None or not team.leads, "whoever times must have waited for it"
@@ -68,9 +70,9 @@ def probe(
                 _step_and_evaluate(learner, job, device, job.batch)
                 needed_bytes = device.needed_bytes()
     except OutOfMemory as error:
-        reason, crowded = str(error), isinstance(error, DeviceFull)
+        reason, memory_taken_by_others = str(error), isinstance(error, DeviceFull)
     except CaptureError as error:
-        reason, uncapturable = str(error), True
+        reason, graph_capture_failed = str(error), True
     except UsageError as error:
         reason, fatal = str(error), True
     peak_bytes = device.peak_bytes()
@@ -78,7 +80,10 @@ def probe(
     if not reason and peak_bytes > job.setting.memory_bytes:
         reason = f"the peak was {peak_bytes - job.setting.memory_bytes} bytes above the cap"
     if not reason and retries > ALLOWED_RETRIES:
-        reason, crowded = f"the allocator gave memory back or refused some {retries} times", device.crowded()
+        reason, memory_taken_by_others = (
+            f"the allocator gave memory back or refused some {retries} times",
+            device.memory_taken_by_others(),
+        )
     if not reason and job.scout and learner is not None:
         points = _scout(learner, job, device)
     return Probe(
@@ -87,16 +92,16 @@ def probe(
         peak_bytes=peak_bytes,
         reason=reason,
         fatal=fatal,
-        chunks=job.chunks,
-        crowded=crowded,
-        uncapturable=uncapturable,
+        accum_steps=job.accum_steps,
+        memory_taken_by_others=memory_taken_by_others,
+        graph_capture_failed=graph_capture_failed,
         parameters=learner.parameters if learner else 0,
         wall_s=time.monotonic() - started_at,
         timing=timing if not reason else None,
         points=points,
         needed_bytes=needed_bytes if not reason else None,
         usable_bytes=device.usable_bytes(),
-        outside_bytes=device.outside_bytes(),
+        non_allocator_bytes=device.non_allocator_bytes(),
     )
 
 
@@ -110,7 +115,7 @@ def _scout(learner: Learner, job: ProbeJob, device: Cpu | Cuda) -> tuple[tuple[i
     Where they lie: :data:`fitwithin.engine.jobs.SCOUTED`.
     """
     points = [(job.batch, device.needed_bytes())]
-    image_bytes = (points[0][1] - device.outside_bytes() - KEPT_BYTES * learner.parameters) / job.batch
+    image_bytes = (points[0][1] - device.non_allocator_bytes() - KEPT_BYTES * learner.parameters) / job.batch
     for share in SCOUTED:
         at, needed_bytes = points[-1]
         if len(points) > 1:
@@ -145,7 +150,7 @@ def _step_and_evaluate(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batc
     device.settle()
     device.empty_cache()
     px = max(job.candidate.train_px, *job.setting.view_sizes)
-    x_view, _ = dummy(px, eval_batch(batch // job.chunks), job.setting.classes, job.setting.seed)
+    x_view, _ = dummy(px, eval_batch(batch // job.accum_steps), job.setting.classes, job.setting.seed)
     for _ in range(passes):
         learner.logits(x_view, flip=True)
     device.settle()

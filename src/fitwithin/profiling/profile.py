@@ -19,21 +19,21 @@ from fitwithin.engine.results import Probe, Timing
 class Prior:
     """What a neighbour's certificate says of a candidate: its largest batch, and bytes per image. It places probes.
 
-    ``outside_bytes`` is what the neighbour held outside the allocator: the same backbone loads the same kernels.
+    ``non_allocator_bytes`` is what the neighbour held outside the allocator: the same backbone loads the same kernels.
     """
 
     batch: int
     image_bytes: float
-    outside_bytes: int = 0
+    non_allocator_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
     """The measured facts of a candidate: parameters, its certified batch, and its timing at that batch.
 
-    ``batch`` is what an update takes, in ``chunks`` parts; ``largest`` is the certified batch, ``batch`` if that is 0.
-    ``captured``: on CUDA its step ran, and has to run, as a recorded graph. ``brief``: its timing was short, or is
-    derived from that of a larger size.
+    ``batch`` is what an update takes, in ``accum_steps`` parts; ``largest`` is the certified batch, ``batch`` if that
+    is 0. ``captured``: on CUDA its step ran, and has to run, as a recorded graph. ``brief``: its timing was short, or
+    is derived from that of a larger size.
     """
 
     candidate: Candidate
@@ -44,7 +44,7 @@ class Profile:
     timing: Timing
     probes: tuple[Probe, ...]
     captured: bool = True
-    chunks: int = 1
+    accum_steps: int = 1
     largest: int = 0
     cached: bool = False
     brief: bool = False
@@ -75,9 +75,9 @@ class Profile:
         return sum(1 + len(probe.points) for probe in self.probes if not (probe.passed and probe.timing is not None))
 
     @property
-    def outside_bytes(self) -> int:
+    def non_allocator_bytes(self) -> int:
         """The most that any probe held outside the allocator."""
-        return max((probe.outside_bytes for probe in self.probes), default=0)
+        return max((probe.non_allocator_bytes for probe in self.probes), default=0)
 
     @property
     def wall_s(self) -> float:
@@ -93,7 +93,7 @@ class Rejection:
     reason: str
 
 
-class Neighbour(Protocol):
+class HasProbes(Protocol):
     """A candidate whose largest batch was found (:class:`Profile` is one), or is about to be."""
 
     @property
@@ -114,7 +114,7 @@ def edge_of(batch: int, probes: Iterable[Probe]) -> float | None:
     return batch + 0.5 if any(not probe.passed and probe.batch == batch + 1 for probe in probes) else None
 
 
-def prior(known: Iterable[Neighbour], candidate: Candidate) -> Prior | None:
+def prior(known: Iterable[HasProbes], candidate: Candidate) -> Prior | None:
     """What the profile of the same backbone at another size says, if there is one whose limit was memory.
 
     Activations grow with the number of pixels, and everything else stays: bytes per image scale by the square of the
@@ -130,7 +130,7 @@ def prior(known: Iterable[Neighbour], candidate: Candidate) -> Prior | None:
         return Prior(
             batch=int(edge / growth),
             image_bytes=growth * slope_of(points),
-            outside_bytes=max(probe.outside_bytes for probe in other.probes),
+            non_allocator_bytes=max(probe.non_allocator_bytes for probe in other.probes),
         )
     return None
 

@@ -12,10 +12,10 @@ from typing import Literal
 
 from fitwithin.candidate import Candidate
 from fitwithin.engine.base import Engine
-from fitwithin.engine.jobs import ScreenJob, Setting
-from fitwithin.engine.results import Pace, Progress, Screened
-from fitwithin.profiling.cache import Cache
-from fitwithin.profiling.candidate_profiler import PROBE_WITHIN_S, Measurement, Tell
+from fitwithin.engine.jobs import CompareJob, JobSettings
+from fitwithin.engine.results import CompareResult, Progress, StepTiming
+from fitwithin.profiling.cache import ProfileCache
+from fitwithin.profiling.candidate_profiler import PROBE_WITHIN_S, CandidateProfiler, Tell
 from fitwithin.profiling.profile import Profile, Rejection, points_of, prior
 from fitwithin.profiling.variants import layouts, pruned, screened, slower
 
@@ -37,12 +37,12 @@ Compare = Literal["whole", "brief", "known"]
 
 def screen(
     candidates: Sequence[Candidate],
-    setting: Setting,
+    setting: JobSettings,
     engine: Engine,
     *,
     until_at: float,
     tell: Tell,
-    cache: Cache,
+    cache: ProfileCache,
     refresh: bool = False,
     compare: Compare = "whole",
     turn_s: float = math.inf,
@@ -50,7 +50,7 @@ def screen(
     """The candidates whose precision or layout loses at a small batch in turns of ``turn_s``; where nothing could be
     measured none does."""
     wanted = screened(candidates)
-    paces: dict[str, dict[str, Pace]] = {model: {} for model in wanted}
+    paces: dict[str, dict[str, StepTiming]] = {model: {} for model in wanted}
     if not refresh:
         paces = {model: cache.get_paces(model) or {} for model in wanted}
     unknown = {model: asked for model, asked in wanted.items() if any(each.name not in paces[model] for each in asked)}
@@ -59,7 +59,7 @@ def screen(
         told = f"comparing {len(job.candidates)} precisions and layouts"
         tell(Progress(step=0, total=0, text=f"{models[0] if len(models) == 1 else f'{len(models)} backbones'}: {told}"))
         outcome = engine.do(job, until_at=min(until_at, engine.now() + PROBE_WITHIN_S), on_progress=tell)
-        timed = outcome.paces if isinstance(outcome, Screened) else {}
+        timed = outcome.paces if isinstance(outcome, CompareResult) else {}
         for variant in job.candidates:
             if variant.name in timed:
                 paces[variant.model][variant.name] = timed[variant.name]
@@ -73,19 +73,19 @@ def screen(
     return pruned(candidates, losers)
 
 
-def _screens(setting: Setting, unknown: Sequence[Sequence[Candidate]], compare: Compare) -> list[ScreenJob]:
+def _screens(setting: JobSettings, unknown: Sequence[Sequence[Candidate]], compare: Compare) -> list[CompareJob]:
     """What is to be timed of backbones' variants, process by process."""
     if compare == "whole":
-        return [ScreenJob(setting=setting, candidates=tuple(variants)) for variants in unknown]
+        return [CompareJob(setting=setting, candidates=tuple(variants)) for variants in unknown]
     several = [found for variants in unknown if len(found := layouts(variants)) > 1]
     if compare == "known" or not several:
         return []
-    return [ScreenJob(setting=setting, candidates=tuple(each for found in several for each in found), brief=True)]
+    return [CompareJob(setting=setting, candidates=tuple(each for found in several for each in found), brief=True)]
 
 
 def measure(
     candidates: Sequence[Candidate],
-    setting: Setting,
+    setting: JobSettings,
     engine: Engine,
     *,
     n_train: int,
@@ -104,7 +104,7 @@ def measure(
     """
     room = Semaphore(lanes)
     measurements = [
-        Measurement(c, setting, engine, n_train=n_train, tell=tell, lanes=room, brief=brief) for c in candidates
+        CandidateProfiler(c, setting, engine, n_train=n_train, tell=tell, lanes=room, brief=brief) for c in candidates
     ]
     if lanes <= 1:
         found = list(known)
@@ -119,22 +119,22 @@ def measure(
 
 
 def _side_by_side(
-    measurements: list[Measurement], engine: Engine, until_at: float, known: list[Profile], lanes: int
+    measurements: list[CandidateProfiler], engine: Engine, until_at: float, known: list[Profile], lanes: int
 ) -> Iterator[Profile | Rejection]:
     search_until_at = until_at
     if until_at < math.inf:
         search_until_at = engine.now() + SEARCH_SHARE * (until_at - engine.now())
-    families: dict[Candidate, list[Measurement]] = {}
+    families: dict[Candidate, list[CandidateProfiler]] = {}
     for measurement in measurements:
         families.setdefault(replace(measurement.candidate, train_px=0), []).append(measurement)
-    over: SimpleQueue[Future[Measurement | Rejection]] = SimpleQueue()
+    over: SimpleQueue[Future[CandidateProfiler | Rejection]] = SimpleQueue()
 
     with ThreadPoolExecutor(lanes, thread_name_prefix="lane") as pool:
 
-        def begin(family: Sequence[Measurement], number: int) -> None:
+        def begin(family: Sequence[CandidateProfiler], number: int) -> None:
             pool.submit(search, family, number).add_done_callback(over.put)
 
-        def search(family: Sequence[Measurement], number: int) -> Measurement | Rejection:
+        def search(family: Sequence[CandidateProfiler], number: int) -> CandidateProfiler | Rejection:
             measurement, followed = family[number], number + 1 == len(family)
 
             def follow(placed: bool) -> None:
@@ -154,10 +154,10 @@ def _side_by_side(
         try:
             for family in families.values():
                 begin(family, 0)
-            ready: list[Measurement] = []
+            ready: list[CandidateProfiler] = []
             for _ in measurements:
                 found = over.get().result()
-                if isinstance(found, Measurement):
+                if isinstance(found, CandidateProfiler):
                     ready.append(found)
                 else:
                     yield found

@@ -13,8 +13,8 @@ from fitwithin.candidate import Candidate
 from fitwithin.data.batches import Batch, dummy
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
-from fitwithin.engine.jobs import ScreenJob
-from fitwithin.engine.results import Pace, Screened
+from fitwithin.engine.jobs import CompareJob
+from fitwithin.engine.results import CompareResult, StepTiming
 from fitwithin.errors import OutOfMemory
 from fitwithin.training import model as models
 from fitwithin.training.learner import Learner
@@ -29,14 +29,14 @@ WARM, CHUNKS, CHUNK_S = 4, 5, 0.04
 FIRST_BATCH = 4
 
 
-def screen(job: ScreenJob, device: Cpu | Cuda) -> Screened:
+def screen(job: CompareJob, device: Cpu | Cuda) -> CompareResult:
     """The pace of every variant; a backbone of which one fails, or does not fit with any of BATCHES, is left out: its
     profile tells why.
 
     Where time is short (``brief``), variants whose kernels would be built for every shape are left out too, if there is
     another: 10 s for each size of progressive resizing (H100, efficientnet_b0 and mobilenetv3 in channels_last).
     """
-    paces: dict[str, Pace] = {}
+    paces: dict[str, StepTiming] = {}
     with suppress(Exception):
         _first_step(job, job.candidates[0], device)
     for _, variants in groupby(job.candidates, key=lambda candidate: candidate.model):
@@ -44,16 +44,16 @@ def screen(job: ScreenJob, device: Cpu | Cuda) -> Screened:
         device.empty_cache()
         with suppress(Exception):
             paces.update(_paces(job, list(variants), device))
-    return Screened(paces=paces)
+    return CompareResult(paces=paces)
 
 
-def _first_step(job: ScreenJob, candidate: Candidate, device: Cpu | Cuda) -> None:
+def _first_step(job: CompareJob, candidate: Candidate, device: Cpu | Cuda) -> None:
     with device.guard():
         Learner(job.setting, candidate, device).step(*_batch(job, candidate, FIRST_BATCH), 1e-4)
         device.synchronize()
 
 
-def _paces(job: ScreenJob, variants: list[Candidate], device: Cpu | Cuda) -> dict[str, Pace]:
+def _paces(job: CompareJob, variants: list[Candidate], device: Cpu | Cuda) -> dict[str, StepTiming]:
     """Those of one backbone."""
     for batch in BATCHES:
         found = {}
@@ -74,11 +74,11 @@ def _paces(job: ScreenJob, variants: list[Candidate], device: Cpu | Cuda) -> dic
     raise AssertionError("unreachable")
 
 
-def _batch(job: ScreenJob, candidate: Candidate, batch: int) -> Batch:
+def _batch(job: CompareJob, candidate: Candidate, batch: int) -> Batch:
     return dummy(candidate.train_px, batch, job.setting.classes, job.setting.seed, job.setting.canvas_px)
 
 
-def _pace(job: ScreenJob, candidate: Candidate, batch: int, device: Cpu | Cuda, *, builds: bool) -> Pace | None:
+def _pace(job: CompareJob, candidate: Candidate, batch: int, device: Cpu | Cuda, *, builds: bool) -> StepTiming | None:
     """The pace of one variant; None if its kernels would have to be built and it must not."""
     torch.set_float32_matmul_precision("highest")  # a variant before this one may have lowered it
     learner = Learner(job.setting, candidate, device, captured=True)
@@ -105,4 +105,4 @@ def _pace(job: ScreenJob, candidate: Candidate, batch: int, device: Cpu | Cuda, 
     learner.release()
     step_s, spread_s = float(np.mean(means)), float(np.std(means, ddof=1)) / len(means) ** 0.5
     first_s = max(0.0, begun_at - first_at - WARM * step_s)
-    return Pace(batch=batch, step_s=step_s, error_s=1.96 * spread_s, first_s=first_s)
+    return StepTiming(batch=batch, step_s=step_s, error_s=1.96 * spread_s, first_s=first_s)

@@ -14,18 +14,18 @@ import numpy.typing as npt
 
 from fitwithin.candidate import View
 from fitwithin.data.batches import Batch, TrainBatches, dummy
-from fitwithin.data.prefetch import Feeder
+from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import ProbeJob, rated_batches
 from fitwithin.engine.results import Timing
-from fitwithin.profiling.gpu_lock import Baton
+from fitwithin.profiling.gpu_lock import GpuLock
 from fitwithin.training.evaluation import eval_batch, ms_per_image, paced, split_logits
 from fitwithin.training.learner import Learner, check_finite, write_checkpoint
 from fitwithin.training.loop import ENDLESS
 
 #: Seconds per step, and its 95 % interval.
-Pace = tuple[float, float, float]
+StepTiming = tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +69,10 @@ def timed(
     learner: Learner,
     job: ProbeJob,
     device: Cpu | Cuda,
-    feeder: Feeder,
+    feeder: PrefetchLoader,
     startup_s: float,
     scratch: Path,
-    baton: Baton | None,
+    baton: GpuLock | None,
 ) -> Timing:
     """The pace of the device, of the loader and of both together, and what happens beside steps.
 
@@ -84,10 +84,10 @@ def timed(
     Processes that train together take the same steps; the first one, which has the ``baton``, says when it is enough.
     """
     candidate = job.candidate
-    strangers = device.strangers()
+    num_other_processes = device.num_other_processes()
     sizes = [px for _, px in job.setting.recipe.stages(candidate.train_px)]
     first_s = save_s = 0.0
-    paces: dict[int, Pace] = {}
+    paces: dict[int, StepTiming] = {}
     changes_s: dict[int, float] = {}
     whole: dict[str, Any] = {}
     for px in sizes:
@@ -117,14 +117,14 @@ def timed(
         step_low_s=step_low_s,
         step_high_s=step_high_s,
         save_s=save_s,
-        strangers=max(strangers, device.strangers()),
+        num_other_processes=max(num_other_processes, device.num_other_processes()),
         stage_step_s={px: paces[px][0] for px in sizes[:-1]},
         stage_change_s={px: max(0.0, spent_s - CHANGE_STEPS * paces[px][0]) for px, spent_s in changes_s.items()},
         **whole,
     )
 
 
-def _beside_steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: Feeder) -> dict[str, Any]:
+def _beside_steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: PrefetchLoader) -> dict[str, Any]:
     """What evaluations cost, by size."""
     device.settle()
     device.empty_cache()
@@ -222,7 +222,7 @@ def _loader_pace(batches: Iterator[Batch], ahead: int) -> float:
     return (time.monotonic() - begun_at) / made
 
 
-def _pace(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch], sampling: Sampling) -> Pace:
+def _pace(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch], sampling: Sampling) -> StepTiming:
     """Mean seconds per step, and its 95 % interval from the spread of chunks of steps."""
     marks: list[float] = []
     begun_at, mean_s, error_s, enough = time.monotonic(), 0.0, 0.0, False
@@ -247,7 +247,7 @@ def _mean(steps_s: npt.NDArray[np.float64]) -> tuple[float, float]:
     return float(steps_s.mean()), 1.96 * float(means.std(ddof=1)) / math.sqrt(len(means))
 
 
-def _evaluation(learner: Learner, job: ProbeJob, feeder: Feeder, px: int) -> tuple[float, float, float]:
+def _evaluation(learner: Learner, job: ProbeJob, feeder: PrefetchLoader, px: int) -> tuple[float, float, float]:
     """An evaluation of the validation split at ``px`` with the real loader: what the first batch costs more, seconds
     per image of the others, and those of the device alone."""
     marks = [time.monotonic()]
@@ -257,9 +257,9 @@ def _evaluation(learner: Learner, job: ProbeJob, feeder: Feeder, px: int) -> tup
         seen, since_s = len(marks) - 1, marks[-1] - marks[0]
         return not job.brief or seen < BRIEF_BATCHES or (seen < BRIEF_MOST and since_s < BRIEF_EVALUATION_S)
 
-    size, n = eval_batch(job.batch // job.chunks), len(feeder.pack.indices("val"))
+    size, n = eval_batch(job.batch // job.accum_steps), len(feeder.pack.indices("val"))
     views = [View(px=px, flip=False)]
-    split_logits(learner, feeder, "val", views, crop=job.setting.recipe.crop, batch=size, on_batch=note)
+    split_logits(learner, feeder, "val", views, crop=job.setting.recipe.crop_pct, batch=size, on_batch=note)
     whole_s, device_s = marks[-1] - marks[0], ms_per_image(learner, views[0], size, launched=False) / 1e3
     if len(marks) < 3:
         return 0.0, whole_s / n, device_s

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fitwithin.candidate import Candidate
-from fitwithin.engine.results import Pace
+from fitwithin.engine.results import StepTiming
 from fitwithin.profiling.profile import Rejection
 
 #: A variant is kept while it may be within this of the best: a percent or two may turn round at large batches.
@@ -35,7 +35,7 @@ def layouts(variants: Sequence[Candidate]) -> tuple[Candidate, ...]:
 
 
 def slower(
-    paces: Mapping[Candidate, Pace], turn_s: float = math.inf, sizes: Mapping[int, int] | None = None
+    paces: Mapping[Candidate, StepTiming], turn_s: float = math.inf, sizes: Mapping[int, int] | None = None
 ) -> dict[Candidate, str]:
     """The variants that lose by more than the noise and MARGIN, each with the reason.
 
@@ -60,7 +60,7 @@ def slower(
     }
 
 
-def _told(candidate: Candidate, pace: Pace, first: bool) -> str:
+def _told(candidate: Candidate, pace: StepTiming, first: bool) -> str:
     more = f" after {pace.first_s:.1f} s for the first ones" if first else ""
     return f"{pace.step_s * 1e3:.3g} ms for {pace.batch} images at {candidate.train_px} px{more}"
 

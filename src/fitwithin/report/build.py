@@ -10,11 +10,11 @@ from typing import Any
 
 from fitwithin.candidate import Candidate
 from fitwithin.events import course, outcomes, profiled, turns
-from fitwithin.ledger import KINDS, Books, fold
+from fitwithin.ledger import KINDS, Ledger, fold
 from fitwithin.planning import search_plan
-from fitwithin.planning.forecast import Outlook, Point, outlook
+from fitwithin.planning.forecast import Forecast, Point, outlook
 from fitwithin.planning.halving import Halving
-from fitwithin.planning.plan import Plan, Turn
+from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.report import pareto, searched
 from fitwithin.report.candidate_row import candidate_row
 from fitwithin.report.schema import CandidateRow, Limit, MethodRow, PhaseRow, Receipt, Report, ViewRow
@@ -25,14 +25,14 @@ from fitwithin.version import __version__
 
 
 def candidate_rows(
-    plan: Plan, events: Sequence[Event], books: Books, n_val: int, search: Halving | None
+    plan: Plan, events: Sequence[Event], books: Ledger, n_val: int, search: Halving | None
 ) -> tuple[CandidateRow, ...]:
     """Every candidate: the planned ones in order, then those that were turned away; the tried ones with their front."""
     known = profiled(events)
     trained, failed = outcomes(events)
     rows = []
     taken = {name: one.steps for name, one in trained.items()}
-    by_candidate: dict[Candidate, list[Turn]] = {}
+    by_candidate: dict[Candidate, list[TrialPlan]] = {}
     for turn in turns(plan, events).values():
         by_candidate.setdefault(turn.candidate, []).append(turn)
     why_out = {verdict.candidate: verdict.reason for verdict in search.verdicts()} if search is not None else {}
@@ -86,17 +86,17 @@ def _search(plan: Plan, events: Sequence[Event], n_val: int) -> Halving | None:
     return search_plan.told_again(plan.search, course(events), n_val)
 
 
-def _outlook(request: Request, winner: CandidateRow, search: SearchReport | None) -> Outlook:
+def _outlook(request: Request, winner: CandidateRow, search: SearchReport | None) -> Forecast:
     """What more time would buy, from the winner's trainings: several in a search, else one."""
     if search is not None:
-        return outlook(points(search.trials, winner.name, continues=request.recipe.continues))
+        return outlook(points(search.trials, winner.name, warm_start=request.recipe.warm_start))
     if winner.validation is None or not winner.actual_s:
         return outlook([])
     gpu_s = winner.actual_s * request.data_parallel
     return outlook([Point(gpu_s=gpu_s, correct=winner.validation.correct, total=winner.validation.total)])
 
 
-def _phases(books: Books) -> tuple[PhaseRow, ...]:
+def _phases(books: Ledger) -> tuple[PhaseRow, ...]:
     rows = []
     for phase, entries in books.by_phase().items():
         peaks = [entry.peak_bytes for entry in entries if entry.peak_bytes is not None]
@@ -112,7 +112,7 @@ def _phases(books: Books) -> tuple[PhaseRow, ...]:
     return tuple(rows)
 
 
-def _limits(request: Request, books: Books, plan: Plan, views: Sequence[ViewRow]) -> tuple[Limit, ...]:
+def _limits(request: Request, books: Ledger, plan: Plan, views: Sequence[ViewRow]) -> tuple[Limit, ...]:
     budget = request.budget
     limits = []
     peaks = [entry.peak_bytes for entry in books.entries if entry.peak_bytes is not None]
@@ -145,7 +145,7 @@ def _limits(request: Request, books: Books, plan: Plan, views: Sequence[ViewRow]
     return tuple(limits)
 
 
-def _candidate_s(books: Books, name: str) -> float:
+def _candidate_s(books: Ledger, name: str) -> float:
     return sum(e.charged_s or 0.0 for e in books.entries if e.key == name and e.phase in ("train", "evaluate"))
 
 

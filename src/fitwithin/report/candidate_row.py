@@ -8,18 +8,18 @@ from dataclasses import replace
 from typing import Any
 
 from fitwithin.candidate import Candidate
-from fitwithin.engine.results import Trained
-from fitwithin.ledger import Books
-from fitwithin.planning.plan import WHY_EPOCHS, Turn
+from fitwithin.engine.results import TrainResult
+from fitwithin.ledger import Ledger
+from fitwithin.planning.plan import WHY_EPOCHS, TrialPlan
 from fitwithin.planning.stats import Estimate
 from fitwithin.profiling.profile import Profile
 from fitwithin.report.schema import CandidateRow, CurvePoint, Validation
 
 
-def _ended(turn: Turn, trained: Trained) -> str:
-    if trained.rescues:
-        again = f"; {trained.rescues} times the loss was no number: back to the checkpoint, half the learning rate"
-        return _ended(turn, replace(trained, rescues=0)) + again
+def _ended(turn: TrialPlan, trained: TrainResult) -> str:
+    if trained.nan_restarts:
+        again = f"; {trained.nan_restarts} times the loss was no number: back to the checkpoint, half the learning rate"
+        return _ended(turn, replace(trained, nan_restarts=0)) + again
     if trained.ended == "complete":
         more = f", {trained.steps - turn.steps:,} more than planned" if trained.steps > turn.steps else ", as planned"
         return f"complete: {trained.steps:,} steps{more}"
@@ -29,12 +29,12 @@ def _ended(turn: Turn, trained: Trained) -> str:
     return f"{went}: its time was over before the last step; the model is the last one saved"
 
 
-def _training_s(turn: Turn, trained: Trained) -> float:
+def _training_s(turn: TrialPlan, trained: TrainResult) -> float:
     """What the steps that were taken should have lasted, the first ones' extra cost included."""
     return turn.warmup_s + trained.steps * turn.batch / turn.images_per_s
 
 
-def _predicted_s(turn: Turn, steps: int) -> tuple[float, float, float]:
+def _predicted_s(turn: TrialPlan, steps: int) -> tuple[float, float, float]:
     """What a turn of so many steps should take in all, and the ends of that interval: a turn takes more steps than
     planned while its time lasts."""
     grown = steps / turn.steps
@@ -50,13 +50,13 @@ def candidate_row(
     candidate: Candidate,
     *,
     profile: Profile | None,
-    turn: Turn | None,
-    trained: Trained | None,
+    turn: TrialPlan | None,
+    trained: TrainResult | None,
     reason: str | None,
     status: str,
-    books: Books,
+    books: Ledger,
     n_val: int,
-    had: Sequence[Turn] = (),
+    had: Sequence[TrialPlan] = (),
     taken: Mapping[str, int] | None = None,
 ) -> CandidateRow:
     """One row of the report from everything known about a candidate, told by ``turn`` of the turns that it ``had``.

@@ -182,7 +182,7 @@ def profile_table(found: Sequence[Profile | Rejection]) -> list[RenderableType]:
         timing = each.timing
         table.add_row(
             each.candidate.name,
-            f"{each.batch}" if each.chunks == 1 else f"{each.chunks} x {each.batch // each.chunks}",
+            f"{each.batch}" if each.accum_steps == 1 else f"{each.accum_steps} x {each.batch // each.accum_steps}",
             "cached" if each.cached else str(each.trials),
             format_count(each.images_per_s),
             f"{timing.step_s * 1e3:.2f}",

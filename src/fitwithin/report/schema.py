@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fitwithin.planning import forecast as outlooks
-from fitwithin.planning.forecast import Outlook
+from fitwithin.planning.forecast import Forecast
 from fitwithin.planning.stats import Estimate
 from fitwithin.report import search_report
 from fitwithin.report.search_report import SearchReport
@@ -180,7 +180,7 @@ class Report:
     receipt: Receipt
     notes: tuple[str, ...] = ()
     search: SearchReport | None = None
-    outlook: Outlook | None = None
+    outlook: Forecast | None = None
     schema: int = SCHEMA
 
     def row(self, name: str) -> CandidateRow:

@@ -47,7 +47,7 @@ FATES = ("went on", "dropped", "failed", "handed over", "unfinished")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerdictRow:
+class EliminationRow:
     """Why a candidate is out: after which ``rung`` (None: never tried), and how sure that is.
 
     ``cut`` is what the worst of those that went on reached there; ``confidence`` that it is really better, None where
@@ -88,7 +88,7 @@ class SearchReport:
     rungs: tuple[RungRow, ...]
     final_s: float
     trials: tuple[TrialRow, ...]
-    verdicts: tuple[VerdictRow, ...]
+    verdicts: tuple[EliminationRow, ...]
     handed_over: str | None
     handed_over_why: str
     second: Second | None
@@ -101,7 +101,7 @@ def _estimate(value: dict[str, int] | None) -> Estimate | None:
 def from_dict(value: dict[str, Any]) -> SearchReport:
     """The search that was written as JSON."""
     trials = tuple(TrialRow(**{**trial, "accuracy": _estimate(trial["accuracy"])}) for trial in value["trials"])
-    verdicts = tuple(VerdictRow(**{**verdict, "cut": _estimate(verdict["cut"])}) for verdict in value["verdicts"])
+    verdicts = tuple(EliminationRow(**{**verdict, "cut": _estimate(verdict["cut"])}) for verdict in value["verdicts"])
     second = value["second"]
     if second is not None:
         both = {name: Estimate(**second[name]) for name in ("accuracy", "winner_accuracy")}
@@ -110,17 +110,17 @@ def from_dict(value: dict[str, Any]) -> SearchReport:
     return SearchReport(**{**value, "rungs": rungs, "trials": trials, "verdicts": verdicts, "second": second})
 
 
-def points(trials: Sequence[TrialRow], winner: str, *, continues: bool) -> list[Point]:
+def points(trials: Sequence[TrialRow], winner: str, *, warm_start: bool) -> list[Point]:
     """The winner's trials as points of accuracy against GPU-seconds.
 
-    Where a model ``continues`` from the trial before, the seconds before it are its seconds too.
+    Where a model ``warm_start`` from the trial before, the seconds before it are its seconds too.
     """
     found, before_s = [], 0.0
     for trial in trials:
         if trial.candidate == winner and trial.accuracy is not None and trial.gpu_s > 0:
             spent_s = before_s + trial.gpu_s
             found.append(Point(gpu_s=spent_s, correct=trial.accuracy.correct, total=trial.accuracy.total))
-            before_s = spent_s if continues else 0.0
+            before_s = spent_s if warm_start else 0.0
     return found
 
 

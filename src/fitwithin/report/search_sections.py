@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from fitwithin.planning.forecast import Outlook, points_of
+from fitwithin.planning.forecast import Forecast, points_of
 from fitwithin.planning.search import FINAL
 from fitwithin.planning.stats import percent_sure
 from fitwithin.report.schema import Report
-from fitwithin.report.search_report import SearchReport, TrialRow, VerdictRow, rung_name
+from fitwithin.report.search_report import EliminationRow, SearchReport, TrialRow, rung_name
 from fitwithin.report.summary import share, titled
 from fitwithin.report.tables import DASH, Cell, Column, Section, Table, columns_of, in_words, share_cell, table_of
 from fitwithin.units import format_duration
@@ -129,7 +129,7 @@ def _on(trial: TrialRow | None) -> Cell:
     return share_cell(trial.accuracy)._replace(tone=_TONES[trial.fate])
 
 
-def _out(verdict: VerdictRow | None, trials: dict[int, TrialRow], search: SearchReport) -> tuple[Cell, Cell, str]:
+def _out(verdict: EliminationRow | None, trials: dict[int, TrialRow], search: SearchReport) -> tuple[Cell, Cell, str]:
     """When a candidate is out, how sure that is, and why."""
     if verdict is None or verdict.rung is None:
         handed = any(trial.turn == search.handed_over for trial in trials.values())
@@ -154,7 +154,7 @@ def _trial(trial: TrialRow) -> str:
     return f"{trial.candidate}: {rung_name(trial.rung)}, {reached} in {took}{gpu}; {trial.fate} ({trial.why})"
 
 
-def _forecasts(report: Report, outlook: Outlook) -> Table:
+def _forecasts(report: Report, outlook: Forecast) -> Table:
     """The expected accuracies beside the one that was reached."""
     limit_s = report.request.get("time_s") or report.request.get("gpu_time_s")
     columns = columns_of("Time, Limit>1, Expected val>, More>")

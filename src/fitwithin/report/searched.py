@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fitwithin.ledger import Books
+from fitwithin.ledger import Ledger
 from fitwithin.planning.halving import Halving
-from fitwithin.planning.plan import Planned
+from fitwithin.planning.plan import SearchPlan
 from fitwithin.planning.search import Trial
 from fitwithin.planning.search_plan import turn_name
 from fitwithin.planning.stats import Estimate, Score, sure
-from fitwithin.report.search_report import RungRow, SearchReport, Second, TrialRow, VerdictRow
+from fitwithin.report.search_report import EliminationRow, RungRow, SearchReport, Second, TrialRow
 from fitwithin.units import format_duration
 
 
@@ -31,7 +31,7 @@ class Charge:
     promised_s: float | None = None
 
 
-def charges(books: Books) -> dict[str, Charge]:
+def charges(books: Ledger) -> dict[str, Charge]:
     """What each turn's training was charged, by its name: the sum of its entries."""
     found: dict[str, Charge] = {}
     for entry in books.entries:
@@ -43,12 +43,12 @@ def charges(books: Books) -> dict[str, Charge]:
     return found
 
 
-def told(facts: Planned, search: Halving, charged: Mapping[str, Charge]) -> SearchReport:
+def told(facts: SearchPlan, search: Halving, charged: Mapping[str, Charge]) -> SearchReport:
     """The search for the report."""
     tried = {trial.candidate for trial in search.trials}
     best = search.best
     verdicts = [
-        VerdictRow(
+        EliminationRow(
             candidate=verdict.candidate.name,
             rung=verdict.rung if verdict.candidate in tried else None,
             reason=verdict.reason,

@@ -15,7 +15,7 @@ from fitwithin.engine.cuda import Cuda
 from fitwithin.errors import CaptureError
 
 
-class Graph:
+class CapturedStep:
     """The recorded step. Its memory lies in a pool of its own until it is dropped and the cache emptied.
 
     The next batch is fetched while a step still runs, on a stream of its own, as soon as the step has read its images.
@@ -65,7 +65,7 @@ class Graph:
         return self._loss.clone()
 
 
-class Pass:
+class CapturedForward:
     """The recorded pass of a net, whose weights it reads wherever it is replayed. Its memory is kept as a Graph's is.
 
     (H100, resnet18d in bfloat16, 128 images of 64 to 96 px: 2.4 to 3.7 ms kernel by kernel, of which the GPU works

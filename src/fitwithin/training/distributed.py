@@ -23,7 +23,7 @@ from torch import nn
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import Seat
-from fitwithin.errors import Deserted
+from fitwithin.errors import PeerLost
 from fitwithin.training.schedule import Schedule
 
 Item = TypeVar("Item")
@@ -41,7 +41,7 @@ SETTINGS = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_NVLS_ENABLE": "0", "NCCL_GRAPH_REG
 LOOK_S = 0.01
 
 
-class Team:
+class ProcessGroup:
     """The processes of one job as one of them sees them. One that is alone does and waits for nothing."""
 
     def __init__(self, seat: Seat) -> None:
@@ -150,27 +150,27 @@ class Team:
 
 
 #: What does its job by itself.
-ALONE = Team(Seat())
+SINGLE_PROCESS = ProcessGroup(Seat())
 
 
-def join(seat: Seat, sharers: int = 1) -> Team:
-    """Meet the others of a job, each of which has its part of the cores that ``sharers`` jobs have.
+def join(seat: Seat, jobs_per_host: int = 1) -> ProcessGroup:
+    """Meet the others of a job, each of which has its part of the cores that ``jobs_per_host`` jobs have.
 
     Call it before the memory cap, under which no thread can start on the CPU, and after the loaders were forked.
 
     Raises:
         Deserted: one of them is gone.
     """
-    if seat.of * sharers > 1:  # two that have two threads each on two cores take ten times as long
-        torch.set_num_threads(max(1, torch.get_num_threads() // (seat.of * sharers)))
+    if seat.of * jobs_per_host > 1:  # two that have two threads each on two cores take ten times as long
+        torch.set_num_threads(max(1, torch.get_num_threads() // (seat.of * jobs_per_host)))
     if seat.of == 1:
-        return ALONE
+        return SINGLE_PROCESS
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     with _together():
         store = dist.FileStore(seat.meeting, seat.of)  # type: ignore[attr-defined]
         dist.init_process_group("gloo", store=store, rank=seat.rank, world_size=seat.of, timeout=ENDLESS)
-    return Team(seat)
+    return ProcessGroup(seat)
 
 
 def await_first(seat: Seat) -> None:
@@ -187,4 +187,4 @@ def _together() -> Iterator[None]:
     except RuntimeError as error:
         if "/gloo/" not in str(error):
             raise
-        raise Deserted("another process of the same job is gone") from error
+        raise PeerLost("another process of the same job is gone") from error

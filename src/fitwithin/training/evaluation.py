@@ -16,12 +16,12 @@ import torch
 
 from fitwithin.candidate import Candidate, View, by_size
 from fitwithin.data.batches import EvalBatches
-from fitwithin.data.prefetch import Feeder, Stream, ring_bytes
+from fitwithin.data.prefetch import PrefetchLoader, Stream, ring_bytes
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
-from fitwithin.engine.jobs import EvaluateJob, Setting
+from fitwithin.engine.jobs import EvaluateJob, JobSettings
 from fitwithin.engine.margins import REHEARSED_BATCHES, VIEW_PASSES, VIEW_S
-from fitwithin.engine.results import EVALUATED, Evaluated, Floats, Progress, logits_path, read_evaluated
+from fitwithin.engine.results import EVALUATED, EvalResult, Floats, Progress, logits_path, read_eval_result
 from fitwithin.files import put, put_text
 from fitwithin.training import model as models
 from fitwithin.training.learner import Learner
@@ -38,7 +38,7 @@ WRITINGS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rehearsed:
+class EvalEstimate:
     """Seconds that an evaluation will take, those of its first size, and of that, if it is the training size,
     validation without what it writes."""
 
@@ -54,13 +54,13 @@ class Evaluator:
     as it is known.
     """
 
-    def __init__(self, device: Cpu | Cuda, feeder: Feeder) -> None:
+    def __init__(self, device: Cpu | Cuda, feeder: PrefetchLoader) -> None:
         self._device, self._feeder = device, feeder
         self.learner: Learner | None = None
         self.holds = ""
         self.ms_per_image: dict[str, float] = {}
 
-    def rehearse(self, learner: Learner, job: EvaluateJob, most_s: float) -> Rehearsed:
+    def rehearse(self, learner: Learner, job: EvaluateJob, most_s: float) -> EvalEstimate:
         """Try the evaluation out with that learner, whatever its weights: what it will take in this process, what it
         writes included.
 
@@ -69,7 +69,8 @@ class Evaluator:
         at, fewer where that takes more than ``most_s``.
         """
         self.learner = learner
-        size, crop, groups = eval_batch(job.batch), job.setting.recipe.crop, by_size(job.views, job.candidate.train_px)
+        size, crop_pct = eval_batch(job.batch), job.setting.recipe.crop_pct
+        groups = by_size(job.views, job.candidate.train_px)
         for view in job.views:
             self.ms_per_image[view.name] = ms_per_image(learner, view, size)
 
@@ -81,7 +82,7 @@ class Evaluator:
                 marks.append(time.monotonic())
                 return len(marks) <= batches and marks[-1] < until_at
 
-            split_logits(learner, self._feeder, "val", views, crop=crop, batch=size, on_batch=note)
+            split_logits(learner, self._feeder, "val", views, crop=crop_pct, batch=size, on_batch=note)
             self._device.empty_cache()
             return marks
 
@@ -97,9 +98,9 @@ class Evaluator:
             sizes_s.append(sum(split_s.values()) + len(job.splits) * (len(views) + 1) * writing_s)
             if views[0].px == job.candidate.train_px:
                 validation_s = split_s["val"]
-        return Rehearsed(whole_s=sum(sizes_s), first_s=sizes_s[0], validation_s=validation_s)
+        return EvalEstimate(whole_s=sum(sizes_s), first_s=sizes_s[0], validation_s=validation_s)
 
-    def evaluate(self, job: EvaluateJob, emit: Callable[[Progress], None]) -> Evaluated:
+    def evaluate(self, job: EvaluateJob, emit: Callable[[Progress], None]) -> EvalResult:
         """Write the logits of every split and view, size by size and split by split, while time lasts; time each view.
 
         Where it does not last, fewer views are known, but those on every split. How far it got is written after every
@@ -112,8 +113,8 @@ class Evaluator:
         size = eval_batch(job.batch)
         sizes = [(split, views) for views in by_size(job.views, job.candidate.train_px) for split in job.splits]
         total = sum(self._batches(split, size) for split, _ in sizes)
-        there = read_evaluated(folder / EVALUATED)
-        found = there or Evaluated(done=(), ms_per_image={}, batch=size, peak_bytes=0)
+        there = read_eval_result(folder / EVALUATED)
+        found = there or EvalResult(done=(), ms_per_image={}, batch=size, peak_bytes=0)
         self.ms_per_image.update(found.ms_per_image)
         seen, seen_at, told_at = 0, 0.0, -math.inf
 
@@ -139,7 +140,7 @@ class Evaluator:
                 self._feeder,
                 split,
                 views,
-                crop=job.setting.recipe.crop,
+                crop=job.setting.recipe.crop_pct,
                 batch=size,
                 on_batch=go_on,
                 until_at=job.until_at,
@@ -216,7 +217,7 @@ def eval_batch(batch: int) -> int:
     return min(batch, EVAL_BATCH)
 
 
-def feeder_rings(candidate: Candidate, setting: Setting, batch: int, *, trains: bool = True) -> tuple[int, ...]:
+def feeder_rings(candidate: Candidate, setting: JobSettings, batch: int, *, trains: bool = True) -> tuple[int, ...]:
     """Bytes of the rings: for training at ``batch``, if it ``trains``, and for evaluation at every size in between."""
     views = ring_bytes([(eval_batch(batch), px) for px in (candidate.train_px, *setting.view_sizes)])
     return (ring_bytes([(batch, setting.canvas_px or candidate.train_px)]), views) if trains else (views,)
@@ -224,7 +225,7 @@ def feeder_rings(candidate: Candidate, setting: Setting, batch: int, *, trains: 
 
 def split_logits(
     learner: Learner,
-    feeder: Feeder,
+    feeder: PrefetchLoader,
     split: str,
     views: list[View],
     *,
@@ -254,7 +255,7 @@ def split_logits(
 
 def count_correct(
     learner: Learner,
-    feeder: Feeder,
+    feeder: PrefetchLoader,
     split: str,
     *,
     px: int,

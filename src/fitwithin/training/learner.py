@@ -19,13 +19,13 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from fitwithin.candidate import Candidate
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
-from fitwithin.engine.jobs import Setting
+from fitwithin.engine.jobs import JobSettings
 from fitwithin.errors import UsageError
 from fitwithin.files import put
 from fitwithin.training import augment, optimizer
 from fitwithin.training import model as models
-from fitwithin.training.cuda_graph import Graph, Pass
-from fitwithin.training.distributed import ALONE, Team
+from fitwithin.training.cuda_graph import CapturedForward, CapturedStep
+from fitwithin.training.distributed import SINGLE_PROCESS, ProcessGroup
 
 #: Steps launched kernel by kernel before one is recorded: kernels are loaded and the optimizer's state made.
 UNRECORDED = 1
@@ -42,23 +42,24 @@ SEEDS = 2**31
 class Learner:
     """A candidate's model, its optimizer and, under float16, its loss scaler.
 
-    With ``captured`` its step is recorded as a CUDA graph (:class:`~.cuda_graph.Graph`) once it has run, and so is
-    its pass without gradients, one in place of the other; on the CPU there is no such thing. An update's gradient is
-    accumulated over ``chunks`` parts of its batch, and averaged over the ``team`` of processes that train together.
+    With ``captured`` its step is recorded as a CUDA graph (:class:`~.cuda_graph.CapturedStep`) once it has run, and so
+    is its pass without gradients, one in place of the other; on the CPU there is no such thing. An update's gradient is
+    accumulated over ``accum_steps`` parts of its batch, and averaged over the ``team`` of processes that train
+    together.
     """
 
     def __init__(
         self,
-        setting: Setting,
+        setting: JobSettings,
         candidate: Candidate,
         device: Cpu | Cuda,
         *,
         captured: bool = False,
-        chunks: int = 1,
-        team: Team = ALONE,
+        accum_steps: int = 1,
+        team: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         torch.manual_seed(setting.seed)
-        self.device, self.chunks, self.team = device, chunks, team
+        self.device, self.accum_steps, self.team = device, accum_steps, team
         self.amp_dtype = models.amp_dtype(candidate.precision, device.amp_dtype)
         if candidate.precision == "tf32":
             torch.set_float32_matmul_precision("high")
@@ -92,8 +93,8 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.kind, enabled=self.amp_dtype == torch.float16)
         self._mean = torch.tensor(models.MEAN, device=device.torch_device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(models.STD, device=device.torch_device).view(1, 3, 1, 1) * 255
-        self._graph: Graph | None = None
-        self._pass: Pass | None = None
+        self._graph: CapturedStep | None = None
+        self._pass: CapturedForward | None = None
         #: The shape of the images of the last pass that was launched kernel by kernel.
         self._passed: torch.Size | None = None
         # What the last step's shapes follow from, and how many there were of it in a row.
@@ -112,12 +113,12 @@ class Learner:
         """Mixed precision where the candidate asks for it."""
         return torch.autocast(self.device.kind, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
 
-    def images(self, x_bhwc: torch.Tensor, jitter: float = 0.0) -> torch.Tensor:
+    def images(self, x_bhwc: torch.Tensor, color_jitter: float = 0.0) -> torch.Tensor:
         """[B, H, W, 3] of 0 to 255, as normalised floats [B, 3, H, W] on the device."""
         x_bchw = x_bhwc.to(self.device.torch_device, non_blocking=True).permute(0, 3, 1, 2)
         x_bchw = x_bchw.to(torch.float32, memory_format=self._format)
-        if jitter:
-            x_bchw = augment.coloured(x_bchw, jitter)
+        if color_jitter:
+            x_bchw = augment.coloured(x_bchw, color_jitter)
         return x_bchw.sub_(self._mean).div_(self._std).contiguous(memory_format=self._format)
 
     def _augmented(self, x_bhwc: torch.Tensor, y_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,7 +129,7 @@ class Learner:
             y_b = y_b[:, 0]
         if recipe.flip:
             x_bhwc = augment.flipped(x_bhwc, recipe.flip)
-        x_bchw = self.images(x_bhwc, recipe.jitter)
+        x_bchw = self.images(x_bhwc, recipe.color_jitter)
         if recipe.cutmix:
             return augment.mixed(x_bchw, y_b, self._classes, recipe.cutmix)
         return x_bchw, y_b
@@ -150,7 +151,7 @@ class Learner:
             runs = 0
         self._ran = (now, runs + 1)
         if self._recorder is not None and self._graph is None and runs >= UNRECORDED:
-            self._graph = Graph(self._update, (x_bhwc, y_b), self._recorder)
+            self._graph = CapturedStep(self._update, (x_bhwc, y_b), self._recorder)
             self.capture_s = self._graph.wall_s
         if self._graph is not None:
             return self._graph.replay(x_bhwc, y_b)
@@ -170,21 +171,21 @@ class Learner:
         x_bhwc = x_bhwc.to(self.device.torch_device, non_blocking=True)
         y_b = y_b.to(self.device.torch_device, non_blocking=True)
         losses: list[torch.Tensor] = []
-        for x_part, y_part in zip(x_bhwc.chunk(self.chunks), y_b.chunk(self.chunks), strict=True):
+        for x_part, y_part in zip(x_bhwc.chunk(self.accum_steps), y_b.chunk(self.accum_steps), strict=True):
             x_bchw, target = self._augmented(x_part, y_part)
-            if len(losses) == self.chunks - 1:
+            if len(losses) == self.accum_steps - 1:
                 read()
             with self.autocast():
-                loss = F.cross_entropy(self.net(x_bchw), target, label_smoothing=self._recipe.smoothing)
+                loss = F.cross_entropy(self.net(x_bchw), target, label_smoothing=self._recipe.label_smoothing)
             del x_bchw  # it need not stay while the weights are updated
-            loss = loss / self.chunks
+            loss = loss / self.accum_steps
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
-        whole = losses[0] if self.chunks == 1 else torch.stack(losses).sum()
+        whole = losses[0] if self.accum_steps == 1 else torch.stack(losses).sum()
         whole = self.team.average(whole, self.net.parameters())
-        if self._recipe.clip is not None:
+        if self._recipe.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.net.parameters(), self._recipe.clip)
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), self._recipe.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -222,7 +223,7 @@ class Learner:
                 self.release()
                 found: torch.Tensor = self.net(x_bchw)
                 return found
-            self._pass = Pass(self.net, x_bchw, recorder)
+            self._pass = CapturedForward(self.net, x_bchw, recorder)
         return self._pass.replay(x_bchw)
 
     def finite(self) -> bool:

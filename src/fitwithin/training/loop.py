@@ -8,14 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from fitwithin.data.batches import TrainBatches
-from fitwithin.data.prefetch import Feeder
+from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import TrainJob
-from fitwithin.engine.results import OUTCOME, Trained, read_trained
-from fitwithin.training.distributed import ALONE, Team
+from fitwithin.engine.results import OUTCOME, TrainResult, read_train_result
+from fitwithin.training.distributed import SINGLE_PROCESS, ProcessGroup
 from fitwithin.training.evaluation import Evaluator
-from fitwithin.training.trainer import Emit, Turn
+from fitwithin.training.trainer import Emit, Trainer
 
 #: More steps than any turn has.
 ENDLESS = 10**9
@@ -24,12 +24,12 @@ ENDLESS = 10**9
 def advance(
     job: TrainJob,
     device: Cpu | Cuda,
-    feeder: Feeder,
+    feeder: PrefetchLoader,
     asked_at: float,
     emit: Emit,
-    team: Team = ALONE,
+    team: ProcessGroup = SINGLE_PROCESS,
     evaluator: Evaluator | None = None,
-) -> Trained:
+) -> TrainResult:
     """Train; go on from the folder's checkpoint if there is one; leave the best model in the folder.
 
     Where the process stays for its model's evaluation, the ``evaluator`` tries that out first. The processes of a
@@ -40,11 +40,11 @@ def advance(
         Hanging: the loaders make no more batches, and there is time to go on from the checkpoint in another process.
         TrainingError: the loss or a weight is no longer finite, whatever the rate.
     """
-    if (finished := read_trained(Path(job.folder) / OUTCOME)) is not None:
+    if (finished := read_train_result(Path(job.folder) / OUTCOME)) is not None:
         return finished
-    turn = Turn(job, device, feeder, asked_at, team, emit)
+    turn = Trainer(job, device, feeder, asked_at, team, emit)
     turn.go_on()
-    schedule, learner, feeder.patience_s = turn.schedule, turn.learner, job.patience_s
+    schedule, learner, feeder.loader_timeout_s = turn.schedule, turn.learner, job.loader_timeout_s
     if evaluator is not None and job.evaluation is not None:
         turn.rehearse(evaluator, job.evaluation)
     if ended := schedule.done:

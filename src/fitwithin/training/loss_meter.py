@@ -11,7 +11,7 @@ from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
 
 
-class Losses:
+class LossMeter:
     """Takes the loss of every step and gives means of them, at most one every ``every_s`` seconds."""
 
     def __init__(self, device: Cpu | Cuda, every_s: float) -> None:

@@ -125,17 +125,17 @@ class Schedule:
         """Seconds of the steps until ``total`` at the planned pace."""
         return sum(steps * stage.step_s for stage, steps in self._ahead(total))
 
-    def marks(self, steps_per_epoch: float, last_epochs: int) -> list[int]:
+    def marks(self, steps_per_epoch: float, validate_last_epochs: int) -> list[int]:
         """The steps that end the last epochs, as the end stands now, ascending, without those that were reached."""
-        steps = {self.total - round(k * steps_per_epoch) for k in range(last_epochs - self.reached)}
+        steps = {self.total - round(k * steps_per_epoch) for k in range(validate_last_epochs - self.reached)}
         return sorted(step for step in steps if step > 0)
 
-    def reach(self, steps_per_epoch: float, last_epochs: int) -> bool:
+    def reach(self, steps_per_epoch: float, validate_last_epochs: int) -> bool:
         """Whether the end of one of the last epochs has been reached now, wherever the end of the turn may move then:
         validation is due, once for each."""
-        ends = {k: self.total - round(k * steps_per_epoch) for k in range(last_epochs - self.reached)}
+        ends = {k: self.total - round(k * steps_per_epoch) for k in range(validate_last_epochs - self.reached)}
         over = [k for k, step in ends.items() if 0 < step <= self.step]
-        self.reached = last_epochs - min(over, default=last_epochs - self.reached)
+        self.reached = validate_last_epochs - min(over, default=validate_last_epochs - self.reached)
         return bool(over)
 
     def go_on(self, step: int, planned: int, reached: int) -> None:

@@ -10,19 +10,19 @@ from typing import Any
 
 import torch
 
-from fitwithin.data.prefetch import Feeder
+from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import CURVE_POINTS, READING_S, EvaluateJob, TrainJob
 from fitwithin.engine.margins import REHEARSAL_SHARE
-from fitwithin.engine.results import CHECKPOINT, OUTCOME, SALVAGE, Progress, Trained, trained_to_json
-from fitwithin.errors import Hanging, TrainingError
+from fitwithin.engine.results import CHECKPOINT, OUTCOME, SALVAGE, Progress, TrainResult, train_result_to_json
+from fitwithin.errors import LoaderTimeout, TrainingError
 from fitwithin.files import put_text
 from fitwithin.training import model as models
-from fitwithin.training.distributed import Team
+from fitwithin.training.distributed import ProcessGroup
 from fitwithin.training.evaluation import Evaluator, count_correct, eval_batch
 from fitwithin.training.learner import Learner, read_checkpoint, write_checkpoint
-from fitwithin.training.loss_meter import Losses
+from fitwithin.training.loss_meter import LossMeter
 from fitwithin.training.schedule import make_schedule, overhead_s, steps_end_at
 
 #: Starting anew must be worth its while: so many times what a start takes must be left.
@@ -35,18 +35,20 @@ RESCUES, RESCUE_RATE = 3, 0.5
 Emit = Callable[[Progress], None]
 
 
-class Turn:
+class Trainer:
     """The state of one turn between its steps."""
 
     def __init__(
-        self, job: TrainJob, device: Cpu | Cuda, feeder: Feeder, asked_at: float, team: Team, emit: Emit
+        self, job: TrainJob, device: Cpu | Cuda, feeder: PrefetchLoader, asked_at: float, team: ProcessGroup, emit: Emit
     ) -> None:
         self.job, self.device, self.feeder, self.team, self.emit = job, device, feeder, team, emit
         pack = feeder.pack
         self.folder = Path(job.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.began_at = asked_at
-        self.learner = Learner(job.setting, job.candidate, device, captured=job.captured, chunks=job.chunks, team=team)
+        self.learner = Learner(
+            job.setting, job.candidate, device, captured=job.captured, accum_steps=job.accum_steps, team=team
+        )
         self.startup_s = time.monotonic() - asked_at
         self.n_train, self.n_val = len(pack.indices("train")), len(pack.indices("val"))
         self.steps_per_epoch = self.n_train / job.batch
@@ -62,18 +64,18 @@ class Turn:
         self._model_step = -1  # after which the model was written
         self.earlier_s = self.training_s = 0.0  # the former of processes before this one
         self._stepping_from = 0.0
-        self._losses = Losses(device, max(READING_S, (job.until_at - asked_at) / CURVE_POINTS))
+        self._losses = LossMeter(device, max(READING_S, (job.until_at - asked_at) / CURVE_POINTS))
         self._saved_at = time.monotonic()
         self._saved_step = -1
         self._settled = False
         self.spoiled = False  # whether a loss or a weight was seen that is no number
         self._said = ""  # what was last told of it
-        self.rescues = self.peak_bytes = 0  # the latter of all processes of the team, the last time they met
+        self.nan_restarts = self.peak_bytes = 0  # the latter of all processes of the team, the last time they met
 
     @property
     def peak_lr(self) -> float:
         """The recipe's, lowered by every rescue."""
-        return self.job.setting.recipe.learning_rate(self.job.batch) * RESCUE_RATE**self.rescues
+        return self.job.setting.recipe.learning_rate(self.job.batch) * RESCUE_RATE**self.nan_restarts
 
     def go_on(self) -> None:
         """Take up the checkpoint that an interrupted process left, or else the weights that the job begins with."""
@@ -87,7 +89,7 @@ class Turn:
         self._saved_step = facts["step"]
         self.best, self.validations, self.curve = facts["best"], facts["validations"], facts["curve"]
         self.earlier_s, self.training_s = facts["elapsed_s"], facts["training_s"]
-        self.rescues = facts["rescues"]
+        self.nan_restarts = facts["nan_restarts"]
 
     def rehearse(self, evaluator: Evaluator, evaluation: EvaluateJob) -> None:
         """Find out what validation and the evaluation will take in this process: the turn ends in time for them.
@@ -113,12 +115,12 @@ class Turn:
             TrainingError: that did not help.
         """
         saved = read_checkpoint(self.folder / CHECKPOINT)
-        if saved is None or self.rescues == RESCUES:
+        if saved is None or self.nan_restarts == RESCUES:
             raise TrainingError(
                 f"the loss or a weight was no longer finite at step {self.schedule.step}, in attempt "
-                f"{self.rescues + 1} of {RESCUES + 1}; a lower learning rate or fp32 may help"
+                f"{self.nan_restarts + 1} of {RESCUES + 1}; a lower learning rate or fp32 may help"
             )
-        self.rescues += 1
+        self.nan_restarts += 1
         self.spoiled, self._model_step = False, -1
         self.curve = [point for point in self.curve if point["step"] <= saved["facts"]["step"]]
         self._losses.clear()
@@ -133,7 +135,7 @@ class Turn:
         """Draw the end anew; what is due beside steps now. In a team the first one's word counts."""
         self.alive()
         self.schedule.observe(time.monotonic(), self.overhead_s())
-        reached = self.schedule.reach(self.steps_per_epoch, self.job.setting.recipe.last_epochs)
+        reached = self.schedule.reach(self.steps_per_epoch, self.job.setting.recipe.validate_last_epochs)
         due = 1 if reached else 2 if self.checkpoint_due() else 0
         due, self.spoiled = self.team.follow(self.schedule, due, self.spoiled)
         return (None, self.validate, self.checkpoint)[due]
@@ -151,7 +153,9 @@ class Turn:
         again_at = time.monotonic() + RESTARTS * (self.startup_s + self.job.save_s)
         if self.team.led([again_at < self.schedule.training_ends_at])[0]:
             self.aside(self.checkpoint)
-            raise Hanging(f"no batch came within {self.job.patience_s:.0f} s after step {self.schedule.step}")
+            raise LoaderTimeout(
+                f"no batch came within {self.job.loader_timeout_s:.0f} s after step {self.schedule.step}"
+            )
         self.schedule.stop()
 
     def aside(self, other: Callable[[], None]) -> None:
@@ -171,7 +175,7 @@ class Turn:
 
     def overhead_s(self) -> float:
         """What must still happen beside steps."""
-        marks = self.schedule.marks(self.steps_per_epoch, self.job.setting.recipe.last_epochs)
+        marks = self.schedule.marks(self.steps_per_epoch, self.job.setting.recipe.validate_last_epochs)
         on_s = self.model_s + self.again_s
         return overhead_s(
             self.job,
@@ -235,8 +239,8 @@ class Turn:
             self.feeder,
             "val",
             px=self.job.candidate.train_px,
-            crop=self.job.setting.recipe.crop,
-            batch=eval_batch(self.job.share // self.job.chunks),
+            crop=self.job.setting.recipe.crop_pct,
+            batch=eval_batch(self.job.share // self.job.accum_steps),
             on_batch=self.alive,
             until_at=until_at,
         )
@@ -262,7 +266,7 @@ class Turn:
             classes=self.feeder.pack.classes,
             train_px=self.job.candidate.train_px,
             precision=self.job.candidate.precision,
-            crop=self.job.setting.recipe.crop,
+            crop=self.job.setting.recipe.crop_pct,
             arguments=self.learner.arguments,
         )
         begun_at = time.monotonic()
@@ -289,16 +293,16 @@ class Turn:
             "curve": self.curve,
             "elapsed_s": self.elapsed_s(),
             "training_s": self.training_s,
-            "rescues": self.rescues,
+            "nan_restarts": self.nan_restarts,
         }
         write_checkpoint(self.folder / CHECKPOINT, self.learner, facts)
         self._note(SALVAGE, self.outcome("cut"))
         self._saved_at, self._saved_step = time.monotonic(), self.schedule.step
         self.checkpoint_s = self._saved_at - begun_at
 
-    def outcome(self, ended: str) -> Trained:
+    def outcome(self, ended: str) -> TrainResult:
         """How the turn stands."""
-        return Trained(
+        return TrainResult(
             steps=self.schedule.step,
             planned_steps=self.job.steps,
             epochs=self.schedule.step / self.steps_per_epoch,
@@ -309,20 +313,20 @@ class Turn:
             peak_bytes=max(self.peak_bytes, self.device.peak_bytes()),
             startup_s=self.startup_s,
             training_s=self.training_s,
-            rescues=self.rescues,
+            nan_restarts=self.nan_restarts,
             evaluation_s=None if self.job.evaluation is None else self.evaluation_s,
         )
 
-    def _note(self, name: str, outcome: Trained) -> None:
+    def _note(self, name: str, outcome: TrainResult) -> None:
         if self.team.leads:
-            put_text(self.folder / name, trained_to_json(outcome), lasting=True)
+            put_text(self.folder / name, train_result_to_json(outcome), lasting=True)
 
     def keep(self) -> None:
         """If no validation chose a model, the last weights are it."""
         if self.best is None:
             self.save_model()
 
-    def finish(self) -> Trained:
+    def finish(self) -> TrainResult:
         """The outcome, written where a resumed run looks."""
         schedule = self.schedule
         outcome = self.outcome(

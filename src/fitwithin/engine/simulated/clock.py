@@ -44,7 +44,7 @@ class SimulatedClock:
                 self.wake_next()
                 bed.acquire()
             if self._mine.crew.closed:
-                raise Abandoned
+                raise Cancelled
         self._now = max(self._now, instant)
 
     @property
@@ -52,7 +52,7 @@ class SimulatedClock:
         """Whether the thread that asks is one of a crew."""
         return getattr(self._mine, "crew", None) is not None
 
-    def join(self, crew: SimulatedCrew) -> None:
+    def join(self, crew: SimulatedExecutor) -> None:
         """The thread that says so is one of that crew from now on."""
         self._mine.crew = crew
 
@@ -76,12 +76,12 @@ class SimulatedClock:
         return True
 
 
-class Abandoned(BaseException):
+class Cancelled(BaseException):
     """The crew has ended while this was at work: as if the process were gone."""
 
 
-class SimulatedCrew:
-    """:class:`~fitwithin.engine.base.Crew` on a clock that jumps."""
+class SimulatedExecutor:
+    """:class:`~fitwithin.engine.base.Executor` on a clock that jumps."""
 
     def __init__(self, clock: SimulatedClock) -> None:
         self._clock = clock
@@ -104,7 +104,7 @@ class SimulatedCrew:
         bed.acquire()
         try:
             if self.closed:
-                raise Abandoned
+                raise Cancelled
             future.set_result(work())
         except BaseException as error:
             future.set_exception(error)
@@ -118,7 +118,7 @@ class SimulatedCrew:
         self._heard.acquire()
         return self._over.popleft()
 
-    def __enter__(self) -> SimulatedCrew:
+    def __enter__(self) -> SimulatedExecutor:
         return self
 
     def __exit__(

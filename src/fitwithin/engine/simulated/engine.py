@@ -25,10 +25,10 @@ from fitwithin.candidate import by_size
 from fitwithin.engine.jobs import (
     APART,
     SCOUTED,
+    CompareJob,
     EvaluateJob,
     Job,
     ProbeJob,
-    ScreenJob,
     TrainJob,
     hangs_at,
     rated_batches,
@@ -36,21 +36,21 @@ from fitwithin.engine.jobs import (
 )
 from fitwithin.engine.results import (
     EVALUATED,
-    Evaluated,
+    CompareResult,
+    EvalResult,
     Failure,
     Outcome,
-    Pace,
     Probe,
     Progress,
-    Screened,
+    StepTiming,
     Timing,
     logits_path,
-    read_evaluated,
+    read_eval_result,
 )
-from fitwithin.engine.simulated.clock import SimulatedClock, SimulatedCrew
-from fitwithin.engine.simulated.law import Law, Trouble
-from fitwithin.engine.simulated.trial import Turn, read_skill
-from fitwithin.engine.worker_process import Staying
+from fitwithin.engine.simulated.clock import SimulatedClock, SimulatedExecutor
+from fitwithin.engine.simulated.law import SimulatedMachine
+from fitwithin.engine.simulated.trial import SimulatedTrainer, read_skill
+from fitwithin.engine.worker_process import Standby
 
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Images
@@ -64,8 +64,6 @@ SCREEN_BATCH = 64
 
 #: An evaluation looks at its deadline so often per split and view.
 SLICES = 8
-
-__all__ = ["Law", "Simulated", "SimulatedClock", "Trouble"]
 
 
 class _Ended(Exception):
@@ -88,11 +86,11 @@ class Simulated:
     #: As the local engine's.
     stays = True
 
-    def __init__(self, law: Law, images: Images, clock: SimulatedClock | None = None) -> None:
+    def __init__(self, law: SimulatedMachine, images: Images, clock: SimulatedClock | None = None) -> None:
         self.law, self.images, self.clock = law, images, clock or SimulatedClock()
         self.started_at = self.clock.now()
         self.jobs: list[Job] = []
-        self._staying: Staying[TrainJob] = Staying()
+        self._staying: Standby[TrainJob] = Standby()
         self._one = threading.Lock()
         self._at_work = threading.local()
 
@@ -118,10 +116,10 @@ class Simulated:
         """The simulated present."""
         return self.clock.now()
 
-    def crew(self, count: int) -> SimulatedCrew:
+    def crew(self, count: int) -> SimulatedExecutor:
         """Their jobs go on at the same time, by the one clock."""
         del count
-        return SimulatedCrew(self.clock)
+        return SimulatedExecutor(self.clock)
 
     def close(self) -> None:
         """There is nothing to end."""
@@ -143,10 +141,10 @@ class Simulated:
                 staying, _ = self._staying.part(job)
                 if isinstance(job, ProbeJob):
                     return self._probe(job, until_at)
-                if isinstance(job, ScreenJob):
+                if isinstance(job, CompareJob):
                     return self._screen(job, until_at)
                 if isinstance(job, TrainJob):
-                    trained = Turn(self, job, until_at).train(on_progress)
+                    trained = SimulatedTrainer(self, job, until_at).train(on_progress)
                     if stays(job):
                         self._staying.add(job, job)
                     return trained
@@ -179,7 +177,7 @@ class Simulated:
 
     def claim(self, job: ProbeJob | TrainJob) -> int:
         """The peak of the job at hand; it ends here if that is above the cap."""
-        needed = self.law.memory_bytes(job.candidate, job.share // job.chunks, self.number)
+        needed = self.law.memory_bytes(job.candidate, job.share // job.accum_steps, self.number)
         cap = job.setting.memory_bytes
         if needed > cap:
             raise _Ended("memory", f"{needed} bytes were asked for, the cap is {cap}", cap)
@@ -215,14 +213,16 @@ class Simulated:
             points=points,
         )
 
-    def _screen(self, job: ScreenJob, until_at: float) -> Screened:
+    def _screen(self, job: CompareJob, until_at: float) -> CompareResult:
         paces = {}
         for candidate in job.candidates:
             step_s = self.law.device_s(candidate, SCREEN_BATCH)
             self.spend(self.law.warmup_s + SAMPLE_STEPS * step_s, until_at)
             error_s = self.law.pace_noise * step_s
-            paces[candidate.name] = Pace(batch=SCREEN_BATCH, step_s=step_s, error_s=error_s, first_s=self.law.warmup_s)
-        return Screened(paces=paces)
+            paces[candidate.name] = StepTiming(
+                batch=SCREEN_BATCH, step_s=step_s, error_s=error_s, first_s=self.law.warmup_s
+            )
+        return CompareResult(paces=paces)
 
     def _scout(self, job: ProbeJob, peak_bytes: int, until_at: float) -> tuple[tuple[int, int], ...]:
         law, cap = self.law, job.setting.memory_bytes
@@ -285,12 +285,12 @@ class Simulated:
             rates[batch] = batch / pace_s
         return rates
 
-    def _evaluate(self, job: EvaluateJob, until_at: float, on_progress: Callable[[Progress], None]) -> Evaluated:
+    def _evaluate(self, job: EvaluateJob, until_at: float, on_progress: Callable[[Progress], None]) -> EvalResult:
         law, folder = self.law, Path(job.folder)
         skill = read_skill(folder)
         peak_bytes = min(law.memory_bytes(job.candidate, job.batch), job.setting.memory_bytes)
-        there = read_evaluated(folder / EVALUATED)
-        found = there or Evaluated(done=(), ms_per_image={}, batch=job.batch, peak_bytes=peak_bytes)
+        there = read_eval_result(folder / EVALUATED)
+        found = there or EvalResult(done=(), ms_per_image={}, batch=job.batch, peak_bytes=peak_bytes)
         sizes = by_size(job.views, job.candidate.train_px)
         ways = [(split, view) for views in sizes for split in job.splits for view in views]
         for number, (split, view) in enumerate(ways):

@@ -15,11 +15,11 @@ from fitwithin.candidate import Candidate, View
 from fitwithin.engine.results import Floats
 
 #: What can befall a job.
-TROUBLES = ("died", "hang", "memory")
+FAULTS = ("died", "hang", "memory")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trouble:
+class Fault:
     """What befalls the jobs that are running ``at_s`` seconds after the engine's start: one of TROUBLES, once.
 
     A job that ``died`` is gone without a word, one that ``hang``s goes on for ever, one of ``memory`` hits the cap.
@@ -30,7 +30,7 @@ class Trouble:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Law:
+class SimulatedMachine:
     """A machine and its backbones in figures; override a method for a law of another shape. Pure functions of ``seed``.
 
     Backbones differ by :meth:`weight`; the figures are those of a backbone of weight 1 at 160 px. A job takes
@@ -64,7 +64,7 @@ class Law:
     size_gain: float = 0.02
     drifts: tuple[tuple[float, float], ...] = ()
     stalls: tuple[tuple[float, float], ...] = ()
-    troubles: tuple[Trouble, ...] = ()
+    troubles: tuple[Fault, ...] = ()
 
     def draw(self, *key: Any) -> float:
         """A number in [0, 1) that the seed and the key decide."""

@@ -18,11 +18,11 @@ from fitwithin.engine.results import (
     SALVAGE,
     WEIGHTS,
     Progress,
-    Trained,
-    read_trained,
-    trained_to_json,
+    TrainResult,
+    read_train_result,
+    train_result_to_json,
 )
-from fitwithin.engine.simulated.law import Law
+from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.files import put, put_text
 from fitwithin.training.schedule import make_schedule, overhead_s, rate_factor, steps_end_at
 
@@ -36,7 +36,7 @@ STRIDES = 64
 class Machine(Protocol):
     """What a turn needs of the engine that carries it out (:class:`fitwithin.engine.simulated.engine.Simulated`)."""
 
-    law: Law
+    law: SimulatedMachine
     images: Images
     started_at: float
 
@@ -54,7 +54,7 @@ class Machine(Protocol):
         """The peak of the job, in bytes; it ends there if that is above the cap."""
 
 
-class Turn:
+class SimulatedTrainer:
     """One turn by the law: the loop of training/loop.py with a clock that jumps."""
 
     def __init__(self, engine: Machine, job: TrainJob, until_at: float) -> None:
@@ -76,9 +76,9 @@ class Turn:
         self.reading_s = max(READING_S, (job.until_at - self.began_at) / CURVE_POINTS)
         self.saved_at, self.saved_step, self.read_at = self.began_at, -1, self.began_at
 
-    def train(self, on_progress: Callable[[Progress], None]) -> Trained:
+    def train(self, on_progress: Callable[[Progress], None]) -> TrainResult:
         """Mirrors ``train.advance``."""
-        if (finished := read_trained(self.folder / OUTCOME)) is not None:
+        if (finished := read_train_result(self.folder / OUTCOME)) is not None:
             return finished
         self.folder.mkdir(parents=True, exist_ok=True)
         self.spend(self.law.startup_s)
@@ -104,7 +104,7 @@ class Turn:
             self.read(on_progress)
             schedule.observe(self.engine.now(), self.overhead_s())
             changed = schedule.stage is not stage
-            if schedule.reach(self.steps_per_epoch, self.job.setting.recipe.last_epochs):
+            if schedule.reach(self.steps_per_epoch, self.job.setting.recipe.validate_last_epochs):
                 self.validate()
                 schedule.pause()
             elif not schedule.done and (
@@ -144,7 +144,7 @@ class Turn:
 
     def marks(self) -> list[int]:
         """The steps after which validation is due, as the end stands now."""
-        return self.schedule.marks(self.steps_per_epoch, self.job.setting.recipe.last_epochs)
+        return self.schedule.marks(self.steps_per_epoch, self.job.setting.recipe.validate_last_epochs)
 
     def overhead_s(self) -> float:
         """What must still happen beside steps."""
@@ -196,7 +196,7 @@ class Turn:
         if self.best is None or correct >= self.best:
             self.best = correct
             self.save_model()
-        put_text(self.folder / SALVAGE, trained_to_json(self.outcome("cut")))
+        put_text(self.folder / SALVAGE, train_result_to_json(self.outcome("cut")))
 
     def save_model(self) -> None:
         """Leave tokens where a model and its card would be."""
@@ -205,7 +205,7 @@ class Turn:
         card = {
             **candidate,
             "classes": self.engine.images.classes,
-            "crop": self.job.setting.recipe.crop,
+            "crop": self.job.setting.recipe.crop_pct,
             "arguments": {},
         }
         put_text(self.folder / CARD, json.dumps(card))
@@ -226,7 +226,7 @@ class Turn:
             **{name: getattr(self, name) for name in kept},
         }
         put_text(self.folder / CHECKPOINT, json.dumps(facts))
-        put_text(self.folder / SALVAGE, trained_to_json(self.outcome("cut")))
+        put_text(self.folder / SALVAGE, train_result_to_json(self.outcome("cut")))
         self.saved_at, self.saved_step = self.engine.now(), self.schedule.step
         self.checkpoint_s = self.saved_at - begun_at
 
@@ -240,9 +240,9 @@ class Turn:
         self.best, self.validations, self.curve = facts["best"], facts["validations"], facts["curve"]
         self.earlier_s, self.factor, self.training_s = facts["earlier_s"], facts["factor"], facts["training_s"]
 
-    def outcome(self, ended: str) -> Trained:
+    def outcome(self, ended: str) -> TrainResult:
         """How the turn stands."""
-        return Trained(
+        return TrainResult(
             steps=self.schedule.step,
             planned_steps=self.job.steps,
             epochs=self.schedule.step / self.steps_per_epoch,
@@ -256,13 +256,13 @@ class Turn:
             evaluation_s=None if self.job.evaluation is None else self.evaluation_s,
         )
 
-    def finish(self) -> Trained:
+    def finish(self) -> TrainResult:
         """Leave the model and the outcome."""
         if self.best is None:
             self.save_model()
         whole = "complete" if self.schedule.step >= self.job.steps else "shortened"
         outcome = self.outcome("cut" if self.schedule.cut else whole)
-        put_text(self.folder / OUTCOME, trained_to_json(outcome))
+        put_text(self.folder / OUTCOME, train_result_to_json(outcome))
         return outcome
 
 
