@@ -24,12 +24,11 @@ import numpy as np
 
 import ground
 from fitwithin.candidate import Candidate
-from fitwithin.canvas import GREY, PALETTE
 from fitwithin.engine.law import Law
 from fitwithin.halving import Halving
 from fitwithin.machine import cpu_name
 from fitwithin.search import Entrant, Score, Trial
-from pages import save, table, text
+from pages import GREY, PALETTE, save, table, text
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "search_scale.json"
 

@@ -32,9 +32,8 @@ GIB = 2**30
 
 
 def without_pages(patch: pytest.MonkeyPatch) -> None:
-    """No page nor chart is drawn, which takes a second each: test_page.py draws them."""
-    patch.setattr(page, "drawings", lambda report: page.Drawings(shown=(), climbs=None))
-    patch.setattr(page, "html", lambda report, drawn: "")
+    """No page is written: test_page.py does that."""
+    patch.setattr(page, "html", lambda report: "")
     patch.setattr(page, "markdown", lambda report: "")
 
 

@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "bracket",
             "budget",
             "candidate",
+            "charts",
             "choice",
             "chronicle",
             "contest",
@@ -63,9 +64,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "verbs",
         (
             "augment",
-            "canvas",
             "catalogue",
-            "charts",
             "checkpoint",
             "cuda",
             "data",

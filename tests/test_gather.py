@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from fitwithin import finish, flow, gather, page, rows
+from fitwithin import flow, gather, rows
 from fitwithin.candidate import Candidate
-from fitwithin.costs import CLOSING_MARGIN, LEAVING_S
+from fitwithin.costs import LEAVING_S
 from fitwithin.engine.simulated import Law, Trouble
 from fitwithin.errors import BudgetError
 from fitwithin.jobs import Trained
@@ -23,7 +23,7 @@ from simulation import GIB, Stage, profile, request, without_pages
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache of its own; no pages, whose charts take a second each (test_page.py draws them)."""
+    """A cache of its own; no pages (test_page.py writes them)."""
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
     without_pages(monkeypatch)
 
@@ -171,55 +171,6 @@ def test_the_store_is_read_back_into_nouns() -> None:
     assert gather.profiled(events) == {found.candidate.name: found}
     assert gather.rejected(events)[turned.name].candidate == turned
     assert gather.outcomes(events) == ({}, {"a": "it died"})
-
-
-def test_a_hurried_run_has_no_charts_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = Stage(Law(), request(time_s=300.0), tmp_path)
-    monkeypatch.undo()
-    monkeypatch.setattr(page, "drawings", None)
-    report = flow.tell(replace(stage.run(), drawing_s=None, hurried=True))
-    assert report.notes[-1] == finish.CHARTS_LEFT_OUT
-    html = (tmp_path / "report.html").read_text()
-    assert "<svg" not in html
-    assert finish.CHARTS_LEFT_OUT in html
-
-
-class Killed(BaseException):
-    pass
-
-
-def test_who_is_killed_over_the_charts_has_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = Stage(Law(), request(time_s=300.0), tmp_path)
-
-    def dies(drawing: finish.Drawing) -> None:
-        raise Killed
-
-    monkeypatch.setattr(finish.Drawing, "there", lambda drawing: None)
-    monkeypatch.setattr(finish.Drawing, "result", dies)
-    with pytest.raises(Killed):
-        flow.tell(stage.run())
-    report = from_json((tmp_path / "report.json").read_text())
-    assert report.winner == "resnet18-amp-160"
-    assert report.receipt.finished
-    assert report.receipt.balanced
-    assert report.notes[-1] == finish.CHARTS_LOST
-    assert stage.store.events("finished")
-
-
-@pytest.mark.parametrize(("spare_s", "drawn"), [(0.1, 1), (-0.1, 0)], ids=["enough", "too little"])
-def test_charts_that_there_is_no_time_for_are_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spare_s: float, drawn: int
-) -> None:
-    """Time for them with their margin, that is, and for the end of the process."""
-    stage = Stage(Law(), request(time_s=300.0), tmp_path)
-    asked: list[finish.Drawing] = []
-    monkeypatch.setattr(finish.Drawing, "there", lambda drawing: None)
-    monkeypatch.setattr(finish.Drawing, "result", lambda drawing: asked.append(drawing) or page.NO_DRAWINGS)
-    run = replace(stage.run(), drawing_s=5.0)
-    monkeypatch.setattr(finish, "_time_left_s", lambda run: CLOSING_MARGIN * 5.0 + LEAVING_S + spare_s)
-    report = flow.tell(run)
-    assert len(asked) == drawn
-    assert (finish.CHARTS_LEFT_OUT in report.notes) == (not drawn)
 
 
 def test_a_turn_of_less_than_an_epoch_tells_how_much_less(tmp_path: Path) -> None:

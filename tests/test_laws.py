@@ -40,7 +40,7 @@ MIB = 2**20
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_pages() -> Iterator[None]:
-    """The page's charts take a second each, test_page.py draws them; here hundreds of runs are told."""
+    """test_page.py writes pages; here hundreds of runs are told."""
     with pytest.MonkeyPatch.context() as patch:
         without_pages(patch)
         yield

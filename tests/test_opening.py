@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fitwithin import api, data, finish, flow, launch, ledger, opening, pack
+from fitwithin import api, data, flow, launch, ledger, opening, pack
 from fitwithin import request as requests
 from fitwithin.engine.simulated import Law, Simulated, SimulatedClock
 from fitwithin.progress import Silent
@@ -62,9 +62,9 @@ def test_each_has_a_budget_of_its_own_and_closing_has_none(folder: Path) -> None
 
 @pytest.mark.parametrize(
     ("left_s", "begins"),
-    [(30.0, ["charts", "workers"]), (15.0, ["rehearsal", "workers"]), (7.0, []), (-1.0, [])],
+    [(30.0, ["rehearsal", "workers"]), (7.0, []), (-1.0, [])],
 )
-def test_who_is_resumed_at_the_end_of_its_time_does_without_charts_and_then_without_workers(
+def test_who_is_resumed_at_the_end_of_its_time_does_without_workers(
     folder: Path, monkeypatch: pytest.MonkeyPatch, left_s: float, begins: list[str]
 ) -> None:
     store = MemoryStore()
@@ -73,16 +73,15 @@ def test_who_is_resumed_at_the_end_of_its_time_does_without_charts_and_then_with
     spent(store, 60.0 - left_s)
     begun: list[str] = []
 
-    def rehearse(candidates: Any, request: Any, *, charts: bool) -> tuple[float, float | None]:
-        begun.append("charts" if charts else "rehearsal")
-        return 1.0, 0.5 if charts else None
+    def rehearse(candidates: Any, request: Any) -> float:
+        begun.append("rehearsal")
+        return 1.0
 
     monkeypatch.setattr(opening, "rehearse", rehearse)
     monkeypatch.setattr(Simulated, "prepare", lambda engine, until_at: bool(begun.append("workers")) or True)
     run = opened(folder, store)
     assert run.hurried == (not begins)
     assert begun == begins
-    assert run.drawing_s == (0.5 if "charts" in begins else None)
     assert run.workers == first.workers
 
 
@@ -128,7 +127,7 @@ def test_for_who_has_no_time_left_no_workers_are_launched(
         plan = flow.draw_up(run)
         if over:
             flow.train(run, plan)
-            spent(store, 59.5 - run.accountant.books().spent_s())
+            spent(store, 59.7 - run.accountant.books().spent_s())
         assert opening.hurried(store, request.budget, time.monotonic()) == over
         assert not opening.hurried(store, replace(request.budget, scope="candidate"), time.monotonic())
 
@@ -146,7 +145,6 @@ def test_for_who_has_no_time_left_no_workers_are_launched(
     report = api.resume(run_folder).report
     assert report.winner in {candidate.name for candidate in run.candidates}
     assert (report.receipt.finished, report.receipt.starts) == (True, 2)
-    assert finish.CHARTS_LEFT_OUT in report.notes
 
 
 @pytest.mark.parametrize(("boot", "charged_s"), [("this", 4.0), ("another", 6.0)])

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
-from fitwithin import costs, page, rehearsal
+from fitwithin import rehearsal
 from fitwithin.candidate import grid
 from fitwithin.halving import ladder
 from fitwithin.page import markdown
@@ -28,21 +27,3 @@ def test_the_report_of_a_search_is_rehearsed_with_its_trials(count: int) -> None
     alone = rehearsal._sample(candidates[:1], asked)
     assert alone.search is None
     assert rehearsal._sample(candidates, replace(asked, search="exhaustive")).search is None
-
-
-def test_charts_are_drawn_once_and_that_is_what_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once again they would take less than at the end."""
-    asked, left = request(models=("resnet18", "resnet26")), [1.3]
-    clock = SimpleNamespace(now=0.0)
-
-    def draw(report: object) -> page.Drawings:
-        clock.now += left.pop(0)
-        return page.NO_DRAWINGS
-
-    monkeypatch.setattr(page, "drawings", draw)
-    monkeypatch.setattr(rehearsal, "time", SimpleNamespace(monotonic=lambda: clock.now, thread_time=lambda: 0.0))
-    candidates = grid(asked.models, asked.precisions, asked.sizes)
-    kept_s, drawing_s = rehearsal.rehearse(candidates, asked)
-    assert not left
-    assert drawing_s == 1.3
-    assert kept_s == pytest.approx(costs.CLOSING_MARGIN * drawing_s + rehearsal.BESIDE_S)

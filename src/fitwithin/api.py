@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
-from fitwithin import canvas, catalogue, certificates, flow, gather, launch, opening, places, survey
+from fitwithin import catalogue, certificates, flow, gather, launch, opening, places, survey
 from fitwithin import data as folders
 from fitwithin import planning as plans
 from fitwithin import request as requests
@@ -82,7 +82,6 @@ def _begin(
     request: Request, folder: Path, engine: Engine, reporter: Reporter, started_at: float, frozen: Plan | None
 ) -> Report:
     """A run in a folder of its own, which is left as it was when nothing could be trained."""
-    canvas.preload()
     dataset = _scan(request, reporter)
     if frozen is not None:
         flow.check_plan(frozen, dataset.fingerprint)

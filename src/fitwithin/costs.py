@@ -37,10 +37,10 @@ WATCHDOG_S, EXIT_S = 0.2, 0.3
 #: speak of, five evaluations of six took 0.15 to 0.7 s longer, and two did not get through test: docs/log.md.)
 REHEARSED_BATCHES, REHEARSAL_SHARE, REHEARSED_MARGIN, HANDOVER_S = 8, 0.01, 0.1, 0.15
 
-#: On a GPU the charts are drawn while the winner is evaluated, for which so many seconds are kept at the least.
+#: On a GPU so many seconds are kept for the winner's evaluation at the least.
 MEANWHILE_S = 0.4
 
-#: A machine may be busier at the end than in rehearsal: charts and report may take so many times what they took there.
+#: A machine may be busier at the end than in rehearsal: writing the report may take so many times what they took there.
 CLOSING_MARGIN = 1.25
 
 #: After its receipt is written a run ends its workers and itself: 0.16 to 0.39 s, seen from outside; without workers

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,21 +12,15 @@ import numpy as np
 
 from fitwithin import assemble, gather, instantiate, page, searching
 from fitwithin.assemble import Ensemble, Member, read_logits
-from fitwithin.costs import CLOSING_MARGIN, LEAVING_ALONE_S, LEAVING_S, WATCHDOG_S
+from fitwithin.costs import LEAVING_ALONE_S, LEAVING_S, WATCHDOG_S
 from fitwithin.ensemble import View
 from fitwithin.errors import TrainingError
-from fitwithin.jobs import EVALUATED, Evaluated, Failure, Progress, evaluated_from_dict, read_evaluated
-from fitwithin.machine import cores
+from fitwithin.jobs import EVALUATED, Evaluated, Failure, evaluated_from_dict, read_evaluated
 from fitwithin.places import put_text
 from fitwithin.planning import Plan, Turn
 from fitwithin.report import Report
-from fitwithin.request import Request
 from fitwithin.session import Run
 from fitwithin.units import format_duration
-
-#: Why a report has no charts.
-CHARTS_LEFT_OUT = "There was no time left to draw the charts."
-CHARTS_LOST = "The charts are missing: the run's process ended before they were drawn."
 
 
 def choose(run: Run, plan: Plan) -> tuple[Turn, str]:
@@ -49,55 +40,9 @@ def choose(run: Run, plan: Plan) -> tuple[Turn, str]:
     return gather.turns(plan, events)[name], why
 
 
-def meanwhile(request: Request) -> bool:
-    """Whether charts can be drawn while the winner is evaluated: not where that has all the cores.
-
-    (Beside the thread that drew, an evaluation of 0.2 s by two threads on two cores had done nothing after 0.4.)
-    """
-    return cores() > 1 and request.device.startswith("cuda")
-
-
-class Drawing:
-    """The charts of the report, where they are asked for: drawn by a thread once that has begun, or when they are asked
-    for. They tell of training, not of evaluation."""
-
-    def __init__(self, draw: Callable[[], page.Drawings], pool: ThreadPoolExecutor | None) -> None:
-        self._draw, self._pool = draw, pool
-        self._drawn: Future[page.Drawings] | None = None
-
-    def begin(self) -> None:
-        """Begin, if a thread is to do it and has not begun."""
-        if self._pool is not None and self._drawn is None:
-            self._drawn = self._pool.submit(self._draw)
-
-    def there(self) -> page.Drawings | None:
-        """The charts, if they have been drawn."""
-        return self._drawn.result() if self._drawn is not None and self._drawn.done() else None
-
-    def result(self) -> page.Drawings:
-        """The charts."""
-        self.begin()
-        return self._draw() if self._drawn is None else self._drawn.result()
-
-
-@contextmanager
-def drawing(run: Run, plan: Plan, winner: Turn) -> Iterator[Drawing]:
-    """The charts of the report. A thread draws them while the winner is evaluated, where cores are free for that; not
-    before it is at work, for every look into the books beside a thread that draws takes 5 to 15 ms instead of 0.2."""
-    if run.drawing_s is None:
-        yield Drawing(lambda: page.NO_DRAWINGS, None)
-        return
-    report = gather.report(run.request, plan, run.store.events(), winner=winner.candidate.name)
-    if not meanwhile(run.request):
-        yield Drawing(lambda: page.drawings(report), None)
-        return
-    with ThreadPoolExecutor(1, thread_name_prefix="charts") as pool:
-        yield Drawing(lambda: page.drawings(report), pool)
-
-
-def evaluate(run: Run, plan: Plan, winner: Turn, at_work: Callable[[], None]) -> list[Member]:
+def evaluate(run: Run, plan: Plan, winner: Turn) -> list[Member]:
     """Evaluate the winner, and its twin in the other precision, under all views, on validation and on test, once.
-    The winner stands first. Whoever evaluates says so with ``at_work``."""
+    The winner stands first."""
     events = run.store.events("turn", "trial")
     trained, _ = gather.outcomes(events)
     turns = gather.turns(plan, events)
@@ -105,15 +50,15 @@ def evaluate(run: Run, plan: Plan, winner: Turn, at_work: Callable[[], None]) ->
     if plan.search is None:
         other = assemble.twin(winner.candidate, [turns[key].candidate for key in trained])
         chosen += [other.name] if other is not None else []
-    return [_member(run, turns[key], trained[key].best is not None, at_work) for key in chosen]
+    return [_member(run, turns[key], trained[key].best is not None) for key in chosen]
 
 
-def _member(run: Run, turn: Turn, validated: bool, at_work: Callable[[], None]) -> Member:
+def _member(run: Run, turn: Turn, validated: bool) -> Member:
     name, folder = turn.name, instantiate.turn_folder(run.folder, turn)
     done = next((body for e in run.store.events("evaluated") if (body := e.body)["name"] == name), None)
     if done is None:
         run.reporter.begin(f"evaluating {name}")
-        done = {"name": name, "evaluated": asdict(_evaluate(run, turn, folder, at_work)), "validated": validated}
+        done = {"name": name, "evaluated": asdict(_evaluate(run, turn, folder)), "validated": validated}
         run.store.append("evaluated", done)
     evaluated = evaluated_from_dict(done["evaluated"])
     logits: dict[str, dict[View, Any]] = {}
@@ -124,11 +69,7 @@ def _member(run: Run, turn: Turn, validated: bool, at_work: Callable[[], None]) 
     return Member(candidate=turn.candidate, evaluated=evaluated, logits=logits)
 
 
-def _evaluate(run: Run, turn: Turn, folder: Path, at_work: Callable[[], None]) -> Evaluated:
-    def note(progress: Progress) -> None:
-        at_work()
-        run.progress(progress)
-
+def _evaluate(run: Run, turn: Turn, folder: Path) -> Evaluated:
     now, budget = run.engine.now(), run.request.budget
     if budget.scope == "candidate":
         books = run.accountant.books()
@@ -144,7 +85,7 @@ def _evaluate(run: Run, turn: Turn, folder: Path, at_work: Callable[[], None]) -
         for _ in range(instantiate.ATTEMPTS):
             if run.engine.now() >= job.until_at:
                 break
-            outcome = run.engine.do(job, until_at=until_at, on_progress=note)
+            outcome = run.engine.do(job, until_at=until_at, on_progress=run.progress)
             opened.peak(outcome.peak_bytes)
             if not (isinstance(outcome, Failure) and outcome.kind in ("died", "hung")):
                 break
@@ -156,11 +97,8 @@ def _evaluate(run: Run, turn: Turn, folder: Path, at_work: Callable[[], None]) -
     return outcome
 
 
-def close(run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: str, charts: Drawing) -> Report:
-    """Choose the views on validation data, hand the ensemble over, close the books and write the report.
-
-    Charts that were not drawn meanwhile come last, if there is time: whoever is killed over them has handed over.
-    """
+def close(run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: str) -> Report:
+    """Choose the views on validation data, hand the ensemble over, close the books and write the report."""
     labels = {split: np.asarray(run.images.labels[run.images.indices(split)]) for split in ("val", "test")}
     chief = members[0]
     choice = assemble.choose_views(chief, labels, run.request.budget.inference_ms)
@@ -174,7 +112,7 @@ def close(run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: st
     tested = [run.images.paths[int(i)] for i in run.images.indices("test")]
     (run.folder / "test-paths.json").write_text(json.dumps(tested), encoding="utf-8")
 
-    def gathered(finished: bool, charts_why: str | None = None) -> Report:
+    def gathered(finished: bool) -> Report:
         return gather.report(
             run.request,
             plan,
@@ -184,36 +122,20 @@ def close(run: Run, plan: Plan, members: Sequence[Member], winner: Turn, why: st
             methods=rows,
             views=assemble.view_rows(chief, labels, choice),
             ensemble_why=choice.why,
-            notes=[*_notes(run, plan, members), *([charts_why] if charts_why else [])],
+            notes=_notes(run, plan, members),
             finished=finished,
         )
 
     run.reporter.begin("writing the report")
     leaving_s = LEAVING_ALONE_S if run.hurried else LEAVING_S
-    drawn, draws = charts.there(), False
     with run.accountant.entry("report", reserved_s=run.promise_s(run.closing_s, gpus=0)) as opened:
         begun_at = run.engine.now()
-        write_report(gathered(False), run.folder, drawn or page.NO_DRAWINGS)
-        writing_s = run.engine.now() - begun_at
-        if drawn is None and run.drawing_s is not None:
-            draws = _time_left_s(run) >= writing_s + CLOSING_MARGIN * run.drawing_s + writing_s + leaving_s
-        opened.charge_ahead(writing_s + (0.0 if draws else leaving_s))
-    charts_why = None if drawn is not None else CHARTS_LOST if draws else CHARTS_LEFT_OUT
-    report = gathered(True, charts_why)
-    write_report(report, run.folder, drawn or page.NO_DRAWINGS)
+        write_report(gathered(False), run.folder)
+        opened.charge_ahead(run.engine.now() - begun_at + leaving_s)
+    report = gathered(True)
+    write_report(report, run.folder)
     run.store.append("finished", {"winner": winner.candidate.name})
-    if draws:
-        with run.accountant.entry("report", reserved_s=run.promise_s(run.closing_s, gpus=0)) as opened:
-            drawn = charts.result()
-            opened.charge_ahead(writing_s + leaving_s)
-        report = gathered(True)
-        write_report(report, run.folder, drawn)
     return report
-
-
-def _time_left_s(run: Run) -> float:
-    """Seconds by the clock that the whole run has left."""
-    return math.inf if run.request.budget.scope == "candidate" else run.remaining().time_s
 
 
 def _notes(run: Run, plan: Plan, members: Sequence[Member]) -> list[str]:
@@ -236,13 +158,13 @@ def _notes(run: Run, plan: Plan, members: Sequence[Member]) -> list[str]:
     return notes
 
 
-def write_report(report: Report, folder: Path, drawn: page.Drawings) -> None:
-    """report.json, report.md, report.html (with the charts ``drawn``) and receipt.json in ``folder``."""
+def write_report(report: Report, folder: Path) -> None:
+    """report.json, report.md, report.html and receipt.json in ``folder``."""
     texts: dict[str, Callable[[], str]] = {
         "report.json": report.to_json,
         "receipt.json": lambda: json.dumps(asdict(report.receipt), indent=1, allow_nan=False),
         "report.md": lambda: page.markdown(report),
-        "report.html": lambda: page.html(report, drawn),
+        "report.html": lambda: page.html(report),
     }
     for name, text in texts.items():
         put_text(folder / name, text())

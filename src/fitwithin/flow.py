@@ -30,9 +30,7 @@ def tell(run: Run, frozen: Plan | None = None) -> Report:
     train(run, plan)
     instantiate.tidy(run)
     winner, why = finish.choose(run, plan)
-    with finish.drawing(run, plan, winner) as charts:
-        members = finish.evaluate(run, plan, winner, charts.begin)
-        return finish.close(run, plan, members, winner, why, charts)
+    return finish.close(run, plan, finish.evaluate(run, plan, winner), winner, why)
 
 
 def draw_up(run: Run, frozen: Plan | None = None) -> Plan:

@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from fitwithin import catalogue, gather, page
+from fitwithin import catalogue, gather
 from fitwithin import data as folders
 from fitwithin import pack as packs
 from fitwithin import planning as plans
@@ -26,10 +26,6 @@ from fitwithin.report import from_json
 from fitwithin.request import Request
 from fitwithin.session import Run
 from fitwithin.store import Store, latest
-
-#: A run that is resumed with less than so many times what starting and closing took before does without charts: what
-#: draws them took 2 of the 6 s that a start takes one core, and a training of 1 s more than doubled without.
-CHARTS_FROM = 2
 
 #: Loader processes: beyond these a batch is made faster than any GPU takes it (20,000 images/s at 160 px).
 MOST_WORKERS = 12
@@ -48,7 +44,7 @@ def open_run(
 
     The server imports meanwhile, so that it is waited for in the end; before images are decoded, which may take
     minutes on all cores, it must have started. A run that is resumed with less time than starting and closing took
-    before will begin nothing more: it hands over what there is. With less than twice that it does without charts.
+    before will begin nothing more: it hands over what there is.
     """
     same = _same_clock(store)
     store.append("start", {"pid": os.getpid(), "boot": boot_id()})
@@ -82,14 +78,13 @@ def open_run(
             },
         )
     data_s = engine.now() - found_at
-    left_s = accountant.ends_at() - engine.now()
-    hurries, charts = left_s < _once_s(store), left_s >= CHARTS_FROM * _once_s(store)
-    closing_s, drawing_s = (BESIDE_S if hurries else 0.0), (0.0 if charts else None)
+    hurries = accountant.ends_at() - engine.now() < _once_s(store)
+    closing_s = BESIDE_S if hurries else 0.0
     with accountant.entry("start-up"):
         if not hurries:
             reporter.begin("starting workers")
             if request.budget.scope == "total":
-                closing_s, drawing_s = rehearse(candidates, request, charts=charts)
+                closing_s = rehearse(candidates, request)
             store.append("machine", engine.describe())
             engine.prepare(accountant.ends_at() - closing_s)
             store.append("opened", {"startup_s": engine.now() - started_at - data_s, "closing_s": closing_s})
@@ -109,7 +104,6 @@ def open_run(
         images=images,
         workers=max(1, min(MOST_WORKERS, (machine.get("cores", cores()) - 1) // sharers)),
         closing_s=closing_s,
-        drawing_s=drawing_s,
         hurried=hurries,
     )
 
@@ -133,7 +127,7 @@ def set_right(folder: Path, store: Store, started_at: float) -> None:
         return
     plan = plans.from_json(json.dumps(latest(store.events("plan"), "plan")))
     receipt = gather.receipt(request, plan, store.events(), views=report.views, finished=True)
-    write_report(replace(report, receipt=receipt), folder, page.NO_DRAWINGS)
+    write_report(replace(report, receipt=receipt), folder)
 
 
 def _same_clock(store: Store) -> bool:

@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fitwithin import canvas, page
 from fitwithin.candidate import Candidate
-from fitwithin.costs import CLOSING_MARGIN, MEANWHILE_S
+from fitwithin.costs import CLOSING_MARGIN
 from fitwithin.estimate import Estimate
-from fitwithin.finish import meanwhile, write_report
+from fitwithin.finish import write_report
 from fitwithin.halving import ETA, MOST_RUNGS
 from fitwithin.jobs import CURVE_POINTS, READING_S
 from fitwithin.report import CandidateRow, CurvePoint, Limit, Receipt, Report, Validation
@@ -19,8 +18,7 @@ from fitwithin.request import Request
 from fitwithin.search import FINAL
 from fitwithin.trials import RungRow, SearchReport, TrialRow, VerdictRow
 
-#: The end of a run writes its report twice, once for its own cost, and once more where the charts come after that. How
-#: long it takes is the least of TIMED times.
+#: The end of a run writes its report twice, once for its own cost. How long it takes is the least of TIMED times.
 WRITTEN, TIMED = 2, 3
 
 #: Beside the report the ensemble and the books are written, and then the process ends, which takes up to 0.39 s and not
@@ -28,27 +26,13 @@ WRITTEN, TIMED = 2, 3
 BESIDE_S = 0.4
 
 
-def rehearse(candidates: Sequence[Candidate], request: Request, *, charts: bool = True) -> tuple[float, float | None]:
-    """Seconds to keep for closing a run over these candidates, and what drawing the charts takes (None without
-    ``charts``). What drawing needs is imported by then.
-
-    Charts are drawn once, which takes 1.0 to 1.3 s on two cores; at once again it takes 0.6 to 1.0, and at the end of a
-    run 0.7 to 1.2 (docs/log.md).
-    """
-    report, drawing_s, kept_s, times = _sample(candidates, request), None, 0.0, WRITTEN
+def rehearse(candidates: Sequence[Candidate], request: Request) -> float:
+    """Seconds to keep for closing a run over these candidates."""
+    report = _sample(candidates, request)
     with tempfile.TemporaryDirectory(prefix="fitwithin-") as folder:
-        drawn = page.NO_DRAWINGS
-        if charts:
-            canvas.load()
-            begun_at = time.monotonic()
-            drawn = page.drawings(report)
-            drawing_s = time.monotonic() - begun_at
-            beside = meanwhile(request)
-            kept_s = max(0.0, CLOSING_MARGIN * drawing_s - (MEANWHILE_S if beside else 0.0))
-            times += not beside
-        write_report(report, Path(folder), drawn)  # the first time its templates are read
-        writing_s = min(_seconds(lambda: write_report(report, Path(folder), drawn)) for _ in range(TIMED))
-        return kept_s + CLOSING_MARGIN * times * writing_s + BESIDE_S, drawing_s
+        write_report(report, Path(folder))  # the first time its templates are read
+        writing_s = min(_seconds(lambda: write_report(report, Path(folder))) for _ in range(TIMED))
+    return CLOSING_MARGIN * WRITTEN * writing_s + BESIDE_S
 
 
 def _seconds(work: Callable[[], None]) -> float:

@@ -53,8 +53,7 @@ class Run:
     """Everything a run works with. ``candidates`` is the grid that was asked for, ``images`` the packed data.
 
     ``workers`` is how many processes load for each that trains;
-    ``closing_s`` is kept for drawing the report and closing the books; ``drawing_s`` is what its charts are expected to
-    take of that, None where there is no time for them. A ``hurried`` run has started no workers.
+    ``closing_s`` is kept for writing the report and closing the books. A ``hurried`` run has started no workers.
     """
 
     request: Request
@@ -67,7 +66,6 @@ class Run:
     images: Images
     workers: int
     closing_s: float
-    drawing_s: float | None = 0.0
     hurried: bool = False
 
     @property
