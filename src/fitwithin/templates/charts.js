@@ -111,7 +111,7 @@
     const line = { stroke: PALETTE[1], strokeWidth: 1.4, strokeDasharray: "6,4" };
     const marks = [
       Plot.ruleX(data, { x: "x", y1: "low", y2: "high", stroke: "colour" }),
-      Plot.dot(data, { x: "x", y: "y", ...look }),
+      Plot.dot([...data].reverse(), { x: "x", y: "y", ...look }), // the winner on top
       Plot.dot(data.filter((each) => each.winner), { x: "x", y: "y", ...ring }),
       ...(chart.cap === null ? [] : [Plot.ruleX([chart.cap], line)]),
       tip(data, width),
