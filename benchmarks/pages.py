@@ -10,6 +10,10 @@ from typing import Any, NamedTuple
 #: Of a line of prose.
 WIDTH = 120
 
+#: Okabe and Ito's colours that keep 3:1 contrast, or nearly, on white and on near-black. (Pictures need matplotlib.)
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GREY = "#8A8A8A"
+
 
 class Target(NamedTuple):
     """A number of the summary: its words and form, what it should be at least or at most, and what it is made from.

@@ -14,8 +14,7 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from fitwithin.candidate import TABLE_2, grid
-from fitwithin.report.svg import GREY, PALETTE
-from pages import Target, minus, save, table, targets, text
+from pages import GREY, PALETTE, Target, minus, save, table, targets, text
 
 Row = dict[str, Any]
 

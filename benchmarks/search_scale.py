@@ -29,8 +29,7 @@ from fitwithin.machine import cpu_name
 from fitwithin.planning.halving import Halving
 from fitwithin.planning.search import SearchCandidate, Trial
 from fitwithin.planning.stats import Score
-from fitwithin.report.svg import GREY, PALETTE
-from pages import save, table, text
+from pages import GREY, PALETTE, save, table, text
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "search_scale.json"
 

@@ -35,9 +35,8 @@ GIB = 2**30
 
 
 def without_pages(patch: pytest.MonkeyPatch) -> None:
-    """No page nor chart is drawn, which takes a second each: test_page.py draws them."""
-    patch.setattr(render, "drawings", lambda report: render.Drawings(shown=(), climbs=None))
-    patch.setattr(render, "html", lambda report, drawn: "")
+    """No page is written: report/test_render.py does that."""
+    patch.setattr(render, "html", lambda report: "")
     patch.setattr(render, "markdown", lambda report: "")
 
 

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from fitwithin import events
 from fitwithin import recipe as recipes
 from fitwithin.engine.jobs import Job, TrainJob
+from fitwithin.engine.margins import ENDING_S
 from fitwithin.engine.results import CARD, WEIGHTS, Failure, Outcome, Probe, Progress
 from fitwithin.engine.simulated.engine import Simulated
 from fitwithin.engine.simulated.law import Fault, SimulatedMachine
@@ -46,7 +47,7 @@ MIB = 2**20
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_pages() -> Iterator[None]:
-    """The page's charts take a second each, test_page.py draws them; here hundreds of runs are told."""
+    """test_page.py writes pages; here hundreds of runs are told."""
     with pytest.MonkeyPatch.context() as patch:
         without_pages(patch)
         yield
@@ -151,7 +152,7 @@ def check_books(stage: Stage, report: Report) -> None:
             assert spent_s + reserved_s <= limit_s * (1 + 1e-9), "settled + reserved went beyond the budget"
     last = every[-1]
     if budget.scope == "total":
-        clock_s = stage.engine.now() - 1000.0 + costs.LEAVING_S
+        clock_s = stage.engine.now() - 1000.0 + ENDING_S
         assert last.spent_s() == pytest.approx(clock_s), "the books do not add up to the wall clock"
         assert budget.time_s is None or clock_s <= budget.time_s
     assert all(limit.kept for limit in report.receipt.limits if limit.name != "inference"), report.receipt.limits

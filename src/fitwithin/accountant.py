@@ -46,17 +46,6 @@ class OpenEntry:
         self._accountant.settle(self)
 
 
-def left_to(store: Store, budget: Budget, now: float, *, started_at: float, same_clock: bool) -> Remaining:
-    """What is left of a run's budget (scope ``total``) for a process that ``started_at`` then, if those before it are
-    dead: as its accountant will say. Nothing is written."""
-    told = [(event.kind, event.body) for event in store.events(*ledger.KINDS)]
-    died_before = started_at if same_clock else None
-    told += [
-        (ledger.ABANDON, ledger.abandonment(entry, died_before)) for entry in ledger.fold(told).entries if entry.open
-    ]
-    return _left(budget, ledger.fold(told), now - started_at)
-
-
 def _left(budget: Budget, books: Ledger, unbooked_s: float, gpus: int = 1, slots: int = 1) -> Remaining:
     """The budget less what is settled, reserved beside the chain, and not booked yet."""
     held_s = books.spent_s(gpu=True) + books.reserved_s(gpu=True)
@@ -111,6 +100,10 @@ class Accountant:
         """
         with self._lock:
             return _left(self._budget, self.books(), self._clock() - self._since, gpus, slots)
+
+    def now(self) -> float:
+        """The present on the engine's clock."""
+        return self._clock()
 
     def ends_at(self) -> float:
         """The instant at which one device's work has used the whole run's budget up; never under scope candidate."""

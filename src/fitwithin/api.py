@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
@@ -18,7 +17,6 @@ from fitwithin.data import image_folder as folders
 from fitwithin.engine import launch
 from fitwithin.engine.base import Engine
 from fitwithin.engine.connect import Site
-from fitwithin.engine.spent import Spent
 from fitwithin.errors import RunFolderError, UsageError
 from fitwithin.pipeline import profile_phase, start
 from fitwithin.pipeline import run as flow
@@ -29,7 +27,7 @@ from fitwithin.planning import plan as plans
 from fitwithin.planning.plan import Plan
 from fitwithin.profiling import cache
 from fitwithin.profiling.profile import Profile, Rejection
-from fitwithin.report import build, svg
+from fitwithin.report import build
 from fitwithin.report.schema import Report
 from fitwithin.request import Limits, Request
 from fitwithin.store import MemoryStore, SqliteStore, latest
@@ -89,7 +87,6 @@ def _begin(
     request: Request, folder: Path, engine: Engine, reporter: Reporter, started_at: float, frozen: Plan | None
 ) -> Report:
     """A run in a folder of its own, which is left as it was when nothing could be trained."""
-    svg.preload()
     dataset = _scan(request, reporter)
     if frozen is not None:
         flow.check_plan(frozen, dataset.fingerprint)
@@ -101,7 +98,8 @@ def _begin(
         store.append("request", request.to_dict())
         if frozen is not None:
             store.append("frozen", json.loads(frozen.to_json()))
-        return _tell(start.open_run(request, folder, engine, store, reporter, started_at, dataset))
+        accountant = start.open_accountant(store, request.budget, engine.now, started_at)
+        return _tell(start.open_run(request, folder, engine, store, reporter, accountant, dataset))
     except UsageError:
         planned = store.events("plan")
         store.close()
@@ -136,7 +134,6 @@ def resume(
         raise RunFolderError(f"{path} holds no run (no run.db); start one with `fitwithin run`")
     with SqliteStore(path) as store:
         if latest(store.events("finished"), "finished") is not None:
-            start.set_right(path, store, started_at)
             return load(path)
         stored = latest(store.events("request"), "request")
         if stored is None:
@@ -147,17 +144,19 @@ def resume(
         if ray_address is not None:
             elsewhere["ray_address"] = ray_address
         request = requests.placed(requests.from_dict(stored), elsewhere)
-        with ExitStack() as open_things:
-            carrier: Engine = Spent(latest(store.events("machine"), "machine") or {})
-            if not start.hurried(store, request.budget, started_at):
-                server = open_things.enter_context(launch.launched())
-                site = open_things.enter_context(_site(request, {}, server))
-                carrier = open_things.enter_context(site.open(request, path))
+        accountant = start.open_accountant(store, request.budget, time.monotonic, started_at)
+        late = start.too_late_for_workers(accountant)
+        with (
+            launch.launched() as server,
+            _site(None if late else request, {}, server) as site,
+            site.open(request, path) as carrier,
+        ):
             dataset = _scan(request, told)
             known = latest(store.events("data"), "data")
             if known is not None and known["fingerprint"] != dataset.fingerprint:
                 raise UsageError(f"the images in {request.data} have changed since this run began; start a new run")
-            report = _tell(start.open_run(request, path, carrier, store, told, started_at, dataset))
+            opened = start.open_run(request, path, carrier, store, told, accountant, dataset, hands_over=late)
+            report = _tell(opened)
     return Result(folder=path, report=report)
 
 
@@ -181,7 +180,8 @@ def plan(
         with site.open(request, None) as engine:
             dataset = _scan(request, told)
             store = MemoryStore()
-            story = start.open_run(request, Path(), engine, store, told, started_at, dataset)
+            accountant = start.open_accountant(store, request.budget, engine.now, started_at)
+            story = start.open_run(request, Path(), engine, store, told, accountant, dataset)
             drawn = flow.draw_up(story)
             return drawn, build.report(request, drawn, store.events())
 
@@ -215,7 +215,9 @@ def profile(
             files.check_writable(Path(export))
         with site.open(request, None) as engine:
             dataset = _scan(request, told)
-            story = start.open_run(request, Path(), engine, MemoryStore(), told, time.monotonic(), dataset)
+            store = MemoryStore()
+            accountant = start.open_accountant(store, request.budget, engine.now, time.monotonic())
+            story = start.open_run(request, Path(), engine, store, told, accountant, dataset)
             key = profile_phase.open_cache(story).key
             if taken:
                 fitting = sum(other == key for other, _ in taken)

@@ -13,6 +13,7 @@ import pytest
 from fitwithin import events as readers
 from fitwithin.candidate import Candidate
 from fitwithin.engine.jobs import TrainJob, stays
+from fitwithin.engine.margins import ENDING_S
 from fitwithin.engine.results import OUTCOME
 from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.inference import bundle
@@ -20,7 +21,6 @@ from fitwithin.ledger import BEAT, OPEN
 from fitwithin.pipeline import profile_phase
 from fitwithin.pipeline import run as flow
 from fitwithin.planning import plan as planning
-from fitwithin.planning.cost import LEAVING_S
 from fitwithin.planning.search_plan import turn_name
 from fitwithin.store import MemoryStore
 from simulation import GIB, CountedImages, Stage, Timed, books_after_each, request, without_pages
@@ -303,7 +303,7 @@ def test_side_by_side_all_get_more_and_as_many_finals_as_slots(begin: Begin, slo
     assert {turn.ended for turn in trained.values()} == {"complete"}, "the clock cut nobody's schedule"
     assert report.winner in trained
     books = books_after_each(several.store.events())[-1]
-    assert books.spent_s() == pytest.approx(several.engine.now() - 1000.0 + LEAVING_S)
+    assert books.spent_s() == pytest.approx(several.engine.now() - 1000.0 + ENDING_S)
     assert books.spent_s(gpu=True) > 0.93 * (slots - 0.3) * books.spent_s()
     open_at_once = [sum(begun_at < other < ended_at for _, begun_at, ended_at in spans(several)) for _, other, _ in
                     spans(several)]  # fmt: skip

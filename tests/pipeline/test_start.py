@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +13,16 @@ from fitwithin import api, ledger
 from fitwithin import request as requests
 from fitwithin.data import image_folder, pack_builder
 from fitwithin.engine import launch
+from fitwithin.engine.margins import CLOSING_S, HAND_OVER_S
 from fitwithin.engine.simulated.clock import SimulatedClock
 from fitwithin.engine.simulated.engine import Simulated
 from fitwithin.engine.simulated.law import SimulatedMachine
-from fitwithin.pipeline import finish, start
 from fitwithin.pipeline import run as flow
+from fitwithin.pipeline import start
 from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Silent
-from fitwithin.report.schema import from_json
-from fitwithin.store import MemoryStore, SqliteStore, Store, bodies
-from simulation import CountedImages, Stage, request
+from fitwithin.store import MemoryStore, SqliteStore, Store
+from simulation import CountedImages
 
 
 @pytest.fixture
@@ -43,7 +40,11 @@ def opened(folder: Path, store: MemoryStore, **limits: Any) -> RunContext:
     engine = Simulated(SimulatedMachine(), CountedImages(), SimulatedClock(1000.0))
     asked = {"memory": "1GiB", "time": "60s", "models": "test_resnet", "sizes": "32", "device": "cpu", **limits}
     request = requests.parse(folder, **asked)
-    return start.open_run(request, folder, engine, store, Silent(), engine.now(), image_folder.scan(folder))
+    accountant = start.open_accountant(store, request.budget, engine.now, engine.now())
+    late = start.too_late_for_workers(accountant)
+    return start.open_run(
+        request, folder, engine, store, Silent(), accountant, image_folder.scan(folder), hands_over=late
+    )
 
 
 def spent(store: Store, seconds: float) -> None:
@@ -53,12 +54,9 @@ def spent(store: Store, seconds: float) -> None:
     store.append(ledger.SETTLE, {"number": 99, "charged_s": seconds, "peak_bytes": None})
 
 
-def test_what_closing_will_take_is_rehearsed_and_kept(folder: Path) -> None:
-    store = MemoryStore()
-    run = opened(folder, store)
-    assert 0 < run.closing_s < 60
-    assert not run.hurried
-    assert list(bodies(store.events("opened"), "opened")) == [{"startup_s": 0.0, "closing_s": run.closing_s}]
+def test_time_for_closing_is_kept(folder: Path) -> None:
+    run = opened(folder, MemoryStore())
+    assert run.closing_s == CLOSING_S
     assert (len(run.candidates), run.data.classes, run.data.train) == (2, 2, 32)
 
 
@@ -66,62 +64,26 @@ def test_each_has_a_budget_of_its_own_and_closing_has_none(folder: Path) -> None
     assert opened(folder, MemoryStore(), scope="candidate").closing_s == 0.0
 
 
-@pytest.mark.parametrize(
-    ("left_s", "begins"),
-    [(30.0, ["charts", "workers"]), (15.0, ["rehearsal", "workers"]), (7.0, []), (-1.0, [])],
-)
-def test_who_is_resumed_at_the_end_of_its_time_does_without_charts_and_then_without_workers(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, left_s: float, begins: list[str]
+@pytest.mark.parametrize("left_s", [30.0, HAND_OVER_S + 0.1, HAND_OVER_S - 0.1, 0.5, -1.0])
+def test_a_run_resumed_at_the_end_of_its_time_waits_for_no_workers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, left_s: float
 ) -> None:
+    """All that is left is kept for closing it."""
     store = MemoryStore()
     first = opened(folder, store)
-    store.append("opened", {"startup_s": 6.0, "closing_s": 2.0})
     spent(store, 60.0 - left_s)
-    begun: list[str] = []
-
-    def rehearse(candidates: Any, request: Any, *, charts: bool) -> tuple[float, float | None]:
-        begun.append("charts" if charts else "rehearsal")
-        return 1.0, 0.5 if charts else None
-
-    monkeypatch.setattr(start, "rehearse", rehearse)
-    monkeypatch.setattr(Simulated, "prepare", lambda engine, until_at: bool(begun.append("workers")) or True)
+    waited: list[float] = []
+    monkeypatch.setattr(Simulated, "prepare", lambda engine, until_at: bool(waited.append(until_at)) or True)
     run = opened(folder, store)
-    assert run.hurried == (not begins)
-    assert begun == begins
-    assert run.drawing_s == (0.5 if "charts" in begins else None)
+    assert bool(waited) == (left_s > HAND_OVER_S)
+    assert run.closing_s == pytest.approx(CLOSING_S if waited else max(CLOSING_S, left_s))
     assert run.workers == first.workers
 
 
-@pytest.mark.parametrize("settled", [False, True])
-def test_who_died_over_its_charts_has_its_books_closed_and_its_receipt_by_them(tmp_path: Path, settled: bool) -> None:
-    stage = Stage(SimulatedMachine(), request(time_s=300.0), tmp_path)
-    stage.store.append("request", stage.request.to_dict())
-    before = flow.tell(stage.run()).receipt
-    start.set_right(tmp_path, stage.store, 2000.0)
-    assert from_json((tmp_path / "report.json").read_text()).receipt == before
-
-    number = 1 + max(entry.number for entry in stage.run().accountant.books().entries)
-    body = {"number": number, "phase": "report", "key": "", "gpu": 0, "reserved_s": 0.75}
-    stage.store.append(ledger.OPEN, body)
-    if settled:
-        stage.store.append(ledger.SETTLE, {"number": number, "charged_s": 0.75, "peak_bytes": None})
-    # and then a SIGKILL
-    start.set_right(tmp_path, stage.store, 2000.0)
-    books = ledger.fold((event.kind, event.body) for event in stage.store.events(*ledger.KINDS))
-    assert books.balanced
-    after = from_json((tmp_path / "report.json").read_text()).receipt
-    assert after.balanced
-    assert after.finished
-    assert sum(phase.spent_s for phase in after.phases) == pytest.approx(books.spent_s())
-    assert after.limits[1].spent == pytest.approx(before.limits[1].spent + 0.75)
-    assert json.loads((tmp_path / "receipt.json").read_text())["limits"][1]["spent"] == after.limits[1].spent
-
-
 @pytest.mark.parametrize("over", [False, True])
-def test_for_who_has_no_time_left_no_workers_are_launched(
+def test_what_there_is_is_handed_over_without_workers(
     folder: Path, monkeypatch: pytest.MonkeyPatch, over: bool
 ) -> None:
-    """What there is is handed over. (Launching them took as long as that.)"""
     run_folder = folder.parent / "run"
     run_folder.mkdir()
     request = requests.parse(folder, memory="1GiB", time="60s", models="test_resnet", sizes="32", device="cpu")
@@ -130,29 +92,28 @@ def test_for_who_has_no_time_left_no_workers_are_launched(
     with SqliteStore(run_folder) as store:
         store.append("request", request.to_dict())
         engine = Simulated(SimulatedMachine(warmup_s=0.1, startup_s=0.1), images, SimulatedClock(1000.0))
-        run = start.open_run(request, run_folder, engine, store, Silent(), engine.now(), dataset)
+        accountant = start.open_accountant(store, request.budget, engine.now, engine.now())
+        run = start.open_run(request, run_folder, engine, store, Silent(), accountant, dataset)
         plan = flow.draw_up(run)
         if over:
             flow.train(run, plan)
-            spent(store, 59.5 - run.accountant.books().spent_s())
-        assert start.hurried(store, request.budget, time.monotonic()) == over
-        assert not start.hurried(store, replace(request.budget, scope="candidate"), time.monotonic())
+            spent(store, 60.0 - HAND_OVER_S / 2 - run.accountant.books().spent_s())
 
-    class Launched(Exception):
+    class Waited(Exception):
         pass
 
-    def launched() -> None:
-        raise Launched
+    def await_ready(server: launch.Server, until_at: float = 0.0) -> bool:
+        raise Waited
 
-    monkeypatch.setattr(launch, "launched", launched)
+    monkeypatch.setattr(launch.Server, "await_ready", await_ready)
     if not over:
-        with pytest.raises(Launched):
+        with pytest.raises(Waited):
             api.resume(run_folder)
         return
     report = api.resume(run_folder).report
     assert report.winner in {candidate.name for candidate in run.candidates}
     assert (report.receipt.finished, report.receipt.starts) == (True, 2)
-    assert finish.CHARTS_LEFT_OUT in report.notes
+    assert all(limit.kept for limit in report.receipt.limits)
 
 
 @pytest.mark.parametrize(("boot", "charged_s"), [("this", 4.0), ("another", 6.0)])

@@ -31,7 +31,7 @@ Begin = Callable[..., Stage]
 
 @pytest.fixture
 def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
-    """Stages of a search, with a cache of their own and no pages, whose charts take a second each."""
+    """Stages of a search, with a cache of their own and no pages."""
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
     without_pages(monkeypatch)
 

@@ -13,7 +13,7 @@ from fitwithin.files import cache_root
 from fitwithin.machine import cores, cpu_name, cuda_count
 from fitwithin.units import format_size
 
-_NEEDED = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "typer", "rich", "jinja2", "matplotlib")
+_NEEDED = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "typer", "rich", "jinja2")
 
 
 @dataclass(frozen=True, kw_only=True)

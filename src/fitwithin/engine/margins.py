@@ -15,3 +15,12 @@ MEANWHILE_S = 0.4
 
 #: A view's cost is measured over so many passes of a batch, fewer where they take so many seconds.
 VIEW_PASSES, VIEW_S = 5, 0.1
+
+#: The end of a run, in seconds. CLOSING_S are kept for it: choosing views, the report and the process's end. When the
+#: books close, ENDING_S are charged for what follows: writing the result, receipt and report takes 0.05 to 0.3 s (two
+#: cores, 80 candidates), ending the workers and the process 0.16 to 0.39 s, for which LEAVING_S must be left of them.
+CLOSING_S, ENDING_S, LEAVING_S = 1.5, 0.6, 0.2
+
+#: Whoever goes on with a run of which so many seconds are left starts no worker: a start takes 3 to 5 s on two cores.
+#: What there is by then is handed over.
+HAND_OVER_S = 5.0

@@ -23,8 +23,7 @@ class RunContext:
     """Everything a run works with. ``candidates`` is the grid that was asked for, ``images`` the packed data.
 
     ``workers`` is how many processes load for each that trains;
-    ``closing_s`` is kept for drawing the report and closing the books; ``drawing_s`` is what its charts are expected to
-    take of that, None where there is no time for them. A ``hurried`` run has started no workers.
+    ``closing_s`` is kept for writing the report and closing the books.
     """
 
     request: Request
@@ -37,8 +36,6 @@ class RunContext:
     images: Images
     workers: int
     closing_s: float
-    drawing_s: float | None = 0.0
-    hurried: bool = False
 
     @property
     def setting(self) -> JobSettings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -171,9 +171,9 @@ def choose_winner(run: RunContext, plan: Plan) -> tuple[TrialPlan, str]:
     return events.turns(plan, ended)[name], why
 
 
-def evaluate(run: RunContext, plan: Plan, winner: TrialPlan, at_work: Callable[[], None]) -> list[Member]:
+def evaluate(run: RunContext, plan: Plan, winner: TrialPlan) -> list[Member]:
     """Evaluate the winner, and its twin in the other precision, under all views, on validation and on test, once.
-    The winner stands first. Whoever evaluates says so with ``at_work``."""
+    The winner stands first."""
     ended = run.store.events("turn", "trial")
     trained, _ = events.outcomes(ended)
     turns = events.turns(plan, ended)
@@ -181,15 +181,15 @@ def evaluate(run: RunContext, plan: Plan, winner: TrialPlan, at_work: Callable[[
     if plan.search is None:
         other = twin(winner.candidate, [turns[key].candidate for key in trained])
         chosen += [other.name] if other is not None else []
-    return [_member(run, turns[key], trained[key].best is not None, at_work) for key in chosen]
+    return [_member(run, turns[key], trained[key].best is not None) for key in chosen]
 
 
-def _member(run: RunContext, turn: TrialPlan, validated: bool, at_work: Callable[[], None]) -> Member:
+def _member(run: RunContext, turn: TrialPlan, validated: bool) -> Member:
     name, folder = turn.name, train_phase.turn_folder(run.folder, turn)
     done = next((body for e in run.store.events("evaluated") if (body := e.body)["name"] == name), None)
     if done is None:
         run.reporter.begin(f"evaluating {name}")
-        done = {"name": name, "evaluated": asdict(_evaluate(run, turn, folder, at_work)), "validated": validated}
+        done = {"name": name, "evaluated": asdict(_evaluate(run, turn, folder)), "validated": validated}
         run.store.append("evaluated", done)
     evaluated = eval_result_from_dict(done["evaluated"])
     logits: dict[str, dict[View, Any]] = {}
@@ -200,9 +200,9 @@ def _member(run: RunContext, turn: TrialPlan, validated: bool, at_work: Callable
     return Member(candidate=turn.candidate, evaluated=evaluated, logits=logits)
 
 
-def _evaluate(run: RunContext, turn: TrialPlan, folder: Path, at_work: Callable[[], None]) -> EvalResult:
+def _evaluate(run: RunContext, turn: TrialPlan, folder: Path) -> EvalResult:
     def note(progress: Progress) -> None:
-        at_work()
+        opened.peak(progress.facts.get("peak_bytes"))  # an evaluation that is killed has no other word of it
         run.progress(progress)
 
     now, budget = run.engine.now(), run.request.budget

@@ -32,9 +32,7 @@ def tell(run: RunContext, frozen: Plan | None = None) -> Report:
     train(run, plan)
     train_phase.tidy(run)
     winner, why = evaluate_phase.choose_winner(run, plan)
-    with finish.drawing(run, plan, winner) as charts:
-        members = evaluate_phase.evaluate(run, plan, winner, charts.begin)
-        return finish.close(run, plan, members, winner, why, charts)
+    return finish.close(run, plan, evaluate_phase.evaluate(run, plan, winner), winner, why)
 
 
 def draw_up(run: RunContext, frozen: Plan | None = None) -> Plan:

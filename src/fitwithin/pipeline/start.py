@@ -1,39 +1,39 @@
-"""The start of a run: the books opened, the images packed, the workers ready, and what closing it will take."""
+"""The start of a run: the books opened, the images packed, the workers ready."""
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import time
-from dataclasses import replace
 from pathlib import Path
 
-from fitwithin import request as requests
-from fitwithin.accountant import Accountant, left_to
-from fitwithin.budget import Budget
+from fitwithin.accountant import Accountant
+from fitwithin.budget import Budget, Clock
 from fitwithin.candidate import grid, match
-from fitwithin.data import dataset, pack_builder
-from fitwithin.data.dataset import without
+from fitwithin.data import pack_builder
+from fitwithin.data.dataset import Dataset, without
 from fitwithin.engine.base import Engine
+from fitwithin.engine.margins import CLOSING_S, HAND_OVER_S
 from fitwithin.machine import boot_id, cores
 from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Reporter
-from fitwithin.pipeline.rehearsal import BESIDE_S, rehearse
-from fitwithin.planning import plan as plans
-from fitwithin.report import build, render
-from fitwithin.report.render import write_report
-from fitwithin.report.schema import from_json
 from fitwithin.request import Request
 from fitwithin.store import Store, latest
 from fitwithin.training import model_names
 
-#: A run that is resumed with less than so many times what starting and closing took before does without charts: what
-#: draws them took 2 of the 6 s that a start takes one core, and a training of 1 s more than doubled without.
-CHARTS_FROM = 2
-
 #: Loader processes: beyond these a batch is made faster than any GPU takes it (20,000 images/s at 160 px).
 MOST_WORKERS = 12
+
+
+def open_accountant(store: Store, budget: Budget, clock: Clock, started_at: float) -> Accountant:
+    """The accountant of a process that ``started_at`` then: what an earlier process left open is closed by now."""
+    boot, before = boot_id(), latest(store.events("start"), "start")
+    same_clock = bool(boot) and before is not None and before.get("boot") == boot
+    store.append("start", {"pid": os.getpid(), "boot": boot})
+    return Accountant(store, budget, clock, started_at=started_at, same_clock=same_clock)
+
+
+def too_late_for_workers(accountant: Accountant) -> bool:
+    """Whether a run that is resumed has no time left to start workers in: it hands over what there is."""
+    return accountant.ends_at() - accountant.now() < HAND_OVER_S
 
 
 def open_run(
@@ -42,18 +42,17 @@ def open_run(
     engine: Engine,
     store: Store,
     reporter: Reporter,
-    started_at: float,
-    dataset: dataset.Dataset,
+    accountant: Accountant,
+    dataset: Dataset,
+    *,
+    hands_over: bool = False,
 ) -> RunContext:
     """Everything a run works with.
 
     The server imports meanwhile, so that it is waited for in the end; before images are decoded, which may take
-    minutes on all cores, it must have started. A run that is resumed with less time than starting and closing took
-    before will begin nothing more: it hands over what there is. With less than twice that it does without charts.
+    minutes on all cores, it must have started. A run that only ``hands_over`` starts nothing: all the time that is left
+    is kept for closing it.
     """
-    same = _same_clock(store)
-    store.append("start", {"pid": os.getpid(), "boot": boot_id()})
-    accountant = Accountant(store, request.budget, engine.now, started_at=started_at, same_clock=same)
 
     def decoding() -> None:
         reporter.begin("starting workers")
@@ -63,7 +62,6 @@ def open_run(
     with accountant.entry("start-up"):
         names = match(request.models, model_names.known_models(engine.prepare))
         candidates = grid(names, request.precisions, request.sizes, request.layouts)
-    found_at = engine.now()
     with accountant.entry("data"):
         reporter.begin("checking images")
         images = pack_builder.build(
@@ -82,18 +80,14 @@ def open_run(
                 "ignored": dataset.ignored,
             },
         )
-    data_s = engine.now() - found_at
-    left_s = accountant.ends_at() - engine.now()
-    hurries, charts = left_s < _once_s(store), left_s >= CHARTS_FROM * _once_s(store)
-    closing_s, drawing_s = (BESIDE_S if hurries else 0.0), (0.0 if charts else None)
+    closing_s = CLOSING_S if request.budget.scope == "total" else 0.0
     with accountant.entry("start-up"):
-        if not hurries:
+        if hands_over:
+            closing_s = max(closing_s, accountant.ends_at() - engine.now())
+        else:
             reporter.begin("starting workers")
-            if request.budget.scope == "total":
-                closing_s, drawing_s = rehearse(candidates, request, charts=charts)
             store.append("machine", engine.describe())
             engine.prepare(accountant.ends_at() - closing_s)
-            store.append("opened", {"startup_s": engine.now() - started_at - data_s, "closing_s": closing_s})
     machine = latest(store.events("machine"), "machine") or {}
     # What a cluster's node says of its cores is of those that one job may count on.
     jobs_per_host = request.data_parallel if request.engine == "ray" else request.held
@@ -110,40 +104,4 @@ def open_run(
         images=images,
         workers=max(1, min(MOST_WORKERS, (machine.get("cores", cores()) - 1) // jobs_per_host)),
         closing_s=closing_s,
-        drawing_s=drawing_s,
-        hurried=hurries,
     )
-
-
-def hurried(store: Store, budget: Budget, started_at: float) -> bool:
-    """Whether a run whose process died has, for one that ``started_at`` then, less time than starting and closing took
-    before: for what there is to hand over no workers are needed."""
-    if budget.scope == "candidate":
-        return False
-    left = left_to(store, budget, time.monotonic(), started_at=started_at, same_clock=_same_clock(store))
-    return left.usable_s < _once_s(store)
-
-
-def set_right(folder: Path, store: Store, started_at: float) -> None:
-    """Close the books of a run whose process died after it had handed over, over its charts, and draw up its receipt
-    by them; nothing is changed where it is by them already."""
-    request = requests.from_dict(latest(store.events("request"), "request") or {})
-    accountant = Accountant(store, request.budget, time.monotonic, started_at=started_at, same_clock=_same_clock(store))
-    report = from_json((folder / "report.json").read_text(encoding="utf-8"))
-    if math.isclose(accountant.books().spent_s(), math.fsum(phase.spent_s for phase in report.receipt.phases)):
-        return
-    plan = plans.from_json(json.dumps(latest(store.events("plan"), "plan")))
-    receipt = build.receipt(request, plan, store.events(), views=report.views, finished=True)
-    write_report(replace(report, receipt=receipt), folder, render.NO_DRAWINGS)
-
-
-def _same_clock(store: Store) -> bool:
-    """Whether the process before was one of this boot: all of them have one clock."""
-    boot, before = boot_id(), latest(store.events("start"), "start")
-    return bool(boot) and before is not None and before.get("boot") == boot
-
-
-def _once_s(store: Store) -> float:
-    """What starting and closing took before; less than anything where there was no start."""
-    once = latest(store.events("opened"), "opened")
-    return -math.inf if once is None else once["startup_s"] + once["closing_s"]

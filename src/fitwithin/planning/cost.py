@@ -32,14 +32,6 @@ EVALUATION_SHARE, EVALUATION_TIMES = 1 / 3, 1.5
 WEARY_S, WEARY_SHARE = 0.5, 0.001
 
 
-#: A machine may be busier at the end than in rehearsal: charts and report may take so many times what they took there.
-CLOSING_MARGIN = 1.25
-
-#: After its receipt is written a run ends its workers and itself: 0.16 to 0.39 s, seen from outside; without workers
-#: 0.1 s.
-LEAVING_S, LEAVING_ALONE_S = 0.2, 0.1
-
-
 #: A turn writes a checkpoint after its first step and then every CHECKPOINT_SHARE of its time, less often where that
 #: would cost more than CHECKPOINT_COST of it.
 CHECKPOINT_SHARE, CHECKPOINT_COST = 1 / 10, 1 / 100

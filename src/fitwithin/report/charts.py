@@ -1,315 +1,259 @@
-"""Charts of a report as inline SVG: accuracy against time, memory and a search's GPU-seconds, loss, predicted times.
+"""The charts of a report as data: what templates/charts.js draws in the reader's browser, and the same as tables.
 
-Every chart is a function from a Report to SVG text, or to None where the report has nothing for it to show. svg.py
-makes the SVG fit for a page.
+Pure: a Report in, plain values out. Times are in the unit that suits the longest of a chart, memory in GiB, accuracies
+in percent. Why the browser draws: docs/decisions/0018-charts-in-the-browser.md.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from fitwithin.report.svg import GREY, INK, PALETTE, short, svg, time_unit
+from fitwithin.report.schema import CandidateRow, CurvePoint, Report
+from fitwithin.report.search_report import TrialRow, rung_name
+from fitwithin.report.tables import Cell, Table, clean, columns_of, share_cell, table_of
 
-if TYPE_CHECKING:
-    from fitwithin.report.schema import CandidateRow, Report
-    from fitwithin.report.search_report import TrialRow
-
-_MARKERS = ("o", "s", "^", "D")
-_Box = tuple[float, ...]  # left, bottom, right, top
-
-
-class _Point(NamedTuple):
-    x: float
-    y: float
-    low: float
-    high: float
-    row: CandidateRow
+#: A page holds about so many readings of the loss; each curve keeps at least LEAST_READINGS and at most MOST_READINGS.
+PAGE_READINGS, LEAST_READINGS, MOST_READINGS = 4000, 40, 200
 
 
-def accuracy_against_time(report: Report) -> str | None:
-    """Validation accuracy (percent, 95 % interval) against the seconds each candidate's training took."""
-    rows = [row for row in report.candidates if row.validation and row.actual_s is not None]
-    if not rows:
-        return None
-    scale, unit = time_unit([row.actual_s or 0.0 for row in rows])
-    points = [_point(row, (row.actual_s or 0.0) / scale) for row in rows]
-    return _scatter(
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """One chart of the page.
+
+    Attributes:
+        anchor: its id in the page.
+        title: what it shows.
+        data: what is drawn, as JSON values: ``kind`` (points, lines or spans), axes, and ``series``, a list of
+            candidates with their ``points`` [x, y] or [x, y, low, high], the most important first.
+        table: the same figures.
+        readings: every single reading, a line for each candidate, where that is too much for the table.
+    """
+
+    anchor: str
+    title: str
+    data: dict[str, Any]
+    table: Table
+    readings: tuple[str, ...] = ()
+
+
+def charts(report: Report) -> list[Chart]:
+    """The charts for which the report has something to show; the search's own is the last, if there is one."""
+    made = (
+        accuracy_against_time(report),
+        accuracy_against_memory(report),
+        loss_curves(report),
+        predicted_against_actual(report),
+        accuracy_over_rungs(report),
+    )
+    return [chart for chart in made if chart]
+
+
+def thinned(report: Report) -> Report:
+    """The report with long curves cut down to what a page shows (:func:`thin`)."""
+    count = max(1, sum(bool(row.curve) for row in report.candidates))
+    most = max(LEAST_READINGS, min(MOST_READINGS, PAGE_READINGS // count))
+    return replace(report, candidates=tuple(replace(row, curve=thin(row.curve, most)) for row in report.candidates))
+
+
+def thin(curve: tuple[CurvePoint, ...], most: int) -> tuple[CurvePoint, ...]:
+    """At most ``most`` (4 or more) of the readings, in order: both ends, and the lowest and highest of equal parts."""
+    if len(curve) <= most:
+        return curve
+    parts, inner = (most - 2) // 2, range(1, len(curve) - 1)
+    places = {0, len(curve) - 1}
+    for part in range(parts):
+        own = inner[part * len(inner) // parts : (part + 1) * len(inner) // parts]
+        if own:
+            places |= {min(own, key=lambda place: curve[place].loss), max(own, key=lambda place: curve[place].loss)}
+    return tuple(curve[place] for place in sorted(places))
+
+
+def accuracy_against_time(report: Report) -> Chart | None:
+    """Validation accuracy against the time that each candidate's training took."""
+    scale, unit = time_unit([row.actual_s for row in report.candidates if row.validation and row.actual_s is not None])
+    return _points(
         report,
-        points,
-        name="chart-time",
+        anchor="chart-time",
         title="Validation accuracy against training time",
-        x_label=f"training time ({unit})",
+        x_title="training time",
+        unit=unit,
+        x_of=lambda row: None if row.actual_s is None else row.actual_s / scale,
     )
 
 
-def accuracy_against_memory(report: Report) -> str | None:
-    """Validation accuracy against the most memory each candidate held (GiB), with the cap as a line."""
-    points = [_point(row, row.peak_bytes / 2**30) for row in report.candidates if row.validation and row.peak_bytes]
+def accuracy_against_memory(report: Report) -> Chart | None:
+    """Validation accuracy against the most memory that each candidate held, with the cap."""
     cap = report.request.get("memory_bytes")
-    if not points:
-        return None
-    return _scatter(
+    return _points(
         report,
-        points,
-        name="chart-memory",
+        anchor="chart-memory",
         title="Validation accuracy against peak memory",
-        x_label="peak memory (GiB)",
+        x_title="peak memory",
+        unit="GiB",
+        x_of=lambda row: row.peak_bytes / 2**30 if row.peak_bytes else None,
         cap=cap / 2**30 if cap else None,
     )
 
 
-def loss_curves(report: Report) -> str | None:
-    """Training loss against epochs, a line for each trained candidate: the winner bold, the best ten coloured."""
-    finite = {row.name: [p for p in row.curve if math.isfinite(p.loss)] for row in report.candidates}
-    rows = [row for row in report.candidates if row.status == "trained" and len(finite[row.name]) > 1]
-    if not rows:
+def _points(
+    report: Report,
+    *,
+    anchor: str,
+    title: str,
+    x_title: str,
+    unit: str,
+    x_of: Callable[[CandidateRow], float | None],
+    cap: float | None = None,
+) -> Chart | None:
+    """A point for each candidate that was validated; those on the report's one Pareto front are marked."""
+    series, cells = [], []
+    for row in sorted(report.candidates, key=lambda row: _rank(report, row)):
+        x = x_of(row)
+        if row.validation is None or x is None:
+            continue
+        point = [x, 100 * row.validation.share, *(100 * end for end in row.validation.interval)]
+        series.append({**_named(report, row.name), "group": row.precision, "front": row.front, "points": [point]})
+        front = None if row.front is None else Cell("yes", tone="good") if row.front else Cell("no", tone="muted")
+        cells.append((_label(report, row.name), row.precision, f"{x:.4g}", share_cell(row.validation), front))
+    if not series:
         return None
-    rows.sort(key=lambda row: (row.name != report.winner, -_share(row)))
-    losses = [point.loss for row in rows for point in finite[row.name]]
-    decades = min(losses) > 0 and max(losses) / min(losses) > 10
-    coloured = rows[:10]
-
-    def draw(figure: Any) -> None:
-        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-        axes = figure.add_subplot()
-        for place, row in reversed(list(enumerate(rows))):
-            won, named = row.name == report.winner, place < len(coloured)
-            axes.plot(
-                [point.epoch for point in finite[row.name]],
-                [point.loss for point in finite[row.name]],
-                color=PALETTE[place % len(PALETTE)] if named else GREY,
-                linestyle="-" if place < len(PALETTE) or not named else "--",
-                linewidth=2.4 if won else 1.3,
-                alpha=1.0 if named else 0.4,
-                zorder=3 if won else 2,
-                label=short(row.name, 28) + (" (winner)" if won else "") if named else "_other",
-            )
-        if decades:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set(xlabel="epochs", ylabel="training loss" + (" (log)" if decades else ""))
-        handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=2, fontsize=7.5)
-
-    ends = "; ".join(f"{row.name} ends at {finite[row.name][-1].loss:.3g}" for row in coloured)
-    return svg(draw, 3.9 + 0.09 * len(coloured), "chart-loss", "Training loss against epochs", ends)
+    axes = {"x": _axis(x_title, unit), "y": _axis("validation accuracy", "%")}
+    data = {"kind": "points", **axes, "cap": cap, "series": series}
+    columns = columns_of(f"Candidate, Precision, {x_title.capitalize()} ({unit})>, Val>, Front")
+    caption = f"{title}, with 95 % intervals" + ("" if cap is None else f"; the cap is {cap:.2f} GiB")
+    return Chart(anchor=anchor, title=title, data=data, table=table_of(caption, columns, cells, _strong(series)))
 
 
-def predicted_against_actual(report: Report) -> str | None:
-    """What each candidate's training was predicted to take (mark and interval) and what it took, with the error."""
-    rows = [row for row in report.candidates if row.predicted_s and row.actual_s is not None]
-    if not rows:
+def loss_curves(report: Report) -> Chart | None:
+    """Training loss against epochs for each trained candidate; the axis is logarithmic where it spans a decade."""
+    series, cells, readings = [], [], []
+    for row in sorted(report.candidates, key=lambda row: _rank(report, row)):
+        points = [[point.epoch, point.loss] for point in row.curve if math.isfinite(point.loss)]
+        if row.status != "trained" or len(points) < 2:
+            continue
+        series.append({**_named(report, row.name), "points": points})
+        losses = [loss for _, loss in points]
+        figures = (points[-1][0], losses[0], min(losses), losses[-1])
+        cells.append((_label(report, row.name), *(f"{figure:.4g}" for figure in figures)))
+        readings.append(f"{clean(row.name)}: " + ", ".join(f"{loss:.4g} at {epoch:.4g}" for epoch, loss in points))
+    if not series:
         return None
-    rows.sort(key=lambda row: (row.name != report.winner, -_share(row)))
-    left_out, rows = len(rows[12:]), rows[:12]
-    scale, unit = time_unit([row.actual_s or 0.0 for row in rows])
-    errors = [
-        f"{100 * ((row.actual_s or 0.0) / (row.predicted_s or 1.0) - 1):+.1f} %".replace("-", "−") for row in rows
-    ]
-
-    def draw(figure: Any) -> None:
-        axes = figure.add_subplot()
-        for y, (row, error) in enumerate(zip(rows, errors, strict=True)):
-            predicted = row.predicted_s or 0.0
-            low = predicted if row.predicted_low_s is None else row.predicted_low_s
-            high = predicted if row.predicted_high_s is None else row.predicted_high_s
-            first = y == 0
-            interval = "predicted interval" if first else "_"
-            axes.plot([low / scale, high / scale], [y, y], color=PALETTE[5], linewidth=6, alpha=0.5, label=interval)
-            mark = {"marker": "|", "markersize": 11, "markeredgewidth": 2.2, "linestyle": "none"}
-            axes.plot([predicted / scale], [y], color=PALETTE[0], label="predicted" if first else "_", **mark)
-            spent = (row.actual_s or 0.0) / scale
-            axes.plot([spent], [y], "o", color=PALETTE[1], markersize=5.5, label="actual" if first else "_")
-            # Names stand above their line, not beside the axis: long ones would leave a phone no room for the plot.
-            across = axes.get_yaxis_transform()
-            axes.text(0.0, y - 0.3, short(row.name, 36), transform=across, fontsize=8, va="bottom")
-            axes.text(1.0, y - 0.3, error, transform=across, fontsize=8, va="bottom", ha="right")
-        axes.set_ylim(len(rows) - 0.5, -0.95)
-        axes.margins(x=0.06)
-        axes.set_yticks([])
-        axes.spines["left"].set_visible(False)
-        axes.set_xlabel(f"training time ({unit})")
-        figure.legend(loc="outside lower center", ncols=3)
-
-    told = "; ".join(f"{row.name}: {error}" for row, error in zip(rows, errors, strict=True))
-    more = f"; {left_out} more are in the table" if left_out else ""
-    title = "Predicted against actual training time"
-    return svg(draw, 1.25 + 0.42 * len(rows), "chart-prediction", title, f"actual over predicted time, {told}{more}")
-
-
-def accuracy_over_rungs(report: Report) -> str | None:
-    """A search: validation accuracy against the GPU-seconds a candidate has had, a line over its rungs; the best bold.
-
-    The ten that came furthest are coloured, the winner has its 95 % intervals, and what is handed over a ring.
-    """
-    lines = _climbs(report)
-    if not lines:
-        return None
-    names = sorted(lines, key=lambda name: (name != report.winner, -len(lines[name]), -lines[name][-1][1]))
-    scale, unit = time_unit([x for line in lines.values() for x, _, _ in line])
-    handed = report.search.handed_over if report.search else None
-
-    def draw(figure: Any) -> None:
-        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-        axes = figure.add_subplot()
-        for place, name in reversed(list(enumerate(names))):
-            won, named = name == report.winner, place < 10
-            xs, ys = [x / scale for x, _, _ in lines[name]], [y for _, y, _ in lines[name]]
-            look = {
-                "marker": _MARKERS[place % len(_MARKERS)] if named else ".",
-                "color": PALETTE[place % len(PALETTE)] if named else GREY,
-                "linestyle": "-" if place < len(PALETTE) or not named else "--",
-                "linewidth": 2.4 if won else 1.3,
-                "markersize": 6.5 if won else 4.5,
-                "alpha": 1.0 if named else 0.5,
-                "zorder": 3 if won else 2,
-                "label": short(name, 28) + (" (winner)" if won else "") if named else "_other",
-            }
-            if won:
-                spans = [trial.accuracy.interval for _, _, trial in lines[name] if trial.accuracy]
-                below = [max(0.0, y - 100 * low) for y, (low, _) in zip(ys, spans, strict=True)]
-                above = [max(0.0, 100 * high - y) for y, (_, high) in zip(ys, spans, strict=True)]
-                axes.errorbar(xs, ys, yerr=[below, above], elinewidth=1, capsize=2.5, **look)
-            else:
-                axes.plot(xs, ys, **look)
-        for line in lines.values():
-            for x, y, trial in line:
-                if trial.turn == handed:
-                    ring = {"markersize": 13, "markerfacecolor": "none", "markeredgecolor": INK, "linestyle": "none"}
-                    axes.plot([x / scale], [y], marker="o", label="handed over", zorder=4, **ring)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set(xlabel=f"GPU time of the candidate so far ({unit}, log)", ylabel="validation accuracy (%)")
-        axes.margins(x=0.08, y=0.1)
-        handles, labels = axes.get_legend_handles_labels()
-        order = sorted(range(len(labels)), key=lambda n: (labels[n] != "handed over", n), reverse=True)
-        figure.legend(
-            [handles[n] for n in order], [labels[n] for n in order], loc="outside lower center", ncols=2, fontsize=7.5
-        )
-
-    told = "; ".join(
-        f"{name}: {', '.join(f'{y:.1f} % at {x / scale:.3g}' for x, y, _ in lines[name])}" for name in names[:10]
+    drawn = [loss for each in series for _, loss in each["points"]]
+    decades = min(drawn) > 0 and max(drawn) / min(drawn) > 10
+    title = "Training loss against epochs"
+    return Chart(
+        anchor="chart-loss",
+        title=title,
+        data={
+            "kind": "lines",
+            "x": _axis("epochs"),
+            "y": _axis("training loss", log=decades),
+            "series": series,
+        },
+        table=table_of(title, columns_of("Candidate, Epochs>, First loss>, Lowest>, Last>"), cells, _strong(series)),
+        readings=tuple(readings),
     )
-    title = "Validation accuracy against GPU time, rung by rung"
-    return svg(draw, 3.9 + 0.09 * min(10, len(names)), "chart-rungs", title, f"GPU time ({unit}), accuracy: {told}")
 
 
-def _climbs(report: Report) -> dict[str, list[tuple[float, float, TrialRow]]]:
-    """By candidate the GPU-seconds that it had had after each of its trials, and its accuracy (percent) then."""
-    found: dict[str, list[tuple[float, float, TrialRow]]] = {}
+def predicted_against_actual(report: Report) -> Chart | None:
+    """What each candidate's training was predicted to take, with the interval, what it took, and the error."""
+    rows = [row for row in report.candidates if row.predicted_s and row.actual_s is not None]
+    scale, unit = time_unit([row.actual_s or 0.0 for row in rows])
+    series, cells = [], []
+    for row in sorted(rows, key=lambda row: _rank(report, row)):
+        predicted, actual = (row.predicted_s or 0.0) / scale, (row.actual_s or 0.0) / scale
+        low = predicted if row.predicted_low_s is None else row.predicted_low_s / scale
+        high = predicted if row.predicted_high_s is None else row.predicted_high_s / scale
+        error = f"{100 * ((row.actual_s or 0.0) / (row.predicted_s or 1.0) - 1):+.1f} %".replace("-", "−")
+        span = {"predicted": predicted, "low": low, "high": high, "actual": actual, "error": error}
+        series.append({**_named(report, row.name), **span})
+        between = Cell(f"{predicted:.4g}", aside=f"{low:.4g}–{high:.4g}" if low < high else "")
+        cells.append((_label(report, row.name), between, f"{actual:.4g}", error))
+    if not series:
+        return None
+    title = "Predicted against actual training time"
+    columns = columns_of(f"Candidate, Predicted ({unit})>, Actual ({unit})>, Error>")
+    return Chart(
+        anchor="chart-prediction",
+        title=title,
+        data={"kind": "spans", "x": _axis("training time", unit), "series": series},
+        table=table_of(title, columns, cells, _strong(series)),
+    )
+
+
+def accuracy_over_rungs(report: Report) -> Chart | None:
+    """A search: validation accuracy against the GPU time that a candidate has had so far, a line over its rungs.
+
+    Those that came furthest stand first. ``handed_over`` is the place of the point whose model is handed over.
+    """
+    climbs = _climbs(report)
+    if report.search is None or not climbs:
+        return None
+    scale, unit = time_unit([gpu_s for climb in climbs.values() for gpu_s, _ in climb])
+    title, series, cells = "Validation accuracy against GPU time, rung by rung", [], []
+    for name, climb in climbs.items():
+        turns = [trial.turn for _, trial in climb]
+        handed_over = turns.index(report.search.handed_over) if report.search.handed_over in turns else None
+        points = []
+        for gpu_s, trial in climb:
+            if trial.accuracy is None:
+                continue
+            points.append([gpu_s / scale, 100 * trial.accuracy.share, *(100 * end for end in trial.accuracy.interval)])
+            what = rung_name(trial.rung) + (", handed over" if trial.turn == report.search.handed_over else "")
+            cells.append((_label(report, name), what, f"{gpu_s / scale:.4g}", share_cell(trial.accuracy)))
+        series.append({**_named(report, name), "points": points, "handed_over": handed_over})
+    axes = {"x": _axis("GPU time of the candidate so far", unit, log=True), "y": _axis("validation accuracy", "%")}
+    columns = columns_of(f"Candidate, Trained~, GPU time so far ({unit})>, Val>")
+    return Chart(
+        anchor="chart-rungs",
+        title=title,
+        data={"kind": "lines", **axes, "marks": True, "series": series},
+        table=table_of(f"{title}, with 95 % intervals", columns, cells),
+    )
+
+
+def _climbs(report: Report) -> dict[str, list[tuple[float, TrialRow]]]:
+    """By candidate the GPU-seconds that it had had after each validated trial; the winner first, then who came far."""
+    found: dict[str, list[tuple[float, TrialRow]]] = {}
     had: dict[str, float] = {}
     for trial in report.search.trials if report.search else ():
         had[trial.candidate] = had.get(trial.candidate, 0.0) + trial.gpu_s
         if trial.accuracy is not None and had[trial.candidate] > 0:
-            found.setdefault(trial.candidate, []).append((had[trial.candidate], 100 * trial.accuracy.share, trial))
-    return found
+            found.setdefault(trial.candidate, []).append((had[trial.candidate], trial))
+
+    def key(name: str) -> tuple[bool, int, float]:
+        last = found[name][-1][1].accuracy
+        return name != report.winner, -len(found[name]), -last.share if last else 0.0
+
+    return {name: found[name] for name in sorted(found, key=key)}
 
 
-def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other beats in both: none costs as little (x) and reaches more (y). Ascending in both."""
-    front: list[tuple[float, float]] = []
-    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or y > front[-1][1]:
-            front.append((x, y))
-    return front
+def time_unit(seconds: Sequence[float]) -> tuple[float, str]:
+    """The divisor and the name of the unit in which the longest of these reads best."""
+    longest = max(seconds, default=0.0)
+    return (3600.0, "hours") if longest >= 2 * 3600 else (60.0, "minutes") if longest >= 180 else (1.0, "seconds")
 
 
-def _scatter(
-    report: Report, points: list[_Point], *, name: str, title: str, x_label: str, cap: float | None = None
-) -> str:
-    precisions = sorted({point.row.precision for point in points})
-    front = pareto([(point.x, point.y) for point in points])
-
-    def draw(figure: Any) -> None:
-        axes = figure.add_subplot()
-        if len(front) > 1:
-            xs, ys = zip(*front, strict=True)
-            axes.step(xs, ys, where="post", color=GREY, linewidth=1.4, label="Pareto front", zorder=1)
-        for place, precision in enumerate(precisions):
-            own = [point for point in points if point.row.precision == precision]
-            axes.errorbar(
-                [point.x for point in own],
-                [point.y for point in own],
-                yerr=[[max(0.0, p.y - p.low) for p in own], [max(0.0, p.high - p.y) for p in own]],  # -1e-15 at 0 of n
-                fmt=_MARKERS[place % len(_MARKERS)],
-                color=PALETTE[place % len(PALETTE)],
-                markersize=6,
-                elinewidth=1,
-                capsize=2.5,
-                label=precision,
-            )
-        winners = [point for point in points if point.row.name == report.winner]
-        if winners:
-            ring = {"markersize": 13, "markerfacecolor": "none", "markeredgecolor": INK, "linestyle": "none"}
-            axes.plot([winners[0].x], [winners[0].y], marker="o", label="winner", **ring)
-        if cap is not None:
-            axes.axvline(cap, color=PALETTE[1], linewidth=1.4, linestyle=(0, (5, 3)), label=f"cap {cap:.2f} GiB")
-        axes.set(xlabel=x_label, ylabel="validation accuracy (%)")
-        axes.margins(x=0.14, y=0.12)
-        figure.legend(loc="outside lower center", ncols=5)
-        _label(figure, axes, points, front)
-
-    best = sorted(points, key=lambda point: -point.y)[:10]
-    told = "; ".join(f"{point.row.name}: {point.y:.1f} % at {point.x:.3g}" for point in best)
-    return svg(draw, 3.9, name, title, f"{x_label}, validation accuracy: {told}")
+def _axis(title: str, unit: str = "", *, log: bool = False) -> dict[str, Any]:
+    return {"title": title, "unit": unit, "log": log}
 
 
-def _label(figure: Any, axes: Any, points: list[_Point], front: list[tuple[float, float]]) -> None:
-    """Name up to eight points, the front first: each where nothing is drawn, or at least no mark and no other name."""
-    figure.draw_without_rendering()  # fixes the axes' place, on which pixels depend
-    frame = axes.get_window_extent()
-    pixels = {point: axes.transData.transform((point.x, point.y)) for point in points}
-    pixel = figure.dpi / 72
-    bars = [axes.transData.transform([(point.x, point.low), (point.x, point.high)]).ravel() for point in points]
-    corners = [
-        corner for (x0, y0), (x1, y1) in itertools.pairwise(front) for corner in ((x0, y0, x1, y0), (x1, y0, x1, y1))
-    ]
-    lines = [axes.transData.transform([corner[:2], corner[2:]]).ravel() for corner in corners]
-    taken: list[_Box] = []
-    ranked = sorted(points, key=lambda point: ((point.x, point.y) not in front, -point.y))[:8]
-    for point in ranked:
-        text = short(point.row.name, 30)
-        width, height = 0.6 * 7.5 * len(text), 8.5
-        # Keeping well off the other marks, so that no name seems to belong to a neighbour.
-        marks = [_around(at, (5 if other == point else 11) * pixel) for other, at in pixels.items()]
-        free: list[tuple[int, int, _Box, float, float]] = []
-        sides = [(dx, dy) for dy in (-3, 5, -12, 14, -21) for dx in (9, -9 - width)]
-        for order, (dx, dy) in enumerate([*sides, (-width / 2, 9), (-width / 2, -17)]):
-            x, y = pixels[point][0] + dx * pixel, pixels[point][1] + dy * pixel
-            box = (x, y, x + width * pixel, y + height * pixel)
-            inside = box[0] >= frame.x0 and box[1] >= frame.y0 and box[2] <= frame.x1 and box[3] <= frame.y1
-            if inside and not any(_overlap(box, other) for other in (*taken, *marks)):
-                crossed = sum(_overlap(box, tuple(line)) for line in (*bars, *lines))
-                free.append((crossed, order, box, dx, dy))
-        if free:
-            best = min(free)
-            place = {"xytext": best[3:], "textcoords": "offset points", "fontsize": 7.5}
-            axes.annotate(text, (point.x, point.y), annotation_clip=False, **place)
-            taken.append(best[2])
+def _rank(report: Report, row: CandidateRow) -> tuple[bool, float]:
+    """The winner first, then by accuracy."""
+    return row.name != report.winner, -row.validation.share if row.validation else 1.0
 
 
-def _around(at: Sequence[float], reach: float) -> _Box:
-    return at[0] - reach, at[1] - reach, at[0] + reach, at[1] + reach
+def _named(report: Report, name: str) -> dict[str, Any]:
+    return {"name": clean(name), "winner": name == report.winner}
 
 
-def _overlap(one: _Box, other: _Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def _label(report: Report, name: str) -> str:
+    return f"{name} (winner)" if name == report.winner else name
 
 
-def _point(row: CandidateRow, x: float) -> _Point:
-    assert row.validation is not None
-    low, high = row.validation.interval
-    return _Point(x, 100 * row.validation.share, 100 * low, 100 * high, row)
-
-
-def _share(row: CandidateRow) -> float:
-    return row.validation.share if row.validation else -1.0
+def _strong(series: Sequence[dict[str, Any]]) -> int | None:
+    """The place of the winner's row, if it has one."""
+    return next((place for place, each in enumerate(series) if each["winner"]), None)

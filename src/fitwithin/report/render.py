@@ -6,16 +6,20 @@ Jinja2 and rich are imported inside functions: ``fitwithin --help`` needs neithe
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fitwithin.files import put_text
 from fitwithin.planning.stats import Estimate
 from fitwithin.profiling.profile import Profile, Rejection
+from fitwithin.report import charts
 from fitwithin.report.schema import Report
 from fitwithin.report.sections import candidates, choices, story
 from fitwithin.report.summary import caution, contested, headline, is_plan, tiles
@@ -23,6 +27,7 @@ from fitwithin.report.tables import Table, clean
 from fitwithin.units import format_count, format_size
 
 if TYPE_CHECKING:
+    import jinja2
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.table import Table as RichTable
 
@@ -98,52 +103,21 @@ def markdown(report: Report) -> str:
     return "\n\n".join([*lines, f"Written {_md(report.created_at)} by fitwithin."]) + "\n"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Drawings:
-    """The charts of a report as SVG, each with its caption; ``climbs`` stands beside the search."""
+def html(report: Report) -> str:
+    """The report as one HTML file that asks nothing of the network; its own script draws the charts (report/charts.py).
 
-    shown: tuple[tuple[str, str], ...]
-    climbs: str | None
-
-
-#: A report without charts.
-NO_DRAWINGS = Drawings(shown=(), climbs=None)
-
-
-def drawings(report: Report) -> Drawings:
-    """Its charts, which nothing of the receipt changes."""
-    from fitwithin.report import charts
-
-    drawn = (
-        ("Accuracy against time", charts.accuracy_against_time(report)),
-        ("Accuracy against memory", charts.accuracy_against_memory(report)),
-        ("Training loss", charts.loss_curves(report)),
-        ("Predicted against actual time", charts.predicted_against_actual(report)),
-    )
-    shown = tuple((caption, chart) for caption, chart in drawn if chart)
-    return Drawings(shown=shown, climbs=charts.accuracy_over_rungs(report))
-
-
-def html(report: Report, drawn: Drawings | None = None) -> str:
-    """The report as one HTML file that asks nothing of the network and runs no script.
-
-    Charts that are ``drawn`` are not drawn again. The whole report stands in it once more as JSON
-    (``<script type="application/json" id="report">``), which ``fitwithin.report.schema.from_json`` reads.
+    The report stands in it once more as JSON (``<script type="application/json" id="report">``), which
+    ``fitwithin.report.schema.from_json`` reads. There and in the charts long curves are thinned; report.json has
+    them whole.
     """
-    from importlib.resources import files
-
-    import jinja2
-
-    drawn = drawn or drawings(report)
+    report = charts.thinned(report)
     sections, told = story(report), clean(headline(report))
     before = [section.anchor for section in sections if section.anchor in ("candidates", "views")]
-    # "<", ">" and "&" only occur inside JSON strings: escaped there, no datum can close the script element.
-    data = report.to_json().replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    source = (files("fitwithin") / "report" / "templates" / "report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(source).render(
+    made = {chart.anchor: chart for chart in charts.charts(report)}
+    climbs = made.pop("chart-rungs", None)
+    everything = [*made.values(), *([climbs] if climbs else [])]
+    scripts = [_part("vendor/plot.min.js"), _part("charts.js")] if everything else []
+    return _template().render(
         title=clean(report.title),
         created_at=clean(report.created_at),
         why=_kept(clean(f"{report.winner_why} {contested(report)}")),
@@ -153,11 +127,38 @@ def html(report: Report, drawn: Drawings | None = None) -> str:
         caution=caution(report),
         tiles=list(tiles(report)),
         sections=sections,
-        charts=drawn.shown,
-        beside={"search": ("Accuracy against GPU time, rung by rung", drawn.climbs)} if drawn.climbs else {},
-        charts_after=before[-1] if drawn.shown and before else None,
-        data=data,
+        charts=list(made.values()),
+        beside={"search": climbs} if climbs else {},
+        charts_after=before[-1] if made and before else None,
+        data=_inert(report.to_json(indent=None)),
+        drawn=_inert(json.dumps({chart.anchor: chart.data for chart in everything}, allow_nan=False)),
+        scripts=scripts,
+        # No other script runs, whatever stands in the report.
+        allowed=" ".join(f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in scripts),
     )
+
+
+def _inert(json_text: str) -> str:
+    """JSON that no datum can end: "<", ">" and "&" only occur inside its strings, and are escaped there."""
+    return json_text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+@functools.cache
+def _part(name: str) -> str:
+    """A file of templates/."""
+    from importlib.resources import files
+
+    return (files("fitwithin") / "report" / "templates" / name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(_part("report.html.j2"))
 
 
 def _kept(text: str) -> str:
@@ -283,13 +284,13 @@ def _reason_lines(reasons: Sequence[tuple[str, str]]) -> list[RenderableType]:
     return [Text(), grid]
 
 
-def write_report(report: Report, folder: Path, drawn: Drawings) -> None:
-    """report.json, report.md, report.html (with the charts ``drawn``) and receipt.json in ``folder``."""
-    texts: dict[str, Callable[[], str]] = {
-        "report.json": report.to_json,
-        "receipt.json": lambda: json.dumps(asdict(report.receipt), indent=1, allow_nan=False),
-        "report.md": lambda: markdown(report),
-        "report.html": lambda: html(report, drawn),
+def write_report(report: Report, folder: Path) -> None:
+    """Write report.json, report.md, report.html and receipt.json into ``folder``, each whole or not at all."""
+    texts = {
+        "report.json": report.to_json(),
+        "receipt.json": json.dumps(asdict(report.receipt), indent=1, allow_nan=False),
+        "report.md": markdown(report),
+        "report.html": html(report),
     }
     for name, text in texts.items():
-        put_text(folder / name, text())
+        put_text(folder / name, text)

@@ -5,7 +5,6 @@ Rendering lives in report/render.py (terminal, Markdown, HTML). report/build.py 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -190,9 +189,9 @@ class Report:
                 return row
         raise KeyError(name)
 
-    def to_json(self) -> str:
-        """The report as JSON text; :func:`from_json` is its inverse."""
-        return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)
+    def to_json(self, *, indent: int | None = 1) -> str:
+        """The report as JSON text; :func:`from_json` is its inverse. Without ``indent`` it is on one line."""
+        return json.dumps(self, default=vars, indent=indent, allow_nan=False)
 
 
 def _estimate(value: dict[str, int] | None) -> Estimate | None:
