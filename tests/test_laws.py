@@ -195,7 +195,7 @@ def check_handover(stage: Stage, report: Report) -> None:
     assert {path.name for path in stage.folder.glob("report.*")} >= {"report.json"}
 
 
-@tries(120)
+@tries(80)
 @given(stages())
 def test_a_run_keeps_its_word_on_any_machine(build: Callable[[Path], Stage]) -> None:
     with empty_folder() as folder:
@@ -241,7 +241,7 @@ class Mortal:
         raise Killed
 
 
-@tries(60)
+@tries(40)
 @given(stages(), st.integers(1, 14))
 def test_a_run_that_is_killed_anywhere_is_carried_on_within_its_budget(
     build: Callable[[Path], Stage], last: int

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import subprocess
-import sys
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,7 +25,7 @@ from fitwithin.costs import EXIT_S
 from fitwithin.device import Cpu
 from fitwithin.errors import Hanging, TrainingError
 from fitwithin.evaluate import Rehearsed
-from fitwithin.feeder import Feeder
+from fitwithin.feeder import Feeder, _fork
 from fitwithin.jobs import (
     CARD,
     CHECKPOINT,
@@ -410,45 +409,29 @@ def test_an_open_ended_turn_uses_its_time_up(images: Pack, tmp_path: Path, rates
     assert [found["step"] for found in outcome.validations] == [outcome.steps]
 
 
-#: A turn in a process of its own that says when it has written a checkpoint, and dies at the one it is told to.
-PROGRAM = """
-import os, pickle, signal, sys, time
-import torch
-from fitwithin import train, turn
-from fitwithin.device import Cpu
-from fitwithin.pack import open_pack
-torch.set_num_threads(1)
-job = pickle.load(sys.stdin.buffer)
-last, write, written = int(sys.argv[1]), turn.write_checkpoint, []
-def note(path, learner, facts):
-    write(path, learner, facts)
-    written.append(facts["step"])
-    print(facts["step"], flush=True)
-    if len(written) == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-turn.write_checkpoint = note
-from pathlib import Path
-from fitwithin.feeder import Feeder
-from fitwithin.learner import feeder_rings
-rings = feeder_rings(job.candidate, job.setting, job.batch)
-with Feeder(open_pack(Path(job.setting.pack)), job.setting.workers, rings, pin=False) as feeder:
-    train.advance(job, Cpu(), feeder, time.monotonic(), lambda progress: None)
-"""
+def elsewhere(images: Pack, wanted: TrainJob, dies_at: int) -> tuple[int, list[int]]:
+    """Run the turn in another process, killed at its ``dies_at``-th checkpoint; its exit code and checkpoints.
 
+    The process is a fork, which spares the import of torch. (Fresh ones are killed in tests/e2e/test_kill.py.)
+    """
+    written = Path(f"{wanted.folder}-checkpoints")
+    written.unlink(missing_ok=True)
 
-def elsewhere(wanted: TrainJob, dies_at: int) -> tuple[int, list[int]]:
-    """Run the turn in another process, killed at its ``dies_at``-th checkpoint; its exit code and checkpoints."""
-    import pickle
+    def work() -> None:
+        write, steps = turns.write_checkpoint, list[str]()
 
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(dies_at)],
-        input=pickle.dumps(wanted),
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(Path(train.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode in (0, -9), done.stderr.decode()
-    return done.returncode, [int(word) for word in done.stdout.split()]
+        def note(path: Path, learner: Learner, facts: dict[str, Any]) -> None:
+            write(path, learner, facts)
+            steps.append(str(facts["step"]))
+            written.write_text(" ".join(steps))
+            if len(steps) == dies_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        turns.write_checkpoint = note
+        advance(wanted, images)
+
+    code = os.waitstatus_to_exitcode(os.waitpid(_fork(work), 0)[1])
+    return code, [int(word) for word in written.read_text().split()]
 
 
 @pytest.mark.parametrize("canvas_px", [32, 40], ids=["some fit", "all fit"])
@@ -502,9 +485,9 @@ def test_killed_twice_and_carried_on_gives_the_bytes_of_an_uninterrupted_turn(
     whole = advance(calm, images)
     # A checkpoint after every step (none where a validation takes its place).
     often = replace(calm, folder=str(tmp_path / "killed"), save_s=0.0, checkpoint_every_s=1e-9)
-    code, first = elsewhere(often, dies_at=5)
+    code, first = elsewhere(images, often, dies_at=5)
     assert (code, first) == (-9, [1, 2, 3, 4, 5])
-    code, second = elsewhere(often, dies_at=24)  # after the first validation, at step 28
+    code, second = elsewhere(images, often, dies_at=24)  # after the first validation, at step 28
     assert (code, second[0], second[-1]) == (-9, 6, 30)
     assert 28 not in second
     outcome = advance(often, images)

@@ -1,4 +1,8 @@
-"""What cannot be done is said in one sentence, with exit code 2, and nothing is written."""
+"""What cannot be done is said in one sentence, with exit code 2, and nothing is written.
+
+Most commands here are forks of this process, since none of them comes so far as to work; a few have a Python of their
+own.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +94,7 @@ DATA = {
 @pytest.mark.parametrize(("name", "word"), DATA.values(), ids=DATA.keys())
 def test_data_that_cannot_serve(door: Door, place: Place, name: str, word: str) -> None:
     before = tree(door.cwd, place.root)
-    refused(door("run", place.root / name, *options()), word)
+    refused(door.forked("run", place.root / name, *options()), word)
     assert tree(door.cwd, place.root) == before
 
 
@@ -125,7 +129,7 @@ def test_limits_and_choices_that_make_no_sense(
     door: Door, place: Place, changed: dict[str, str | None], words: tuple[str, ...]
 ) -> None:
     before = tree(door.cwd, place.root)
-    refused(door("run", place.shapes, *options(**changed)), *words)
+    refused(door.forked("run", place.shapes, *options(**changed)), *words)
     assert tree(door.cwd, place.root) == before
 
 
@@ -141,7 +145,7 @@ def test_nothing_remains_of_what_only_profiling_can_refuse(
 ) -> None:
     (tmp_path / "empty").mkdir()
     before = tree(door.cwd, tmp_path)
-    refused(door("run", place.shapes, *options(**changed), "--out", tmp_path / "empty"), *words)
+    refused(door.forked("run", place.shapes, *options(**changed), "--out", tmp_path / "empty"), *words)
     assert tree(door.cwd, tmp_path) == before
 
 
@@ -168,9 +172,10 @@ def test_an_output_folder_that_is_taken_or_cannot_be(door: Door, place: Place, f
         (place.root / "file", ("something else",)),
         (place.root / "file" / "run", ("cannot be made",)),
     ):
-        refused(door("run", place.shapes, *options(), "--out", out), *words)
-    refused(door("plan", place.shapes, *options(), "--out", place.root / "absent" / "plan.json"), "cannot be written")
-    refused(door("plan", place.shapes, *options(), "--out", place.root / "empty"), "is a folder")
+        refused(door.forked("run", place.shapes, *options(), "--out", out), *words)
+    absent = place.root / "absent" / "plan.json"
+    refused(door.forked("plan", place.shapes, *options(), "--out", absent), "cannot be written")
+    refused(door.forked("plan", place.shapes, *options(), "--out", place.root / "empty"), "is a folder")
     assert tree(door.cwd, place.root, finished.folder) == before
 
 
@@ -178,7 +183,7 @@ def test_an_output_folder_that_is_taken_or_cannot_be(door: Door, place: Place, f
 def test_an_output_folder_without_permission(door: Door, place: Place, tmp_path: Path) -> None:
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o555)
-    refused(door("run", place.shapes, *options(), "--out", locked / "run"), "no permission to write")
+    refused(door.forked("run", place.shapes, *options(), "--out", locked / "run"), "no permission to write")
     assert list(locked.iterdir()) == []
 
 
@@ -199,28 +204,29 @@ def test_plans_that_cannot_be_carried_out(
 ) -> None:
     before = tree(door.cwd, place.root)
     folder = place.root / data if data else place.shapes
-    refused(door("run", folder, "--plan", place.root / name if name else plan), word)
+    refused(door.forked("run", folder, "--plan", place.root / name if name else plan), word)
     assert tree(door.cwd, place.root) == before
 
 
 def test_a_plan_fixes_what_it_was_drawn_up_for(door: Door, place: Place, plan: Path) -> None:
-    refused(door("run", place.shapes, "--plan", plan, "--models", "test_vit"), "a plan fixes models")
+    refused(door.forked("run", place.shapes, "--plan", plan, "--models", "test_vit"), "a plan fixes models")
 
 
 @pytest.mark.parametrize("words", [("resume",), ("report",), ("predict", "shapes"), ("evaluate", "shapes")])
 @pytest.mark.parametrize("folder", ["empty", "missing", "file"])
 def test_folders_that_hold_no_run(door: Door, place: Place, words: tuple[str, ...], folder: str) -> None:
     before = tree(door.cwd, place.root)
-    refused(door(words[0], place.root / folder, *(place.shapes for _ in words[1:])), "holds no")
+    refused(door.forked(words[0], place.root / folder, *(place.shapes for _ in words[1:])), "holds no")
     assert tree(door.cwd, place.root) == before
 
 
 def test_pictures_that_are_not_there(door: Door, place: Place, finished: Finished) -> None:
     before = tree(door.cwd, place.root, finished.folder)
-    refused(door("predict", finished.folder, place.root / "missing"), "there is no file")
-    refused(door("predict", finished.folder, place.root / "empty"), "holds no images")
-    refused(door("predict", finished.folder, place.shapes, "-o", place.root / "file" / "x.csv"), "cannot be written")
-    refused(door("evaluate", finished.folder, place.root / "no-images"), "holds no images")
+    refused(door.forked("predict", finished.folder, place.root / "missing"), "there is no file")
+    refused(door.forked("predict", finished.folder, place.root / "empty"), "holds no images")
+    table = place.root / "file" / "x.csv"
+    refused(door.forked("predict", finished.folder, place.shapes, "-o", table), "cannot be written")
+    refused(door.forked("evaluate", finished.folder, place.root / "no-images"), "holds no images")
     assert tree(door.cwd, place.root, finished.folder) == before
 
 
