@@ -15,14 +15,15 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from PIL import Image, ImageDraw
 
-from fitwithin import api, cli, result  # noqa: F401 - imported before any fork
+from fitwithin import api, cli, launch, result  # noqa: F401 - imported before any fork
 from fitwithin.terminal import GRACE_S
 
 SRC = Path(__file__).parents[2] / "src"
@@ -90,7 +91,10 @@ class Door:
         return Ended(code=done.returncode, out=done.stdout, err=done.stderr, wall_s=wall_s)
 
     def forked(self, *words: object) -> Ended:
-        """Run to the end in a fork of this process, which spares the start of Python: for words that are refused."""
+        """Run to the end in a fork of this process, which spares the start of Python: for words that are refused.
+
+        No worker server is launched: who is refused too late, or not at all, misses it.
+        """
         begun_at = time.monotonic()
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
             with warnings.catch_warnings():
@@ -116,6 +120,8 @@ class Door:
             os.environ.clear()
             os.environ.update(self.environment)
             sys.argv = ["fitwithin", *words]
+            absent: Any = SimpleNamespace(log=None, close=lambda: None)
+            launch.launched = lambda server=None: nullcontext(server or absent)  # type: ignore[assignment]
             cli.main()
             code = 0
         except SystemExit as left:
