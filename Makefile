@@ -5,13 +5,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed.stamp
 TESTS := FITWITHIN_CACHE="$(abspath $(VENV))/test-cache" $(BIN)/python -m pytest
+BESIDE := -n auto --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help demo test check browser clean
+.PHONY: help demo test soak check browser clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    the complete flow on scanned digits, on the CPU, in 75 s (demo-run/)"
 	@echo "make test    make check, then the tests"
+	@echo "make soak    the long series: hundreds of kills, every law ten times as often, the whole demo (an hour)"
 	@echo "make check   ruff check, ruff format --check, mypy"
 	@echo "make clean   remove what these made"
 
@@ -19,7 +21,10 @@ demo: $(STAMP)
 	$(BIN)/python -m fitwithin demo --out demo-run
 
 test: check browser
-	$(TESTS) -n auto --dist loadfile -m "not timed"; beside=$$?; $(TESTS) -m timed && exit $$beside
+	$(TESTS) $(BESIDE) -m "not timed and not soak"; beside=$$?; $(TESTS) -m "timed and not soak" && exit $$beside
+
+soak: $(STAMP)
+	FITWITHIN_TRIES=10 $(TESTS) $(BESIDE) --timeout 3000 -m "soak or hypothesis"
 
 check: $(STAMP)
 	$(BIN)/python -m ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,11 @@ class CountedImages:
     def classes(self) -> tuple[str, ...]:
         return tuple(f"class {i}" for i in range(self.k))
 
-    @property
+    @cached_property
     def paths(self) -> tuple[str, ...]:
         return tuple(f"{i}.png" for i in range(sum(self.counts)))
 
-    @property
+    @cached_property
     def labels(self) -> np.ndarray:
         return np.arange(sum(self.counts)) % self.k
 

@@ -36,8 +36,9 @@ from fitwithin.report import schema as reports
 from fitwithin.store import SqliteStore
 from simulation import CountedImages, Stage, request, without_pages
 
-#: So many runs, in groups that share a process of the test runner.
+#: So many runs, in groups that share a process of the test runner. The first group is part of every test run.
 RUNS, GROUPS = 200, 8
+EVERY_GROUP = [0, *(pytest.param(group, marks=pytest.mark.soak) for group in range(1, GROUPS))]
 
 #: The clock of the first driver begins here.
 BEGINS_AT = 1000.0
@@ -204,7 +205,7 @@ def never_beyond(events: list[tuple[str, dict[str, Any]]], budget: Budget) -> No
             assert sum(each[gpu] for each in taken.values()) <= limit_s + 1e-6, (count, kind, body)
 
 
-@pytest.mark.parametrize("group", range(GROUPS))
+@pytest.mark.parametrize("group", EVERY_GROUP)
 def test_whatever_is_killed_the_books_balance_and_a_model_is_handed_over(
     group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,6 @@
 """Laws of the whole: whatever the machine does, a run ends within its limits or says why not.
 
-The machine is a Law (fitwithin.engine.simulated) drawn by hypothesis; everything above it is the real thing.
+The machine is a Law (fitwithin.engine.simulated.engine) drawn by hypothesis; everything above it is the real thing.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def check_handover(stage: Stage, report: Report) -> None:
     assert {path.name for path in stage.folder.glob("report.*")} >= {"report.json"}
 
 
-@tries(120)
+@tries(80)
 @given(stages())
 def test_a_run_keeps_its_word_on_any_machine(build: Callable[[Path], Stage]) -> None:
     with empty_folder() as folder:
@@ -248,7 +248,7 @@ class Mortal:
         raise Killed
 
 
-@tries(60)
+@tries(40)
 @given(stages(), st.integers(1, 14))
 def test_a_run_that_is_killed_anywhere_is_carried_on_within_its_budget(
     build: Callable[[Path], Stage], last: int

@@ -140,7 +140,7 @@ def test_progressive_resizing_gives_sizes_that_fit_the_strides() -> None:
 
 
 @pytest.mark.parametrize(
-    "progressive_resizing",
+    "progress",
     [
         ((0.1, 0.5), (0.4, 1.0)),  # the first steps have no size
         ((0.0, 0.5), (0.4, 0.9)),  # the whole size is never reached
@@ -162,5 +162,5 @@ def test_progressive_resizing_is_read_from_toml(tmp_path: Path) -> None:
     path.write_text(
         text.replace("[augment]", "[augment]\nprogressive_resizing = [[0.0, 0.5], [0.5, 1]]"), encoding="utf-8"
     )
-    assert load(str(path)).progress == ((0.0, 0.5), (0.5, 1))
+    assert load(str(path)).progressive_resizing == ((0.0, 0.5), (0.5, 1))
     assert from_dict(json.loads(json.dumps(dataclasses.asdict(load(str(path)))))) == load(str(path))

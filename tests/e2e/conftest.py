@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import fcntl
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,39 +29,69 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that everything lies in."""
+    """The folder of this process of the test runner."""
     return tmp_path_factory.mktemp("e2e")
 
 
 @pytest.fixture(scope="session")
-def door(ground: Path) -> Door:
-    """The command line, with the session's cache and a working directory of its own."""
+def common(ground: Path, worker_id: str) -> Path:
+    """The folder of all processes of the test runner: the cache, the pictures, the plan and the finished run."""
+    folder = ground / "common" if worker_id == "master" else ground.parents[1] / "e2e-common"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@contextmanager
+def once(path: Path) -> Iterator[bool]:
+    """Whether ``path`` must be made: one process makes it inside the block, the others wait for that."""
+    done = path.with_name(f"{path.name}.done")
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield not done.exists()
+        done.touch()
+
+
+@pytest.fixture(scope="session")
+def door(ground: Path, common: Path) -> Door:
+    """The command line, with the common cache and a working directory of its own."""
     (ground / "cwd").mkdir()
-    return Door(ground / "cache", ground / "cwd")
+    return Door(common / "cache", ground / "cwd")
 
 
 @pytest.fixture(scope="session")
-def shapes(ground: Path) -> Path:
+def shapes(common: Path) -> Path:
     """Four classes of sixty pictures."""
-    return write_shapes(ground / "shapes", 60)
+    folder = common / "shapes"
+    with once(folder) as missing:
+        if missing:
+            write_shapes(folder, 60)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def plan(ground: Path, door: Door, shapes: Path) -> Path:
+def plan(common: Path, door: Door, shapes: Path) -> Path:
     """A plan of a turn for each of the three tiny models and plenty of time; from here on their profiles are in the
     cache."""
-    path = ground / "plan.json"
-    # Time for all three profiles even beside busy neighbours: a run may spend 40 % of its budget on profiling.
-    door.fine("plan", shapes, *TINY, *SIZES, *MODELS, "--search", "exhaustive", "--time", "150s", "--out", path)
+    path = common / "plan.json"
+    with once(path) as missing:
+        if missing:
+            # Time for all three profiles even beside busy neighbours: a run may spend 40 % of its budget on profiling.
+            limits = ("--search", "exhaustive", "--time", "150s")
+            door.fine("plan", shapes, *TINY, *SIZES, *MODELS, *limits, "--out", path)
     return path
 
 
 @pytest.fixture(scope="session")
-def finished(ground: Path, door: Door, shapes: Path, plan: Path) -> Finished:
+def finished(common: Path, door: Door, shapes: Path, plan: Path) -> Finished:
     """A complete run over the three tiny models."""
-    folder = ground / "finished"
-    ended = door.fine("run", shapes, *TINY, *SIZES, *MODELS, "--time", f"{BUDGET_S}s", "--out", folder)
-    return Finished(folder=folder, data=shapes, ended=ended)
+    del plan  # its profiles are in the cache
+    folder = common / "finished"
+    how = common / "finished.json"
+    with once(folder) as missing:
+        if missing:
+            ended = door.fine("run", shapes, *TINY, *SIZES, *MODELS, "--time", f"{BUDGET_S}s", "--out", folder)
+            how.write_text(json.dumps(asdict(ended)), encoding="utf-8")
+    return Finished(folder=folder, data=shapes, ended=Ended(**json.loads(how.read_text(encoding="utf-8"))))
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -308,6 +307,7 @@ def test_the_next_size_is_searched_as_soon_as_the_first_one_has_a_line() -> None
 def test_no_more_than_the_lanes_are_at_work_and_two_sizes_share_them() -> None:
     run = run_of(SimulatedMachine(), models=("resnet18", "resnet50"))
     at_work, most, lock = 0, 0, threading.Lock()
+    all_lanes = threading.Event()
 
     class Counting(Scripted):
         def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
@@ -315,8 +315,10 @@ def test_no_more_than_the_lanes_are_at_work_and_two_sizes_share_them() -> None:
             with lock:
                 at_work += 1
                 most = max(most, at_work)
+                if at_work >= lanes:
+                    all_lanes.set()
             try:
-                time.sleep(0.02)
+                all_lanes.wait(0.2)  # for others, where there are any
                 return super().do(job, until_at=until_at, on_progress=on_progress)
             finally:
                 with lock:
@@ -330,6 +332,7 @@ def test_no_more_than_the_lanes_are_at_work_and_two_sizes_share_them() -> None:
 
     for lanes in (2, 4):
         most = 0
+        all_lanes.clear()
         engine = Counting(answer)
         found = list(
             measure(
