@@ -21,7 +21,14 @@ TIMED = "gpu"
 TOGETHER = ("engine/test_ray.py", "contracts/test_engine.py", "e2e/test_ray.py", "test_bad_models.py")
 
 #: Other files that take long, the longest first.
-LONG = ("e2e/test_search.py", "e2e/test_kill.py", "e2e", "training/test_loop.py", "training/test_distributed.py", "test_faults.py")
+LONG = (
+    "e2e/test_search.py",
+    "e2e/test_kill.py",
+    "e2e",
+    "training/test_loop.py",
+    "training/test_distributed.py",
+    "test_faults.py",
+)
 
 # Two busy cores make a single example slow now and then: that is no finding. Explaining a failure tries hundreds of
 # variants of it, minutes where an example is a whole run.
