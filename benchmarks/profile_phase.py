@@ -136,7 +136,7 @@ class Series:
         self.machine = engine.describe()
 
     def _measure(self, candidates: list[Candidate], jobs: int) -> tuple[list[Profile | Rejection], float, int]:
-        lanes = self.engine.lanes(jobs, self.setting.memory_bytes)
+        lanes = self.engine.max_parallel(jobs, self.setting.memory_bytes)
         begun_at = time.monotonic()
         found = []
         for each in profile_candidates.measure(
@@ -203,7 +203,7 @@ class Series:
             non_allocator_bytes=profile.non_allocator_bytes,
             captured=profile.captured,
         )
-        outcome = self.engine.do(job, until_at=begun_at + TURN_WITHIN_S + 10, on_progress=lambda progress: None)
+        outcome = self.engine.run(job, until_at=begun_at + TURN_WITHIN_S + 10, on_progress=lambda progress: None)
         return outcome, time.monotonic() - begun_at
 
     def two_epochs(self, name: str) -> None:

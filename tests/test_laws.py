@@ -230,8 +230,8 @@ class Mortal:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
-        outcome = self.inner.do(job, until_at=until_at, on_progress=on_progress)
+    def run(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+        outcome = self.inner.run(job, until_at=until_at, on_progress=on_progress)
         self.last -= 1
         if self.last != 0:
             return outcome

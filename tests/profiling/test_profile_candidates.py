@@ -94,10 +94,10 @@ class Scripted:
     def now(self) -> float:
         return 0.0
 
-    def rest(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         assert seconds > 0
 
-    def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+    def run(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
         assert isinstance(job, ProbeJob)
         self.jobs.append((job.batch, job.timed))
         return self.answer(job)
@@ -220,7 +220,7 @@ def test_what_a_neighbour_held_outside_the_allocator_is_kept_free_from_the_first
         )
 
     run = run_of(SimulatedMachine(), sizes=(160, 224))
-    run.engine.do = lambda job, **how: answer(job)
+    run.engine.run = lambda job, **how: answer(job)
     list(measure(run.candidates, run.setting, run.engine, n_train=800, until_at=math.inf, tell=lambda progress: None))
     assert told[0] == (160, 0)
     assert all(non_allocator_bytes == 300 for px, non_allocator_bytes in told if px == 224)
@@ -273,13 +273,13 @@ def test_the_next_size_is_searched_as_soon_as_the_first_one_has_a_line() -> None
     waited: list[bool] = []
 
     class Slow(Scripted):
-        def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+        def run(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
             assert isinstance(job, ProbeJob)
             if job.candidate.train_px == 224:
                 begun.set()
             elif not job.scout and not job.timed:
                 waited.append(begun.wait(30))
-            return super().do(job, until_at=until_at, on_progress=on_progress)
+            return super().run(job, until_at=until_at, on_progress=on_progress)
 
     def answer(job: ProbeJob) -> Outcome:
         edge = 100 if job.candidate.train_px == 160 else 51
@@ -310,14 +310,14 @@ def test_no_more_than_the_lanes_are_at_work_and_two_sizes_share_them() -> None:
     at_work, most, lock = 0, 0, threading.Lock()
 
     class Counting(Scripted):
-        def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+        def run(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
             nonlocal at_work, most
             with lock:
                 at_work += 1
                 most = max(most, at_work)
             try:
                 time.sleep(0.02)
-                return super().do(job, until_at=until_at, on_progress=on_progress)
+                return super().run(job, until_at=until_at, on_progress=on_progress)
             finally:
                 with lock:
                     at_work -= 1

@@ -98,7 +98,7 @@ class Local:
         """Monotonic seconds: the same for parent and children on one boot."""
         return time.monotonic()
 
-    def rest(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         """Sleep."""
         time.sleep(seconds)
 
@@ -142,14 +142,14 @@ class Local:
             raise
         return Child(connection, status, pid)
 
-    def lanes(self, wanted: int, memory_bytes: int) -> int:
+    def max_parallel(self, wanted: int, memory_bytes: int) -> int:
         """How many jobs of that memory the devices can take at once now, ``wanted`` at most and one at least."""
         if wanted <= 1 or not self.device.startswith("cuda"):
             return 1
         free_bytes = min(int(_nvidia_smi("memory.free", device)[0]) for device in self._devices) * 2**20
         return max(1, min(wanted, free_bytes // (memory_bytes + CONTEXT_BYTES)))
 
-    def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+    def run(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
         """Run the job in fresh processes until they end or ``until_at`` comes; several threads may ask at once."""
         if not self.prepare(until_at):
             return Failure(kind="deadline", reason="its time was over before the workers had started")

@@ -29,7 +29,7 @@ class Spent:
         del until_at
         return False
 
-    def lanes(self, wanted: int, memory_bytes: int) -> int:
+    def max_parallel(self, wanted: int, memory_bytes: int) -> int:
         """One; it begins none."""
         del wanted, memory_bytes
         return 1
@@ -38,11 +38,11 @@ class Spent:
         """Monotonic seconds."""
         return time.monotonic()
 
-    def rest(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         """Sleep."""
         time.sleep(seconds)
 
-    def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Failure:
+    def run(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Failure:
         """A deadline."""
         del job, until_at, on_progress
         return Failure(kind="deadline", reason="its time was over before the workers had started")

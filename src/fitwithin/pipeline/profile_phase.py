@@ -211,7 +211,7 @@ def _measure_in_turn(
     """Measure candidates one after the other, each with an entry in the books, or side by side on one GPU in one."""
     gpus = run.request.data_parallel
     measured = any(isinstance(found, Profile) for found in known.values())
-    lanes = run.engine.lanes(run.request.jobs, run.request.budget.memory_bytes)
+    lanes = run.engine.max_parallel(run.request.jobs, run.request.budget.memory_bytes)
     for group in [unknown] if lanes > 1 else [[candidate] for candidate in unknown]:
         left_s = _profiling_s(run, first=not measured, times=-(-len(group) // lanes))
         measured = True

@@ -59,7 +59,7 @@ def _fill(
     failure: Exception | None = None
     while True:
         while free and failure is None and (work := ask(free[0])) is not None:
-            at_work[crew.begin(work)] = free.pop(0)
+            at_work[crew.submit(work)] = free.pop(0)
         if not at_work:
             return failure
         ended = crew.wait()

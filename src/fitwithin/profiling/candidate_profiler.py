@@ -217,17 +217,17 @@ class CandidateProfiler:
         )
         ends_at = min(self._until_at, self._engine.now() + PROBE_WITHIN_S)
         for pauses in range(CROWDED_RETRIES + 1):
-            outcome = self._engine.do(job, until_at=ends_at, on_progress=self._tell)
+            outcome = self._engine.run(job, until_at=ends_at, on_progress=self._tell)
             if job.scout and isinstance(outcome, Failure) and outcome.kind != "deadline":
                 # It may have been the scouted size that failed: the small one is asked alone before it is judged.
-                outcome = self._engine.do(replace(job, scout=False), until_at=ends_at, on_progress=self._tell)
+                outcome = self._engine.run(replace(job, scout=False), until_at=ends_at, on_progress=self._tell)
             if isinstance(outcome, Probe) and outcome.graph_capture_failed:
                 self._captured, job = False, replace(job, captured=False)
-                outcome = self._engine.do(job, until_at=ends_at, on_progress=self._tell)
+                outcome = self._engine.run(job, until_at=ends_at, on_progress=self._tell)
             if not (isinstance(outcome, Probe) and outcome.memory_taken_by_others):
                 break
             if pauses < CROWDED_RETRIES:
-                self._engine.rest(CROWDED_PAUSE_S)
+                self._engine.sleep(CROWDED_PAUSE_S)
         if isinstance(outcome, Probe) and outcome.memory_taken_by_others:
             self._ended = outcome.reason  # what others take is no fact of the candidate: nothing is certified
         if isinstance(outcome, Failure):

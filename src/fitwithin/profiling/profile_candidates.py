@@ -58,7 +58,7 @@ def screen(
         models = sorted({variant.model for variant in job.candidates})
         told = f"comparing {len(job.candidates)} precisions and layouts"
         tell(Progress(step=0, total=0, text=f"{models[0] if len(models) == 1 else f'{len(models)} backbones'}: {told}"))
-        outcome = engine.do(job, until_at=min(until_at, engine.now() + PROBE_WITHIN_S), on_progress=tell)
+        outcome = engine.run(job, until_at=min(until_at, engine.now() + PROBE_WITHIN_S), on_progress=tell)
         timed = outcome.paces if isinstance(outcome, CompareResult) else {}
         for variant in job.candidates:
             if variant.name in timed:

@@ -98,12 +98,12 @@ class Simulated:
         """The law is the device."""
         return {"device": "simulated", "name": repr(self.law)}
 
-    def lanes(self, wanted: int, memory_bytes: int) -> int:
+    def max_parallel(self, wanted: int, memory_bytes: int) -> int:
         """As many as are wanted; their jobs follow each other on the one clock."""
         del memory_bytes
         return max(1, wanted)
 
-    def rest(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         """The clock jumps."""
         self.clock.sleep(seconds)
 
@@ -129,7 +129,7 @@ class Simulated:
         """Which of the engine's jobs is at work in this thread, from 1 on."""
         return int(self._at_work.number)
 
-    def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+    def run(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
         """The outcome that the law gives the job; the clock stands at its end, never beyond ``until_at``.
 
         Jobs of a crew go on at the same time; of other threads one after the other.
