@@ -18,7 +18,6 @@ TIMED = (
     "data/test_prefetch.py",
     "engine/test_launch.py",
     "training/test_distributed.py",
-    "profiling/test_profile_candidates.py",
     "engine/test_ray.py",
     "training/test_loop.py",
 )

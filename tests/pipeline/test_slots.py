@@ -33,8 +33,12 @@ def fill(run: RunContext, works: list[Callable[[], Any]]) -> list[Any]:
     """What the works gave, in the order in which they ended."""
     told: list[Any] = []
     waiting = list(works)
-    slots.fill(
-        run, "train", reserved_s=lambda: 800.0, ask=lambda slot: waiting.pop(0) if waiting else None, told=told.append
+    slots.run_on_slots(
+        run,
+        "train",
+        reserved_s=lambda: 800.0,
+        next_work=lambda slot: waiting.pop(0) if waiting else None,
+        on_done=told.append,
     )
     return told
 
@@ -102,7 +106,9 @@ def test_an_exception_loses_nothing_that_went_on_beside_it() -> None:
     told: list[int] = []
     waiting = [works[0], broken, *works[1:]]
     with pytest.raises(OSError, match="the disk is full"):
-        slots.fill(run, "train", reserved_s=lambda: 800.0, ask=lambda slot: waiting.pop(0), told=told.append)
+        slots.run_on_slots(
+            run, "train", reserved_s=lambda: 800.0, next_work=lambda slot: waiting.pop(0), on_done=told.append
+        )
     assert told == [0], "what was at work went on to its end"
     assert len(waiting) == 2, "and nothing new was begun"
     assert run.accountant.books().balanced
@@ -118,7 +124,9 @@ def test_an_interrupt_ends_all_at_once_and_tells_nothing() -> None:
     told: list[int] = []
     waiting = [*naps(run, [30.0], log), interrupted]
     with pytest.raises(KeyboardInterrupt):
-        slots.fill(run, "train", reserved_s=lambda: 800.0, ask=lambda slot: waiting.pop(0), told=told.append)
+        slots.run_on_slots(
+            run, "train", reserved_s=lambda: 800.0, next_work=lambda slot: waiting.pop(0), on_done=told.append
+        )
     assert told == []
     assert [what for what, _, _ in log] == ["begun"]
     assert run.engine.now() == 1005.0

@@ -106,7 +106,7 @@ class StepTiming:
     error_s: float
     first_s: float = 0.0
 
-    def spread_s(self, turn_s: float, sizes: int, error_s: float = 0.0) -> float:
+    def amortised_s(self, turn_s: float, sizes: int, error_s: float = 0.0) -> float:
         """Seconds of a step, ``error_s`` more than measured, with its share of what the first ones take at so many
         ``sizes`` in a turn of ``turn_s``; infinity where those take all of it."""
         share = max(0.0, 1 - sizes * self.first_s / turn_s)
@@ -115,9 +115,10 @@ class StepTiming:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareResult:
-    """The paces by the candidates' names."""
+    """The paces by the candidates' names, and the largest memory that the process had."""
 
     paces: dict[str, StepTiming]
+    peak_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

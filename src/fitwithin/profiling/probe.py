@@ -13,11 +13,10 @@ from fitwithin.data.batches import dummy
 from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
-from fitwithin.engine.jobs import APART, SCOUTED, ProbeJob
+from fitwithin.engine.jobs import MIN_RATIO, SCOUTED, ProbeJob
 from fitwithin.engine.results import Probe, Timing
 from fitwithin.errors import CaptureError, DeviceFull, OutOfMemory, UsageError
-from fitwithin.profiling.gpu_lock import GpuLock
-from fitwithin.profiling.timing import timed
+from fitwithin.profiling.timing import measure
 from fitwithin.training.distributed import SINGLE_PROCESS, ProcessGroup
 from fitwithin.training.evaluation import eval_batch
 from fitwithin.training.learner import Learner, check_finite
@@ -35,15 +34,14 @@ def probe(
     job: ProbeJob,
     device: Cpu | Cuda,
     feeder: PrefetchLoader,
-    asked_at: float,
+    requested_at: float,
     scratch: Path,
-    baton: GpuLock | None = None,
     team: ProcessGroup = SINGLE_PROCESS,
 ) -> Probe:
     """Run the real step at ``job.batch``; what it says of memory and, if asked, of time.
 
-    ``asked_at`` is the instant the process was asked for, ``scratch`` a folder for a checkpoint that is timed. A timed
-    process has got the ``baton`` that let it start; of a ``team``, all of which take these steps, the first one has.
+    ``requested_at`` is the instant the process was asked for, ``scratch`` a folder for a checkpoint that is timed. All
+    of a ``team`` take these steps. (A timed process has :func:`~fitwithin.profiling.gpu_lock.timing_lock`.)
     """
     started_at = time.monotonic()
     learner: Learner | None = None
@@ -58,14 +56,9 @@ def probe(
             learner = Learner(
                 job.setting, job.candidate, device, captured=job.captured, accum_steps=job.accum_steps, team=team
             )
-            startup_s = time.monotonic() - asked_at
+            startup_s = time.monotonic() - requested_at
             if job.timed:
-                assert baton is not None or not team.leads, "whoever times must have waited for it"
-                if baton is not None:
-                    baton.measure()
-                timing = timed(learner, job, device, feeder, startup_s, scratch, baton)
-                if baton is not None:
-                    baton.close()
+                timing = measure(learner, job, device, feeder, startup_s, scratch)
             else:
                 _step_and_evaluate(learner, job, device, job.batch)
                 needed_bytes = device.needed_bytes()
@@ -106,7 +99,7 @@ def probe(
 
 
 #: Bytes per parameter that stay from step to step: float32 weights and AdamW's two moments.
-KEPT_BYTES = 12
+BYTES_PER_PARAMETER = 12
 
 
 def _scout(learner: Learner, job: ProbeJob, device: Cpu | Cuda) -> tuple[tuple[int, int], ...]:
@@ -115,14 +108,14 @@ def _scout(learner: Learner, job: ProbeJob, device: Cpu | Cuda) -> tuple[tuple[i
     Where they lie: :data:`fitwithin.engine.jobs.SCOUTED`.
     """
     points = [(job.batch, device.needed_bytes())]
-    image_bytes = (points[0][1] - device.non_allocator_bytes() - KEPT_BYTES * learner.parameters) / job.batch
+    image_bytes = (points[0][1] - device.non_allocator_bytes() - BYTES_PER_PARAMETER * learner.parameters) / job.batch
     for share in SCOUTED:
         at, needed_bytes = points[-1]
         if len(points) > 1:
             image_bytes = (needed_bytes - points[0][1]) / (at - points[0][0])
         room = (device.usable_bytes() - needed_bytes) / max(image_bytes, 1.0)
         batch = min(int(share * (at + room)), job.limit)
-        if batch < APART * at:
+        if batch < MIN_RATIO * at:
             break
         before = device.retries()
         device.empty_cache()

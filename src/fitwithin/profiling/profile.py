@@ -65,9 +65,9 @@ class Profile:
         return self.largest or self.batch
 
     @property
-    def edge(self) -> float | None:
+    def max_batch(self) -> float | None:
         """Where its memory meets the cap, in images: just above the certified batch; None if another limit ended it."""
-        return edge_of(self.certified, self.probes)
+        return max_batch_of(self.certified, self.probes)
 
     @property
     def trials(self) -> int:
@@ -101,7 +101,7 @@ class HasProbes(Protocol):
         """Whose."""
 
     @property
-    def edge(self) -> float | None:
+    def max_batch(self) -> float | None:
         """Where its memory meets the cap, in images; None if that is not known, or if something else was the limit."""
 
     @property
@@ -109,7 +109,7 @@ class HasProbes(Protocol):
         """What was tried."""
 
 
-def edge_of(batch: int, probes: Iterable[Probe]) -> float | None:
+def max_batch_of(batch: int, probes: Iterable[Probe]) -> float | None:
     """Half an image above ``batch`` if the next one was tried and failed, else None."""
     return batch + 0.5 if any(not probe.passed and probe.batch == batch + 1 for probe in probes) else None
 
@@ -123,19 +123,19 @@ def prior(known: Iterable[HasProbes], candidate: Candidate) -> Prior | None:
     for other in known:
         if replace(other.candidate, train_px=candidate.train_px) != candidate or other.candidate == candidate:
             continue
-        points, edge = points_of(other.probes), other.edge
-        if len(points) < 2 or edge is None:
+        points, max_batch = memory_points(other.probes), other.max_batch
+        if len(points) < 2 or max_batch is None:
             continue
         growth = (candidate.train_px / other.candidate.train_px) ** 2
         return Prior(
-            batch=int(edge / growth),
+            batch=int(max_batch / growth),
             image_bytes=growth * slope_of(points),
             non_allocator_bytes=max(probe.non_allocator_bytes for probe in other.probes),
         )
     return None
 
 
-def points_of(probes: Iterable[Probe]) -> list[tuple[int, int]]:
+def memory_points(probes: Iterable[Probe]) -> list[tuple[int, int]]:
     """Batches and the memory they needed, ascending; for a batch that ran twice, the larger."""
     points: dict[int, int] = {}
     for batch, needed_bytes in (point for probe in probes for point in probe.line):

@@ -44,7 +44,7 @@ def screen(job: CompareJob, device: Cpu | Cuda) -> CompareResult:
         device.empty_cache()
         with suppress(Exception):
             paces.update(_paces(job, list(variants), device))
-    return CompareResult(paces=paces)
+    return CompareResult(paces=paces, peak_bytes=device.peak_bytes())
 
 
 def _first_step(job: CompareJob, candidate: Candidate, device: Cpu | Cuda) -> None:

@@ -17,9 +17,8 @@ from fitwithin.data.batches import Batch, TrainBatches, dummy
 from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
-from fitwithin.engine.jobs import ProbeJob, rated_batches
+from fitwithin.engine.jobs import ProbeJob, batches_to_compare
 from fitwithin.engine.results import Timing
-from fitwithin.profiling.gpu_lock import GpuLock
 from fitwithin.training.evaluation import eval_batch, ms_per_image, paced, split_logits
 from fitwithin.training.learner import Learner, check_finite, write_checkpoint
 from fitwithin.training.loop import ENDLESS
@@ -65,23 +64,17 @@ PREPARED = 3
 CHANGE_STEPS = 3
 
 
-def timed(
-    learner: Learner,
-    job: ProbeJob,
-    device: Cpu | Cuda,
-    feeder: PrefetchLoader,
-    startup_s: float,
-    scratch: Path,
-    baton: GpuLock | None,
+def measure(
+    learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: PrefetchLoader, startup_s: float, scratch: Path
 ) -> Timing:
     """The pace of the device, of the loader and of both together, and what happens beside steps.
 
     As a turn does, it begins with the smallest size of progressive resizing and goes on to the next. The pace is that
     of the step as it was recorded first: recorded again after an evaluation, ResNeSt's float16 steps were 1.2 to 1.8 %
-    faster than the turns that followed (H100). Nobody else starts until it is known: beside a start, eight of 40
+    faster than the turns that followed (H100). Nothing else may start meanwhile: beside a start, eight of 40
     samples had an interval of 1 to 3.4 %, where 0.1 is usual, and two dummy paces were 15 and 16 % slow.
 
-    Processes that train together take the same steps; the first one, which has the ``baton``, says when it is enough.
+    Processes that train together take the same steps; the first one says when it is enough.
     """
     candidate = job.candidate
     num_other_processes = device.num_other_processes()
@@ -103,8 +96,6 @@ def timed(
             paces[px] = _pace(learner, device, batches, BRIEF if job.brief else USUAL)
             if px == sizes[-1]:
                 whole = _dummy_paces(learner, job, device, next(batches))
-                if baton is not None:
-                    baton.warm()
                 whole.update(_beside_steps(learner, job, device, feeder))
                 if not job.brief:
                     learner.step(*next(batches), 1e-4)  # recorded anew, as after every evaluation
@@ -151,7 +142,7 @@ def _dummy_paces(learner: Learner, job: ProbeJob, device: Cpu | Cuda, ready: Bat
     """The pace with a batch that lies ready, and the rates of smaller ones where they are asked for."""
     dummy_s = _dummy_pace(learner, device, ready)
     rates = {job.batch: job.batch / dummy_s}
-    for batch in rated_batches(job.batch) if job.rates else ():
+    for batch in batches_to_compare(job.batch) if job.rates else ():
         rates[batch] = batch / _dummy_pace(learner, device, _prepared(learner, job, device, batch))
     if len(rates) > 1:
         learner.step(*ready, 1e-4)  # back at the batch of the turn

@@ -23,15 +23,15 @@ import numpy.typing as npt
 
 from fitwithin.candidate import by_size
 from fitwithin.engine.jobs import (
-    APART,
+    MIN_RATIO,
     SCOUTED,
     CompareJob,
     EvaluateJob,
     Job,
     ProbeJob,
     TrainJob,
+    batches_to_compare,
     hangs_at,
-    rated_batches,
     stays,
 )
 from fitwithin.engine.results import (
@@ -234,7 +234,7 @@ class Simulated:
                 image_bytes = (needed - peak_bytes) / (at - job.batch)
             batch = min(job.limit, int(share * (at + (cap - needed) / max(1.0, image_bytes))))
             needed = law.memory_bytes(job.candidate, batch, self.number)
-            if batch < APART * at or needed > cap:
+            if batch < MIN_RATIO * at or needed > cap:
                 break
             self.spend(UPDATES * law.device_s(job.candidate, batch), until_at)
             points.append((batch, needed))
@@ -279,7 +279,7 @@ class Simulated:
 
     def _rates(self, job: ProbeJob, until_at: float) -> dict[int, float]:
         rates = {}
-        for batch in (job.batch, *rated_batches(job.batch)):
+        for batch in (job.batch, *batches_to_compare(job.batch)):
             pace_s = self.law.device_s(job.candidate, batch)
             self.spend(max(SAMPLE_S[0], SAMPLE_STEPS * pace_s), until_at)
             rates[batch] = batch / pace_s
