@@ -168,7 +168,7 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
         job = replace(job, setting=setting)
         if isinstance(job, CompareJob):
             opened = device.open_device(setting.device)
-            opened.cap(setting.memory_bytes, setting.accounting)
+            opened.set_memory_cap(setting.memory_bytes, setting.accounting)
             return screen.screen(job, opened)
         evaluates = isinstance(job, EvaluateJob)
         rings = feeder_rings(job.candidate, setting, job.batch if evaluates else job.share, trains=not evaluates)
@@ -184,7 +184,7 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
         team = distributed.join(seat, setting.jobs_per_host)
         opened = device.open_device(setting.device)
         expected_bytes = 0 if evaluates else job.non_allocator_bytes
-        opened.cap(setting.memory_bytes, setting.accounting, expected_bytes, feeder.capacity_bytes)
+        opened.set_memory_cap(setting.memory_bytes, setting.accounting, expected_bytes, feeder.capacity_bytes)
         team.open(opened)
         sent_at = 0.0
 

@@ -199,7 +199,7 @@ def test_a_scout_sees_a_second_point(bench: Bench) -> None:
     assert isinstance(found, Probe), found
     assert found.passed, found.reason
     assert found.batch == 4
-    ((batch, peak_bytes),) = found.points
+    ((batch, peak_bytes),) = found.scouted
     assert 8 <= batch <= 24
     assert found.peak_bytes is not None
     assert found.peak_bytes <= peak_bytes <= bench.setting.memory_bytes

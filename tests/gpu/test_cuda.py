@@ -276,7 +276,7 @@ from fitwithin.training.learner import Learner
 
 warnings.simplefilter("error")
 device = Cuda(0)
-device.cap(3 * 2**30, "process")
+device.set_memory_cap(3 * 2**30, "process")
 setting = Setting(device="cuda:0", memory_bytes=3 * 2**30, accounting="process", pack="", classes=3,
                   recipe=replace(recipe.load("paper"), flip=0.0), view_sizes=(64,), seed=0, workers=1)
 

@@ -183,7 +183,7 @@ def test_after_a_scout_of_a_line_two_more_probes_make_a_certificate(edge: int, i
 
     def run(batch: int) -> Probe:
         scouted = tuple((n, 10**6 + n * image_bytes) for n in (edge // 2, 9 * edge // 10) if batch < n <= edge)
-        return replace(ask(batch), points=scouted if batch == 8 else ())
+        return replace(ask(batch), scouted=scouted if batch == 8 else ())
 
     batch, _, probes = largest_batch(run, cap_bytes=cap_bytes, limit=5000)
     assert batch == edge

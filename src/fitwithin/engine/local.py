@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib import metadata
 from multiprocessing.connection import Connection
@@ -66,14 +66,19 @@ class Local:
         #: The processes that stay for an evaluation, and what closes each.
         self._staying: Standby[tuple[Child, ExitStack]] = Standby()
         self._asking = threading.Lock()
-        # nvidia-smi is a process to wait for; meanwhile there is something else to do.
-        beside = ThreadPoolExecutor(1, thread_name_prefix="facts")
-        self._facts = beside.submit(self._gather)
-        beside.shutdown(wait=False)
+        #: nvidia-smi is a process to wait for; meanwhile there is something else to do.
+        self._facts: Future[dict[str, Any]] = Future()
+        threading.Thread(target=self._gather_facts, name="facts", daemon=True).start()
 
     def describe(self) -> dict[str, Any]:
         """Device, driver and versions, without starting CUDA here; gathered once."""
         return dict(self._facts.result())
+
+    def _gather_facts(self) -> None:
+        try:
+            self._facts.set_result(self._gather())
+        except BaseException as error:
+            self._facts.set_exception(error)
 
     def _gather(self) -> dict[str, Any]:
         facts: dict[str, Any] = {

@@ -66,7 +66,7 @@ class Timing:
 class Probe:
     """One fresh process that ran the real step at ``batch``: whether it stayed within the cap, and its peak.
 
-    The batch was worked through in ``accum_steps`` parts. ``points`` are further batches that a scout ran in the same
+    The batch was worked through in ``accum_steps`` parts. ``scouted`` are further batches that a scout ran in the same
     process: they place later probes and prove nothing. ``needed_bytes`` is the least cap under which the run would have
     passed (the peak, where the device cannot tell); it is a line in the batch. ``usable_bytes`` is what it may come to,
     ``non_allocator_bytes`` what of it lay outside the allocator. ``memory_taken_by_others``: others held the memory;
@@ -84,16 +84,16 @@ class Probe:
     parameters: int = 0
     wall_s: float = 0.0
     timing: Timing | None = None
-    points: tuple[tuple[int, int], ...] = ()
+    scouted: tuple[tuple[int, int], ...] = ()
     needed_bytes: int | None = None
     usable_bytes: int | None = None
     non_allocator_bytes: int = 0
 
     @property
-    def line(self) -> list[tuple[int, int]]:
+    def memory_points(self) -> list[tuple[int, int]]:
         """Every batch that ran in this process, with the memory it needed."""
         own = self.needed_bytes if self.needed_bytes is not None else self.peak_bytes
-        return [(self.batch // self.accum_steps, own), *self.points] if self.passed and own is not None else []
+        return [(self.batch // self.accum_steps, own), *self.scouted] if self.passed and own is not None else []
 
 
 @dataclass(frozen=True, kw_only=True)

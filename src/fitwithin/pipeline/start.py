@@ -14,7 +14,7 @@ from fitwithin.accountant import Accountant, left_to
 from fitwithin.budget import Budget
 from fitwithin.candidate import grid, match
 from fitwithin.data import dataset, pack_builder
-from fitwithin.data.dataset import without
+from fitwithin.data.dataset import drop_broken
 from fitwithin.engine.base import Engine
 from fitwithin.machine import boot_id, cores
 from fitwithin.pipeline.context import RunContext
@@ -69,7 +69,7 @@ def open_run(
         images = pack_builder.build(
             dataset, request.pack_side, on_progress=reporter.advance, strict=request.strict, before_decoding=decoding
         )
-        whole = without(dataset, images.broken)
+        whole = drop_broken(dataset, images.broken)
         store.append(
             "data",
             {

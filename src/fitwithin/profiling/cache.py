@@ -20,7 +20,7 @@ from fitwithin.files import put_text
 from fitwithin.profiling import profile as profiles
 from fitwithin.profiling.profile import Profile
 
-SCHEMA = 12
+SCHEMA = 13
 
 #: What of a machine decides memory and pace. Not its number among others, its Python, or its operating system's name.
 MACHINE_KEY_FIELDS = (

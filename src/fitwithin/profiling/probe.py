@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from fitwithin.candidate import Candidate
-from fitwithin.data.batches import dummy
+from fitwithin.data.batches import dummy_batch
 from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
@@ -46,11 +46,11 @@ def probe(
     started_at = time.monotonic()
     learner: Learner | None = None
     timing: Timing | None = None
-    points: tuple[tuple[int, int], ...] = ()
+    scouted: tuple[tuple[int, int], ...] = ()
     reason, fatal, memory_taken_by_others, graph_capture_failed = "", False, False, False
     needed_bytes = None
     if not job.timed:
-        device.watch()
+        device.record_allocations()
     try:
         with device.guard():
             learner = Learner(
@@ -78,7 +78,7 @@ def probe(
             device.memory_taken_by_others(),
         )
     if not reason and job.scout and learner is not None:
-        points = _scout(learner, job, device)
+        scouted = _scout(learner, job, device)
     return Probe(
         batch=job.batch,
         passed=not reason,
@@ -91,7 +91,7 @@ def probe(
         parameters=learner.parameters if learner else 0,
         wall_s=time.monotonic() - started_at,
         timing=timing if not reason else None,
-        points=points,
+        scouted=scouted,
         needed_bytes=needed_bytes if not reason else None,
         usable_bytes=device.usable_bytes(),
         non_allocator_bytes=device.non_allocator_bytes(),
@@ -119,7 +119,7 @@ def _scout(learner: Learner, job: ProbeJob, device: Cpu | Cuda) -> tuple[tuple[i
             break
         before = device.retries()
         device.empty_cache()
-        device.watch()
+        device.record_allocations()
         try:
             with device.guard():
                 _step_and_evaluate(learner, job, device, batch)
@@ -136,20 +136,20 @@ def _step_and_evaluate(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batc
 
     What the allocator keeps from evaluation and from one update decides what the next ones need.
     """
-    x, y = dummy(job.candidate.train_px, batch, job.setting.classes, job.setting.seed, job.setting.canvas_px)
+    x, y = dummy_batch(job.candidate.train_px, batch, job.setting.classes, job.setting.seed, job.setting.canvas_px)
     recorded = job.captured and device.kind == "cuda"
     updates, passes = (RECORDED_UPDATES, RECORDED_PASSES) if recorded else (UPDATES, PASSES)
     losses = [learner.step(x, y, 1e-4) for _ in range(updates)]
-    device.settle()
+    device.update_limit()
     device.empty_cache()
     px = max(job.candidate.train_px, *job.setting.view_sizes)
-    x_view, _ = dummy(px, eval_batch(batch // job.accum_steps), job.setting.classes, job.setting.seed)
+    x_view, _ = dummy_batch(px, eval_batch(batch // job.accum_steps), job.setting.classes, job.setting.seed)
     for _ in range(passes):
         learner.logits(x_view, flip=True)
-    device.settle()
+    device.update_limit()
     device.empty_cache()
     losses += [learner.step(x, y, 1e-4) for _ in range(updates)]
-    device.settle()  # a recorded step takes memory outside the allocator, which later probes keep free
+    device.update_limit()  # a recorded step takes memory outside the allocator, which later probes keep free
     check_finite(job.candidate, losses)
 
 

@@ -72,7 +72,7 @@ class Profile:
     @property
     def trials(self) -> int:
         """How many batch sizes were run to find the largest, repetitions and scouted ones included."""
-        return sum(1 + len(probe.points) for probe in self.probes if not (probe.passed and probe.timing is not None))
+        return sum(1 + len(probe.scouted) for probe in self.probes if not (probe.passed and probe.timing is not None))
 
     @property
     def non_allocator_bytes(self) -> int:
@@ -138,7 +138,7 @@ def prior(known: Iterable[HasProbes], candidate: Candidate) -> Prior | None:
 def memory_points(probes: Iterable[Probe]) -> list[tuple[int, int]]:
     """Batches and the memory they needed, ascending; for a batch that ran twice, the larger."""
     points: dict[int, int] = {}
-    for batch, needed_bytes in (point for probe in probes for point in probe.line):
+    for batch, needed_bytes in (point for probe in probes for point in probe.memory_points):
         points[batch] = max(needed_bytes, points.get(batch, 0))
     return sorted(points.items())
 
@@ -167,7 +167,7 @@ def _timing(value: dict[str, Any]) -> Timing:
 
 def _probe(value: dict[str, Any]) -> Probe:
     timing = _timing(value["timing"]) if value["timing"] is not None else None
-    return Probe(**{**value, "timing": timing, "points": tuple((b, n_bytes) for b, n_bytes in value["points"])})
+    return Probe(**{**value, "timing": timing, "scouted": tuple((b, n_bytes) for b, n_bytes in value["scouted"])})
 
 
 def from_dict(value: dict[str, Any], *, cached: bool | None = None) -> Profile:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fitwithin.candidate import View
-from fitwithin.data.batches import Batch, TrainBatches, dummy
+from fitwithin.data.batches import Batch, TrainBatches, dummy_batch
 from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
@@ -82,7 +82,7 @@ def measure(
     first_s = save_s = 0.0
     paces: dict[int, StepTiming] = {}
     changes_s: dict[int, float] = {}
-    whole: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for px in sizes:
         begun_at = time.monotonic()
         with feeder.stream(
@@ -95,11 +95,11 @@ def measure(
                 changes_s[px] = _change(learner, device, batches, begun_at)
             paces[px] = _pace(learner, device, batches, BRIEF if job.brief else USUAL)
             if px == sizes[-1]:
-                whole = _dummy_paces(learner, job, device, next(batches))
-                whole.update(_beside_steps(learner, job, device, feeder))
+                fields = _dummy_paces(learner, job, device, next(batches))
+                fields.update(_beside_steps(learner, job, device, feeder))
                 if not job.brief:
                     learner.step(*next(batches), 1e-4)  # recorded anew, as after every evaluation
-                whole.update(capture_s=learner.capture_s, loader_step_s=_loader_pace(batches, loaded.ahead))
+                fields.update(capture_s=learner.capture_s, loader_step_s=_loader_pace(batches, loaded.prefetch))
     step_s, step_low_s, step_high_s = paces[candidate.train_px]
     return Timing(
         startup_s=startup_s,
@@ -111,13 +111,13 @@ def measure(
         num_other_processes=max(num_other_processes, device.num_other_processes()),
         stage_step_s={px: paces[px][0] for px in sizes[:-1]},
         stage_change_s={px: max(0.0, spent_s - CHANGE_STEPS * paces[px][0]) for px, spent_s in changes_s.items()},
-        **whole,
+        **fields,
     )
 
 
 def _beside_steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: PrefetchLoader) -> dict[str, Any]:
     """What evaluations cost, by size."""
-    device.settle()
+    device.update_limit()
     device.empty_cache()
     sizes = sorted({job.candidate.train_px, *job.setting.view_sizes})
     passes = dict.fromkeys(sizes, (0.0, 0.0, 0.0))
@@ -129,7 +129,7 @@ def _beside_steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: P
             passes[px] = _evaluation(learner, job, feeder, px) if px in seen else passes[larger]
             larger = px
     learner.release()  # in a turn too the others do no more, and wait at the next step
-    device.settle()
+    device.update_limit()
     device.empty_cache()
     return {
         "eval_first_s": {px: first_s for px, (first_s, _, _) in passes.items()},
@@ -165,7 +165,7 @@ def _first_steps(
     saved_at = time.monotonic()
     for _ in range(FIRST_STEPS - 1):
         losses.append(learner.step(*next(batches), 1e-4))
-        device.throttle()
+        device.limit_run_ahead()
     device.synchronize()
     first_s = stepped_at - begun_at + time.monotonic() - saved_at
     check_finite(job.candidate, losses)
@@ -176,14 +176,14 @@ def _change(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch], begu
     """Seconds since ``begun_at`` that the first CHANGE_STEPS of another size took."""
     for _ in range(CHANGE_STEPS):
         learner.step(*next(batches), 1e-4)
-        device.throttle()
+        device.limit_run_ahead()
     device.synchronize()
     return time.monotonic() - begun_at
 
 
 def _prepared(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> Batch:
     """A batch of another size that lies ready, after the first steps at that size."""
-    x, y = dummy(job.candidate.train_px, batch, job.setting.classes, job.setting.seed, job.setting.canvas_px)
+    x, y = dummy_batch(job.candidate.train_px, batch, job.setting.classes, job.setting.seed, job.setting.canvas_px)
     ready = (x.pin_memory(), y.pin_memory()) if device.kind == "cuda" else (x, y)
     for _ in range(PREPARED):
         learner.step(*ready, 1e-4)
@@ -196,18 +196,18 @@ def _dummy_pace(learner: Learner, device: Cpu | Cuda, ready: Batch) -> float:
     begun_at, steps = time.monotonic(), 0
     while learner.team.led([steps < DUMMY_STEPS or time.monotonic() - begun_at < DUMMY_SAMPLE_S])[0]:
         learner.step(*ready, 1e-4)
-        device.throttle()
+        device.limit_run_ahead()
         steps += 1
     device.synchronize()
     return (time.monotonic() - begun_at) / steps
 
 
-def _loader_pace(batches: Iterator[Batch], ahead: int) -> float:
+def _loader_pace(batches: Iterator[Batch], prefetch: int) -> float:
     """Mean seconds in which the loader makes a batch while nothing else is done; it has none in stock afterwards."""
-    for _ in range(ahead):
+    for _ in range(prefetch):
         next(batches)
     begun_at, made = time.monotonic(), 0
-    while made < ahead:
+    while made < prefetch:
         next(batches)
         made += 1
     return (time.monotonic() - begun_at) / made
@@ -219,7 +219,7 @@ def _pace(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch], sampli
     begun_at, mean_s, error_s, enough = time.monotonic(), 0.0, 0.0, False
     for x, y in learner.team.in_step(batches):
         learner.step(x, y, 1e-4)
-        device.throttle()
+        device.limit_run_ahead()
         now = time.monotonic()
         if now - begun_at >= sampling.run_up_s:
             marks.append(now)

@@ -201,7 +201,7 @@ class Simulated:
                 raise
             wall_s, reason = self.now() - begun_at, end.failure.reason
             return Probe(batch=job.batch, passed=False, reason=reason, parameters=parameters, wall_s=wall_s)
-        points = self._scout(job, peak_bytes, until_at) if job.scout else ()
+        scouted = self._scout(job, peak_bytes, until_at) if job.scout else ()
         wall_s = self.now() - begun_at
         return Probe(
             batch=job.batch,
@@ -210,7 +210,7 @@ class Simulated:
             parameters=parameters,
             wall_s=wall_s,
             timing=timing,
-            points=points,
+            scouted=scouted,
         )
 
     def _screen(self, job: CompareJob, until_at: float) -> CompareResult:
