@@ -27,7 +27,7 @@ def prepared(folder: Path, *, device: str, memory: str, sizes: str, workers: int
     """The images of a folder, decoded and known to runs to come, and the paper's recipe on them under a cap by the
     driver's count."""
     request = requests.parse(folder, memory=memory, time="1h", sizes=sizes, recipe="paper", device=device)
-    images = pack_builder.build(image_folder.scan(Path(folder), kept=cache_root() / "folders"), request.pack_side)
+    images = pack_builder.build(image_folder.scan(Path(folder), cache_dir=cache_root() / "folders"), request.pack_side)
     setting = JobSettings(
         device=device,
         memory_bytes=request.budget.memory_bytes,

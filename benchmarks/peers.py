@@ -129,7 +129,7 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     device = Cuda(arguments.index)
-    device.cap(arguments.memory, "process")
+    device.set_memory_cap(arguments.memory, "process")
     find = lightning if arguments.peer == "lightning" else accelerate
     found = find(arguments.model, arguments.precision, arguments.px)
     print(json.dumps({**found, "peak_bytes": device.peak_bytes()}), flush=True)

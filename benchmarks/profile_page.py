@@ -389,7 +389,9 @@ def _tried(row: Row, cap_bytes: int) -> _Tried:
         name=row["candidate"],
         batch=row["profile"]["batch"],
         passed=passed,
-        scouted={batch: needed / GIB for probe in probes for batch, needed in probe["points"]},
+        scouted={
+            batch: needed / GIB for probe in probes for batch, needed in probe.get("scouted", probe.get("points", ()))
+        },
         failed=sorted({probe["batch"] for probe in probes if not probe["passed"]}),
         usable=_usable(row, cap_bytes) / GIB,
         cap=cap_bytes / GIB,

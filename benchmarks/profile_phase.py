@@ -39,9 +39,10 @@ from fitwithin.engine.jobs import JobSettings, TrainJob
 from fitwithin.engine.local import Local
 from fitwithin.engine.results import TrainResult
 from fitwithin.machine import cores
+from fitwithin.pipeline import slots
 from fitwithin.planning import cost as costs
-from fitwithin.profiling import profile_candidates
-from fitwithin.profiling.profile import Profile, Rejection, to_dict
+from fitwithin.profiling.candidate_profiler import CandidateProfiler
+from fitwithin.profiling.profile import Profile, Rejection, prior, to_dict
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "profile_phase.json"
 
@@ -136,26 +137,39 @@ class Series:
         self.machine = engine.describe()
 
     def _measure(self, candidates: list[Candidate], jobs: int) -> tuple[list[Profile | Rejection], float, int]:
-        lanes = self.engine.lanes(jobs, self.setting.memory_bytes)
+        jobs = self.engine.max_parallel(jobs, self.setting.memory_bytes)
         begun_at = time.monotonic()
-        found = []
-        for each in profile_candidates.measure(
-            candidates,
-            self.setting,
-            self.engine,
-            n_train=self.n_train,
-            until_at=begun_at + PROFILE_WITHIN_S,
-            tell=lambda progress: None,
-            lanes=lanes,
-        ):
+        waiting, searched, found = list(candidates), list[CandidateProfiler](), list[Profile | Rejection]()
+
+        def next_search(_: int) -> slots.Work[tuple[CandidateProfiler, Rejection | None]] | None:
+            if not waiting:
+                return None
+            profiler = CandidateProfiler(
+                waiting.pop(0), self.setting, self.engine, n_train=self.n_train, on_progress=lambda progress: None
+            )
+            place = prior(searched, profiler.candidate)
+            return lambda: (profiler, profiler.search(begun_at + PROFILE_WITHIN_S, place, alone=jobs == 1))
+
+        def on_searched(done: tuple[CandidateProfiler, Rejection | None]) -> None:
+            profiler, rejection = done
+            if rejection is None:
+                searched.append(profiler)
+            else:
+                record(rejection)
+
+        def record(each: Profile | Rejection) -> None:
             say(f"{time.monotonic() - begun_at:6.1f} s  {told(each)}")
             found.append(each)
-        return found, time.monotonic() - begun_at, lanes
+
+        slots.side_by_side(self.engine, jobs, next_search, on_searched)
+        for profiler in searched:
+            record(profiler.time(begun_at + PROFILE_WITHIN_S))
+        return found, time.monotonic() - begun_at, jobs
 
     def profile(self, candidates: list[Candidate]) -> None:
         """The profile phase itself."""
-        found, wall_s, lanes = self._measure(candidates, self.arguments.jobs)
-        self.facts.update(wall_s=wall_s, jobs=lanes)
+        found, wall_s, jobs = self._measure(candidates, self.arguments.jobs)
+        self.facts.update(wall_s=wall_s, jobs=jobs)
         for each in found:
             if isinstance(each, Profile):
                 self.profiles[each.candidate.name] = each
@@ -203,7 +217,7 @@ class Series:
             non_allocator_bytes=profile.non_allocator_bytes,
             captured=profile.captured,
         )
-        outcome = self.engine.do(job, until_at=begun_at + TURN_WITHIN_S + 10, on_progress=lambda progress: None)
+        outcome = self.engine.run(job, until_at=begun_at + TURN_WITHIN_S + 10, on_progress=lambda progress: None)
         return outcome, time.monotonic() - begun_at
 
     def two_epochs(self, name: str) -> None:

@@ -161,7 +161,7 @@ def speed(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
     )
     with tempfile.TemporaryDirectory() as scratch, Local(arguments.device, Path(scratch) / "worker.log") as engine:
         variants = tuple(grid([model], SPEED_PRECISIONS, [px], SPEED_LAYOUTS))
-        screened = engine.do(
+        screened = engine.run(
             CompareJob(setting=setting, candidates=variants),
             until_at=time.monotonic() + 300,
             on_progress=lambda progress: None,
@@ -169,7 +169,7 @@ def speed(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
         assert isinstance(screened, CompareResult), screened
         candidate = min(variants, key=lambda variant: screened.paces[variant.name].step_s)
         job = ProbeJob(setting=setting, candidate=candidate, batch=batch, timed=True)
-        probe = engine.do(job, until_at=time.monotonic() + 300, on_progress=lambda progress: None)
+        probe = engine.run(job, until_at=time.monotonic() + 300, on_progress=lambda progress: None)
     assert isinstance(probe, Probe), probe
     assert probe.timing is not None, probe.reason
     words = [model, "--data", arguments.data, "--px", px, "--batch", batch, "--workers", SPEED_WORKERS]

@@ -175,7 +175,7 @@ def one(
         return batch / run.get("pace", PACE) * (px / 160) ** 2
 
     stages = tuple(Stage(since=since, px=px, step_s=pace_s(px)) for since, px in recipe.stages(run["px"]))
-    trained = engine.do(
+    trained = engine.run(
         TrainJob(
             setting=setting,
             candidate=candidate,
@@ -195,7 +195,7 @@ def one(
     if not isinstance(trained, TrainResult):
         return {"failed": trained.reason}
     pairs = tuple(views_of(views, flips=True))
-    done = engine.do(
+    done = engine.run(
         EvaluateJob(
             setting=setting,
             candidate=candidate,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,17 +17,19 @@ from hypothesis import settings
 from fitwithin import recipe as recipes
 from fitwithin.accountant import Accountant
 from fitwithin.budget import Budget
-from fitwithin.candidate import grid
+from fitwithin.candidate import Candidate, grid
 from fitwithin.data.dataset import DataFacts
+from fitwithin.engine.base import Engine
 from fitwithin.engine.jobs import JobSettings
-from fitwithin.engine.results import Timing
+from fitwithin.engine.results import Progress, Timing
 from fitwithin.engine.simulated.clock import SimulatedClock
 from fitwithin.engine.simulated.engine import Simulated
 from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.ledger import KINDS, OPEN, Ledger, fold
 from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Silent
-from fitwithin.profiling.profile import Profile
+from fitwithin.profiling.candidate_profiler import CandidateProfiler
+from fitwithin.profiling.profile import Profile, Rejection, prior
 from fitwithin.recipe import Recipe
 from fitwithin.report import render
 from fitwithin.request import Request
@@ -71,6 +74,24 @@ class CountedImages:
         which = ("train", "val", "test").index(split)
         start = sum(self.counts[:which])
         return np.arange(start, start + self.counts[which])
+
+
+def measure(
+    candidates: Sequence[Candidate],
+    setting: JobSettings,
+    engine: Engine,
+    *,
+    n_train: int,
+    until_at: float = math.inf,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> list[Profile | Rejection]:
+    """What profiling finds out about candidates one after the other; each places the probes of the next."""
+    found: list[Profile | Rejection] = []
+    for candidate in candidates:
+        profiler = CandidateProfiler(candidate, setting, engine, n_train=n_train, on_progress=on_progress)
+        place = prior([each for each in found if isinstance(each, Profile)], candidate)
+        found.append(profiler.profile(until_at, place))
+    return found
 
 
 class Timed(MemoryStore):
@@ -138,6 +159,7 @@ def request(
     recipe: str = "paper",
     data_parallel: int = 1,
     slots: int = 1,
+    jobs: int = 1,
     **limits: Any,
 ) -> Request:
     """A request in plain numbers; ``limits`` are the budget's."""
@@ -151,6 +173,7 @@ def request(
         view_sizes=view_sizes,
         data_parallel=data_parallel,
         gpus=slots * data_parallel,
+        jobs=jobs,
     )
 
 

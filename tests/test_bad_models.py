@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,11 @@ from fitwithin.candidate import Candidate
 from fitwithin.data import image_folder, pack_builder
 from fitwithin.engine.jobs import JobSettings
 from fitwithin.engine.local import Local
-from fitwithin.profiling import candidate_profiler, profile_candidates
+from fitwithin.pipeline import slots
+from fitwithin.profiling import candidate_profiler
+from fitwithin.profiling.candidate_profiler import CandidateProfiler
 from fitwithin.profiling.profile import Profile, Rejection
+from simulation import measure
 
 pytestmark = pytest.mark.slow
 
@@ -171,20 +175,28 @@ class Bench:
     engine: Local
     setting: JobSettings
 
-    def measure(
-        self, *wanted: tuple[str, str], limit: int = LIMIT, until_s: float = math.inf, lanes: int = 1
-    ) -> dict[str, Profile | Rejection]:
+    def measure(self, *wanted: tuple[str, str], limit: int = LIMIT, jobs: int = 1) -> dict[str, Profile | Rejection]:
         """What comes of each (model, precision) under the recipe's limit, by the candidate's name."""
         candidates = [Candidate(model=model, train_px=PX, precision=precision) for model, precision in wanted]
-        found = profile_candidates.measure(
-            candidates,
-            replace(self.setting, recipe=replace(self.setting.recipe, max_batch=limit)),
-            self.engine,
-            n_train=limit,
-            until_at=self.engine.now() + until_s,
-            tell=lambda progress: None,
-            lanes=lanes,
-        )
+        setting = replace(self.setting, recipe=replace(self.setting.recipe, max_batch=limit))
+        found: list[Profile | Rejection] = []
+        if jobs == 1:
+            found += measure(candidates, setting, self.engine, n_train=limit)
+        else:
+            waiting = [
+                CandidateProfiler(candidate, setting, self.engine, n_train=limit, on_progress=lambda progress: None)
+                for candidate in candidates
+            ]
+            searched: list[CandidateProfiler] = []
+
+            def search(profiler: CandidateProfiler) -> None:
+                rejection = profiler.search(math.inf, alone=False)
+                found.append(rejection) if rejection else searched.append(profiler)
+
+            slots.side_by_side(
+                self.engine, jobs, lambda _: partial(search, waiting.pop(0)) if waiting else None, lambda _: None
+            )
+            found += [profiler.time(math.inf) for profiler in searched]
         outcomes = {outcome.candidate.name: outcome for outcome in found}
         assert sorted(outcomes) == sorted(candidate.name for candidate in candidates)
         return outcomes
@@ -291,13 +303,12 @@ def test_what_fails_only_when_it_is_timed_is_not_sought_size_by_size(
     bench: Bench, model: str, batch: str | int, words: str
 ) -> None:
     told: list[str] = []
-    (outcome,) = profile_candidates.measure(
+    (outcome,) = measure(
         [Candidate(model=model, train_px=PX, precision="fp32")],
         replace(bench.setting, recipe=replace(bench.setting.recipe, batch=batch)),
         bench.engine,
         n_train=FAR_LIMIT + 1,
-        until_at=math.inf,
-        tell=lambda progress: told.append(progress.text),
+        on_progress=lambda progress: told.append(progress.text),
     )
     assert_rejected(outcome, words)
     assert len([text for text in told if text.endswith(", timed")]) <= 1
@@ -311,11 +322,11 @@ def test_a_model_that_hangs_is_not_waited_for(bench: Bench, monkeypatch: pytest.
     assert time.monotonic() - begun_at < 6
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_the_engine_works_on_and_nothing_of_the_bad_ones_is_left(bench: Bench, lanes: int) -> None:
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_engine_works_on_and_nothing_of_the_bad_ones_is_left(bench: Bench, jobs: int) -> None:
     """One after the other, and side by side."""
     wanted = [(model, precision) for model, (precision, _) in BAD.items()]
-    found = bench.measure(*wanted, ("good", "fp32"), lanes=lanes)
+    found = bench.measure(*wanted, ("good", "fp32"), jobs=jobs)
     assert assert_certified(found.pop(f"good-fp32-{PX}")).batch == LIMIT
     for outcome in found.values():
         assert_rejected(outcome, BAD[outcome.candidate.model][1])

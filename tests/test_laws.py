@@ -36,11 +36,22 @@ from fitwithin.planning import cost as costs
 from fitwithin.planning import plan as planning
 from fitwithin.profiling.batch_search import largest_batch
 from fitwithin.profiling.profile import Profile
-from fitwithin.profiling.profile_candidates import measure
 from fitwithin.report.schema import Report
 from fitwithin.store import MemoryStore
 from fitwithin.units import duration
-from simulation import FACTS, GIB, CountedImages, Stage, Timed, books_after_each, profile, request, tries, without_pages
+from simulation import (
+    FACTS,
+    GIB,
+    CountedImages,
+    Stage,
+    Timed,
+    books_after_each,
+    measure,
+    profile,
+    request,
+    tries,
+    without_pages,
+)
 
 MIB = 2**20
 
@@ -231,8 +242,8 @@ class Mortal:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
-        outcome = self.inner.do(job, until_at=until_at, on_progress=on_progress)
+    def run(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+        outcome = self.inner.run(job, until_at=until_at, on_progress=on_progress)
         self.last -= 1
         if self.last != 0:
             return outcome
@@ -368,9 +379,7 @@ def test_more_memory_never_gives_a_smaller_batch(law: SimulatedMachine, memory_b
 
 def _measure(run: RunContext) -> Any:
     (candidate,) = run.candidates
-    (found,) = measure(
-        [candidate], run.setting, run.engine, n_train=run.data.train, until_at=math.inf, tell=lambda progress: None
-    )
+    (found,) = measure([candidate], run.setting, run.engine, n_train=run.data.train)
     return found
 
 

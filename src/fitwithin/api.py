@@ -243,7 +243,7 @@ def _parsed(site: Site, data: str | Path, device: str, limits: Limits) -> Reques
 
 def _scan(request: Request, reporter: Reporter) -> dataset.Dataset:
     reporter.begin(f"reading {request.data}")
-    return folders.scan(Path(request.data), seed=request.seed, kept=files.cache_root() / "folders")
+    return folders.scan(Path(request.data), seed=request.seed, cache_dir=files.cache_root() / "folders")
 
 
 def _site(planned: Request | None, limits: Limits, server: launch.Server) -> Site:

@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 import traceback
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -133,18 +133,6 @@ def _hold(job: ReserveMemoryJob, connection: Connection) -> None:
     del held
 
 
-def _baton(job: ProbeJob, seat: Seat) -> tuple[Any, float]:
-    """The baton of a timed process, once it may start, and how long it waited; of several, the first has it."""
-    from fitwithin.profiling import gpu_lock, probe
-    from fitwithin.training import distributed
-
-    if not seat.leads:
-        distributed.await_first(seat)
-        return None, 0.0
-    held = gpu_lock.GpuLock(probe.scratch_folder(job), job.setting.device)
-    return held, held.start()
-
-
 def _failure(error: BaseException, opened: Any) -> Failure:
     """What an error comes to; those that tell that nobody listens any more are raised again."""
     if isinstance(error, BrokenPipeError | EOFError):
@@ -168,33 +156,35 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
     from fitwithin.data import pack
     from fitwithin.data.prefetch import PrefetchLoader
     from fitwithin.engine import device
-    from fitwithin.profiling import probe, screen
+    from fitwithin.profiling import gpu_lock, probe, screen
     from fitwithin.training import distributed, evaluation, loop
     from fitwithin.training.evaluation import feeder_rings
 
     opened: Any = None
     feeder: PrefetchLoader | None = None
-    held: Any = None
+    locked = ExitStack()
     try:
         setting = replace(job.setting, device=seat.device(job.setting.device))
         job = replace(job, setting=setting)
         if isinstance(job, CompareJob):
             opened = device.open_device(setting.device)
-            opened.cap(setting.memory_bytes, setting.accounting)
+            opened.set_memory_cap(setting.memory_bytes, setting.accounting)
             return screen.screen(job, opened)
         evaluates = isinstance(job, EvaluateJob)
         rings = feeder_rings(job.candidate, setting, job.batch if evaluates else job.share, trains=not evaluates)
         store = pack.open_pack(Path(setting.pack))
         feeder = PrefetchLoader(store, setting.workers, rings, pin=setting.device.startswith("cuda"))
         if isinstance(job, ProbeJob) and job.timed:
-            held, waited_s = _baton(job, seat)
-            asked_at += waited_s
+            if seat.leads:
+                asked_at += locked.enter_context(gpu_lock.timing_lock(probe.scratch_folder(job), setting.device))
+            else:
+                distributed.await_first(seat)
         if not isinstance(job, ProbeJob) or job.timed:
             feeder.start()
         team = distributed.join(seat, setting.jobs_per_host)
         opened = device.open_device(setting.device)
         expected_bytes = 0 if evaluates else job.non_allocator_bytes
-        opened.cap(setting.memory_bytes, setting.accounting, expected_bytes, feeder.capacity_bytes)
+        opened.set_memory_cap(setting.memory_bytes, setting.accounting, expected_bytes, feeder.capacity_bytes)
         team.open(opened)
         sent_at = 0.0
 
@@ -206,7 +196,7 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
 
         if isinstance(job, ProbeJob):
             scratch = probe.candidate_scratch(job.candidate, probe.scratch_folder(job))
-            return probe.probe(job, opened, feeder, asked_at, scratch, held, team)
+            return probe.probe(job, opened, feeder, asked_at, scratch, team)
         evaluator = evaluation.Evaluator(opened, feeder)
         with opened.guard():
             if isinstance(job, TrainJob):
@@ -219,6 +209,7 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
     finally:
         if feeder is not None:
             feeder.close()
+        locked.close()
 
 
 if __name__ == "__main__":

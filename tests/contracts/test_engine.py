@@ -66,7 +66,7 @@ class Bench:
     ) -> Any:
         setting = replace(self.setting, **changes)
         job = ProbeJob(setting=setting, candidate=CANDIDATE, batch=batch, timed=timed, brief=brief)
-        return self.engine.do(job, until_at=self.engine.now() + until_s, on_progress=lambda progress: None)
+        return self.engine.run(job, until_at=self.engine.now() + until_s, on_progress=lambda progress: None)
 
     def train_job(self, folder: Path, steps: int) -> TrainJob:
         return TrainJob(
@@ -86,7 +86,7 @@ class Bench:
         """What comes of a turn that believes it has a minute."""
         seen = told if told is not None else []
         until_at = self.engine.now() + until_s
-        return self.engine.do(self.train_job(folder, steps), until_at=until_at, on_progress=seen.append)
+        return self.engine.run(self.train_job(folder, steps), until_at=until_at, on_progress=seen.append)
 
 
 def setting(device: str, folder: Path) -> JobSettings:
@@ -184,7 +184,7 @@ def test_a_step_that_resizes_what_lies_on_canvases_is_probed_as_it_trains(local:
     recipe = replace(local.setting.recipe, progressive_resizing=((0.0, 0.7), (0.5, 1.0)))
     setting = replace(local.setting, recipe=recipe, canvas_px=56)
     job = ProbeJob(setting=setting, candidate=replace(CANDIDATE, train_px=48), batch=4, timed=timed)
-    found = local.engine.do(job, until_at=local.engine.now() + 60.0, on_progress=lambda progress: None)
+    found = local.engine.run(job, until_at=local.engine.now() + 60.0, on_progress=lambda progress: None)
     assert isinstance(found, Probe), found
     assert found.passed, found.reason
     assert (found.timing is not None) == timed
@@ -195,11 +195,11 @@ def test_a_step_that_resizes_what_lies_on_canvases_is_probed_as_it_trains(local:
 
 def test_a_scout_sees_a_second_point(bench: Bench) -> None:
     job = ProbeJob(setting=bench.setting, candidate=CANDIDATE, batch=4, scout=True, limit=24)
-    found = bench.engine.do(job, until_at=bench.engine.now() + 60, on_progress=lambda progress: None)
+    found = bench.engine.run(job, until_at=bench.engine.now() + 60, on_progress=lambda progress: None)
     assert isinstance(found, Probe), found
     assert found.passed, found.reason
     assert found.batch == 4
-    ((batch, peak_bytes),) = found.points
+    ((batch, peak_bytes),) = found.scouted
     assert 8 <= batch <= 24
     assert found.peak_bytes is not None
     assert found.peak_bytes <= peak_bytes <= bench.setting.memory_bytes
@@ -251,7 +251,7 @@ def test_training_leaves_a_model_and_tells_how_it_goes(bench: Bench, tmp_path: P
         splits=("val", "test"),
         until_at=bench.engine.now() + 60,
     )
-    evaluated = bench.engine.do(job, until_at=job.until_at + 1, on_progress=told.append)
+    evaluated = bench.engine.run(job, until_at=job.until_at + 1, on_progress=told.append)
     assert isinstance(evaluated, EvalResult), evaluated
     sizes = by_size(views, CANDIDATE.train_px)
     assert evaluated.done == tuple(
@@ -275,7 +275,7 @@ def test_training_leaves_a_model_and_tells_how_it_goes(bench: Bench, tmp_path: P
     (tmp_path / EVALUATED).write_text(half, encoding="utf-8")
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("logits-*.npy")}
     told.clear()
-    again = bench.engine.do(
+    again = bench.engine.run(
         replace(job, until_at=bench.engine.now() + 60), until_at=bench.engine.now() + 61, on_progress=told.append
     )
     assert isinstance(again, EvalResult), again
@@ -303,7 +303,7 @@ def test_a_job_beyond_its_end_is_a_deadline_and_returns_in_time(bench: Bench, tm
 def test_a_turn_that_knows_its_end_leaves_in_time(bench: Bench, tmp_path: Path) -> None:
     now = bench.engine.now()
     job = replace(bench.train_job(tmp_path, 10**6), until_at=now + 7.0)
-    done = bench.engine.do(job, until_at=now + 9.0, on_progress=lambda progress: None)
+    done = bench.engine.run(job, until_at=now + 9.0, on_progress=lambda progress: None)
     assert isinstance(done, TrainResult), done
     assert bench.engine.now() <= now + 8.0
     assert done.ended == "shortened"
@@ -323,7 +323,7 @@ def both_at_work(bench: Bench, folder: Path) -> None:
 
     def train(name: str) -> None:
         meet = iter([meeting.wait])
-        bench.engine.do(
+        bench.engine.run(
             bench.train_job(folder / name, 200),
             until_at=bench.engine.now() + 60,
             on_progress=lambda progress: next(meet, int)(),
@@ -331,7 +331,7 @@ def both_at_work(bench: Bench, folder: Path) -> None:
 
     with bench.engine.crew(2) as crew:
         for name in ("first", "second"):
-            crew.begin(lambda name=name: train(name))
+            crew.submit(lambda name=name: train(name))
         for _ in range(2):
             crew.wait().result()
 
@@ -347,11 +347,11 @@ def test_a_crew_has_several_jobs_at_work_at_once(bench: Bench, tmp_path: Path) -
             begun.setdefault(name, bench.engine.now())
 
         job = replace(bench.train_job(tmp_path / name, 10**6), until_at=bench.engine.now() + 7)
-        outcome = bench.engine.do(job, until_at=bench.engine.now() + 60, on_progress=note)
+        outcome = bench.engine.run(job, until_at=bench.engine.now() + 60, on_progress=note)
         return bench.engine.now(), outcome
 
     with bench.engine.crew(2) as crew:
-        works = [crew.begin(lambda name=name: train(name)) for name in ("one", "other")]
+        works = [crew.submit(lambda name=name: train(name)) for name in ("one", "other")]
         ended = [crew.wait(), crew.wait()]
     assert set(ended) == set(works)
     for name, work in zip(("one", "other"), works, strict=True):
@@ -379,7 +379,7 @@ def staying(bench: Bench, folder: Path, within_s: float, **of: Any) -> TrainJob:
 
 
 def carried_out(bench: Bench, job: Any) -> Any:
-    return bench.engine.do(job, until_at=job.until_at + 0.15, on_progress=lambda progress: None)
+    return bench.engine.run(job, until_at=job.until_at + 0.15, on_progress=lambda progress: None)
 
 
 @pytest.fixture
@@ -464,7 +464,7 @@ def test_of_several_that_stay_the_one_that_trained_it_evaluates(
     one, other = staying(stayers, tmp_path / "one", 11.0), staying(stayers, tmp_path / "other", 11.0)
     other = replace(other, candidate=replace(CANDIDATE, train_px=48))
     with stayers.engine.crew(2) as crew:
-        works = [crew.begin(lambda job=job: carried_out(stayers, job)) for job in (one, other)]
+        works = [crew.submit(lambda job=job: carried_out(stayers, job)) for job in (one, other)]
         for _ in works:
             crew.wait()
     assert all(isinstance(work.result(), TrainResult) for work in works), [work.result() for work in works]
@@ -513,7 +513,7 @@ def test_who_hangs_when_another_must_begin_to_evaluate_is_noticed_soon(local: Be
         told.append(local.engine.now())
         strike(local, signal.SIGSTOP)
 
-    ended = local.engine.do(job, until_at=job.until_at, on_progress=stop)
+    ended = local.engine.run(job, until_at=job.until_at, on_progress=stop)
     assert isinstance(ended, Failure)
     assert ended.kind == "hung"
     assert job.anxious_at + 1.5 <= local.engine.now() < job.anxious_at + 3.0
@@ -584,11 +584,11 @@ def test_an_error_beside_a_job_leaves_the_job_alone(local: Bench, tmp_path: Path
 
     def broken() -> Any:
         job = local.train_job(tmp_path / "broken", 10**6)
-        return local.engine.do(job, until_at=job.until_at, on_progress=fail)
+        return local.engine.run(job, until_at=job.until_at, on_progress=fail)
 
     with local.engine.crew(2) as crew:
-        fine = crew.begin(lambda: local.train(tmp_path / "fine", 200))
-        ended = crew.begin(broken)
+        fine = crew.submit(lambda: local.train(tmp_path / "fine", 200))
+        ended = crew.submit(broken)
         assert crew.wait() is ended
         with pytest.raises(ValueError, match="nobody expects this"):
             ended.result()
@@ -607,11 +607,11 @@ def test_an_interrupt_ends_what_a_crew_is_at(local: Bench, tmp_path: Path) -> No
         def train(name: str) -> None:
             heard = iter([at_work.wait])
             job = bench.train_job(tmp_path / name, 10**6)
-            told.append(bench.engine.do(job, until_at=job.until_at, on_progress=lambda p: next(heard, float)()))
+            told.append(bench.engine.run(job, until_at=job.until_at, on_progress=lambda p: next(heard, float)()))
 
         with bench.engine.crew(2) as crew:
-            crew.begin(lambda: train("one"))
-            crew.begin(lambda: train("other"))
+            crew.submit(lambda: train("one"))
+            crew.submit(lambda: train("other"))
             at_work.wait(60)
             raise KeyboardInterrupt
 
@@ -639,7 +639,7 @@ def test_a_worker_that_is_killed_died(local: Bench, tmp_path: Path) -> None:
     """From its first word on it is killed; the server lives on."""
 
     job = local.train_job(tmp_path, 10**6)
-    ended = local.engine.do(job, until_at=job.until_at, on_progress=lambda progress: strike(local, signal.SIGKILL))
+    ended = local.engine.run(job, until_at=job.until_at, on_progress=lambda progress: strike(local, signal.SIGKILL))
     assert isinstance(ended, Failure)
     assert ended.kind == "died"
     assert "SIGKILL" in ended.reason
@@ -650,12 +650,12 @@ def test_a_worker_that_falls_silent_hangs(local: Bench, tmp_path: Path) -> None:
     """From its first word on it stands still."""
 
     job = replace(local.train_job(tmp_path, 10**6), silence_s=3.0)
-    ended = local.engine.do(job, until_at=job.until_at, on_progress=lambda progress: strike(local, signal.SIGSTOP))
+    ended = local.engine.run(job, until_at=job.until_at, on_progress=lambda progress: strike(local, signal.SIGSTOP))
     assert isinstance(ended, Failure)
     assert ended.kind == "hung"
     assert ended.reason == "nothing was heard of the worker for 3 s"
     job = replace(job, until_at=local.engine.now() + 4.0)
-    again = local.engine.do(job, until_at=job.until_at + 2.0, on_progress=lambda progress: None)
+    again = local.engine.run(job, until_at=job.until_at + 2.0, on_progress=lambda progress: None)
     assert isinstance(again, TrainResult), "the checkpoint and the server live on"
 
 
@@ -691,7 +691,7 @@ def test_a_pair_is_certified_by_the_share_of_each(pair: Bench) -> None:
 def test_a_pair_trains_a_model_that_evaluates(pair: Bench, tmp_path: Path) -> None:
     told: list[Progress] = []
     job = replace(pair.train_job(tmp_path, 60), batch=8)
-    done = pair.engine.do(job, until_at=job.until_at, on_progress=told.append)
+    done = pair.engine.run(job, until_at=job.until_at, on_progress=told.append)
     assert isinstance(done, TrainResult), done
     assert (done.ended, done.steps, done.epochs) == ("complete", 60, 60 * 8 / COUNTS[0])
     assert 0 < done.peak_bytes <= pair.setting.memory_bytes
@@ -708,7 +708,7 @@ def test_a_pair_trains_a_model_that_evaluates(pair: Bench, tmp_path: Path) -> No
         splits=splits,
         until_at=until_at,
     )
-    evaluated = pair.engine.do(asked, until_at=until_at, on_progress=told.append)
+    evaluated = pair.engine.run(asked, until_at=until_at, on_progress=told.append)
     assert isinstance(evaluated, EvalResult), evaluated
     plain = read_logits(tmp_path, "val", views[0])
     assert int((plain.argmax(axis=1) == _labels(pair)).sum()) == done.best, "evaluated by one process"
@@ -725,12 +725,12 @@ def test_one_of_a_pair_that_is_killed_ends_both_and_both_are_replaced(pair: Benc
             struck.append(workers(pair)[rank])
             os.kill(struck[0], signal.SIGKILL)
 
-    ended = pair.engine.do(job, until_at=job.until_at, on_progress=strike_one)
+    ended = pair.engine.run(job, until_at=job.until_at, on_progress=strike_one)
     assert isinstance(ended, Failure), ended
     assert (ended.kind, ended.reason) == ("died", "the worker process ended without an answer (SIGKILL)")
     assert workers(pair) == []
     job = replace(job, until_at=pair.engine.now() + 5.0)
-    again = pair.engine.do(job, until_at=job.until_at + 2.0, on_progress=lambda progress: None)
+    again = pair.engine.run(job, until_at=job.until_at + 2.0, on_progress=lambda progress: None)
     assert isinstance(again, TrainResult), "two others go on from the checkpoint"
     assert again.ended == "shortened"
 
@@ -743,7 +743,7 @@ def test_one_of_a_pair_that_stands_still_ends_both(pair: Bench, tmp_path: Path, 
     def stop_one(progress: Progress) -> None:
         os.kill(workers(pair)[rank], signal.SIGSTOP)
 
-    ended = pair.engine.do(job, until_at=job.until_at, on_progress=stop_one)
+    ended = pair.engine.run(job, until_at=job.until_at, on_progress=stop_one)
     assert isinstance(ended, Failure), ended
     assert ended.kind == "hung"
     assert workers(pair) == []
@@ -753,7 +753,7 @@ def test_one_of_a_pair_that_stands_still_ends_both(pair: Bench, tmp_path: Path, 
 def test_a_pair_beyond_its_end_is_ended_in_time(pair: Bench, tmp_path: Path) -> None:
     begun_at = pair.engine.now()
     job = replace(pair.train_job(tmp_path, 10**6), batch=8)
-    ended = pair.engine.do(job, until_at=begun_at + 2.0, on_progress=lambda progress: None)
+    ended = pair.engine.run(job, until_at=begun_at + 2.0, on_progress=lambda progress: None)
     assert isinstance(ended, Failure), ended
     assert ended.kind == "deadline"
     assert 2.0 <= pair.engine.now() - begun_at < 2.6

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fitwithin import recipe as recipes
-from fitwithin.data.batches import TrainBatches, centre_box, draw, dummy, resize
+from fitwithin.data.batches import TrainBatches, centre_box, dummy_batch, resize, sample_crops
 from fitwithin.data.pack import Pack
 from fitwithin.training.augment import resized
 
@@ -22,7 +22,7 @@ def images(n: int = 7) -> Pack:
     sizes = heights.astype(np.int64) * widths * 3
     return Pack(
         folder=None,  # type: ignore[arg-type]
-        side=60,
+        shorter_px=60,
         classes=("a", "b"),
         fingerprint="",
         broken=(),
@@ -71,7 +71,7 @@ def test_crops_lie_within_their_images_and_every_image_comes_once(
     seed: int, epoch: int, sizes: list[tuple[int, int]]
 ) -> None:
     high, wide = (np.array(side, dtype=np.int64) for side in zip(*sizes, strict=True))
-    crops = draw(high, wide, recipes.load("paper"), seed=seed, epoch=epoch)
+    crops = sample_crops(high, wide, recipes.load("paper"), seed=seed, epoch=epoch)
     left, top, right, bottom = crops.boxes.T
     assert sorted(crops.order) == list(range(len(sizes)))
     assert ((left >= 0) & (left < right) & (right <= wide[crops.order])).all()
@@ -110,7 +110,7 @@ def test_a_canvas_has_room_for_what_is_resized_here() -> None:
 def test_a_dummy_batch_has_the_shapes_of_a_real_one(canvas_px: int | None) -> None:
     described = {"px": 24, "batch": 6, "seed": 0, "first_step": 0, "steps": 1, "canvas_px": canvas_px}
     real = TrainBatches(images(), recipes.load("paper"), **described)
-    x, y = dummy(24, 6, 2, 0, canvas_px)
+    x, y = dummy_batch(24, 6, 2, 0, canvas_px)
     assert tuple(x.shape) == (real.size, real.px, real.px, 3)
     assert tuple(y.shape) == real.label_shape
     assert y.dtype == torch.int64

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fitwithin.data.dataset import Broken, Dataset, Sample, without
+from fitwithin.data.dataset import Broken, Dataset, Sample, drop_broken
 from fitwithin.data.image_folder import scan
 from fitwithin.data.splits import random_split
 from fitwithin.errors import DataError
@@ -47,7 +47,7 @@ def splits(dataset: Dataset) -> dict[str, str]:
 
 
 @given(sizes=st.lists(st.integers(2, 60), min_size=2, max_size=4), seed=st.integers(0, 5), with_test=st.booleans())
-def test_a_drawn_split_is_a_stratified_partition(sizes: list[int], seed: int, with_test: bool) -> None:
+def test_arandom_split_split_is_a_stratified_partition(sizes: list[int], seed: int, with_test: bool) -> None:
     before = [
         Sample(path=f"{label}/{i}", label=label, split="train") for label, n in enumerate(sizes) for i in range(n)
     ]
@@ -61,7 +61,7 @@ def test_a_drawn_split_is_a_stratified_partition(sizes: list[int], seed: int, wi
 
 
 @given(order=st.permutations(range(20)), seed=st.integers(0, 3))
-def test_a_drawn_split_depends_on_seed_and_paths_alone(order: list[int], seed: int) -> None:
+def test_arandom_split_split_depends_on_seed_and_paths_alone(order: list[int], seed: int) -> None:
     samples = [Sample(path=f"{i % 2}/{i}", label=i % 2, split="train") for i in range(20)]
     shuffled = [samples[i] for i in order]
     once, again = (
@@ -170,7 +170,7 @@ def test_flat_and_small_has_no_test(tmp_path: Path) -> None:
     assert "too small to spare test images" in dataset.split_why
 
 
-def test_train_alone_is_drawn(tmp_path: Path) -> None:
+def test_train_alone_israndom_split(tmp_path: Path) -> None:
     flat(tmp_path / "train", cat=10, dog=10)
     (tmp_path / "val").mkdir()  # an empty folder states nothing
     assert scan(tmp_path).counts() == {"train": 16, "val": 2, "test": 2}
@@ -289,13 +289,13 @@ def broken(*paths: str) -> list[Broken]:
 
 def test_without_drops_and_checks_again(tmp_path: Path) -> None:
     dataset = scan(flat(tmp_path, cat=10, dog=10))
-    assert without(dataset, []) is dataset
+    assert drop_broken(dataset, []) is dataset
     gone = dataset.of("train")[0].path
-    left = without(dataset, broken(gone))
+    left = drop_broken(dataset, broken(gone))
     assert {*splits(dataset)} - {*splits(left)} == {gone}
     assert left.fingerprint == dataset.fingerprint
     cats = [s.path for s in dataset.samples if s.label == 0]
     with pytest.raises(DataError, match=r"no image to train the class 'cat' once the 10 unreadable files are left out"):
-        without(dataset, broken(*cats))
+        drop_broken(dataset, broken(*cats))
     with pytest.raises(DataError, match=r"no image to validate on once the 2 unreadable"):
-        without(dataset, broken(*(s.path for s in dataset.of("val"))))
+        drop_broken(dataset, broken(*(s.path for s in dataset.of("val"))))

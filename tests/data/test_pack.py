@@ -306,7 +306,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_all_pixels_are_checked_once_and_then_a_sample(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = build(dataset, 32).folder
-    monkeypatch.setattr(pack_builder, "CHECK_SOME", 5)
+    monkeypatch.setattr(pack_builder, "CHECK_SAMPLE", 5)
     later = time.time() + 60
     monkeypatch.setattr(pack_builder, "time", SimpleNamespace(time=lambda: later))
     checked = seen(monkeypatch)
@@ -345,7 +345,7 @@ def test_what_cannot_be_read_of_an_earlier_check_counts_for_nothing(
 def test_large_packs_are_checked_by_sample(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = build(dataset, 32).folder
     monkeypatch.setattr(pack_builder, "CHECK_ALL_BYTES", 0)
-    monkeypatch.setattr(pack_builder, "CHECK_SOME", 5)
+    monkeypatch.setattr(pack_builder, "CHECK_SAMPLE", 5)
     checked = seen(monkeypatch)
     build(dataset, 32)
     assert len(set(checked)) == 5

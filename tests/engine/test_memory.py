@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitwithin.engine.memory import asked_bytes, demanded_bytes
+from fitwithin.engine.memory import asked_bytes, required_limit_bytes
 
 MIB = 2**20
 
@@ -33,11 +33,11 @@ def test_requests_are_rounded_as_the_allocator_rounds_them(size: int, asked: int
 def test_a_request_counts_whole_though_a_part_of_it_is_there() -> None:
     """20 MiB are mapped for a block of 100 MiB whose other 80 MiB lay free: 300 + 100 were asked for, 320 are held."""
     trace = [entry("segment_map", 20 * MIB), entry("alloc", 100 * MIB)]
-    assert demanded_bytes(trace, 300 * MIB) == 400 * MIB
+    assert required_limit_bytes(trace, 300 * MIB) == 400 * MIB
 
 
 def test_what_cached_blocks_serve_asks_for_nothing() -> None:
-    assert demanded_bytes([entry("alloc", 500 * MIB), entry("free_completed", 500 * MIB)], 7) == 7
+    assert required_limit_bytes([entry("alloc", 500 * MIB), entry("free_completed", 500 * MIB)], 7) == 7
 
 
 def test_what_was_given_back_does_not_count_on() -> None:
@@ -48,7 +48,7 @@ def test_what_was_given_back_does_not_count_on() -> None:
         entry("segment_map", 20 * MIB),
         entry("alloc", 5 * MIB),
     ]
-    assert demanded_bytes(trace, 0) == 40 * MIB
+    assert required_limit_bytes(trace, 0) == 40 * MIB
 
 
 @given(
@@ -62,4 +62,4 @@ def test_it_is_never_less_than_what_was_held(steps: list[tuple[str, int]], start
     for action, size in steps:
         held += {"segment_map": size, "segment_unmap": -size}.get(action, 0)
         most = max(most, held)
-    assert demanded_bytes([entry(action, size) for action, size in steps], start) >= most
+    assert required_limit_bytes([entry(action, size) for action, size in steps], start) >= most

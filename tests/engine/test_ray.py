@@ -347,7 +347,7 @@ def test_a_killed_worker_died_and_says_so(ground: Ground, run: RunContext, tmp_p
                 os.kill(target[1], signal.SIGKILL)
 
     job = train_job(run, tmp_path / "turn")
-    ended = run.engine.do(job, until_at=job.until_at, on_progress=kill)
+    ended = run.engine.run(job, until_at=job.until_at, on_progress=kill)
     assert isinstance(ended, Failure)
     assert ended.kind == "died"
     assert "its worker process or its node was lost" in ended.reason
@@ -367,7 +367,7 @@ def test_a_lost_worker_says_nothing_of_the_batch_that_was_tried(ground: Ground, 
     thread = threading.Thread(target=kill)
     thread.start()
     job = ProbeJob(setting=run.setting, candidate=turn(32).candidate, batch=8, timed=True)
-    found = run.engine.do(job, until_at=run.engine.now() + 120, on_progress=lambda progress: None)
+    found = run.engine.run(job, until_at=run.engine.now() + 120, on_progress=lambda progress: None)
     thread.join()
     assert len(killed) == 2
     assert isinstance(found, Probe), found
@@ -385,11 +385,11 @@ def test_the_server_alone_is_replaced(ground: Ground, run: RunContext, tmp_path:
                 os.kill(target[0], signal.SIGKILL)
 
     job = train_job(run, tmp_path / "turn")
-    ended = run.engine.do(job, until_at=job.until_at, on_progress=kill)
+    ended = run.engine.run(job, until_at=job.until_at, on_progress=kill)
     assert isinstance(ended, Failure)
     assert ended.kind == "died"
     job = replace(job, folder=str(tmp_path / "another"), steps=20)
-    again = run.engine.do(job, until_at=job.until_at, on_progress=lambda progress: None)
+    again = run.engine.run(job, until_at=job.until_at, on_progress=lambda progress: None)
     assert isinstance(again, TrainResult), again
 
 
@@ -401,7 +401,7 @@ def test_a_job_that_falls_silent_hangs(ground: Ground, run: RunContext, tmp_path
             os.kill(pid, signal.SIGSTOP)
 
     job = train_job(run, tmp_path / "turn", silence_s=2.0)
-    ended = run.engine.do(job, until_at=job.until_at, on_progress=stop)
+    ended = run.engine.run(job, until_at=job.until_at, on_progress=stop)
     assert isinstance(ended, Failure)
     assert (ended.kind, ended.reason) == ("hung", "nothing was heard of the worker for 2 s")
 
@@ -418,7 +418,7 @@ def test_a_ray_worker_that_stands_still_is_given_up_at_the_end(ground: Ground, r
             os.kill(target[1], signal.SIGSTOP)
 
     until_at = run.engine.now() + 6.0
-    ended = run.engine.do(train_job(run, tmp_path / "turn", until_at=until_at), until_at=until_at, on_progress=stop)
+    ended = run.engine.run(train_job(run, tmp_path / "turn", until_at=until_at), until_at=until_at, on_progress=stop)
     late_s = run.engine.now() - until_at
     assert isinstance(ended, Failure)
     assert ended.kind == "deadline"
@@ -442,12 +442,12 @@ def test_without_the_board_a_job_goes_on(ground: Ground, run: RunContext, tmp_pa
 
     until_at = run.engine.now() + 60.0
     job = train_job(run, tmp_path / "turn", steps=150, until_at=until_at)
-    done = run.engine.do(job, until_at=until_at, on_progress=kill)
+    done = run.engine.run(job, until_at=until_at, on_progress=kill)
     assert isinstance(done, TrainResult), done
     assert heard
-    done = run.engine.do(replace(job, folder=str(tmp_path / "2"), steps=20), until_at=until_at, on_progress=kill)
+    done = run.engine.run(replace(job, folder=str(tmp_path / "2"), steps=20), until_at=until_at, on_progress=kill)
     assert isinstance(done, TrainResult), done
-    ended = run.engine.do(
+    ended = run.engine.run(
         replace(job, folder=str(tmp_path / "3"), steps=10**6, until_at=run.engine.now() + 60),
         until_at=(soon_at := run.engine.now() + 2.5),
         on_progress=kill,
@@ -459,13 +459,13 @@ def test_without_the_board_a_job_goes_on(ground: Ground, run: RunContext, tmp_pa
 
 @pytest.mark.slow
 def test_several_threads_have_jobs_on_several_nodes(ground: Ground, run: RunContext, tmp_path: Path) -> None:
-    assert run.engine.lanes(8, 2**30) >= 2
-    assert run.engine.lanes(1, 2**30) == 1
+    assert run.engine.max_parallel(8, 2**30) >= 2
+    assert run.engine.max_parallel(1, 2**30) == 1
     until_at = run.engine.now() + 40.0
     with ThreadPoolExecutor(2) as pool:
         done: list[Future[Any]] = [
             pool.submit(
-                run.engine.do,
+                run.engine.run,
                 train_job(run, tmp_path / str(number), steps=60, until_at=until_at),
                 until_at=until_at,
                 on_progress=lambda progress: None,
@@ -480,7 +480,7 @@ def test_several_threads_have_jobs_on_several_nodes(ground: Ground, run: RunCont
 def test_closing_ends_what_is_at_work(ground: Ground, run: RunContext, tmp_path: Path) -> None:
     job = train_job(run, tmp_path / "turn")
     with ThreadPoolExecutor(1) as pool:
-        ended = pool.submit(run.engine.do, job, until_at=job.until_at, on_progress=lambda progress: None)
+        ended = pool.submit(run.engine.run, job, until_at=job.until_at, on_progress=lambda progress: None)
         target = until(ground.at_work, 20, why="it is at work")
         began_at = time.monotonic()
         run.engine.close()
@@ -496,7 +496,7 @@ def test_a_node_that_does_not_see_the_data_says_which_and_what_to_do(
     ground: Ground, run: RunContext, tmp_path: Path
 ) -> None:
     job = train_job(run, tmp_path / "turn")
-    ended = run.engine.do(
+    ended = run.engine.run(
         replace(job, setting=replace(job.setting, pack="elsewhere")), until_at=job.until_at, on_progress=lambda _: None
     )
     assert isinstance(ended, Failure)
@@ -532,13 +532,13 @@ def test_on_gpus_a_task_holds_a_whole_one_of_the_kind_there_is_most_of(
             facts = engine.describe()
             assert (facts["name"], facts["engine"], facts["device"]) == ("A card", "ray", "cuda:0")
             assert facts["cores"] == max(1, cores() // 2), "two GPUs share the node's cores"
-            assert engine.lanes(8, 2**30) == 2, "B is another kind"
+            assert engine.max_parallel(8, 2**30) == 2, "B is another kind"
             (server,) = [pid for pid, parent, _ in ground.servers() if "A" in _kind_of(ground, nodes, parent)]
             environment = Path(f"/proc/{server}/environ").read_bytes().split(b"\0")
             assert {b"CUDA_VISIBLE_DEVICES=0", b"CUDA_VISIBLE_DEVICES=1"} & set(environment)
             job = train_job(run, tmp_path / "turn")
             job = replace(job, setting=replace(job.setting, device="cuda:0"))
-            ended = engine.do(job, until_at=job.until_at, on_progress=lambda progress: None)
+            ended = engine.run(job, until_at=job.until_at, on_progress=lambda progress: None)
             assert isinstance(ended, Failure)
             assert ended.kind == "error", ended
             assert not _gone(server), "Ray did not end the worker after its task"

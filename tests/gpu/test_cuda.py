@@ -76,7 +76,7 @@ def candidate(precision: str = "amp") -> Candidate:
 
 
 def do(engine: Local, job: Job, within_s: float = 120.0) -> object:
-    return engine.do(job, until_at=time.monotonic() + within_s, on_progress=lambda progress: None)
+    return engine.run(job, until_at=time.monotonic() + within_s, on_progress=lambda progress: None)
 
 
 def test_the_facts_of_the_machine_name_the_driver(engine: Local) -> None:
@@ -193,7 +193,7 @@ def test_an_interrupted_turn_goes_on_from_its_checkpoint(engine: Local, images: 
     assert first.kind == "deadline"
     assert (tmp_path / "checkpoint.pt").is_file()
     steps: list[int] = []
-    engine.do(job(300), until_at=time.monotonic() + 12, on_progress=lambda progress: steps.append(progress.step))
+    engine.run(job(300), until_at=time.monotonic() + 12, on_progress=lambda progress: steps.append(progress.step))
     assert steps
     assert steps[0] > 20  # not from the beginning
 
@@ -211,7 +211,7 @@ def test_a_small_card_is_emulated_inside_a_big_one(images: Pack) -> None:
         small.prepare()
         assert abs(free_bytes() - 4 * GIB) < 64 * 2**20
         assert small.describe()["emulated_bytes"] == 4 * GIB
-        assert small.lanes(8, 3 * GIB) == 1
+        assert small.max_parallel(8, 3 * GIB) == 1
         probe = do(small, ProbeJob(setting=setting(images), candidate=candidate(), batch=8, timed=True))
         assert isinstance(probe, Probe)
         assert probe.passed, probe.reason
@@ -276,7 +276,7 @@ from fitwithin.training.learner import Learner
 
 warnings.simplefilter("error")
 device = Cuda(0)
-device.cap(3 * 2**30, "process")
+device.set_memory_cap(3 * 2**30, "process")
 setting = Setting(device="cuda:0", memory_bytes=3 * 2**30, accounting="process", pack="", classes=3,
                   recipe=replace(recipe.load("paper"), flip=0.0), view_sizes=(64,), seed=0, workers=1)
 

@@ -151,7 +151,7 @@ def test_one_that_is_killed_ends_both_and_the_turn_goes_on(
             os.kill(struck[0], signal.SIGKILL)
 
     job = train_job(images, tmp_path, steps=10**5, checkpoint_every_s=1.0)
-    ended = engine.do(job, until_at=time.monotonic() + 60, on_progress=strike)
+    ended = engine.run(job, until_at=time.monotonic() + 60, on_progress=strike)
     assert isinstance(ended, Failure), ended
     assert ended.kind == "died"
     assert workers() == []

@@ -33,8 +33,12 @@ def fill(run: RunContext, works: list[Callable[[], Any]]) -> list[Any]:
     """What the works gave, in the order in which they ended."""
     told: list[Any] = []
     waiting = list(works)
-    slots.fill(
-        run, "train", reserved_s=lambda: 800.0, ask=lambda slot: waiting.pop(0) if waiting else None, told=told.append
+    slots.run_on_slots(
+        run,
+        "train",
+        reserved_s=lambda: 800.0,
+        next_work=lambda slot: waiting.pop(0) if waiting else None,
+        on_done=told.append,
     )
     return told
 
@@ -46,7 +50,7 @@ def naps(run: RunContext, lengths_s: list[float], log: list[tuple[str, int, floa
         log.append(("begun", number, run.engine.now()))
         with run.accountant.entry("train", f"{number}", gpus=1, reserved_s=length_s, beside=True):
             for _ in range(3):
-                run.engine.rest(length_s / 3)
+                run.engine.sleep(length_s / 3)
         log.append(("ended", number, run.engine.now()))
         return number
 
@@ -96,13 +100,15 @@ def test_an_exception_loses_nothing_that_went_on_beside_it() -> None:
     works = naps(run, [30.0, 1.0, 1.0], log)
 
     def broken() -> None:
-        run.engine.rest(5.0)
+        run.engine.sleep(5.0)
         raise OSError("the disk is full")
 
     told: list[int] = []
     waiting = [works[0], broken, *works[1:]]
     with pytest.raises(OSError, match="the disk is full"):
-        slots.fill(run, "train", reserved_s=lambda: 800.0, ask=lambda slot: waiting.pop(0), told=told.append)
+        slots.run_on_slots(
+            run, "train", reserved_s=lambda: 800.0, next_work=lambda slot: waiting.pop(0), on_done=told.append
+        )
     assert told == [0], "what was at work went on to its end"
     assert len(waiting) == 2, "and nothing new was begun"
     assert run.accountant.books().balanced
@@ -112,13 +118,15 @@ def test_an_interrupt_ends_all_at_once_and_tells_nothing() -> None:
     run, log = run_of(slots=2), list[tuple[str, int, float]]()
 
     def interrupted() -> None:
-        run.engine.rest(5.0)
+        run.engine.sleep(5.0)
         raise KeyboardInterrupt
 
     told: list[int] = []
     waiting = [*naps(run, [30.0], log), interrupted]
     with pytest.raises(KeyboardInterrupt):
-        slots.fill(run, "train", reserved_s=lambda: 800.0, ask=lambda slot: waiting.pop(0), told=told.append)
+        slots.run_on_slots(
+            run, "train", reserved_s=lambda: 800.0, next_work=lambda slot: waiting.pop(0), on_done=told.append
+        )
     assert told == []
     assert [what for what, _, _ in log] == ["begun"]
     assert run.engine.now() == 1005.0
@@ -141,8 +149,8 @@ def test_a_crew_that_is_over_lets_nobody_go_on() -> None:
 
     def give_up() -> None:
         with SimulatedExecutor(clock) as crew:
-            crew.begin(stubborn)
-            crew.begin(lambda: clock.sleep(2.0))
+            crew.submit(stubborn)
+            crew.submit(lambda: clock.sleep(2.0))
             crew.wait()
             raise ValueError("enough")
 
@@ -164,7 +172,7 @@ def test_threads_work_side_by_side_and_tell_who_ended_first() -> None:
         return seconds
 
     with Threads(2, lambda: None) as crew:
-        slow, fast = crew.begin(lambda: work(0.3)), crew.begin(lambda: work(0.0))
+        slow, fast = crew.submit(lambda: work(0.3)), crew.submit(lambda: work(0.0))
         assert crew.wait() is fast
         assert crew.wait() is slow
         assert (slow.result(), fast.result()) == (0.3, 0.0)
@@ -179,7 +187,7 @@ def test_where_the_block_ends_with_an_error_what_they_are_at_is_ended() -> None:
 
     def interrupted() -> None:
         with Threads(1, over.set) as crew:
-            crew.begin(work)
+            crew.submit(work)
             begun.wait(10)
             raise KeyboardInterrupt
 
@@ -201,7 +209,7 @@ def test_who_begins_work_and_waits_takes_no_lock_that_an_interrupt_could_leave_t
         sys.setprofile(note)
         try:
             for _ in range(5):
-                crew.begin(lambda: time.sleep(0.01))
+                crew.submit(lambda: time.sleep(0.01))
             for _ in range(5):
                 crew.wait()
         finally:
@@ -221,7 +229,7 @@ def test_an_interrupt_that_woke_nobody_is_heard_of_all_the_same() -> None:
     def waits() -> None:
         with Threads(1, over.set) as crew:
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-            crew.begin(interrupts)
+            crew.submit(interrupts)
             crew.wait()
 
     begun_at = time.monotonic()
@@ -242,8 +250,8 @@ def test_what_no_thread_was_free_for_does_not_begin_after_an_error() -> None:
 
     def fails() -> None:
         with Threads(1, over.set) as crew:
-            crew.begin(work)
-            crew.begin(lambda: seen.append("begun"))
+            crew.submit(work)
+            crew.submit(lambda: seen.append("begun"))
             begun.wait(10)
             raise ValueError
 

@@ -168,7 +168,7 @@ def test_an_error_is_not_tried_again(stage: Any) -> None:
         calls.append(job)
         return Failure(kind="error", reason="the loss became nan")
 
-    run.engine.do = broken
+    run.engine.run = broken
     assert train(run, plan) == Failure(kind="error", reason="the loss became nan")
     assert len(calls) == 1
 

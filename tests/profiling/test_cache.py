@@ -45,10 +45,10 @@ def test_what_was_put_is_got_and_marked(tmp_path: Path) -> None:
 def test_paces_are_kept_too(tmp_path: Path) -> None:
     paces = {"resnet18-amp-160": StepTiming(batch=64, step_s=0.01, error_s=0.001)}
     kept = cache(tmp_path)
-    assert kept.get_paces("resnet18") is None
-    kept.put_paces("resnet18", paces)
-    assert kept.get_paces("resnet18") == paces
-    assert kept.get_paces("resnet50") is None
+    assert kept.get_step_timings("resnet18") is None
+    kept.put_step_timings("resnet18", paces)
+    assert kept.get_step_timings("resnet18") == paces
+    assert kept.get_step_timings("resnet50") is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"profile": {"candidate": 3}}', "\x00\xff"])

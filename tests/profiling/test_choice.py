@@ -9,17 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fitwithin.candidate import Candidate, grid
-from fitwithin.engine.jobs import rated_batches
+from fitwithin.engine.jobs import batches_to_compare
 from fitwithin.engine.results import StepTiming
-from fitwithin.profiling.batch_search import KNEE, knee, parts
-from fitwithin.profiling.variants import pruned, screened, slower
+from fitwithin.profiling.batch_search import KNEE, accum_options, knee
+from fitwithin.profiling.variants import pruned, slower, variants_to_compare
 
 RATES = st.dictionaries(st.integers(2, 1000), st.floats(1, 1e5), min_size=1, max_size=6)
 
 
 @given(largest=st.integers(2, 5000))
 def test_smaller_batches_are_halves_and_multiples_of_eight(largest: int) -> None:
-    found = rated_batches(largest)
+    found = batches_to_compare(largest)
     assert all(2 <= batch < largest for batch in found)
     assert all(batch % 8 == 0 or batch == largest // 2 for batch in found)
     assert largest < 4 or largest // 2 in found
@@ -36,7 +36,7 @@ def test_the_knee_is_the_smallest_batch_near_the_best(rates: dict[int, float]) -
 
 @given(batch=st.integers(2, 600), largest=st.integers(2, 600))
 def test_parts_are_equal_fit_and_are_as_few_as_can_be(batch: int, largest: int) -> None:
-    found = parts(batch, largest)
+    found = accum_options(batch, largest)
     assert all(batch % n == 0 and 2 <= batch // n <= largest for n in found)
     assert found == sorted(found)
     if largest >= batch:
@@ -44,7 +44,7 @@ def test_parts_are_equal_fit_and_are_as_few_as_can_be(batch: int, largest: int) 
 
 
 def test_a_prime_batch_that_does_not_fit_cannot_be_divided() -> None:
-    assert parts(257, 100) == []
+    assert accum_options(257, 100) == []
 
 
 VARIANTS = grid(["resnet18"], ["amp", "amp-bf16", "fp32", "tf32"], [160], ["nchw", "channels_last"])
@@ -79,7 +79,7 @@ def test_nothing_measured_loses_nothing() -> None:
 
 def test_variants_are_compared_at_the_smallest_size_and_dropped_at_all() -> None:
     candidates = grid(["resnet18", "resnet50"], ["amp", "fp32"], [224, 160]) + grid(["vgg11"], ["amp"], [160, 224])
-    found = screened(candidates)
+    found = variants_to_compare(candidates)
     assert set(found) == {"resnet18", "resnet50"}
     assert all(variant.train_px == 160 for variants in found.values() for variant in variants)
     loser = Candidate(model="resnet18", train_px=160, precision="fp32")

@@ -13,7 +13,7 @@ from fitwithin.candidate import Candidate
 from fitwithin.data.dataset import DataFacts
 from fitwithin.engine.results import Probe
 from fitwithin.planning.cost import costs
-from fitwithin.profiling.interpolate import derived, largest, pace, smaller
+from fitwithin.profiling.interpolate import interpolate_profile, interpolate_profiles, interpolate_step_s, largest
 from fitwithin.profiling.profile import Profile
 from simulation import profile, tries
 
@@ -42,7 +42,7 @@ def at_160(**changed: object) -> Profile:
 
 def test_what_was_measured_at_a_smaller_size_is_its_pace_there() -> None:
     large = at_160()
-    small = smaller(large, replace(large.candidate, train_px=128), FAST, VIEWS)
+    small = interpolate_profile(large, replace(large.candidate, train_px=128), FAST, VIEWS)
     assert small is not None
     assert small.timing.step_s == 0.014
     assert small.timing.step_low_s < 0.014 < small.timing.step_high_s
@@ -57,13 +57,15 @@ def test_what_was_measured_at_a_smaller_size_is_its_pace_there() -> None:
 
 def test_another_backbone_a_larger_size_and_a_limit_of_memory_say_nothing() -> None:
     large = at_160()
-    assert smaller(large, replace(large.candidate, train_px=128, model="resnet50"), FAST, VIEWS) is None
-    assert smaller(large, replace(large.candidate, train_px=128, precision="fp32"), FAST, VIEWS) is None
-    assert smaller(large, replace(large.candidate, train_px=192), FAST, VIEWS) is None
-    assert smaller(large, large.candidate, FAST, VIEWS) is None
+    assert interpolate_profile(large, replace(large.candidate, train_px=128, model="resnet50"), FAST, VIEWS) is None
+    assert interpolate_profile(large, replace(large.candidate, train_px=128, precision="fp32"), FAST, VIEWS) is None
+    assert interpolate_profile(large, replace(large.candidate, train_px=192), FAST, VIEWS) is None
+    assert interpolate_profile(large, large.candidate, FAST, VIEWS) is None
     full = Probe(batch=large.batch + 1, passed=False, reason="out of memory")
     assert (
-        smaller(replace(large, probes=(*large.probes, full)), replace(large.candidate, train_px=128), FAST, VIEWS)
+        interpolate_profile(
+            replace(large, probes=(*large.probes, full)), replace(large.candidate, train_px=128), FAST, VIEWS
+        )
         is None
     )
 
@@ -72,7 +74,7 @@ def test_a_size_takes_after_the_nearest_larger_one() -> None:
     large = at_160()
     larger = at_160(candidate=replace(large.candidate, train_px=224), batch=64)
     wanted = [replace(large.candidate, train_px=px) for px in (96, 192, 256)]
-    found = derived([larger, large], wanted, FAST, VIEWS)
+    found = interpolate_profiles([larger, large], wanted, FAST, VIEWS)
     assert [(one.candidate.train_px, one.batch) for one in found] == [(96, large.batch), (192, 64)]
 
 
@@ -89,17 +91,17 @@ def test_each_backbone_is_measured_at_its_largest_size() -> None:
 def test_paces_are_positive_and_pass_through_what_was_measured(paces: dict[int, float], eighths: int) -> None:
     rising = dict(zip(sorted(paces), sorted(paces.values()), strict=True))
     px = 8 * eighths
-    found = pace(rising, px)
+    found = interpolate_step_s(rising, px)
     assert found > 0
     below = [step_s for size, step_s in rising.items() if size <= px]
     above = [step_s for size, step_s in rising.items() if size >= px]
     assert not below or found >= max(below) * (1 - 1e-9)
     assert not above or found <= min(above) * (1 + 1e-9)
     for size, step_s in rising.items():
-        assert pace(rising, size) == step_s
+        assert interpolate_step_s(rising, size) == step_s
 
 
 @pytest.mark.parametrize("known", [{96: 0.01, 160: 0.01}, {96: 0.012, 160: 0.01}])
 def test_noise_gives_no_falling_line(known: dict[int, float]) -> None:
-    assert pace(known, 128) >= 0.01
-    assert 0 < pace(known, 64) <= known[96]
+    assert interpolate_step_s(known, 128) >= 0.01
+    assert 0 < interpolate_step_s(known, 64) <= known[96]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fitwithin.engine.results import Probe
-from fitwithin.profiling.batch_search import expected_edge, largest_batch
+from fitwithin.profiling.batch_search import largest_batch
 from fitwithin.profiling.profile import Prior, Profile, from_dict, prior, to_dict
 from simulation import profile
 
@@ -146,10 +146,9 @@ def test_a_prior_that_is_wrong_costs_probes_and_nothing_else(edge: int, promised
     room=st.integers(2, 900),
     seed=st.integers(0, 999),
     promised=st.none() | st.integers(2, 900),
-    beside=st.sampled_from(["never", "always", "now and then"]),
 )
 def test_whatever_memory_does_the_certificate_holds(
-    noise: float, stairs: int, slope: int, room: int, seed: int, promised: int | None, beside: str
+    noise: float, stairs: int, slope: int, room: int, seed: int, promised: int | None
 ) -> None:
     """Memory in stairs, falling here and there, or fragmented at random: another amount at every size."""
     base, limit = 10_000, 2_000
@@ -164,18 +163,8 @@ def test_whatever_memory_does_the_certificate_holds(
         passed = needed <= cap_bytes
         return Probe(batch=batch, passed=passed, peak_bytes=needed if passed else None, reason="" if passed else "no")
 
-    def run_both(batch: int, other: int) -> list[Probe]:
-        alone = beside == "now and then" and random.Random(batch + seed).random() < 0.5
-        return [run(batch)] if alone else [run(batch), run(other)]
-
     place = None if promised is None else Prior(batch=promised, image_bytes=float(slope))
-    batch, why, probes = largest_batch(
-        run,
-        cap_bytes=cap_bytes,
-        limit=limit,
-        prior=place,
-        run_both=None if beside == "never" else run_both,
-    )
+    batch, why, probes = largest_batch(run, cap_bytes=cap_bytes, limit=limit, prior=place)
     ran = {probe.batch: probe.passed for probe in probes}
     assert len(ran) == len(probes), "a size was run twice"
     assert len(probes) <= 60
@@ -187,41 +176,15 @@ def test_whatever_memory_does_the_certificate_holds(
         assert batch == limit or ran[batch + 1] is False
 
 
-@given(st.integers(10, 900), st.integers(1_000, 50_000))
-def test_two_sizes_at_once_make_a_certificate_of_a_line_in_one_go(edge: int, image_bytes: int) -> None:
-    """A scout's points and a pair: what is asked for last is the result and its bound."""
-    cap_bytes = 10**6 + int((edge + 0.5) * image_bytes)
-    goes: list[tuple[int, ...]] = []
-
-    def run(batch: int) -> Probe:
-        goes.append((batch,))
-        probe = machine(edge, base=10**6, slope=image_bytes)(batch)
-        scouted = tuple((n, 10**6 + n * image_bytes) for n in (edge // 2, 9 * edge // 10) if batch < n <= edge)
-        return replace(probe, points=scouted if len(goes) == 1 else ())
-
-    def run_both(batch: int, other: int) -> list[Probe]:
-        found = [run(batch), run(other)]
-        goes[-2:] = [(batch, other)]
-        return found
-
-    batch, _, probes = largest_batch(run, cap_bytes=cap_bytes, limit=5000, run_both=run_both)
-    assert batch == edge
-    if edge >= 20:
-        assert goes[1:] == [(edge, edge + 1)]
-    assert len({probe.batch for probe in probes}) == len(probes)
-
-
-@given(st.integers(20, 900), st.integers(1_000, 50_000), st.data())
-def test_where_a_search_will_end_lies_within_its_bracket(edge: int, image_bytes: int, data: st.DataObject) -> None:
+@given(st.integers(20, 900), st.integers(1_000, 50_000))
+def test_after_a_scout_of_a_line_two_more_probes_make_a_certificate(edge: int, image_bytes: int) -> None:
     cap_bytes = 10**6 + int((edge + 0.5) * image_bytes)
     ask = machine(edge, base=10**6, slope=image_bytes)
-    sizes = data.draw(st.lists(st.integers(2, 2000), min_size=1, max_size=6, unique=True))
-    probes = [ask(batch) for batch in sizes]
-    expected = expected_edge(probes, cap_bytes=cap_bytes, limit=5000)
-    passed = [batch for batch in sizes if batch <= edge]
-    if len(passed) < 2:
-        assert expected is None
-        return
-    assert expected is not None
-    assert expected == pytest.approx(edge + 0.5, abs=0.5)
-    assert expected_edge(probes, cap_bytes=cap_bytes, limit=edge) is None, "another limit comes first"
+
+    def run(batch: int) -> Probe:
+        scouted = tuple((n, 10**6 + n * image_bytes) for n in (edge // 2, 9 * edge // 10) if batch < n <= edge)
+        return replace(ask(batch), scouted=scouted if batch == 8 else ())
+
+    batch, _, probes = largest_batch(run, cap_bytes=cap_bytes, limit=5000)
+    assert batch == edge
+    assert [probe.batch for probe in probes] == [8, edge, edge + 1]

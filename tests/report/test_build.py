@@ -184,7 +184,7 @@ def test_a_report_that_takes_long_to_write_is_charged_and_written_again(
     written: list[Report] = []
 
     def slowly(report: Report, folder: Path) -> None:
-        stage.engine.rest(2.0 if not written else 0.1)
+        stage.engine.sleep(2.0 if not written else 0.1)
         written.append(report)
 
     monkeypatch.setattr(finish, "write_report", slowly)

@@ -25,7 +25,7 @@ from fitwithin.data.pack import Pack
 from fitwithin.recipe import Recipe
 
 #: RandomResizedCrop's tries before it falls back to a centre crop (torchvision).
-TRIES = 10
+MAX_TRIES = 10
 
 Ints = npt.NDArray[np.int64]
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -33,7 +33,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 Fill = Callable[[npt.NDArray[np.uint8], range], None]
 
 
-def dummy(px: int, batch: int, classes: int, seed: int, canvas_px: int | None = None) -> Batch:
+def dummy_batch(px: int, batch: int, classes: int, seed: int, canvas_px: int | None = None) -> Batch:
     """Random pixels [B, H, W, 3] and labels [B], or on canvases labels [B, 3]: the paper's dummy loader."""
     rng = np.random.default_rng(seed)
     side = canvas_px or px
@@ -53,14 +53,14 @@ class Crops:
     boxes: npt.NDArray[np.int32]
 
 
-def draw(heights: Ints, widths: Ints, recipe: Recipe, *, seed: int, epoch: int) -> Crops:
+def sample_crops(heights: Ints, widths: Ints, recipe: Recipe, *, seed: int, epoch: int) -> Crops:
     """The draws of an epoch over images of these sizes: torchvision's RandomResizedCrop, for all at once."""
     rng = np.random.default_rng((seed, epoch))
     n = len(heights)
     order = rng.permutation(n).astype(np.int64)
     high, wide = heights[order, None].astype(np.float64), widths[order, None].astype(np.float64)
-    area = high * wide * rng.uniform(*recipe.crop_scale, size=(n, TRIES))
-    ratio = np.exp(rng.uniform(math.log(recipe.crop_ratio[0]), math.log(recipe.crop_ratio[1]), size=(n, TRIES)))
+    area = high * wide * rng.uniform(*recipe.crop_scale, size=(n, MAX_TRIES))
+    ratio = np.exp(rng.uniform(math.log(recipe.crop_ratio[0]), math.log(recipe.crop_ratio[1]), size=(n, MAX_TRIES)))
     crop_w, crop_h = np.round(np.sqrt(area * ratio)), np.round(np.sqrt(area / ratio))
     fits = np.logical_and.reduce([crop_w >= 1, crop_h >= 1, crop_w <= wide, crop_h <= high])
     first = fits.argmax(axis=1)[:, None]
@@ -161,7 +161,7 @@ class TrainBatches(Batches):
     def _epoch(self, epoch: int) -> Crops:
         if epoch not in self._epochs:
             self._epochs = {e: crops for e, crops in self._epochs.items() if e >= epoch - 1}
-            self._epochs[epoch] = draw(self._heights, self._widths, self._recipe, seed=self._seed, epoch=epoch)
+            self._epochs[epoch] = sample_crops(self._heights, self._widths, self._recipe, seed=self._seed, epoch=epoch)
         return self._epochs[epoch]
 
     def prepare(self, number: int) -> tuple[Ints, Fill]:

@@ -75,7 +75,7 @@ class Dataset:
         return tuple(sample for sample in self.samples if sample.split == split)
 
 
-def without(dataset: Dataset, broken: Sequence[Broken]) -> Dataset:
+def drop_broken(dataset: Dataset, broken: Sequence[Broken]) -> Dataset:
     """The data set less its broken samples; the fingerprint stays, for it names what is in the folder.
 
     Raises:

@@ -35,40 +35,40 @@ def digest(content: bytes) -> bytes:
     return blake2b(content, digest_size=16).digest()
 
 
-def fingerprint(root: Path, paths: Sequence[str], kept: Path | None = None) -> str:
+def fingerprint(root: Path, paths: Sequence[str], cache_dir: Path | None = None) -> str:
     """A digest (32 hex digits) over every file's relative path, size in bytes and first 64 KiB, in the order given.
 
-    With a folder ``kept`` the files are read only if one of them, or which there are, differs from when they were last
-    read there: in its device, inode, size, or its dates of modification and change to the nanosecond. The latter is the
-    kernel's and cannot be set back, so the digest is of what the files hold, unless the clock was turned back or they
-    were written to below the file system. What is kept holds for this ``root`` alone. It is not kept where a file could
-    not be read, changed meanwhile, or was changed less than TICK_S before.
+    With a ``cache_dir`` the digest is recorded there, and the files are read again only if one of them, or which there
+    are, differs from then: in its device, inode, size, or its dates of modification and change to the nanosecond. The
+    latter is the kernel's and cannot be set back, so the digest is of what the files hold, unless the clock was turned
+    back or they were written to below the file system. A record holds for this ``root`` alone. There is none where a
+    file could not be read, changed meanwhile, or was changed less than TICK_S before.
     """
     read_at = time.time()
-    note = kept / f"{digest(os.fsencode(os.path.realpath(root))).hex()}.json" if kept is not None else None
-    if note is None:
+    if cache_dir is None:
         return _read(root, paths)[0]
+    record_path = cache_dir / f"{digest(os.fsencode(os.path.realpath(root))).hex()}.json"
     before = _statuses(root, paths)
     stamp = _stamp(root, paths, before)
-    if (known := _known(note, stamp)) is not None:
+    if (known := _known(record_path, stamp)) is not None:
         return known
     found, statuses = _read(root, paths)
-    if statuses == before and settled(statuses, read_at):
+    if statuses == before and mtimes_settled(statuses, read_at):
         with suppress(OSError):  # then the next run reads the files once more
-            note.parent.mkdir(parents=True, exist_ok=True)
-            put_text(note, json.dumps({"stamp": stamp, "fingerprint": found}), shared=True)
+            record_path.parent.mkdir(parents=True, exist_ok=True)
+            put_text(record_path, json.dumps({"stamp": stamp, "fingerprint": found}), shared=True)
     return found
 
 
-def _known(note: Path, stamp: str) -> str | None:
+def _known(record_path: Path, stamp: str) -> str | None:
     try:
-        value = json.loads(note.read_text(encoding="utf-8"))
+        value = json.loads(record_path.read_text(encoding="utf-8"))
         return str(value["fingerprint"]) if value["stamp"] == stamp else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def settled(statuses: Sequence[Status | None], read_at: float) -> bool:
+def mtimes_settled(statuses: Sequence[Status | None], read_at: float) -> bool:
     """Every file could be read, and would have another date if it had changed since."""
     return all(status is not None and max(status[3:]) < (read_at - TICK_S) * 1e9 for status in statuses)
 

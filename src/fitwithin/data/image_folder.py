@@ -27,20 +27,20 @@ class _Folder:
 
     shown: Path
     by_class: dict[str, list[str]]
-    loose: list[str]
+    unlabelled: list[str]
     others: int
 
     @property
     def empty(self) -> bool:
-        return not self.loose and not any(self.by_class.values())
+        return not self.unlabelled and not any(self.by_class.values())
 
 
-def scan(root: Path, *, seed: int = 0, kept: Path | None = None) -> Dataset:
+def scan(root: Path, *, seed: int = 0, cache_dir: Path | None = None) -> Dataset:
     """The data set in a folder; a split the folders do not state is drawn per class from the seed and the paths alone.
 
     Flat folders and ``train`` alone are drawn 80/10/10; ``train`` and ``test`` without ``val`` give 10 % of train to
     val; ``train`` and ``val`` without ``test`` go without. A file that cannot be read stays in: decoding reports it.
-    In the folder ``kept`` it is noted what was read, so that files that did not change are not read again.
+    In the folder ``cache_dir`` it is recorded what was read, so that files that did not change are not read again.
 
     Raises:
         DataError: missing folder, fewer than two classes, a class too small, a class that train does not have.
@@ -56,12 +56,14 @@ def scan(root: Path, *, seed: int = 0, kept: Path | None = None) -> Dataset:
     top = [] if flat else [entry.name for entry in _entries(root) if _is_file(entry)]
     ignored = len(top) + sum(folder.others for folder in folders.values())
     for folder in folders.values():
-        if folder.loose and folder.by_class:
-            notes.append(f"{len(folder.loose)} images directly in {folder.shown} belong to no class and were left out")
-            ignored += len(folder.loose)
+        if folder.unlabelled and folder.by_class:
+            notes.append(
+                f"{len(folder.unlabelled)} images directly in {folder.shown} belong to no class and were left out"
+            )
+            ignored += len(folder.unlabelled)
 
     classes = tuple(sorted(folders["train"].by_class))
-    samples = _stated(folders, classes)
+    samples = _from_folders(folders, classes)
     if "val" not in folders:
         samples = random_split(samples, seed=seed, with_test="test" not in folders)
     samples = sorted(samples, key=lambda sample: sample.path)
@@ -70,7 +72,7 @@ def scan(root: Path, *, seed: int = 0, kept: Path | None = None) -> Dataset:
         root=root,
         classes=classes,
         samples=tuple(samples),
-        fingerprint=fingerprint(root, [sample.path for sample in samples], kept),
+        fingerprint=fingerprint(root, [sample.path for sample in samples], cache_dir),
         split_why="; ".join([_split_why(folders, samples, flat=flat, seed=seed), *notes]),
         ignored=ignored,
     )
@@ -119,17 +121,17 @@ def _collect(root: Path, name: str) -> _Folder:
     seen = frozenset((status.st_dev, status.st_ino) for status in above)
     prefix = f"{name}/" if name else ""
     by_class: dict[str, list[str]] = {}
-    loose, others = [], 0
+    unlabelled, others = [], 0
     for entry in _entries(root / name):
         if _is_dir(entry):
             files = list(_files(root, prefix + entry.name, seen))
             by_class[entry.name] = [path for path in files if is_image(path)]
             others += len(files) - len(by_class[entry.name])
         elif _is_file(entry) and is_image(entry.name):
-            loose.append(prefix + entry.name)
+            unlabelled.append(prefix + entry.name)
         elif _is_file(entry):
             others += 1
-    return _Folder(shown=root / name, by_class=by_class, loose=loose, others=others)
+    return _Folder(shown=root / name, by_class=by_class, unlabelled=unlabelled, others=others)
 
 
 def _layout(root: Path) -> tuple[dict[str, str], list[str]]:
@@ -165,7 +167,9 @@ def _check_labels(folders: dict[str, _Folder]) -> None:
     """Every folder states classes as its split requires, and none that train does not have."""
     train = folders["train"]
     if not train.by_class:
-        found = f"{len(train.loose)} images directly in it" if train.loose else "nothing that could be a class"
+        found = (
+            f"{len(train.unlabelled)} images directly in it" if train.unlabelled else "nothing that could be a class"
+        )
         raise DataError(f"{train.shown} has no class folders but {found}; lay the images out as {LAYOUT}")
     for split in ("val", "test"):
         if split not in folders:
@@ -179,16 +183,18 @@ def _check_labels(folders: dict[str, _Folder]) -> None:
                 f"{folder.shown} has the class {unknown[0]!r} ({len(unknown)} such), which {train.shown} does not "
                 f"have; add it there or remove it here{hint}"
             )
-        if folder.loose and not named and split == "val":
-            raise DataError(f"{folder.shown} has {len(folder.loose)} images in no class; sort them into class folders")
-        if folder.loose and named and split == "test":
+        if folder.unlabelled and not named and split == "val":
             raise DataError(
-                f"{folder.shown} has {len(folder.loose)} images in no class beside {len(named)} class folders; "
+                f"{folder.shown} has {len(folder.unlabelled)} images in no class; sort them into class folders"
+            )
+        if folder.unlabelled and named and split == "test":
+            raise DataError(
+                f"{folder.shown} has {len(folder.unlabelled)} images in no class beside {len(named)} class folders; "
                 f"sort them all into class folders, or none"
             )
 
 
-def _stated(folders: dict[str, _Folder], classes: Sequence[str]) -> list[Sample]:
+def _from_folders(folders: dict[str, _Folder], classes: Sequence[str]) -> list[Sample]:
     """The samples as the folders have them."""
     labels = {name: label for label, name in enumerate(classes)}
     samples = [
@@ -198,7 +204,7 @@ def _stated(folders: dict[str, _Folder], classes: Sequence[str]) -> list[Sample]
         for path in paths
     ]
     if "test" in folders:
-        samples += [Sample(path=path, label=-1, split="test") for path in folders["test"].loose]
+        samples += [Sample(path=path, label=-1, split="test") for path in folders["test"].unlabelled]
     return samples
 
 

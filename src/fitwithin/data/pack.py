@@ -35,7 +35,7 @@ class Pack:
     """
 
     folder: Path
-    side: int
+    shorter_px: int
     classes: tuple[str, ...]
     fingerprint: str
     broken: tuple[Broken, ...]
@@ -80,7 +80,7 @@ def open_pack(folder: Path) -> Pack:
             arrays = dict(stored)
         return Pack(
             folder=folder,
-            side=meta["side"],
+            shorter_px=meta["side"],
             classes=tuple(meta["classes"]),
             fingerprint=meta["fingerprint"],
             broken=tuple(Broken(**item) for item in meta["broken"]),

@@ -29,9 +29,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from fitwithin.data.dataset import SPLITS, Broken, Dataset, Sample, without
+from fitwithin.data.dataset import SPLITS, Broken, Dataset, Sample, drop_broken
 from fitwithin.data.decode import UNREADABLE, read_rgb
-from fitwithin.data.fingerprint import Status, settled, status_of
+from fitwithin.data.fingerprint import Status, mtimes_settled, status_of
 from fitwithin.data.pack import SCHEMA, Pack, open_pack
 from fitwithin.errors import DataError
 from fitwithin.files import cache_root, put_text
@@ -40,13 +40,13 @@ from fitwithin.units import format_size
 
 CHECK_ALL_BYTES = 4 * 2**30  # up to here every image is checked where the file is not known to be as it was
 
-CHECK_SOME = 256  # else this many images drawn at random
+CHECK_SAMPLE = 256  # else this many images drawn at random
 
 #: Of a pack's folder: the status of its pixels' file when they were last checked, all of them.
 CHECKED = "checked.json"
 
 
-WIDER = 1.35  # mean of longer side / shorter side taken for the estimate: between 4:3 and 3:2
+MEAN_ASPECT = 1.35  # mean of longer side / shorter side taken for the estimate: between 4:3 and 3:2
 
 _WAY_OUT = "free some space or set FITWITHIN_CACHE to a folder on a larger disk"
 
@@ -55,17 +55,17 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_ENTRY = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
-def location(dataset: Dataset, side: int) -> Path:
+def location(dataset: Dataset, shorter_px: int) -> Path:
     """The folder of the pack of these pixels, classes and splits, whether it exists or not."""
     digest = blake2b(digest_size=8)
     for fact in (*dataset.classes, *(f"{s.path}\0{s.label}\0{s.split}" for s in dataset.samples)):
         digest.update(fact.encode("utf-8", "surrogateescape") + b"\n\0")
-    return cache_root() / "packs" / f"{dataset.fingerprint[:16]}-{side}-{digest.hexdigest()}"
+    return cache_root() / "packs" / f"{dataset.fingerprint[:16]}-{shorter_px}-{digest.hexdigest()}"
 
 
 def build(
     dataset: Dataset,
-    side: int,
+    shorter_px: int,
     *,
     on_progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
@@ -74,20 +74,20 @@ def build(
 ) -> Pack:
     """The pack of a data set: the stored one when it is complete, undamaged and matches, else one decoded now.
 
-    Images whose shorter side is above ``side`` are scaled down to it, aspect ratio kept; none is enlarged. Files that
-    cannot be decoded are left out and listed in ``broken``; ``strict`` refuses them. ``on_progress`` gets (done, total)
-    after each image; ``before_decoding`` is called if there is anything to decode.
+    Images whose shorter side is above ``shorter_px`` are scaled down to it, aspect ratio kept; none is enlarged. Files
+    that cannot be decoded are left out and listed in ``broken``; ``strict`` refuses them. ``on_progress`` gets (done,
+    total) after each image; ``before_decoding`` is called if there is anything to decode.
 
     Raises:
         DataError: no space, a cache that cannot be written, broken files under ``strict``, or too few whole ones.
     """
-    target = location(dataset, side)
-    pack = _reusable(target, dataset, side)
+    target = location(dataset, shorter_px)
+    pack = _reusable(target, dataset, shorter_px)
     if pack is None:
         if before_decoding is not None:
             before_decoding()
         try:
-            pack = _build(dataset, side, target, on_progress or (lambda done, total: None), workers or cores())
+            pack = _build(dataset, shorter_px, target, on_progress or (lambda done, total: None), workers or cores())
         except OSError as error:
             if error.errno not in (*_FULL, *_NO_ENTRY):
                 raise
@@ -102,32 +102,34 @@ def build(
     return pack
 
 
-def _reusable(target: Path, dataset: Dataset, side: int) -> Pack | None:
+def _reusable(target: Path, dataset: Dataset, shorter_px: int) -> Pack | None:
     """The pack in ``target`` if it is what decoding ``dataset`` again would give."""
     try:
         pack = open_pack(target)
     except DataError:
         return None
     named = (*pack.paths, *(item.path for item in pack.broken))
-    if (pack.fingerprint, pack.side, pack.classes) != (dataset.fingerprint, side, dataset.classes):
+    if (pack.fingerprint, pack.shorter_px, pack.classes) != (dataset.fingerprint, shorter_px, dataset.classes):
         return None
     if sorted(named) != [sample.path for sample in dataset.samples]:
         return None
     # A file may have been broken by a share that was away for a moment, or mended beyond what the fingerprint reads.
-    if any(not isinstance(_decode(dataset.root, item.path, side), Broken) for item in pack.broken):
+    if any(not isinstance(_decode(dataset.root, item.path, shorter_px), Broken) for item in pack.broken):
         return None
-    return pack if sound(pack) else None
+    return pack if is_intact(pack) else None
 
 
-def _build(dataset: Dataset, side: int, target: Path, on_progress: Callable[[int, int], None], workers: int) -> Pack:
+def _build(
+    dataset: Dataset, shorter_px: int, target: Path, on_progress: Callable[[int, int], None], workers: int
+) -> Pack:
     """Decodes into a sibling folder and renames it, so that ``target`` is absent or complete at any instant."""
     packs = target.parent
     packs.mkdir(parents=True, exist_ok=True)
     _remove_stale(packs)
     _remove(target)  # whatever is there was found incomplete or damaged; its space may be needed
-    _check_space(dataset, side, packs)
+    _check_space(dataset, shorter_px, packs)
     with _temporary(target) as folder:
-        _write(dataset, side, folder, on_progress, workers)
+        _write(dataset, shorter_px, folder, on_progress, workers)
         while True:
             try:
                 os.rename(folder, target)
@@ -136,18 +138,20 @@ def _build(dataset: Dataset, side: int, target: Path, on_progress: Callable[[int
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
             # Another process was faster; its pack is as good as this one, unless it was damaged since.
-            if (theirs := _reusable(target, dataset, side)) is not None:
+            if (theirs := _reusable(target, dataset, shorter_px)) is not None:
                 return theirs
             _remove(target)
 
 
-def _write(dataset: Dataset, side: int, folder: Path, on_progress: Callable[[int, int], None], workers: int) -> None:
+def _write(
+    dataset: Dataset, shorter_px: int, folder: Path, on_progress: Callable[[int, int], None], workers: int
+) -> None:
     """The three files of a pack; raises DataError if too few images can be decoded."""
     kept: list[Sample] = []
     broken: list[Broken] = []
     rows: list[tuple[int, int, int, int]] = []
     offset = 0
-    with open(folder / "images.u8", "wb") as file, closing(_decoded(dataset, side, workers)) as decoded:
+    with open(folder / "images.u8", "wb") as file, closing(_decoded(dataset, shorter_px, workers)) as decoded:
         for done, (sample, found) in enumerate(zip(dataset.samples, decoded, strict=True), 1):
             if isinstance(found, Broken):
                 broken.append(found)
@@ -158,7 +162,7 @@ def _write(dataset: Dataset, side: int, folder: Path, on_progress: Callable[[int
             on_progress(done, len(dataset.samples))
         file.flush()
         os.fsync(file.fileno())  # before meta.json calls it complete: a power cut must not leave holes in it
-    without(dataset, broken)
+    drop_broken(dataset, broken)
     columns = np.array(rows, dtype=np.int64)
     index = io.BytesIO()
     np.savez(
@@ -176,7 +180,7 @@ def _write(dataset: Dataset, side: int, folder: Path, on_progress: Callable[[int
     meta: dict[str, Any] = {
         "schema": SCHEMA,
         "fingerprint": dataset.fingerprint,
-        "side": side,
+        "side": shorter_px,
         "classes": dataset.classes,
         "images": len(kept),
         "pixel_bytes": offset,
@@ -186,11 +190,11 @@ def _write(dataset: Dataset, side: int, folder: Path, on_progress: Callable[[int
     (folder / "meta.json").write_text(json.dumps(meta, indent=1))
 
 
-def _decoded(dataset: Dataset, side: int, workers: int) -> Generator[npt.NDArray[np.uint8] | Broken, None, None]:
+def _decoded(dataset: Dataset, shorter_px: int, workers: int) -> Generator[npt.NDArray[np.uint8] | Broken, None, None]:
     """Every sample's pixels in order. Pillow frees the interpreter lock; the window bounds what waits in memory."""
     pool = ThreadPoolExecutor(workers)
     try:
-        futures = (pool.submit(_decode, dataset.root, sample.path, side) for sample in dataset.samples)
+        futures = (pool.submit(_decode, dataset.root, sample.path, shorter_px) for sample in dataset.samples)
         window: deque[Future[npt.NDArray[np.uint8] | Broken]] = deque(islice(futures, 4 * workers))
         while window:
             yield window.popleft().result()
@@ -199,16 +203,16 @@ def _decoded(dataset: Dataset, side: int, workers: int) -> Generator[npt.NDArray
         pool.shutdown(cancel_futures=True)
 
 
-def _decode(root: Path, path: str, side: int) -> npt.NDArray[np.uint8] | Broken:
+def _decode(root: Path, path: str, shorter_px: int) -> npt.NDArray[np.uint8] | Broken:
     """Pixels uint8 [H, W, 3] with min(H, W) <= side, or why there are none."""
     try:
         # A JPEG decoded at a fraction keeps twice the pixels asked for, so that the resampling below decides.
-        image = read_rgb(root / path, at_least=2 * side)
+        image = read_rgb(root / path, at_least=2 * shorter_px)
     except UNREADABLE as error:
         return Broken(path=path, reason=_reason(root / path, error))
     shorter = min(image.size)
-    if shorter > side:
-        width, height = (max(side, round(length * side / shorter)) for length in image.size)
+    if shorter > shorter_px:
+        width, height = (max(shorter_px, round(length * shorter_px / shorter)) for length in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     return np.ascontiguousarray(image)
 
@@ -221,18 +225,18 @@ def _reason(file: Path, error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _check_space(dataset: Dataset, side: int, packs: Path) -> None:
+def _check_space(dataset: Dataset, shorter_px: int, packs: Path) -> None:
     """Refuses before decoding what will not fit; small images are measured, for they are stored as they are."""
     free, n_images = shutil.disk_usage(packs).free, len(dataset.samples)
-    needed = int(n_images * side * side * 3 * WIDER)
+    needed = int(n_images * shorter_px * shorter_px * 3 * MEAN_ASPECT)
     if needed > free:
-        some = dataset.samples[:: -(-n_images // 64)]
-        pixels = [found for s in some if not isinstance(found := _decode(dataset.root, s.path, side), Broken)]
+        sampled = dataset.samples[:: -(-n_images // 64)]
+        pixels = [found for s in sampled if not isinstance(found := _decode(dataset.root, s.path, shorter_px), Broken)]
         needed = sum(image.nbytes for image in pixels) * n_images // max(1, len(pixels))
     if needed > free:
         raise DataError(
-            f"{n_images} images at {side} px need about {format_size(needed)} where {packs} has {format_size(free)} "
-            f"left; {_WAY_OUT}"
+            f"{n_images} images at {shorter_px} px need about {format_size(needed)} where {packs} has "
+            f"{format_size(free)} left; {_WAY_OUT}"
         )
 
 
@@ -271,8 +275,8 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def sound(pack: Pack) -> bool:
-    """Whether the checksums of its pixels hold.
+def is_intact(pack: Pack) -> bool:
+    """Whether the checksums of the pack's pixels hold.
 
     All are checked, up to CHECK_ALL_BYTES, unless they were when the file had the inode, size and dates that it has
     now; what rots on the disk without a write is found by the sample alone then.
@@ -280,22 +284,20 @@ def sound(pack: Pack) -> bool:
     began_at, found = time.time(), status_of(os.stat(pack.folder / "images.u8"))
     known = found == _checked(pack.folder)
     places = np.arange(len(pack))
-    if some := known or len(pack.pixels) > CHECK_ALL_BYTES:
-        places = np.random.default_rng().choice(places, size=min(CHECK_SOME, len(pack)), replace=False)
-    if not _intact(pack, places):
+    if sampled := known or len(pack.pixels) > CHECK_ALL_BYTES:
+        places = np.random.default_rng().choice(places, size=min(CHECK_SAMPLE, len(pack)), replace=False)
+    if not _checksums_hold(pack, places):
         return False
-    if not some and settled([found], began_at):
-        _note(pack.folder, found)
+    if not sampled and mtimes_settled([found], began_at):
+        _write_checked(pack.folder, found)
     return True
 
 
-def _intact(pack: Pack, places: npt.NDArray[np.int64]) -> bool:
-    """Those images' pixels are what was stored. In threads: the checksum frees the interpreter lock."""
-    accum_steps = [places[start : start + 256].tolist() for start in range(0, len(places), 256)]
+def _checksums_hold(pack: Pack, places: npt.NDArray[np.int64]) -> bool:
+    """Whether those images' pixels are what was stored. In threads: the checksum frees the interpreter lock."""
+    chunks = [places[start : start + 256].tolist() for start in range(0, len(places), 256)]
     with ThreadPoolExecutor(cores()) as pool:
-        return all(
-            pool.map(lambda chunk: all(zlib.crc32(pack.image(i).data) == pack.crcs[i] for i in chunk), accum_steps)
-        )
+        return all(pool.map(lambda chunk: all(zlib.crc32(pack.image(i).data) == pack.crcs[i] for i in chunk), chunks))
 
 
 def _checked(folder: Path) -> Status | None:
@@ -306,6 +308,6 @@ def _checked(folder: Path) -> Status | None:
     return device, inode, size, modified, changed
 
 
-def _note(folder: Path, found: Status) -> None:
+def _write_checked(folder: Path, found: Status) -> None:
     with suppress(OSError):  # somebody else's cache: all are checked again
         put_text(folder / CHECKED, json.dumps(found), shared=True)

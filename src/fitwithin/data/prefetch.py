@@ -38,7 +38,7 @@ from fitwithin.errors import DataError, DeviceError
 from fitwithin.machine import die_with_parent
 
 #: Batches lie in so many slots, one after the other; a slot is filled again HELD batches later, when the device has
-#: long fetched what was in it (Cuda.throttle lets the host run two steps ahead).
+#: long fetched what was in it (Cuda.limit_run_ahead lets the host run two steps ahead).
 SLOTS, HELD = 5, 3
 
 #: What a worker says of its part of a batch: the stream's number, the batch's, and why it failed if it did.
@@ -53,7 +53,7 @@ LOOK_S = 1.0
 #: Linux: make all pages now (linux/mman.h; Python has no name for it yet).
 MADV_POPULATE_WRITE = 23
 
-Make = Callable[..., Batches]
+MakeBatches = Callable[..., Batches]
 
 
 def slot_bytes(batch: int, px: int) -> int:
@@ -79,7 +79,7 @@ class PrefetchLoader:
     def __init__(self, pack: Pack, workers: int, rings: Sequence[int], *, pin: bool) -> None:
         self.pack, self.workers, self._rings = pack, workers, tuple(rings)
         self._starts = tuple(HEADER + sum(rings[:ring]) for ring in range(len(rings)))
-        self._pin, self._pinned, self._foreman, self._opened = pin, False, 0, 0
+        self._pin, self._pinned, self._supervisor, self._opened = pin, False, 0, 0
         #: A batch not made within so many seconds never will be: then the processes hang, and nothing can be opened.
         self.loader_timeout_s, self.stalled = math.inf, False
         self._memory: mmap.mmap | None = None
@@ -97,23 +97,23 @@ class PrefetchLoader:
         self._current = np.frombuffer(self._memory, np.int64, len(self._rings))
         pipes = [Pipe(duplex=False) for _ in range(self.workers)]
         receivers, self._commands = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]
-        self._told, telling = os.pipe()
-        self._foreman = _fork(partial(_lead, self.pack, receivers, self._commands, telling, self._memory))
+        self._done_reader, done_writer = os.pipe()
+        self._supervisor = _fork(partial(_supervise, self.pack, receivers, self._commands, done_writer, self._memory))
         for receiver in receivers:
             receiver.close()
-        os.close(telling)
+        os.close(done_writer)
         return self
 
     @contextmanager
-    def stream(self, make: Make, *, until_at: float = math.inf, **arguments: Any) -> Iterator[Stream]:
-        """Open a stream of the batches that ``make(pack, **arguments)`` describes, in the first ring that has room.
+    def stream(self, batches_cls: MakeBatches, *, until_at: float = math.inf, **arguments: Any) -> Iterator[Stream]:
+        """Open a stream of the batches of ``batches_cls(pack, **arguments)``, in the first ring that has room.
 
-        The stream ends where a batch is not there by ``until_at`` (monotonic), or within the feeder's patience.
+        The stream ends where a batch is not there by ``until_at`` (monotonic), or within ``loader_timeout_s``.
 
         Raises:
             DataError: (while it is read) a worker failed or died.
         """
-        batches = make(self.pack, **arguments)
+        batches = batches_cls(self.pack, **arguments)
         assert self._memory is not None, "not started"
         needed_bytes = ring_bytes([(batches.size, batches.px)])
         free = [n for n, size in enumerate(self._rings) if not self._current[n] and size >= needed_bytes]
@@ -124,7 +124,7 @@ class PrefetchLoader:
         self._current[ring] = self._opened
         opened = Stream(self, self._opened, self._starts[ring], batches, until_at)
         self._streams[self._opened] = opened
-        self.command((opened.number, ring, self._starts[ring], make, arguments))
+        self.command((opened.number, ring, self._starts[ring], batches_cls, arguments))
         try:
             yield opened
         finally:
@@ -134,11 +134,11 @@ class PrefetchLoader:
                     opened.drain()
             del self._streams[opened.number]
 
-    def command(self, words: tuple[Any, ...]) -> None:
+    def command(self, message: tuple[Any, ...]) -> None:
         """Tell every worker."""
         for command in self._commands:
             with suppress(BrokenPipeError):  # it will be missed soon enough
-                command.send(words)
+                command.send(message)
 
     def listen(self, until_at: float) -> None:
         """Let the streams know what is done since; waits until there is something, or until ``until_at``.
@@ -146,25 +146,25 @@ class PrefetchLoader:
         Raises:
             DataError: a worker died.
         """
-        while not select.select([self._told], [], [], max(0.0, min(LOOK_S, until_at - time.monotonic())))[0]:
+        while not select.select([self._done_reader], [], [], max(0.0, min(LOOK_S, until_at - time.monotonic())))[0]:
             self._check_alive()
             if time.monotonic() >= until_at:
                 self.stalled = True
                 return
-        if not (data := os.read(self._told, 64 * DONE.size)):
-            if self._foreman:
-                os.waitid(os.P_PID, self._foreman, os.WEXITED | os.WNOWAIT)
+        if not (data := os.read(self._done_reader, 64 * DONE.size)):
+            if self._supervisor:
+                os.waitid(os.P_PID, self._supervisor, os.WEXITED | os.WNOWAIT)
             self._check_alive()
         for start in range(0, len(data), DONE.size):
             stream, number, text = DONE.unpack_from(data, start)
             self._streams[stream].note(number, text.rstrip(b"\0").decode("utf-8", "replace"))
 
     def _check_alive(self) -> None:
-        if self._foreman:
-            pid, status = os.waitpid(self._foreman, os.WNOHANG)
+        if self._supervisor:
+            pid, status = os.waitpid(self._supervisor, os.WNOHANG)
             if not pid:
                 return
-            self._foreman = 0
+            self._supervisor = 0
             code = os.waitstatus_to_exitcode(status)
             raise DataError(f"a process that loads images died (status {code}); the machine may be short of memory")
         raise DataError("the processes that load images have ended")
@@ -195,11 +195,11 @@ class PrefetchLoader:
         for command in self._commands:
             command.close()
         self._commands = []
-        if self._foreman:
-            os.kill(self._foreman, signal.SIGKILL)  # who hangs does not end by itself; the workers end with the foreman
-            os.waitpid(self._foreman, 0)
-            os.close(self._told)
-            self._foreman = 0
+        if self._supervisor:
+            os.kill(self._supervisor, signal.SIGKILL)  # who hangs does not end by itself; the workers end with this one
+            os.waitpid(self._supervisor, 0)
+            os.close(self._done_reader)
+            self._supervisor = 0
 
     def __enter__(self) -> PrefetchLoader:
         return self.start()
@@ -212,26 +212,26 @@ class Stream:
     """Batches in order. A batch is valid until HELD later ones have been taken."""
 
     #: Batches that are made before they are asked for.
-    ahead = SLOTS - HELD + 1
+    prefetch = SLOTS - HELD + 1
 
-    def __init__(self, feeder: PrefetchLoader, number: int, start: int, batches: Batches, until_at: float) -> None:
+    def __init__(self, loader: PrefetchLoader, number: int, start: int, batches: Batches, until_at: float) -> None:
         self.number, self._until_at = number, until_at
-        self._feeder, self._start, self._batches = feeder, start, batches
+        self._loader, self._start, self._batches = loader, start, batches
         self._asked = self._taken = 0
         self._made: Counter[int] = Counter()
         self._failed = ""
 
     def __iter__(self) -> Iterator[Batch]:
         for number in range(len(self._batches)):
-            while self._asked < min(number + self.ahead, len(self._batches)):
-                self._feeder.command((self.number, self._asked))
+            while self._asked < min(number + self.prefetch, len(self._batches)):
+                self._loader.command((self.number, self._asked))
                 self._asked += 1
             if not self._wait(number):
                 return
             self._taken = number + 1
             if self._failed:
                 raise DataError(f"the images could not be loaded: {self._failed}")
-            yield self._feeder.slot(self._start, self._batches, number)
+            yield self._loader.slot(self._start, self._batches, number)
 
     def note(self, number: int, failed: str) -> None:
         """A worker is done with its part of that batch."""
@@ -240,10 +240,10 @@ class Stream:
 
     def _wait(self, number: int) -> bool:
         """Until all of that batch is made, or failed to be; whether that came to pass in time."""
-        until_at = min(self._until_at, time.monotonic() + self._feeder.loader_timeout_s)
-        while self._made[number] < self._feeder.workers and not self._feeder.stalled:
-            self._feeder.listen(until_at)
-        return self._made.pop(number, 0) == self._feeder.workers
+        until_at = min(self._until_at, time.monotonic() + self._loader.loader_timeout_s)
+        while self._made[number] < self._loader.workers and not self._loader.stalled:
+            self._loader.listen(until_at)
+        return self._made.pop(number, 0) == self._loader.workers
 
     def drain(self) -> None:
         """Wait until nothing that was asked for is still being made."""
@@ -286,15 +286,17 @@ def _fork(work: Callable[[], None]) -> int:
         os._exit(code)
 
 
-def _lead(pack: Pack, receivers: list[Connection], commands: list[Connection], telling: int, memory: mmap.mmap) -> None:
+def _supervise(
+    pack: Pack, receivers: list[Connection], commands: list[Connection], done_writer: int, memory: mmap.mmap
+) -> None:
     """Fork the workers, make the ring's pages, and end as soon as a worker does; whoever is left ends with this."""
     for command in commands:
         command.close()  # or no worker would see the end of its commands
     children = [
-        _fork(partial(_work, pack, own, len(receivers), receiver, telling, memory))
-        for own, receiver in enumerate(receivers)
+        _fork(partial(_work, pack, worker_id, len(receivers), receiver, done_writer, memory))
+        for worker_id, receiver in enumerate(receivers)
     ]
-    os.close(telling)
+    os.close(done_writer)
     with suppress(OSError):
         memory.madvise(MADV_POPULATE_WRITE)
     for _ in children:
@@ -303,28 +305,28 @@ def _lead(pack: Pack, receivers: list[Connection], commands: list[Connection], t
             os._exit(1)
 
 
-def _work(pack: Pack, own: int, workers: int, commands: Connection, telling: int, memory: mmap.mmap) -> None:
-    """Fill the ``own``-th part of every batch that is asked for, until no more commands can come."""
+def _work(pack: Pack, worker_id: int, workers: int, commands: Connection, done_writer: int, memory: mmap.mmap) -> None:
+    """Fill the ``worker_id``-th part of every batch that is asked for, until no more commands can come."""
     torch.set_num_threads(1)
     current = np.frombuffer(memory, np.int64, HEADER // 8)
     streams: dict[int, _Described] = {}
     while True:
         try:
-            stream, *words = commands.recv()
+            stream, *message = commands.recv()
         except EOFError:
             return
-        if len(words) > 1:
-            streams = {number: other for number, other in streams.items() if other.ring != words[0]}
-            streams[stream] = _Described(*words)
+        if len(message) > 1:
+            streams = {number: other for number, other in streams.items() if other.ring != message[0]}
+            streams[stream] = _Described(*message)
             continue
-        (number,), told = words, b""
+        (number,), told = message, b""
         try:
             if current[streams[stream].ring] == stream:
-                _fill(memory, streams[stream], pack, number, own, workers)
+                _fill(memory, streams[stream], pack, number, worker_id, workers)
         except Exception as error:
             traceback.print_exc()
             told = f"{type(error).__name__}: {' '.join(str(error).split())}".encode()[:248]
-        os.write(telling, DONE.pack(stream, number, told))
+        os.write(done_writer, DONE.pack(stream, number, told))
 
 
 @dataclass
@@ -333,17 +335,17 @@ class _Described:
 
     ring: int
     start: int
-    make: Make
+    batches_cls: MakeBatches
     arguments: dict[str, Any]
     batches: Batches | None = None
 
 
-def _fill(memory: mmap.mmap, stream: _Described, pack: Pack, number: int, own: int, workers: int) -> None:
-    batches = stream.batches = stream.batches or stream.make(pack, **stream.arguments)
+def _fill(memory: mmap.mmap, stream: _Described, pack: Pack, number: int, worker_id: int, workers: int) -> None:
+    batches = stream.batches = stream.batches or stream.batches_cls(pack, **stream.arguments)
     x_bhwc, y_b = _views(memory, stream.start, batches, number)
     edges = np.linspace(0, batches.size, workers + 1).astype(int)
     labels, fill = batches.prepare(number)
-    part = range(int(edges[own]), int(edges[own + 1]))
+    part = range(int(edges[worker_id]), int(edges[worker_id + 1]))
     there = labels[part.start : part.stop]
     y_b[part.start : part.start + len(there)] = there
     fill(x_bhwc, part)

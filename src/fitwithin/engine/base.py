@@ -22,7 +22,7 @@ class Executor(Protocol):
     Where the block ends with an error or an interrupt, whatever is at work is ended at once.
     """
 
-    def begin(self, work: Callable[[], T]) -> Future[T]:
+    def submit(self, work: Callable[[], T]) -> Future[T]:
         """Let it begin, in a thread of its own."""
 
     def wait(self) -> Future[Any]:
@@ -54,16 +54,16 @@ class Engine(Protocol):
         """Wait until jobs can start at once, no longer than ``until_at``; whether they can. DeviceError if they never
         will."""
 
-    def lanes(self, wanted: int, memory_bytes: int) -> int:
+    def max_parallel(self, wanted: int, memory_bytes: int) -> int:
         """How many jobs of that memory can be at work at once, ``wanted`` at most and one at least."""
 
     def now(self) -> float:
         """The present on the engine's clock, in monotonic seconds."""
 
-    def rest(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         """Let time pass."""
 
-    def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+    def run(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
         """The job's outcome; one still running at ``until_at`` is ended there: a Failure of kind ``deadline``.
 
         One that is silent until :func:`fitwithin.engine.jobs.hangs_at` is ended too: kind ``hung``.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from fitwithin.engine.memory import DriverGauge, Sampler, cap_reached, demanded_bytes, let_go
+from fitwithin.engine.memory import DriverGauge, Sampler, clear_frames, out_of_memory, required_limit_bytes
 from fitwithin.errors import DeviceError, DeviceFull, OutOfMemory
 from fitwithin.units import format_size
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 #: Room between the allocator's limit and the cap for kernels that the driver loads later (measured growth after the
-#: warm-up steps stays below it; :meth:`Cuda.settle` measures again).
+#: warm-up steps stays below it; :meth:`Cuda.update_limit` measures again).
 SLACK_BYTES = 32 * 2**20
 
 #: How often the driver's count is read. What lies outside the allocator only grows, and of the rest the allocator keeps
@@ -55,7 +54,9 @@ class Cuda:
         self._gauge: DriverGauge | None = None
         self._watched_from: int | None = None
 
-    def cap(self, limit_bytes: int, accounting: str, non_allocator_bytes: int = 0, staged_bytes: int = 0) -> None:
+    def set_memory_cap(
+        self, limit_bytes: int, accounting: str, non_allocator_bytes: int = 0, staged_bytes: int = 0
+    ) -> None:
         """Bound this process's memory on the device.
 
         Kernels are loaded while the first steps run, outside the allocator: without ``non_allocator_bytes`` to expect,
@@ -87,7 +88,7 @@ class Cuda:
         torch.cuda.synchronize(self.index)
         self._gauge = gauge
         self._sampler = Sampler(gauge.read, DRIVER_SAMPLE_S)
-        self.settle()
+        self.update_limit()
 
     def non_allocator_bytes(self) -> int:
         """Context and kernels, the most that was measured; 0 under ``allocator``, which leaves them out."""
@@ -97,7 +98,7 @@ class Cuda:
         """The cap; under ``process`` less SLACK_BYTES."""
         return self._limit - (SLACK_BYTES if self._gauge is not None else 0)
 
-    def watch(self) -> None:
+    def record_allocations(self) -> None:
         """Begin the allocator's history anew."""
         import torch
 
@@ -112,13 +113,13 @@ class Cuda:
         if self._watched_from is None:
             return self.peak_bytes()
         trace = torch.cuda.memory._snapshot(self.index)["device_traces"][self.index]
-        return self.non_allocator_bytes() + demanded_bytes(trace, self._watched_from)
+        return self.non_allocator_bytes() + required_limit_bytes(trace, self._watched_from)
 
     def num_other_processes(self) -> int:
         """As the driver shows them under ``process``."""
         return self._gauge.num_other_processes() if self._gauge is not None else 0
 
-    def settle(self) -> None:
+    def update_limit(self) -> None:
         """Measure what lies outside the allocator and set the allocator's limit to what is left of the cap."""
         import torch
 
@@ -169,7 +170,7 @@ class Cuda:
 
         torch.cuda.empty_cache()
 
-    def throttle(self) -> None:
+    def limit_run_ahead(self) -> None:
         """Let the host run at most two steps ahead of the device, so that the pace seen is the device's."""
         import torch
 
@@ -179,7 +180,7 @@ class Cuda:
         if len(self._marks) > 2:
             self._marks.popleft().synchronize()
 
-    def later(self, value: torch.Tensor) -> Callable[[], float | None]:
+    def read_async(self, value: torch.Tensor) -> Callable[[], float | None]:
         """Fetch a scalar beside the work that is queued."""
         import torch
 
@@ -188,10 +189,6 @@ class Cuda:
         fetched = torch.cuda.Event()  # type: ignore[no-untyped-call]
         fetched.record()
         return lambda: float(host) if fetched.query() else None  # type: ignore[no-untyped-call]
-
-    def now(self) -> float:
-        """Monotonic seconds."""
-        return time.monotonic()
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -203,7 +200,7 @@ class Cuda:
             yield
         except torch.OutOfMemoryError as error:
             told = str(error)
-            let_go(error)
+            clear_frames(error)
         except RuntimeError as error:
             # cuBLAS and the driver have no type for it; a batch too large for a kernel shows as NOT_SUPPORTED.
             # A recording that is broken off complains too, of what came after.
@@ -211,11 +208,11 @@ class Cuda:
             if not any(words in str(cause) for cause in causes for words in _CUDA_OUT_OF_MEMORY):
                 raise
             told = str(error.__context__ or error)
-            let_go(error)
+            clear_frames(error)
         if told is not None:
             if self.memory_taken_by_others():
                 raise DeviceFull(CROWDED)
-            raise cap_reached(told)
+            raise out_of_memory(told)
 
     def memory_taken_by_others(self) -> bool:
         """Whether the card had less to give at some time than the cap allows: others hold it."""
@@ -225,7 +222,7 @@ class Cuda:
         if self._gauge is None:
             return free_bytes + int(torch.cuda.memory_reserved(self.index)) < self._limit - SLACK_BYTES
         self._gauge.read()
-        return self._gauge.room_bytes < self._limit - SLACK_BYTES
+        return self._gauge.min_available_bytes < self._limit - SLACK_BYTES
 
 
 #: Blocks in which memory is held.

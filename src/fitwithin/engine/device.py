@@ -8,75 +8,16 @@ from __future__ import annotations
 
 import platform
 import resource
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from fitwithin.engine.cuda import Cuda
-from fitwithin.engine.memory import Sampler, cap_reached, let_go, status_bytes
+from fitwithin.engine.memory import Sampler, clear_frames, out_of_memory, status_bytes
 from fitwithin.machine import cpu_name
 
 if TYPE_CHECKING:
     import torch
-
-
-class Device(Protocol):
-    """What a worker needs of its hardware."""
-
-    name: str
-
-    def cap(self, limit_bytes: int, accounting: str, non_allocator_bytes: int = 0, staged_bytes: int = 0) -> None:
-        """Bound this process's memory on the device; call once, before the first allocation.
-
-        ``non_allocator_bytes`` is what an earlier process like this one came to hold outside the allocator (0:
-        unknown), ``staged_bytes`` the host's memory in which batches are made.
-        """
-
-    def non_allocator_bytes(self) -> int:
-        """What this process holds beside the allocator's memory: context, kernels; 0 where there is no allocator."""
-
-    def usable_bytes(self) -> int:
-        """What :meth:`needed_bytes` may come to: the cap, less room for kernels that are loaded late."""
-
-    def watch(self) -> None:
-        """Begin to note what is asked of the allocator; costs a little time at every request."""
-
-    def needed_bytes(self) -> int:
-        """The least cap under which everything since :meth:`watch` would have passed; the peak where none is noted."""
-
-    def num_other_processes(self) -> int:
-        """How many processes that are not of this run use the device now; 0 where nobody can tell."""
-
-    def settle(self) -> None:
-        """Measure again what lies outside the allocator, after new kernels were loaded."""
-
-    def peak_bytes(self) -> int:
-        """The most memory held since :meth:`cap`, by the chosen accounting."""
-
-    def memory_taken_by_others(self) -> bool:
-        """Whether other processes held so much that the cap could not be reached."""
-
-    def retries(self) -> int:
-        """How often the allocator gave memory back and tried again, or refused; 0 where there is no such thing."""
-
-    def synchronize(self) -> None:
-        """Wait until everything asked for is done."""
-
-    def empty_cache(self) -> None:
-        """Give back what the allocator holds and nobody uses."""
-
-    def throttle(self) -> None:
-        """After each step: wait if the host is too far ahead of the device."""
-
-    def later(self, value: torch.Tensor) -> Callable[[], float | None]:
-        """Fetch a scalar without waiting: what is returned gives None until it is there."""
-
-    def guard(self) -> Any:
-        """A context that turns the backend's out-of-memory into :class:`OutOfMemory`."""
-
-    def now(self) -> float:
-        """The present on the device's clock, in seconds."""
 
 
 class Cpu:
@@ -101,7 +42,9 @@ class Cpu:
         self._sampler: Sampler | None = None
         self._limit = self._mapped = self._staged = 0
 
-    def cap(self, limit_bytes: int, accounting: str, non_allocator_bytes: int = 0, staged_bytes: int = 0) -> None:
+    def set_memory_cap(
+        self, limit_bytes: int, accounting: str, non_allocator_bytes: int = 0, staged_bytes: int = 0
+    ) -> None:
         """Bound memory growth; starts the thread pools first, since under the limit no thread may start."""
         import torch
 
@@ -129,7 +72,7 @@ class Cpu:
         """All of the cap."""
         return self._limit
 
-    def watch(self) -> None:
+    def record_allocations(self) -> None:
         """The C allocator keeps no history."""
 
     def needed_bytes(self) -> int:
@@ -140,7 +83,7 @@ class Cpu:
         """The CPU is everybody's."""
         return 0
 
-    def settle(self) -> None:
+    def update_limit(self) -> None:
         """Nothing lies outside the limit."""
 
     def peak_bytes(self) -> int:
@@ -164,16 +107,12 @@ class Cpu:
     def empty_cache(self) -> None:
         """There is none."""
 
-    def throttle(self) -> None:
+    def limit_run_ahead(self) -> None:
         """The CPU cannot run ahead of itself."""
 
-    def later(self, value: torch.Tensor) -> Callable[[], float | None]:
+    def read_async(self, value: torch.Tensor) -> Callable[[], float | None]:
         """It is there at once."""
         return lambda: float(value)
-
-    def now(self) -> float:
-        """Monotonic seconds."""
-        return time.monotonic()
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -185,14 +124,14 @@ class Cpu:
             yield
         except (torch.OutOfMemoryError, MemoryError) as error:
             told = str(error)
-            let_go(error)
+            clear_frames(error)
         except (RuntimeError, SystemError) as error:
             if not _is_cpu_out_of_memory(error):
                 raise
             told = str(error)
-            let_go(error)
+            clear_frames(error)
         if told is not None:
-            raise cap_reached(told)
+            raise out_of_memory(told)
 
 
 #: How libraries below torch say that an allocation failed; none of them has a type of its own. The last two are

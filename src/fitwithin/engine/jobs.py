@@ -9,8 +9,8 @@ from fitwithin.candidate import Candidate, View
 from fitwithin.recipe import Recipe
 
 #: Memory comes in pages, and small batches take other algorithms than large ones: two points give a line if one is
-#: APART times the other, and of several the largest two.
-APART = 1.2
+#: MIN_RATIO times the other, and of several the largest two.
+MIN_RATIO = 1.2
 
 #: Shares of what seems to fit at which a scout runs two further batches. A small batch's workspaces make its images
 #: look larger than they are: the first share of what seems to be all comes to 40 to 70 % of the largest batch. A line
@@ -209,7 +209,7 @@ class Stage:
     change_s: float = 0.0
 
 
-def rated_batches(largest: int) -> list[int]:
+def batches_to_compare(largest: int) -> list[int]:
     """The smaller batches whose throughput is compared with the largest one's: its half, and multiples of 8."""
     found = {largest // 8 * 8, largest // 2, largest // 16 * 8}
     return sorted(batch for batch in found if 2 <= batch < largest)

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib import metadata
 from multiprocessing.connection import Connection
@@ -66,14 +66,19 @@ class Local:
         #: The processes that stay for an evaluation, and what closes each.
         self._staying: Standby[tuple[Child, ExitStack]] = Standby()
         self._asking = threading.Lock()
-        # nvidia-smi is a process to wait for; meanwhile there is something else to do.
-        beside = ThreadPoolExecutor(1, thread_name_prefix="facts")
-        self._facts = beside.submit(self._gather)
-        beside.shutdown(wait=False)
+        #: nvidia-smi is a process to wait for; meanwhile there is something else to do.
+        self._facts: Future[dict[str, Any]] = Future()
+        threading.Thread(target=self._gather_facts, name="facts", daemon=True).start()
 
     def describe(self) -> dict[str, Any]:
         """Device, driver and versions, without starting CUDA here; gathered once."""
         return dict(self._facts.result())
+
+    def _gather_facts(self) -> None:
+        try:
+            self._facts.set_result(self._gather())
+        except BaseException as error:
+            self._facts.set_exception(error)
 
     def _gather(self) -> dict[str, Any]:
         facts: dict[str, Any] = {
@@ -98,7 +103,7 @@ class Local:
         """Monotonic seconds: the same for parent and children on one boot."""
         return time.monotonic()
 
-    def rest(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         """Sleep."""
         time.sleep(seconds)
 
@@ -142,14 +147,14 @@ class Local:
             raise
         return Child(connection, status, pid)
 
-    def lanes(self, wanted: int, memory_bytes: int) -> int:
+    def max_parallel(self, wanted: int, memory_bytes: int) -> int:
         """How many jobs of that memory the devices can take at once now, ``wanted`` at most and one at least."""
         if wanted <= 1 or not self.device.startswith("cuda"):
             return 1
         free_bytes = min(int(_nvidia_smi("memory.free", device)[0]) for device in self._devices) * 2**20
         return max(1, min(wanted, free_bytes // (memory_bytes + CONTEXT_BYTES)))
 
-    def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+    def run(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
         """Run the job in fresh processes until they end or ``until_at`` comes; several threads may ask at once."""
         if not self.prepare(until_at):
             return Failure(kind="deadline", reason="its time was over before the workers had started")

@@ -76,7 +76,7 @@ class DriverGauge:
         self._pid = os.getpid()
         self._listed: bool | None = None
         #: The least that this process could ever have come to hold: its own and what was free.
-        self.room_bytes = sys.maxsize
+        self.min_available_bytes = sys.maxsize
 
     def select(self, uuid: str) -> None:
         """Look at the device that torch knows by this UUID; NVML's own numbering ignores CUDA_VISIBLE_DEVICES."""
@@ -90,13 +90,13 @@ class DriverGauge:
         """Bytes held by this process now."""
         own = self._own()
         free = int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).free)
-        self.room_bytes = min(self.room_bytes, own + free)
+        self.min_available_bytes = min(self.min_available_bytes, own + free)
         return own
 
     def num_other_processes(self) -> int:
         """How many processes that are not of this run's use the device now, as far as the driver shows them."""
         listed = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        return sum(not _akin(int(process.pid)) for process in listed if process.pid != self._pid)
+        return sum(not _is_sibling_process(int(process.pid)) for process in listed if process.pid != self._pid)
 
     def _own(self) -> int:
         if self._listed is not False:
@@ -108,7 +108,7 @@ class DriverGauge:
         return max(0, int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used) - self._used_before)
 
 
-def _akin(pid: int) -> bool:
+def _is_sibling_process(pid: int) -> bool:
     """Whether that process has the same parent as this one: the server forks all workers of a run."""
     with suppress(OSError, ValueError, IndexError):
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
@@ -130,7 +130,7 @@ def asked_bytes(size: int) -> int:
     return -(-size // (2 * _MIB)) * 2 * _MIB
 
 
-def demanded_bytes(trace: Iterable[Mapping[str, Any]], reserved_bytes: int) -> int:
+def required_limit_bytes(trace: Iterable[Mapping[str, Any]], reserved_bytes: int) -> int:
     """The least limit under which the allocator's recorded history passes without giving memory back.
 
     Before it maps new pages for a request the allocator checks that what it holds and the *whole* request stay within
@@ -159,13 +159,13 @@ def demanded_bytes(trace: Iterable[Mapping[str, Any]], reserved_bytes: int) -> i
     return demanded
 
 
-def cap_reached(told: str) -> OutOfMemory:
+def out_of_memory(told: str) -> OutOfMemory:
     """The error for a backend's own words."""
     lines = told.strip().splitlines()
     return OutOfMemory(f"the memory cap was reached ({lines[0][:200] if lines else 'no details'})")
 
 
-def let_go(error: BaseException | None) -> None:
+def clear_frames(error: BaseException | None) -> None:
     """Clear the frames of the work that failed: while anybody looks at the error they would keep all its tensors."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)

@@ -141,7 +141,7 @@ class Cluster:
             assert isinstance(answer.outcome, Failure)
             raise DeviceError(f"no job can start on the Ray cluster: {answer.outcome.reason}")
 
-    def lanes(self, wanted: int, memory_bytes: int) -> int:
+    def max_parallel(self, wanted: int, memory_bytes: int) -> int:
         """How many jobs the cluster takes at once, ``wanted`` at most: each has a GPU, or a core, of its own."""
         del memory_bytes
         return max(1, min(wanted, self._slots))
@@ -150,11 +150,11 @@ class Cluster:
         """Monotonic seconds of the driver."""
         return time.monotonic()
 
-    def rest(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         """Sleep."""
         time.sleep(seconds)
 
-    def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+    def run(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
         """Run the job as a task until it ends or ``until_at`` comes; several threads may ask at once.
 
         A turn whose Ray worker or node was lost is a Failure of kind ``died``, and goes on from its checkpoint if it is

@@ -185,7 +185,7 @@ def carry_out(call: TaskRequest, board: Any) -> TaskResponse:
             outcome = _objection(call, call.job, facts)
             if outcome is None:
                 job = moved(call.job, here_at - call.until_at)
-                outcome = kept.local.do(job, until_at=here_at, on_progress=tell)
+                outcome = kept.local.run(job, until_at=here_at, on_progress=tell)
         return TaskResponse(outcome=outcome, facts=facts, progress=last, words=kept.words())
     except (FitwithinError, OSError, EOFError) as error:
         # The server is gone or cannot start: the next task in this worker has another one.

@@ -63,7 +63,7 @@ class Timing:
 class Probe:
     """One fresh process that ran the real step at ``batch``: whether it stayed within the cap, and its peak.
 
-    The batch was worked through in ``accum_steps`` parts. ``points`` are further batches that a scout ran in the same
+    The batch was worked through in ``accum_steps`` parts. ``scouted`` are further batches that a scout ran in the same
     process: they place later probes and prove nothing. ``needed_bytes`` is the least cap under which the run would have
     passed (the peak, where the device cannot tell); it is a line in the batch. ``usable_bytes`` is what it may come to,
     ``non_allocator_bytes`` what of it lay outside the allocator. ``memory_taken_by_others``: others held the memory;
@@ -81,16 +81,16 @@ class Probe:
     parameters: int = 0
     wall_s: float = 0.0
     timing: Timing | None = None
-    points: tuple[tuple[int, int], ...] = ()
+    scouted: tuple[tuple[int, int], ...] = ()
     needed_bytes: int | None = None
     usable_bytes: int | None = None
     non_allocator_bytes: int = 0
 
     @property
-    def line(self) -> list[tuple[int, int]]:
+    def memory_points(self) -> list[tuple[int, int]]:
         """Every batch that ran in this process, with the memory it needed."""
         own = self.needed_bytes if self.needed_bytes is not None else self.peak_bytes
-        return [(self.batch // self.accum_steps, own), *self.points] if self.passed and own is not None else []
+        return [(self.batch // self.accum_steps, own), *self.scouted] if self.passed and own is not None else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class StepTiming:
     error_s: float
     first_s: float = 0.0
 
-    def spread_s(self, turn_s: float, sizes: int, error_s: float = 0.0) -> float:
+    def amortised_s(self, turn_s: float, sizes: int, error_s: float = 0.0) -> float:
         """Seconds of a step, ``error_s`` more than measured, with its share of what the first ones take at so many
         ``sizes`` in a turn of ``turn_s``; infinity where those take all of it."""
         share = max(0.0, 1 - sizes * self.first_s / turn_s)
@@ -112,9 +112,10 @@ class StepTiming:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareResult:
-    """The paces by the candidates' names."""
+    """The paces by the candidates' names, and the largest memory that the process had."""
 
     paces: dict[str, StepTiming]
+    peak_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ class Threads:
         self._over: SimpleQueue[Future[Any]] = SimpleQueue()
         self._threads = [Thread(target=self._work, name=f"slot-{n}", daemon=True) for n in range(count)]
 
-    def begin(self, work: Callable[[], T]) -> Future[T]:
+    def submit(self, work: Callable[[], T]) -> Future[T]:
         """It begins at once if a thread is free."""
         future: Future[T] = Future()
         self._begun.put((future, work))

@@ -220,7 +220,7 @@ def _evaluate(run: RunContext, turn: TrialPlan, folder: Path) -> EvalResult:
         for _ in range(train_phase.ATTEMPTS):
             if run.engine.now() >= job.until_at:
                 break
-            outcome = run.engine.do(job, until_at=until_at, on_progress=note)
+            outcome = run.engine.run(job, until_at=until_at, on_progress=note)
             opened.peak(outcome.peak_bytes)
             if not (isinstance(outcome, Failure) and outcome.kind in ("died", "hung")):
                 break

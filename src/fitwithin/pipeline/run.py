@@ -145,7 +145,7 @@ def train(run: RunContext, plan: Plan) -> None:
         return run.remaining().less(kept_s).usable_s
 
     if waiting:
-        slots.fill(run, "train", reserved_s=reserved_s, ask=ask, told=told)
+        slots.run_on_slots(run, "train", reserved_s=reserved_s, next_work=ask, on_done=told)
 
 
 def _kept_s(plan: Plan, run: RunContext, *, stays: bool) -> float:

@@ -37,7 +37,7 @@ def train(run: RunContext, plan: Plan, *, left: Callable[[], Remaining], evaluat
     """
     trials = _Trials(run, plan, left, evaluating_s)
     if not trials.search.finished:
-        slots.fill(run, "train", reserved_s=lambda: left().usable_s, ask=trials.ask, told=trials.told)
+        slots.run_on_slots(run, "train", reserved_s=lambda: left().usable_s, next_work=trials.ask, on_done=trials.told)
 
 
 @dataclass(frozen=True)

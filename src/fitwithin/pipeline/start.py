@@ -9,7 +9,7 @@ from fitwithin.accountant import Accountant
 from fitwithin.budget import Budget, Clock
 from fitwithin.candidate import grid, match
 from fitwithin.data import pack_builder
-from fitwithin.data.dataset import Dataset, without
+from fitwithin.data.dataset import Dataset, drop_broken
 from fitwithin.engine.base import Engine
 from fitwithin.engine.margins import CLOSING_S, HAND_OVER_S
 from fitwithin.machine import boot_id, cores
@@ -67,7 +67,7 @@ def open_run(
         images = pack_builder.build(
             dataset, request.pack_side, on_progress=reporter.advance, strict=request.strict, before_decoding=decoding
         )
-        whole = without(dataset, images.broken)
+        whole = drop_broken(dataset, images.broken)
         store.append(
             "data",
             {

@@ -163,7 +163,7 @@ def train(
     for _ in range(ATTEMPTS):
         if engine.now() >= min(job.until_at, job.anxious_at):
             break
-        answer = engine.do(job, until_at=ends_at - ENDING_S, on_progress=note)
+        answer = engine.run(job, until_at=ends_at - ENDING_S, on_progress=note)
         assert isinstance(answer, TrainResult | Failure)
         outcome = answer
         opened.peak(answer.peak_bytes)

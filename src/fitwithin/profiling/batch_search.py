@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from fitwithin.engine.jobs import APART
+from fitwithin.engine.jobs import MIN_RATIO
 from fitwithin.engine.results import Probe
-from fitwithin.profiling.profile import Prior, points_of, slope_of
+from fitwithin.profiling.profile import Prior, memory_points, slope_of
 from fitwithin.units import format_count, format_size
 
 #: A batch near the knee reaches at least this share of the best throughput.
 KNEE = 0.97
+
+#: An allocator that maps pages of 20 MiB leaves half of one on average.
+HALF_PAGE_BYTES = 10 * 2**20
+
+#: A jump to more than MAX_EXTRAPOLATION times the largest point stops short of the prediction, at this share of it: it
+#: passes then, and the line through it is good to an image or two.
+UNDERSHOOT, MAX_EXTRAPOLATION = 0.95, 2.5
+
+#: From this stride on the line has been wrong so often that the bracket is halved.
+BISECT_FROM_STRIDE = 16
 
 
 @dataclass(kw_only=True)
@@ -19,19 +29,15 @@ class _Search:
     """The bracket while it closes: every probe by batch size."""
 
     run: Callable[[int], Probe]
-    run_both: Callable[[int, int], Sequence[Probe]] | None = None
     cap_bytes: int
     limit: int
     prior: Prior | None = None
     probes: list[Probe] = field(default_factory=list)
 
-    def ask(self, batch: int, *, near: bool = False) -> Probe:
-        """Run a batch; where the end of the search is ``near``, the next one too, if there is room for that."""
-        if near and self.run_both is not None and batch + 1 < min(self.smallest_failed, self.limit + 1):
-            self.probes.extend(self.run_both(batch, batch + 1))
-        else:
-            self.probes.append(self.run(batch))
-        return next(probe for probe in reversed(self.probes) if probe.batch == batch)
+    def probe(self, batch: int) -> Probe:
+        """Run a batch."""
+        self.probes.append(self.run(batch))
+        return self.probes[-1]
 
     @property
     def largest_passed(self) -> int:
@@ -44,15 +50,15 @@ class _Search:
 
     @property
     def points(self) -> list[tuple[int, int]]:
-        return points_of(self.probes)
+        return memory_points(self.probes)
 
     def predicted(self) -> float | None:
-        """Where the line meets the cap: through the largest point and the next one APART, or with the prior's slope."""
+        """Where the line meets the cap: through the two largest points MIN_RATIO apart, or with the prior's slope."""
         points = self.points
         if not points:
             return None
         high, high_bytes = points[-1]
-        below = [point for point in points if high >= APART * point[0]]
+        below = [point for point in points if high >= MIN_RATIO * point[0]]
         if not below and self.prior is None:
             below = points[:-1][:1]
         slope = slope_of([below[-1], points[-1]]) if below else self.prior.image_bytes if self.prior else 0.0
@@ -61,36 +67,6 @@ class _Search:
         usable = min((p.usable_bytes for p in self.probes if p.usable_bytes is not None), default=None)
         room = self.cap_bytes if usable is None else usable - HALF_PAGE_BYTES
         return high + (room - high_bytes) / slope
-
-
-def expected_edge(probes: Iterable[Probe], *, cap_bytes: int, limit: int) -> float | None:
-    """Where a search that is not over yet will end, in images: the line's prediction, within the bracket so far.
-
-    None if there is no line, or if it does not meet the cap below ``limit``.
-    """
-    search = _Search(run=_nothing_more, cap_bytes=cap_bytes, limit=limit, probes=list(probes))
-    predicted = search.predicted()
-    if predicted is None or predicted >= limit:
-        return None
-    return max(search.largest_passed + 0.5, min(predicted, search.smallest_failed - 0.5))
-
-
-def _nothing_more(batch: int) -> Probe:
-    raise AssertionError(f"{batch} was asked for while only looking")
-
-
-#: An allocator that maps pages of 20 MiB leaves half of one on average.
-HALF_PAGE_BYTES = 10 * 2**20
-
-#: A jump to more than FAR times the largest point stops short of the prediction by this share: it passes then, and the
-#: line through it is good to an image or two.
-SHORT, FAR = 0.95, 2.5
-
-#: A guess within so many images of the prediction may be the result.
-NEAR = 4
-
-#: From this stride on the line has misled so often that the bracket is halved.
-MISLED = 16
 
 
 def largest_batch(
@@ -102,7 +78,6 @@ def largest_batch(
     smallest: int = 2,
     prior: Prior | None = None,
     known: Iterable[Probe] = (),
-    run_both: Callable[[int, int], Sequence[Probe]] | None = None,
 ) -> tuple[int, str, list[Probe]]:
     """The largest batch that passes, why the search ended there, and every probe in order.
 
@@ -117,26 +92,24 @@ def largest_batch(
         first: where to start; ``smallest`` the least batch that can be trained (ResNeSt's batch norm needs 2).
         prior: what a neighbour's certificate says; the search starts there.
         known: probes of an earlier search; it goes on from there if one of them passed.
-        run_both: runs two sizes side by side, or the first alone if there is no room. A certificate takes a size that
-            passes and one above it that fails, so both are asked for where they are expected.
 
     Returns:
         ``(batch, why, probes)``; batch is 0 if none passed, and ``why`` then is the reason.
     """
-    search = _Search(run=run, run_both=run_both, cap_bytes=cap_bytes, limit=limit, prior=prior, probes=list(known))
+    search = _Search(run=run, cap_bytes=cap_bytes, limit=limit, prior=prior, probes=list(known))
     if search.largest_passed:
         return _close(search, smallest)
     start = max(smallest, min(prior.batch if prior else first, limit))
-    probe = search.ask(start, near=prior is not None)
+    probe = search.probe(start)
     if probe.fatal:
         return 0, probe.reason, search.probes
     if not probe.passed and start <= max(first, smallest):
-        smaller = search.ask(smallest) if start > smallest else probe
+        smaller = search.probe(smallest) if start > smallest else probe
         if not smaller.passed:
             why = smaller.reason if smaller.fatal else f"{smallest} images do not fit: {smaller.reason}"
             return 0, why, search.probes
     elif probe.passed and start < limit and search.predicted() is None:
-        search.ask(min(limit, 3 * start))
+        search.probe(min(limit, 3 * start))
     return _close(search, smallest)
 
 
@@ -147,8 +120,7 @@ def _close(search: _Search, smallest: int) -> tuple[int, str, list[Probe]]:
         if lo == 0 and hi <= smallest:
             return 0, f"{smallest} images do not fit: {search.probes[-1].reason}", search.probes
         guess, stride = _next_guess(search, lo, hi, stride)
-        batch, predicted = max(lo + 1, smallest, min(hi - 1, guess)), search.predicted()
-        search.ask(batch, near=predicted is not None and abs(batch - predicted) <= NEAR)
+        search.probe(max(lo + 1, smallest, min(hi - 1, guess)))
     batch = search.largest_passed
     if batch == search.limit:
         return batch, f"{batch} is as large as the recipe or the data allow; memory would allow more", search.probes
@@ -165,17 +137,17 @@ def _next_guess(search: _Search, lo: int, hi: int, stride: int) -> tuple[int, in
     predicted, failed = search.predicted(), hi <= search.limit
     if lo == 0 and search.prior is not None:
         return hi - stride, 2 * stride  # the neighbour promised too much
-    reach = max([lo, *(batch for batch, _ in search.points if batch < hi)])
-    if failed and hi > FAR * reach:
+    largest_known = max([lo, *(batch for batch, _ in search.points if batch < hi)])
+    if failed and hi > MAX_EXTRAPOLATION * largest_known:
         return 3 * hi // 4, stride  # a far jump failed: what passes near it makes the line a good one
-    if failed and (predicted is None or stride > MISLED):
+    if failed and (predicted is None or stride > BISECT_FROM_STRIDE):
         return (lo + hi) // 2, stride
     if predicted is None:
         return 2 * lo, stride
     if not failed and predicted >= hi:
         return search.limit, stride
-    if not failed and predicted > FAR * reach:
-        return int(SHORT * predicted), stride
+    if not failed and predicted > MAX_EXTRAPOLATION * largest_known:
+        return int(UNDERSHOOT * predicted), stride
     if lo < int(predicted) < hi:
         return int(predicted), 2 * stride if failed else 1
     return (lo + stride if predicted < hi else hi - stride), 2 * stride
@@ -189,10 +161,10 @@ def knee(rates: Mapping[int, float]) -> tuple[int, str]:
     """
     best = max(rates, key=lambda batch: rates[batch])
     taken = min(batch for batch in rates if rates[batch] >= KNEE * rates[best])
-    told = ", ".join(f"{format_count(rates[batch])} at {batch}" for batch in sorted(rates))
-    return taken, f"{taken} reaches {rates[taken] / rates[best]:.0%} of the best throughput (images/s: {told})"
+    measured = ", ".join(f"{format_count(rates[batch])} at {batch}" for batch in sorted(rates))
+    return taken, f"{taken} reaches {rates[taken] / rates[best]:.0%} of the best throughput (images/s: {measured})"
 
 
-def parts(batch: int, largest: int) -> list[int]:
+def accum_options(batch: int, largest: int) -> list[int]:
     """Into how many equal parts of two images or more a batch can be divided to fit ``largest``, the fewest first."""
     return [n for n in range(1, batch // 2 + 1) if batch % n == 0 and batch // n <= largest]

@@ -20,10 +20,10 @@ from fitwithin.files import put_text
 from fitwithin.profiling import profile as profiles
 from fitwithin.profiling.profile import Profile
 
-SCHEMA = 12
+SCHEMA = 13
 
 #: What of a machine decides memory and pace. Not its number among others, its Python, or its operating system's name.
-OF_THE_MACHINE = (
+MACHINE_KEY_FIELDS = (
     "name", "total_bytes", "emulated_bytes", "driver", "torch", "timm", "cudnn", "allocator", "cpu", "cores",
 )  # fmt: skip
 
@@ -48,7 +48,7 @@ class ProfileCache:
             json.dumps(
                 {
                     "schema": SCHEMA,
-                    "machine": {name: machine[name] for name in OF_THE_MACHINE if name in machine},
+                    "machine": {name: machine[name] for name in MACHINE_KEY_FIELDS if name in machine},
                     "memory_bytes": setting.memory_bytes,
                     "accounting": setting.accounting,
                     "recipe": {name: value for name, value in asdict(setting.recipe).items() if name != "name"},
@@ -75,7 +75,7 @@ class ProfileCache:
         """Store a profile, whole or not at all."""
         self._write(_name(profile.candidate, profile.brief), {"key": self.key, "profile": profiles.to_dict(profile)})
 
-    def get_paces(self, model: str) -> dict[str, StepTiming] | None:
+    def get_step_timings(self, model: str) -> dict[str, StepTiming] | None:
         """The paces of a backbone's variants, by name; None if they are not known."""
         try:
             stored = json.loads(_path(self._folder, self.key, f"paces-{model}").read_text(encoding="utf-8"))
@@ -83,7 +83,7 @@ class ProfileCache:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def put_paces(self, model: str, paces: dict[str, StepTiming]) -> None:
+    def put_step_timings(self, model: str, paces: dict[str, StepTiming]) -> None:
         """Store the paces of a backbone's variants."""
         body = {name: asdict(pace) for name, pace in paces.items()}
         self._write(f"paces-{model}", {"key": self.key, "paces": body})

@@ -14,7 +14,9 @@ from fitwithin.profiling.profile import Profile
 from fitwithin.recipe import Recipe
 
 
-def smaller(known: Profile, candidate: Candidate, recipe: Recipe, view_sizes: Sequence[int]) -> Profile | None:
+def interpolate_profile(
+    known: Profile, candidate: Candidate, recipe: Recipe, view_sizes: Sequence[int]
+) -> Profile | None:
     """The candidate's profile from that of the same backbone at a larger size; None if ``known`` is no such, or if
     memory was its limit: then the candidate may have a larger batch.
 
@@ -25,12 +27,12 @@ def smaller(known: Profile, candidate: Candidate, recipe: Recipe, view_sizes: Se
     px = candidate.train_px
     if replace(known.candidate, train_px=px) != candidate or known.candidate.train_px <= px:
         return None
-    if known.accum_steps > 1 or known.edge is not None:
+    if known.accum_steps > 1 or known.max_batch is not None:
         return None
     timing, large_px = known.timing, known.candidate.train_px
     paces = {**timing.stage_step_s, large_px: timing.step_s}
     sizes = [size for _, size in recipe.stages(px)]
-    found = {size: pace(paces, size) for size in sizes}
+    found = {size: interpolate_step_s(paces, size) for size in sizes}
     share = found[px] / timing.step_s
     change_s = max(timing.stage_change_s.values(), default=0.0)
     evaluated = {size: min(other for other in timing.eval_image_s if other >= size) for size in {px, *view_sizes}}
@@ -57,7 +59,7 @@ def smaller(known: Profile, candidate: Candidate, recipe: Recipe, view_sizes: Se
     )
 
 
-def pace(paces: Mapping[int, float], px: int) -> float:
+def interpolate_step_s(paces: Mapping[int, float], px: int) -> float:
     """Seconds per step at ``px``, from those at other sizes: never negative, and never less at more pixels.
 
     With a single one known they are taken to grow with the number of pixels.
@@ -76,13 +78,13 @@ def pace(paces: Mapping[int, float], px: int) -> float:
     return max(found, paces[low] * (px / low) ** 2) if px < low else found
 
 
-def derived(
+def interpolate_profiles(
     known: Sequence[Profile], wanted: Sequence[Candidate], recipe: Recipe, view_sizes: Sequence[int]
 ) -> list[Profile]:
     """The profiles of those wanted that follow from a known one, each from the nearest larger size."""
     nearest = sorted(known, key=lambda profile: profile.candidate.train_px)
     found = (
-        next((one for profile in nearest if (one := smaller(profile, candidate, recipe, view_sizes))), None)
+        next((one for profile in nearest if (one := interpolate_profile(profile, candidate, recipe, view_sizes))), None)
         for candidate in wanted
     )
     return [profile for profile in found if profile is not None]

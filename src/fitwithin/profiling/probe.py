@@ -9,15 +9,14 @@ import time
 from pathlib import Path
 
 from fitwithin.candidate import Candidate
-from fitwithin.data.batches import dummy
+from fitwithin.data.batches import dummy_batch
 from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
-from fitwithin.engine.jobs import APART, SCOUTED, ProbeJob
+from fitwithin.engine.jobs import MIN_RATIO, SCOUTED, ProbeJob
 from fitwithin.engine.results import Probe, Timing
 from fitwithin.errors import CaptureError, DeviceFull, OutOfMemory, UsageError
-from fitwithin.profiling.gpu_lock import GpuLock
-from fitwithin.profiling.timing import timed
+from fitwithin.profiling.timing import measure
 from fitwithin.training.distributed import SINGLE_PROCESS, ProcessGroup
 from fitwithin.training.evaluation import eval_batch
 from fitwithin.training.learner import Learner, check_finite
@@ -35,37 +34,31 @@ def probe(
     job: ProbeJob,
     device: Cpu | Cuda,
     feeder: PrefetchLoader,
-    asked_at: float,
+    requested_at: float,
     scratch: Path,
-    baton: GpuLock | None = None,
     team: ProcessGroup = SINGLE_PROCESS,
 ) -> Probe:
     """Run the real step at ``job.batch``; what it says of memory and, if asked, of time.
 
-    ``asked_at`` is the instant the process was asked for, ``scratch`` a folder for a checkpoint that is timed. A timed
-    process has got the ``baton`` that let it start; of a ``team``, all of which take these steps, the first one has.
+    ``requested_at`` is the instant the process was asked for, ``scratch`` a folder for a checkpoint that is timed. All
+    of a ``team`` take these steps. (A timed process has :func:`~fitwithin.profiling.gpu_lock.timing_lock`.)
     """
     started_at = time.monotonic()
     learner: Learner | None = None
     timing: Timing | None = None
-    points: tuple[tuple[int, int], ...] = ()
+    scouted: tuple[tuple[int, int], ...] = ()
     reason, fatal, memory_taken_by_others, graph_capture_failed = "", False, False, False
     needed_bytes = None
     if not job.timed:
-        device.watch()
+        device.record_allocations()
     try:
         with device.guard():
             learner = Learner(
                 job.setting, job.candidate, device, captured=job.captured, accum_steps=job.accum_steps, team=team
             )
-            startup_s = time.monotonic() - asked_at
+            startup_s = time.monotonic() - requested_at
             if job.timed:
-                assert baton is not None or not team.leads, "whoever times must have waited for it"
-                if baton is not None:
-                    baton.measure()
-                timing = timed(learner, job, device, feeder, startup_s, scratch, baton)
-                if baton is not None:
-                    baton.close()
+                timing = measure(learner, job, device, feeder, startup_s, scratch)
             else:
                 _step_and_evaluate(learner, job, device, job.batch)
                 needed_bytes = device.needed_bytes()
@@ -85,7 +78,7 @@ def probe(
             device.memory_taken_by_others(),
         )
     if not reason and job.scout and learner is not None:
-        points = _scout(learner, job, device)
+        scouted = _scout(learner, job, device)
     return Probe(
         batch=job.batch,
         passed=not reason,
@@ -98,7 +91,7 @@ def probe(
         parameters=learner.parameters if learner else 0,
         wall_s=time.monotonic() - started_at,
         timing=timing if not reason else None,
-        points=points,
+        scouted=scouted,
         needed_bytes=needed_bytes if not reason else None,
         usable_bytes=device.usable_bytes(),
         non_allocator_bytes=device.non_allocator_bytes(),
@@ -106,7 +99,7 @@ def probe(
 
 
 #: Bytes per parameter that stay from step to step: float32 weights and AdamW's two moments.
-KEPT_BYTES = 12
+BYTES_PER_PARAMETER = 12
 
 
 def _scout(learner: Learner, job: ProbeJob, device: Cpu | Cuda) -> tuple[tuple[int, int], ...]:
@@ -115,18 +108,18 @@ def _scout(learner: Learner, job: ProbeJob, device: Cpu | Cuda) -> tuple[tuple[i
     Where they lie: :data:`fitwithin.engine.jobs.SCOUTED`.
     """
     points = [(job.batch, device.needed_bytes())]
-    image_bytes = (points[0][1] - device.non_allocator_bytes() - KEPT_BYTES * learner.parameters) / job.batch
+    image_bytes = (points[0][1] - device.non_allocator_bytes() - BYTES_PER_PARAMETER * learner.parameters) / job.batch
     for share in SCOUTED:
         at, needed_bytes = points[-1]
         if len(points) > 1:
             image_bytes = (needed_bytes - points[0][1]) / (at - points[0][0])
         room = (device.usable_bytes() - needed_bytes) / max(image_bytes, 1.0)
         batch = min(int(share * (at + room)), job.limit)
-        if batch < APART * at:
+        if batch < MIN_RATIO * at:
             break
         before = device.retries()
         device.empty_cache()
-        device.watch()
+        device.record_allocations()
         try:
             with device.guard():
                 _step_and_evaluate(learner, job, device, batch)
@@ -143,20 +136,20 @@ def _step_and_evaluate(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batc
 
     What the allocator keeps from evaluation and from one update decides what the next ones need.
     """
-    x, y = dummy(job.candidate.train_px, batch, job.setting.classes, job.setting.seed, job.setting.canvas_px)
+    x, y = dummy_batch(job.candidate.train_px, batch, job.setting.classes, job.setting.seed, job.setting.canvas_px)
     recorded = job.captured and device.kind == "cuda"
     updates, passes = (RECORDED_UPDATES, RECORDED_PASSES) if recorded else (UPDATES, PASSES)
     losses = [learner.step(x, y, 1e-4) for _ in range(updates)]
-    device.settle()
+    device.update_limit()
     device.empty_cache()
     px = max(job.candidate.train_px, *job.setting.view_sizes)
-    x_view, _ = dummy(px, eval_batch(batch // job.accum_steps), job.setting.classes, job.setting.seed)
+    x_view, _ = dummy_batch(px, eval_batch(batch // job.accum_steps), job.setting.classes, job.setting.seed)
     for _ in range(passes):
         learner.logits(x_view, flip=True)
-    device.settle()
+    device.update_limit()
     device.empty_cache()
     losses += [learner.step(x, y, 1e-4) for _ in range(updates)]
-    device.settle()  # a recorded step takes memory outside the allocator, which later probes keep free
+    device.update_limit()  # a recorded step takes memory outside the allocator, which later probes keep free
     check_finite(job.candidate, losses)
 
 

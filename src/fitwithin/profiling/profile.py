@@ -65,14 +65,14 @@ class Profile:
         return self.largest or self.batch
 
     @property
-    def edge(self) -> float | None:
+    def max_batch(self) -> float | None:
         """Where its memory meets the cap, in images: just above the certified batch; None if another limit ended it."""
-        return edge_of(self.certified, self.probes)
+        return max_batch_of(self.certified, self.probes)
 
     @property
     def trials(self) -> int:
         """How many batch sizes were run to find the largest, repetitions and scouted ones included."""
-        return sum(1 + len(probe.points) for probe in self.probes if not (probe.passed and probe.timing is not None))
+        return sum(1 + len(probe.scouted) for probe in self.probes if not (probe.passed and probe.timing is not None))
 
     @property
     def non_allocator_bytes(self) -> int:
@@ -101,7 +101,7 @@ class HasProbes(Protocol):
         """Whose."""
 
     @property
-    def edge(self) -> float | None:
+    def max_batch(self) -> float | None:
         """Where its memory meets the cap, in images; None if that is not known, or if something else was the limit."""
 
     @property
@@ -109,7 +109,7 @@ class HasProbes(Protocol):
         """What was tried."""
 
 
-def edge_of(batch: int, probes: Iterable[Probe]) -> float | None:
+def max_batch_of(batch: int, probes: Iterable[Probe]) -> float | None:
     """Half an image above ``batch`` if the next one was tried and failed, else None."""
     return batch + 0.5 if any(not probe.passed and probe.batch == batch + 1 for probe in probes) else None
 
@@ -123,22 +123,22 @@ def prior(known: Iterable[HasProbes], candidate: Candidate) -> Prior | None:
     for other in known:
         if replace(other.candidate, train_px=candidate.train_px) != candidate or other.candidate == candidate:
             continue
-        points, edge = points_of(other.probes), other.edge
-        if len(points) < 2 or edge is None:
+        points, max_batch = memory_points(other.probes), other.max_batch
+        if len(points) < 2 or max_batch is None:
             continue
         growth = (candidate.train_px / other.candidate.train_px) ** 2
         return Prior(
-            batch=int(edge / growth),
+            batch=int(max_batch / growth),
             image_bytes=growth * slope_of(points),
             non_allocator_bytes=max(probe.non_allocator_bytes for probe in other.probes),
         )
     return None
 
 
-def points_of(probes: Iterable[Probe]) -> list[tuple[int, int]]:
+def memory_points(probes: Iterable[Probe]) -> list[tuple[int, int]]:
     """Batches and the memory they needed, ascending; for a batch that ran twice, the larger."""
     points: dict[int, int] = {}
-    for batch, needed_bytes in (point for probe in probes for point in probe.line):
+    for batch, needed_bytes in (point for probe in probes for point in probe.memory_points):
         points[batch] = max(needed_bytes, points.get(batch, 0))
     return sorted(points.items())
 
@@ -167,7 +167,7 @@ def _timing(value: dict[str, Any]) -> Timing:
 
 def _probe(value: dict[str, Any]) -> Probe:
     timing = _timing(value["timing"]) if value["timing"] is not None else None
-    return Probe(**{**value, "timing": timing, "points": tuple((b, n_bytes) for b, n_bytes in value["points"])})
+    return Probe(**{**value, "timing": timing, "scouted": tuple((b, n_bytes) for b, n_bytes in value["scouted"])})
 
 
 def from_dict(value: dict[str, Any], *, cached: bool | None = None) -> Profile:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fitwithin.candidate import Candidate
-from fitwithin.data.batches import Batch, dummy
+from fitwithin.data.batches import Batch, dummy_batch
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import CompareJob
@@ -40,11 +40,11 @@ def screen(job: CompareJob, device: Cpu | Cuda) -> CompareResult:
     with suppress(Exception):
         _first_step(job, job.candidates[0], device)
     for _, variants in groupby(job.candidates, key=lambda candidate: candidate.model):
-        device.settle()
+        device.update_limit()
         device.empty_cache()
         with suppress(Exception):
             paces.update(_paces(job, list(variants), device))
-    return CompareResult(paces=paces)
+    return CompareResult(paces=paces, peak_bytes=device.peak_bytes())
 
 
 def _first_step(job: CompareJob, candidate: Candidate, device: Cpu | Cuda) -> None:
@@ -63,7 +63,7 @@ def _paces(job: CompareJob, variants: list[Candidate], device: Cpu | Cuda) -> di
                     pace = _pace(job, candidate, batch, device, builds=not job.brief or len(variants) == 1)
                 if pace is not None:
                     found[candidate.name] = pace
-                device.settle()
+                device.update_limit()
                 device.empty_cache()
         except OutOfMemory:
             if batch == BATCHES[-1]:
@@ -75,7 +75,7 @@ def _paces(job: CompareJob, variants: list[Candidate], device: Cpu | Cuda) -> di
 
 
 def _batch(job: CompareJob, candidate: Candidate, batch: int) -> Batch:
-    return dummy(candidate.train_px, batch, job.setting.classes, job.setting.seed, job.setting.canvas_px)
+    return dummy_batch(candidate.train_px, batch, job.setting.classes, job.setting.seed, job.setting.canvas_px)
 
 
 def _pace(job: CompareJob, candidate: Candidate, batch: int, device: Cpu | Cuda, *, builds: bool) -> StepTiming | None:
@@ -99,7 +99,7 @@ def _pace(job: CompareJob, candidate: Candidate, batch: int, device: Cpu | Cuda,
         chunk_at = time.monotonic()
         for _ in range(steps):
             learner.step(x, y, 1e-4)
-            device.throttle()
+            device.limit_run_ahead()
         device.synchronize()
         means.append((time.monotonic() - chunk_at) / steps)
     learner.release()

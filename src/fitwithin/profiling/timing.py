@@ -13,13 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fitwithin.candidate import View
-from fitwithin.data.batches import Batch, TrainBatches, dummy
+from fitwithin.data.batches import Batch, TrainBatches, dummy_batch
 from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
-from fitwithin.engine.jobs import ProbeJob, rated_batches
+from fitwithin.engine.jobs import ProbeJob, batches_to_compare
 from fitwithin.engine.results import Timing
-from fitwithin.profiling.gpu_lock import GpuLock
 from fitwithin.training.evaluation import eval_batch, ms_per_image, paced, split_logits
 from fitwithin.training.learner import Learner, check_finite, write_checkpoint
 from fitwithin.training.loop import ENDLESS
@@ -65,23 +64,17 @@ PREPARED = 3
 CHANGE_STEPS = 3
 
 
-def timed(
-    learner: Learner,
-    job: ProbeJob,
-    device: Cpu | Cuda,
-    feeder: PrefetchLoader,
-    startup_s: float,
-    scratch: Path,
-    baton: GpuLock | None,
+def measure(
+    learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: PrefetchLoader, startup_s: float, scratch: Path
 ) -> Timing:
     """The pace of the device, of the loader and of both together, and what happens beside steps.
 
     As a turn does, it begins with the smallest size of progressive resizing and goes on to the next. The pace is that
     of the step as it was recorded first: recorded again after an evaluation, ResNeSt's float16 steps were 1.2 to 1.8 %
-    faster than the turns that followed (H100). Nobody else starts until it is known: beside a start, eight of 40
+    faster than the turns that followed (H100). Nothing else may start meanwhile: beside a start, eight of 40
     samples had an interval of 1 to 3.4 %, where 0.1 is usual, and two dummy paces were 15 and 16 % slow.
 
-    Processes that train together take the same steps; the first one, which has the ``baton``, says when it is enough.
+    Processes that train together take the same steps; the first one says when it is enough.
     """
     candidate = job.candidate
     num_other_processes = device.num_other_processes()
@@ -89,7 +82,7 @@ def timed(
     first_s = save_s = 0.0
     paces: dict[int, StepTiming] = {}
     changes_s: dict[int, float] = {}
-    whole: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for px in sizes:
         begun_at = time.monotonic()
         with feeder.stream(
@@ -102,13 +95,11 @@ def timed(
                 changes_s[px] = _change(learner, device, batches, begun_at)
             paces[px] = _pace(learner, device, batches, BRIEF if job.brief else USUAL)
             if px == sizes[-1]:
-                whole = _dummy_paces(learner, job, device, next(batches))
-                if baton is not None:
-                    baton.warm()
-                whole.update(_beside_steps(learner, job, device, feeder))
+                fields = _dummy_paces(learner, job, device, next(batches))
+                fields.update(_beside_steps(learner, job, device, feeder))
                 if not job.brief:
                     learner.step(*next(batches), 1e-4)  # recorded anew, as after every evaluation
-                whole.update(capture_s=learner.capture_s, loader_step_s=_loader_pace(batches, loaded.ahead))
+                fields.update(capture_s=learner.capture_s, loader_step_s=_loader_pace(batches, loaded.prefetch))
     step_s, step_low_s, step_high_s = paces[candidate.train_px]
     return Timing(
         startup_s=startup_s,
@@ -120,13 +111,13 @@ def timed(
         num_other_processes=max(num_other_processes, device.num_other_processes()),
         stage_step_s={px: paces[px][0] for px in sizes[:-1]},
         stage_change_s={px: max(0.0, spent_s - CHANGE_STEPS * paces[px][0]) for px, spent_s in changes_s.items()},
-        **whole,
+        **fields,
     )
 
 
 def _beside_steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: PrefetchLoader) -> dict[str, Any]:
     """What evaluations cost, by size."""
-    device.settle()
+    device.update_limit()
     device.empty_cache()
     sizes = sorted({job.candidate.train_px, *job.setting.view_sizes})
     passes = dict.fromkeys(sizes, (0.0, 0.0, 0.0))
@@ -138,7 +129,7 @@ def _beside_steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: P
             passes[px] = _evaluation(learner, job, feeder, px) if px in seen else passes[larger]
             larger = px
     learner.release()  # in a turn too the others do no more, and wait at the next step
-    device.settle()
+    device.update_limit()
     device.empty_cache()
     return {
         "eval_first_s": {px: first_s for px, (first_s, _, _) in passes.items()},
@@ -151,7 +142,7 @@ def _dummy_paces(learner: Learner, job: ProbeJob, device: Cpu | Cuda, ready: Bat
     """The pace with a batch that lies ready, and the rates of smaller ones where they are asked for."""
     dummy_s = _dummy_pace(learner, device, ready)
     rates = {job.batch: job.batch / dummy_s}
-    for batch in rated_batches(job.batch) if job.rates else ():
+    for batch in batches_to_compare(job.batch) if job.rates else ():
         rates[batch] = batch / _dummy_pace(learner, device, _prepared(learner, job, device, batch))
     if len(rates) > 1:
         learner.step(*ready, 1e-4)  # back at the batch of the turn
@@ -174,7 +165,7 @@ def _first_steps(
     saved_at = time.monotonic()
     for _ in range(FIRST_STEPS - 1):
         losses.append(learner.step(*next(batches), 1e-4))
-        device.throttle()
+        device.limit_run_ahead()
     device.synchronize()
     first_s = stepped_at - begun_at + time.monotonic() - saved_at
     check_finite(job.candidate, losses)
@@ -185,14 +176,14 @@ def _change(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch], begu
     """Seconds since ``begun_at`` that the first CHANGE_STEPS of another size took."""
     for _ in range(CHANGE_STEPS):
         learner.step(*next(batches), 1e-4)
-        device.throttle()
+        device.limit_run_ahead()
     device.synchronize()
     return time.monotonic() - begun_at
 
 
 def _prepared(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> Batch:
     """A batch of another size that lies ready, after the first steps at that size."""
-    x, y = dummy(job.candidate.train_px, batch, job.setting.classes, job.setting.seed, job.setting.canvas_px)
+    x, y = dummy_batch(job.candidate.train_px, batch, job.setting.classes, job.setting.seed, job.setting.canvas_px)
     ready = (x.pin_memory(), y.pin_memory()) if device.kind == "cuda" else (x, y)
     for _ in range(PREPARED):
         learner.step(*ready, 1e-4)
@@ -205,18 +196,18 @@ def _dummy_pace(learner: Learner, device: Cpu | Cuda, ready: Batch) -> float:
     begun_at, steps = time.monotonic(), 0
     while learner.team.led([steps < DUMMY_STEPS or time.monotonic() - begun_at < DUMMY_SAMPLE_S])[0]:
         learner.step(*ready, 1e-4)
-        device.throttle()
+        device.limit_run_ahead()
         steps += 1
     device.synchronize()
     return (time.monotonic() - begun_at) / steps
 
 
-def _loader_pace(batches: Iterator[Batch], ahead: int) -> float:
+def _loader_pace(batches: Iterator[Batch], prefetch: int) -> float:
     """Mean seconds in which the loader makes a batch while nothing else is done; it has none in stock afterwards."""
-    for _ in range(ahead):
+    for _ in range(prefetch):
         next(batches)
     begun_at, made = time.monotonic(), 0
-    while made < ahead:
+    while made < prefetch:
         next(batches)
         made += 1
     return (time.monotonic() - begun_at) / made
@@ -228,7 +219,7 @@ def _pace(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch], sampli
     begun_at, mean_s, error_s, enough = time.monotonic(), 0.0, 0.0, False
     for x, y in learner.team.in_step(batches):
         learner.step(x, y, 1e-4)
-        device.throttle()
+        device.limit_run_ahead()
         now = time.monotonic()
         if now - begun_at >= sampling.run_up_s:
             marks.append(now)

@@ -14,10 +14,10 @@ from fitwithin.profiling.profile import Rejection
 MARGIN = 0.02
 
 #: A reason tells of first steps where they take so many seconds more than the best variant's.
-SEEN_S = 1.0
+NOTICEABLE_S = 1.0
 
 
-def screened(candidates: Sequence[Candidate]) -> dict[str, tuple[Candidate, ...]]:
+def variants_to_compare(candidates: Sequence[Candidate]) -> dict[str, tuple[Candidate, ...]]:
     """What to compare, by backbone: its precisions and layouts at its smallest size, where there are several.
 
     Which of them is fastest hardly depends on the size; what is left is profiled at every size.
@@ -46,17 +46,17 @@ def slower(
     if not paces:
         return {}
 
-    def spread_s(candidate: Candidate, errors: float = 0.0) -> float:
+    def amortised_s(candidate: Candidate, errors: float = 0.0) -> float:
         pace = paces[candidate]
-        return pace.spread_s(turn_s, (sizes or {}).get(candidate.train_px, 1), errors * pace.error_s)
+        return pace.amortised_s(turn_s, (sizes or {}).get(candidate.train_px, 1), errors * pace.error_s)
 
-    best = min(paces, key=lambda candidate: (spread_s(candidate), paces[candidate].step_s, candidate))
-    most_s = spread_s(best, 1) * (1 + MARGIN)
+    best = min(paces, key=lambda candidate: (amortised_s(candidate), paces[candidate].step_s, candidate))
+    most_s = amortised_s(best, 1) * (1 + MARGIN)
     return {
-        candidate: f"{_told(candidate, pace, pace.first_s > paces[best].first_s + SEEN_S)}, where "
+        candidate: f"{_told(candidate, pace, pace.first_s > paces[best].first_s + NOTICEABLE_S)}, where "
         f"{_variant(best)} takes {paces[best].step_s * 1e3:.3g}: too slow to be profiled"
         for candidate, pace in paces.items()
-        if spread_s(candidate, -1) > most_s
+        if amortised_s(candidate, -1) > most_s
     }
 
 
@@ -72,7 +72,7 @@ def pruned(candidates: Sequence[Candidate], losers: Mapping[Candidate, str]) -> 
     return [Rejection(candidate=candidate, reason=lost[key]) for candidate, key in keys if key in lost]
 
 
-def firsts(candidates: Sequence[Candidate]) -> list[Rejection]:
+def default_variants_only(candidates: Sequence[Candidate]) -> list[Rejection]:
     """All but the first precision and layout of each backbone at each size, where there is no time to compare more."""
     first: dict[tuple[str, int], Candidate] = {}
     for candidate in candidates:

@@ -56,7 +56,7 @@ class ProcessGroup:
             "dist.ProcessGroup", dist.new_group(backend="nccl", timeout=ENDLESS, device_id=device.torch_device)
         )
         dist.all_reduce(torch.zeros(1, device=device.torch_device), group=self._devices)  # connections and buffers
-        device.settle()
+        device.update_limit()
 
     # --- between the devices
 

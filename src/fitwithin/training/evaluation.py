@@ -193,7 +193,7 @@ def paced(marks: Sequence[float]) -> tuple[float, float]:
     The first is left out of the pace, and those that loaders made meanwhile, where more than as many follow; a pass is
     recorded in one of them.
     """
-    ahead = Stream.ahead
+    ahead = Stream.prefetch
     since = 1 + ahead if len(marks) > 2 * (1 + ahead) else 1
     batch_s = (marks[-1] - marks[since]) / (len(marks) - 1 - since)
     return max(0.0, marks[since] - marks[0] - since * batch_s), batch_s

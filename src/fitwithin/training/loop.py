@@ -62,7 +62,7 @@ def advance(
         ) as loaded:
             for x_bhwc, y_b in team.in_step(loaded):
                 loss = learner.step(x_bhwc, y_b, turn.peak_lr * schedule.lr_factor)
-                device.throttle()
+                device.limit_run_ahead()
                 schedule.step += 1
                 turn.read(loss)
                 if due := turn.observe():

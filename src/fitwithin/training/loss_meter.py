@@ -42,7 +42,7 @@ class LossMeter:
 
     def _fetch(self, step: int) -> None:
         mean = torch.stack(self._unread).mean()
-        self._reading = step, self._device.later(mean)
+        self._reading = step, self._device.read_async(mean)
         self._unread.clear()
         self._read_at = time.monotonic()
 

@@ -216,7 +216,7 @@ class Trainer:
             )
         )
         if not self._settled and step >= 3:
-            self.device.settle()
+            self.device.update_limit()
             self._settled = True
 
     def validate(self) -> None:

@@ -90,7 +90,7 @@ class SimulatedExecutor:
         self._threads: list[threading.Thread] = []
         self.closed = False
 
-    def begin(self, work: Callable[[], T]) -> Future[T]:
+    def submit(self, work: Callable[[], T]) -> Future[T]:
         """It begins when the one that began it waits."""
         future: Future[T] = Future()
         bed = self._clock.lie_down(self._clock.now())

@@ -23,15 +23,15 @@ import numpy.typing as npt
 
 from fitwithin.candidate import by_size
 from fitwithin.engine.jobs import (
-    APART,
+    MIN_RATIO,
     SCOUTED,
     CompareJob,
     EvaluateJob,
     Job,
     ProbeJob,
     TrainJob,
+    batches_to_compare,
     hangs_at,
-    rated_batches,
     stays,
 )
 from fitwithin.engine.results import (
@@ -98,12 +98,12 @@ class Simulated:
         """The law is the device."""
         return {"device": "simulated", "name": repr(self.law)}
 
-    def lanes(self, wanted: int, memory_bytes: int) -> int:
+    def max_parallel(self, wanted: int, memory_bytes: int) -> int:
         """As many as are wanted; their jobs follow each other on the one clock."""
         del memory_bytes
         return max(1, wanted)
 
-    def rest(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         """The clock jumps."""
         self.clock.sleep(seconds)
 
@@ -129,7 +129,7 @@ class Simulated:
         """Which of the engine's jobs is at work in this thread, from 1 on."""
         return int(self._at_work.number)
 
-    def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+    def run(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
         """The outcome that the law gives the job; the clock stands at its end, never beyond ``until_at``.
 
         Jobs of a crew go on at the same time; of other threads one after the other.
@@ -201,7 +201,7 @@ class Simulated:
                 raise
             wall_s, reason = self.now() - begun_at, end.failure.reason
             return Probe(batch=job.batch, passed=False, reason=reason, parameters=parameters, wall_s=wall_s)
-        points = self._scout(job, peak_bytes, until_at) if job.scout else ()
+        scouted = self._scout(job, peak_bytes, until_at) if job.scout else ()
         wall_s = self.now() - begun_at
         return Probe(
             batch=job.batch,
@@ -210,7 +210,7 @@ class Simulated:
             parameters=parameters,
             wall_s=wall_s,
             timing=timing,
-            points=points,
+            scouted=scouted,
         )
 
     def _screen(self, job: CompareJob, until_at: float) -> CompareResult:
@@ -234,7 +234,7 @@ class Simulated:
                 image_bytes = (needed - peak_bytes) / (at - job.batch)
             batch = min(job.limit, int(share * (at + (cap - needed) / max(1.0, image_bytes))))
             needed = law.memory_bytes(job.candidate, batch, self.number)
-            if batch < APART * at or needed > cap:
+            if batch < MIN_RATIO * at or needed > cap:
                 break
             self.spend(UPDATES * law.device_s(job.candidate, batch), until_at)
             points.append((batch, needed))
@@ -279,7 +279,7 @@ class Simulated:
 
     def _rates(self, job: ProbeJob, until_at: float) -> dict[int, float]:
         rates = {}
-        for batch in (job.batch, *rated_batches(job.batch)):
+        for batch in (job.batch, *batches_to_compare(job.batch)):
             pace_s = self.law.device_s(job.candidate, batch)
             self.spend(max(SAMPLE_S[0], SAMPLE_STEPS * pace_s), until_at)
             rates[batch] = batch / pace_s

@@ -1,9 +1,8 @@
-"""The profile phase over an engine: why a candidate is rejected."""
+"""The profile phase over an engine: what is certified, why a candidate is rejected, and what is done side by side."""
 
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +20,8 @@ from fitwithin.pipeline import profile_phase
 from fitwithin.pipeline.context import RunContext
 from fitwithin.profiling.candidate_profiler import OUT_OF_TIME, PROBE_WITHIN_S, SMALLEST_BATCH
 from fitwithin.profiling.profile import Profile, Rejection
-from fitwithin.profiling.profile_candidates import measure
 from fitwithin.request import Request
-from simulation import GIB, CountedImages, Stage, profile, request
+from simulation import GIB, CountedImages, Stage, measure, profile, request
 
 
 def run_of(law: SimulatedMachine, n_train: int = 800, **asked: Any) -> RunContext:
@@ -34,7 +32,7 @@ def measured(run: RunContext, until_at: float = math.inf) -> Profile | Rejection
     (candidate,) = run.candidates
     seen: list[Progress] = []
     (found,) = measure(
-        [candidate], run.setting, run.engine, n_train=run.data.train, until_at=until_at, tell=seen.append
+        [candidate], run.setting, run.engine, n_train=run.data.train, until_at=until_at, on_progress=seen.append
     )
     assert all(progress.text.startswith(candidate.name) for progress in seen)
     return found
@@ -93,10 +91,10 @@ class Scripted:
     def now(self) -> float:
         return 0.0
 
-    def rest(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         assert seconds > 0
 
-    def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+    def run(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
         assert isinstance(job, ProbeJob)
         self.jobs.append((job.batch, job.timed))
         return self.answer(job)
@@ -219,8 +217,8 @@ def test_what_a_neighbour_held_outside_the_allocator_is_kept_free_from_the_first
         )
 
     run = run_of(SimulatedMachine(), sizes=(160, 224))
-    run.engine.do = lambda job, **how: answer(job)
-    list(measure(run.candidates, run.setting, run.engine, n_train=800, until_at=math.inf, tell=lambda progress: None))
+    run.engine.run = lambda job, **how: answer(job)
+    measure(run.candidates, run.setting, run.engine, n_train=800)
     assert told[0] == (160, 0)
     assert all(non_allocator_bytes == 300 for px, non_allocator_bytes in told if px == 224)
 
@@ -239,114 +237,54 @@ def test_nothing_is_timed_in_the_end() -> None:
 # --- side by side ----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))
+
+
 def side_by_side(
-    law: SimulatedMachine, lanes: int, until_at: float = math.inf
+    law: SimulatedMachine, jobs: int, time_s: float = 36_000.0
 ) -> tuple[RunContext, list[Profile | Rejection]]:
-    run = run_of(law, models=("resnet18", "resnet50", "vgg11"), precisions=("amp", "fp32"), sizes=(160, 224))
-    found = measure(
-        run.candidates,
-        run.setting,
-        run.engine,
-        n_train=run.data.train,
-        until_at=until_at,
-        tell=lambda progress: None,
-        lanes=lanes,
-    )
-    return run, list(found)
+    asked = {"models": ("resnet18", "resnet50", "vgg11"), "precisions": ("amp", "fp32"), "sizes": (160, 224)}
+    run = run_of(law, jobs=jobs, time_s=time_s, **asked)
+    return run, profile_phase.profile(run, refresh=True)
 
 
 def test_side_by_side_finds_what_one_after_the_other_finds() -> None:
-    _, one = side_by_side(SimulatedMachine(), 1)
+    alone, one = side_by_side(SimulatedMachine(), 1)
     run, several = side_by_side(SimulatedMachine(), 4)
-    assert {found.candidate for found in several} == set(run.candidates)
+    assert [found.candidate for found in several] == list(run.candidates)
     batches = {found.candidate: found.batch for found in several if isinstance(found, Profile)}
     assert batches == {found.candidate: found.batch for found in one if isinstance(found, Profile)}
     first_timed = min(number for number, job in enumerate(run.engine.jobs) if job.timed)
-    assert not any(job.scout for job in run.engine.jobs[first_timed:]), "something was searched after timing began"
+    assert all(job.timed for job in run.engine.jobs[first_timed:]), "something was searched after timing began"
+    books = run.accountant.books()
+    assert books.balanced
+    assert books.spent_s() < 0.7 * alone.accountant.books().spent_s()
+    assert books.spent_s(gpu=True) <= books.spent_s(), "they share one device"
 
 
-def test_the_next_size_is_searched_as_soon_as_the_first_one_has_a_line() -> None:
-    """Nobody waits for the certificate: the first size's last probes wait until the second size has begun."""
-    run = run_of(SimulatedMachine(), sizes=(160, 224))
-    begun = threading.Event()
-    waited: list[bool] = []
+def test_no_more_jobs_than_allowed_are_at_work_and_what_is_timed_is_alone() -> None:
+    run = run_of(SimulatedMachine(), models=("a", "b", "c", "d", "e"), jobs=3)
+    at_work: set[int] = set()
+    most, most_beside_timing = 0, 0
 
-    class Slow(Scripted):
-        def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
-            assert isinstance(job, ProbeJob)
-            if job.candidate.train_px == 224:
-                begun.set()
-            elif not job.scout and not job.timed:
-                waited.append(begun.wait(30))
-            return super().do(job, until_at=until_at, on_progress=on_progress)
-
-    def answer(job: ProbeJob) -> Outcome:
-        edge = 100 if job.candidate.train_px == 160 else 51
-        image_bytes = 10**7 * (job.candidate.train_px / 160) ** 2
-        points = ((40, 4 * 10**8), (80, 8 * 10**8)) if job.scout and job.batch < 40 else ()
-        timing = profile().timing if job.timed else None
-        peak_bytes = int(image_bytes * job.batch)
-        return Probe(batch=job.batch, passed=job.batch <= edge, peak_bytes=peak_bytes, points=points, timing=timing)
-
-    found = list(
-        measure(
-            run.candidates,
-            run.setting,
-            Slow(answer),
-            n_train=800,
-            until_at=math.inf,
-            tell=lambda progress: None,
-            lanes=2,
-        )
-    )
-    assert [each.batch for each in found if isinstance(each, Profile)] in ([100, 51], [51, 100])
-    assert waited
-    assert all(waited)
-
-
-def test_no_more_than_the_lanes_are_at_work_and_two_sizes_share_them() -> None:
-    run = run_of(SimulatedMachine(), models=("resnet18", "resnet50"))
-    at_work, most, lock = 0, 0, threading.Lock()
-    all_lanes = threading.Event()
-
-    class Counting(Scripted):
-        def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
-            nonlocal at_work, most
-            with lock:
-                at_work += 1
-                most = max(most, at_work)
-                if at_work >= lanes:
-                    all_lanes.set()
+    class Counting(Simulated):
+        def run(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+            nonlocal most, most_beside_timing
+            at_work.add(id(job))
+            most = max(most, len(at_work))
             try:
-                all_lanes.wait(0.2)  # for others, where there are any
-                return super().do(job, until_at=until_at, on_progress=on_progress)
+                return super().run(job, until_at=until_at, on_progress=on_progress)
             finally:
-                with lock:
-                    at_work -= 1
+                if isinstance(job, ProbeJob) and job.timed:
+                    most_beside_timing = max(most_beside_timing, len(at_work))
+                at_work.remove(id(job))
 
-    def answer(job: ProbeJob) -> Outcome:
-        timing = profile().timing if job.timed else None
-        points = ((40, 4 * 10**8),) if job.scout else ()
-        peak_bytes = 10**7 * job.batch
-        return Probe(batch=job.batch, passed=job.batch <= 107, peak_bytes=peak_bytes, points=points, timing=timing)
-
-    for lanes in (2, 4):
-        most = 0
-        all_lanes.clear()
-        engine = Counting(answer)
-        found = list(
-            measure(
-                run.candidates,
-                run.setting,
-                engine,
-                n_train=800,
-                until_at=math.inf,
-                tell=lambda progress: None,
-                lanes=lanes,
-            )
-        )
-        assert [each.batch for each in found if isinstance(each, Profile)] == [107, 107]
-        assert most == lanes
+    run = replace(run, engine=Counting(run.engine.law, run.engine.images, run.engine.clock))
+    found = profile_phase.profile(run)
+    assert all(isinstance(each, Profile) for each in found)
+    assert (most, most_beside_timing) == (3, 1)
 
 
 def test_a_neighbour_takes_fewer_trials() -> None:
@@ -356,11 +294,38 @@ def test_a_neighbour_takes_fewer_trials() -> None:
 
 
 def test_side_by_side_ends_in_time() -> None:
-    run, found = side_by_side(SimulatedMachine(), 4, until_at=1000.0 + 60.0)
+    run, found = side_by_side(SimulatedMachine(), 4, time_s=60.0 / profile_phase.PROFILE_SHARE)
     assert run.engine.now() <= 1000.0 + 60.0
     assert len(found) == len(run.candidates)
     assert any(isinstance(each, Profile) for each in found)
     assert all(each.reason == OUT_OF_TIME for each in found if isinstance(each, Rejection))
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("passes", [True, False])
+def test_the_largest_peak_of_any_probe_is_in_the_books(jobs: int, passes: bool) -> None:
+    """Also that of one which failed, above the cap or not, and of a candidate that is rejected."""
+
+    class Peaks(Simulated):
+        def run(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
+            assert isinstance(job, ProbeJob)
+            if job.batch > 20:
+                return Failure(kind="memory", reason="the cap was reached", peak_bytes=5 * GIB + job.batch)
+            timing = profile().timing if job.timed else None
+            reason = "" if passes else "the peak was above the cap"
+            return Probe(batch=job.batch, passed=passes, reason=reason, peak_bytes=4 * GIB + job.batch, timing=timing)
+
+    run = run_of(SimulatedMachine(), models=("a", "b"), jobs=jobs)
+    asked: list[int] = []
+    engine = Peaks(run.engine.law, run.engine.images, run.engine.clock)
+    plain = engine.run
+    engine.run = lambda job, **how: asked.append(job.batch) or plain(job, **how)
+    found = profile_phase.profile(replace(run, engine=engine))
+    assert all(isinstance(each, Profile) == passes for each in found)
+    expected = max(4 * GIB + min(20, batch) if batch <= 20 else 5 * GIB + batch for batch in asked)
+    entries = [entry for entry in run.accountant.books().entries if entry.phase == "profile"]
+    assert max(entry.peak_bytes or 0 for entry in entries) == expected
+    assert all(entry.peak_bytes for entry in entries)
 
 
 def test_memory_that_others_hold_is_waited_for() -> None:
@@ -513,7 +478,7 @@ def test_of_device_time_a_start_takes_nothing_of_profilings_share(slots: int) ->
         run = Stage(SimulatedMachine(), request(slots=slots, **limits), Path("/nowhere")).run()
         with run.accountant.entry("start-up"):
             run.engine.clock.sleep(11.0)
-        return profile_phase._share_s(run)
+        return profile_phase.profiling_left_s(run)
 
     share = profile_phase.PROFILE_SHARE
     assert share_s(gpu_time_s=166.0) == pytest.approx(share * 166.0 / slots)
@@ -530,7 +495,7 @@ def test_processes_that_train_together_are_certified_by_the_share_of_one() -> No
     law, (candidate,), cap = run.engine.law, run.candidates, run.setting.memory_bytes
     assert found.batch == 2 * found.largest
     assert law.memory_bytes(candidate, found.largest) <= cap < law.memory_bytes(candidate, found.largest + 1)
-    assert found.edge == found.largest + 0.5
+    assert found.max_batch == found.largest + 0.5
     assert found.images_per_s == pytest.approx(2 * found.largest / law.step_s(candidate, found.largest))
     assert found.batch_why.startswith(f"2 processes take {found.largest} each; {found.largest} ran within 1.00 GiB")
     assert not any(job.scout for job in run.engine.jobs)
@@ -697,5 +662,5 @@ def test_where_memory_is_the_limit_each_size_is_measured(tmp_path: Path, monkeyp
     profiles = [each for each in found if isinstance(each, Profile)]
     assert any(each.batch < 128 for each in profiles)
     for each in profiles:
-        if each.edge is not None:
+        if each.max_batch is not None:
             assert any(isinstance(job, ProbeJob) and job.candidate == each.candidate for job in run.engine.jobs)
