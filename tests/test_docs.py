@@ -157,13 +157,16 @@ def test_the_map_reaches_every_page() -> None:
 
 
 def test_the_file_tree_is_the_file_tree() -> None:
+    """Every folder of the package and every module at its top stands in the README's tree, and nothing else."""
     (tree,) = [block for block in blocks("README.md", "text") if block.startswith("src/fitwithin/")]
-    inside = tree.split("tests/")[0].splitlines()[1:]
+    lines = tree.splitlines()
+    assert len(lines) <= 30
+    named = [re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in lines[1:] if line.startswith("  ")]
+    assert all(len(parts) == 2 for parts in named), "each line says what it is for"
     source = ROOT / "src" / "fitwithin"
-    modules = [path.name for path in source.glob("*.py")]
+    modules = [path.stem for path in source.glob("*.py")]
     folders = [f"{path.name}/" for path in source.iterdir() if path.is_dir() and path.name != "__pycache__"]
-    assert sorted(line.split()[0] for line in inside) == sorted([*modules, *folders])
-    assert all(len(line.split(maxsplit=1)) == 2 for line in inside)
+    assert sorted(word for words, _ in named for word in words.split()) == sorted([*modules, *folders])
 
 
 @pytest.mark.parametrize("page", PAGES)

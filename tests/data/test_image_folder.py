@@ -14,7 +14,7 @@ from PIL import Image
 
 from fitwithin.data.dataset import Broken, Dataset, Sample, without
 from fitwithin.data.image_folder import scan
-from fitwithin.data.splits import _drawn
+from fitwithin.data.splits import random_split
 from fitwithin.errors import DataError
 
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -51,7 +51,7 @@ def test_a_drawn_split_is_a_stratified_partition(sizes: list[int], seed: int, wi
     before = [
         Sample(path=f"{label}/{i}", label=label, split="train") for label, n in enumerate(sizes) for i in range(n)
     ]
-    after = _drawn(before, seed=seed, with_test=with_test)
+    after = random_split(before, seed=seed, with_test=with_test)
     assert sorted((s.path, s.label) for s in after) == sorted((s.path, s.label) for s in before)
     for label, n in enumerate(sizes):
         count = {split: sum(s.label == label and s.split == split for s in after) for split in ("train", "val", "test")}
@@ -64,15 +64,17 @@ def test_a_drawn_split_is_a_stratified_partition(sizes: list[int], seed: int, wi
 def test_a_drawn_split_depends_on_seed_and_paths_alone(order: list[int], seed: int) -> None:
     samples = [Sample(path=f"{i % 2}/{i}", label=i % 2, split="train") for i in range(20)]
     shuffled = [samples[i] for i in order]
-    once, again = (sorted(_drawn(s, seed=seed, with_test=True), key=lambda s: s.path) for s in (samples, shuffled))
+    once, again = (
+        sorted(random_split(s, seed=seed, with_test=True), key=lambda s: s.path) for s in (samples, shuffled)
+    )
     assert once == again
 
 
 @given(seed=st.integers(0, 20))
 def test_a_new_file_moves_few_others(seed: int) -> None:
     samples = [Sample(path=f"{i}", label=0, split="train") for i in range(101)]
-    before = {s.path: s.split for s in _drawn(samples[:100], seed=seed, with_test=True)}
-    after = {s.path: s.split for s in _drawn(samples, seed=seed, with_test=True)}
+    before = {s.path: s.split for s in random_split(samples[:100], seed=seed, with_test=True)}
+    after = {s.path: s.split for s in random_split(samples, seed=seed, with_test=True)}
     assert sum(before[path] != after[path] for path in before) <= 2
 
 

@@ -25,8 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fitwithin.data import pack as module
-from fitwithin.data import pack_builder, soundness
+from fitwithin.data import pack_builder
 from fitwithin.data.dataset import Dataset
 from fitwithin.data.decode import read_rgb
 from fitwithin.data.image_folder import scan
@@ -66,7 +65,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         def fail(*_: object, **__: object) -> None:
             raise DecodedAgainError
 
-        monkeypatch.setattr(module, "read_rgb", fail)
+        monkeypatch.setattr(pack_builder, "read_rgb", fail)
 
     return forbid
 
@@ -180,7 +179,7 @@ def test_the_window_keeps_order_and_is_bounded(dataset: Dataset, workers: int, m
         started[0] += 1
         return read_rgb(*args, **kwargs)
 
-    monkeypatch.setattr(module, "read_rgb", counted)
+    monkeypatch.setattr(pack_builder, "read_rgb", counted)
     pack = build(dataset, 32, workers=workers, on_progress=lambda done, _: lead.append(started[0] - done))
     assert max(lead) <= 4 * workers
     assert_matches(pack, dataset)
@@ -229,7 +228,7 @@ def test_a_mended_file_is_taken_in(dataset: Dataset, monkeypatch: pytest.MonkeyP
         return read_rgb(file, at_least=at_least)
 
     with monkeypatch.context() as during:
-        during.setattr(module, "read_rgb", away)
+        during.setattr(pack_builder, "read_rgb", away)
         assert [(item.path, item.reason) for item in build(dataset, 32).broken] == [
             ("cat/3.png", "Input/output error"),
             ("dog/3.png", "Input/output error"),
@@ -307,9 +306,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_all_pixels_are_checked_once_and_then_a_sample(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = build(dataset, 32).folder
-    monkeypatch.setattr(soundness, "CHECK_SOME", 5)
+    monkeypatch.setattr(pack_builder, "CHECK_SOME", 5)
     later = time.time() + 60
-    monkeypatch.setattr(soundness, "time", SimpleNamespace(time=lambda: later))
+    monkeypatch.setattr(pack_builder, "time", SimpleNamespace(time=lambda: later))
     checked = seen(monkeypatch)
     build(dataset, 32)
     assert len(set(checked)) == 20
@@ -345,8 +344,8 @@ def test_what_cannot_be_read_of_an_earlier_check_counts_for_nothing(
 
 def test_large_packs_are_checked_by_sample(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = build(dataset, 32).folder
-    monkeypatch.setattr(soundness, "CHECK_ALL_BYTES", 0)
-    monkeypatch.setattr(soundness, "CHECK_SOME", 5)
+    monkeypatch.setattr(pack_builder, "CHECK_ALL_BYTES", 0)
+    monkeypatch.setattr(pack_builder, "CHECK_SOME", 5)
     checked = seen(monkeypatch)
     build(dataset, 32)
     assert len(set(checked)) == 5
@@ -384,7 +383,7 @@ def test_leftovers_of_dead_processes_are_removed_and_no_others(dataset: Dataset,
 def test_two_processes_build_one_pack(dataset: Dataset, cache: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from fitwithin.data.image_folder import scan; from fitwithin.data.pack import build\n"
+        "from fitwithin.data.image_folder import scan; from fitwithin.data.pack_builder import build\n"
         "dataset = scan(Path(sys.argv[1])); print('ready', flush=True); sys.stdin.readline()\n"
         "print(len(build(dataset, 32)))"
     )

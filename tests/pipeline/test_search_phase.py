@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fitwithin import events
+from fitwithin import events as readers
 from fitwithin.candidate import Candidate
 from fitwithin.engine.jobs import TrainJob, stays
 from fitwithin.engine.results import OUTCOME
@@ -52,7 +52,7 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
 
 
 def asked(stage: Stage) -> list[tuple[str, int, float]]:
-    return [(t.candidate.name, t.rung, t.seconds) for _, t in events.trials(stage.store.events("trial"))]
+    return [(t.candidate.name, t.rung, t.seconds) for _, t in readers.trials(stage.store.events("trial"))]
 
 
 def test_the_weak_get_little_and_the_winner_what_is_left(begin: Begin) -> None:
@@ -61,7 +61,7 @@ def test_the_weak_get_little_and_the_winner_what_is_left(begin: Begin) -> None:
     plan = flow.draw_up(stage.run())
     assert plan.search is not None
     assert plan.search.counts == (16, 4)
-    trials = events.trials(stage.store.events("trial"))
+    trials = readers.trials(stage.store.events("trial"))
     assert [sum(trial.rung == rung for _, trial in trials) for rung in (0, 1, -1)] == [16, 4, 1]
     final = trials[-1][1]
     assert final.final
@@ -112,7 +112,7 @@ def test_what_a_final_training_that_dies_leaves_is_the_second_ones(begin: Begin)
     troubles = tuple(Fault(at_s=begun_s + at_s, kind="died") for at_s in (0.5, 0.6, 0.7))
     stage = begin(folder="troubled", law=SimulatedMachine(half_epochs=20, troubles=troubles))
     report = flow.tell(stage.run())
-    died, final = (trial for _, trial in events.trials(stage.store.events("trial")) if trial.final)
+    died, final = (trial for _, trial in readers.trials(stage.store.events("trial")) if trial.final)
     assert died.candidate.name == first
     assert final.candidate.name == report.winner != first
     assert bundle.read(stage.folder).folder.endswith(f"{report.winner}-final")
@@ -131,7 +131,7 @@ def test_time_that_gains_too_little_is_left_unspent_and_the_report_says_so(begin
     greedy, frugal = begin(), begin(folder="frugal", min_gain=500.0)
     reports = [flow.tell(stage.run()) for stage in (greedy, frugal)]
     spent = [limit.spent for each in reports for limit in each.receipt.limits if limit.name == "time"]
-    final = events.trials(frugal.store.events("trial"))[-1][1]
+    final = readers.trials(frugal.store.events("trial"))[-1][1]
     assert final.final
     assert final.unspent_s > 60
     assert spent[1] == pytest.approx(spent[0] - final.unspent_s, abs=20)
@@ -171,9 +171,9 @@ def test_a_search_that_was_interrupted_asks_what_it_would_have_asked(begin: Begi
     for event in events[:cut]:
         again.store.append(event.kind, event.body)
     report = flow.tell(again.run())
-    there = [trial for _, trial in events.trials(events[:cut])]
-    assert [trial for _, trial in events.trials(again.store.events("trial"))][: len(there)] == there
-    assert sum(trial.rung == 0 for _, trial in events.trials(again.store.events("trial"))) == 16
+    there = [trial for _, trial in readers.trials(events[:cut])]
+    assert [trial for _, trial in readers.trials(again.store.events("trial"))][: len(there)] == there
+    assert sum(trial.rung == 0 for _, trial in readers.trials(again.store.events("trial"))) == 16
     assert report.receipt.balanced
     assert all(limit.kept for limit in report.receipt.limits)
 
@@ -211,7 +211,7 @@ def test_the_plan_of_a_search_is_json(begin: Begin) -> None:
 
 def steps(stage: Stage) -> dict[str, int]:
     """The steps that every turn took."""
-    trained, failed = events.outcomes(stage.store.events("turn"))
+    trained, failed = readers.outcomes(stage.store.events("turn"))
     assert failed == {}
     return {name: one.steps for name, one in trained.items()}
 
@@ -257,7 +257,7 @@ def test_a_frozen_search_without_the_time_is_cut_and_keeps_the_limit(begin: Begi
     stage = begin(folder="short", time_s=500.0)
     report = flow.tell(stage.run(), plan)
     assert all(limit.kept for limit in report.receipt.limits)
-    trained, _ = events.outcomes(stage.store.events("turn"))
+    trained, _ = readers.outcomes(stage.store.events("turn"))
     assert any(one.ended == "cut" for one in trained.values())
 
 
@@ -296,9 +296,9 @@ def test_side_by_side_all_get_more_and_as_many_finals_as_slots(begin: Begin, slo
     assert plan.search.slots == slots
     assert plan.search.budget_s > 0.95 * slots * first.search.budget_s
     assert f"{slots} side by side" in plan.search.told
-    trials = [trial for _, trial in events.trials(several.store.events("trial"))]
+    trials = [trial for _, trial in readers.trials(several.store.events("trial"))]
     assert sum(trial.final for trial in trials) == slots
-    trained, failed = events.outcomes(several.store.events("turn"))
+    trained, failed = readers.outcomes(several.store.events("turn"))
     assert failed == {}
     assert {turn.ended for turn in trained.values()} == {"complete"}, "the clock cut nobody's schedule"
     assert report.winner in trained
@@ -346,7 +346,7 @@ def test_a_plan_gives_every_turn_its_allotment_on_slots(begin: Begin) -> None:
     flow.tell(stage.run())
     plan = flow.draw_up(stage.run())
     assert len(plan.turns) > 3
-    trained, _ = events.outcomes(stage.store.events("turn"))
+    trained, _ = readers.outcomes(stage.store.events("turn"))
     assert set(trained) == {turn.name for turn in plan.turns}
     assert {turn.ended for turn in trained.values()} == {"complete"}
     rounds = -(-len(plan.turns) // 3)
@@ -379,7 +379,7 @@ def test_a_search_that_was_killed_with_several_trials_open_takes_all_of_them_up(
     again.store = MemoryStore()
     for event in kept:
         again.store.append(event.kind, event.body)
-    asked_before = [trial for _, trial in events.trials(kept)]
+    asked_before = [trial for _, trial in readers.trials(kept)]
     ended_before = {event.body["name"] for event in kept if event.kind == "turn"}
     still_open = [turn_name(trial) for trial in asked_before if turn_name(trial) not in ended_before]
     assert len(still_open) <= 3
@@ -389,11 +389,11 @@ def test_a_search_that_was_killed_with_several_trials_open_takes_all_of_them_up(
     trained_again = [key for key in opened if not key.startswith("profile")]
     if asked_before:
         assert trained_again[: len(still_open)] == still_open
-    asked_in_all = [trial for _, trial in events.trials(again.store.events("trial"))]
+    asked_in_all = [trial for _, trial in readers.trials(again.store.events("trial"))]
     assert asked_in_all[: len(asked_before)] == asked_before, "what was asked stays asked"
     names = [turn_name(trial) for trial in asked_in_all]
     assert len(set(names)) == len(names), "nothing is tried twice"
-    trained, failed = events.outcomes(again.store.events("turn"))
+    trained, failed = readers.outcomes(again.store.events("turn"))
     assert set(names) == set(trained) | set(failed)
     assert report.receipt.balanced
     assert all(limit.kept for limit in report.receipt.limits)
@@ -407,7 +407,7 @@ def test_those_cuts_leave_several_open(begin: Begin) -> None:
     for cut in CUTS:
         kept = events[: int(cut * len(events))]
         ended = {event.body["name"] for event in kept if event.kind == "turn"}
-        most = max(most, sum(turn_name(trial) not in ended for _, trial in events.trials(kept)))
+        most = max(most, sum(turn_name(trial) not in ended for _, trial in readers.trials(kept)))
     assert most == 3
 
 
@@ -439,7 +439,7 @@ def test_a_turn_that_fails_leaves_its_slot_to_others(begin: Begin) -> None:
     flow.draw_up(stage.run())
     stage.engine.law = replace(law, cursed=frozenset(f"resnet34-amp-{px}" for px in (160, 224)))
     report = flow.tell(stage.run())
-    trained, failed = events.outcomes(stage.store.events("turn"))
+    trained, failed = readers.outcomes(stage.store.events("turn"))
     assert {name.partition("-")[0] for name in failed} == {"resnet34"}
     assert {turn.ended for turn in trained.values()} == {"complete"}
     assert report.receipt.balanced

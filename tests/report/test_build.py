@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fitwithin import events
 from fitwithin.candidate import Candidate
 from fitwithin.engine.results import TrainResult
 from fitwithin.engine.simulated.law import Fault, SimulatedMachine
@@ -169,10 +170,10 @@ def test_the_store_is_read_back_into_nouns() -> None:
     store.append("profiled", to_dict(found))
     store.append("rejected", {"candidate": asdict(turned), "reason": "2 images do not fit"})
     store.append("turn", {"name": "a", "trained": None, "reason": "it died"})
-    events = store.events()
-    assert events.profiled(events) == {found.candidate.name: found}
-    assert events.rejected(events)[turned.name].candidate == turned
-    assert events.outcomes(events) == ({}, {"a": "it died"})
+    happened = store.events()
+    assert events.profiled(happened) == {found.candidate.name: found}
+    assert events.rejected(happened)[turned.name].candidate == turned
+    assert events.outcomes(happened) == ({}, {"a": "it died"})
 
 
 def test_a_hurried_run_has_no_charts_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ def test_passes_are_recorded_from_the_second_of_a_shape_on(monkeypatch: pytest.M
             found: torch.Tensor = self.net(x_bchw)
             return found
 
-    monkeypatch.setattr("fitwithin.training.learner.Pass", Recorded)
+    monkeypatch.setattr("fitwithin.training.learner.CapturedForward", Recorded)
     learner = Learner(replace(setting(), view_sizes=(48, 64)), CANDIDATE, Cpu())
     monkeypatch.setattr(learner, "_recorder", learner.device)
     x_bhwc, y_b = batch(4)

@@ -459,7 +459,7 @@ def test_sizes_follow_each_other_on_canvases_too(
 ) -> None:
     """The device resizes to each stage's size: but for rounding the images that would have come resized."""
     seen: dict[str, list[torch.Tensor]] = {"loaded": [], "resized": []}
-    take, resized = Learner.step, learners.resample.resized
+    take, resized = Learner.step, learners.augment.resized
 
     def step(self: Learner, x_bhwc: torch.Tensor, *arguments: Any) -> torch.Tensor:
         seen["loaded"].append(x_bhwc.float())
@@ -474,7 +474,7 @@ def test_sizes_follow_each_other_on_canvases_too(
     advance(job(images, tmp_path / "loaders", stages=STAGES), images)
     assert not seen["resized"]
     monkeypatch.setattr(Learner, "step", take)
-    monkeypatch.setattr(learners.resample, "resized", note)
+    monkeypatch.setattr(learners.augment, "resized", note)
     wanted = job(images, tmp_path / "device", stages=STAGES)
     outcome = advance(replace(wanted, setting=replace(wanted.setting, canvas_px=canvas_px)), images)
     assert outcome.ended == "complete"

@@ -13,6 +13,9 @@ import numpy.typing as npt
 
 from fitwithin.errors import DataError
 
+Floats = npt.NDArray[np.float32]
+
+
 SPLITS = ("train", "val", "test")
 
 LAYOUT = "DATA/<class>/*.jpg, or DATA/train/<class>/*.jpg with val and test beside train"

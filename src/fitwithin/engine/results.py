@@ -6,21 +6,18 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from fitwithin.candidate import View
+
+if TYPE_CHECKING:
+    from fitwithin.data.dataset import Floats
 
 #: The files of a turn's folder: what a later process goes on from, how the turn ended, how it stood at its last
 #: checkpoint, the model's weights and what is needed to use them, how far its evaluation got.
 CHECKPOINT, OUTCOME, SALVAGE = "checkpoint.pt", "outcome.json", "salvage.json"
 
 WEIGHTS, CARD, EVALUATED = "model.safetensors", "card.json", "evaluated.json"
-
-
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +217,8 @@ def logits_path(folder: Path, split: str, view: View) -> Path:
 
 def read_logits(folder: Path, split: str, view: View) -> Floats:
     """The logits that an evaluation wrote."""
+    import numpy as np  # whoever only describes results needs no numpy
+
     return np.asarray(np.load(logits_path(folder, split, view), allow_pickle=False), dtype=np.float32)
 
 

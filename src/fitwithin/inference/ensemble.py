@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fitwithin.candidate import View
-from fitwithin.engine.results import Floats
+from fitwithin.data.dataset import Floats
 
 
 @dataclass(frozen=True, kw_only=True)

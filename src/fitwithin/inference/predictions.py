@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fitwithin.data import decode
-from fitwithin.engine.results import Floats
+from fitwithin.data.dataset import Floats
 from fitwithin.errors import DataError, UsageError
 from fitwithin.planning.stats import Estimate
 

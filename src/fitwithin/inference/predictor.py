@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from fitwithin.data.batches import centre_box, resize
+from fitwithin.data.dataset import Floats
 from fitwithin.data.decode import UNREADABLE, read_rgb
 from fitwithin.engine.device import open_device
-from fitwithin.engine.results import Floats
 from fitwithin.inference.bundle import Ensemble
 from fitwithin.inference.ensemble import average
 from fitwithin.training import model as models

@@ -12,12 +12,12 @@ import numpy.typing as npt
 
 from fitwithin import events
 from fitwithin.candidate import Candidate, View, describe
+from fitwithin.data.dataset import Floats
 from fitwithin.engine.margins import WATCHDOG_S
 from fitwithin.engine.results import (
     EVALUATED,
     EvalResult,
     Failure,
-    Floats,
     Progress,
     TrainResult,
     eval_result_from_dict,

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from fitwithin.data.dataset import Floats
 from fitwithin.engine import results
-from fitwithin.engine.results import CARD, Floats
+from fitwithin.engine.results import CARD
 from fitwithin.errors import DataError, RunFolderError, UsageError
 from fitwithin.inference import bundle
 from fitwithin.inference.ensemble import average

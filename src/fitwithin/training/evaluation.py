@@ -16,12 +16,13 @@ import torch
 
 from fitwithin.candidate import Candidate, View, by_size
 from fitwithin.data.batches import EvalBatches
+from fitwithin.data.dataset import Floats
 from fitwithin.data.prefetch import PrefetchLoader, Stream, ring_bytes
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import EvaluateJob, JobSettings
 from fitwithin.engine.margins import REHEARSED_BATCHES, VIEW_PASSES, VIEW_S
-from fitwithin.engine.results import EVALUATED, EvalResult, Floats, Progress, logits_path, read_eval_result
+from fitwithin.engine.results import EVALUATED, EvalResult, Progress, logits_path, read_eval_result
 from fitwithin.files import put, put_text
 from fitwithin.training import model as models
 from fitwithin.training.learner import Learner
