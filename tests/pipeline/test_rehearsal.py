@@ -10,7 +10,7 @@ import pytest
 from fitwithin.candidate import grid
 from fitwithin.pipeline import rehearsal
 from fitwithin.planning import cost
-from fitwithin.planning.halving import ladder
+from fitwithin.planning.halving import make_bracket
 from fitwithin.report import render
 from fitwithin.report.render import markdown
 from simulation import request
@@ -22,10 +22,10 @@ def test_the_report_of_a_search_is_rehearsed_with_its_trials(count: int) -> None
     candidates = grid(asked.models, asked.precisions, asked.sizes)
     sample = rehearsal._sample(candidates, asked)
     assert sample.search is not None
-    most = ladder(count, 1e9, 0.0)
+    most = make_bracket(count, 1e9, 0.0)
     assert most is not None
     assert len(sample.search.trials) >= sum(most.counts) + 1
-    assert len(sample.search.verdicts) == count - 1
+    assert len(sample.search.eliminations) == count - 1
     assert "The search" in markdown(sample)
     alone = rehearsal._sample(candidates[:1], asked)
     assert alone.search is None

@@ -18,11 +18,11 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fitwithin.planning.stats import Estimate
+from fitwithin.planning.stats import Accuracy
 from fitwithin.report import charts, render
 from fitwithin.report.schema import Limit, Report, from_json
 from fitwithin.report.sections import clean
-from fitwithin.report.summary import caution, contested, headline
+from fitwithin.report.summary import headline, search_sentence, trust_note
 from report.test_schema import (
     HOSTILE,
     REPORTS,
@@ -157,7 +157,7 @@ def test_a_broken_promise_is_in_the_headline_and_not_told_by_colour():
 
 def test_without_a_test_split_the_validation_figure_is_called_one():
     assert "on 1,000 validation images" in headline(without_test())
-    assert "there is no labelled test split" in caution(without_test())
+    assert "there is no labelled test split" in trust_note(without_test())
     assert "Test accuracy" not in render.html(without_test())
 
 
@@ -251,7 +251,7 @@ def test_charts_take_strange_names_and_losses_that_are_not_numbers():
 
 def test_charts_take_the_ends_of_the_scale():
     ends = [trained(f"m{n}", "amp", 160, n) for n in (0, 1000)]
-    third = dataclasses.replace(ends[0], name="third", validation=Estimate(correct=0, total=3))
+    third = dataclasses.replace(ends[0], name="third", validation=Accuracy(correct=0, total=3))
     for chart in CHARTS[:4]:
         outline(chart(small(*ends, third)))
     outline(charts.accuracy_over_rungs(of_trials({"none": [0], "some": [0, 1000]})))
@@ -273,7 +273,7 @@ def of_trials(reached: dict[str, list[int]]) -> Report:
     example = searched().search.trials[0]
     trials = [
         dataclasses.replace(
-            example, candidate=name, turn=f"{name}-{rung}", rung=rung, accuracy=Estimate(correct=right, total=1000)
+            example, candidate=name, name=f"{name}-{rung}", rung=rung, accuracy=Accuracy(correct=right, total=1000)
         )
         for name, all_right in reached.items()
         for rung, right in enumerate(all_right)
@@ -284,17 +284,17 @@ def of_trials(reached: dict[str, list[int]]) -> Report:
 def test_a_search_is_in_all_three_voices_with_its_chart_beside_the_ladder():
     report = searched()
     text, marked, shown = printed(render.render_text(report), 1000), render.markdown(report), html_of(searched)
-    told = contested(report)
+    told = search_sentence(report)
     assert told in text
     assert told in marked
     assert told in words(outline(shown).text).replace("\u00a0", " ")
-    part = shown[shown.index('<section id="search"') : shown.index('<section id="outlook"')]
+    part = shown[shown.index('<section id="search"') : shown.index('<section id="forecast"')]
     assert part.count("<svg ") == 1
     assert part.count("<table") == 2
-    assert part.index("The ladder") < part.index("<svg ") < part.index("who is out when")
+    assert part.index("GPU time promised") < part.index("<svg ") < part.index("who is out when")
     for voice in (text, marked, part):
-        assert "cannot be told" in voice
-    for name in ("search", "outlook"):
+        assert "unknown" in voice
+    for name in ("search", "forecast"):
         assert f'id="{name}"' not in html_of(complete)
 
 

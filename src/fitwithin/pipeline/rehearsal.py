@@ -14,11 +14,11 @@ from fitwithin.pipeline.finish import meanwhile
 from fitwithin.planning.cost import CLOSING_MARGIN
 from fitwithin.planning.halving import ETA, MOST_RUNGS
 from fitwithin.planning.search import FINAL
-from fitwithin.planning.stats import Estimate
+from fitwithin.planning.stats import Accuracy
 from fitwithin.report import render, svg
 from fitwithin.report.render import write_report
 from fitwithin.report.schema import CandidateRow, CurvePoint, Limit, Receipt, Report, Validation
-from fitwithin.report.search_report import EliminationRow, RungRow, SearchReport, TrialRow
+from fitwithin.report.search_report import EliminationRow, RungRow, SearchReport, TrialRow, TrialState
 from fitwithin.request import Request
 
 #: The end of a run writes its report twice, once for its own cost, and once more where the charts come after that. How
@@ -69,7 +69,7 @@ def _sample(candidates: Sequence[Candidate], request: Request) -> Report:
     curve = tuple(
         CurvePoint(step=n, epoch=0.1 * n, elapsed_s=float(n), loss=1.0 + 1 / n, lr=0.1) for n in range(1, points + 1)
     )
-    accuracy = Estimate(correct=1, total=2)
+    accuracy = Accuracy(correct=1, total=2)
     validation = Validation(step=points, epoch=0.1 * points, accuracy=accuracy)
     rows = [
         CandidateRow(
@@ -129,26 +129,26 @@ def _sample_search(rows: Sequence[CandidateRow], each_s: float) -> SearchReport:
             TrialRow(
                 number=number,
                 candidate=name,
-                turn=f"{name}-{rung}",
+                name=f"{name}-{rung}",
                 rung=rung,
                 promised_s=each_s,
                 charged_s=each_s,
                 gpu_s=each_s,
-                accuracy=Estimate(correct=1, total=2),
-                fate="went on",
+                accuracy=Accuracy(correct=1, total=2),
+                state=TrialState.PROMOTED,
                 why="50.0% after 1.0s, place 1",
             )
             for number, name in enumerate(names[:count])
         ]
-    accuracy = Estimate(correct=1, total=2)
-    out = [EliminationRow(candidate=name, rung=0, reason="", confidence=0.5, cut=accuracy) for name in names[1:]]
+    accuracy = Accuracy(correct=1, total=2)
+    out = [EliminationRow(candidate=name, rung=0, reason="", confidence=0.5, cutoff=accuracy) for name in names[1:]]
     return SearchReport(
-        told="",
+        summary="",
         rungs=tuple(RungRow(count=count, seconds=each_s) for count in counts),
         final_s=each_s,
         trials=tuple(found),
-        verdicts=tuple(out),
-        handed_over=None,
-        handed_over_why="",
-        second=None,
+        eliminations=tuple(out),
+        delivered=None,
+        delivered_why="",
+        runner_up=None,
     )

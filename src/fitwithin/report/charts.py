@@ -153,7 +153,7 @@ def accuracy_over_rungs(report: Report) -> str | None:
         return None
     names = sorted(lines, key=lambda name: (name != report.winner, -len(lines[name]), -lines[name][-1][1]))
     scale, unit = time_unit([x for line in lines.values() for x, _, _ in line])
-    handed = report.search.handed_over if report.search else None
+    handed = report.search.delivered if report.search else None
 
     def draw(figure: Any) -> None:
         from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
@@ -181,7 +181,7 @@ def accuracy_over_rungs(report: Report) -> str | None:
                 axes.plot(xs, ys, **look)
         for line in lines.values():
             for x, y, trial in line:
-                if trial.turn == handed:
+                if trial.name == handed:
                     ring = {"markersize": 13, "markerfacecolor": "none", "markeredgecolor": INK, "linestyle": "none"}
                     axes.plot([x / scale], [y], marker="o", label="handed over", zorder=4, **ring)
         axes.set_xscale("log")
