@@ -194,13 +194,10 @@ class Series:
 
     def _train(self, name: str, folder: str, steps: int) -> tuple[TrainResult | Any, float]:
         profile = self.profiles[name]
-        cost = costs.costs(
-            profile,
-            dataset.DataFacts(train=self.n_train, val=len(self.images.indices("val")), test=0, classes=10),
-            self.setting.recipe,
-            self.setting.view_sizes,
-            "candidate",
-        )
+        facts = dataset.DataFacts(train=self.n_train, val=len(self.images.indices("val")), test=0, classes=10)
+        setting = self.setting
+        workload = costs.Workload(data=facts, recipe=setting.recipe, view_sizes=setting.view_sizes, scope="candidate")
+        cost = costs.costs(profile, workload)
         begun_at = time.monotonic()
         job = TrainJob(
             setting=replace(self.setting, recipe=replace(self.setting.recipe, validate_last_epochs=1)),

@@ -155,7 +155,7 @@ def simulated(gpus: int, seed: int) -> dict[str, Any]:
     return {
         "gpus": gpus,
         "seed": seed,
-        "rungs": list(search.ladder.counts) if search.ladder else [],
+        "rungs": list(search.bracket.counts) if search.bracket else [],
         "trials": len(search.trials),
         "deaths": cluster.deaths,
         "held_gpu_s": held_s,

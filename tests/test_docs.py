@@ -13,10 +13,10 @@ import typer
 
 from fitwithin import errors, recipe
 from fitwithin.cli import main
-from fitwithin.planning.forecast import Forecast, ForecastPoint, Point
+from fitwithin.planning.forecast import Forecast, ForecastPoint, MeasuredPoint
 from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.report.schema import CandidateRow, Limit, PhaseRow, Receipt, Report
-from fitwithin.report.search_report import EliminationRow, RungRow, SearchReport, Second, TrialRow
+from fitwithin.report.search_report import EliminationRow, RungRow, RunnerUp, SearchReport, TrialRow
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -118,8 +118,8 @@ def test_the_reference_names_every_error() -> None:
     [
         ("receipt.json", (Receipt, Limit, PhaseRow)),
         ("report.json", (Report, CandidateRow)),
-        ("report.json", (SearchReport, RungRow, TrialRow, EliminationRow, Second)),
-        ("report.json", (Forecast, Point, ForecastPoint)),
+        ("report.json", (SearchReport, RungRow, TrialRow, EliminationRow, RunnerUp)),
+        ("report.json", (Forecast, MeasuredPoint, ForecastPoint)),
         ("plan.json", (Plan, TrialPlan)),
     ],
 )

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from fitwithin import events
 from fitwithin import recipe as recipes
+from fitwithin.budget import Remaining
 from fitwithin.engine.jobs import Job, TrainJob
 from fitwithin.engine.margins import ENDING_S
 from fitwithin.engine.results import CARD, WEIGHTS, Failure, Outcome, Probe, Progress
@@ -315,7 +316,7 @@ def test_on_a_steady_machine_plans_come_true(seed: int, time_s: float, several: 
         )
         report = tell(stage)
         assert report is not None
-        planned = {turn.candidate.name for turn in flow.draw_up(stage.run()).turns}
+        planned = {turn.candidate.name for turn in flow.draw_up(stage.run()).trials}
         assert planned
         for row in report.candidates:
             if row.name not in planned:
@@ -338,7 +339,7 @@ def test_a_frozen_plan_keeps_its_steps_on_another_machine() -> None:
         slower = Stage(SimulatedMachine(image_s=1.1e-3), request(time_s=600.0), folder)
         flow.tell(slower.run(), replace(plan, frozen=True))
         trained, _ = events.outcomes(slower.store.events("turn"))
-        assert [turn.steps for turn in trained.values()] == [turn.steps for turn in plan.turns]
+        assert [turn.steps for turn in trained.values()] == [turn.steps for turn in plan.trials]
 
 
 @tries(40)
@@ -405,19 +406,9 @@ profiles = st.builds(
 def draw_up(
     known: list[Profile], available_s: float, scope: str = "total", recipe: str = "paper", **room: Any
 ) -> planning.Plan:
-    return planning.draw_up(
-        known,
-        [],
-        available_s=available_s,
-        limit_s=available_s,
-        scope=scope,
-        data=FACTS,
-        recipe=recipes.load(recipe),
-        view_sizes=(160, 224),
-        request={},
-        fingerprint="f",
-        **room,
-    )
+    workload = costs.Workload(data=FACTS, recipe=recipes.load(recipe), view_sizes=(160, 224), scope=scope)
+    left = Remaining(time_s=available_s, gpu_time_s=room.pop("slot_s", math.inf), **room)
+    return planning.make_plan(known, [], workload, left=left, limit_s=available_s, request={}, fingerprint="f")
 
 
 def rank(*args: Any, **room: Any) -> tuple[int, float]:
@@ -431,7 +422,8 @@ def rank(*args: Any, **room: Any) -> tuple[int, float]:
 @tries(300)
 @given(profiles, st.floats(0, 4000), st.floats(0, 60), st.sampled_from(["total", "candidate"]))
 def test_affordable_steps_are_the_most_that_fit(one: Profile, allotted_s: float, more_s: float, scope: str) -> None:
-    cost = costs.costs(one, FACTS, recipes.load("paper"), (160, 224), scope)
+    paper = recipes.load("paper")
+    cost = costs.costs(one, costs.Workload(data=FACTS, recipe=paper, view_sizes=(160, 224), scope=scope))
     steps = cost.affordable_steps(allotted_s)
     assert cost.affordable_steps(allotted_s + more_s) >= steps
     assert steps == 0 or cost.needed_s(steps) <= allotted_s
@@ -498,18 +490,18 @@ def test_what_a_plan_promises_fits_into_its_allotments(
         plan = draw_up(known, available_s, scope, recipe, slots=slots, slot_s=slot_s)
     except BudgetError:
         return
-    shares = [turn.allotted_s for turn in plan.turns]
+    shares = [turn.allotted_s for turn in plan.trials]
     assert max(shares) <= available_s
     if scope == "total":
-        rounds, after_s = -(-len(shares) // slots), max(turn.evaluation_s for turn in plan.turns)
+        rounds, after_s = -(-len(shares) // slots), max(turn.evaluation_s for turn in plan.trials)
         event(f"{rounds} rounds of {slots}")
         assert rounds * max(shares) + after_s <= available_s * (1 + 1e-9)
         assert math.fsum(shares) + after_s <= slot_s * (1 + 1e-9)
-    for turn in plan.turns:
+    for turn in plan.trials:
         inside_s = turn.evaluation_s if scope == "candidate" else 0.0
         assert turn.predicted_low_s <= turn.predicted_s <= turn.predicted_high_s
         assert turn.predicted_high_s + inside_s <= turn.allotted_s
-    names = {turn.candidate for turn in plan.turns} | {rejection.candidate for rejection in plan.rejections}
+    names = {turn.candidate for turn in plan.trials} | {rejection.candidate for rejection in plan.rejections}
     assert names == {p.candidate for p in known}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fitwithin.candidate import Candidate
 from fitwithin.engine.results import TrainResult, train_result_from_dict
-from fitwithin.planning.plan import Plan, TrialPlan, turn_from_dict
+from fitwithin.planning.plan import Plan, TrialPlan, trial_plan_from_dict
 from fitwithin.planning.search import Trial
 from fitwithin.planning.search_plan import AskEvent, TellEvent
 from fitwithin.profiling import profile as profiles
@@ -46,7 +46,8 @@ def course(events: Sequence[Event]) -> list[AskEvent | TellEvent]:
         if event.kind == "trial":
             ((left_s, trial),) = trials([event])
             longest_s = event.body.get("longest_s")
-            found.append(AskEvent(left_s=left_s, trial=trial, longest_s=math.inf if longest_s is None else longest_s))
+            time_left_s = math.inf if longest_s is None else longest_s
+            found.append(AskEvent(left_s=left_s, trial=trial, time_left_s=time_left_s))
         elif event.kind == "turn":
             trained, failed = outcomes([event])
             found += [
@@ -57,8 +58,8 @@ def course(events: Sequence[Event]) -> list[AskEvent | TellEvent]:
 
 def turns(plan: Plan, events: Sequence[Event]) -> dict[str, TrialPlan]:
     """All turns by name: the plan's, and those that a search has had since, in order."""
-    later = [turn_from_dict(body["turn"]) for body in bodies(list(events), "trial") if body["turn"] is not None]
-    return {turn.name: turn for turn in (*plan.turns, *later)}
+    later = [trial_plan_from_dict(body["turn"]) for body in bodies(list(events), "trial") if body["turn"] is not None]
+    return {turn.name: turn for turn in (*plan.trials, *later)}
 
 
 def outcomes(events: Sequence[Event]) -> tuple[dict[str, TrainResult], dict[str, str]]:

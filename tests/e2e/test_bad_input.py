@@ -60,7 +60,7 @@ def place(ground: Path, shapes: Path) -> Place:
     (root / "held" / "letter.txt").write_text("dear", encoding="utf-8")
     (root / "half.json").write_text('{"schema": 1}', encoding="utf-8")
     (root / "hollow.json").write_text(
-        json.dumps({"turns": [], "rejections": [], "request": {}, "fingerprint": "", "frozen": False, "schema": 1}),
+        json.dumps({"trials": [], "rejections": [], "request": {}, "fingerprint": "", "frozen": False, "schema": 2}),
         encoding="utf-8",
     )
     (root / "list.json").write_text("[]", encoding="utf-8")

@@ -44,8 +44,8 @@ ONE = ("--models", "test_byobnet")
 def excerpt(plan: Path, to: Path, steps: dict[str, int]) -> Path:
     """The plan cut down to these models and steps: seconds of training, whatever the budget."""
     value = json.loads(plan.read_text(encoding="utf-8"))
-    value["turns"] = [turn for turn in value["turns"] if turn["candidate"]["model"] in steps]
-    for turn in value["turns"]:
+    value["trials"] = [turn for turn in value["trials"] if turn["candidate"]["model"] in steps]
+    for turn in value["trials"]:
         turn["steps"] = steps[turn["candidate"]["model"]]
     to.write_text(json.dumps(value), encoding="utf-8")
     return to

@@ -128,15 +128,15 @@ def test_small_commands(door: Door) -> None:
 
 def test_a_plan_trains_nothing(plan: Path, door: Door, shapes: Path, tmp_path: Path) -> None:
     value = json.loads(plan.read_text(encoding="utf-8"))
-    assert len(value["turns"]) == 3
-    assert all(turn["steps"] > 0 for turn in value["turns"])
+    assert len(value["trials"]) == 3
+    assert all(turn["steps"] > 0 for turn in value["trials"])
     out = tmp_path / "again.json"
     before = tree(door.cwd)
     ended = door.fine("plan", shapes, *TINY, *SIZES, *MODELS, "--time", f"{BUDGET_S}s", "--out", out, "--json")
     printed = json.loads(ended.out)
     assert printed == json.loads(out.read_text(encoding="utf-8"))
-    assert {turn["candidate"]["model"] for turn in printed["turns"]} == {
-        turn["candidate"]["model"] for turn in value["turns"]
+    assert {turn["candidate"]["model"] for turn in printed["trials"]} == {
+        turn["candidate"]["model"] for turn in value["trials"]
     }
     assert tree(door.cwd) == before
     assert [path.name for path in tmp_path.iterdir()] == ["again.json"]

@@ -12,7 +12,6 @@ import pytest
 
 from e2e.door import MODELS, TINY, Door, delivered, events, receipt, report
 from fitwithin import events as readers
-from fitwithin.planning import search_plan
 from fitwithin.planning.search import Trial
 from fitwithin.store import Event
 
@@ -104,7 +103,7 @@ def test_a_search_in_two_slots_is_killed_and_interrupted_with_two_trials_open(
         spent_s += alive.interrupt()
         alive.nothing_left()
     assert at_work(run) == set(), "what they took until then is settled"
-    between = {search_plan.turn_name(trial) for _, trial in asked(run)} - ended(run)
+    between = {trial.name for _, trial in asked(run)} - ended(run)
     assert len(between) == 2, "and their trials are still open"
     last = door.fine("resume", run)
     assert last.err == ""

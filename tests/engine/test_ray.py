@@ -243,7 +243,7 @@ def carried_out(run: RunContext, plan: Plan, assassin: Assassin) -> dict[str, Tr
     assert not any(entry.abandoned for entry in books.entries)
     assert books.spent_s() <= wall_s <= BUDGET_S
     assert books.spent_s(gpu=True) == pytest.approx(books.spent_s(), abs=0.5)
-    for each, entry in zip(plan.turns, books.entries, strict=True):
+    for each, entry in zip(plan.trials, books.entries, strict=True):
         assert entry.key == each.candidate.name
         assert entry.charged_s is not None
         assert entry.charged_s <= max(each.allotted_s, entry.reserved_s)
@@ -252,7 +252,7 @@ def carried_out(run: RunContext, plan: Plan, assassin: Assassin) -> dict[str, Tr
         assert event.body["trained"] is not None, event.body
         outcomes[event.body["name"]] = TrainResult(**event.body["trained"])
         assert (run.folder / "candidates" / event.body["name"] / WEIGHTS).is_file()
-    assert set(outcomes) == {each.candidate.name for each in plan.turns}
+    assert set(outcomes) == {each.candidate.name for each in plan.trials}
     return outcomes
 
 
@@ -277,13 +277,13 @@ def test_killed_workers_cost_no_turn(
         killed.append(job if len(killed) % 2 else worker)
         os.kill(killed[-1], signal.SIGKILL)
 
-    assassin = Assassin(ground, run, plan.turns, kill, random.Random(0), a_turn=2, wanted=wanted)
+    assassin = Assassin(ground, run, plan.trials, kill, random.Random(0), a_turn=2, wanted=wanted)
     begun_at = time.monotonic()
     outcomes = carried_out(run, plan, assassin)
     took_s = time.monotonic() - begun_at
     killed = {name for name, _ in assassin.struck}
     print(
-        f"{len(assassin.struck)} kills in {len(killed)} of {len(plan.turns)} turns, {took_s:.1f} s: {assassin.struck}"
+        f"{len(assassin.struck)} kills in {len(killed)} of {len(plan.trials)} turns, {took_s:.1f} s: {assassin.struck}"
     )
     assert len(assassin.struck) >= wanted
     assert all((trained.ended, trained.steps) == ("complete", STEPS) for trained in outcomes.values())
@@ -309,7 +309,7 @@ def test_lost_nodes_cost_no_turn(ground: Ground, run: RunContext, monkeypatch: p
     for _ in range(wanted):
         ground.add_node()
     plan = planned(run, *(turn(px) for px in (32, 40, 48)[:wanted]))
-    assassin = Assassin(ground, run, plan.turns, lose, random.Random(1), a_turn=1, wanted=wanted)
+    assassin = Assassin(ground, run, plan.trials, lose, random.Random(1), a_turn=1, wanted=wanted)
     begun_at = time.monotonic()
     outcomes = carried_out(run, plan, assassin)
     print(f"{len(assassin.struck)} nodes lost in {time.monotonic() - begun_at:.1f} s: {assassin.struck}")

@@ -13,7 +13,15 @@ from fitwithin.candidate import LAYOUTS, PRECISIONS, Candidate, View, grid, view
 from fitwithin.engine.results import EvalResult, TrainResult, logits_path, read_logits
 from fitwithin.errors import RunFolderError
 from fitwithin.inference.bundle import Ensemble, read, write
-from fitwithin.pipeline.evaluate_phase import Member, choose_views, handed_over, methods, pick, twin, view_rows
+from fitwithin.pipeline.evaluate_phase import (
+    Member,
+    best_trial,
+    choose_views,
+    delivered_row,
+    other_precision,
+    table1_rows,
+    view_rows,
+)
 
 VIEWS = views_of([160, 224], flips=True)
 
@@ -52,7 +60,7 @@ LABELS = {"val": np.array([0, 1, 2, 1]), "test": np.array([0, 1, 2, 0])}
 
 @given(st.dictionaries(st.text("abc", min_size=1), st.one_of(st.none(), st.integers(0, 100)), min_size=1))
 def test_the_best_validation_wins_and_the_first_on_a_tie(scores: dict[str, int | None]) -> None:
-    name, why = pick({key: trained(best) for key, best in scores.items()})
+    name, why = best_trial({key: trained(best) for key, best in scores.items()})
     known = {key: best for key, best in scores.items() if best is not None}
     if known:
         assert name == next(key for key, best in known.items() if best == max(known.values()))
@@ -62,26 +70,26 @@ def test_the_best_validation_wins_and_the_first_on_a_tie(scores: dict[str, int |
 
 
 def test_where_nobody_validated_the_longest_training_wins() -> None:
-    assert pick({"a": trained(None, 2.0), "b": trained(None, 5.0)})[0] == "b"
-    assert pick({"a": trained(None, 99.0), "b": trained(0, 1.0)})[0] == "b"
+    assert best_trial({"a": trained(None, 2.0), "b": trained(None, 5.0)})[0] == "b"
+    assert best_trial({"a": trained(None, 99.0), "b": trained(0, 1.0)})[0] == "b"
 
 
 @given(st.integers(0, 11))
 def test_a_twin_differs_in_precision_alone(which: int) -> None:
     every = grid(["resnet18", "resnet50", "vgg11"], ["amp", "fp32"], [160, 224])
     winner = every[which]
-    other = twin(winner, every)
+    other = other_precision(winner, every)
     assert other is not None
     assert {(c.model, c.train_px) for c in (winner, other)} == {(winner.model, winner.train_px)}
     assert {winner.precision, other.precision} == {"amp", "fp32"}
-    assert twin(other, every) == winner
-    assert twin(winner, [c for c in every if c != other]) is None
+    assert other_precision(other, every) == winner
+    assert other_precision(winner, [c for c in every if c != other]) is None
 
 
 def test_what_the_paper_did_not_try_has_no_twin() -> None:
     every = grid(["resnet18"], PRECISIONS, [160], LAYOUTS)
     for winner in every:
-        other = twin(winner, every)
+        other = other_precision(winner, every)
         assert (other is None) == (winner.precision in ("amp-bf16", "tf32"))
         assert other is None or other.layout == winner.layout
 
@@ -116,7 +124,7 @@ def test_logits_have_a_file_each(tmp_path: Path) -> None:
     ],
 )
 def test_the_rows_of_table_1(precision: str, px: int, names: list[str]) -> None:
-    rows = methods(member(precision, px), LABELS, VIEWS)
+    rows = table1_rows(member(precision, px), LABELS, VIEWS)
     assert [row.method for row in rows] == names
     for row in rows:
         assert (row.validation.correct, row.validation.total) == (3, 4)
@@ -125,14 +133,14 @@ def test_the_rows_of_table_1(precision: str, px: int, names: list[str]) -> None:
 
 
 def test_a_missing_view_leaves_its_rows_blank() -> None:
-    rows = methods(member(missing=1), LABELS, VIEWS)
+    rows = table1_rows(member(missing=1), LABELS, VIEWS)
     assert [row.validation is None for row in rows] == [False, False, True]
-    assert methods(member(done=("val",)), LABELS, VIEWS)[0].test is None
+    assert table1_rows(member(done=("val",)), LABELS, VIEWS)[0].test is None
 
 
 @pytest.mark.parametrize("labels", [np.array([0, 1, -1, 0]), np.array([], dtype=int)])
 def test_unlabelled_test_pictures_have_no_accuracy(labels: Any) -> None:
-    assert methods(member(), {**LABELS, "test": labels}, VIEWS)[0].test is None
+    assert table1_rows(member(), {**LABELS, "test": labels}, VIEWS)[0].test is None
 
 
 def test_views_are_chosen_by_validation_data_and_the_limit() -> None:
@@ -140,7 +148,7 @@ def test_views_are_chosen_by_validation_data_and_the_limit() -> None:
     assert everything.views == tuple(VIEWS)
     within = choose_views(member(), LABELS, 2.0)
     assert within.views == (View(px=160, flip=False),)
-    row = handed_over(member(), LABELS, within)
+    row = delivered_row(member(), LABELS, within)
     assert row.delivered
     assert (row.test_px, row.test.correct) == ("160", 4)
     rows = view_rows(member(), LABELS, within)
@@ -159,7 +167,7 @@ def partly(tested: int) -> Member:
 def test_where_time_was_short_it_is_chosen_from_what_was_tested(limit_ms: float | None) -> None:
     choice = choose_views(partly(2), LABELS, limit_ms)
     assert set(choice.views) <= set(VIEWS[:2])
-    assert handed_over(partly(2), LABELS, choice).test is not None
+    assert delivered_row(partly(2), LABELS, choice).test is not None
     assert all("before it was tested" in choice.reasons[view] for view in VIEWS[2:])
 
 
@@ -180,5 +188,5 @@ def test_without_an_evaluation_the_training_size_is_handed_over() -> None:
     choice = choose_views(empty, LABELS, 1.0)
     assert choice.views == (View(px=96, flip=False),)
     assert "time was over" in choice.why
-    assert handed_over(empty, LABELS, choice).validation is None
+    assert delivered_row(empty, LABELS, choice).validation is None
     assert view_rows(empty, LABELS, choice) == []

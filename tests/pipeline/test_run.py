@@ -58,11 +58,11 @@ def test_who_could_not_be_evaluated_in_time_does_not_spoil_it_for_others(tmp_pat
 
 def test_with_enough_time_it_takes_part(tmp_path: Path) -> None:
     plan = planned(tmp_path, "resnet18", "resnet34", "resnet50", SLOW, time_s=3000.0)
-    assert SLOW in {turn.candidate.model for turn in plan.turns}
+    assert SLOW in {turn.candidate.model for turn in plan.trials}
 
 
 def test_who_is_alone_takes_part_whatever_its_evaluation_takes(tmp_path: Path) -> None:
-    (turn,) = planned(tmp_path, SLOW, time_s=700.0).turns
+    (turn,) = planned(tmp_path, SLOW, time_s=700.0).trials
     assert turn.candidate.model == SLOW
 
 
@@ -80,7 +80,7 @@ def test_one_candidate_more_never_makes_a_run_impossible(
         for known in ([one], [one, other]):
             monkeypatch.setattr(flow.profile_phase, "profile", lambda run, known=known: known)
             try:
-                told.append(len(flow.draw_up(Stage(SimulatedMachine(), asked, tmp_path).run()).turns))
+                told.append(len(flow.draw_up(Stage(SimulatedMachine(), asked, tmp_path).run()).trials))
             except BudgetError:
                 told.append(0)
     alone, together = told[::2], told[1::2]

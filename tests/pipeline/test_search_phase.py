@@ -21,7 +21,6 @@ from fitwithin.ledger import BEAT, OPEN
 from fitwithin.pipeline import profile_phase
 from fitwithin.pipeline import run as flow
 from fitwithin.planning import plan as planning
-from fitwithin.planning.search_plan import turn_name
 from fitwithin.store import MemoryStore
 from simulation import GIB, CountedImages, Stage, Timed, books_after_each, request, without_pages
 
@@ -137,7 +136,7 @@ def test_time_that_gains_too_little_is_left_unspent_and_the_report_says_so(begin
     assert spent[1] == pytest.approx(spent[0] - final.unspent_s, abs=20)
     (note,) = (note for note in reports[1].notes if "left unspent" in note)
     assert not any("left unspent" in note for note in reports[0].notes)
-    assert "a GPU-hour would gain less than 500 points" in note
+    assert "one GPU-hour more would gain less than 500 points" in note
     plan = flow.draw_up(frugal.run())
     assert planning.from_json(plan.to_json()) == plan
 
@@ -204,9 +203,9 @@ def test_killed_at_the_end_of_the_final_training_no_more_is_promised_than_there_
 def test_the_plan_of_a_search_is_json(begin: Begin) -> None:
     plan = flow.draw_up(begin().run())
     again = planning.from_json(plan.to_json())
-    assert (again.search, again.turns, again.profiles) == (plan.search, plan.turns, plan.profiles)
+    assert (again.search, again.trials, again.profiles) == (plan.search, plan.trials, plan.profiles)
     assert json.loads(plan.to_json())["search"]["counts"] == [16, 4]
-    assert {profile.candidate for profile in plan.profiles} == {turn.candidate for turn in plan.turns}
+    assert {profile.candidate for profile in plan.profiles} == {turn.candidate for turn in plan.trials}
 
 
 def steps(stage: Stage) -> dict[str, int]:
@@ -230,7 +229,7 @@ def test_a_frozen_search_has_its_steps_on_another_machine(begin: Begin, slots: i
         told[name] = report.winner, steps(stage), sorted(asked(stage))
     assert told["faster"] == told["same"]
     assert told["slower"] == told["same"]
-    first = {turn.name: turn.steps for turn in plan.turns}
+    first = {turn.name: turn.steps for turn in plan.trials}
     assert first.items() <= told["same"][1].items()
     assert len(told["same"][1]) > len(first) + slots
 
@@ -261,12 +260,12 @@ def test_a_frozen_search_without_the_time_is_cut_and_keeps_the_limit(begin: Begi
     assert any(one.ended == "cut" for one in trained.values())
 
 
-def test_the_ladder_is_told_in_a_sentence(begin: Begin) -> None:
+def test_the_bracket_is_said_in_a_sentence(begin: Begin) -> None:
     plan = flow.draw_up(begin().run())
     assert plan.search is not None
-    told = plan.search.told
+    told = plan.search.summary
     assert told.startswith("Successive halving: 16 trials of ")
-    assert ", the best 4 trials of " in told
+    assert ", then the best 4 trials of " in told
     assert told.endswith(" for the winner.")
 
 
@@ -295,7 +294,7 @@ def test_side_by_side_all_get_more_and_as_many_finals_as_slots(begin: Begin, slo
     assert first.search is not None
     assert plan.search.slots == slots
     assert plan.search.budget_s > 0.95 * slots * first.search.budget_s
-    assert f"{slots} side by side" in plan.search.told
+    assert f"{slots} side by side" in plan.search.summary
     trials = [trial for _, trial in readers.trials(several.store.events("trial"))]
     assert sum(trial.final for trial in trials) == slots
     trained, failed = readers.outcomes(several.store.events("turn"))
@@ -345,13 +344,13 @@ def test_a_plan_gives_every_turn_its_allotment_on_slots(begin: Begin) -> None:
     stage.store = Timed(stage.engine.now)
     flow.tell(stage.run())
     plan = flow.draw_up(stage.run())
-    assert len(plan.turns) > 3
+    assert len(plan.trials) > 3
     trained, _ = readers.outcomes(stage.store.events("turn"))
-    assert set(trained) == {turn.name for turn in plan.turns}
+    assert set(trained) == {turn.name for turn in plan.trials}
     assert {turn.ended for turn in trained.values()} == {"complete"}
-    rounds = -(-len(plan.turns) // 3)
-    assert {turn.allotted_s for turn in plan.turns} == {plan.turns[0].allotted_s}
-    assert 0.6 * 400 < rounds * plan.turns[0].allotted_s < 400
+    rounds = -(-len(plan.trials) // 3)
+    assert {turn.allotted_s for turn in plan.trials} == {plan.trials[0].allotted_s}
+    assert 0.6 * 400 < rounds * plan.trials[0].allotted_s < 400
     held: dict[str, float] = {}
     for key, begun_at, ended_at in spans(stage):
         assert sum(begun_at < other < ended_at for other in held.values()) <= 3
@@ -364,8 +363,8 @@ def test_where_each_has_a_slot_there_is_nothing_to_search(begin: Begin) -> None:
     flow.tell(stage.run())
     plan = flow.draw_up(stage.run())
     assert plan.search is None
-    assert len(plan.turns) == 4
-    assert min(turn.allotted_s for turn in plan.turns) > 800
+    assert len(plan.trials) == 4
+    assert min(turn.allotted_s for turn in plan.trials) > 800
 
 
 @pytest.mark.parametrize("cut", CUTS)
@@ -381,7 +380,7 @@ def test_a_search_that_was_killed_with_several_trials_open_takes_all_of_them_up(
         again.store.append(event.kind, event.body)
     asked_before = [trial for _, trial in readers.trials(kept)]
     ended_before = {event.body["name"] for event in kept if event.kind == "turn"}
-    still_open = [turn_name(trial) for trial in asked_before if turn_name(trial) not in ended_before]
+    still_open = [trial.name for trial in asked_before if trial.name not in ended_before]
     assert len(still_open) <= 3
     report = flow.tell(again.run())
     later = again.store.events()[len(kept) :]
@@ -391,7 +390,7 @@ def test_a_search_that_was_killed_with_several_trials_open_takes_all_of_them_up(
         assert trained_again[: len(still_open)] == still_open
     asked_in_all = [trial for _, trial in readers.trials(again.store.events("trial"))]
     assert asked_in_all[: len(asked_before)] == asked_before, "what was asked stays asked"
-    names = [turn_name(trial) for trial in asked_in_all]
+    names = [trial.name for trial in asked_in_all]
     assert len(set(names)) == len(names), "nothing is tried twice"
     trained, failed = readers.outcomes(again.store.events("turn"))
     assert set(names) == set(trained) | set(failed)
@@ -407,7 +406,7 @@ def test_those_cuts_leave_several_open(begin: Begin) -> None:
     for cut in CUTS:
         kept = events[: int(cut * len(events))]
         ended = {event.body["name"] for event in kept if event.kind == "turn"}
-        most = max(most, sum(turn_name(trial) not in ended for _, trial in readers.trials(kept)))
+        most = max(most, sum(trial.name not in ended for _, trial in readers.trials(kept)))
     assert most == 3
 
 
@@ -454,13 +453,13 @@ def test_where_all_that_entered_fail_those_left_out_have_what_is_left(begin: Beg
     assert plan.search is not None
     others = {row.candidate.name for row in plan.rejections if row.reason.startswith("left out")}
     assert others
-    stage.engine.law = replace(law, cursed=frozenset(turn.candidate.name for turn in plan.turns))
+    stage.engine.law = replace(law, cursed=frozenset(turn.candidate.name for turn in plan.trials))
     report = flow.tell(stage.run())
     names = [row.name for row in report.candidates]
     assert len(names) == len(set(names)) == 16
     assert report.winner in others
     assert report.search is not None
-    assert {*names} - {verdict.candidate for verdict in report.search.verdicts} == {report.winner}
+    assert {*names} - {verdict.candidate for verdict in report.search.eliminations} == {report.winner}
     assert report.receipt.balanced
     assert all(limit.kept for limit in report.receipt.limits)
 

@@ -18,7 +18,7 @@ from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.pipeline import run as flow
 from fitwithin.pipeline import train_phase
 from fitwithin.pipeline.context import RunContext
-from fitwithin.planning.cost import evaluation_kept_s
+from fitwithin.planning.cost import evaluation_reserve_s
 from fitwithin.planning.plan import Plan
 from fitwithin.report.schema import Report
 from simulation import CountedImages, Stage, request
@@ -42,7 +42,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
 
 
 def train(run: RunContext, plan: Plan, *, ends_at: float | None = None, frozen: bool = False) -> TrainResult | Failure:
-    (turn,) = plan.turns
+    (turn,) = plan.trials
     with run.accountant.entry("train", turn.candidate.name, gpus=1) as opened:
         return train_phase.train(
             turn,
@@ -57,12 +57,12 @@ def train(run: RunContext, plan: Plan, *, ends_at: float | None = None, frozen: 
 
 
 def folder(run: RunContext, plan: Plan) -> Path:
-    return train_phase.turn_folder(run.folder, plan.turns[0])
+    return train_phase.turn_folder(run.folder, plan.trials[0])
 
 
 def test_a_calm_turn_takes_its_planned_steps_and_those_that_fit_beside_them(stage: Any) -> None:
     run, plan = stage()
-    (turn,), begun_at = plan.turns, run.engine.now()
+    (turn,), begun_at = plan.trials, run.engine.now()
     outcome = train(run, plan)
     assert isinstance(outcome, TrainResult)
     assert (outcome.ended, outcome.planned_steps) == ("complete", turn.steps)
@@ -81,7 +81,7 @@ def test_out_of_memory_goes_on_with_a_smaller_batch(stage: Any) -> None:
     outcome = train(run, plan)
     assert isinstance(outcome, TrainResult)
     batches = [job.batch for job in run.engine.jobs]
-    assert batches[0] == plan.turns[0].batch
+    assert batches[0] == plan.trials[0].batch
     assert batches[1:] == [max(2, int(b * train_phase.SMALLER)) for b in batches[:-1]]
     assert 2 <= len(batches) <= train_phase.ATTEMPTS
     images = [job.batch * job.steps for job in run.engine.jobs]
@@ -126,8 +126,8 @@ def test_a_worker_that_hangs_is_replaced_and_goes_on_from_its_checkpoint(stage: 
     assert outcome.curve[-1]["lr"] == 0.0
     first, second = run.engine.jobs
     assert first == second
-    lost_s = first.silence_s + first.checkpoint_every_s + plan.turns[0].startup_s
-    assert outcome.steps * first.step_s > 0.9 * (plan.turns[0].allotted_s - lost_s)
+    lost_s = first.silence_s + first.checkpoint_every_s + plan.trials[0].startup_s
+    assert outcome.steps * first.step_s > 0.9 * (plan.trials[0].allotted_s - lost_s)
 
 
 @pytest.mark.parametrize("at_s", [0.5, 100.0])
@@ -142,7 +142,7 @@ def test_a_worker_that_hangs_when_there_is_no_time_for_another_is_ended(stage: A
     else:
         assert isinstance(outcome, TrainResult)
         assert outcome.ended == "cut"
-        assert 0 < outcome.steps < plan.turns[0].steps
+        assert 0 < outcome.steps < plan.trials[0].steps
 
 
 def test_no_time_is_no_start(stage: Any) -> None:
@@ -200,12 +200,12 @@ def test_cleaning_leaves_the_model(stage: Any) -> None:
 @pytest.mark.parametrize("scope", ["total", "candidate"])
 def test_a_turn_ends_within_its_allotment_and_within_the_run(stage: Any, scope: str) -> None:
     run, plan = stage(scope=scope, time_s=300.0)
-    (turn,) = plan.turns
+    (turn,) = plan.trials
     now, budget = run.engine.now(), run.request.budget
     kept_s = 0.0 if scope == "candidate" else 20.0
     ends_at = train_phase.turn_ends_at(turn, budget, run.accountant, now, kept_s=kept_s, later_s=[])
     if scope == "candidate":
-        assert ends_at - now == pytest.approx(turn.allotted_s - evaluation_kept_s(turn.evaluation_s))
+        assert ends_at - now == pytest.approx(turn.allotted_s - evaluation_reserve_s(turn.evaluation_s))
     else:
         assert ends_at - now == pytest.approx(run.accountant.remaining().usable_s - kept_s)
     with run.accountant.entry("train", turn.candidate.name, gpus=1):
@@ -222,7 +222,7 @@ def test_a_turn_ends_within_its_allotment_and_within_the_run(stage: Any, scope: 
 
 def test_a_short_turn_augments_less_than_it_was_profiled_with(stage: Any) -> None:
     run, plan = stage(recipe="fast", time_s=28.0)
-    turn = plan.turns[0]
+    turn = plan.trials[0]
     wanted = run.request.recipe
     assert turn.epochs < wanted.augment_epochs
     train(run, plan)
@@ -236,8 +236,8 @@ def test_jobs_are_told_the_profiles_figures(stage: Any) -> None:
     train(run, plan)
     (job,) = run.engine.jobs
     assert isinstance(job, TrainJob)
-    assert job.step_s == pytest.approx(plan.turns[0].batch / plan.turns[0].images_per_s)
-    assert job.steps == plan.turns[0].steps
+    assert job.step_s == pytest.approx(plan.trials[0].batch / plan.trials[0].images_per_s)
+    assert job.steps == plan.trials[0].steps
 
 
 @pytest.mark.parametrize("slower", [1.3, 2.0])
@@ -248,7 +248,7 @@ def test_on_a_machine_that_has_become_slower_there_is_time_for_the_evaluation(
     law = SimulatedMachine(eval_share=60.0)
     made = Stage(law, request(recipe="fast", time_s=300.0), tmp_path, CountedImages())
     run = made.run()
-    assert flow.draw_up(run).turns[0].evaluation_s > 10
+    assert flow.draw_up(run).trials[0].evaluation_s > 10
     made.engine.law = replace(law, drifts=((0.0, slower),))
     report = flow.tell(run)
     (delivered,) = (row for row in report.methods if row.delivered)
@@ -267,7 +267,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
         before = replace(law, troubles=(), drifts=())
         made = Stage(before, request(**{"recipe": "fast", "time_s": 300.0, **asked}), tmp_path, CountedImages())
         run = made.run()
-        (_,) = flow.draw_up(run).turns
+        (_,) = flow.draw_up(run).trials
         made.engine.law, made.engine.started_at = law, made.engine.now()
         made.engine.jobs.clear()
         return run, flow.tell(run)

@@ -1,5 +1,7 @@
 """Plans: JSON there and back, reasons for everybody, and refusals that name what would do. Laws: test_laws.py."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,13 +10,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fitwithin import recipe as recipes
+from fitwithin.budget import Remaining
 from fitwithin.candidate import Candidate
 from fitwithin.data.dataset import DataFacts
 from fitwithin.engine.margins import VIEW_S
 from fitwithin.engine.results import Probe
 from fitwithin.errors import BudgetError, UsageError
-from fitwithin.planning.cost import checkpoint_every_s, checkpoints, costs
-from fitwithin.planning.plan import Plan, draw_up, from_json, least_s
+from fitwithin.planning.cost import Workload, checkpoint_every_s, checkpoints, costs
+from fitwithin.planning.plan import Plan, from_json, least_s, make_plan
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.units import duration
 from simulation import FACTS, profile
@@ -22,82 +25,93 @@ from simulation import FACTS, profile
 PAPER = recipes.load("paper")
 
 
-def drawn(known: list[Profile], available_s: float, scope: str = "total", **changes: Any) -> Plan:
-    values: dict[str, Any] = {
-        "limit_s": available_s,
-        "data": FACTS,
-        "recipe": PAPER,
-        "view_sizes": (160, 224),
-        "request": {"data": "x"},
-        "fingerprint": "f",
-        **changes,
-    }
-    return draw_up(known, values.pop("rejections", []), available_s=available_s, scope=scope, **values)
+def workload(scope: str = "total", **changes: Any) -> Workload:
+    return replace(Workload(data=FACTS, recipe=PAPER, view_sizes=(160, 224), scope=scope), **changes)
+
+
+def made(
+    known: list[Profile],
+    available_s: float,
+    scope: str = "total",
+    *,
+    limit_s: float | None = None,
+    rejections: Sequence[Rejection] = (),
+    **changes: Any,
+) -> Plan:
+    return make_plan(
+        known,
+        rejections,
+        workload(scope, **changes),
+        left=Remaining(time_s=available_s, gpu_time_s=math.inf),
+        limit_s=available_s if limit_s is None else limit_s,
+        request={"data": "x"},
+        fingerprint="f",
+    )
 
 
 def test_a_plan_survives_json() -> None:
     turned = Rejection(candidate=Candidate(model="vgg19", train_px=224, precision="fp32"), reason="2 images do not fit")
-    plan = drawn([profile("a"), profile("b", batch=40)], 500.0, rejections=[turned])
+    plan = made([profile("a"), profile("b", batch=40)], 500.0, rejections=[turned])
     assert from_json(plan.to_json()) == plan
     assert from_json(replace(plan, frozen=True).to_json()).frozen
     assert turned in plan.rejections
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("{", "no plan that `fitwithin plan` wrote"),
         ("[]", "no plan that `fitwithin plan` wrote"),
         ("{}", "no plan that `fitwithin plan` wrote .KeyError: 'schema'"),
-        ('{"schema": 99}', "the plan has schema 99, this version reads 1; draw it up again"),
-        ('{"schema": 1, "turns": [{}], "rejections": []}', "no plan that `fitwithin plan` wrote"),
-        ('{"schema": 1, "turns": [], "rejections": [], "more": 1}', "no plan that `fitwithin plan` wrote"),
+        ('{"schema": 99}', "the plan has schema 99, this version reads 2; make it again with `fitwithin plan`"),
+        ('{"schema": 2, "trials": [{}], "rejections": []}', "no plan that `fitwithin plan` wrote"),
+        ('{"schema": 2, "trials": [], "rejections": [], "more": 1}', "no plan that `fitwithin plan` wrote"),
     ],
 )
-def test_what_is_no_plan_is_refused(text: str, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_what_is_no_plan_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         from_json(text)
 
 
 def test_a_turn_keeps_free_what_its_profile_held_outside_the_allocator() -> None:
     probes = tuple(Probe(batch=b, passed=True, non_allocator_bytes=b) for b in (8, 32, 24))
-    (turn,) = drawn([replace(profile(), probes=probes)], 500.0).turns
+    (turn,) = made([replace(profile(), probes=probes)], 500.0).trials
     assert turn.non_allocator_bytes == 32
 
 
 def test_every_number_of_a_turn_has_its_reason() -> None:
-    (turn,) = drawn([profile(batch=40)], 600.0).turns
-    batch, rate, epochs, lr = turn.why
-    assert batch == "batch 40: 40 ran, 41 did not"
-    assert "667 images/s with the real loader, 800 with a dummy one: the loader costs 20%" in rate
-    assert epochs.startswith(f"{turn.epochs:g} epochs: ")
-    assert lr == "learning rate 0.000395: 0.001 x sqrt(40/256)"
+    (turn,) = made([profile(batch=40)], 600.0).trials
+    assert list(turn.why) == ["batch", "pace", "epochs", "lr"]
+    assert turn.why["batch"] == "batch 40: 40 ran, 41 did not"
+    assert "667 images/s with the real loader, 800 with a dummy one: the loader costs 20%" in turn.why["pace"]
+    assert turn.why["epochs"].startswith(f"{turn.epochs:g} epochs: ")
+    assert turn.why["lr"] == "learning rate 0.000395: 0.001 x sqrt(40/256)"
     assert turn.steps == turn.epochs * FACTS.train / 40
 
 
 def test_shares_are_equal_and_the_slowest_is_left_out_with_a_reason() -> None:
     fast, middle, slow = (profile(n, step_s=s, step_high_s=s) for n, s in (("a", 0.05), ("b", 0.06), ("c", 0.5)))
-    plan = drawn([slow, fast, middle], 160.0)
-    assert [turn.candidate.model for turn in plan.turns] == ["a", "b"]
-    assert len({turn.allotted_s for turn in plan.turns}) == 1
+    plan = made([slow, fast, middle], 160.0)
+    assert [turn.candidate.model for turn in plan.trials] == ["a", "b"]
+    assert len({turn.allotted_s for turn in plan.trials}) == 1
     (left_out,) = plan.rejections
     assert left_out.candidate.model == "c"
-    assert "left out: shares of" in left_out.reason or "do not pay for one epoch" in left_out.reason
+    assert "left out: in" in left_out.reason or "do not pay for one epoch" in left_out.reason
 
 
 def test_under_scope_candidate_each_gets_everything() -> None:
-    plan = drawn([profile("a"), profile("b"), profile("c", step_s=90.0, step_high_s=90.0)], 100.0, "candidate")
-    assert [turn.allotted_s for turn in plan.turns] == [100.0, 100.0]
+    plan = made([profile("a"), profile("b"), profile("c", step_s=90.0, step_high_s=90.0)], 100.0, "candidate")
+    assert [turn.allotted_s for turn in plan.trials] == [100.0, 100.0]
     (left_out,) = plan.rejections
     assert "do not pay for one epoch" in left_out.reason
     needed_s = duration(left_out.reason.split("; ")[1].removesuffix(" would"))
-    (turn,) = drawn([profile("c", step_s=90.0, step_high_s=90.0)], needed_s, "candidate").turns
+    (turn,) = made([profile("c", step_s=90.0, step_high_s=90.0)], needed_s, "candidate").trials
     assert turn.epochs >= 1
 
 
 def test_a_twin_in_the_other_precision_doubles_what_is_kept_for_evaluation() -> None:
-    alone = drawn([profile("a")], 300.0).turns[0].allotted_s
-    both = drawn([profile("a"), profile("a", precision="fp32", step_s=60.0, step_high_s=60.0)], 300.0).turns[0]
+    alone = made([profile("a")], 300.0).trials[0].allotted_s
+    both = made([profile("a"), profile("a", precision="fp32", step_s=60.0, step_high_s=60.0)], 300.0).trials[0]
     kept_s = 300.0 - alone
     assert 300.0 - both.allotted_s == pytest.approx(2 * kept_s)
 
@@ -116,7 +130,7 @@ def test_a_refusal_names_the_least_and_that_would_really_do(
     one = profile(batch=batch, step_s=step_s, step_high_s=step_s, step_low_s=step_s, save_s=save_s)
     limit_s = available_s + spent_s
     try:
-        drawn([one], available_s, scope, limit_s=limit_s)
+        made([one], available_s, scope, limit_s=limit_s)
         refused = None
     except BudgetError as error:
         refused = str(error)
@@ -125,40 +139,41 @@ def test_a_refusal_names_the_least_and_that_would_really_do(
     assert needed_s > limit_s
     # What came before training, and evaluating where it was kept for, takes half as long again next time.
     slower_s = min(5.0, (limit_s - available_s) / 2)
-    plan = drawn([one], needed_s - (limit_s - available_s) - slower_s, scope, limit_s=needed_s)
-    assert plan.turns[0].epochs >= 1
-    assert plan.turns[0].steps >= 2
+    plan = made([one], needed_s - (limit_s - available_s) - slower_s, scope, limit_s=needed_s)
+    assert plan.trials[0].epochs >= 1
+    assert plan.trials[0].steps >= 2
 
 
-def test_nobody_left_is_told_with_the_first_reasons() -> None:
+def test_where_nobody_is_left_the_first_reasons_are_given() -> None:
     rejections = [
         Rejection(candidate=Candidate(model=f"m{i}", train_px=160, precision="amp"), reason=f"why {i}")
         for i in range(5)
     ]
     with pytest.raises(BudgetError, match=r"no candidate can be trained .*m0-amp-160: why 0; .*why 2; and 2 more"):
-        drawn([], 100.0, rejections=rejections)
+        made([], 100.0, rejections=rejections)
 
 
 def test_a_batch_of_all_images_still_gets_two_steps_that_fit() -> None:
     one = profile(batch=800, step_s=10.0, step_low_s=10.0, step_high_s=10.0)
-    cost = costs(one, FACTS, PAPER, (160,), "candidate")
+    cost = costs(one, workload("candidate", view_sizes=(160,)))
     assert cost.affordable_steps(cost.needed_s(1) + 1) == 0
-    (turn,) = drawn([one], cost.needed_s(2) + 0.1, "candidate", view_sizes=(160,)).turns
+    (turn,) = made([one], cost.needed_s(2) + 0.1, "candidate", view_sizes=(160,)).trials
     assert turn.steps == 2
     assert turn.predicted_high_s <= turn.allotted_s
 
 
 def test_the_least_is_the_cheapest_candidates() -> None:
-    paired = [(p, costs(p, FACTS, PAPER, (160,), "total")) for p in (profile("a"), profile("b", step_high_s=5.0))]
+    paired = [(p, costs(p, workload(view_sizes=(160,)))) for p in (profile("a"), profile("b", step_high_s=5.0))]
     assert least_s(paired, FACTS) == least_s(paired[:1], FACTS) < least_s(paired[1:], FACTS)
 
 
 def test_flips_cost_evaluation_twice() -> None:
     facts = DataFacts(train=800, val=100, test=0, classes=2)
     timing = profile().timing
+    one = workload(data=facts, view_sizes=(160,))
     fixed_s = timing.startup_s + timing.save_s + timing.eval_first_s[160]
-    with_flips = costs(profile(), facts, PAPER, (160,), "total").evaluation_s - fixed_s
-    upright = costs(profile(), facts, recipes.load("upright"), (160,), "total").evaluation_s - fixed_s
+    with_flips = costs(profile(), one).evaluation_s - fixed_s
+    upright = costs(profile(), replace(one, recipe=recipes.load("upright"))).evaluation_s - fixed_s
     assert with_flips == pytest.approx(2 * upright)
 
 
@@ -166,7 +181,7 @@ def test_an_image_that_is_loaded_is_mirrored_by_the_device_alone() -> None:
     facts = DataFacts(train=800, val=100, test=900, classes=2)
     bound = profile(eval_device_s={160: 0.0001})
     fixed_s = bound.timing.startup_s + bound.timing.save_s + bound.timing.eval_first_s[160] + 2 * VIEW_S
-    found_s = costs(bound, facts, PAPER, (160,), "total").evaluation_s - fixed_s
+    found_s = costs(bound, workload(data=facts, view_sizes=(160,))).evaluation_s - fixed_s
     assert found_s == pytest.approx(1000 * (0.0005 + 0.0001))
 
 

@@ -18,14 +18,14 @@ from fitwithin.pipeline import profile_phase, run
 from fitwithin.planning import plan as planning
 from fitwithin.planning.halving import Halving
 from fitwithin.planning.search import SearchCandidate, Trial
-from fitwithin.planning.stats import Score
+from fitwithin.planning.stats import Accuracy
 from fitwithin.request import parse
 from simulation import CountedImages, Stage, request, tries, without_pages
 
 pytest.importorskip("optuna", reason="Optuna is not installed")
 
 from fitwithin import events
-from fitwithin.planning.tpe import AT_RANDOM, TPEHalving, likeness, traits
+from fitwithin.planning.tpe import AT_RANDOM, TPEHalving, num_shared_traits, traits
 
 N_VAL = 1000
 FAMILIES = ("convnet", "densenet", "regnetx", "resnet", "vgg", "vit")
@@ -34,7 +34,7 @@ FAMILIES = ("convnet", "densenet", "regnetx", "resnet", "vgg", "vit")
 def grid(seed: int = 0, each: int = 10) -> list[SearchCandidate]:
     """Ten backbones of each family at two sizes, in an order that says nothing."""
     found = [
-        SearchCandidate(candidate=Candidate(model=f"{family}{n}", train_px=px, precision="amp"), fixed_s=1.0)
+        SearchCandidate(candidate=Candidate(model=f"{family}{n}", train_px=px, precision="amp"), overhead_s=1.0)
         for family in FAMILIES
         for n in range(each)
         for px in (128, 160)
@@ -43,17 +43,17 @@ def grid(seed: int = 0, each: int = 10) -> list[SearchCandidate]:
     return found
 
 
-def told(trial: Trial) -> Score:
+def score(trial: Trial) -> Accuracy:
     """One family is better than the others, and its larger size better still."""
     good = trial.candidate.model.startswith("resnet")
-    return Score(correct=500 + 300 * good + 50 * (trial.candidate.train_px == 160), total=N_VAL)
+    return Accuracy(correct=500 + 300 * good + 50 * (trial.candidate.train_px == 160), total=N_VAL)
 
 
 def play(search: Halving, budget_s: float, stop: int = 10**6) -> list[Trial]:
     left_s = budget_s
     while len(search.trials) < stop and (trial := search.ask(left_s=left_s)) is not None:
         left_s -= trial.seconds
-        search.tell(trial.number, told(trial))
+        search.tell(trial.number, score(trial))
     return search.trials
 
 
@@ -69,7 +69,7 @@ def test_more_of_what_did_well_enters(seed: int) -> None:
     assert good / len(early) > 2 / len(FAMILIES), "twice what chance gives"
     assert search.best is not None
     assert search.best.candidate.model.startswith("resnet")
-    out = [verdict for verdict in search.verdicts() if verdict.reason.startswith("left out")]
+    out = [verdict for verdict in search.eliminations() if verdict.reason.startswith("left out")]
     assert len(out) == len(search.entrants) - len(entered)
     assert search.finished
 
@@ -84,7 +84,7 @@ def test_told_the_same_again_the_same_enter(seed: int, stop: int) -> None:
         assert search.ask(left_s=left_s) == trial
         left_s -= trial.seconds
         assert search.ask(left_s=0.0) is None  # in vain, while that is at work: what it had in mind must not matter
-        search.tell(trial.number, told(trial))
+        search.tell(trial.number, score(trial))
     assert play(search, left_s) == first
 
 
@@ -92,7 +92,7 @@ def test_traits_are_what_candidates_share() -> None:
     one = traits(Candidate(model="resnet18d.ra_in1k", train_px=160, precision="amp"), 0, 40)
     other = traits(Candidate(model="resnet50", train_px=224, precision="amp"), 39, 40)
     assert (one["family"], one["pace"], other["pace"]) == ("resnet", "0", "3")
-    assert likeness(one, other) == 2
+    assert num_shared_traits(one, other) == 2
     assert traits(Candidate(model="efficientnet_b0", train_px=160, precision="amp"), 0, 1)["family"] == "efficientnet"
 
 

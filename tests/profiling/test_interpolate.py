@@ -12,7 +12,7 @@ from fitwithin import recipe as recipes
 from fitwithin.candidate import Candidate
 from fitwithin.data.dataset import DataFacts
 from fitwithin.engine.results import Probe
-from fitwithin.planning.cost import costs
+from fitwithin.planning.cost import Workload, costs
 from fitwithin.profiling.interpolate import interpolate_profile, interpolate_profiles, interpolate_step_s, largest
 from fitwithin.profiling.profile import Profile
 from simulation import profile, tries
@@ -52,7 +52,8 @@ def test_what_was_measured_at_a_smaller_size_is_its_pace_there() -> None:
     assert small.batch == large.batch
     assert small.brief
     assert "ran at 160 px" in small.batch_why
-    assert costs(small, DATA, FAST, VIEWS, "total").step_s < costs(large, DATA, FAST, (160, 192), "total").step_s
+    workload = Workload(data=DATA, recipe=FAST, view_sizes=(160, 192))
+    assert costs(small, replace(workload, view_sizes=VIEWS)).step_s < costs(large, workload).step_s
 
 
 def test_another_backbone_a_larger_size_and_a_limit_of_memory_say_nothing() -> None:

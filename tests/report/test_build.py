@@ -133,7 +133,7 @@ def test_a_rescue_is_told_of(tmp_path: Path) -> None:
     plan = flow.draw_up(stage.run())
     again = build.report(stage.request, plan, stage.store.events())
     assert again.row(row.name).reason.startswith(
-        f"{row.reason}; 2 times the loss was no number: back to the checkpoint"
+        f"{row.reason}; 2 times the loss was not a number: training went back to the checkpoint"
     )
 
 
@@ -144,7 +144,7 @@ def test_a_plan_alone_has_no_limits_and_no_winner(tmp_path: Path) -> None:
     report = build.report(stage.request, plan, stage.store.events())
     assert (report.winner, report.receipt.limits, report.receipt.finished) == (None, (), False)
     assert [row.status for row in report.candidates] == ["planned"]
-    assert report.candidates[0].reason == plan.turns[0].why[-2]
+    assert report.candidates[0].reason == plan.trials[0].why["epochs"]
 
 
 def test_missing_views_are_noted(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_report_that_takes_long_to_write_is_charged_and_written_again(
 
 def test_a_turn_of_less_than_an_epoch_tells_how_much_less(tmp_path: Path) -> None:
     """To the digit that was planned: "planned 0.071 epochs, took 0.1: slower than profiled" told nothing."""
-    (turn,) = flow.draw_up(Stage(SimulatedMachine(), request(), tmp_path).run()).turns
+    (turn,) = flow.draw_up(Stage(SimulatedMachine(), request(), tmp_path).run()).trials
     trained = TrainResult(
         steps=30,
         planned_steps=36,
@@ -209,5 +209,5 @@ def test_a_turn_of_less_than_an_epoch_tells_how_much_less(tmp_path: Path) -> Non
         peak_bytes=1,
         startup_s=1.0,
     )
-    told = candidate_row._ended(replace(turn, epochs=0.071), trained)
+    told = candidate_row._how_it_ended(replace(turn, epochs=0.071), trained)
     assert told.startswith("planned 0.071 epochs, took 0.069: the machine was slower")

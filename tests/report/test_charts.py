@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fitwithin.planning.stats import Estimate
+from fitwithin.planning.stats import Accuracy
 from fitwithin.report import render
 from fitwithin.report.charts import (
     LEAST_READINGS,
@@ -193,7 +193,7 @@ def test_nothing_in_the_data_can_end_its_script(name, accuracy):
 
 
 def test_ends_of_the_scale_stay_within_it():
-    none = dataclasses.replace(trained("m", "amp", 160, 0), validation=Estimate(correct=0, total=3))
+    none = dataclasses.replace(trained("m", "amp", 160, 0), validation=Accuracy(correct=0, total=3))
     for row in (none, trained("m", "amp", 160, 1000)):
         ((_, share, low, high),) = series(charts(small(row))[0])[row.name]["points"]
         assert 0 <= low <= share <= high <= 100

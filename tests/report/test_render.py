@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import browser
-from fitwithin.planning.stats import Estimate
+from fitwithin.planning.stats import Accuracy
 from fitwithin.report import render
 from fitwithin.report.schema import Limit, Report, from_json
 from fitwithin.report.sections import clean
-from fitwithin.report.summary import caution, contested, headline
+from fitwithin.report.summary import headline, search_sentence, trust_note
 from report.test_schema import (
     HOSTILE,
     REPORTS,
@@ -164,7 +164,7 @@ def test_a_broken_promise_is_in_the_headline_and_not_told_by_colour():
 
 def test_without_a_test_split_the_validation_figure_is_called_one():
     assert "on 1,000 validation images" in headline(without_test())
-    assert "there is no labelled test split" in caution(without_test())
+    assert "there is no labelled test split" in trust_note(without_test())
     assert "Test accuracy" not in render.html(without_test())
 
 
@@ -226,7 +226,7 @@ def of_trials(reached: dict[str, list[int]]) -> Report:
     example = searched().search.trials[0]
     trials = [
         dataclasses.replace(
-            example, candidate=name, turn=f"{name}-{rung}", rung=rung, accuracy=Estimate(correct=right, total=1000)
+            example, candidate=name, name=f"{name}-{rung}", rung=rung, accuracy=Accuracy(correct=right, total=1000)
         )
         for name, all_right in reached.items()
         for rung, right in enumerate(all_right)
@@ -237,7 +237,7 @@ def of_trials(reached: dict[str, list[int]]) -> Report:
 def test_a_search_is_in_all_three_voices_with_its_chart_beside_the_ladder():
     report = searched()
     text, marked, shown = printed(render.render_text(report), 1000), render.markdown(report), html_of(searched)
-    told = contested(report)
+    told = search_sentence(report)
     assert told in text
     assert told in marked
     assert told in words(outline(shown).text).replace("\u00a0", " ")
@@ -246,8 +246,8 @@ def test_a_search_is_in_all_three_voices_with_its_chart_beside_the_ladder():
     assert part.count("<table") == 3  # the chart's own is one
     assert part.index("The ladder") < part.index("<figure ") < part.index("who is out when")
     for voice in (text, marked, part):
-        assert "cannot be told" in voice
-    for name in ("search", "outlook"):
+        assert "unknown" in voice
+    for name in ("search", "forecast"):
         assert f'id="{name}"' not in html_of(complete)
 
 

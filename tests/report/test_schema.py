@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fitwithin.planning.forecast import outlook
-from fitwithin.planning.stats import Estimate
-from fitwithin.report.pareto import marked
+from fitwithin.errors import RunFolderError
+from fitwithin.planning.forecast import make_forecast
+from fitwithin.planning.stats import Accuracy
+from fitwithin.report.pareto import with_pareto
 from fitwithin.report.schema import (
     CandidateRow,
     CurvePoint,
@@ -23,7 +24,15 @@ from fitwithin.report.schema import (
     ViewRow,
     from_json,
 )
-from fitwithin.report.search_report import EliminationRow, RungRow, SearchReport, Second, TrialRow, points
+from fitwithin.report.search_report import (
+    EliminationRow,
+    RungRow,
+    RunnerUp,
+    SearchReport,
+    TrialRow,
+    TrialState,
+    measured_points,
+)
 
 GIB = 2**30
 HOSTILE = ("</script><script>alert(1)</script>", "cats & dogs", "Ærøskøbing", "猫", "x" * 180, "[red]a|b*c_`d`", "a\nb")
@@ -45,7 +54,7 @@ def curve(epochs: float, floor: float, points: int = 40) -> tuple[CurvePoint, ..
 
 def trained(model: str, precision: str, px: int, correct: int, **changes: object) -> CandidateRow:
     """A candidate that reached validation, with ``correct`` of 1,000 images right."""
-    estimate = Estimate(correct=correct, total=1000)
+    estimate = Accuracy(correct=correct, total=1000)
     facts: dict[str, object] = {
         "name": f"{model}-{precision}-{px}",
         "model": model,
@@ -125,30 +134,30 @@ def complete(**changes: object) -> Report:
         untrained("vit_base_patch16_224", "amp", 160, "rejected", "this model only takes 224 px images"),
         untrained("resnet50", "amp", 224, "planned", "no turn was left for it", batch=52, epochs=24.0),
     )
-    test = Estimate(correct=3580, total=3925)
+    test = Accuracy(correct=3580, total=3925)
     methods = (
         MethodRow(
             method="symmetric sizes (SS)",
             candidate=winner,
             train_px=160,
             test_px="160",
-            validation=Estimate(correct=871, total=1000),
-            test=Estimate(correct=3405, total=3925),
+            validation=Accuracy(correct=871, total=1000),
+            test=Accuracy(correct=3405, total=3925),
         ),
         MethodRow(
             method="asymmetric sizes (AS)",
             candidate=winner,
             train_px=160,
             test_px="224",
-            validation=Estimate(correct=887, total=1000),
-            test=Estimate(correct=3468, total=3925),
+            validation=Accuracy(correct=887, total=1000),
+            test=Accuracy(correct=3468, total=3925),
         ),
         MethodRow(
             method="SS + ensemble",
             candidate=winner,
             train_px=160,
             test_px="160",
-            validation=Estimate(correct=905, total=1000),
+            validation=Accuracy(correct=905, total=1000),
             test=None,
             note="not tested: no view of it was chosen",
         ),
@@ -157,7 +166,7 @@ def complete(**changes: object) -> Report:
             candidate=winner,
             train_px=160,
             test_px="160 + 224 with flips",
-            validation=Estimate(correct=916, total=1000),
+            validation=Accuracy(correct=916, total=1000),
             test=test,
             note="what the saved model does",
             delivered=True,
@@ -168,7 +177,7 @@ def complete(**changes: object) -> Report:
             name=f"{px} px{' flipped' if flip else ''}",
             px=px,
             flip=flip,
-            validation=Estimate(correct=correct, total=1000),
+            validation=Accuracy(correct=correct, total=1000),
             ms_per_image=ms,
             chosen=chosen,
             reason=reason,
@@ -267,72 +276,74 @@ def searched(**changes: object) -> Report:
     correct[names[2]] = correct[names[1]]
     trials: list[TrialRow] = []
 
-    def ask(name: str, rung: int, seconds: float, right: int | None, fate: str) -> None:
+    def ask(name: str, rung: int, seconds: float, right: int | None, state: TrialState) -> None:
         trials.append(
             TrialRow(
                 number=len(trials) + 1,
                 candidate=name,
-                turn=f"{name}-rung{rung}",
+                name=f"{name}-rung{rung}",
                 rung=rung,
                 promised_s=seconds,
                 charged_s=seconds / 2,
                 gpu_s=seconds,
-                accuracy=None if right is None else Estimate(correct=right, total=1000),
-                fate=fate,
+                accuracy=None if right is None else Accuracy(correct=right, total=1000),
+                state=state,
                 why="all get 2m 00s",
             )
         )
 
     for place, name in enumerate(names):
-        ask(name, 0, 120.0, correct[name], "went on" if place < 2 else "dropped")
-    ask(failed, 0, 120.0, None, "failed")
-    ask(names[0], 1, 480.0, 860, "went on")
-    ask(names[1], 1, 480.0, 845, "dropped")
-    ask(names[0], -1, 2000.0, 912, "handed over")
-    cut = Estimate(correct=correct[names[1]], total=1000)
-    verdicts = [
-        EliminationRow(candidate=name, rung=0, reason=f"{name} lost", confidence=0.9 - 0.01 * place, cut=cut)
+        ask(name, 0, 120.0, correct[name], TrialState.PROMOTED if place < 2 else TrialState.STOPPED)
+    ask(failed, 0, 120.0, None, TrialState.FAILED)
+    ask(names[0], 1, 480.0, 860, TrialState.PROMOTED)
+    ask(names[1], 1, 480.0, 845, TrialState.STOPPED)
+    ask(names[0], -1, 2000.0, 912, TrialState.DELIVERED)
+    cutoff = Accuracy(correct=correct[names[1]], total=1000)
+    eliminations = [
+        EliminationRow(candidate=name, rung=0, reason=f"{name} lost", confidence=0.9 - 0.01 * place, cutoff=cutoff)
         for place, name in enumerate(names[3:])
     ]
     tie = "1000 validation images cannot tell them apart"
-    verdicts += [
-        EliminationRow(candidate=names[2], rung=0, reason=tie, confidence=None, cut=cut),
-        EliminationRow(candidate=failed, rung=0, reason="it died", confidence=None, cut=None),
-        EliminationRow(candidate="resnet50-amp-224", rung=None, reason="left out: no time", confidence=None, cut=None),
+    eliminations += [
+        EliminationRow(candidate=names[2], rung=0, reason=tie, confidence=None, cutoff=cutoff),
+        EliminationRow(candidate=failed, rung=0, reason="it died", confidence=None, cutoff=None),
         EliminationRow(
-            candidate=names[1], rung=1, reason="second", confidence=0.83, cut=Estimate(correct=860, total=1000)
+            candidate="resnet50-amp-224", rung=None, reason="left out: no time", confidence=None, cutoff=None
+        ),
+        EliminationRow(
+            candidate=names[1], rung=1, reason="second", confidence=0.83, cutoff=Accuracy(correct=860, total=1000)
         ),
     ]
     search = SearchReport(
-        told="Successive halving: 7 trials of 2m 00s, the best 2 trials of 8m 00s, and 30m 00s for the winner.",
+        summary="Successive halving: 7 trials of 2m 00s, then the best 2 of 8m 00s, then 30m 00s for the winner.",
         rungs=(RungRow(count=7, seconds=120.0), RungRow(count=2, seconds=480.0)),
         final_s=1800.0,
         trials=tuple(trials),
-        verdicts=tuple(verdicts),
-        handed_over=trials[-1].turn,
-        handed_over_why="the model of the final training: 91.2 % after 33m 20s",
-        second=Second(
+        eliminations=tuple(eliminations),
+        delivered=trials[-1].name,
+        delivered_why="the model of the final training: 91.2 % after 33m 20s",
+        runner_up=RunnerUp(
             candidate=names[1],
             rung=1,
-            accuracy=Estimate(correct=845, total=1000),
-            winner_accuracy=Estimate(correct=860, total=1000),
+            accuracy=Accuracy(correct=845, total=1000),
+            winner_accuracy=Accuracy(correct=860, total=1000),
             confidence=0.83,
         ),
     )
-    told = outlook(points(search.trials, report.winner, warm_start=False))
-    rows = marked(
+    forecast = make_forecast(measured_points(search.trials, report.winner, warm_start=False))
+    rows = with_pareto(
         [
             dataclasses.replace(row, inference_ms=0.2 + len(row.model) / 50, allotted_s=row.actual_s)
             for row in report.candidates
         ]
     )
-    return dataclasses.replace(report, **{"candidates": rows, "search": search, "outlook": told, **changes})
+    return dataclasses.replace(report, **{"candidates": rows, "search": search, "forecast": forecast, **changes})
 
 
 REPORTS = {"complete": complete, "without_test": without_test, "plan": plan, "searched": searched}
 
 estimates = st.integers(1, 10**6).flatmap(
-    lambda total: st.builds(Estimate, correct=st.integers(0, total), total=st.just(total))
+    lambda total: st.builds(Accuracy, correct=st.integers(0, total), total=st.just(total))
 )
 finite = st.floats(allow_nan=False, allow_infinity=False)
 rows = st.builds(
@@ -377,7 +388,7 @@ def test_json_refuses_what_json_cannot_say():
 
 
 def test_json_names_its_schema():
-    assert json.loads(plan().to_json())["schema"] == 1
+    assert json.loads(plan().to_json())["schema"] == 2
 
 
 @given(estimates)
@@ -389,7 +400,7 @@ def test_wilsons_interval_holds_the_share_and_stays_a_share(estimate):
 
 @given(st.integers(1, 500), st.integers(2, 50))
 def test_more_images_narrow_the_interval(total, factor):
-    few, many = Estimate(correct=total // 2, total=total), Estimate(correct=total // 2 * factor, total=total * factor)
+    few, many = Accuracy(correct=total // 2, total=total), Accuracy(correct=total // 2 * factor, total=total * factor)
     assert many.interval[1] - many.interval[0] < few.interval[1] - few.interval[0]
 
 
@@ -404,13 +415,13 @@ def test_more_images_narrow_the_interval(total, factor):
     ],
 )
 def test_wilsons_interval_against_published_values(correct, total, low, high):
-    assert Estimate(correct=correct, total=total).interval == pytest.approx((low, high), abs=5e-5)
+    assert Accuracy(correct=correct, total=total).interval == pytest.approx((low, high), abs=5e-5)
 
 
 @pytest.mark.parametrize(("correct", "total"), [(0, 0), (1, 0), (4, 3), (-1, 3), (-2, -1)])
 def test_an_estimate_refuses_nonsense(correct, total):
     with pytest.raises(ValueError, match=f"{correct} of {total} is no share"):
-        Estimate(correct=correct, total=total)
+        Accuracy(correct=correct, total=total)
 
 
 def test_json_cannot_smuggle_in_an_impossible_estimate():
@@ -421,23 +432,10 @@ def test_json_cannot_smuggle_in_an_impossible_estimate():
         from_json(impossible)
 
 
-def test_a_report_written_before_rows_were_marked_comes_back():
-    old = json.loads(complete().to_json())
-    for row in old["methods"]:
-        del row["delivered"]
-    assert not any(method.delivered for method in from_json(json.dumps(old)).methods)
-
-
-def test_a_report_written_before_there_were_searches_comes_back():
-    old = json.loads(complete().to_json())
-    for name in ("search", "outlook"):
-        assert old.pop(name) is None
-    for row in old["candidates"]:
-        for name in ("allotted_s", "inference_ms", "front", "beaten_by"):
-            del row[name]
-    found = from_json(json.dumps(old))
-    assert found == complete()
-    assert (found.search, found.outlook) == (None, None)
+def test_a_report_of_another_schema_is_refused():
+    old = {**json.loads(complete().to_json()), "schema": 1}
+    with pytest.raises(RunFolderError, match="the report has schema 1, this version of fitwithin reads 2"):
+        from_json(json.dumps(old))
 
 
 def test_a_row_is_found_by_its_name():

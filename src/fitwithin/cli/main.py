@@ -114,7 +114,7 @@ def plan(
     console.print(render.plan_table(report))
     way = f"carry it out with: fitwithin run {data} --plan {out}"
     if drawn.search is not None:
-        way = f"a run with the same options does this. {drawn.search.told}"
+        way = f"a run with the same options does this. {drawn.search.summary}"
     console.print(f"Plan written to {out}; {way}", soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""What a run hands over, and how it is read back."""
+"""What a run delivers, and how it is read back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENSEMBLE = "ensemble.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble:
-    """What is handed over: the winner's folder within the run, and the views to average."""
+    """What is delivered: the winner's folder within the run, the views to average, and the images in a forward pass."""
 
     candidate: str
     folder: str
@@ -34,7 +34,7 @@ def write(ensemble: Ensemble, run: Path) -> None:
 
 
 def read(run: Path) -> Ensemble:
-    """The ensemble that a run handed over; RunFolderError if it has not (yet)."""
+    """The ensemble that a run delivered; RunFolderError if it has not (yet)."""
     path = run / ENSEMBLE
     if not path.is_file():
         raise RunFolderError(f"{run} holds no finished model (no {ENSEMBLE}); `fitwithin resume {run}` finishes a run")

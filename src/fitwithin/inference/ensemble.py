@@ -101,14 +101,13 @@ def _greedily(
     best, left_ms = 0, limit_ms
     while affordable := [view for view in probabilities if view not in chosen and ms_per_image[view] <= left_ms]:
         score = {view: int(_hits(probabilities, [*chosen, view], labels_N).sum()) for view in affordable}
-
         gains = {view: score[view] - best for view in affordable}
         worth = {view: gain / ms_per_image[view] if chosen else float(gain) for view, gain in gains.items()}
         view = max(affordable, key=lambda view: (worth[view], -ms_per_image[view]))
         if chosen and score[view] <= best:
             break
-        told = f"{score[view] - best:+d}" if chosen else f"{score[view]}"
-        reasons[view] = f"{told} of {len(labels_N)} validation images for {ms_per_image[view]:.3g} ms"
+        gained = f"{score[view] - best:+d}" if chosen else f"{score[view]}"
+        reasons[view] = f"{gained} of {len(labels_N)} validation images for {ms_per_image[view]:.3g} ms"
         chosen.append(view)
         best, left_ms = score[view], left_ms - ms_per_image[view]
     if not chosen:
@@ -123,7 +122,7 @@ def _greedily(
 
 
 def _cheapest(ms_per_image: Mapping[View, float], limit_ms: float) -> Choice:
-    """Nothing fits: the cheapest view is handed over, and the receipt will say that the limit was not kept."""
+    """Nothing fits: the cheapest view is delivered, and the receipt will say that the limit was not kept."""
     view = min(ms_per_image, key=lambda view: (ms_per_image[view], view))
-    told = f"the cheapest view takes {ms_per_image[view]:.3g} ms per image, more than the {limit_ms:.3g} ms allowed"
-    return Choice(views=(view,), why=told, reasons={view: told})
+    why = f"the cheapest view takes {ms_per_image[view]:.3g} ms per image, more than the {limit_ms:.3g} ms allowed"
+    return Choice(views=(view,), why=why, reasons={view: why})

@@ -1,4 +1,4 @@
-"""Predictions for images, and what a labelled folder showed."""
+"""Predictions for images, and the accuracy on a labelled folder."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 from fitwithin.data import decode
 from fitwithin.data.dataset import Floats
 from fitwithin.errors import DataError, UsageError
-from fitwithin.planning.stats import Estimate
+from fitwithin.planning.stats import Accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What the ensemble says of one image: classes with probabilities, most likely first, five at the most.
+    """The ensemble's answer for one image: classes with probabilities, most likely first, five at the most.
 
     ``path`` is as given; ``error`` says why an image could not be read (then ``top`` is empty).
     """
@@ -42,9 +42,9 @@ class Prediction:
 class Evaluation:
     """Accuracy on a labelled folder: overall, within the first five, and by class."""
 
-    top1: Estimate
-    top5: Estimate
-    by_class: dict[str, Estimate]
+    top1: Accuracy
+    top5: Accuracy
+    by_class: dict[str, Accuracy]
     unreadable: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Evaluation:
             "top1": self.top1.share,
             "top1_interval": self.top1.interval,
             "top5": self.top5.share,
-            "by_class": {name: estimate.share for name, estimate in self.by_class.items()},
+            "by_class": {name: accuracy.share for name, accuracy in self.by_class.items()},
             "unreadable": self.unreadable,
         }
 

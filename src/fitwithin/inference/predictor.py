@@ -1,4 +1,4 @@
-"""A handed-over ensemble at work: probabilities for image files.
+"""A delivered ensemble at work: probabilities for image files.
 
 Shape suffixes: N images, K classes, V views.
 """
@@ -26,7 +26,7 @@ class Predictor:
 
     Args:
         run: the folder of a run.
-        ensemble: what it handed over.
+        ensemble: what it delivered.
         device: ``cpu`` or ``cuda:N``.
     """
 

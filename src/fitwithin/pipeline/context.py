@@ -14,6 +14,7 @@ from fitwithin.engine.base import Engine
 from fitwithin.engine.jobs import JobSettings, Seat
 from fitwithin.engine.results import Progress
 from fitwithin.pipeline.progress import Reporter
+from fitwithin.planning.cost import Workload
 from fitwithin.request import Request
 from fitwithin.store import Store
 
@@ -61,6 +62,13 @@ class RunContext:
         """The sizes of the splits."""
         counts = {split: len(self.images.indices(split)) for split in ("train", "val", "test")}
         return DataFacts(**counts, classes=len(self.images.classes))
+
+    @property
+    def workload(self) -> Workload:
+        """What all its trials have in common, for the plan."""
+        request = self.request
+        scope = request.budget.scope
+        return Workload(data=self.data, recipe=request.recipe, view_sizes=request.view_sizes, scope=scope)
 
     def seated(self, slot: int) -> JobSettings:
         """What the jobs of a slot share: its devices follow those of the slot before.

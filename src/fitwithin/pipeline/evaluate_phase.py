@@ -1,4 +1,4 @@
-"""From trained candidates to the handed-over ensemble: the winner, its views, and the four ways of using it."""
+"""From trained candidates to the delivered ensemble: the winner, its views, and the ways of using it."""
 
 from __future__ import annotations
 
@@ -29,34 +29,30 @@ from fitwithin.inference.ensemble import Choice, average, choose, correct, softm
 from fitwithin.pipeline import search_phase, train_phase
 from fitwithin.pipeline.context import RunContext
 from fitwithin.planning.plan import Plan, TrialPlan
-from fitwithin.planning.stats import Estimate
+from fitwithin.planning.stats import Accuracy
 from fitwithin.report.schema import MethodRow, ViewRow
 
 Labels = npt.NDArray[np.int64]
 
 
-def pick(trained: Mapping[str, TrainResult]) -> tuple[str, str]:
-    """The name of the best turn by validation accuracy, and why; the first in order on a tie.
+def best_trial(trained: Mapping[str, TrainResult]) -> tuple[str, str]:
+    """The name of the best trial by validation accuracy, and why; the first in order on a tie.
 
-    A turn that was cut before it could validate counts only where no turn validated.
+    A trial that was cut before it could validate counts only where no trial validated.
     """
-    validated = {name: turn.best for name, turn in trained.items() if turn.best is not None}
+    validated = {name: result.best for name, result in trained.items() if result.best is not None}
     if not validated:
         name = max(trained, key=lambda candidate: trained[candidate].epochs)
-        return name, "No candidate reached a validation; this one trained the longest."
+        return name, "No candidate was validated in its time; this one trained the longest."
     name = max(validated, key=lambda candidate: validated[candidate])
     if len(validated) == 1:
-        return name, "It is the only candidate that reached a validation."
+        return name, "It is the only candidate that was validated."
     return name, f"It is the best of {len(validated)} candidates on validation data."
 
 
-#: The paper's two precisions.
-TWINS = {"amp": "fp32", "fp32": "amp"}
-
-
-def twin(winner: Candidate, others: Sequence[Candidate]) -> Candidate | None:
-    """The winner's twin in the other precision, if it was trained too: it completes the paper's Table 1."""
-    other = replace(winner, precision=TWINS.get(winner.precision, ""))
+def other_precision(winner: Candidate, others: Sequence[Candidate]) -> Candidate | None:
+    """The same candidate in the paper's other precision, if it was trained too: it completes the paper's Table 1."""
+    other = replace(winner, precision={"amp": "fp32", "fp32": "amp"}.get(winner.precision, ""))
     return other if other in others else None
 
 
@@ -69,7 +65,7 @@ class Member:
     logits: Mapping[str, Mapping[View, Floats]]
 
 
-def methods(member: Member, labels: Mapping[str, Labels], views: Sequence[View]) -> list[MethodRow]:
+def table1_rows(member: Member, labels: Mapping[str, Labels], views: Sequence[View]) -> list[MethodRow]:
     """The rows of the paper's Table 1 for one candidate: symmetric, asymmetric, and the ensemble."""
     plain = [view.px for view in views if not view.flip]
     train_px, largest = member.candidate.train_px, max(plain)
@@ -87,36 +83,36 @@ def methods(member: Member, labels: Mapping[str, Labels], views: Sequence[View])
             candidate=member.candidate.name,
             train_px=train_px,
             test_px=describe(used),
-            validation=_estimate(member, "val", used, labels),
-            test=_estimate(member, "test", used, labels),
+            validation=_accuracy(member, "val", used, labels),
+            test=_accuracy(member, "test", used, labels),
         )
         for name, used in ways
     ]
 
 
-def handed_over(member: Member, labels: Mapping[str, Labels], choice: Choice) -> MethodRow:
-    """The row of what is handed over: the chosen views."""
+def delivered_row(member: Member, labels: Mapping[str, Labels], choice: Choice) -> MethodRow:
+    """The row of what is delivered: the average of the chosen views."""
     return MethodRow(
-        method="Handed over",
+        method="Delivered",
         candidate=member.candidate.name,
         train_px=member.candidate.train_px,
         test_px=describe(choice.views),
-        validation=_estimate(member, "val", choice.views, labels),
-        test=_estimate(member, "test", choice.views, labels),
+        validation=_accuracy(member, "val", choice.views, labels),
+        test=_accuracy(member, "test", choice.views, labels),
         note=choice.why,
         delivered=True,
     )
 
 
 def choose_views(member: Member, labels: Mapping[str, Labels], limit_ms: float | None) -> Choice:
-    """Which of the views to average, by validation data alone; the training size where nothing was computed.
+    """Which of the views to average, by validation data alone; the training size if nothing was computed.
 
-    Where time was over before every view could be tested, those that were are chosen from, if one keeps the limit.
+    If the time was over before every view could be tested, the choice is among those that were, if one keeps the limit.
     """
     found = member.logits.get("val", {})
     if not found:
         only = View(px=member.candidate.train_px, flip=False)
-        why = "time was over before any view could be evaluated: the training size alone"
+        why = "the time was over before any view could be evaluated: the training size alone is used"
         return Choice(views=(only,), why=why, reasons={})
     costs = {view: member.evaluated.ms_per_image[view.name] for view in found}
     untested = [view for view in found if view not in member.logits.get("test", {})]
@@ -124,20 +120,21 @@ def choose_views(member: Member, labels: Mapping[str, Labels], limit_ms: float |
     if not any(limit_ms is None or costs[view] <= limit_ms for view in tested):
         return choose(found, labels["val"], costs, limit_ms)
     choice = choose({view: found[view] for view in tested}, labels["val"], costs, limit_ms)
-    return replace(choice, reasons={**choice.reasons, **dict.fromkeys(untested, "time was over before it was tested")})
+    return replace(
+        choice, reasons={**choice.reasons, **dict.fromkeys(untested, "the time was over before it was tested")}
+    )
 
 
 def view_rows(member: Member, labels: Mapping[str, Labels], choice: Choice) -> list[ViewRow]:
     """One row for each view that was evaluated."""
     rows = []
     for view, logits in sorted(member.logits.get("val", {}).items()):
-        estimate = Estimate(correct=correct(softmax(logits), labels["val"]), total=len(labels["val"]))
         rows.append(
             ViewRow(
                 name=view.name,
                 px=view.px,
                 flip=view.flip,
-                validation=estimate,
+                validation=Accuracy(correct=correct(softmax(logits), labels["val"]), total=len(labels["val"])),
                 ms_per_image=member.evaluated.ms_per_image[view.name],
                 chosen=view in choice.views,
                 reason=choice.reasons.get(view, ""),
@@ -146,40 +143,40 @@ def view_rows(member: Member, labels: Mapping[str, Labels], choice: Choice) -> l
     return rows
 
 
-def _estimate(member: Member, split: str, views: Sequence[View], labels: Mapping[str, Labels]) -> Estimate | None:
+def _accuracy(member: Member, split: str, views: Sequence[View], labels: Mapping[str, Labels]) -> Accuracy | None:
     """Accuracy of the averaged views on a split; None if it has no labels or a view is missing."""
     found, truth = member.logits.get(split, {}), labels.get(split)
     if truth is None or not len(truth) or (truth < 0).any() or any(view not in found for view in views):
         return None
-    return Estimate(correct=correct(average(found, views), truth), total=len(truth))
+    return Accuracy(correct=correct(average(found, views), truth), total=len(truth))
 
 
 def choose_winner(run: RunContext, plan: Plan) -> tuple[TrialPlan, str]:
-    """The turn that won, and why.
+    """The trial that won, and why.
 
     Raises:
-        TrainingError: no turn left a model.
+        TrainingError: no trial left a model.
     """
     ended = run.store.events("turn", "trial")
     trained, failed = events.outcomes(ended)
     if not trained:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         raise TrainingError(f"no candidate left a model ({reasons}); `fitwithin plan` shows what would fit")
-    name, why = pick(trained)
+    name, why = best_trial(trained)
     if plan.search is not None:
-        name, why = search_phase.pick(run, plan.search) or (name, why)
+        name, why = search_phase.best_trial(run, plan.search) or (name, why)
     return events.turns(plan, ended)[name], why
 
 
 def evaluate(run: RunContext, plan: Plan, winner: TrialPlan) -> list[Member]:
-    """Evaluate the winner, and its twin in the other precision, under all views, on validation and on test, once.
-    The winner stands first."""
+    """Evaluate the winner, and the same candidate in the other precision, under all views, on validation and on test,
+    once: the winner comes first."""
     ended = run.store.events("turn", "trial")
     trained, _ = events.outcomes(ended)
     turns = events.turns(plan, ended)
     chosen = [winner.name]
     if plan.search is None:
-        other = twin(winner.candidate, [turns[key].candidate for key in trained])
+        other = other_precision(winner.candidate, [turns[key].candidate for key in trained])
         chosen += [other.name] if other is not None else []
     return [_member(run, turns[key], trained[key].best is not None) for key in chosen]
 
@@ -200,22 +197,21 @@ def _member(run: RunContext, turn: TrialPlan, validated: bool) -> Member:
     return Member(candidate=turn.candidate, evaluated=evaluated, logits=logits)
 
 
-def _evaluate(run: RunContext, turn: TrialPlan, folder: Path) -> EvalResult:
+def _evaluate(run: RunContext, trial: TrialPlan, folder: Path) -> EvalResult:
     def note(progress: Progress) -> None:
         opened.peak(progress.facts.get("peak_bytes"))  # an evaluation that is killed has no other word of it
         run.progress(progress)
 
-    now, budget = run.engine.now(), run.request.budget
-    if budget.scope == "candidate":
-        books = run.accountant.books()
-        name = turn.name
-        charged_s = sum(e.charged_s or 0.0 for e in books.entries if e.key == name and e.phase != "profile")
-        left_s = turn.allotted_s - charged_s
+    now = run.engine.now()
+    if run.request.budget.scope == "candidate":
+        entries = run.accountant.books().entries
+        charged_s = sum(e.charged_s or 0.0 for e in entries if e.key == trial.name and e.phase != "profile")
+        left_s = trial.allotted_s - charged_s
     else:
         left_s = run.accountant.remaining().usable_s - run.closing_s
     until_at = now + left_s
-    job = train_phase.evaluation(run, turn, until_at=until_at - WATCHDOG_S)
-    with run.accountant.entry("evaluate", turn.name, gpus=1, reserved_s=left_s) as opened:
+    job = train_phase.evaluation(run, trial, until_at=until_at - WATCHDOG_S)
+    with run.accountant.entry("evaluate", trial.name, gpus=1, reserved_s=left_s) as opened:
         outcome: Any = Failure(kind="deadline", reason="no time was left")
         for _ in range(train_phase.ATTEMPTS):
             if run.engine.now() >= job.until_at:
@@ -225,8 +221,8 @@ def _evaluate(run: RunContext, turn: TrialPlan, folder: Path) -> EvalResult:
             if not (isinstance(outcome, Failure) and outcome.kind in ("died", "hung")):
                 break
     if isinstance(outcome, Failure):
-        run.reporter.say(f"  evaluating {turn.candidate.name} failed: {outcome.reason}")
-        found = read_eval_result(folder / EVALUATED)  # what it was done with by then
-        return found or EvalResult(done=(), ms_per_image={}, batch=turn.batch, peak_bytes=outcome.peak_bytes or 0)
+        run.reporter.say(f"  evaluating {trial.candidate.name} failed: {outcome.reason}")
+        found = read_eval_result(folder / EVALUATED)  # what was done by then
+        return found or EvalResult(done=(), ms_per_image={}, batch=trial.batch, peak_bytes=outcome.peak_bytes or 0)
     assert isinstance(outcome, EvalResult)
     return outcome

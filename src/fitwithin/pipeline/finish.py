@@ -30,8 +30,9 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
     labels = {split: np.asarray(run.images.labels[run.images.indices(split)]) for split in ("val", "test")}
     chief = members[0]
     choice = evaluate_phase.choose_views(chief, labels, run.request.budget.inference_ms)
-    rows = [row for member in reversed(members) for row in evaluate_phase.methods(member, labels, run.request.views)]
-    rows.append(evaluate_phase.handed_over(chief, labels, choice))
+    views = run.request.views
+    rows = [row for member in reversed(members) for row in evaluate_phase.table1_rows(member, labels, views)]
+    rows.append(evaluate_phase.delivered_row(chief, labels, choice))
     folder = train_phase.turn_folder(Path(), winner)
     batch = chief.evaluated.batch
     bundle.write(
@@ -66,7 +67,8 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
 def _notes(run: RunContext, plan: Plan, members: Sequence[Member]) -> list[str]:
     notes = []
     if plan.search is not None:
-        bounded = next((trial for trial in search_phase.stand(run, plan.search).trials if trial.unspent_s), None)
+        trials = search_phase.current_search(run, plan.search).trials
+        bounded = next((trial for trial in trials if trial.unspent_s), None)
         if bounded is not None:
             left_s = run.remaining().less(run.closing_s).usable_s
             notes.append(f"{format_duration(left_s)} of the budget are left unspent: {bounded.why}.")

@@ -19,7 +19,7 @@ from fitwithin.inference.ensemble import average
 from fitwithin.inference.predictions import Evaluation, Prediction, image_files, labelled_files, prediction
 from fitwithin.machine import parse as parse_device
 from fitwithin.pipeline.progress import Reporter, Silent
-from fitwithin.planning.stats import Estimate
+from fitwithin.planning.stats import Accuracy
 from fitwithin.report.schema import Report, from_json
 
 
@@ -61,7 +61,7 @@ class Result:
         """
         return [
             prediction(str(path), row, classes, error)
-            for path, row, error, classes in self._looked_at(list(image_files(paths)), device, reporter)
+            for path, row, error, classes in self._predicted(list(image_files(paths)), device, reporter)
         ]
 
     def evaluate(self, data: str | Path, *, device: str = "auto", reporter: Reporter | None = None) -> Evaluation:
@@ -74,7 +74,7 @@ class Result:
         right: dict[str, list[tuple[bool, bool]]] = {}
         unreadable = []
         labels = dict(labelled)
-        for path, row, _, classes in self._looked_at([path for path, _ in labelled], device, reporter):
+        for path, row, _, classes in self._predicted([path for path, _ in labelled], device, reporter):
             if row is None:
                 unreadable.append(str(path))
                 continue
@@ -85,10 +85,10 @@ class Result:
         if not every:
             raise DataError(f"none of the {len(labelled)} images in {data} can be read")
         return Evaluation(
-            top1=Estimate(correct=sum(first for first, _ in every), total=len(every)),
-            top5=Estimate(correct=sum(five for _, five in every), total=len(every)),
+            top1=Accuracy(correct=sum(first for first, _ in every), total=len(every)),
+            top5=Accuracy(correct=sum(five for _, five in every), total=len(every)),
             by_class={
-                name: Estimate(correct=sum(first for first, _ in hits), total=len(hits))
+                name: Accuracy(correct=sum(first for first, _ in hits), total=len(hits))
                 for name, hits in sorted(right.items())
             },
             unreadable=tuple(unreadable),
@@ -120,18 +120,18 @@ class Result:
         card = self.folder / bundle.read(self.folder).folder / CARD
         return tuple(json.loads(card.read_text(encoding="utf-8"))["classes"])
 
-    def _looked_at(
+    def _predicted(
         self, files: Sequence[Path], device: str, reporter: Reporter | None
     ) -> Iterator[tuple[Path, Floats | None, str, tuple[str, ...]]]:
         """Each file with its probabilities, or the reason why there are none, and the classes."""
-        told = reporter or Silent()
-        told.begin("loading the model", len(files))
+        reporter = reporter or Silent()
+        reporter.begin("loading the model", len(files))
         from fitwithin.inference.predictor import Predictor
 
         predictor = Predictor(self.folder, bundle.read(self.folder), parse_device(device))
-        told.begin("looking at images", len(files))
+        reporter.begin("looking at images", len(files))
         for number, (path, row, error) in enumerate(predictor.files(files)):
-            told.advance(number + 1, len(files))
+            reporter.advance(number + 1, len(files))
             yield path, row, error, predictor.card.classes
 
 

@@ -7,7 +7,9 @@ story again and skipping what has happened already.
 from __future__ import annotations
 
 import json
-from functools import partial
+import math
+from dataclasses import replace
+from typing import Any
 
 from fitwithin import events
 from fitwithin.engine.results import Failure, TrainResult
@@ -16,7 +18,7 @@ from fitwithin.pipeline import evaluate_phase, finish, profile_phase, search_pha
 from fitwithin.pipeline.context import RunContext
 from fitwithin.planning import plan as plans
 from fitwithin.planning import search_plan
-from fitwithin.planning.cost import evaluable, evaluation_kept_s, weary_s
+from fitwithin.planning.cost import affordable_to_evaluate, evaluation_reserve_s
 from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.profiling.candidate_profiler import OUT_OF_TIME
 from fitwithin.profiling.profile import Profile, Rejection
@@ -50,24 +52,22 @@ def draw_up(run: RunContext, frozen: Plan | None = None) -> Plan:
 def _planned(run: RunContext) -> Plan:
     known = profile_phase.profile(run)
     budget = run.request.budget
-    left = run.remaining().less(run.closing_s + weary_s(run.request.limit_s))
+    left = run.remaining().less(run.closing_s)
     profiles = [found for found in known if isinstance(found, Profile)]
     rejections = [found for found in known if isinstance(found, Rejection)]
     if rejections and not profiles and all(rejection.reason == OUT_OF_TIME for rejection in rejections):
         told = format_duration(run.request.limit_s)
         raise BudgetError(f"{told} are too short: they were over before any candidate was profiled; give twice as much")
-    given = (left.usable_s, run.data, run.request.recipe, run.request.view_sizes)
+    workload = run.workload
     if budget.scope == "total":
-        profiles, dear = evaluable(profiles, *given)
-        rejections += dear
+        profiles, too_expensive = affordable_to_evaluate(profiles, left.usable_s, workload)
+        rejections += too_expensive
     if run.request.search != "exhaustive" and len(profiles) > 1:
         found = search_plan.plan(
             profiles,
             rejections,
+            workload,
             left=left,
-            data=run.data,
-            recipe=run.request.recipe,
-            view_sizes=run.request.view_sizes,
             request=run.request.to_dict(),
             fingerprint=run.images.fingerprint,
             min_gain=run.request.min_gain,
@@ -75,39 +75,32 @@ def _planned(run: RunContext) -> Plan:
         )
         if found is not None:
             return found
-    draw_up = partial(
-        plans.draw_up,
-        available_s=run.request.limit_s if budget.scope == "candidate" else left.usable_s,
-        limit_s=run.request.limit_s,
-        scope=budget.scope,
-        data=run.data,
-        recipe=run.request.recipe,
-        view_sizes=run.request.view_sizes,
-        request=run.request.to_dict(),
-        fingerprint=run.images.fingerprint,
-        slots=left.slots,
-        slot_s=left.slot_s,
-    )
+    facts: dict[str, Any] = {
+        "left": left if budget.scope == "total" else replace(left, time_s=run.request.limit_s, gpu_time_s=math.inf),
+        "limit_s": run.request.limit_s,
+        "request": run.request.to_dict(),
+        "fingerprint": run.images.fingerprint,
+    }
     try:
-        return draw_up(profiles, rejections)
+        return plans.make_plan(profiles, rejections, workload, **facts)
     except BudgetError:
         if budget.scope == "candidate" or len(profiles) < 2:
             raise
-    profiles, dear = evaluable(profiles, *given, share=0.0, times=1.0)
-    return draw_up(profiles, [*rejections, *dear])
+    profiles, too_expensive = affordable_to_evaluate(profiles, left.usable_s, workload, share=0.0, times=1.0)
+    return plans.make_plan(profiles, [*rejections, *too_expensive], workload, **facts)
 
 
 def train(run: RunContext, plan: Plan) -> None:
     """The instantiation phase: every turn of the plan that has not ended yet, or the trials of its search."""
     # Whoever has no rival is the winner: its process goes on with its evaluation.
-    stays = plan.search is None and len(plan.turns) == 1 and train_phase.stays(run, plan.turns[0])
+    stays = plan.search is None and len(plan.trials) == 1 and train_phase.stays(run, plan.trials[0])
     kept_s = _kept_s(plan, run, stays=stays)
     if plan.search is not None:
         evaluating_s = max(0.0, kept_s - run.closing_s)
         search_phase.train(run, plan, left=lambda: run.remaining().less(kept_s), evaluating_s=evaluating_s)
         return
     trained, failed = events.outcomes(run.store.events("turn"))
-    waiting = [(n, turn) for n, turn in enumerate(plan.turns) if turn.name not in trained and turn.name not in failed]
+    waiting = [(n, turn) for n, turn in enumerate(plan.trials) if turn.name not in trained and turn.name not in failed]
     at_work: dict[str, float] = {}  # the turns' names, and when each of them must have ended
 
     def ask(slot: int) -> slots.Work[tuple[TrialPlan, TrainResult | Failure]] | None:
@@ -128,7 +121,7 @@ def train(run: RunContext, plan: Plan) -> None:
             stays=stays,
         )
         at_work[turn.name] = ends_at
-        told = f"{number + 1} of {len(plan.turns)}"
+        told = f"{number + 1} of {len(plan.trials)}"
         return train_phase.begun(
             run, turn, slot, ends_at=ends_at, frozen=plan.frozen, told=told, last=not waiting, stays=stays
         )
@@ -155,9 +148,9 @@ def _kept_s(plan: Plan, run: RunContext, *, stays: bool) -> float:
         return 0.0
     if stays:
         return run.closing_s
-    twins = 2 if plan.search is None and {turn.candidate.precision for turn in plan.turns} >= {"amp", "fp32"} else 1
-    evaluating_s = evaluation_kept_s(max(turn.evaluation_s for turn in plan.turns)) * twins
-    return evaluating_s + weary_s(run.request.limit_s) + run.closing_s
+    twins = 2 if plan.search is None and {turn.candidate.precision for turn in plan.trials} >= {"amp", "fp32"} else 1
+    evaluating_s = evaluation_reserve_s(max(turn.evaluation_s for turn in plan.trials)) * twins
+    return evaluating_s + run.closing_s
 
 
 def check_plan(plan: Plan, fingerprint: str) -> None:
@@ -167,5 +160,5 @@ def check_plan(plan: Plan, fingerprint: str) -> None:
             f"the plan was drawn up for other data (fingerprint {plan.fingerprint[:12]}, this folder has "
             f"{fingerprint[:12]}); draw up a new one with `fitwithin plan`"
         )
-    if not plan.turns:
+    if not plan.trials:
         raise UsageError("the plan trains nothing; draw up a new one with `fitwithin plan`")

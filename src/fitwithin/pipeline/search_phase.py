@@ -1,8 +1,8 @@
-"""The instantiation phase by a search: trials are asked for, carried out as turns, and told of, within one budget.
+"""The instantiation phase by a search: its trials are trained in the slots of the run, within one budget.
 
-What was asked and how it ended are events of the run's store; a run that was interrupted tells the search both once
-more and goes on with the trials that it was at. Under a frozen plan the search counts with the seconds that were
-planned, whatever the clock says, so that its trials have the steps that they would have had on the plan's machine.
+What was asked and how it ended are events of the run's store; a run that was interrupted repeats both to the search
+and goes on with the trials that were running. Under a frozen plan the search counts with the seconds that were planned,
+whatever the clock says, so that its trials have the steps that they would have had on the plan's machine.
 """
 
 from __future__ import annotations
@@ -20,182 +20,201 @@ from fitwithin.pipeline import slots, train_phase
 from fitwithin.pipeline.context import RunContext
 from fitwithin.planning import search_plan
 from fitwithin.planning.halving import Halving
-from fitwithin.planning.plan import Plan, SearchPlan, TrialPlan, turn_from_dict
+from fitwithin.planning.plan import Plan, SearchPlan, TrialPlan, trial_plan_from_dict
 from fitwithin.planning.search import Trial
 
-#: Why a trial came to no turn.
+#: Why a trial was not trained.
 TOO_SHORT = "its time does not pay for two steps"
 
 
 def train(run: RunContext, plan: Plan, *, left: Callable[[], Remaining], evaluating_s: float) -> None:
-    """Carry out trials until the search has none left.
+    """Train trials until the search has none left.
 
     Args:
         left: what all trials to come may take together, now.
-        evaluating_s: what is kept beside that for the winner's evaluation. The process of a final training stays for
-            it, and has that too: whoever had the final training is the winner, or was before it.
+        evaluating_s: what is set aside beside that for the winner's evaluation. The process of a final training stays
+            for it, and has that too: the winner had the final training, or was the best before it.
     """
-    trials = _Trials(run, plan, left, evaluating_s)
+    trials = _TrialRunner(run, plan, left, evaluating_s)
     if not trials.search.finished:
-        slots.run_on_slots(run, "train", reserved_s=lambda: left().usable_s, next_work=trials.ask, on_done=trials.told)
+        slots.run_on_slots(
+            run, "train", reserved_s=lambda: left().usable_s, next_work=trials.next_work, on_done=trials.record
+        )
 
 
 @dataclass(frozen=True)
-class _AtWork:
-    """A trial at work: by when it must have ended, and what of that it has for the evaluation."""
+class _RunningTrial:
+    """A trial in a slot: the instant by which it must have ended, and what of that it has for the evaluation."""
 
     trial: Trial
     ends_at: float
     evaluating_s: float
 
 
-class _Trials:
-    """The trials of a run's search while they last: asked for, given to slots as turns, told of."""
+class _TrialRunner:
+    """The trials of a run's search: chosen, given to slots, recorded."""
 
     def __init__(self, run: RunContext, plan: Plan, left: Callable[[], Remaining], evaluating_s: float) -> None:
         assert plan.search is not None
-        self.run, self.frozen, self.left, self.evaluating_s = run, plan.frozen, left, evaluating_s
-        self.search = stand(run, plan.search)
+        self.run = run
+        self.frozen = plan.frozen
+        self.left = left
+        self.evaluating_s = evaluating_s
+        self.search = current_search(run, plan.search)
         self._profiles = events.profiled(run.store.events("profiled"))
-        #: Those that were at work when the run was interrupted.
+        #: Those that were running when the run was interrupted.
         self._interrupted = self.search.running
-        #: Those at work by their turns' names.
-        self._at_work: dict[str, _AtWork] = {}
-        #: Of final trainings whose processes wait for the others': the books' entries.
+        #: Those that are running, by their names.
+        self._running: dict[str, _RunningTrial] = {}
+        #: Of final trainings whose processes wait for the others': the entries of the ledger.
         self._waiting: list[OpenEntry] = []
 
-    def ask(self, slot: int) -> Callable[[], tuple[TrialPlan, TrainResult | Failure]] | None:
-        """The next trial as a turn for the slot: one that was interrupted, else a new one."""
-        while (asked := self._taken_up() or self._new()) is not None:
-            trial, turn, ends_at = asked
-            if turn is not None:
-                stays = trial.final and train_phase.stays(self.run, turn)
+    def next_work(self, slot: int) -> Callable[[], tuple[TrialPlan, TrainResult | Failure]] | None:
+        """The next trial for the slot: one that was interrupted, else a new one; None if there is none now."""
+        while (found := self._resume_interrupted() or self._new()) is not None:
+            trial, planned, ends_at = found
+            if planned is not None:
+                stays = trial.final and train_phase.stays(self.run, planned)
                 evaluating_s = self._evaluating_s() if stays else 0.0
                 ends_at += evaluating_s
-                self._at_work[turn.name] = _AtWork(trial, ends_at, evaluating_s)
-                told = _told(trial, self.search)
+                self._running[planned.name] = _RunningTrial(trial, ends_at, evaluating_s)
                 return train_phase.begun(
-                    self.run, turn, slot, ends_at=ends_at, frozen=self.frozen, told=told, last=trial.final, stays=stays
+                    self.run,
+                    planned,
+                    slot,
+                    ends_at=ends_at,
+                    frozen=self.frozen,
+                    told=_describe(trial, self.search),
+                    last=trial.final,
+                    stays=stays,
                 )
-            body = {"name": search_plan.turn_name(trial), "trained": None, "reason": TOO_SHORT}
-            self.run.store.append("turn", body)
-            self._tell(trial, Failure(kind="deadline", reason=TOO_SHORT))
+            self.run.store.append("turn", {"name": trial.name, "trained": None, "reason": TOO_SHORT})
+            self._score(trial, Failure(kind="deadline", reason=TOO_SHORT))
         return None
 
-    def told(self, ended: tuple[TrialPlan, TrainResult | Failure]) -> None:
-        """A turn has ended."""
-        turn, outcome = ended
-        was = self._at_work.pop(turn.name)
-        train_phase.conclude(self.run, turn, outcome)
-        self._tell(was.trial, outcome)
-        if self._at_work and was.evaluating_s and isinstance(outcome, TrainResult):
-            # Its process holds its device until the last final training has ended: so do the books.
+    def record(self, ended: tuple[TrialPlan, TrainResult | Failure]) -> None:
+        """Record how a trial ended."""
+        planned, outcome = ended
+        was = self._running.pop(planned.name)
+        train_phase.conclude(self.run, planned, outcome)
+        self._score(was.trial, outcome)
+        if self._running and was.evaluating_s and isinstance(outcome, TrainResult):
+            # Its process holds its device until the last final training has ended: so does its entry in the ledger.
             reserved_s = was.ends_at - self.run.engine.now()
-            self._waiting.append(self.run.book("evaluate", turn.name, reserved_s=reserved_s))
-        while self._waiting and not self._at_work:
+            self._waiting.append(self.run.book("evaluate", planned.name, reserved_s=reserved_s))
+        while self._waiting and not self._running:
             self.run.accountant.settle(self._waiting.pop())
 
     def _evaluating_s(self) -> float:
-        """What a final training has for the evaluation, which one of them will need: device time they share."""
+        """What a final training has for the evaluation, which one of them will need: they share device time."""
         shared = self.run.request.budget.gpu_time_s is not None
-        return self.evaluating_s / (self.search.finals if shared else 1)
+        return self.evaluating_s / (self.search.devices if shared else 1)
 
-    def _tell(self, trial: Trial, outcome: TrainResult | Failure) -> None:
+    def _score(self, trial: Trial, outcome: TrainResult | Failure) -> None:
         ended = outcome.reason if isinstance(outcome, Failure) else outcome
         self.search.tell(trial.number, search_plan.score(ended, self.run.data.val))
 
-    def _taken_up(self) -> tuple[Trial, TrialPlan | None, float] | None:
-        """A trial that was interrupted, with what is left of its time; where that is not there, of what there is."""
+    def _resume_interrupted(self) -> tuple[Trial, TrialPlan | None, float] | None:
+        """An interrupted trial with its plan and the instant by which it must have ended."""
         if not self._interrupted:
             return None
-        own_s = [self._own_s(trial) for trial in self._interrupted]
+        left_s = [self._allotment_left_s(trial) for trial in self._interrupted]
         trial = self._interrupted.pop(0)
         body = next(e.body for e in self.run.store.events("trial") if e.body["trial"]["number"] == trial.number)
-        turn = None if body["turn"] is None else turn_from_dict(body["turn"])
-        return trial, turn, self.run.engine.now() + self._lasts_s(own_s[0], sum(own_s))
+        planned = None if body["turn"] is None else trial_plan_from_dict(body["turn"])
+        return trial, planned, self.run.engine.now() + self._time_limit_s(left_s[0], sum(left_s))
 
-    def _own_s(self, trial: Trial) -> float:
-        """What is left of a trial's time."""
-        charged_s = self.run.accountant.books().lasted_s(search_plan.turn_name(trial), phase="train")
+    def _allotment_left_s(self, trial: Trial) -> float:
+        """What is left of a trial's seconds."""
+        charged_s = self.run.accountant.books().lasted_s(trial.name, phase="train")
         return max(0.0, trial.seconds - charged_s)
 
     def _new(self) -> tuple[Trial, TrialPlan | None, float] | None:
-        """What the search wants to be tried now."""
-        left_s, longest_s = self._there_is()
-        new = self.search.ask(left_s=left_s, longest_s=longest_s)
+        """The trial that the search wants now, with its plan and the instant by which it must have ended."""
+        left_s, time_left_s = self._available()
+        new = self.search.ask(left_s=left_s, time_left_s=time_left_s)
         if new is None:
             return None
-        run, profile = self.run, self._profiles[new.candidate.name]
-        priced = search_plan.priced(profile, run.data, run.request.recipe, run.request.view_sizes)
-        turn = search_plan.turn_over(priced, new.seconds, data=run.data, trial=new)
-        if turn is not None and new.after is not None and run.request.recipe.warm_start:
-            turn = replace(turn, after=search_plan.turn_name(self.search.trials[new.after - 1]))
-        body: dict[str, Any] = {"left_s": left_s, "trial": asdict(new), "turn": None if turn is None else asdict(turn)}
-        if longest_s < math.inf:
-            body["longest_s"] = longest_s
+        run = self.run
+        planned = search_plan.costed(self._profiles[new.candidate.name], run.workload).trial_plan(new.seconds, new)
+        if planned is not None and new.previous is not None and run.request.recipe.warm_start:
+            planned = replace(planned, warm_start_from=self.search.trials[new.previous - 1].name)
+        body: dict[str, Any] = {
+            "left_s": left_s,
+            "trial": asdict(new),
+            "turn": None if planned is None else asdict(planned),
+        }
+        if time_left_s < math.inf:
+            body["longest_s"] = time_left_s
         run.store.append("trial", body)
-        return new, turn, run.engine.now() + self._lasts_s(new.seconds, new.seconds)
+        return new, planned, run.engine.now() + self._time_limit_s(new.seconds, new.seconds)
 
-    def _there_is(self) -> tuple[float, float]:
-        """The seconds of all slots that nobody has been promised, and those by the clock until all must be over."""
+    def _available(self) -> tuple[float, float]:
+        """The seconds of all slots that are not promised to a trial, and those by the clock until all must be over."""
         if self.frozen:
             return self._planned_s(), math.inf
         left, now = self._left(), self.run.engine.now()
-        # What is at work may go on to its end; its device time is reserved already.
-        busy_s = sum(max(0.0, one.ends_at - one.evaluating_s - now) for one in self._at_work.values())
+        # What is running may go on to its end; its device time is reserved already.
+        busy_s = sum(max(0.0, one.ends_at - one.evaluating_s - now) for one in self._running.values())
         left_s = min(left.slots * left.time_s - busy_s, left.slot_s)
         return left_s, left.time_s if left.slots > 1 else math.inf
 
     def _left(self) -> Remaining:
-        """What is left for trials. (Device time for the evaluation is kept beside that, and reserved by who has it.)"""
+        """What is left for trials. (Device time for the evaluation is set aside beside that, and reserved by the final
+        trainings that have it.)"""
         left = self.left()
-        twice_s = math.fsum(one.evaluating_s for one in self._at_work.values())
+        twice_s = math.fsum(one.evaluating_s for one in self._running.values())
         return replace(left, gpu_time_s=left.gpu_time_s + left.gpus * twice_s)
 
     def _planned_s(self) -> float:
         """What the plan has for trials that were not asked for yet."""
-        ladder = self.search.ladder
-        rungs_s = ladder.total_s if ladder is not None else 0.0
+        bracket = self.search.bracket
+        rungs_s = bracket.total_s if bracket is not None else 0.0
         return self.search.final_s + rungs_s - math.fsum(trial.seconds for trial in self.search.trials)
 
-    def _lasts_s(self, own_s: float, waiting_s: float) -> float:
+    def _time_limit_s(self, own_s: float, waiting_s: float) -> float:
         """How long a trial may last that was promised ``own_s``, where all that wait were promised ``waiting_s``.
 
-        Where the device time does not pay for those, its share. Under a frozen plan, whose steps may take longer here,
+        If the device time does not pay for those, its share. Under a frozen plan, whose steps may take longer here,
         all that trials to come were not promised.
         """
         left = self._left()
         if self.frozen:
-            later_s, _ = self._there_is()
+            later_s, _ = self._available()
             later_s += waiting_s - own_s
             return min(left.usable_s, max(own_s, left.usable_s - later_s / left.slots))
         paid_s = own_s * min(1.0, left.slot_s / waiting_s) if waiting_s else 0.0
         return min(paid_s, left.usable_s)
 
 
-def _told(trial: Trial, search: Halving) -> str:
-    """What is trained now, in words."""
+def _describe(trial: Trial, search: Halving) -> str:
+    """Which trial it is, in words: ``rung 1 of 2, 3 of 16``."""
     if trial.final:
         return "the final training"
-    counts = search.ladder.counts if search.ladder else (1,)
+    counts = search.bracket.counts if search.bracket else (1,)
     place = sum(other.rung == trial.rung for other in search.trials)
     return f"rung {trial.rung + 1} of {len(counts)}, {place} of {counts[trial.rung]}"
 
 
-def pick(run: RunContext, facts: SearchPlan) -> tuple[str, str] | None:
-    """The name of the turn whose model the search hands over, and why; None if no trial could be validated."""
-    search = stand(run, facts)
+def best_trial(run: RunContext, facts: SearchPlan) -> tuple[str, str] | None:
+    """The name of the trial whose model the search delivers, and why; None if no trial could be validated."""
+    search = current_search(run, facts)
     best = search.best
     if best is None:
         return None
-    tried = {trial.candidate for trial in search.trials}
-    why = f"Of {len(tried)} candidates that were tried it is the best on validation data"
+    tried = len({trial.candidate for trial in search.trials})
     if best.final and search.final_failed:
-        return search_plan.turn_name(best), f"{why} of those whose final training did not fail."
-    end = ", and then had the final training." if best.final else "."
-    return search_plan.turn_name(best), f"{why} after equal time{end}"
+        why = f"It is the best of {tried} candidates on validation data, of those whose final training did not fail."
+    else:
+        final = ", and then had the final training" if best.final else ""
+        why = f"It is the best of {tried} candidates on validation data after equal time{final}."
+    return best.name, why
 
 
-def stand(run: RunContext, facts: SearchPlan) -> Halving:
-    """The search as the store tells it."""
-    return search_plan.told_again(facts, events.course(run.store.events("trial", "turn")), run.data.val)
+def current_search(run: RunContext, facts: SearchPlan) -> Halving:
+    """The search as it stands by the events in the store.
+
+    Raises:
+        RunFolderError: this version's search would have gone another way.
+    """
+    return search_plan.replay(facts, events.course(run.store.events("trial", "turn")), run.data.val)

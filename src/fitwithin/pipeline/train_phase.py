@@ -28,7 +28,7 @@ from fitwithin.engine.results import (
 )
 from fitwithin.files import NEW
 from fitwithin.pipeline.context import RunContext
-from fitwithin.planning.cost import checkpoint_every_s, evaluation_kept_s
+from fitwithin.planning.cost import checkpoint_every_s, evaluation_reserve_s
 from fitwithin.planning.plan import TrialPlan
 
 #: Of a run's folder: what its turns leave.
@@ -87,7 +87,7 @@ def turn_ends_at(
     charged_s = books.lasted_s(turn.name) - books.lasted_s(turn.name, phase="profile")
     own_s = turn.allotted_s - charged_s
     if budget.scope == "candidate":
-        return now + own_s - (0.0 if stays else evaluation_kept_s(turn.evaluation_s))
+        return now + own_s - (0.0 if stays else evaluation_reserve_s(turn.evaluation_s))
     left = accountant.remaining(gpus).less(kept_s)
     here_s = _left_to_one(later_s, others_free_at, now + left.time_s)
     by_clock_s, by_device_s = max(own_s, left.time_s - here_s), max(own_s, left.slot_s - sum(later_s))
@@ -153,10 +153,10 @@ def train(
         captured=turn.captured,
         accum_steps=turn.accum_steps,
         stages=turn.stages,
-        start=str(folder.parent / turn.after) if turn.after else "",
+        start=str(folder.parent / turn.warm_start_from) if turn.warm_start_from else "",
         evaluation_s=evaluation_s,
         evaluation=evaluation,
-        anxious_at=ends_at - evaluation_kept_s(turn.evaluation_s) - lively_s if evaluation else math.inf,
+        anxious_at=ends_at - evaluation_reserve_s(turn.evaluation_s) - lively_s if evaluation else math.inf,
         lively_s=lively_s,
     )
     outcome: TrainResult | Failure = Failure(kind="deadline", reason="its time was over before it could start")

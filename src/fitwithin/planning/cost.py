@@ -1,4 +1,4 @@
-"""What a turn costs: its fixed parts (start-up, warm-up, validations, checkpoints) plus steps at the measured pace."""
+"""What a trial costs: its overhead (start-up, warm-up, validations, checkpoints) plus steps at the measured pace."""
 
 from __future__ import annotations
 
@@ -20,26 +20,35 @@ MARGIN = 0.02
 #: Fixed costs are single measurements; they get a wider one.
 FIXED_MARGIN = 0.25
 
-#: The machine may be busier when the model is evaluated; where it has become slower while it was trained, the turn ends
-#: the earlier for it.
-EVALUATION_MARGIN = 0.15
+#: The machine may be busier when the model is evaluated, and a host that has worked for minutes starts a process more
+#: slowly: the same evaluations took 2.3 s after 90 s, and 2.8 after 300 (docs/log.md). If it became slower while the
+#: model was trained, the trial ends earlier for it.
+EVALUATION_MARGIN = 0.2
 
-#: The evaluation of whoever wins is kept for, and so the dearest one's: who needs more than this share of what is left
-#: for it, and so many times what the cheapest one needs, takes no part.
+#: The time of the longest evaluation is set aside, whoever wins. A candidate whose evaluation needs more than this
+#: share of what is left, and more than so many times what the shortest one needs, takes no part.
 EVALUATION_SHARE, EVALUATION_TIMES = 1 / 3, 1.5
 
-#: How much slower, at most, and of shorter runs this share of their limit.
-WEARY_S, WEARY_SHARE = 0.5, 0.001
 
-
-#: A turn writes a checkpoint after its first step and then every CHECKPOINT_SHARE of its time, less often where that
+#: A trial writes a checkpoint after its first step and then every CHECKPOINT_SHARE of its time, less often where that
 #: would cost more than CHECKPOINT_COST of it.
 CHECKPOINT_SHARE, CHECKPOINT_COST = 1 / 10, 1 / 100
 
 
 @dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What all trials of a run have in common: the data's sizes, the recipe, the sizes of the views in pixels, and the
+    scope of the budget (``total`` or ``candidate``)."""
+
+    data: DataFacts
+    recipe: Recipe
+    view_sizes: tuple[int, ...]
+    scope: str = "total"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Costs:
-    """The parts of a turn's time for one profile on given data, in seconds."""
+    """The parts of a trial's time for one profile on given data, in seconds."""
 
     startup_s: float
     validation_s: float
@@ -56,96 +65,85 @@ class Costs:
         bare = self.startup_s + self.validations * self.validation_s + steps * pace_s
         return bare + self.save_s * (2 + checkpoints(bare, self.save_s))
 
-    def fixed_s(self) -> float:
-        """Everything but the steps that an allotment must cover, with its safety margin."""
-        inside_s = evaluation_kept_s(self.evaluation_s) if self.evaluation_inside else 0.0
-        return self.training_s(0, 0.0) * (1 + FIXED_MARGIN) + inside_s + WATCHDOG_S + EXIT_S
-
-    def beside_s(self) -> float:
-        """Everything but the steps that a turn is expected to take, and what is kept for its end."""
+    def overhead_s(self) -> float:
+        """Everything but the steps that a trial is expected to take, and what is set aside for its end."""
         return self.training_s(0, 0.0) + WATCHDOG_S + EXIT_S
+
+    def overhead_limit_s(self) -> float:
+        """Everything but the steps that an allotment must cover, with its safety margin."""
+        inside_s = evaluation_reserve_s(self.evaluation_s) if self.evaluation_inside else 0.0
+        return self.training_s(0, 0.0) * (1 + FIXED_MARGIN) + inside_s + WATCHDOG_S + EXIT_S
 
     def needed_s(self, steps: int) -> float:
         """The allotment that ``steps`` need by their upper prediction; it never falls as steps grow."""
         pace_s = self.step_high_s * (1 + MARGIN)
         saves_s = self.save_s * checkpoints(self.training_s(steps, pace_s), self.save_s)
-        return self.fixed_s() + steps * pace_s + saves_s * (1 + FIXED_MARGIN)
+        return self.overhead_limit_s() + steps * pace_s + saves_s * (1 + FIXED_MARGIN)
 
     def affordable_steps(self, allotted_s: float) -> int:
-        """The most steps whose upper prediction fits into ``allotted_s``; fewer than two are no schedule, and none."""
+        """The most steps whose upper prediction fits into ``allotted_s``; fewer than two are no schedule: 0."""
         most = int(max(0.0, allotted_s) / self.step_high_s)
         steps = bisect.bisect_right(range(most + 1), allotted_s, key=self.needed_s) - 1
         return steps if steps >= 2 else 0
 
 
-def evaluation_kept_s(predicted_s: float) -> float:
-    """Seconds kept for evaluating a model under all views: as predicted, with a margin. WATCHDOG_S of it lie before:
-    it begins that much earlier than it must, unless the trainer had to be ended."""
+def evaluation_reserve_s(predicted_s: float) -> float:
+    """Seconds to set aside for evaluating a model under all views: as predicted, with a margin. WATCHDOG_S of the
+    margin lie before: the evaluation begins that much earlier than it must, unless the trainer had to be ended."""
     return predicted_s + EXIT_S + max(0.0, EVALUATION_MARGIN * predicted_s - WATCHDOG_S)
 
 
-def evaluable(
+def affordable_to_evaluate(
     profiles: Sequence[Profile],
     left_s: float,
-    data: DataFacts,
-    recipe: Recipe,
-    view_sizes: Sequence[int],
+    workload: Workload,
     *,
     share: float = EVALUATION_SHARE,
     times: float = EVALUATION_TIMES,
 ) -> tuple[list[Profile], list[Rejection]]:
-    """Those whose evaluation needs no more than that ``share`` of ``left_s``, or ``times`` what the cheapest one needs;
-    the others.
+    """The candidates whose evaluation needs at most that ``share`` of ``left_s``, or ``times`` what the shortest one
+    needs; the others are rejected.
 
     (On two cores resnet10t, which would have taken minutes for mini-imagenet's 15,000 images under six views, made a
     run of 150 s impossible for seven candidates that took half a minute.)
     """
-    kept_s = {
-        profile.candidate: evaluation_kept_s(costs(profile, data, recipe, view_sizes, "total").evaluation_s)
-        for profile in profiles
-    }
-    most_s = max(share * left_s, times * min(kept_s.values(), default=0.0))
-    dear = [
-        Rejection(
-            candidate=profile.candidate,
-            reason=f"its evaluation would take {format_duration(kept_s[profile.candidate])} of the "
-            f"{format_duration(max(0.0, left_s))} that are left; more time, or fewer or smaller test sizes, let it in",
+    needed_s = [evaluation_reserve_s(costs(profile, workload).evaluation_s) for profile in profiles]
+    most_s = max(share * left_s, times * min(needed_s, default=0.0))
+    affordable, rejections = [], []
+    for profile, each_s in zip(profiles, needed_s, strict=True):
+        if each_s <= most_s:
+            affordable.append(profile)
+            continue
+        reason = (
+            f"its evaluation would take {format_duration(each_s)} of the {format_duration(max(0.0, left_s))} that are "
+            f"left; give more time, or fewer or smaller test sizes"
         )
-        for profile in profiles
-        if kept_s[profile.candidate] > most_s
-    ]
-    return [profile for profile in profiles if kept_s[profile.candidate] <= most_s], dear
+        rejections.append(Rejection(candidate=profile.candidate, reason=reason))
+    return affordable, rejections
 
 
-def weary_s(limit_s: float) -> float:
-    """Seconds kept beyond that in a run of that limit: a host that has worked for minutes starts a process slower. (The
-    same evaluations took 2.3 s after 90 s, and 2.8 after 300: docs/log.md.)"""
-    return min(WEARY_S, WEARY_SHARE * limit_s)
-
-
-def checkpoints(turn_s: float, save_s: float) -> int:
-    """How many checkpoints, each of ``save_s``, a turn of that length writes between its first and its last."""
+def checkpoints(trial_s: float, save_s: float) -> int:
+    """How many checkpoints, each of ``save_s``, a trial of that length writes between its first and its last."""
     most = round(1 / CHECKPOINT_SHARE)
-    return int(min(most, turn_s * CHECKPOINT_COST / save_s)) if save_s else most
+    return int(min(most, trial_s * CHECKPOINT_COST / save_s)) if save_s else most
 
 
-def checkpoint_every_s(turn_s: float, save_s: float) -> float:
-    """Seconds between checkpoints of a turn of that length."""
-    return max(turn_s * CHECKPOINT_SHARE, save_s / CHECKPOINT_COST)
+def checkpoint_every_s(trial_s: float, save_s: float) -> float:
+    """Seconds between checkpoints of a trial of that length."""
+    return max(trial_s * CHECKPOINT_SHARE, save_s / CHECKPOINT_COST)
 
 
-def costs(profile: Profile, data: DataFacts, recipe: Recipe, view_sizes: Sequence[int], scope: str) -> Costs:
-    """What a turn of this profile costs on this data.
+def costs(profile: Profile, workload: Workload) -> Costs:
+    """What a trial of this profile costs.
 
     Under scope ``candidate`` the evaluation of all its views is part of its allotment; under ``total`` only the winner
-    is evaluated, and the run keeps time for that.
+    is evaluated, and the run sets time aside for that.
     """
-    timing = profile.timing
+    timing, data, recipe = profile.timing, workload.data, workload.recipe
     flips = 2 if recipe.flips else 1
-    per_image_s = math.fsum(timing.views_s(px, flips) for px in view_sizes)
+    per_image_s = math.fsum(timing.views_s(px, flips) for px in workload.view_sizes)
     first_s = max(timing.eval_first_s.values())  # a process of its own, without the kernels of training
-    beside_s = timing.startup_s + timing.save_s + len(view_sizes) * (first_s + flips * VIEW_S)
-    evaluation_s = beside_s + (data.val + data.test) * per_image_s
+    start_s = timing.startup_s + timing.save_s + len(workload.view_sizes) * (first_s + flips * VIEW_S)
     stages = stages_of(profile, recipe)
     untils = [*(stage.since for stage in stages[1:]), 1.0]
     step_s = math.fsum((until - stage.since) * stage.step_s for stage, until in zip(stages, untils, strict=True))
@@ -157,8 +155,8 @@ def costs(profile: Profile, data: DataFacts, recipe: Recipe, view_sizes: Sequenc
         + timing.capture_s,
         validations=recipe.validate_last_epochs,
         save_s=timing.save_s,
-        evaluation_s=evaluation_s,
-        evaluation_inside=scope == "candidate",
+        evaluation_s=start_s + (data.val + data.test) * per_image_s,
+        evaluation_inside=workload.scope == "candidate",
         step_s=step_s,
         step_low_s=mean * timing.step_low_s,
         step_high_s=mean * timing.step_high_s,

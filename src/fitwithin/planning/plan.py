@@ -1,6 +1,6 @@
 """The plan: which candidates are trained, at which batch, for how many steps, and how long that is expected to take.
 
-What a turn costs: planning/cost.py. The upper end of that prediction must fit into the turn's allotment.
+What a trial costs: planning/cost.py. The upper end of that prediction must fit into the trial's allotment.
 """
 
 from __future__ import annotations
@@ -12,37 +12,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fitwithin.budget import Remaining
 from fitwithin.candidate import Candidate
 from fitwithin.data.dataset import DataFacts
 from fitwithin.engine.jobs import Stage
 from fitwithin.errors import BudgetError, UsageError
-from fitwithin.planning.cost import FIXED_MARGIN, MARGIN, Costs, costs, evaluation_kept_s, stages_of
+from fitwithin.planning.cost import FIXED_MARGIN, MARGIN, Costs, Workload, costs, evaluation_reserve_s, stages_of
 from fitwithin.planning.search import SearchCandidate
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.profiling.profile import from_dict as profile_from_dict
-from fitwithin.recipe import Recipe
 from fitwithin.units import format_count, format_duration
 
-SCHEMA = 1
+SCHEMA = 2
 
-#: Which of a turn's reasons tells where its epochs come from.
-WHY_EPOCHS = 2
-
-#: What a refusal names leaves room for so much more beside training, so many seconds at most: who gives what was named
+#: The time that a refusal asks for allows for so much more beside training, so many seconds at most: with that time it
 #: must not be refused again. (Of 6.0 s named, on two busy cores, the start took 2 s more when they were given.)
-SLOWER, SLOWER_S = 0.5, 5.0
+REFUSAL_MARGIN, REFUSAL_MARGIN_S = 0.5, 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialPlan:
     """One candidate's planned training, at a mean of ``images_per_s`` over its ``stages`` of progressive resizing.
 
-    ``allotted_s`` bounds it from start-up to its evaluation. ``suffix`` tells a candidate's turns apart where it has
-    several (rungs of a search), ``after`` names the turn whose model it goes on from.
+    ``allotted_s`` bounds it from start-up to its evaluation. ``suffix`` distinguishes a candidate's trials where it has
+    several (rungs of a search), ``warm_start_from`` names the trial whose model it starts from.
 
-    ``non_allocator_bytes`` is what its profile held outside the allocator: kept free from the start; ``captured``
-    whether its step is recorded as a CUDA graph. An update takes ``batch`` images in ``accum_steps`` parts.
-    ``startup_s`` and ``warmup_s`` are parts of ``predicted_s``.
+    ``non_allocator_bytes`` is what its profile held outside the allocator, and is kept free from the start;
+    ``captured`` whether its step is recorded as a CUDA graph. An update takes ``batch`` images in ``accum_steps``
+    parts. ``startup_s`` and ``warmup_s`` are parts of ``predicted_s``. ``why`` holds the reasons by what they are for:
+    ``batch``, ``pace``, ``epochs`` and ``lr``, and where there is something to say ``resizing``, ``timing``, ``graph``
+    and ``search``.
     """
 
     candidate: Candidate
@@ -59,7 +58,7 @@ class TrialPlan:
     save_s: float
     evaluation_s: float
     allotted_s: float
-    why: tuple[str, ...]
+    why: dict[str, str]
     non_allocator_bytes: int = 0
     captured: bool = True
     accum_steps: int = 1
@@ -67,22 +66,17 @@ class TrialPlan:
     warmup_s: float = 0.0
     stages: tuple[Stage, ...] = ()
     suffix: str = ""
-    after: str = ""
+    warm_start_from: str = ""
 
     @property
     def name(self) -> str:
-        """The candidate's, with what tells its turns apart: the key of its folder, its events and its entries."""
-        return name_of(self.candidate, self.suffix)
-
-
-def name_of(candidate: Candidate, suffix: str) -> str:
-    """The name of a candidate's turn."""
-    return f"{candidate.name}-{suffix}" if suffix else candidate.name
+        """The candidate's with the suffix: the key of the trial's folder, its events and its entries."""
+        return f"{self.candidate.name}-{self.suffix}" if self.suffix else self.candidate.name
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan:
-    """A search before it begins: who enters in which order, the seconds for all trials, and its ladder.
+    """A search before it begins: who enters in which order, the seconds for all trials, and its bracket.
 
     So many ``slots`` work side by side; seconds are those of all slots, added up. The final training is no longer than
     ``min_gain`` points of accuracy per GPU-hour are worth. With a ``seed`` who enters is sampled.
@@ -98,16 +92,17 @@ class SearchPlan:
     seed: int | None = None
 
     @property
-    def told(self) -> str:
-        """The ladder in a sentence."""
+    def summary(self) -> str:
+        """The bracket in a sentence."""
         rungs = [
             f"{n} trials of {format_duration(each_s)}" for n, each_s in zip(self.counts, self.seconds, strict=True)
         ]
-        ladder, final = ", the best ".join(rungs), format_duration(self.final_s / self.slots)
+        bracket, final = ", then the best ".join(rungs), format_duration(self.final_s / self.slots)
         if self.slots == 1:
-            return f"Successive halving: {ladder}, and {final} for the winner."
+            return f"Successive halving: {bracket}, then {final} or more for the winner."
         return (
-            f"Successive halving, {self.slots} side by side: {ladder}, and {final} for each of the best {self.slots}."
+            f"Successive halving, {self.slots} side by side: {bracket}, then {final} or more for each of the best "
+            f"{self.slots}."
         )
 
 
@@ -115,11 +110,11 @@ class SearchPlan:
 class Plan:
     """What will be trained and what not, each with its reasons; ``frozen`` plans keep their steps whatever happens.
 
-    With a ``search`` the turns are those of its first rung, and what follows depends on how they end; the ``profiles``,
-    without their probes, are what later trials' steps are drawn from.
+    With a ``search`` the ``trials`` are those of its first rung, and what follows depends on how they end; the
+    ``profiles``, without their probes, are what later trials' steps are computed from.
     """
 
-    turns: tuple[TrialPlan, ...]
+    trials: tuple[TrialPlan, ...]
     rejections: tuple[Rejection, ...]
     request: dict[str, Any]
     fingerprint: str
@@ -131,7 +126,7 @@ class Plan:
     @property
     def rank(self) -> tuple[int, float]:
         """Plans compare by how many candidates get their schedule, then by the shortest schedule among them."""
-        return len(self.turns), min((turn.epochs for turn in self.turns), default=0.0)
+        return len(self.trials), min((trial.epochs for trial in self.trials), default=0.0)
 
     def to_json(self) -> str:
         """The plan as JSON text; :func:`from_json` is its inverse."""
@@ -143,20 +138,23 @@ def from_json(text: str) -> Plan:
     try:
         value = json.loads(text)
         if value["schema"] != SCHEMA:
-            raise UsageError(f"the plan has schema {value['schema']}, this version reads {SCHEMA}; draw it up again")
-        turns = tuple(turn_from_dict(turn) for turn in value["turns"])
+            raise UsageError(
+                f"the plan has schema {value['schema']}, this version reads {SCHEMA}; make it again with "
+                f"`fitwithin plan`"
+            )
+        trials = tuple(trial_plan_from_dict(trial) for trial in value["trials"])
         rejections = tuple(
             Rejection(candidate=Candidate(**r["candidate"]), reason=r["reason"]) for r in value["rejections"]
         )
-        search = _planned(value["search"]) if value.get("search") else None
+        search = _search_plan(value["search"]) if value.get("search") else None
         profiles = tuple(profile_from_dict(profile) for profile in value.get("profiles", ()))
-        parts = {"turns": turns, "rejections": rejections, "search": search, "profiles": profiles}
+        parts = {"trials": trials, "rejections": rejections, "search": search, "profiles": profiles}
         return Plan(**{**value, **parts})
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UsageError(f"this is no plan that `fitwithin plan` wrote ({type(error).__name__}: {error})") from error
 
 
-def _planned(value: dict[str, Any]) -> SearchPlan:
+def _search_plan(value: dict[str, Any]) -> SearchPlan:
     entrants = tuple(
         SearchCandidate(**{**one, "candidate": Candidate(**one["candidate"])}) for one in value["entrants"]
     )
@@ -164,12 +162,10 @@ def _planned(value: dict[str, Any]) -> SearchPlan:
     return SearchPlan(**{**value, **lists, "entrants": entrants})
 
 
-def turn_from_dict(value: dict[str, Any]) -> TrialPlan:
-    """The turn that was written as JSON."""
+def trial_plan_from_dict(value: dict[str, Any]) -> TrialPlan:
+    """The trial that was written as JSON."""
     stages = tuple(Stage(**stage) for stage in value.get("stages", ()))
-    return TrialPlan(
-        **{**value, "candidate": Candidate(**value["candidate"]), "why": tuple(value["why"]), "stages": stages}
-    )
+    return TrialPlan(**{**value, "candidate": Candidate(**value["candidate"]), "stages": stages})
 
 
 def epochs_of(steps: int, profile: Profile, data: DataFacts) -> float:
@@ -177,26 +173,10 @@ def epochs_of(steps: int, profile: Profile, data: DataFacts) -> float:
     return steps * profile.batch / data.train
 
 
-def turn_of(
-    profile: Profile, cost: Costs, epochs: float, allotted_s: float, data: DataFacts, recipe: Recipe
-) -> TrialPlan:
-    """A candidate's turn of so many epochs."""
-    steps = max(2, math.floor(epochs * data.train / profile.batch + 1e-9))
-    pace, stages = format_count(profile.images_per_s), stages_of(profile, recipe)
-    slower = profile.timing.step_s / profile.timing.dummy_step_s - 1
-    validations = "validation" if cost.validations == 1 else f"{cost.validations} validations"
-    why = (  # in this order: WHY_EPOCHS is the third
-        f"batch {profile.batch}: {profile.batch_why}",
-        f"{pace} images/s with the real loader, {format_count(profile.dummy_images_per_s)} with a dummy one"
-        + (f": the loader costs {slower:.0%}" if slower > 0.03 else ""),
-        f"{epochs:g} epochs: {format_duration(allotted_s)} less {format_duration(cost.fixed_s())} for start-up, "
-        f"{validations}, checkpoints and evaluation, "
-        f"at {cost.step_high_s * (1 + MARGIN):.4g} s a step",
-        f"learning rate {recipe.learning_rate(profile.batch):.3g}: {recipe.lr:g} x "
-        f"sqrt({profile.batch}/{recipe.lr_base_size})",
-        *_resizing(stages),
-        *_cautions(profile),
-    )
+def plan_trial(profile: Profile, cost: Costs, epochs: float, allotted_s: float, workload: Workload) -> TrialPlan:
+    """A candidate's trial of so many epochs."""
+    steps = max(2, math.floor(epochs * workload.data.train / profile.batch + 1e-9))
+    stages = stages_of(profile, workload.recipe)
     return TrialPlan(
         candidate=profile.candidate,
         parameters=profile.parameters,
@@ -212,7 +192,7 @@ def turn_of(
         save_s=cost.save_s,
         evaluation_s=cost.evaluation_s,
         allotted_s=allotted_s,
-        why=why,
+        why=_reasons(profile, cost, epochs, allotted_s, workload),
         non_allocator_bytes=profile.non_allocator_bytes,
         captured=profile.captured,
         accum_steps=profile.accum_steps,
@@ -222,25 +202,30 @@ def turn_of(
     )
 
 
-def _resizing(stages: Sequence[Stage]) -> list[str]:
-    """The course of progressive resizing, in words."""
-    if len(stages) == 1:
-        return []
-    told = (f"{stage.px} px from {stage.since:.0%} on ({stage.step_s * 1e3:.3g} ms a step)" for stage in stages)
-    return [f"progressive resizing: {', '.join(told)}"]
-
-
-def _cautions(profile: Profile) -> list[str]:
-    """What else there is to know of a profile."""
-    told = []
-    if profile.timing.num_other_processes:
-        told.append(
-            f"{format_count(profile.timing.num_other_processes)} other processes used the device while it was timed: "
-            f"alone it may be faster"
-        )
+def _reasons(profile: Profile, cost: Costs, epochs: float, allotted_s: float, workload: Workload) -> dict[str, str]:
+    """The reason of every figure of a trial, by what it is for."""
+    timing, recipe, stages = profile.timing, workload.recipe, stages_of(profile, workload.recipe)
+    slower = timing.step_s / timing.dummy_step_s - 1
+    validations = "validation" if cost.validations == 1 else f"{cost.validations} validations"
+    why = {
+        "batch": f"batch {profile.batch}: {profile.batch_why}",
+        "pace": f"{format_count(profile.images_per_s)} images/s with the real loader, "
+        f"{format_count(profile.dummy_images_per_s)} with a dummy one"
+        + (f": the loader costs {slower:.0%}" if slower > 0.03 else ""),
+        "epochs": f"{epochs:g} epochs: {format_duration(allotted_s)} less {format_duration(cost.overhead_limit_s())} "
+        f"for start-up, {validations}, checkpoints and evaluation, at {cost.step_high_s * (1 + MARGIN):.4g} s a step",
+        "lr": f"learning rate {recipe.learning_rate(profile.batch):.3g}: {recipe.lr:g} x "
+        f"sqrt({profile.batch}/{recipe.lr_base_size})",
+    }
+    if len(stages) > 1:
+        sizes = (f"{stage.px} px from {stage.since:.0%} on ({stage.step_s * 1e3:.3g} ms a step)" for stage in stages)
+        why["resizing"] = f"progressive resizing: {', '.join(sizes)}"
+    if timing.num_other_processes:
+        others = format_count(timing.num_other_processes)
+        why["timing"] = f"{others} other processes used the device while it was timed: alone it may be faster"
     if not profile.captured:
-        told.append("its step or evaluation cannot be recorded as a CUDA graph: both are launched kernel by kernel")
-    return told
+        why["graph"] = "its step or evaluation cannot be recorded as a CUDA graph, so every kernel is launched alone"
+    return why
 
 
 def least_s(paired: Sequence[tuple[Profile, Costs]], data: DataFacts) -> float:
@@ -248,44 +233,31 @@ def least_s(paired: Sequence[tuple[Profile, Costs]], data: DataFacts) -> float:
     return min(cost.needed_s(1 + max(2, math.ceil(data.train / profile.batch))) for profile, cost in paired)
 
 
-def _up(seconds: float) -> float:
+def _round_up(seconds: float) -> float:
     """Rounded up to what :func:`format_duration` shows: a refusal must not name less than would do."""
     unit_s = 60 if seconds > 3600 else 1
     return math.ceil(seconds / unit_s) * unit_s
 
 
-def evaluation_reserve_s(paired: Sequence[tuple[Profile, Costs]]) -> float:
-    """Seconds kept for evaluating the winner and its twin in the other precision, whoever wins."""
-    twins = 2 if {profile.candidate.precision for profile, _ in paired} >= {"amp", "fp32"} else 1
-    return evaluation_kept_s(max(cost.evaluation_s for _, cost in paired)) * twins
-
-
-def draw_up(
+def make_plan(
     profiles: Sequence[Profile],
     rejections: Sequence[Rejection],
+    workload: Workload,
     *,
-    available_s: float,
+    left: Remaining,
     limit_s: float,
-    scope: str,
-    data: DataFacts,
-    recipe: Recipe,
-    view_sizes: Sequence[int],
     request: dict[str, Any],
     fingerprint: str,
-    slots: int = 1,
-    slot_s: float = math.inf,
 ) -> Plan:
     """The plan for what is left of the budget.
 
     Args:
-        available_s: seconds for each candidate (scope ``candidate``) or for all together (``total``), less what
-            closing the run needs. Under ``total`` the evaluation of the winner, and of its twin in the other precision
-            where there is one, is set aside here.
+        left: what each candidate has (scope ``candidate``) or all together (``total``), less what closing the run
+            needs. Under ``total`` the evaluation of the winner, and of the same candidate in the other precision where
+            there is one, is set aside here. So many trials go on side by side as ``left`` has slots.
         limit_s: the whole budget, for the message of a refusal.
-        slots: so many turns go on side by side.
-        slot_s: seconds of all turns, added up, that the device time pays for, less what closing the run needs.
 
-    Under ``total`` the largest number k of candidates is kept for which the k fastest get the recipe's
+    Under ``total`` the largest number k of candidates is planned for which the k fastest get the recipe's
     ``min_epochs`` in equal shares; if not even one does, the fastest gets everything. Others go with it wherever
     there are slots and device time that cost it nothing.
 
@@ -293,58 +265,54 @@ def draw_up(
         BudgetError: no candidate gets a single epoch; the message names the least that would do, also if all that
             comes beside training takes half as long again (by 5 s at most).
     """
-    paired = [(profile, costs(profile, data, recipe, view_sizes, scope)) for profile in profiles]
-    turned_away = list(rejections)
+    data, recipe, total = workload.data, workload.recipe, workload.scope == "total"
+    paired = [(profile, costs(profile, workload)) for profile in profiles]
+    left_out = list(rejections)
     if not paired:
-        reasons = "; ".join(f"{r.candidate.name}: {r.reason}" for r in turned_away[:3])
-        more = f"; and {len(turned_away) - 3} more" if len(turned_away) > 3 else ""
+        reasons = "; ".join(f"{r.candidate.name}: {r.reason}" for r in left_out[:3])
+        more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         raise BudgetError(f"no candidate can be trained within the limits ({reasons}{more})")
-
-    aside_s = 0.0 if scope == "candidate" else evaluation_reserve_s(paired)
-    available_s, slot_s = available_s - aside_s, slot_s - aside_s
+    reserve_s = 0.0
+    if total:  # of the winner, and to complete the paper's Table 1 of its like in the other precision
+        evaluated = 2 if {profile.candidate.precision for profile in profiles} >= {"amp", "fp32"} else 1
+        reserve_s = evaluation_reserve_s(max(cost.evaluation_s for _, cost in paired)) * evaluated
+    available_s, slot_s = left.usable_s - reserve_s, left.slot_s - reserve_s
 
     def share(count: int) -> float:
-        """The seconds of each of so many turns, all of which the slots have done in time."""
-        return min(available_s / -(-count // slots), slot_s / count)
+        """The seconds of each of so many trials, all of which the slots have done in time."""
+        return min(available_s / -(-count // left.slots), slot_s / count)
 
     def ranked(share_s: float) -> list[tuple[float, Profile, Costs]]:
         scored = [(epochs_of(c.affordable_steps(share_s), p, data), p, c) for p, c in paired]
         return sorted(scored, key=lambda entry: (-entry[0], entry[1].candidate))
 
-    if scope == "candidate":
-        count, share_s, chosen = len(paired), available_s, ranked(available_s)
-    else:
+    count, share_s = len(paired), available_s
+    if total:
         worthwhile = [k for k in range(1, len(paired) + 1) if ranked(share(k))[k - 1][0] >= recipe.min_epochs]
-        free = max(k for k in range(1, min(slots, len(paired)) + 1) if share(k) >= share(1))
+        free = max(k for k in range(1, min(left.slots, len(paired)) + 1) if share(k) >= share(1))
         count = max([free, *worthwhile])
         share_s = share(count)
-        chosen = ranked(share_s)
-    turns = []
+    chosen = ranked(share_s)
+    trials = []
     for position, (epochs, profile, cost) in enumerate(chosen):
+        if epochs >= 1 and position < count:
+            trials.append(plan_trial(profile, cost, epochs, share_s, workload))
+            continue
         if epochs < 1:
-            needed_s = _up(least_s([(profile, cost)], data))
-            turned_away.append(
-                Rejection(
-                    candidate=profile.candidate,
-                    reason=f"{format_duration(share_s)} do not pay for one epoch; {format_duration(needed_s)} would",
-                )
-            )
-        elif position >= count:
-            turned_away.append(
-                Rejection(
-                    candidate=profile.candidate,
-                    reason=f"left out: shares of {format_duration(share_s)} give {count} faster candidates at least "
-                    f"{min(recipe.min_epochs, chosen[count - 1][0]):g} epochs each; one more share would not",
-                )
-            )
+            needed_s = _round_up(least_s([(profile, cost)], data))
+            reason = f"{format_duration(share_s)} do not pay for one epoch; {format_duration(needed_s)} would"
         else:
-            turns.append(turn_of(profile, cost, epochs, share_s, data, recipe))
-    if not turns:
-        fixed_s = limit_s - available_s
-        needed_s = _up(fixed_s + min(SLOWER * fixed_s, SLOWER_S) + least_s(paired, data))
+            reason = (
+                f"left out: in {format_duration(share_s)} each, {count} faster candidates get at least "
+                f"{min(recipe.min_epochs, chosen[count - 1][0]):g} epochs; with one candidate more they would not"
+            )
+        left_out.append(Rejection(candidate=profile.candidate, reason=reason))
+    if not trials:
+        overhead_s = limit_s - available_s
+        needed_s = _round_up(overhead_s + min(REFUSAL_MARGIN * overhead_s, REFUSAL_MARGIN_S) + least_s(paired, data))
         raise BudgetError(
             f"{format_duration(limit_s)} are too short for any candidate: after start-up, profiling and evaluation "
             f"{format_duration(max(available_s, 0.0))} are left, less than one epoch takes; "
             f"the least that would do, also after a slower start, is {format_duration(needed_s)}"
         )
-    return Plan(turns=tuple(turns), rejections=tuple(turned_away), request=request, fingerprint=fingerprint)
+    return Plan(trials=tuple(trials), rejections=tuple(left_out), request=request, fingerprint=fingerprint)

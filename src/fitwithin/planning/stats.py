@@ -1,4 +1,4 @@
-"""A share of images, counted: what an accuracy is, with its 95 % interval."""
+"""Accuracy counted on images: a share with its 95 % interval, and how sure it is that one is better than another."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
+#: Standard errors to either side of a 95 % interval.
+Z = 1.959964
+
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A share with its 95 % Wilson interval: ``correct`` of ``total``."""
+class Accuracy:
+    """``correct`` of ``total`` images; ValueError for counts that make no share."""
 
     correct: int
     total: int
@@ -24,44 +27,54 @@ class Estimate:
         return self.correct / self.total
 
     @property
+    def percent(self) -> str:
+        """The share in percent, with one decimal: ``91.2 %``."""
+        return f"{100 * self.share:.1f} %"
+
+    @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % score interval (E. B. Wilson, JASA 22, 1927)."""
-        z, n, p = 1.959964, self.total, self.share
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        n, p = self.total, self.share
+        centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
+        half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
         return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
+
+    @property
+    def variance(self) -> float:
+        """The share's binomial variance, with one image more on either side: above 0 even at none or all of them."""
+        return (self.correct + 1) * (self.total - self.correct + 1) / (self.total + 2) ** 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
-    """What became of a trial: ``correct`` of ``total`` validation images; without ``total`` it failed, as told."""
+class FailedTrial:
+    """A trial that left no validated model, and why."""
 
-    correct: int = 0
-    total: int = 0
-    reason: str = ""
-
-    @property
-    def accuracy(self) -> float:
-        """Share of validation images; 0 where it failed."""
-        return self.correct / self.total if self.total else 0.0
+    reason: str
 
 
-def sure(one: Score, other: Score) -> float | None:
-    """How sure it is that ``one`` is really better; None where they are equal: that "50 %" would tell nothing."""
-    return None if one.accuracy == other.accuracy else better(one, other)
+def accuracy_from_dict(value: dict[str, int] | None) -> Accuracy | None:
+    """The accuracy that was written as JSON; None for null."""
+    return None if value is None else Accuracy(**value)
 
 
-def percent_sure(confidence: float) -> str:
-    """A confidence in words: it is never quite certain."""
-    return "more than 99%" if confidence >= 0.995 else f"{confidence:.0%}"
+def standard_error(one: Accuracy, other: Accuracy) -> float:
+    """Standard error of the difference of two shares, taken as independent.
 
-
-def better(one: Score, other: Score) -> float:
-    """How sure it is that ``one`` is really better: normal approximation to two binomial shares, taken as independent.
-
-    (They are of the same images, so the truth is surer than this.)
+    (They are of the same images, so a difference is in truth known better than this.)
     """
-    variance = sum(
-        (each.correct + 1) * (each.total - each.correct + 1) / (each.total + 2) ** 3 for each in (one, other)
-    )
-    return NormalDist().cdf((one.accuracy - other.accuracy) / math.sqrt(variance))
+    return math.sqrt(one.variance + other.variance)
+
+
+def confidence(one: Accuracy, other: Accuracy) -> float | None:
+    """How sure it is that ``one`` is really better, in [0, 1]: normal approximation to two binomial shares.
+
+    None where the shares are equal: "50 %" would say nothing.
+    """
+    if one.share == other.share:
+        return None
+    return NormalDist().cdf((one.share - other.share) / standard_error(one, other))
+
+
+def format_confidence(sure: float) -> str:
+    """A confidence in percent; it is never quite certain: ``81 %``, ``more than 99 %``."""
+    return "more than 99 %" if sure >= 0.995 else f"{100 * sure:.0f} %"

@@ -1,4 +1,4 @@
-"""Gathers a report from what a run's store tells: a fold over its events, nothing is measured here."""
+"""Builds a report from what a run's store holds: a fold over its events, nothing is measured here."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fitwithin.candidate import Candidate
 from fitwithin.events import course, outcomes, profiled, turns
 from fitwithin.ledger import KINDS, Ledger, fold
 from fitwithin.planning import search_plan
-from fitwithin.planning.forecast import Forecast, Point, outlook
+from fitwithin.planning.forecast import Forecast, MeasuredPoint, make_forecast
 from fitwithin.planning.halving import Halving
 from fitwithin.planning.plan import Plan, TrialPlan
-from fitwithin.report import pareto, searched
+from fitwithin.report import pareto
 from fitwithin.report.candidate_row import candidate_row
 from fitwithin.report.schema import CandidateRow, Limit, MethodRow, PhaseRow, Receipt, Report, ViewRow
-from fitwithin.report.search_report import SearchReport, points
+from fitwithin.report.search_report import SearchReport, build_search_report, charges, measured_points
 from fitwithin.request import Request
 from fitwithin.store import Event, latest
 from fitwithin.version import __version__
@@ -35,12 +35,12 @@ def candidate_rows(
     by_candidate: dict[Candidate, list[TrialPlan]] = {}
     for turn in turns(plan, events).values():
         by_candidate.setdefault(turn.candidate, []).append(turn)
-    why_out = {verdict.candidate: verdict.reason for verdict in search.verdicts()} if search is not None else {}
-    handed_over = search_plan.turn_name(search.best) if search is not None and search.best is not None else ""
+    why_out = {out.candidate: out.reason for out in search.eliminations()} if search is not None else {}
+    delivered = search.best.name if search is not None and search.best is not None else ""
     for candidate, had in by_candidate.items():
-        # What is handed over counts, else what it was trained last, if that left a model.
+        # What is delivered counts, else what it was trained last, if that left a model.
         turn = next((turn for turn in reversed(had) if turn.name in trained), had[-1])
-        turn = next((each for each in had if each.name == handed_over), turn)
+        turn = next((each for each in had if each.name == delivered), turn)
         name = turn.name
         status = "trained" if name in trained else "failed" if name in failed else "planned"
         rows.append(
@@ -76,24 +76,24 @@ def candidate_rows(
                 n_val=n_val,
             )
         )
-    return pareto.marked(rows)
+    return pareto.with_pareto(rows)
 
 
 def _search(plan: Plan, events: Sequence[Event], n_val: int) -> Halving | None:
     """The plan's search as it stands; None without one."""
     if plan.search is None:
         return None
-    return search_plan.told_again(plan.search, course(events), n_val)
+    return search_plan.replay(plan.search, course(events), n_val)
 
 
-def _outlook(request: Request, winner: CandidateRow, search: SearchReport | None) -> Forecast:
+def _forecast(request: Request, winner: CandidateRow, search: SearchReport | None) -> Forecast:
     """What more time would buy, from the winner's trainings: several in a search, else one."""
     if search is not None:
-        return outlook(points(search.trials, winner.name, warm_start=request.recipe.warm_start))
+        return make_forecast(measured_points(search.trials, winner.name, warm_start=request.recipe.warm_start))
     if winner.validation is None or not winner.actual_s:
-        return outlook([])
+        return make_forecast([])
     gpu_s = winner.actual_s * request.data_parallel
-    return outlook([Point(gpu_s=gpu_s, correct=winner.validation.correct, total=winner.validation.total)])
+    return make_forecast([MeasuredPoint(gpu_s=gpu_s, accuracy=winner.validation)])
 
 
 def _phases(books: Ledger) -> tuple[PhaseRow, ...]:
@@ -124,7 +124,7 @@ def _limits(request: Request, books: Ledger, plan: Plan, views: Sequence[ViewRow
             counted += f"; the largest of the {request.data_parallel} processes that train at once"
         limits.append(_limit("memory", budget.memory_bytes, max(peaks), "bytes", counted))
     if budget.scope == "candidate":
-        names = [turn.candidate.name for turn in plan.turns]
+        names = [trial.candidate.name for trial in plan.trials]
         most = {name: _candidate_s(books, name) for name in names}
         if most:
             slowest = max(most, key=lambda name: most[name])
@@ -175,7 +175,7 @@ def report(
     rows = candidate_rows(plan, events, books, n_val, standing)
     search = None
     if plan.search is not None and standing is not None:
-        search = searched.told(plan.search, standing, searched.charges(books))
+        search = build_search_report(plan.search, standing, charges(books))
     won = next((row for row in rows if row.name == winner), None)
     return Report(
         title=title,
@@ -191,7 +191,7 @@ def report(
         receipt=receipt(request, plan if winner else None, events, views=views, finished=finished),
         notes=tuple(notes),
         search=search,
-        outlook=_outlook(request, won, search) if won is not None else None,
+        forecast=_forecast(request, won, search) if won is not None else None,
     )
 
 

@@ -4,45 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from fitwithin.candidate import Candidate
 from fitwithin.engine.results import TrainResult
 from fitwithin.ledger import Ledger
-from fitwithin.planning.plan import WHY_EPOCHS, TrialPlan
-from fitwithin.planning.stats import Estimate
+from fitwithin.planning.plan import TrialPlan
+from fitwithin.planning.stats import Accuracy
 from fitwithin.profiling.profile import Profile
 from fitwithin.report.schema import CandidateRow, CurvePoint, Validation
 
 
-def _ended(turn: TrialPlan, trained: TrainResult) -> str:
-    if trained.nan_restarts:
-        again = f"; {trained.nan_restarts} times the loss was no number: back to the checkpoint, half the learning rate"
-        return _ended(turn, replace(trained, nan_restarts=0)) + again
+def _how_it_ended(plan: TrialPlan, trained: TrainResult) -> str:
+    """How a trial ended, in words."""
+    went = f"planned {plan.epochs:g} epochs, took {round(trained.epochs, 3):g}"
     if trained.ended == "complete":
-        more = f", {trained.steps - turn.steps:,} more than planned" if trained.steps > turn.steps else ", as planned"
-        return f"complete: {trained.steps:,} steps{more}"
-    went = f"planned {turn.epochs:g} epochs, took {round(trained.epochs, 3):g}"
-    if trained.ended == "shortened":
-        return f"{went}: the machine was slower than profiled; annealed to the new end"
-    return f"{went}: its time was over before the last step; the model is the last one saved"
+        more = f", {trained.steps - plan.steps:,} more than planned" if trained.steps > plan.steps else ", as planned"
+        text = f"complete: {trained.steps:,} steps{more}"
+    elif trained.ended == "shortened":
+        text = f"{went}: the machine was slower than profiled, so the schedule was shortened, down to a rate of 0"
+    else:
+        text = f"{went}: its time was over before the last step; the model is the last one saved"
+    if trained.nan_restarts:
+        restarts = "went back to the checkpoint, with half the learning rate"
+        text += f"; {trained.nan_restarts} times the loss was not a number: {restarts}"
+    return text
 
 
-def _training_s(turn: TrialPlan, trained: TrainResult) -> float:
-    """What the steps that were taken should have lasted, the first ones' extra cost included."""
-    return turn.warmup_s + trained.steps * turn.batch / turn.images_per_s
-
-
-def _predicted_s(turn: TrialPlan, steps: int) -> tuple[float, float, float]:
-    """What a turn of so many steps should take in all, and the ends of that interval: a turn takes more steps than
+def _predicted_s(plan: TrialPlan, steps: int) -> tuple[float, float, float]:
+    """What a trial of so many steps should take in all, and the ends of that interval: a trial takes more steps than
     planned while its time lasts."""
-    grown = steps / turn.steps
-    whole_s = turn.predicted_s + (steps - turn.steps) * turn.batch / turn.images_per_s
+    grown = steps / plan.steps
+    whole_s = plan.predicted_s + (steps - plan.steps) * plan.batch / plan.images_per_s
     return (
         whole_s,
-        whole_s - grown * (turn.predicted_s - turn.predicted_low_s),
-        whole_s + grown * (turn.predicted_high_s - turn.predicted_s),
+        whole_s - grown * (plan.predicted_s - plan.predicted_low_s),
+        whole_s + grown * (plan.predicted_high_s - plan.predicted_s),
     )
 
 
@@ -59,9 +56,11 @@ def candidate_row(
     had: Sequence[TrialPlan] = (),
     taken: Mapping[str, int] | None = None,
 ) -> CandidateRow:
-    """One row of the report from everything known about a candidate, told by ``turn`` of the turns that it ``had``.
+    """One row of the report, of the trial ``turn`` among all that the candidate ``had``.
 
-    ``taken``: by turn, the steps of those that have ended.
+    Args:
+        trained: how that trial ended; None where it did not, or failed for this ``reason``.
+        taken: by trial, the steps of those that have ended.
     """
     keys = {each.name for each in had}
     entries = [entry for entry in books.entries if entry.key in keys and entry.phase == "train"]
@@ -79,10 +78,10 @@ def candidate_row(
         )
         image_s = profile.timing.eval_image_s.get(candidate.train_px)
         facts["inference_ms"] = None if image_s is None else 1e3 * image_s
-    begun = {entry.key for entry in entries}
+    started = {entry.key for entry in entries}
     if turn is not None:
-        carried_out = [each for each in had if each.name in begun] or [turn]
-        expected = [_predicted_s(each, (taken or {}).get(each.name, each.steps)) for each in carried_out]
+        counted = [each for each in had if each.name in started] or [turn]
+        expected = [_predicted_s(each, (taken or {}).get(each.name, each.steps)) for each in counted]
         facts.update(
             parameters=turn.parameters,
             batch=turn.batch,
@@ -94,25 +93,26 @@ def candidate_row(
             predicted_low_s=math.fsum(low_s for _, low_s, _ in expected),
             predicted_high_s=math.fsum(high_s for _, _, high_s in expected),
         )
-        reason = reason if reason is not None else turn.why[WHY_EPOCHS]
+        reason = reason if reason is not None else turn.why["epochs"]
     if entries:
         facts["actual_s"] = sum(entry.charged_s or 0.0 for entry in entries)
-        facts["allotted_s"] = math.fsum(each.allotted_s for each in had if each.name in begun)
+        facts["allotted_s"] = math.fsum(each.allotted_s for each in had if each.name in started)
     if trained is not None and turn is not None:
         peaks = [entry.peak_bytes for entry in entries if entry.peak_bytes is not None]
         facts.update(
             epochs=trained.epochs,
             steps=trained.steps,
             peak_bytes=max([trained.peak_bytes, *peaks]),
-            validation=None if trained.best is None else Estimate(correct=trained.best, total=n_val),
-            validations=tuple(Validation(**{**v, "accuracy": Estimate(**v["accuracy"])}) for v in trained.validations),
+            validation=None if trained.best is None else Accuracy(correct=trained.best, total=n_val),
+            validations=tuple(Validation(**{**v, "accuracy": Accuracy(**v["accuracy"])}) for v in trained.validations),
             curve=tuple(CurvePoint(**point) for point in trained.curve),
             predicted_startup_s=turn.startup_s,
             actual_startup_s=trained.startup_s,
-            predicted_training_s=_training_s(turn, trained),
+            # the first steps' extra cost included
+            predicted_training_s=turn.warmup_s + trained.steps * turn.batch / turn.images_per_s,
             actual_training_s=trained.training_s,
         )
-        reason = _ended(turn, trained)
+        reason = _how_it_ended(turn, trained)
     return CandidateRow(
         name=candidate.name,
         model=candidate.model,

@@ -13,7 +13,7 @@ from typing import Any
 
 from fitwithin.report.schema import CandidateRow, CurvePoint, Report
 from fitwithin.report.search_report import TrialRow, rung_name
-from fitwithin.report.tables import Cell, Table, clean, columns_of, share_cell, table_of
+from fitwithin.report.tables import Cell, Column, Table, accuracy_cell, clean, table_of
 
 #: A page holds about so many readings of the loss; each curve keeps at least LEAST_READINGS and at most MOST_READINGS.
 PAGE_READINGS, LEAST_READINGS, MOST_READINGS = 4000, 40, 200
@@ -117,14 +117,20 @@ def _points(
         point = [x, 100 * row.validation.share, *(100 * end for end in row.validation.interval)]
         series.append({**_named(report, row.name), "group": row.precision, "front": row.front, "points": [point]})
         front = None if row.front is None else Cell("yes", tone="good") if row.front else Cell("no", tone="muted")
-        cells.append((_label(report, row.name), row.precision, f"{x:.4g}", share_cell(row.validation), front))
+        cells.append((_label(report, row.name), row.precision, f"{x:.4g}", accuracy_cell(row.validation), front))
     if not series:
         return None
     axes = {"x": _axis(x_title, unit), "y": _axis("validation accuracy", "%")}
     data = {"kind": "points", **axes, "cap": cap, "series": series}
-    columns = columns_of(f"Candidate, Precision, {x_title.capitalize()} ({unit})>, Val>, Front")
+    columns = (
+        Column("Candidate"),
+        Column("Precision"),
+        Column(f"{x_title.capitalize()} ({unit})", number=True),
+        Column("Val", number=True),
+        Column("Front"),
+    )
     caption = f"{title}, with 95 % intervals" + ("" if cap is None else f"; the cap is {cap:.2f} GiB")
-    return Chart(anchor=anchor, title=title, data=data, table=table_of(caption, columns, cells, _strong(series)))
+    return Chart(anchor=anchor, title=title, data=data, table=table_of(caption, columns, cells, _highlighted(series)))
 
 
 def loss_curves(report: Report) -> Chart | None:
@@ -153,7 +159,7 @@ def loss_curves(report: Report) -> Chart | None:
             "y": _axis("training loss", log=decades),
             "series": series,
         },
-        table=table_of(title, columns_of("Candidate, Epochs>, First loss>, Lowest>, Last>"), cells, _strong(series)),
+        table=table_of(title, _figures("Epochs", "First loss", "Lowest", "Last"), cells, _highlighted(series)),
         readings=tuple(readings),
     )
 
@@ -175,19 +181,19 @@ def predicted_against_actual(report: Report) -> Chart | None:
     if not series:
         return None
     title = "Predicted against actual training time"
-    columns = columns_of(f"Candidate, Predicted ({unit})>, Actual ({unit})>, Error>")
+    columns = _figures(f"Predicted ({unit})", f"Actual ({unit})", "Error")
     return Chart(
         anchor="chart-prediction",
         title=title,
         data={"kind": "spans", "x": _axis("training time", unit), "series": series},
-        table=table_of(title, columns, cells, _strong(series)),
+        table=table_of(title, columns, cells, _highlighted(series)),
     )
 
 
 def accuracy_over_rungs(report: Report) -> Chart | None:
     """A search: validation accuracy against the GPU time that a candidate has had so far, a line over its rungs.
 
-    Those that came furthest stand first. ``handed_over`` is the place of the point whose model is handed over.
+    Those that came furthest stand first. ``delivered`` is the place of the point whose model is handed over.
     """
     climbs = _climbs(report)
     if report.search is None or not climbs:
@@ -195,18 +201,23 @@ def accuracy_over_rungs(report: Report) -> Chart | None:
     scale, unit = time_unit([gpu_s for climb in climbs.values() for gpu_s, _ in climb])
     title, series, cells = "Validation accuracy against GPU time, rung by rung", [], []
     for name, climb in climbs.items():
-        turns = [trial.turn for _, trial in climb]
-        handed_over = turns.index(report.search.handed_over) if report.search.handed_over in turns else None
+        turns = [trial.name for _, trial in climb]
+        delivered = turns.index(report.search.delivered) if report.search.delivered in turns else None
         points = []
         for gpu_s, trial in climb:
             if trial.accuracy is None:
                 continue
             points.append([gpu_s / scale, 100 * trial.accuracy.share, *(100 * end for end in trial.accuracy.interval)])
-            what = rung_name(trial.rung) + (", handed over" if trial.turn == report.search.handed_over else "")
-            cells.append((_label(report, name), what, f"{gpu_s / scale:.4g}", share_cell(trial.accuracy)))
-        series.append({**_named(report, name), "points": points, "handed_over": handed_over})
+            what = rung_name(trial.rung) + (", delivered" if trial.name == report.search.delivered else "")
+            cells.append((_label(report, name), what, f"{gpu_s / scale:.4g}", accuracy_cell(trial.accuracy)))
+        series.append({**_named(report, name), "points": points, "delivered": delivered})
     axes = {"x": _axis("GPU time of the candidate so far", unit, log=True), "y": _axis("validation accuracy", "%")}
-    columns = columns_of(f"Candidate, Trained~, GPU time so far ({unit})>, Val>")
+    columns = (
+        Column("Candidate"),
+        Column("Trained", wrap=True),
+        Column(f"GPU time so far ({unit})", number=True),
+        Column("Val", number=True),
+    )
     return Chart(
         anchor="chart-rungs",
         title=title,
@@ -254,6 +265,11 @@ def _label(report: Report, name: str) -> str:
     return f"{name} (winner)" if name == report.winner else name
 
 
-def _strong(series: Sequence[dict[str, Any]]) -> int | None:
+def _figures(*titles: str) -> tuple[Column, ...]:
+    """Columns of figures behind the candidate's name."""
+    return Column("Candidate"), *(Column(title, number=True) for title in titles)
+
+
+def _highlighted(series: Sequence[dict[str, Any]]) -> int | None:
     """The place of the winner's row, if it has one."""
     return next((place for place, each in enumerate(series) if each["winner"]), None)

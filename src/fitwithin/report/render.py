@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fitwithin.files import put_text
-from fitwithin.planning.stats import Estimate
+from fitwithin.planning.stats import Accuracy
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.report import charts
 from fitwithin.report.schema import Report
-from fitwithin.report.sections import candidates, choices, story
-from fitwithin.report.summary import caution, contested, headline, is_plan, tiles
+from fitwithin.report.sections import candidates, choices, sections
+from fitwithin.report.summary import headline, is_plan, search_sentence, tiles, trust_note
 from fitwithin.report.tables import Table, clean
 from fitwithin.units import format_count, format_size
 
@@ -44,15 +44,14 @@ def render_text(report: Report) -> RenderableType:
 
     parts: list[RenderableType] = [Text(clean(report.title), style="bold"), Text(report.created_at, style="dim")]
     parts += [Text(), Text(clean(headline(report)), style="bold green" if report.winner else "bold")]
-    parts += [
-        Text(clean(text), style="dim") for text in (report.winner_why, contested(report), caution(report)) if text
-    ]
-    for section in story(report):
+    notes = (report.winner_why, search_sentence(report), trust_note(report))
+    parts += [Text(clean(text), style="dim") for text in notes if text]
+    for section in sections(report):
         parts += [Text(), Text(section.title.upper(), style="bold cyan")]
         parts += [Text(clean(text)) for text in section.paragraphs]
         for table in section.tables:
             parts += [_Fitted(table), *_reason_lines(table.reasons)]
-        for summary, lines in section.folds:
+        for summary, lines in section.collapsible:
             if section.anchor == "search" and len(lines) > MOST_TRIALS:
                 summary, lines = f"{summary}: the first {MOST_TRIALS} of {len(lines):,}", lines[:MOST_TRIALS]
             if section.anchor == "data":  # names by the thousand: a dozen will do here
@@ -81,8 +80,8 @@ def plan_table(report: Report) -> RenderableType:
 def markdown(report: Report) -> str:
     """The report as GitHub-flavoured Markdown, without charts."""
     lines = [f"# {_md(report.title)}", f"**{_md(headline(report))}**"]
-    lines += [_md(text) for text in (report.winner_why, contested(report), caution(report)) if text]
-    for section in story(report):
+    lines += [_md(text) for text in (report.winner_why, search_sentence(report), trust_note(report)) if text]
+    for section in sections(report):
         lines.append(f"## {_md(section.title)}")
         if section.anchor == "notes":
             lines.append("\n".join(f"- {_md(text)}" for text in section.paragraphs))
@@ -92,12 +91,12 @@ def markdown(report: Report) -> str:
             head = [f" {_md(column.title)} " for column in table.columns]
             rule = ["---:" if column.number else "---" for column in table.columns]
             body = [[f" {_md(cell.line)} " for cell in row] for row in table.rows]
-            if table.strong is not None:
-                body[table.strong][0] = f" **{body[table.strong][0].strip()}** "
+            if table.highlighted is not None:
+                body[table.highlighted][0] = f" **{body[table.highlighted][0].strip()}** "
             lines.append("\n".join(f"|{'|'.join(cells)}|" for cells in (head, rule, *body)))
             if table.reasons:
                 lines.append("\n".join(f"- {_md(name)}: {_md(reason)}" for name, reason in table.reasons))
-        for summary, items in section.folds:
+        for summary, items in section.collapsible:
             listed = "\n".join(f"- {_md(item)}" for item in items)
             lines.append(f"<details><summary>{_md(summary)}</summary>\n\n{listed}\n\n</details>")
     return "\n\n".join([*lines, f"Written {_md(report.created_at)} by fitwithin."]) + "\n"
@@ -111,8 +110,8 @@ def html(report: Report) -> str:
     them whole.
     """
     report = charts.thinned(report)
-    sections, told = story(report), clean(headline(report))
-    before = [section.anchor for section in sections if section.anchor in ("candidates", "views")]
+    every_section, told = sections(report), clean(headline(report))
+    before = [section.anchor for section in every_section if section.anchor in ("candidates", "views")]
     made = {chart.anchor: chart for chart in charts.charts(report)}
     climbs = made.pop("chart-rungs", None)
     everything = [*made.values(), *([climbs] if climbs else [])]
@@ -120,13 +119,13 @@ def html(report: Report) -> str:
     return _template().render(
         title=clean(report.title),
         created_at=clean(report.created_at),
-        why=_kept(clean(f"{report.winner_why} {contested(report)}")),
+        why=_kept(clean(f"{report.winner_why} {search_sentence(report)}")),
         plan=is_plan(report),
         headline=told,
         headline_set=_kept(told),
-        caution=caution(report),
+        caution=trust_note(report),
         tiles=list(tiles(report)),
-        sections=sections,
+        sections=every_section,
         charts=list(made.values()),
         beside={"search": climbs} if climbs else {},
         charts_after=before[-1] if made and before else None,
@@ -197,7 +196,7 @@ def profile_table(found: Sequence[Profile | Rejection]) -> list[RenderableType]:
     return [table, *_reason_lines(reasons)]
 
 
-def accuracy_table(top1: Estimate, by_class: Mapping[str, Estimate]) -> RichTable:
+def accuracy_table(top1: Accuracy, by_class: Mapping[str, Accuracy]) -> RichTable:
     """How many images were classified right, overall and by class."""
     from rich.table import Table as RichTable
 
@@ -265,7 +264,7 @@ class _Fitted:
         tones = {"good": "green", "bad": "bold red", "muted": "dim"}
         for number, row in enumerate(table.rows):
             cells = [Text(row[place].line, style=tones.get(row[place].tone, "")) for place in places]
-            drawn.add_row(*cells, style="bold" if number == table.strong else "")
+            drawn.add_row(*cells, style="bold" if number == table.highlighted else "")
         return drawn
 
 

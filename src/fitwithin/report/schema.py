@@ -1,4 +1,4 @@
-"""What a run has to say for itself: the facts of its report, as frozen dataclasses that become JSON and come back.
+"""The facts of a run's report, as frozen dataclasses that become JSON and come back.
 
 Rendering lives in report/render.py (terminal, Markdown, HTML). report/build.py folds the facts out of a run's store.
 """
@@ -9,18 +9,19 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from fitwithin.planning import forecast as outlooks
+from fitwithin.errors import RunFolderError
+from fitwithin.planning import forecast as forecasts
 from fitwithin.planning.forecast import Forecast
-from fitwithin.planning.stats import Estimate
+from fitwithin.planning.stats import Accuracy, accuracy_from_dict
 from fitwithin.report import search_report
 from fitwithin.report.search_report import SearchReport
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """One reading of a turn: mean training loss since the last one, learning rate, seconds since the turn began."""
+    """One reading of a trial: mean training loss since the last one, learning rate, seconds since the trial began."""
 
     step: int
     epoch: float
@@ -35,24 +36,24 @@ class Validation:
 
     step: int
     epoch: float
-    accuracy: Estimate
+    accuracy: Accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateRow:
     """One candidate from profile to validation. Fields that were never reached are None.
 
-    Of a turn's ``predicted_s`` (for the steps that it took) and ``actual_s`` the start-up and the training steps stand
+    Of a trial's ``predicted_s`` (for the steps that it took) and ``actual_s`` the start-up and the training steps stand
     apart: the rest is validation, checkpoints and the process's end.
 
     ``status`` is one of trained, planned, rejected, failed; ``reason`` says why for the last two and how it ended
     for the first (for example "planned 46 epochs; shortened to 44.1, the machine was 4 % slower than profiled").
 
     A search trains a candidate several times: ``predicted_s`` and ``actual_s`` are of all its trials together, the rest
-    is of the one that is handed over, else of the last that left a model. ``allotted_s`` is the time that it was given,
-    ``inference_ms`` what the profile measured for an image at the training size. ``front``: no other that was tried is
-    at least as good in accuracy, time given, inference and memory, and better in one; else ``beaten_by`` names such a
-    one. None where it was not tried.
+    is of the one that is delivered, else of the last that left a model. ``allotted_s`` is the time that it was given,
+    ``inference_ms`` what the profile measured for an image at the training size. ``front``: it is on the Pareto front,
+    no other that was tried is at least as good in accuracy, time given, inference time and memory, and better in one;
+    else ``dominated_by`` names one on the front that is. None where it was not tried.
     """
 
     name: str
@@ -82,8 +83,8 @@ class CandidateRow:
     peak_bytes: int | None = None
     inference_ms: float | None = None
     front: bool | None = None
-    beaten_by: str | None = None
-    validation: Estimate | None = None
+    dominated_by: str | None = None
+    validation: Accuracy | None = None
     validations: tuple[Validation, ...] = ()
     curve: tuple[CurvePoint, ...] = ()
 
@@ -92,15 +93,15 @@ class CandidateRow:
 class MethodRow:
     """One row of the paper's Table 1: a way of using the winner. ``test`` is None without a labelled test split.
 
-    ``delivered`` marks the row that is handed over.
+    ``delivered`` marks the row that is the result of the run.
     """
 
     method: str
     candidate: str
     train_px: int
     test_px: str
-    validation: Estimate | None
-    test: Estimate | None
+    validation: Accuracy | None
+    test: Accuracy | None
     note: str = ""
     delivered: bool = False
 
@@ -112,7 +113,7 @@ class ViewRow:
     name: str
     px: int
     flip: bool
-    validation: Estimate
+    validation: Accuracy
     ms_per_image: float
     chosen: bool
     reason: str
@@ -157,13 +158,13 @@ class Receipt:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The whole story of a run, everything with its reason.
+    """Everything about a run, each choice with its reason.
 
     ``request`` holds what was asked for (limits in bytes and seconds, recipe, sizes, seed, ...); ``data`` the
     folder's facts: ``path``, ``fingerprint``, ``classes`` (list), ``counts`` {"train", "val", "test"},
     ``split`` (one sentence: where the split came from), ``broken`` ([{"path", "reason"}]).
     ``winner`` names a row of ``candidates``; None when nothing was trained (a plan). ``search`` is None without one,
-    ``outlook`` (what more time would buy) without a winner; reports of earlier versions have neither.
+    ``forecast`` (what more time would buy) without a winner.
     """
 
     title: str
@@ -179,7 +180,7 @@ class Report:
     receipt: Receipt
     notes: tuple[str, ...] = ()
     search: SearchReport | None = None
-    outlook: Forecast | None = None
+    forecast: Forecast | None = None
     schema: int = SCHEMA
 
     def row(self, name: str) -> CandidateRow:
@@ -194,14 +195,10 @@ class Report:
         return json.dumps(self, default=vars, indent=indent, allow_nan=False)
 
 
-def _estimate(value: dict[str, int] | None) -> Estimate | None:
-    return None if value is None else Estimate(**value)
-
-
 def _candidate(value: dict[str, Any]) -> CandidateRow:
-    validations = tuple(Validation(**{**v, "accuracy": Estimate(**v["accuracy"])}) for v in value["validations"])
+    validations = tuple(Validation(**{**v, "accuracy": Accuracy(**v["accuracy"])}) for v in value["validations"])
     curve = tuple(CurvePoint(**point) for point in value["curve"])
-    validation = _estimate(value["validation"])
+    validation = accuracy_from_dict(value["validation"])
     return CandidateRow(**{**value, "validation": validation, "validations": validations, "curve": curve})
 
 
@@ -212,13 +209,18 @@ def _receipt(value: dict[str, Any]) -> Receipt:
 
 
 def from_json(text: str) -> Report:
-    """The report that :meth:`Report.to_json` wrote."""
+    """The report that :meth:`Report.to_json` wrote; RunFolderError if another version's schema was another."""
     value = json.loads(text)
+    if value.get("schema") != SCHEMA:
+        raise RunFolderError(
+            f"the report has schema {value.get('schema')}, this version of fitwithin reads {SCHEMA}; use the version "
+            f"that wrote it"
+        )
     methods = [
-        MethodRow(**{**m, "validation": _estimate(m["validation"]), "test": _estimate(m["test"])})
-        for m in value["methods"]
+        MethodRow(**{**row, **{split: accuracy_from_dict(row[split]) for split in ("validation", "test")}})
+        for row in value["methods"]
     ]
-    views = [ViewRow(**{**view, "validation": Estimate(**view["validation"])}) for view in value["views"]]
+    views = [ViewRow(**{**view, "validation": Accuracy(**view["validation"])}) for view in value["views"]]
     return Report(
         **{
             **value,
@@ -227,7 +229,7 @@ def from_json(text: str) -> Report:
             "views": tuple(views),
             "receipt": _receipt(value["receipt"]),
             "notes": tuple(value["notes"]),
-            "search": search_report.from_dict(value["search"]) if value.get("search") else None,
-            "outlook": outlooks.from_dict(value["outlook"]) if value.get("outlook") else None,
+            "search": None if value["search"] is None else search_report.from_dict(value["search"]),
+            "forecast": None if value["forecast"] is None else forecasts.from_dict(value["forecast"]),
         }
     )

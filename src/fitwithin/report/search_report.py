@@ -1,14 +1,37 @@
-"""What a report holds of a search: its ladder, its trials, and why each candidate is out (searched.py folds them)."""
+"""What a report holds of a search: its bracket, its trials, why each candidate is out, and what is delivered.
+
+A fold of the search as it stands and of the ledger; nothing is decided here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
-from fitwithin.planning.forecast import Point
-from fitwithin.planning.search import FINAL
-from fitwithin.planning.stats import Estimate
+from fitwithin.ledger import Ledger
+from fitwithin.planning.forecast import MeasuredPoint
+from fitwithin.planning.halving import Halving
+from fitwithin.planning.plan import SearchPlan
+from fitwithin.planning.search import FINAL, Trial
+from fitwithin.planning.stats import Accuracy, FailedTrial, accuracy_from_dict, confidence
+from fitwithin.units import format_duration
+
+
+class TrialState(StrEnum):
+    """What became of a trial."""
+
+    #: It has not ended.
+    RUNNING = "running"
+    #: It left no validated model.
+    FAILED = "failed"
+    #: Its candidate went on to another trial.
+    PROMOTED = "promoted"
+    #: It was the last trial of its candidate, and others were better.
+    STOPPED = "stopped"
+    #: Its model is the result of the run.
+    DELIVERED = "delivered"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,48 +44,42 @@ class RungRow:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRow:
-    """One trial of a search; ``rung`` counts from 0, the final training has -1; ``turn`` names its folder.
+    """One trial of a search; ``rung`` counts from 0, the final training has -1; ``name`` is that of its folder.
 
     ``promised_s`` are the seconds reserved for it when it began (with the evaluation's, where its process stays for
-    that), ``charged_s`` those that it took by the books, ``gpu_s`` these times the GPUs that it held. ``accuracy`` is
-    None where it left no validated model. ``fate`` is one of FATES, ``why`` the search's reason to try it, or why it
-    failed.
+    that), ``charged_s`` those that it took by the ledger, ``gpu_s`` these times the GPUs that it held. ``accuracy`` is
+    None where it left no validated model. ``why`` is the search's reason to try it, or why it failed.
     """
 
     number: int
     candidate: str
-    turn: str
+    name: str
     rung: int
     promised_s: float
     charged_s: float
     gpu_s: float
-    accuracy: Estimate | None
-    fate: str
+    accuracy: Accuracy | None
+    state: TrialState
     why: str
-
-
-#: What can become of a trial: its candidate went on, it was the last of a candidate that is out, it left no model, its
-#: model is handed over, or nothing yet.
-FATES = ("went on", "dropped", "failed", "handed over", "unfinished")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EliminationRow:
     """Why a candidate is out: after which ``rung`` (None: never tried), and how sure that is.
 
-    ``cut`` is what the worst of those that went on reached there; ``confidence`` that it is really better, None where
-    nobody can tell (it failed, was never tried, or had as many images right).
+    ``cutoff`` is what the worst of those that were promoted reached there; ``confidence`` that this one is really
+    better, None where nothing can be said (it failed, was never tried, or had as many images right).
     """
 
     candidate: str
     rung: int | None
     reason: str
     confidence: float | None
-    cut: Estimate | None
+    cutoff: Accuracy | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Second:
+class RunnerUp:
     """The best of the others where the winner was last compared after equal time, on that ``rung``.
 
     ``confidence`` that the winner is really better; None where both had as many images right.
@@ -70,56 +87,181 @@ class Second:
 
     candidate: str
     rung: int
-    accuracy: Estimate
-    winner_accuracy: Estimate
+    accuracy: Accuracy
+    winner_accuracy: Accuracy
     confidence: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchReport:
-    """A search: its ladder, every trial in order, why each candidate is out, and what is handed over.
+    """A search: its bracket, every trial in order, why each candidate is out, and what is delivered.
 
-    ``told`` is the ladder in a sentence, ``final_s`` the GPU-seconds kept for a final training. ``handed_over`` names
-    the turn whose model is handed over, with ``handed_over_why``; None before the end, and where none could be
-    validated. ``second`` is None where nobody else got as far.
+    ``summary`` is the bracket in a sentence, ``final_s`` the GPU-seconds set aside for a final training. ``delivered``
+    names the trial whose model is the result, with ``delivered_why``; None before the end, and where none could be
+    validated. ``runner_up`` is None where no other candidate got as far.
     """
 
-    told: str
+    summary: str
     rungs: tuple[RungRow, ...]
     final_s: float
     trials: tuple[TrialRow, ...]
-    verdicts: tuple[EliminationRow, ...]
-    handed_over: str | None
-    handed_over_why: str
-    second: Second | None
-
-
-def _estimate(value: dict[str, int] | None) -> Estimate | None:
-    return None if value is None else Estimate(**value)
+    eliminations: tuple[EliminationRow, ...]
+    delivered: str | None
+    delivered_why: str
+    runner_up: RunnerUp | None
 
 
 def from_dict(value: dict[str, Any]) -> SearchReport:
     """The search that was written as JSON."""
-    trials = tuple(TrialRow(**{**trial, "accuracy": _estimate(trial["accuracy"])}) for trial in value["trials"])
-    verdicts = tuple(EliminationRow(**{**verdict, "cut": _estimate(verdict["cut"])}) for verdict in value["verdicts"])
-    second = value["second"]
-    if second is not None:
-        both = {name: Estimate(**second[name]) for name in ("accuracy", "winner_accuracy")}
-        second = Second(**{**second, **both})
-    rungs = tuple(RungRow(**rung) for rung in value["rungs"])
-    return SearchReport(**{**value, "rungs": rungs, "trials": trials, "verdicts": verdicts, "second": second})
+    trials = [
+        TrialRow(**{**row, "accuracy": accuracy_from_dict(row["accuracy"]), "state": TrialState(row["state"])})
+        for row in value["trials"]
+    ]
+    eliminations = [
+        EliminationRow(**{**row, "cutoff": accuracy_from_dict(row["cutoff"])}) for row in value["eliminations"]
+    ]
+    runner_up = value["runner_up"]
+    if runner_up is not None:
+        both = {name: Accuracy(**runner_up[name]) for name in ("accuracy", "winner_accuracy")}
+        runner_up = RunnerUp(**{**runner_up, **both})
+    return SearchReport(
+        **{
+            **value,
+            "rungs": tuple(RungRow(**rung) for rung in value["rungs"]),
+            "trials": tuple(trials),
+            "eliminations": tuple(eliminations),
+            "runner_up": runner_up,
+        }
+    )
 
 
-def points(trials: Sequence[TrialRow], winner: str, *, warm_start: bool) -> list[Point]:
+@dataclass(frozen=True, kw_only=True)
+class Charge:
+    """What a trial was charged: ``seconds``, and those times the GPUs that it held; ``promised_s`` it was to take.
+
+    The promise is what was reserved when it began: of a final training whose process stays for the evaluation of its
+    model, the time for that too, of which it may use what the evaluation does not need.
+    """
+
+    seconds: float = 0.0
+    gpu_s: float = 0.0
+    promised_s: float | None = None
+
+
+def charges(books: Ledger) -> dict[str, Charge]:
+    """What each training was charged, by its name: the sum of its entries."""
+    found: dict[str, Charge] = {}
+    for entry in books.entries:
+        if entry.phase == "train":
+            before, seconds = found.get(entry.key, Charge()), entry.charged_s or 0.0
+            found[entry.key] = Charge(
+                seconds=before.seconds + seconds,
+                gpu_s=before.gpu_s + seconds * entry.gpus,
+                promised_s=entry.reserved_s if before.promised_s is None else before.promised_s,
+            )
+    return found
+
+
+def build_search_report(facts: SearchPlan, search: Halving, charged: Mapping[str, Charge]) -> SearchReport:
+    """The search for the report, with what its trials were ``charged`` by name."""
+    tried = {trial.candidate for trial in search.trials}
+    best = search.best
+    eliminations = [
+        EliminationRow(
+            candidate=out.candidate.name,
+            rung=out.rung if out.candidate in tried else None,
+            reason=out.reason,
+            confidence=out.confidence,
+            cutoff=out.cutoff,
+        )
+        for out in search.eliminations()
+    ]
+    return SearchReport(
+        summary=facts.summary,
+        rungs=tuple(RungRow(count=n, seconds=s) for n, s in zip(facts.counts, facts.seconds, strict=True)),
+        final_s=facts.final_s / facts.slots,
+        trials=tuple(_row(trial, search, charged.get(trial.name, Charge())) for trial in search.trials),
+        eliminations=tuple(eliminations),
+        delivered=best.name if best is not None else None,
+        delivered_why=_delivered_why(search, best) if best is not None else "",
+        runner_up=_runner_up(search),
+    )
+
+
+def _row(trial: Trial, search: Halving, charge: Charge) -> TrialRow:
+    score = search.scores.get(trial.number)
+    return TrialRow(
+        number=trial.number,
+        candidate=trial.candidate.name,
+        name=trial.name,
+        rung=trial.rung,
+        promised_s=trial.seconds if charge.promised_s is None else charge.promised_s,
+        charged_s=charge.seconds,
+        gpu_s=charge.gpu_s,
+        accuracy=search.accuracy(trial),
+        state=_state(trial, search),
+        why=score.reason if isinstance(score, FailedTrial) else trial.why,
+    )
+
+
+def _state(trial: Trial, search: Halving) -> TrialState:
+    score = search.scores.get(trial.number)
+    if score is None:
+        return TrialState.RUNNING
+    if isinstance(score, FailedTrial):
+        return TrialState.FAILED
+    if trial == search.best:
+        return TrialState.DELIVERED
+    promoted = any(later.previous == trial.number for later in search.trials)
+    return TrialState.PROMOTED if promoted else TrialState.STOPPED
+
+
+def _delivered_why(search: Halving, best: Trial) -> str:
+    """Why that trial's model is delivered."""
+    accuracies = {trial.number: accuracy for trial in search.trials if (accuracy := search.accuracy(trial)) is not None}
+    reached = f"{accuracies[best.number].percent} after {format_duration(best.seconds)}"
+    if best.final:
+        than = "" if best.previous is None else f", no less than the {accuracies[best.previous].percent} before it"
+        return f"the model of the final training: {reached}{than}"
+    finals = [trial for trial in search.trials if trial.final]
+    validated = [accuracies[trial.number] for trial in finals if trial.number in accuracies]
+    if validated:
+        final = f"the final training reached only {max(validated, key=lambda accuracy: accuracy.share).percent}"
+    elif finals:
+        score = search.scores.get(finals[0].number)
+        failed = f"left no model ({score.reason})" if isinstance(score, FailedTrial) else "has not ended"
+        final = f"the final training {failed}"
+    else:
+        final = "there was no time for a final training"
+    return f"the model of {rung_name(best.rung)}: {reached}; {final}"
+
+
+def _runner_up(search: Halving) -> RunnerUp | None:
+    pair = search.runner_up
+    if pair is None:
+        return None
+    own, other = (search.accuracy(trial) for trial in pair)
+    assert own is not None
+    assert other is not None
+    return RunnerUp(
+        candidate=pair[1].candidate.name,
+        rung=pair[1].rung,
+        accuracy=other,
+        winner_accuracy=own,
+        confidence=confidence(own, other),
+    )
+
+
+def measured_points(trials: Sequence[TrialRow], winner: str, *, warm_start: bool) -> list[MeasuredPoint]:
     """The winner's trials as points of accuracy against GPU-seconds.
 
-    Where a model ``warm_start`` from the trial before, the seconds before it are its seconds too.
+    With ``warm_start`` a model goes on from the trial before, so that one's seconds are its seconds too.
     """
     found, before_s = [], 0.0
     for trial in trials:
         if trial.candidate == winner and trial.accuracy is not None and trial.gpu_s > 0:
             spent_s = before_s + trial.gpu_s
-            found.append(Point(gpu_s=spent_s, correct=trial.accuracy.correct, total=trial.accuracy.total))
+            found.append(MeasuredPoint(gpu_s=spent_s, accuracy=trial.accuracy))
             before_s = spent_s if warm_start else 0.0
     return found
 

@@ -4,56 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from fitwithin.planning.forecast import Forecast, points_of
+from fitwithin.planning.forecast import Forecast, format_points
 from fitwithin.planning.search import FINAL
-from fitwithin.planning.stats import percent_sure
+from fitwithin.planning.stats import format_confidence
 from fitwithin.report.schema import Report
-from fitwithin.report.search_report import EliminationRow, SearchReport, TrialRow, rung_name
-from fitwithin.report.summary import share, titled
-from fitwithin.report.tables import DASH, Cell, Column, Section, Table, columns_of, in_words, share_cell, table_of
+from fitwithin.report.search_report import EliminationRow, SearchReport, TrialRow, TrialState, rung_name
+from fitwithin.report.summary import capitalize, format_accuracy
+from fitwithin.report.tables import DASH, Cell, Column, Section, Table, accuracy_cell, format_or_dash, table_of
 from fitwithin.units import format_duration
 
-#: What became of a trial, in a word and its tone.
-_TONES = {"handed over": "good", "went on": "", "dropped": "muted", "failed": "bad", "unfinished": "muted"}
+_TONES = {TrialState.DELIVERED: "good", TrialState.STOPPED: "muted", TrialState.FAILED: "bad"}
 
 #: A factor of the time, in a word.
 _TIMES = {2.0: "twice", 4.0: "four times"}
 
 
 def sections(report: Report) -> list[Section]:
-    """The search and the outlook; report/sections.py leaves out what has nothing to say."""
-    search, outlook = report.search, report.outlook
-    told = []
+    """The search and the forecast; report/sections.py leaves out what has nothing to say."""
+    search, forecast = report.search, report.forecast
+    found = []
     if search is not None:
         trials = tuple(_trial(trial) for trial in search.trials)
-        told.append(
+        found.append(
             Section(
                 "search",
                 "The search",
-                (search.told, *_fate_of_all(search)),
-                (_ladder(search), _climbs(report, search)),
+                (search.summary, *_outcome(search)),
+                (_rungs(search), _accuracy_by_rung(report, search)),
                 (("Every trial, in order", trials),),
             )
         )
-    if outlook is not None:
-        table = _forecasts(report, outlook)
-        told.append(Section("outlook", "What more time would buy", (outlook.why,), (table,) if table.rows else ()))
-    return told
+    if forecast is not None:
+        tables = (_forecasts(report, forecast),) if forecast.forecasts else ()
+        found.append(Section("forecast", "What more time would buy", (forecast.why,), tables))
+    return found
 
 
-def _fate_of_all(search: SearchReport) -> list[str]:
-    """What is handed over, and how many were never tried, in a sentence each."""
-    told = [f"Handed over is {search.handed_over_why}."] if search.handed_over is not None else []
-    left_out = [verdict for verdict in search.verdicts if verdict.rung is None]
+def _outcome(search: SearchReport) -> list[str]:
+    """What is delivered, and how many were never tried, in a sentence each."""
+    found = [f"Delivered is {search.delivered_why}."] if search.delivered is not None else []
+    left_out = [out for out in search.eliminations if out.rung is None]
     if left_out and search.trials:
         were = "candidate was" if len(left_out) == 1 else "candidates were"
-        told.append(f"{len(left_out):,} {were} never tried ({left_out[0].reason}).")
-    return told
+        found.append(f"{len(left_out):,} {were} never tried ({left_out[0].reason}).")
+    return found
 
 
-def _ladder(search: SearchReport) -> Table:
+def _rungs(search: SearchReport) -> Table:
     """What each rung was promised, and what it took."""
-    columns = columns_of("Rung, Planned>, Each>, Tried>, Failed>2, Time>3, GPU time>, Share>1")
+    columns = (
+        Column("Rung"),
+        Column("Planned", number=True),
+        Column("Each", number=True),
+        Column("Tried", number=True),
+        Column("Failed", number=True, rank=2),
+        Column("Time", number=True, rank=3),
+        Column("GPU time", number=True),
+        Column("Share", number=True, rank=1),
+    )
     all_s = sum(trial.gpu_s for trial in search.trials)
     planned = [(rung, f"{each.count}", format_duration(each.seconds)) for rung, each in enumerate(search.rungs)]
     finals = [trial for trial in search.trials if trial.rung == FINAL]
@@ -64,110 +72,118 @@ def _ladder(search: SearchReport) -> Table:
     ]
     if search.trials:
         rows.append(("All", DASH, DASH, *_spent(search.trials, all_s)))
-    return table_of("The ladder: GPU seconds promised, and spent", columns, rows, len(rows) - 1 if all_s else None)
+    return table_of("GPU time promised and spent on each rung", columns, rows, len(rows) - 1 if all_s else None)
 
 
 def _rung(rung: int) -> str:
     """A rung as a title."""
-    return "Final" if rung == FINAL else titled(rung_name(rung))
+    return "Final" if rung == FINAL else capitalize(rung_name(rung))
 
 
 def _spent(trials: Sequence[TrialRow], all_s: float) -> tuple[str, ...]:
     """How many there were, how many failed, and what they took."""
     if not trials:
         return (DASH,) * 5
-    gpu_s, failed = sum(trial.gpu_s for trial in trials), sum(trial.fate == "failed" for trial in trials)
+    gpu_s, failed = sum(trial.gpu_s for trial in trials), sum(trial.state == TrialState.FAILED for trial in trials)
     part = f"{100 * gpu_s / all_s:.0f} %" if all_s else DASH
     return f"{len(trials)}", f"{failed}" if failed else DASH, _time(trials), format_duration(gpu_s), part
 
 
 def _time(trials: Collection[TrialRow]) -> str:
-    """What they took by the clock; nothing where that is their GPU time."""
-    some = [trial for trial in trials if trial.charged_s != trial.gpu_s]
-    return format_duration(sum(trial.charged_s for trial in trials)) if some else DASH
+    """What they took by the clock; the dash where that is their GPU time."""
+    if all(trial.charged_s == trial.gpu_s for trial in trials):
+        return DASH
+    return format_duration(sum(trial.charged_s for trial in trials))
 
 
-def _climbs(report: Report, search: SearchReport) -> Table:
+def _accuracy_by_rung(report: Report, search: SearchReport) -> Table:
     """A row for each candidate that was tried: how it did on every rung, what it took, and why it is out."""
     rungs = sorted({trial.rung for trial in search.trials} - {FINAL})
     rungs += [FINAL] if any(trial.rung == FINAL for trial in search.trials) else []
-    columns = [
+    columns = (
         Column("Candidate"),
         *(Column(_rung(rung), number=True, rank=1 if place else 3) for place, rung in enumerate(rungs)),
-        *columns_of("Time>4, GPU time>2, Out, How sure>, Why~5"),
-    ]
-    out = {verdict.candidate: verdict for verdict in search.verdicts}
+        Column("Time", number=True, rank=4),
+        Column("GPU time", number=True, rank=2),
+        Column("Out"),
+        Column("How sure", number=True),
+        Column("Why", wrap=True, rank=5),
+    )
+    out = {each.candidate: each for each in search.eliminations}
     by_candidate: dict[str, dict[int, TrialRow]] = {}
     for trial in search.trials:
         by_candidate.setdefault(trial.candidate, {})[trial.rung] = trial
-    names = sorted(by_candidate, key=lambda name: _place(name == report.winner, by_candidate[name]))
+    names = sorted(by_candidate, key=lambda name: _order(name == report.winner, by_candidate[name]))
     rows: list[tuple[Cell | str, ...]] = [
         (
             name,
-            *(_on(by_candidate[name].get(rung)) for rung in rungs),
+            *(_reached(by_candidate[name].get(rung)) for rung in rungs),
             _time(by_candidate[name].values()),
             format_duration(sum(trial.gpu_s for trial in by_candidate[name].values())),
-            *_out(out.get(name), by_candidate[name], search),
+            *_out(out.get(name), by_candidate[name]),
         )
         for name in names
     ]
-    strong = next((place for place, name in enumerate(names) if name == report.winner), None)
-    return table_of("Validation accuracy on every rung, and who is out when", columns, rows, strong)
+    highlighted = next((place for place, name in enumerate(names) if name == report.winner), None)
+    return table_of("Validation accuracy on every rung, and who is out when", columns, rows, highlighted)
 
 
-def _place(won: bool, trials: dict[int, TrialRow]) -> tuple[bool, int, float]:
+def _order(won: bool, trials: dict[int, TrialRow]) -> tuple[bool, int, float]:
     """The winner first, then who came furthest, then who was best there."""
     last = list(trials.values())[-1]
     return not won, -len(trials), -last.accuracy.share if last.accuracy else 0.0
 
 
-def _on(trial: TrialRow | None) -> Cell:
+def _reached(trial: TrialRow | None) -> Cell:
     if trial is None:
         return Cell()
-    if trial.accuracy is None:
-        return Cell(trial.fate, tone=_TONES[trial.fate])
-    return share_cell(trial.accuracy)._replace(tone=_TONES[trial.fate])
+    cell = Cell(trial.state) if trial.accuracy is None else accuracy_cell(trial.accuracy)
+    return cell._replace(tone=_TONES.get(trial.state, ""))
 
 
-def _out(verdict: EliminationRow | None, trials: dict[int, TrialRow], search: SearchReport) -> tuple[Cell, Cell, str]:
+def _out(out: EliminationRow | None, trials: dict[int, TrialRow]) -> tuple[Cell, Cell, str]:
     """When a candidate is out, how sure that is, and why."""
-    if verdict is None or verdict.rung is None:
-        handed = any(trial.turn == search.handed_over for trial in trials.values())
-        return Cell("handed over", tone="good") if handed else Cell(), Cell(), ""
-    when = Cell(f"after {rung_name(verdict.rung)}")
-    failed = trials.get(verdict.rung)
-    if failed is not None and failed.fate == "failed":
-        return Cell(f"failed on {rung_name(verdict.rung)}", tone="bad"), Cell(), verdict.reason
-    if verdict.cut is None:
-        return when, Cell(), verdict.reason
-    went_on = f"{share(verdict.cut)[0]} went on"
-    if verdict.confidence is None:
-        return when, Cell("cannot be told"), f"{went_on}; {verdict.cut.total:,} images cannot tell the two apart"
-    return when, Cell(percent_sure(verdict.confidence).replace("more than", ">").replace("%", " %")), went_on
+    if out is None or out.rung is None:
+        delivered = any(trial.state == TrialState.DELIVERED for trial in trials.values())
+        return Cell("delivered", tone="good") if delivered else Cell(), Cell(), ""
+    trial = trials.get(out.rung)
+    if trial is not None and trial.state == TrialState.FAILED:
+        return Cell(f"failed on {rung_name(out.rung)}", tone="bad"), Cell(), out.reason
+    after = Cell(f"after {rung_name(out.rung)}")
+    if out.cutoff is None:
+        return after, Cell(), out.reason
+    went_on = f"the last one that went on had {out.cutoff.percent}"
+    if out.confidence is None:
+        return after, Cell("unknown"), f"{went_on}; {out.cutoff.total:,} images cannot tell the two apart"
+    return after, Cell(format_confidence(out.confidence).replace("more than", ">")), went_on
 
 
 def _trial(trial: TrialRow) -> str:
     """A trial in a line: what it was promised, took and reached, and what became of it."""
-    reached = f"{share(trial.accuracy)[0]} ({share(trial.accuracy)[1]})" if trial.accuracy else "no model"
+    accuracy = trial.accuracy
+    reached = "no model" if accuracy is None else f"{accuracy.percent} ({format_accuracy(accuracy)[1]})"
     took = f"{format_duration(trial.charged_s)} of {format_duration(trial.promised_s)} promised"
     gpu = "" if trial.gpu_s == trial.charged_s else f", {format_duration(trial.gpu_s)} of GPU time"
-    return f"{trial.candidate}: {rung_name(trial.rung)}, {reached} in {took}{gpu}; {trial.fate} ({trial.why})"
+    return f"{trial.candidate}: {rung_name(trial.rung)}, {reached} in {took}{gpu}; {trial.state} ({trial.why})"
 
 
-def _forecasts(report: Report, outlook: Forecast) -> Table:
+def _forecasts(report: Report, forecast: Forecast) -> Table:
     """The expected accuracies beside the one that was reached."""
     limit_s = report.request.get("time_s") or report.request.get("gpu_time_s")
-    columns = columns_of("Time, Limit>1, Expected val>, More>")
-    if not outlook.forecasts:
-        return Table("", (), ())
-    reached = outlook.points[-1].share
+    columns = (
+        Column("Time"),
+        Column("Limit", number=True, rank=1),
+        Column("Expected val", number=True),
+        Column("More", number=True),
+    )
+    reached = forecast.points[-1].accuracy.share
     rows = [
         (
             _TIMES.get(each.factor, f"{each.factor:g} times"),
-            in_words(limit_s and limit_s * each.factor, format_duration),
+            format_or_dash(limit_s and limit_s * each.factor, format_duration),
             Cell(f"{100 * each.share:.1f} %", f"{100 * each.low:.1f}–{100 * each.high:.1f}"),
-            f"{points_of(each.share - reached)} points",
+            f"{format_points(each.share - reached)} points",
         )
-        for each in outlook.forecasts
+        for each in forecast.forecasts
     ]
     return table_of("Expected of a longer run, with 95 % intervals", columns, rows)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from fitwithin.planning.search import FINAL
-from fitwithin.planning.stats import Estimate, percent_sure
+from fitwithin.planning.stats import Accuracy, format_confidence
 from fitwithin.report.schema import Limit, MethodRow, Report
 from fitwithin.report.search_report import rung_name
 from fitwithin.units import format_duration, format_size
@@ -32,77 +32,77 @@ def headline(report: Report) -> str:
         within = f" within {allowed}" if allowed else ""
         counts = {status: sum(row.status == status for row in report.candidates) for status in STATUSES}
         if is_plan(report):
-            return (
-                f"{counts['planned']} of {len(report.candidates)} candidates fit{within}; nothing has been trained yet."
-            )
-        told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-        return (
-            f"No model: none of {len(report.candidates)} candidates could be chosen{within} ({told or 'none tried'})."
-        )
-    used = delivered(report)
+            fit = f"{counts['planned']} of {len(report.candidates)} candidates fit{within}"
+            return f"{fit}; nothing has been trained yet."
+        ended = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none tried"
+        none = f"No model: none of {len(report.candidates)} candidates left one{within} ({ended})"
+        return f"{none}; `fitwithin plan` shows what would fit."
+    used = delivered_method(report)
     row = report.row(used.candidate if used else report.winner)
     sizes = f"trained at {used.train_px} px, tested at {used.test_px}" if used else f"trained at {row.train_px} px"
-    estimate, split = (used.test, "test") if used and used.test else (used and used.validation, "validation")
-    estimate = estimate or row.validation
+    accuracy, split = (used.test, "test") if used and used.test else (used and used.validation, "validation")
+    accuracy = accuracy or row.validation
     who, reached = f"{row.model} ({row.precision}, {sizes})", "was trained"
-    if estimate:
-        percent, interval = share(estimate)
-        reached = f"reaches {percent} ({interval}) on {estimate.total:,} {split} images"
+    if accuracy:
+        percent, interval = format_accuracy(accuracy)
+        reached = f"reaches {percent} (95 % interval {interval}) on {accuracy.total:,} {split} images"
     spent = ", ".join(_spent(limit) for limit in sorted(limits, key=lambda limit: limit.unit != "s"))
     broken = ", ".join(limit.name for limit in limits if not limit.kept)
     within = f", {'against limits of' if broken else 'within'} {allowed}" if allowed else ""
     return f"{who} {reached}{within}{': ' + spent if spent else ''}.{f' NOT KEPT: {broken}.' if broken else ''}"
 
 
-def caution(report: Report) -> str:
+def trust_note(report: Report) -> str:
     """How far to trust the winner's figures; empty without a winner."""
     if report.winner is None:
         return ""
-    rivals = sum(row.validation is not None for row in report.candidates)
+    tried = sum(row.validation is not None for row in report.candidates)
     tested = any(method.test for method in report.methods)
-    test = (
-        "the test split was read once, after every choice" if tested else "there is no labelled test split to check it"
-    )
-    return f"Chosen so, its validation figure is optimistic; {test}." if rivals > 1 else f"{titled(test)}."
+    test = "the test images were used once, after every choice" if tested else "there is no labelled test split"
+    if tried <= 1:
+        return f"{capitalize(test)}."
+    return f"Validation accuracy is optimistic, because the best of {tried} candidates was chosen by it; {test}."
 
 
-def contested(report: Report) -> str:
-    """The search in a sentence or two: how many were tried, who was second and how sure the choice is; else empty."""
+def search_sentence(report: Report) -> str:
+    """The search in a few words: how many were tried, which came second, how sure the choice is; empty without one."""
     search = report.search
     if search is None or not search.trials or report.winner is None:
         return ""
     tried, rungs = len({trial.candidate for trial in search.trials}), len({t.rung for t in search.trials} - {FINAL})
     on = "1 rung" if rungs == 1 else f"{rungs} rungs"
-    told = f"The search tried {tried} candidates in {len(search.trials)} trials on {on}"
-    second = search.second
+    summary = f"The search tried {tried} candidates in {len(search.trials)} trials on {on}."
+    second = search.runner_up
     if second is None:
-        return f"{told}; none of the others left a model to compare with."
-    had, won = share(second.accuracy)[0], share(second.winner_accuracy)[0]
+        return f"{summary} No other candidate left a model to compare with."
     where, images = rung_name(second.rung), f"{second.accuracy.total:,} validation images"
     if second.confidence is None:
-        return f"{told}; {second.candidate} had {had} on {where} like the winner: {images} cannot tell them apart."
-    sure = percent_sure(second.confidence).replace("%", " %")
+        return (
+            f"{summary} Second is {second.candidate}, with {second.accuracy.percent} on {where} like the winner: "
+            f"{images} cannot tell them apart."
+        )
     return (
-        f"{told}; second was {second.candidate}, {had} on {where} against {won}: by {images} it is {sure} sure that "
-        f"the winner is better."
+        f"{summary} Second is {second.candidate}, with {second.accuracy.percent} on {where}, where the winner had "
+        f"{second.winner_accuracy.percent}. That the winner is really better is {format_confidence(second.confidence)} "
+        f"sure by {images}."
     )
 
 
 def tiles(report: Report) -> Iterator[Tile]:
     """The page's large figures: accuracy, then every limit with the share of it that was used."""
-    used = delivered(report)
-    estimate = (used.test or used.validation) if used else None
-    if estimate and used:
-        reached, interval = share(estimate)
-        of = f"95 % interval {interval}, {estimate.total:,} images"
+    used = delivered_method(report)
+    accuracy = (used.test or used.validation) if used else None
+    if accuracy and used:
+        reached, interval = format_accuracy(accuracy)
+        of = f"95 % interval {interval}, {accuracy.total:,} images"
         yield Tile("Test accuracy" if used.test else "Validation accuracy", reached, of)
     elif is_plan(report):
         fit = sum(row.status == "planned" for row in report.candidates)
         yield Tile("Candidates that fit", f"{fit}", f"of {len(report.candidates)}")
     for limit in report.receipt.limits:
-        of = f"of {amount(limit.limit, limit.unit)}: {'kept' if limit.kept else 'NOT KEPT'}"
+        of = f"of {format_amount(limit.limit, limit.unit)}: {'kept' if limit.kept else 'NOT KEPT'}"
         percent = 100 * limit.spent / limit.limit if limit.limit else 0.0
-        yield Tile(titled(limit.name), amount(limit.spent, limit.unit), of, min(percent, 100.0), limit.kept)
+        yield Tile(capitalize(limit.name), format_amount(limit.spent, limit.unit), of, min(percent, 100.0), limit.kept)
 
 
 def is_plan(report: Report) -> bool:
@@ -110,8 +110,8 @@ def is_plan(report: Report) -> bool:
     return report.winner is None and all(row.status in ("planned", "rejected") for row in report.candidates)
 
 
-def delivered(report: Report) -> MethodRow | None:
-    """The row that is handed over, as the report marks it.
+def delivered_method(report: Report) -> MethodRow | None:
+    """The row that is the result of the run, as the report marks it.
 
     Where none is marked: the winner's with the best validation accuracy, the later of equals; test accuracy has no say.
     """
@@ -122,36 +122,37 @@ def delivered(report: Report) -> MethodRow | None:
     )
 
 
-def amount(value: float, unit: str) -> str:
+def format_amount(value: float, unit: str) -> str:
     """A figure in its unit: ``6.00 GiB`` for bytes, ``3h 00m`` for s, ``5 ms/image`` for any other."""
     if unit == "bytes":
         return format_size(value)
     return format_duration(value) if unit == "s" else f"{value:.3g} {unit}"
 
 
-def share(estimate: Estimate) -> tuple[str, str]:
-    """An estimate in percent, and its 95 % interval: ``91.2 %`` and ``90.3–92.1``."""
-    low, high = estimate.interval
-    return f"{100 * estimate.share:.1f} %", f"{100 * low:.1f}–{100 * high:.1f}"
+def format_accuracy(accuracy: Accuracy) -> tuple[str, str]:
+    """An accuracy in percent, and its 95 % interval: ``91.2 %`` and ``90.3–92.1``."""
+    low, high = accuracy.interval
+    return accuracy.percent, f"{100 * low:.1f}–{100 * high:.1f}"
 
 
-def titled(text: str) -> str:
+def capitalize(text: str) -> str:
     """The text with a capital at its beginning, the rest as it was."""
     return text[:1].upper() + text[1:]
 
 
 def _allowed(report: Report) -> str:
     """The limits in words, ``6.00 GiB and 3h 00m``: those of the receipt, or of the request before there are any."""
-    words = [amount(limit.limit, limit.unit) + _on_gpu(limit) for limit in report.receipt.limits]
+    words = [format_amount(limit.limit, limit.unit) + _on_gpu(limit) for limit in report.receipt.limits]
     asked = [(report.request.get(key), unit) for key, unit in (("memory_bytes", "bytes"), ("time_s", "s"))]
-    words = words or [amount(value, unit) for value, unit in asked if value]
+    words = words or [format_amount(value, unit) for value, unit in asked if value]
     return " and ".join(", ".join(words).rsplit(", ", 1))
 
 
 def _spent(limit: Limit) -> str:
+    """What was spent of a limit: ``spent 2h 57m``, ``peak 5.91 GiB``."""
     word = {"bytes": "peak ", "s": "spent "}.get(limit.unit, "")
-    return f"{word}{amount(limit.spent, limit.unit)}{_on_gpu(limit)}"
+    return f"{word}{format_amount(limit.spent, limit.unit)}{_on_gpu(limit)}"
 
 
 def _on_gpu(limit: Limit) -> str:
-    return " of GPU time" if limit.unit == "s" and "gpu" in limit.name.lower() else ""
+    return " of GPU time" if limit.name == "device time" else ""

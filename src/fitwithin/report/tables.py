@@ -1,4 +1,4 @@
-"""What sections of a report are made of: cells, columns and tables, as plain text that any voice can set."""
+"""What sections of a report are made of: cells, columns and tables, as plain text that every format can show."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from fitwithin.planning.stats import Estimate
-from fitwithin.report.summary import share
+from fitwithin.planning.stats import Accuracy
+from fitwithin.report.summary import format_accuracy
 
 #: What stands where there is nothing to say.
 DASH = "–"
@@ -28,7 +28,8 @@ class Cell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A table's column; ``rank`` orders what falls away on a narrow terminal, the highest first, 0 never."""
+    """A table's column: numbers are set to the right, ``wrap`` lets text take several lines. On a narrow terminal the
+    columns with the highest ``rank`` are left out first, those of rank 0 never."""
 
     title: str
     number: bool = False
@@ -37,12 +38,12 @@ class Column(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Columns and rows; the first cell of a row names it; ``strong`` is the row to set off, if any."""
+    """Columns and rows; the first cell of a row names it; ``highlighted`` is the index of a row to set off, if any."""
 
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    strong: int | None = None
+    highlighted: int | None = None
 
     @property
     def stacked(self) -> bool:
@@ -56,40 +57,34 @@ class Table(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A heading with its paragraphs, tables and folds (summary, lines: shown closed in HTML, cut short elsewhere)."""
+    """A heading with its paragraphs, tables and ``collapsible`` lists: a summary and its lines, closed in HTML."""
 
     anchor: str
     title: str
     paragraphs: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
-    folds: tuple[tuple[str, tuple[str, ...]], ...] = ()
-
-
-def columns_of(titles: str) -> tuple[Column, ...]:
-    """Columns in short: ``>`` after a title means numbers, ``~`` a column that wraps, a digit its rank."""
-    parts = [re.fullmatch(r"(.*?)(>?)(~?)(\d?)", title) for title in titles.split(", ")]
-    return tuple(Column(part[1], bool(part[2]), int(part[4] or 0), bool(part[3])) for part in parts if part)
+    collapsible: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 def table_of(
-    caption: str, columns: Sequence[Column], rows: Sequence[Sequence[Cell | str | None]], strong: int | None = None
+    caption: str, columns: Sequence[Column], rows: Sequence[Sequence[Cell | str | None]], highlighted: int | None = None
 ) -> Table:
     """A table of clean cells, without the columns in which no row has anything to say."""
     cells = [[cell if isinstance(cell, Cell) else Cell(cell or DASH) for cell in row] for row in rows]
     cells = [[cell._replace(text=clean(cell.text), below=clean(cell.below)) for cell in row] for row in cells]
     places = [place for place in range(len(columns)) if any(row[place].text != DASH for row in cells)]
     kept = tuple(tuple(row[place] for place in places) for row in cells)
-    return Table(caption, tuple(columns[place] for place in places), kept, strong)
+    return Table(caption, tuple(columns[place] for place in places), kept, highlighted)
 
 
-def share_cell(estimate: Estimate | None) -> Cell:
+def accuracy_cell(accuracy: Accuracy | None) -> Cell:
     """An accuracy with its interval beside it."""
-    return Cell(*share(estimate)) if estimate else Cell()
+    return Cell(*format_accuracy(accuracy)) if accuracy else Cell()
 
 
-def in_words(value: float | None, form: Callable[[Any], str]) -> str | None:
-    """The value as ``form`` writes it; None where there is none."""
-    return None if value is None else form(value)
+def format_or_dash(value: float | None, form: Callable[[Any], str]) -> str:
+    """The value as ``form`` writes it; the dash where there is none."""
+    return DASH if value is None else form(value)
 
 
 def clean(text: Any) -> str:

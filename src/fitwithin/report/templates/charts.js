@@ -180,7 +180,7 @@
       const data = each.points.map(([x, y, low, high], n) => {
         const ends = low === undefined ? "" : `, ${intervalText(low, high)}`;
         const said = [`${chart.y.title} ${withUnit(y, chart.y)}${ends}`, `${chart.x.title} ${withUnit(x, chart.x)}`];
-        const handed = n === each.handed_over ? ["handed over"] : [];
+        const handed = n === each.delivered ? ["delivered"] : [];
         return { x, y, low, high, told: [each.name + (each.winner ? " (winner)" : ""), ...said, ...handed].join("\n") };
       });
       return { ...each, named, data, look: { ...look, strokeOpacity: named ? 1 : 0.45 }, dots };
@@ -193,7 +193,7 @@
         ? [Plot.ruleX(each.data, { x: "x", y1: "low", y2: "high", stroke: each.look.stroke })]
         : []),
     ]);
-    const handed = series.flatMap((each) => each.data.filter((point, n) => n === each.handed_over));
+    const handed = series.flatMap((each) => each.data.filter((point, n) => n === each.delivered));
     const everything = series.flatMap((each) => each.data);
     marks.push(Plot.dot(handed, { x: "x", y: "y", ...ring }), tip(everything, width));
     const height = Math.round(Math.max(250, Math.min(350, 0.62 * width)));
@@ -204,7 +204,7 @@
       const name = short(each.name, width - 110) + (each.winner ? " (winner)" : "");
       return key(name, Plot.line(across, each.look), ...dots);
     });
-    if (handed.length) legend.push(key("handed over", Plot.dot(middle, { ...ring, r: 6 })));
+    if (handed.length) legend.push(key("delivered", Plot.dot(middle, { ...ring, r: 6 })));
     const rest = series.length - NAMED_LINES;
     if (rest > 0) {
       const { look, dots } = series[NAMED_LINES];

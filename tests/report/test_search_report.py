@@ -13,14 +13,13 @@ from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.inference import bundle
 from fitwithin.ledger import Entry, Ledger
 from fitwithin.pipeline import run
-from fitwithin.planning import search_plan
 from fitwithin.planning.halving import Halving
 from fitwithin.planning.plan import SearchPlan
-from fitwithin.planning.search import SearchCandidate, Trial
-from fitwithin.planning.stats import Score
-from fitwithin.report import build, searched
+from fitwithin.planning.search import Score, SearchCandidate, Trial
+from fitwithin.planning.stats import Accuracy, FailedTrial
+from fitwithin.report import build
 from fitwithin.report.schema import Report, from_json
-from fitwithin.report.search_report import FATES, SearchReport
+from fitwithin.report.search_report import Charge, SearchReport, TrialState, build_search_report, charges
 from planning.test_search import entrants, play, steady
 from simulation import CountedImages, Stage, request, without_pages
 
@@ -54,14 +53,13 @@ def holds(report: Report) -> SearchReport:
     assert sum(trial.gpu_s for trial in search.trials) == pytest.approx(phase.gpu_s)
     assert [trial.number for trial in search.trials] == list(range(1, len(search.trials) + 1))
     tried = {trial.candidate for trial in search.trials}
-    out = [verdict.candidate for verdict in search.verdicts]
+    out = [verdict.candidate for verdict in search.eliminations]
     assert len(out) == len(set(out))
     assert tried <= {*out, report.winner}
-    assert {verdict.candidate for verdict in search.verdicts if verdict.rung is None}.isdisjoint(tried)
+    assert {verdict.candidate for verdict in search.eliminations if verdict.rung is None}.isdisjoint(tried)
     for trial in search.trials:
-        assert trial.fate in FATES
-        assert (trial.fate == "failed") == (trial.accuracy is None)
-        assert (trial.fate == "handed over") == (trial.turn == search.handed_over)
+        assert (trial.state == TrialState.FAILED) == (trial.accuracy is None)
+        assert (trial.state == TrialState.DELIVERED) == (trial.name == search.delivered)
     rows = {row.name: row for row in report.candidates}
     for name in tried:
         own = [trial for trial in search.trials if trial.candidate == name]
@@ -69,11 +67,11 @@ def holds(report: Report) -> SearchReport:
         if rows[name].validation is not None:
             assert rows[name].validation in [trial.accuracy for trial in own]
             assert rows[name].inference_ms is not None
-            assert (rows[name].front is True) == (rows[name].beaten_by is None)
+            assert (rows[name].front is True) == (rows[name].dominated_by is None)
     return search
 
 
-def test_a_search_is_told_whole(begin: Begin) -> None:
+def test_a_search_is_reported_whole(begin: Begin) -> None:
     stage = begin()
     report = run.tell(stage.run())
     search = holds(report)
@@ -82,16 +80,16 @@ def test_a_search_is_told_whole(begin: Begin) -> None:
     assert sorted(trial.rung for trial in search.trials) == [-1] + [0] * 16 + [1] * 4
     assert all(trial.charged_s <= trial.promised_s for trial in search.trials)
     final = search.trials[-1]
-    assert (final.fate, final.turn) == ("handed over", f"{report.winner}-final")
-    assert Path(bundle.read(stage.folder).folder).name == search.handed_over
-    assert search.handed_over_why.startswith("the model of the final training: ")
-    assert search.second is not None
-    assert search.second.rung == 1
+    assert (final.state, final.name) == (TrialState.DELIVERED, f"{report.winner}-final")
+    assert Path(bundle.read(stage.folder).folder).name == search.delivered
+    assert search.delivered_why.startswith("the model of the final training: ")
+    assert search.runner_up is not None
+    assert search.runner_up.rung == 1
     ranked = sorted((t for t in search.trials if t.rung == 1), key=lambda t: -t.accuracy.correct)
-    assert search.second.accuracy == ranked[1].accuracy
-    assert search.second.winner_accuracy == ranked[0].accuracy
-    assert sum(trial.fate == "went on" for trial in search.trials) == 5
-    assert search.told not in report.notes, "it stands in the search's own section"
+    assert search.runner_up.accuracy == ranked[1].accuracy
+    assert search.runner_up.winner_accuracy == ranked[0].accuracy
+    assert sum(trial.state == TrialState.PROMOTED for trial in search.trials) == 5
+    assert search.summary not in report.notes, "it stands in the search's own section"
 
 
 def test_predicted_and_actual_time_are_of_the_same_trials(begin: Begin) -> None:
@@ -100,29 +98,29 @@ def test_predicted_and_actual_time_are_of_the_same_trials(begin: Begin) -> None:
         assert row.predicted_low_s * 0.98 <= row.actual_s <= row.predicted_high_s * 1.02, row.name
 
 
-def test_the_outlook_goes_by_the_winners_last_two_trials(begin: Begin) -> None:
+def test_the_forecast_goes_by_the_winners_last_two_trials(begin: Begin) -> None:
     for warm_start in (False, True):
         report = run.tell(begin(folder=str(warm_start), warm_start=warm_start).run())
         assert report.search is not None
-        assert report.outlook is not None
+        assert report.forecast is not None
         own = [trial for trial in report.search.trials if trial.candidate == report.winner]
-        assert [point.correct for point in report.outlook.points] == [trial.accuracy.correct for trial in own]
+        assert [point.accuracy.correct for point in report.forecast.points] == [trial.accuracy.correct for trial in own]
         spent = [trial.gpu_s for trial in own]
         expected = [sum(spent[: n + 1]) for n in range(3)] if warm_start else spent
-        assert [point.gpu_s for point in report.outlook.points] == pytest.approx(expected)
+        assert [point.gpu_s for point in report.forecast.points] == pytest.approx(expected)
 
 
-def test_without_a_search_one_training_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_search_one_training_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
     without_pages(monkeypatch)
     report = run.tell(Stage(SimulatedMachine(), request(time_s=300.0), tmp_path).run())
     assert report.search is None
-    assert report.outlook is not None
-    assert len(report.outlook.points) == 1
-    assert report.outlook.forecasts == ()
+    assert report.forecast is not None
+    assert len(report.forecast.points) == 1
+    assert report.forecast.forecasts == ()
 
 
-def test_a_trial_that_died_is_told_with_its_reason(begin: Begin) -> None:
+def test_a_trial_that_died_has_its_reason(begin: Begin) -> None:
     """The first trial of a run that goes as the calm one did until then dies again and again."""
     report = run.tell(begin(folder="calm").run())
     calm = holds(report)
@@ -130,67 +128,71 @@ def test_a_trial_that_died_is_told_with_its_reason(begin: Begin) -> None:
     troubles = tuple(Fault(at_s=profiled_s + at_s, kind="died") for at_s in (0.5, 0.6, 0.7))
     search = holds(run.tell(begin(folder="troubled", law=SimulatedMachine(half_epochs=20, troubles=troubles)).run()))
     assert search.trials[0].candidate == calm.trials[0].candidate
-    assert search.trials[0].fate == "failed"
+    assert search.trials[0].state == TrialState.FAILED
     assert search.trials[0].why.startswith("simulated: died")
-    verdict = next(verdict for verdict in search.verdicts if verdict.candidate == calm.trials[0].candidate)
-    assert (verdict.rung, verdict.confidence, verdict.cut) == (0, None, None)
+    verdict = next(verdict for verdict in search.eliminations if verdict.candidate == calm.trials[0].candidate)
+    assert (verdict.rung, verdict.confidence, verdict.cutoff) == (0, None, None)
 
 
-def test_a_plan_has_its_ladder_and_no_trials(begin: Begin) -> None:
+def test_a_plan_has_its_bracket_and_no_trials(begin: Begin) -> None:
     stage = begin()
     plan = run.draw_up(stage.run())
     report = build.report(stage.request, plan, stage.store.events())
     assert report.search is not None
-    assert report.search.told == plan.search.told
-    assert (report.search.trials, report.search.verdicts, report.search.handed_over) == ((), (), None)
-    assert report.outlook is None
+    assert report.search.summary == plan.search.summary
+    assert (report.search.trials, report.search.eliminations, report.search.delivered) == ((), (), None)
+    assert report.forecast is None
 
 
-def told(search: Halving, truth: Callable[[Trial], Score], budget_s: float = 100.0) -> SearchReport:
-    """A search played through with these truths, told without books."""
+def described(search: Halving, truth: Callable[[Trial], Score], budget_s: float = 100.0) -> SearchReport:
+    """A search played through with these truths, reported without a ledger."""
     play(search, truth, budget_s=budget_s)
-    counts, seconds = (search.ladder.counts, search.ladder.seconds) if search.ladder else ((), ())
+    counts, seconds = (search.bracket.counts, search.bracket.seconds) if search.bracket else ((), ())
     facts = SearchPlan(
         entrants=search.entrants, budget_s=budget_s, counts=counts, seconds=seconds, final_s=search.final_s
     )
-    return searched.told(facts, search, {})
+    return build_search_report(facts, search, {})
 
 
-def test_a_final_training_that_did_harm_is_told() -> None:
+def test_a_final_training_that_did_harm_is_reported() -> None:
     fine = steady(2)
-    found = told(Halving(entrants(4), budget_s=100.0), lambda t: Score(correct=1, total=1000) if t.final else fine(t))
-    assert found.handed_over == next(t.turn for t in reversed(found.trials[:-1]) if t.candidate == "model0002-amp-160")
-    assert found.trials[-1].fate == "dropped"
-    assert found.handed_over_why.endswith("the final training reached 0.1 % only")
+    found = described(
+        Halving(entrants(4), budget_s=100.0), lambda t: Accuracy(correct=1, total=1000) if t.final else fine(t)
+    )
+    assert found.delivered == next(t.name for t in reversed(found.trials[:-1]) if t.candidate == "model0002-amp-160")
+    assert found.trials[-1].state == TrialState.STOPPED
+    assert found.delivered_why.endswith("the final training reached only 0.1 %")
 
 
-def test_a_final_training_that_failed_is_told() -> None:
+def test_a_final_training_that_failed_is_reported() -> None:
     fine = steady(2)
-    found = told(Halving(entrants(4), budget_s=100.0), lambda t: Score(reason="it died") if t.final else fine(t))
-    assert found.trials[-1].fate == "failed"
-    assert found.handed_over_why.endswith("the final training left none (it died)")
+    found = described(
+        Halving(entrants(4), budget_s=100.0), lambda t: FailedTrial(reason="it died") if t.final else fine(t)
+    )
+    assert found.trials[-1].state == TrialState.FAILED
+    assert found.delivered_why.endswith("the final training left no model (it died)")
 
 
 def test_whom_the_time_does_not_pay_for_was_never_tried() -> None:
-    found = told(Halving(entrants(20, fixed_s=5.0), budget_s=200.0), steady(0), 200.0)
-    left_out = [verdict for verdict in found.verdicts if verdict.rung is None]
+    found = described(Halving(entrants(20, overhead_s=5.0), budget_s=200.0), steady(0), 200.0)
+    left_out = [verdict for verdict in found.eliminations if verdict.rung is None]
     assert len(left_out) == 20 - len({trial.candidate for trial in found.trials})
     assert all(verdict.reason.startswith("left out") for verdict in left_out)
 
 
 def test_where_all_failed_nothing_is_handed_over() -> None:
-    found = told(Halving(entrants(4), budget_s=100.0), lambda trial: Score(reason="it died"))
-    assert (found.handed_over, found.handed_over_why, found.second) == (None, "", None)
-    assert {trial.fate for trial in found.trials} == {"failed"}
-    assert len(found.verdicts) == 4
+    found = described(Halving(entrants(4), budget_s=100.0), lambda trial: FailedTrial(reason="it died"))
+    assert (found.delivered, found.delivered_why, found.runner_up) == (None, "", None)
+    assert {trial.state for trial in found.trials} == {TrialState.FAILED}
+    assert len(found.eliminations) == 4
 
 
-def test_charges_are_summed_by_turn_whatever_stands_between() -> None:
+def test_charges_are_summed_by_trial_whatever_stands_between() -> None:
     def entry(number: int, key: str, phase: str, charged_s: float | None, gpus: int = 1) -> Entry:
         reserved_s = 10.0 - number  # what is reserved when it is taken up again is less
         return Entry(number=number, phase=phase, key=key, gpus=gpus, reserved_s=reserved_s, charged_s=charged_s)
 
-    found = searched.charges(
+    found = charges(
         Ledger(
             entries=(
                 entry(1, "a", "profile", 5.0),
@@ -203,12 +205,12 @@ def test_charges_are_summed_by_turn_whatever_stands_between() -> None:
         )
     )
     assert found == {
-        "a": searched.Charge(seconds=5.0, gpu_s=10.0, promised_s=8.0),
-        "b": searched.Charge(seconds=1.0, gpu_s=1.0, promised_s=7.0),
+        "a": Charge(seconds=5.0, gpu_s=10.0, promised_s=8.0),
+        "b": Charge(seconds=1.0, gpu_s=1.0, promised_s=7.0),
     }
 
 
-def test_a_trial_names_its_turn() -> None:
+def test_trials_have_the_names_of_their_folders() -> None:
     search = Halving([SearchCandidate(candidate=each.candidate) for each in entrants(4)], budget_s=100.0)
-    found = told(search, steady(1))
-    assert [trial.turn for trial in found.trials] == [search_plan.turn_name(trial) for trial in search.trials]
+    found = described(search, steady(1))
+    assert [trial.name for trial in found.trials] == [trial.name for trial in search.trials]
