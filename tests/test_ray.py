@@ -256,7 +256,7 @@ def carried_out(run: Run, plan: Plan, assassin: Assassin) -> dict[str, Trained]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("wanted", [4, pytest.param(20, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("wanted", [2, pytest.param(20, marks=pytest.mark.soak)])
 def test_killed_workers_cost_no_turn(ground: Ground, run: Run, monkeypatch: pytest.MonkeyPatch, wanted: int) -> None:
     """kill -9, twice a turn: of the Ray worker, with which its server and its job die, then of the job's process alone.
 
@@ -283,7 +283,7 @@ def test_killed_workers_cost_no_turn(ground: Ground, run: Run, monkeypatch: pyte
     )
     assert len(assassin.struck) >= wanted
     assert all((trained.ended, trained.steps) == ("complete", STEPS) for trained in outcomes.values())
-    assert sum(steps > 0 for _, steps in assassin.struck) >= wanted // 4, "some had a checkpoint to go on from"
+    assert sum(steps > 0 for _, steps in assassin.struck) >= max(1, wanted // 4), "some had a checkpoint to go on from"
 
 
 @pytest.mark.slow
