@@ -7,7 +7,8 @@ Each run is on scikit-learn's digits, on the CPU, with a cache of its own, so th
 drawn from the seed it gets a SIGKILL: a worker (whatever is being profiled, trained or evaluated), the driver with
 the workers going on until they notice, or both. After a killed driver the run is resumed, begun again where it had not
 come to a run's folder yet. What is checked afterwards comes from the run's store, receipt and report, and from
-predicting with what was handed over. (tests/test_faults.py kills 200 runs whose time is simulated.)
+predicting with what was handed over. (tests/test_faults.py kills runs whose time is simulated: 25 in every test run,
+the others of 200 in `make soak`.)
 """
 
 from __future__ import annotations

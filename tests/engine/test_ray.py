@@ -258,7 +258,7 @@ def carried_out(run: RunContext, plan: Plan, assassin: Assassin) -> dict[str, Tr
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("wanted", [4, pytest.param(20, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("wanted", [2, pytest.param(20, marks=pytest.mark.soak)])
 def test_killed_workers_cost_no_turn(
     ground: Ground, run: RunContext, monkeypatch: pytest.MonkeyPatch, wanted: int
 ) -> None:
@@ -287,7 +287,7 @@ def test_killed_workers_cost_no_turn(
     )
     assert len(assassin.struck) >= wanted
     assert all((trained.ended, trained.steps) == ("complete", STEPS) for trained in outcomes.values())
-    assert sum(steps > 0 for _, steps in assassin.struck) >= wanted // 4, "some had a checkpoint to go on from"
+    assert sum(steps > 0 for _, steps in assassin.struck) >= max(1, wanted // 4), "some had a checkpoint to go on from"
 
 
 @pytest.mark.slow
