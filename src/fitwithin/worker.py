@@ -123,7 +123,7 @@ def _hold(job: ReserveMemoryJob, connection: Connection) -> None:
     from fitwithin.engine import cuda
 
     try:
-        free_bytes, held = cuda.hold(int(job.device.partition(":")[2] or 0), job.free_bytes)
+        free_bytes, held = cuda.hold(job.device.index, job.free_bytes)
     except FitwithinError as error:
         connection.send(("done", Failure(kind="error", reason=str(error))))
         return
@@ -141,7 +141,7 @@ def _baton(job: ProbeJob, seat: Seat) -> tuple[Any, float]:
     if not seat.leads:
         distributed.await_first(seat)
         return None, 0.0
-    held = gpu_lock.GpuLock(probe.scratch_folder(job), job.setting.device)
+    held = gpu_lock.GpuLock(probe.scratch_folder(job), str(job.setting.device))
     return held, held.start()
 
 
@@ -176,7 +176,7 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
     feeder: PrefetchLoader | None = None
     held: Any = None
     try:
-        setting = replace(job.setting, device=seat.device(job.setting.device))
+        setting = replace(job.setting, device=job.setting.device.next(seat.rank))
         job = replace(job, setting=setting)
         if isinstance(job, CompareJob):
             opened = device.open_device(setting.device)
@@ -185,7 +185,7 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
         evaluates = isinstance(job, EvaluateJob)
         rings = feeder_rings(job.candidate, setting, job.batch if evaluates else job.share, trains=not evaluates)
         store = pack.open_pack(Path(setting.pack))
-        feeder = PrefetchLoader(store, setting.workers, rings, pin=setting.device.startswith("cuda"))
+        feeder = PrefetchLoader(store, setting.workers, rings, pin=setting.device.is_cuda)
         if isinstance(job, ProbeJob) and job.timed:
             held, waited_s = _baton(job, seat)
             asked_at += waited_s

@@ -15,7 +15,7 @@ from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 
-from fitwithin.files import put_text
+from fitwithin.files import write_text_atomic
 
 HEAD_BYTES = 64 * 1024
 
@@ -56,7 +56,7 @@ def fingerprint(root: Path, paths: Sequence[str], kept: Path | None = None) -> s
     if statuses == before and settled(statuses, read_at):
         with suppress(OSError):  # then the next run reads the files once more
             note.parent.mkdir(parents=True, exist_ok=True)
-            put_text(note, json.dumps({"stamp": stamp, "fingerprint": found}), shared=True)
+            write_text_atomic(note, json.dumps({"stamp": stamp, "fingerprint": found}), shared=True)
     return found
 
 

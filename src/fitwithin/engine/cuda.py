@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,7 +55,7 @@ class Cuda:
         self._watched_from: int | None = None
 
     def cap(self, limit_bytes: int, accounting: str, non_allocator_bytes: int = 0, staged_bytes: int = 0) -> None:
-        """Bound this process's memory on the device.
+        """Bound this process's memory on the device. Call it once, before the first allocation.
 
         Kernels are loaded while the first steps run, outside the allocator: without ``non_allocator_bytes`` to expect,
         a process at the edge of its cap was seen 117 MB above it for a moment.
@@ -98,7 +97,7 @@ class Cuda:
         return self._limit - (SLACK_BYTES if self._gauge is not None else 0)
 
     def watch(self) -> None:
-        """Begin the allocator's history anew."""
+        """Begin to record the allocator's history anew. It costs a little time at every allocation."""
         import torch
 
         torch.cuda.memory._record_memory_history(None)
@@ -106,7 +105,7 @@ class Cuda:
         torch.cuda.memory._record_memory_history("all", context=None, stacks="python", device=self.index)
 
     def needed_bytes(self) -> int:
-        """What lies outside the allocator and what was asked of it."""
+        """The least cap, in bytes, under which everything since :meth:`watch` would have passed."""
         import torch
 
         if self._watched_from is None:
@@ -115,7 +114,7 @@ class Cuda:
         return self.non_allocator_bytes() + demanded_bytes(trace, self._watched_from)
 
     def num_other_processes(self) -> int:
-        """As the driver shows them under ``process``."""
+        """How many processes that are not of this run use the device now; 0 under ``allocator``."""
         return self._gauge.num_other_processes() if self._gauge is not None else 0
 
     def settle(self) -> None:
@@ -137,7 +136,7 @@ class Cuda:
         torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / self._total), self.index)
 
     def peak_bytes(self) -> int:
-        """The peak by the chosen accounting."""
+        """The most bytes held since :meth:`cap`, by the chosen accounting."""
         import torch
 
         reserved = int(torch.cuda.max_memory_reserved(self.index))
@@ -158,7 +157,7 @@ class Cuda:
         return int(counts.get("num_alloc_retries", 0)) + int(counts.get("num_ooms", 0))
 
     def synchronize(self) -> None:
-        """Wait for the device."""
+        """Wait until everything that was queued is done."""
         import torch
 
         torch.cuda.synchronize(self.index)
@@ -180,7 +179,7 @@ class Cuda:
             self._marks.popleft().synchronize()
 
     def later(self, value: torch.Tensor) -> Callable[[], float | None]:
-        """Fetch a scalar beside the work that is queued."""
+        """Fetch a scalar without waiting: the function that is returned gives None until the scalar has come."""
         import torch
 
         host = torch.empty((), dtype=value.dtype, pin_memory=True)
@@ -189,13 +188,9 @@ class Cuda:
         fetched.record()
         return lambda: float(host) if fetched.query() else None  # type: ignore[no-untyped-call]
 
-    def now(self) -> float:
-        """Monotonic seconds."""
-        return time.monotonic()
-
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Turn the allocator's and the driver's out-of-memory into OutOfMemory."""
+        """A context that turns the allocator's and the driver's out-of-memory into OutOfMemory."""
         import torch
 
         told = None

@@ -35,7 +35,7 @@ def meanwhile(request: Request) -> bool:
 
     (Beside the thread that drew, an evaluation of 0.2 s by two threads on two cores had done nothing after 0.4.)
     """
-    return cores() > 1 and request.device.startswith("cuda")
+    return cores() > 1 and request.device.is_cuda
 
 
 class Drawing:

@@ -164,7 +164,7 @@ def profile(run: RunContext, *, refresh: bool = False) -> list[Profile | Rejecti
     if brief:
         _measure(run, interpolate.largest(_unknown(run, known)), known, found_out, brief=True)
         profiles = [found for found in known.values() if isinstance(found, Profile)]
-        recipe, view_sizes = run.request.recipe, run.request.view_sizes
+        recipe, view_sizes = run.request.recipe, run.request.test_sizes
         for found in interpolate.derived(profiles, _unknown(run, known), recipe, view_sizes):
             found_out(found)
     _measure(run, _unknown(run, known), known, found_out, brief=brief)
@@ -185,14 +185,14 @@ def _comparison(run: RunContext, models: int, *, refresh: bool) -> profile_candi
 
 def _turn_s(run: RunContext, models: int) -> float:
     """How long a turn of one of so many backbones is, before there is a plan: its budget, or an equal share of it."""
-    limit_s = run.request.budget.limit_s(run.request.held)
+    limit_s = run.request.budget.limit_s(run.request.num_gpus)
     return limit_s if run.request.budget.scope == "candidate" else limit_s / models
 
 
 def _affords(run: RunContext, seconds: float) -> bool:
     """Whether the budget can do with that much for finding out about candidates."""
     budget = run.request.budget
-    return budget.scope == "candidate" or seconds <= BRIEF_SHARE * budget.limit_s(run.request.held)
+    return budget.scope == "candidate" or seconds <= BRIEF_SHARE * budget.limit_s(run.request.num_gpus)
 
 
 def _measure(
@@ -240,7 +240,7 @@ def _share_s(run: RunContext) -> float:
     budget, books = run.request.budget, run.accountant.books()
     left_s = [PROFILE_SHARE * budget.time_s - books.spent_s()] if budget.time_s is not None else []
     if budget.gpu_time_s is not None:
-        left_s.append((PROFILE_SHARE * budget.gpu_time_s - books.spent_s(gpu=True)) / run.request.held)
+        left_s.append((PROFILE_SHARE * budget.gpu_time_s - books.spent_s(gpu=True)) / run.request.num_gpus)
     return min(left_s)
 
 

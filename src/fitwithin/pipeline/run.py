@@ -6,7 +6,7 @@ story again and skipping what has happened already.
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 from functools import partial
 
 from fitwithin import events
@@ -41,11 +41,11 @@ def draw_up(run: RunContext, frozen: Plan | None = None) -> Plan:
     """The plan: the stored one, the frozen one, or one drawn up from a profile of every candidate."""
     stored = latest(run.store.events("plan"), "plan")
     if stored is not None:
-        return plans.from_json(json.dumps(stored))
+        return plans.from_dict(stored)
     plan = frozen if frozen is not None else _planned(run)
     for known in frozen.profiles if frozen is not None else ():
         run.store.append("profiled", profile_to_dict(known))
-    run.store.append("plan", json.loads(plan.to_json()))
+    run.store.append("plan", asdict(plan))
     return plan
 
 
@@ -58,7 +58,7 @@ def _planned(run: RunContext) -> Plan:
     if rejections and not profiles and all(rejection.reason == OUT_OF_TIME for rejection in rejections):
         told = format_duration(run.request.limit_s)
         raise BudgetError(f"{told} are too short: they were over before any candidate was profiled; give twice as much")
-    given = (left.usable_s, run.data, run.request.recipe, run.request.view_sizes)
+    given = (left.usable_s, run.data, run.request.recipe, run.request.test_sizes)
     if budget.scope == "total":
         profiles, dear = evaluable(profiles, *given)
         rejections += dear
@@ -69,7 +69,7 @@ def _planned(run: RunContext) -> Plan:
             left=left,
             data=run.data,
             recipe=run.request.recipe,
-            view_sizes=run.request.view_sizes,
+            view_sizes=run.request.test_sizes,
             request=run.request.to_dict(),
             fingerprint=run.images.fingerprint,
             min_gain=run.request.min_gain,
@@ -84,7 +84,7 @@ def _planned(run: RunContext) -> Plan:
         scope=budget.scope,
         data=run.data,
         recipe=run.request.recipe,
-        view_sizes=run.request.view_sizes,
+        view_sizes=run.request.test_sizes,
         request=run.request.to_dict(),
         fingerprint=run.images.fingerprint,
         slots=left.slots,

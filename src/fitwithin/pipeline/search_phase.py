@@ -126,7 +126,7 @@ class _Trials:
         if new is None:
             return None
         run, profile = self.run, self._profiles[new.candidate.name]
-        priced = search_plan.priced(profile, run.data, run.request.recipe, run.request.view_sizes)
+        priced = search_plan.priced(profile, run.data, run.request.recipe, run.request.test_sizes)
         turn = search_plan.turn_over(priced, new.seconds, data=run.data, trial=new)
         if turn is not None and new.after is not None and run.request.recipe.warm_start:
             turn = replace(turn, after=search_plan.turn_name(self.search.trials[new.after - 1]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -96,7 +95,7 @@ def open_run(
             store.append("opened", {"startup_s": engine.now() - started_at - data_s, "closing_s": closing_s})
     machine = latest(store.events("machine"), "machine") or {}
     # What a cluster's node says of its cores is of those that one job may count on.
-    jobs_per_host = request.data_parallel if request.engine == "ray" else request.held
+    jobs_per_host = request.data_parallel if request.engine == "ray" else request.num_gpus
     counts = ", ".join(f"{n:,} {split}" for split, n in whole.counts().items())
     reporter.say(f"{request.data}: {len(dataset.classes)} classes, {counts} images; {len(images.broken)} broken")
     return RunContext(
@@ -132,7 +131,7 @@ def set_right(folder: Path, store: Store, started_at: float) -> None:
     report = from_json((folder / "report.json").read_text(encoding="utf-8"))
     if math.isclose(accountant.books().spent_s(), math.fsum(phase.spent_s for phase in report.receipt.phases)):
         return
-    plan = plans.from_json(json.dumps(latest(store.events("plan"), "plan")))
+    plan = plans.from_dict(latest(store.events("plan"), "plan") or {})
     receipt = build.receipt(request, plan, store.events(), views=report.views, finished=True)
     write_report(replace(report, receipt=receipt), folder, render.NO_DRAWINGS)
 

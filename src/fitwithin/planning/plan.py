@@ -141,35 +141,35 @@ class Plan:
 def from_json(text: str) -> Plan:
     """The plan that :meth:`Plan.to_json` wrote; UsageError if the text is no such plan."""
     try:
-        value = json.loads(text)
+        return from_dict(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise UsageError(f"this is not a plan that `fitwithin plan` wrote ({error}); draw one up again") from error
+
+
+def from_dict(value: dict[str, Any]) -> Plan:
+    """The plan that ``dataclasses.asdict`` made plain; UsageError if the value is no such plan."""
+    try:
         if value["schema"] != SCHEMA:
             raise UsageError(f"the plan has schema {value['schema']}, this version reads {SCHEMA}; draw it up again")
         turns = tuple(turn_from_dict(turn) for turn in value["turns"])
-        rejections = tuple(
-            Rejection(candidate=Candidate(**r["candidate"]), reason=r["reason"]) for r in value["rejections"]
-        )
+        rejections = tuple(Rejection(**{**r, "candidate": Candidate(**r["candidate"])}) for r in value["rejections"])
         search = _planned(value["search"]) if value.get("search") else None
         profiles = tuple(profile_from_dict(profile) for profile in value.get("profiles", ()))
-        parts = {"turns": turns, "rejections": rejections, "search": search, "profiles": profiles}
-        return Plan(**{**value, **parts})
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UsageError(f"this is no plan that `fitwithin plan` wrote ({type(error).__name__}: {error})") from error
+        return Plan(**{**value, "turns": turns, "rejections": rejections, "search": search, "profiles": profiles})
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"this is not a plan that `fitwithin plan` wrote ({type(error).__name__}: {error})") from error
 
 
 def _planned(value: dict[str, Any]) -> SearchPlan:
-    entrants = tuple(
-        SearchCandidate(**{**one, "candidate": Candidate(**one["candidate"])}) for one in value["entrants"]
-    )
-    lists = {name: tuple(value[name]) for name in ("counts", "seconds")}
-    return SearchPlan(**{**value, **lists, "entrants": entrants})
+    entrants = tuple(SearchCandidate(**{**e, "candidate": Candidate(**e["candidate"])}) for e in value["entrants"])
+    return SearchPlan(**{**value, "entrants": entrants, **{key: tuple(value[key]) for key in ("counts", "seconds")}})
 
 
 def turn_from_dict(value: dict[str, Any]) -> TrialPlan:
     """The turn that was written as JSON."""
     stages = tuple(Stage(**stage) for stage in value.get("stages", ()))
-    return TrialPlan(
-        **{**value, "candidate": Candidate(**value["candidate"]), "why": tuple(value["why"]), "stages": stages}
-    )
+    parts = {"candidate": Candidate(**value["candidate"]), "why": tuple(value["why"]), "stages": stages}
+    return TrialPlan(**{**value, **parts})
 
 
 def epochs_of(steps: int, profile: Profile, data: DataFacts) -> float:

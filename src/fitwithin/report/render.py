@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fitwithin.files import put_text
+from fitwithin.files import write_text_atomic
 from fitwithin.planning.stats import Estimate
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.report.schema import Report
@@ -292,4 +292,4 @@ def write_report(report: Report, folder: Path, drawn: Drawings) -> None:
         "report.html": lambda: html(report, drawn),
     }
     for name, text in texts.items():
-        put_text(folder / name, text())
+        write_text_atomic(folder / name, text())
