@@ -80,7 +80,7 @@ def test_the_command_line_keeps_its_own_too(bare: Path, monkeypatch: pytest.Monk
     for _ in range(2):
         told = subprocess.run([sys.executable, "-m", "fitwithin", "--version"], capture_output=True, check=True)
         assert told.stdout.strip()
-        assert list(kept.rglob("cli.*.pyc"))
+        assert list(kept.rglob("cli/main.*.pyc"))
     assert not (bare / "nowhere").exists()
 
 

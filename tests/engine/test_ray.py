@@ -661,7 +661,7 @@ def test_an_address_where_nobody_listens_is_known_at_once(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ({"engine": "spark"}, "'spark' is no engine; choose from local, ray"),
+        ({"engine": "spark"}, "'spark' is not an engine; choose from local, ray"),
         ({"ray_address": "auto"}, "--ray-address auto was given without --engine ray"),
         ({"engine": "ray", "jobs": 4}, "--jobs 4 would hold several GPUs of the cluster at once"),
         ({"engine": "ray", "emulate_device_memory": "8GiB", "device": "cuda:0"}, "--emulate-device-memory would hold"),
