@@ -21,7 +21,6 @@ from fitwithin.errors import RunFolderError, UsageError
 from fitwithin.options import OPTIONS, Limits
 from fitwithin.pipeline import profile_phase, start
 from fitwithin.pipeline import run as flow
-from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Reporter, Silent
 from fitwithin.pipeline.result import Result, load
 from fitwithin.planning import plan as plans
@@ -95,7 +94,7 @@ def _begin(
         store.append("request", request.to_dict())
         if fixed_plan is not None:
             store.append("frozen", asdict(fixed_plan))
-        return _carry_on(start.open_run(request, folder, engine, store, reporter, started_at, dataset))
+        return flow.tell(start.open_run(request, folder, engine, store, reporter, started_at, dataset), fixed_plan)
     except UsageError:
         planned = store.events("plan")
         store.close()
@@ -146,7 +145,9 @@ def resume(
             known = latest(store.events("data"), "data")
             if known is not None and known["fingerprint"] != dataset.fingerprint:
                 raise UsageError(f"the images in {request.data} have changed since this run began; start a new run")
-            report = _carry_on(start.open_run(request, path, workers, store, reporter, started_at, dataset))
+            context = start.open_run(request, path, workers, store, reporter, started_at, dataset)
+            fixed_plan = latest(store.events("frozen"), "frozen")
+            report = flow.tell(context, plans.from_dict(fixed_plan) if fixed_plan is not None else None)
     return Result(folder=path, report=report)
 
 
@@ -213,12 +214,6 @@ def profile(
     if export is not None:
         cache.export([each for each in found if isinstance(each, Profile)], key, Path(export))
     return found
-
-
-def _carry_on(run: RunContext) -> Report:
-    """Carry the run to its end, by the plan that it was given, if any."""
-    fixed_plan = latest(run.store.events("frozen"), "frozen")
-    return flow.tell(run, plans.from_dict(fixed_plan) if fixed_plan is not None else None)
 
 
 def _parsed(site: Site, data: str | Path, limits: Limits) -> Request:

@@ -651,7 +651,7 @@ def test_an_address_where_nobody_listens_is_known_at_once(monkeypatch: pytest.Mo
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     begun_at = time.monotonic()
-    with pytest.raises(DeviceError, match=rf"no Ray cluster was reached at 127.0.0.1:{port} .*refused.*`ray start"):
+    with pytest.raises(DeviceError, match=rf"there is no Ray cluster at 127.0.0.1:{port} .*refused.*`ray start"):
         _site(f"127.0.0.1:{port}")
     assert time.monotonic() - begun_at < 6
     with pytest.raises(UsageError, match="ray://head:10001 is an address for Ray Client"):

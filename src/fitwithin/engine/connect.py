@@ -1,4 +1,4 @@
-"""Where a run's jobs are carried out: on this machine, or on a Ray cluster that is connected to here."""
+"""Where a run's jobs are carried out: on this machine, or on a Ray cluster, to which this module connects."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from fitwithin.errors import DeviceError, UsageError
 from fitwithin.machine import DeviceName
 from fitwithin.request import Request
 
-#: A cluster's head that does not answer within so many seconds is not there. (Ray itself tries for minutes.)
+#: A cluster's head that does not answer within so many seconds counts as absent. (Ray itself tries for minutes.)
 HEAD_WITHIN_S = 5.0
 
-#: Of a cluster that we start ourselves: the least that Ray takes. No object of ours is larger than a few KiB.
+#: The object store of a cluster that we start: the least that Ray takes. No object of ours exceeds a few KiB.
 STORE_BYTES = 80 * 2**20
 
 
@@ -121,9 +121,9 @@ def _connect(address: str | None) -> bool:
         _reach(where)
         ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (OSError, RuntimeError, ValueError, TimeoutError, AssertionError) as error:
-        told = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200]
         raise DeviceError(
-            f"no Ray cluster was reached at {where} ({told}); start one with "
+            f"there is no Ray cluster at {where} ({reason}); start one with "
             f"`ray start --head`, its other nodes with `ray start --address HOST:PORT`, and run fitwithin on one"
         ) from error
     _hush()
@@ -131,7 +131,7 @@ def _connect(address: str | None) -> bool:
 
 
 def _reach(where: str) -> None:
-    """OSError unless somebody listens at that address; ray.init would try for two minutes and more."""
+    """OSError unless something listens at that address; ray.init would try for more than two minutes."""
     if where == "auto":
         with suppress(ImportError, AttributeError):  # a function that Ray does not promise
             from ray._private.services import canonicalize_bootstrap_address_or_die
@@ -143,7 +143,7 @@ def _reach(where: str) -> None:
 
 
 def _hush() -> None:
-    """Ray prints to standard output when a worker dies, which is told of here in the run's own words (and --json)."""
+    """Keep Ray from printing to standard output when a worker dies: the run reports that itself (and --json)."""
     with suppress(ImportError, AttributeError):
         from ray._private import worker
 
