@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from fitwithin.engine.cuda import Cuda
-from fitwithin.engine.device import Cpu
+from fitwithin.engine.device import Cpu, Device
 from fitwithin.engine.launch import ALLOCATOR, GROWING
 from fitwithin.errors import OutOfMemory
 from fitwithin.machine import cuda_count
@@ -216,11 +216,13 @@ def guarded(kind: Kind) -> dict[str, Any]:
     return fresh(kind, GUARDED)
 
 
-def test_both_devices_have_the_same_methods() -> None:
+@pytest.mark.parametrize("made", [Cpu, Cuda])
+def test_every_device_takes_what_the_protocol_says(made: type) -> None:
     def verbs(of: type) -> dict[str, list[str]]:
         methods = inspect.getmembers(of, inspect.isfunction)
         return {name: list(inspect.signature(verb).parameters) for name, verb in methods if not name.startswith("_")}
 
+    assert verbs(Device).items() <= verbs(made).items()
     assert verbs(Cpu) == verbs(Cuda), "who works with one works with the other"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ class Cuda:
         self._watched_from: int | None = None
 
     def cap(self, limit_bytes: int, accounting: str, non_allocator_bytes: int = 0, staged_bytes: int = 0) -> None:
-        """Bound this process's memory on the device. Call it once, before the first allocation.
+        """Bound this process's memory on the device.
 
         Kernels are loaded while the first steps run, outside the allocator: without ``non_allocator_bytes`` to expect,
         a process at the edge of its cap was seen 117 MB above it for a moment.
@@ -97,7 +98,7 @@ class Cuda:
         return self._limit - (SLACK_BYTES if self._gauge is not None else 0)
 
     def watch(self) -> None:
-        """Begin to record the allocator's history anew. It costs a little time at every allocation."""
+        """Begin the allocator's history anew."""
         import torch
 
         torch.cuda.memory._record_memory_history(None)
@@ -105,7 +106,7 @@ class Cuda:
         torch.cuda.memory._record_memory_history("all", context=None, stacks="python", device=self.index)
 
     def needed_bytes(self) -> int:
-        """The least cap, in bytes, under which everything since :meth:`watch` would have passed."""
+        """What lies outside the allocator and what was asked of it."""
         import torch
 
         if self._watched_from is None:
@@ -114,7 +115,7 @@ class Cuda:
         return self.non_allocator_bytes() + demanded_bytes(trace, self._watched_from)
 
     def num_other_processes(self) -> int:
-        """How many processes that are not of this run use the device now; 0 under ``allocator``."""
+        """As the driver shows them under ``process``."""
         return self._gauge.num_other_processes() if self._gauge is not None else 0
 
     def settle(self) -> None:
@@ -136,7 +137,7 @@ class Cuda:
         torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / self._total), self.index)
 
     def peak_bytes(self) -> int:
-        """The most bytes held since :meth:`cap`, by the chosen accounting."""
+        """The peak by the chosen accounting."""
         import torch
 
         reserved = int(torch.cuda.max_memory_reserved(self.index))
@@ -157,7 +158,7 @@ class Cuda:
         return int(counts.get("num_alloc_retries", 0)) + int(counts.get("num_ooms", 0))
 
     def synchronize(self) -> None:
-        """Wait until everything that was queued is done."""
+        """Wait for the device."""
         import torch
 
         torch.cuda.synchronize(self.index)
@@ -179,7 +180,7 @@ class Cuda:
             self._marks.popleft().synchronize()
 
     def later(self, value: torch.Tensor) -> Callable[[], float | None]:
-        """Fetch a scalar without waiting: the function that is returned gives None until the scalar has come."""
+        """Fetch a scalar beside the work that is queued."""
         import torch
 
         host = torch.empty((), dtype=value.dtype, pin_memory=True)
@@ -188,9 +189,13 @@ class Cuda:
         fetched.record()
         return lambda: float(host) if fetched.query() else None  # type: ignore[no-untyped-call]
 
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return time.monotonic()
+
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """A context that turns the allocator's and the driver's out-of-memory into OutOfMemory."""
+        """Turn the allocator's and the driver's out-of-memory into OutOfMemory."""
         import torch
 
         told = None

@@ -1,4 +1,4 @@
-"""The CPU as a device that holds a memory cap, with the methods of :class:`~fitwithin.engine.cuda.Cuda`.
+"""The seam to hardware: a memory cap, a peak, a clock and out-of-memory, for CUDA, for the CPU, and for laws in tests.
 
 A device is opened once per process, before the first allocation. Out-of-memory is recognised here and in cuda.py,
 nowhere else.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import platform
 import resource
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.memory import Sampler, cap_reached, let_go, status_bytes
@@ -18,6 +19,64 @@ from fitwithin.machine import DeviceName, cpu_name
 
 if TYPE_CHECKING:
     import torch
+
+
+class Device(Protocol):
+    """What a worker needs of its hardware."""
+
+    name: str
+
+    def cap(self, limit_bytes: int, accounting: str, non_allocator_bytes: int = 0, staged_bytes: int = 0) -> None:
+        """Bound this process's memory on the device; call once, before the first allocation.
+
+        ``non_allocator_bytes`` is what an earlier process like this one came to hold outside the allocator (0:
+        unknown), ``staged_bytes`` the host's memory in which batches are made.
+        """
+
+    def non_allocator_bytes(self) -> int:
+        """What this process holds beside the allocator's memory: context, kernels; 0 where there is no allocator."""
+
+    def usable_bytes(self) -> int:
+        """What :meth:`needed_bytes` may come to: the cap, less room for kernels that are loaded late."""
+
+    def watch(self) -> None:
+        """Begin to note what is asked of the allocator; costs a little time at every request."""
+
+    def needed_bytes(self) -> int:
+        """The least cap under which everything since :meth:`watch` would have passed; the peak where none is noted."""
+
+    def num_other_processes(self) -> int:
+        """How many processes that are not of this run use the device now; 0 where nobody can tell."""
+
+    def settle(self) -> None:
+        """Measure again what lies outside the allocator, after new kernels were loaded."""
+
+    def peak_bytes(self) -> int:
+        """The most memory held since :meth:`cap`, by the chosen accounting."""
+
+    def memory_taken_by_others(self) -> bool:
+        """Whether other processes held so much that the cap could not be reached."""
+
+    def retries(self) -> int:
+        """How often the allocator gave memory back and tried again, or refused; 0 where there is no such thing."""
+
+    def synchronize(self) -> None:
+        """Wait until everything asked for is done."""
+
+    def empty_cache(self) -> None:
+        """Give back what the allocator holds and nobody uses."""
+
+    def throttle(self) -> None:
+        """After each step: wait if the host is too far ahead of the device."""
+
+    def later(self, value: torch.Tensor) -> Callable[[], float | None]:
+        """Fetch a scalar without waiting: what is returned gives None until it is there."""
+
+    def guard(self) -> Any:
+        """A context that turns the backend's out-of-memory into :class:`OutOfMemory`."""
+
+    def now(self) -> float:
+        """The present on the device's clock, in seconds."""
 
 
 class Cpu:
@@ -63,58 +122,62 @@ class Cpu:
             resource.setrlimit(resource.RLIMIT_DATA, (held + max(0, limit_bytes - staged_bytes), hard))
 
     def non_allocator_bytes(self) -> int:
-        """0: the CPU has no separate allocator."""
+        """Nothing."""
         return 0
 
     def usable_bytes(self) -> int:
-        """The cap."""
+        """All of the cap."""
         return self._limit
 
     def watch(self) -> None:
-        """Nothing to do: the C allocator keeps no history."""
+        """The C allocator keeps no history."""
 
     def needed_bytes(self) -> int:
-        """The bytes that were mapped: the kernel's limit counts those, used or not."""
+        """What was mapped: the kernel's limit counts that, used or not."""
         return max(self.peak_bytes(), self._mapped + self._staged)
 
     def num_other_processes(self) -> int:
-        """0: the CPU is always shared."""
+        """The CPU is everybody's."""
         return 0
 
     def settle(self) -> None:
-        """Nothing to do: nothing lies outside the limit."""
+        """Nothing lies outside the limit."""
 
     def peak_bytes(self) -> int:
-        """The largest growth seen, in bytes."""
+        """The largest growth seen."""
         if self._sampler is None:
             return 0
         self._sampler.read()
         return self._sampler.peak
 
     def memory_taken_by_others(self) -> bool:
-        """False: this cannot be known on the CPU."""
+        """Nobody can tell."""
         return False
 
     def retries(self) -> int:
-        """0: the C allocator does not retry."""
+        """The C allocator does not count."""
         return 0
 
     def synchronize(self) -> None:
-        """Nothing to do: work on the CPU is finished when the call returns."""
+        """The CPU is always done."""
 
     def empty_cache(self) -> None:
-        """Nothing to do: the C allocator keeps no cache."""
+        """There is none."""
 
     def throttle(self) -> None:
-        """Nothing to do: work on the CPU is not queued."""
+        """The CPU cannot run ahead of itself."""
 
     def later(self, value: torch.Tensor) -> Callable[[], float | None]:
-        """A function that returns the scalar."""
+        """It is there at once."""
         return lambda: float(value)
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return time.monotonic()
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """A context that turns what torch and Python raise for a failed allocation into OutOfMemory."""
+        """Turn torch's and Python's words for a failed allocation into OutOfMemory."""
         import torch
 
         told = None
