@@ -33,6 +33,7 @@ import ground
 from fitwithin import ledger, load, units
 from fitwithin.cli.demo import write_digits
 from fitwithin.engine.local import Local
+from fitwithin.machine import CPU
 from fitwithin.store import SqliteStore
 from stalls import children_of
 
@@ -72,7 +73,7 @@ def main() -> None:
     if arguments.page:
         faults_page.write(json.loads(arguments.result.read_text(encoding="utf-8")), ground.ROOT / "docs", WAYS)
         return
-    with Local("cpu") as engine:
+    with Local(CPU) as engine:
         machine = engine.describe()
     command = f"python benchmarks/faults.py --runs {arguments.runs} --jobs {arguments.jobs} --time {arguments.time}"
     there = json.loads(arguments.result.read_text(encoding="utf-8")) if arguments.result.exists() else {"rows": []}

@@ -29,13 +29,13 @@ def prepared(folder: Path, *, device: str, memory: str, sizes: str, workers: int
     request = requests.parse(folder, memory=memory, time="1h", sizes=sizes, recipe="paper", device=device)
     images = pack_builder.build(image_folder.scan(Path(folder), cache_dir=cache_root() / "folders"), request.pack_side)
     setting = JobSettings(
-        device=device,
+        device=request.device,
         memory_bytes=request.budget.memory_bytes,
         accounting="process",
         pack=str(images.folder),
         classes=len(images.classes),
         recipe=request.recipe,
-        view_sizes=request.view_sizes,
+        view_sizes=request.test_sizes,
         seed=0,
         workers=workers,
         canvas_px=request.canvas_px,

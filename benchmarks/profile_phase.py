@@ -38,7 +38,7 @@ from fitwithin.data import dataset, pack
 from fitwithin.engine.jobs import JobSettings, TrainJob
 from fitwithin.engine.local import Local
 from fitwithin.engine.results import TrainResult
-from fitwithin.machine import cores
+from fitwithin.machine import DeviceName, cores
 from fitwithin.pipeline import slots
 from fitwithin.planning import cost as costs
 from fitwithin.profiling.candidate_profiler import CandidateProfiler
@@ -100,7 +100,7 @@ def measure(arguments: argparse.Namespace) -> None:
         arguments.data, device=arguments.device, memory=arguments.memory, sizes="160,224", workers=workers
     )
     candidates = grid(arguments.models.split(","), ("amp", "fp32"), (160, 224))
-    with tempfile.TemporaryDirectory() as scratch, Local(arguments.device, Path(scratch) / "worker.log") as engine:
+    with tempfile.TemporaryDirectory() as scratch, Local(setting.device, Path(scratch) / "worker.log") as engine:
         engine.prepare()
         series = Series(arguments, setting, engine, images, Path(scratch))
         parts, timed, compared = arguments.parts.split(","), arguments.timed.split(","), arguments.peers.split(",")
@@ -272,7 +272,7 @@ class Series:
 
     def watch(self) -> subprocess.Popen[bytes] | None:
         """Start the witness."""
-        if not self.arguments.device.startswith("cuda"):
+        if not DeviceName.parse(self.arguments.device).is_cuda:
             return None
         script = str(ground.ROOT / "benchmarks" / "watch.py")
         return subprocess.Popen([sys.executable, script, str(self.scratch / "watch.json")])

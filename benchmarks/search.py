@@ -32,6 +32,7 @@ from fitwithin import units
 from fitwithin.engine.launch import launched
 from fitwithin.engine.local import Local
 from fitwithin.files import cache_root
+from fitwithin.machine import DeviceName
 from fitwithin.training import model_names
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "search.json"
@@ -95,7 +96,7 @@ def main() -> None:
             continue
         rows.append({**key, "commit": arguments.commit or ground.head(), **run(arguments, seed, rows)})
         print(json.dumps(rows[-1]), flush=True)
-        with Local(arguments.device) as engine:
+        with Local(DeviceName.parse(arguments.device)) as engine:
             machine = engine.describe()
         command = "python benchmarks/search.py (each row holds its own values)"
         ground.write(arguments.result, "search", machine, arguments.commit, command, summary=summary(rows), rows=rows)

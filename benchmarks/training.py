@@ -33,6 +33,7 @@ from fitwithin.candidate import grid
 from fitwithin.engine.jobs import CompareJob, ProbeJob
 from fitwithin.engine.local import Local
 from fitwithin.engine.results import CompareResult, Probe
+from fitwithin.machine import DeviceName
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "training.json"
 
@@ -143,7 +144,7 @@ def add(arguments: argparse.Namespace, key: dict[str, Any], make: Any) -> None:
     row = {**key, "commit": arguments.commit or ground.head(), **make()}
     print(json.dumps(row), flush=True)
     rows = [*value["rows"], row]
-    with Local(arguments.device) as engine:
+    with Local(DeviceName.parse(arguments.device)) as engine:
         machine = engine.describe()
     command = "python benchmarks/training.py (each row holds its own arguments)"
     ground.write(arguments.result, "training", machine, arguments.commit, command, summary=summary(rows), rows=rows)
@@ -159,7 +160,7 @@ def speed(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
         sizes=f"{px},{STORE_PX}",
         workers=SPEED_WORKERS,
     )
-    with tempfile.TemporaryDirectory() as scratch, Local(arguments.device, Path(scratch) / "worker.log") as engine:
+    with tempfile.TemporaryDirectory() as scratch, Local(setting.device, Path(scratch) / "worker.log") as engine:
         variants = tuple(grid([model], SPEED_PRECISIONS, [px], SPEED_LAYOUTS))
         screened = engine.run(
             CompareJob(setting=setting, candidates=variants),

@@ -48,6 +48,7 @@ from fitwithin.engine.jobs import EvaluateJob, Stage, TrainJob
 from fitwithin.engine.local import Local
 from fitwithin.engine.results import EvalResult, TrainResult, read_logits
 from fitwithin.inference.ensemble import average, correct
+from fitwithin.machine import DeviceName
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "variants.json"
 
@@ -93,7 +94,7 @@ def main() -> None:
         sizes=",".join(str(size) for size in sorted({px, *views})),
         workers=arguments.workers,
     )
-    with tempfile.TemporaryDirectory() as scratch, Local(arguments.device, Path(scratch) / "worker.log") as engine:
+    with tempfile.TemporaryDirectory() as scratch, Local(setting.device, Path(scratch) / "worker.log") as engine:
         engine.prepare()
         for number, run in enumerate(runs):
             where = Path(scratch) / str(number)
@@ -111,7 +112,7 @@ def collect(arguments: argparse.Namespace) -> None:
     """The effects of the factors, and all rows."""
     texts = [path.read_text(encoding="utf-8") for path in arguments.collect]
     rows = [json.loads(line) for text in texts for line in text.splitlines()]
-    with Local(arguments.device) as engine:
+    with Local(DeviceName.parse(arguments.device)) as engine:
         machine = engine.describe()
     command = "python benchmarks/variants.py (each row holds its own values)"
     ground.write(RESULT, "variants", machine, arguments.commit, command, summary=effects(rows), rows=rows)

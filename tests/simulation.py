@@ -26,6 +26,7 @@ from fitwithin.engine.simulated.clock import SimulatedClock
 from fitwithin.engine.simulated.engine import Simulated
 from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.ledger import KINDS, OPEN, Ledger, fold
+from fitwithin.machine import CPU
 from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Silent
 from fitwithin.profiling.candidate_profiler import CandidateProfiler
@@ -155,7 +156,7 @@ def request(
     models: tuple[str, ...] = ("resnet18",),
     precisions: tuple[str, ...] = ("amp",),
     sizes: tuple[int, ...] = (160,),
-    view_sizes: tuple[int, ...] = (160,),
+    test_sizes: tuple[int, ...] = (160,),
     recipe: str = "paper",
     data_parallel: int = 1,
     slots: int = 1,
@@ -170,7 +171,8 @@ def request(
         models=models,
         precisions=precisions,
         sizes=sizes,
-        view_sizes=view_sizes,
+        test_sizes=test_sizes,
+        search="exhaustive",
         data_parallel=data_parallel,
         gpus=slots * data_parallel,
         jobs=jobs,
@@ -180,7 +182,7 @@ def request(
 def on_cpu(recipe: str | Recipe, **changes: Any) -> JobSettings:
     """What a job on the CPU is told: one loader, images of 32 px, and no pack unless it is said."""
     values: dict[str, Any] = {
-        "device": "cpu",
+        "device": CPU,
         "memory_bytes": GIB,
         "accounting": "process",
         "pack": "",

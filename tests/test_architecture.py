@@ -1,4 +1,4 @@
-"""The house itself: who may import whom, how long a room may be, what starts light, and which options there are."""
+"""The code itself: who may import whom, how long a module may be, what starts light, and which options there are."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ ROOT = Path(fitwithin.__file__).parent
 #: Layers from the ground up, each a list of packages and of modules at the top: a module may import from its own layer
 #: and from those below, never from above. A package is all that lies in its folder, but for what is named apart.
 LAYERS: tuple[tuple[str, str], ...] = (
-    ("ground", "errors units files machine version bytecode"),
-    ("words", "candidate recipe budget request store ledger accountant"),
+    ("ground", "errors units files machine version"),
+    ("words", "candidate recipe budget options request store ledger accountant"),
     ("data", "data"),
     ("engine", "engine"),
     ("training", "training"),

@@ -24,6 +24,7 @@ from fitwithin.candidate import Candidate
 from fitwithin.data import image_folder, pack_builder
 from fitwithin.engine.jobs import JobSettings
 from fitwithin.engine.local import Local
+from fitwithin.machine import CPU
 from fitwithin.pipeline import slots
 from fitwithin.profiling import candidate_profiler
 from fitwithin.profiling.candidate_profiler import CandidateProfiler
@@ -223,12 +224,12 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         patch.setenv("FITWITHIN_CACHE", str(root / "cache"))
         patch.setenv("OMP_NUM_THREADS", "1")  # beside another busy process two threads are far slower than one
         patch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
-        with Local("cpu", root / "worker.log") as engine:
+        with Local(CPU, root / "worker.log") as engine:
             packed = pack_builder.build(image_folder.scan(root / "data"), 48)
             yield Bench(
                 engine,
                 JobSettings(
-                    device="cpu",
+                    device=CPU,
                     memory_bytes=600 * MIB,
                     accounting="process",
                     pack=str(packed.folder),

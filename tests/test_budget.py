@@ -16,14 +16,14 @@ from fitwithin.machine import process_started_at
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"memory_bytes": 0}, "--memory must be more than nothing"),
-        ({"memory_bytes": -1}, "--memory must be more than nothing"),
+        ({"memory_bytes": 0}, "--memory must be more than 0"),
+        ({"memory_bytes": -1}, "--memory must be more than 0"),
         ({"time_s": None}, "give --time 3h"),
-        ({"time_s": 0.0}, "--time must be more than nothing, got 0"),
-        ({"gpu_time_s": -2.5}, "--gpu-time must be more than nothing, got -2.5"),
-        ({"inference_ms": 0.0}, "--inference must be more than nothing"),
-        ({"accounting": "driver"}, "'driver' is no memory accounting; choose from process, allocator"),
-        ({"scope": "all"}, "'all' is no scope; choose from total, candidate"),
+        ({"time_s": 0.0}, "--time must be more than 0, got 0"),
+        ({"gpu_time_s": -2.5}, "--gpu-time must be more than 0, got -2.5"),
+        ({"inference_ms": 0.0}, "--inference must be more than 0"),
+        ({"accounting": "driver"}, "'driver' is not a memory accounting; choose from process, allocator"),
+        ({"scope": "all"}, "'all' is not a scope; choose from total, candidate"),
     ],
 )
 def test_what_is_refused_and_how(changes: dict[str, Any], told: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fitwithin.bytecode import home
+from fitwithin.files import bytecode_dir
 
 
 def said_by(program: str) -> str:
@@ -29,7 +29,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-WHERE = "from fitwithin.bytecode import home\nprint(home())"
+WHERE = "from fitwithin.files import bytecode_dir\nprint(bytecode_dir())"
 
 
 def test_python_keeps_the_bytecode_where_it_may(bare: Path) -> None:
@@ -70,7 +70,7 @@ def test_bytecode_is_kept_where_the_packages_are_somebody_elses(bare: Path) -> N
 
 def test_no_torch_is_the_servers_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert home() is None
+    assert bytecode_dir() is None
 
 
 def test_the_command_line_keeps_its_own_too(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +80,7 @@ def test_the_command_line_keeps_its_own_too(bare: Path, monkeypatch: pytest.Monk
     for _ in range(2):
         told = subprocess.run([sys.executable, "-m", "fitwithin", "--version"], capture_output=True, check=True)
         assert told.stdout.strip()
-        assert list(kept.rglob("main.*.pyc"))
+        assert list(kept.rglob("cli/main.*.pyc"))
     assert not (bare / "nowhere").exists()
 
 
@@ -89,10 +89,10 @@ def test_a_server_launched_by_the_command_line_keeps_it_at_the_same_place(
 ) -> None:
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     program = """
-from fitwithin import bytecode
+from fitwithin import files
 from fitwithin.engine import launch
 
-bytecode.keep()
+files.keep_bytecode()
 print(launch.environment()["PYTHONPYCACHEPREFIX"], "PYTHONDONTWRITEBYTECODE" in launch.environment())
 """
     for _ in range(2):  # the second time it is there
@@ -104,9 +104,9 @@ def test_a_command_line_whose_torch_has_bytecode_changes_nothing(bare: Path, mon
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     program = """
 import sys
-from fitwithin import bytecode
+from fitwithin import files
 
-bytecode.keep()
+files.keep_bytecode()
 print(sys.pycache_prefix, sys.dont_write_bytecode)
 """
     assert said_by(program) == "None True"

@@ -58,7 +58,7 @@ def test_the_papers_ten_are_ten() -> None:
     [("amp", ["amp"]), (" FP32 , amp,", ["fp32", "amp"]), ("amp,amp", ["amp"])],
 )
 def test_precisions(text: str, words: list[str]) -> None:
-    assert parse_precisions(text) == words
+    assert parse_precisions(text) == tuple(words)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_other_precisions_are_refused(text: str, told: str) -> None:
 
 @given(sizes)
 def test_sizes_come_ascending_and_once(values: list[int]) -> None:
-    assert parse_sizes(", ".join(str(value) for value in values)) == sorted(set(values))
+    assert parse_sizes(", ".join(str(value) for value in values)) == tuple(sorted(set(values)))
 
 
 @pytest.mark.parametrize("word", ["7", "1025", "-160", "160px", "1e2", "16.0", "²³", "9" * 5000])

@@ -13,6 +13,7 @@ import typer
 
 from fitwithin import errors, recipe
 from fitwithin.cli import main
+from fitwithin.cli.options import reference
 from fitwithin.planning.forecast import Forecast, ForecastPoint, MeasuredPoint
 from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.report.schema import CandidateRow, Limit, PhaseRow, Receipt, Report
@@ -84,6 +85,11 @@ def test_every_command_and_option_is_in_the_reference(command: str) -> None:
         return
     for option in options(command):
         assert f"`{option}`" in told, f"{option} of {command} is missing"
+
+
+def test_the_tables_of_options_in_the_reference_are_up_to_date() -> None:
+    """Else: ``python -m fitwithin.cli.options docs/reference.md``."""
+    assert reference(text("docs/reference.md")) == text("docs/reference.md")
 
 
 def test_the_reference_has_no_option_that_is_not_there() -> None:

@@ -10,7 +10,7 @@ from threading import Barrier
 import pytest
 
 from fitwithin.errors import RunFolderError
-from fitwithin.files import cache_root, check_free, make_folder, put, put_text, unmake
+from fitwithin.files import cache_root, check_free, create_run_dir, remove_run_dir, write_atomic, write_text_atomic
 
 
 def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -36,18 +36,18 @@ def test_a_folder_of_somebody_elses_is_not_free(tmp_path: Path) -> None:
 
 def test_what_came_to_nothing_leaves_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    made = make_folder(tmp_path / "there" / "new" / "run")
+    made = create_run_dir(tmp_path / "there" / "new" / "run")
     assert made == [tmp_path / "there" / "new" / "run", tmp_path / "there" / "new"]
     (tmp_path / "there" / "new" / "run" / "candidates" / "a").mkdir(parents=True)
     (tmp_path / "there" / "new" / "run" / "run.db").touch()
-    unmake(tmp_path / "there" / "new" / "run", made)
+    remove_run_dir(tmp_path / "there" / "new" / "run", made)
     assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
 
 
-@pytest.mark.parametrize("how", [{}, {"lasting": True}, {"shared": True}])
+@pytest.mark.parametrize("how", [{}, {"fsync": True}, {"shared": True}])
 def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path, how: dict[str, bool]) -> None:
     path = tmp_path / "card.json"
-    put_text(path, "the first, ü", **how)
+    write_text_atomic(path, "the first, ü", **how)
 
     def write(new: Path) -> None:
         assert new.parent == path.parent, "so that it can be put in place in one step"
@@ -56,9 +56,9 @@ def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path, how: dict[str, bool]
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        put(path, write, **how)
+        write_atomic(path, write, **how)
     assert path.read_text(encoding="utf-8") == "the first, ü"
-    put_text(path, "the second", **how)
+    write_text_atomic(path, "the second", **how)
     assert path.read_text() == "the second"
 
 
@@ -71,7 +71,7 @@ def test_several_may_put_a_file_of_the_cache_at_once(tmp_path: Path) -> None:
 
     texts = [str(n) * 1000 for n in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        for done in [pool.submit(put, path, partial(write, text=text), shared=True) for text in texts]:
+        for done in [pool.submit(write_atomic, path, partial(write, text=text), shared=True) for text in texts]:
             done.result()
     assert path.read_text() in texts
     assert list(tmp_path.iterdir()) == [path], "nothing else is left"

@@ -116,7 +116,7 @@ requests = st.builds(
     memory_bytes=st.sampled_from([GIB, 256 * MIB]),
     models=st.sampled_from([("resnet18",), ("resnet18", "resnet50"), ("resnet18", "resnet50", "vgg11")]),
     precisions=st.sampled_from([("amp",), ("fp32",), ("amp", "fp32")]),
-    view_sizes=st.sampled_from([(160,), (160, 224)]),
+    test_sizes=st.sampled_from([(160,), (160, 224)]),
     recipe=st.sampled_from(["paper", "upright"]),
     data_parallel=st.sampled_from([1, 1, 2, 3]),
     slots=st.sampled_from([1, 1, 2, 3, 4]),
@@ -602,7 +602,7 @@ def test_ample_memory_takes_three_probes() -> None:
 def test_validation_and_evaluation_of_the_simulation_agree(seed: int) -> None:
     """The double itself: the plain view at the training size is right as often as the best validation was."""
     with empty_folder() as folder:
-        stage = Stage(SimulatedMachine(seed=seed), request(time_s=200.0, view_sizes=(160, 224)), folder)
+        stage = Stage(SimulatedMachine(seed=seed), request(time_s=200.0, test_sizes=(160, 224)), folder)
         report = flow.tell(stage.run())
         (row,) = report.candidates
         (symmetric,) = (m for m in report.methods if m.method.startswith("Symmetric"))

@@ -75,17 +75,17 @@ def test_a_value_out_of_range_is_named(field: str, value: Any) -> None:
 @given(st.floats(0, 1000), st.floats(0, 1000))
 def test_the_longer_a_turn_the_more_it_augments_up_to_the_recipes_values(epochs: float, more: float) -> None:
     fast = load("fast")
-    shorter, longer = fast.over(min(epochs, more)), fast.over(max(epochs, more))
+    shorter, longer = fast.for_epochs(min(epochs, more)), fast.for_epochs(max(epochs, more))
     assert 0 <= shorter.color_jitter <= longer.color_jitter <= fast.color_jitter
     assert 0 <= shorter.cutmix <= longer.cutmix <= fast.cutmix
-    assert fast.over(fast.augment_epochs) == fast
-    assert load("paper").over(epochs) == load("paper")
+    assert fast.for_epochs(fast.augment_epochs) == fast
+    assert load("paper").for_epochs(epochs) == load("paper")
 
 
 def test_sizes_to_test_at() -> None:
-    assert load("paper").view_sizes((160, 224)) == [160, 224]
-    assert load("fast").view_sizes((160, 224)) == [160, 192, 224, 256]
-    assert load("fast").view_sizes((32,)) == [32, 40]
+    assert load("paper").test_sizes((160, 224)) == [160, 224]
+    assert load("fast").test_sizes((160, 224)) == [160, 192, 224, 256]
+    assert load("fast").test_sizes((32,)) == [32, 40]
 
 
 def toml(recipe: Recipe) -> str:

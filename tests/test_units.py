@@ -76,7 +76,7 @@ def test_no_time_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("parse", [size, duration])
 def test_what_no_float_holds_is_refused(parse: object) -> None:
-    with pytest.raises(UsageError, match="beyond counting"):
+    with pytest.raises(UsageError, match=r"too (large|long)"):
         parse("9" * 400)
 
 

@@ -1,16 +1,14 @@
-"""The library's door: run, resume, plan and load, and what a finished run can do."""
+"""The functions of the library: run, resume, plan and profile."""
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from fitwithin import files
 from fitwithin import request as requests
-from fitwithin.budget import Budget
 from fitwithin.candidate import match
 from fitwithin.data import dataset
 from fitwithin.data import image_folder as folders
@@ -18,9 +16,9 @@ from fitwithin.engine import launch
 from fitwithin.engine.base import Engine
 from fitwithin.engine.connect import Site
 from fitwithin.errors import RunFolderError, UsageError
+from fitwithin.options import OPTIONS, Limits
 from fitwithin.pipeline import profile_phase, start
 from fitwithin.pipeline import run as flow
-from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Reporter, Silent
 from fitwithin.pipeline.result import Result, load
 from fitwithin.planning import plan as plans
@@ -29,7 +27,7 @@ from fitwithin.profiling import cache
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.report import build
 from fitwithin.report.schema import Report
-from fitwithin.request import Limits, Request
+from fitwithin.request import Request
 from fitwithin.store import MemoryStore, SqliteStore, latest
 from fitwithin.training import model_names
 
@@ -45,7 +43,6 @@ def run(
     reporter: Reporter | None = None,
     started_at: float | None = None,
     server: launch.Server | None = None,
-    device: str = "auto",
     **limits: Unpack[Limits],
 ) -> Result:
     """Train the best classifier for a folder of images within the limits, and report on it.
@@ -54,57 +51,54 @@ def run(
         data: ``DATA/<class>/*`` or ``DATA/{train,val,test}/<class>/*``.
         out: the run's folder, which must not exist or be empty; default ``runs/<data>-<time>``.
         plan: a plan that ``fitwithin plan`` wrote, to be carried out step by step as it stands.
-        reporter: told of progress; silent by default.
+        reporter: gets the progress; by default nobody does.
         started_at: the monotonic instant from which time counts; default now.
         server: a worker server that was launched before; the run ends it. Default: one that is launched now.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        **limits: what may be spent and tried, as :class:`fitwithin.request.Limits` lists it.
+        **limits: what may be spent and tried, as :class:`fitwithin.options.Limits` lists it.
 
     Raises:
         UsageError: the request, the data or the limits do not work out; nothing was written.
         TrainingError: nothing that was trained left a model.
     """
     started_at = time.monotonic() if started_at is None else started_at
-    told = reporter or Silent()
     with launch.launched(server) as server:  # before anything else: in the end all wait for its imports
-        frozen = _frozen(plan, limits) if plan is not None else None
-        planned = requests.placed(requests.from_dict(frozen.request), limits) if frozen is not None else None
+        fixed_plan, planned = (None, None) if plan is None else load_fixed_plan(plan, limits)
         with _site(planned, limits, server) as site:
             if planned is not None:
-                where = site.device(device, planned.data_parallel, planned.gpus)
-                request = replace(planned, data=str(data), device=where)
-                request = replace(request, budget=_budget(planned, limits))
+                device = site.device(limits.get("device") or "auto", planned.data_parallel, planned.gpus)
+                request = replace(planned, data=str(data), device=device)
             else:
-                request = _parsed(site, data, device, limits)
+                request = _parsed(site, data, limits)
             folder = Path(out) if out is not None else files.default_folder(Path(data))
             files.check_free(folder)
             with site.open(request, folder) as engine:
-                report = _begin(request, folder, engine, told, started_at, frozen)
+                report = _begin(request, folder, engine, reporter or Silent(), started_at, fixed_plan)
     return Result(folder=folder, report=report)
 
 
 def _begin(
-    request: Request, folder: Path, engine: Engine, reporter: Reporter, started_at: float, frozen: Plan | None
+    request: Request, folder: Path, engine: Engine, reporter: Reporter, started_at: float, fixed_plan: Plan | None
 ) -> Report:
-    """A run in a folder of its own, which is left as it was when nothing could be trained."""
+    """A run in a folder of its own, which is removed again if nothing could be trained."""
     dataset = _scan(request, reporter)
-    if frozen is not None:
-        flow.check_plan(frozen, dataset.fingerprint)
+    if fixed_plan is not None:
+        flow.check_plan(fixed_plan, dataset.fingerprint)
     match(request.models, model_names.known_models(engine.prepare))
     reporter.say(f"the run's folder is {folder}")
-    made = files.make_folder(folder)
+    made = files.create_run_dir(folder)
     store = SqliteStore(folder)
     try:
         store.append("request", request.to_dict())
-        if frozen is not None:
-            store.append("frozen", json.loads(frozen.to_json()))
+        if fixed_plan is not None:
+            store.append("frozen", asdict(fixed_plan))
         accountant = start.open_accountant(store, request.budget, engine.now, started_at)
-        return _tell(start.open_run(request, folder, engine, store, reporter, accountant, dataset))
+        context = start.open_run(request, folder, engine, store, reporter, accountant, dataset)
+        return flow.tell(context, fixed_plan)
     except UsageError:
         planned = store.events("plan")
         store.close()
         if not planned:  # nothing was trained: nothing is left behind
-            files.unmake(folder, made)
+            files.remove_run_dir(folder, made)
         raise
     finally:
         store.close()
@@ -120,15 +114,15 @@ def resume(
 ) -> Result:
     """Carry an interrupted run on to its end within what is left of its budget.
 
-    A run that had ended already is returned as it is. With ``engine`` or ``ray_address`` it goes on elsewhere. Where
-    nothing is left of the budget that workers could be started for, none are.
+    A run that had ended already is returned as it is. With ``engine`` or ``ray_address`` it goes on elsewhere. If too
+    little of the budget is left to start workers, the run hands over what is there.
 
     Raises:
         RunFolderError: the folder holds no run, or another process is working on it.
-        UsageError: the data are not what they were.
+        UsageError: the images have changed.
     """
     started_at = time.monotonic() if started_at is None else started_at
-    told = reporter or Silent()
+    reporter = reporter or Silent()
     path = Path(folder)
     if not (path / "run.db").is_file():
         raise RunFolderError(f"{path} holds no run (no run.db); start one with `fitwithin run`")
@@ -137,26 +131,22 @@ def resume(
             return load(path)
         stored = latest(store.events("request"), "request")
         if stored is None:
-            raise RunFolderError(f"{path} holds a run that never began; remove it and start again")
-        elsewhere: Limits = {}
-        if engine is not None:
-            elsewhere["engine"] = engine
-        if ray_address is not None:
-            elsewhere["ray_address"] = ray_address
-        request = requests.placed(requests.from_dict(stored), elsewhere)
+            raise RunFolderError(f"{path} holds a run that never began; remove the folder and start again")
+        request = requests.with_engine(requests.from_dict(stored), engine, ray_address)
         accountant = start.open_accountant(store, request.budget, time.monotonic, started_at)
         late = start.too_late_for_workers(accountant)
         with (
             launch.launched() as server,
             _site(None if late else request, {}, server) as site,
-            site.open(request, path) as carrier,
+            site.open(request, path) as workers,
         ):
-            dataset = _scan(request, told)
+            dataset = _scan(request, reporter)
             known = latest(store.events("data"), "data")
             if known is not None and known["fingerprint"] != dataset.fingerprint:
                 raise UsageError(f"the images in {request.data} have changed since this run began; start a new run")
-            opened = start.open_run(request, path, carrier, store, told, accountant, dataset, hands_over=late)
-            report = _tell(opened)
+            context = start.open_run(request, path, workers, store, reporter, accountant, dataset, hands_over=late)
+            fixed_plan = latest(store.events("frozen"), "frozen")
+            report = flow.tell(context, plans.from_dict(fixed_plan) if fixed_plan is not None else None)
     return Result(folder=path, report=report)
 
 
@@ -166,7 +156,6 @@ def plan(
     reporter: Reporter | None = None,
     started_at: float | None = None,
     server: launch.Server | None = None,
-    device: str = "auto",
     **limits: Unpack[Limits],
 ) -> tuple[Plan, Report]:
     """Profile the candidates and draw up what `run` would do with the same arguments; trains nothing.
@@ -174,71 +163,66 @@ def plan(
     The profiles are kept in the cache, where a run finds them; the plan counts on that.
     """
     started_at = time.monotonic() if started_at is None else started_at
-    told = reporter or Silent()
+    reporter = reporter or Silent()
     with launch.launched(server) as server, _site(None, limits, server) as site:
-        request = _parsed(site, data, device, limits)
+        request = _parsed(site, data, limits)
         with site.open(request, None) as engine:
-            dataset = _scan(request, told)
+            dataset = _scan(request, reporter)
             store = MemoryStore()
             accountant = start.open_accountant(store, request.budget, engine.now, started_at)
-            story = start.open_run(request, Path(), engine, store, told, accountant, dataset)
-            drawn = flow.draw_up(story)
-            return drawn, build.report(request, drawn, store.events())
+            made = flow.draw_up(start.open_run(request, Path(), engine, store, reporter, accountant, dataset))
+            return made, build.report(request, made, store.events())
 
 
 def profile(
     data: str | Path,
     *,
     refresh: bool = False,
-    take_in: str | Path | None = None,
+    import_from: str | Path | None = None,
     export: str | Path | None = None,
     reporter: Reporter | None = None,
-    device: str = "auto",
     **limits: Unpack[Limits],
 ) -> list[Profile | Rejection]:
-    """The profile phase alone: every candidate's largest batch and pace, kept in the cache for runs and plans.
+    """The profile phase alone: every candidate's largest batch and its speed, kept in the cache for runs and plans.
 
     Args:
-        refresh: measure what is in the cache anew.
-        take_in: a file that ``export`` wrote, on this machine or one like it; its profiles go into the cache first.
+        refresh: measure again what is in the cache.
+        import_from: a file that ``export`` wrote, on this machine or one like it; its profiles go into the cache first.
         export: where to write the profiles for others.
 
     Raises:
         UsageError: the request, the data or the file does not work out.
     """
-    told = reporter or Silent()
-    asked: Limits = {"time": PROFILE_TIME, **limits, "scope": "candidate"}
-    with launch.launched() as server, _site(None, limits, server) as site:
-        request = _parsed(site, data, device, asked)
-        taken = cache.take_in(Path(take_in), files.cache_root() / "profiles") if take_in is not None else []
+    reporter = reporter or Silent()
+    wanted: Limits = {"time": PROFILE_TIME, **limits, "scope": "candidate"}
+    with launch.launched() as server, _site(None, wanted, server) as site:
+        request = _parsed(site, data, wanted)
+        imported: list[tuple[dict[str, Any], Profile]] = []
+        if import_from is not None:
+            imported = cache.import_profiles(Path(import_from), files.cache_root() / "profiles")
         if export is not None:
             files.check_writable(Path(export))
         with site.open(request, None) as engine:
-            dataset = _scan(request, told)
+            dataset = _scan(request, reporter)
             store = MemoryStore()
             accountant = start.open_accountant(store, request.budget, engine.now, time.monotonic())
-            story = start.open_run(request, Path(), engine, store, told, accountant, dataset)
-            key = profile_phase.open_cache(story).key
-            if taken:
-                fitting = sum(other == key for other, _ in taken)
-                fits = f"{fitting} are of such a machine, these limits and data of this shape"
-                told.say(f"{len(taken)} profiles taken in; {fits}")
-            found = profile_phase.profile(story, refresh=refresh)
+            context = start.open_run(request, Path(), engine, store, reporter, accountant, dataset)
+            key = profile_phase.open_cache(context).key
+            if imported:
+                num_fitting = sum(other == key for other, _ in imported)
+                fits = f"{num_fitting} are of such a machine, these limits and data of this shape"
+                reporter.say(f"{len(imported)} profiles imported; {fits}")
+            found = profile_phase.profile(context, refresh=refresh)
     if export is not None:
         cache.export([each for each in found if isinstance(each, Profile)], key, Path(export))
     return found
 
 
-def _tell(run: RunContext) -> Report:
-    """A run's story, by the plan that it was given, if any."""
-    frozen = latest(run.store.events("frozen"), "frozen")
-    return flow.tell(run, plans.from_json(json.dumps(frozen)) if frozen is not None else None)
-
-
-def _parsed(site: Site, data: str | Path, device: str, limits: Limits) -> Request:
+def _parsed(site: Site, data: str | Path, limits: Limits) -> Request:
     """The request, on a device that is there."""
-    where = site.device(device, limits.get("data_parallel", 1), limits.get("gpus"))
-    return requests.parse(data, device=where, **limits)
+    device = site.device(limits.get("device") or "auto", limits.get("data_parallel") or 1, limits.get("gpus"))
+    found: Limits = {**limits, "device": device}
+    return requests.parse(data, **found)
 
 
 def _scan(request: Request, reporter: Reporter) -> dataset.Dataset:
@@ -250,33 +234,24 @@ def _site(planned: Request | None, limits: Limits, server: launch.Server) -> Sit
     """Where the jobs of a planned request, or of one with these limits, will run."""
     if planned is not None:
         return Site(planned.engine, planned.ray_address, server)
-    return Site(limits.get("engine", "local"), limits.get("ray_address"), server)
+    return Site(limits.get("engine") or "local", limits.get("ray_address"), server)
 
 
-def _frozen(path: str | Path, limits: Limits) -> Plan:
-    fixed = sorted(set(limits) - {"memory", "time", "gpu_time", "inference", "engine", "ray_address"})
+def load_fixed_plan(path: str | Path, limits: Limits) -> tuple[Plan, Request]:
+    """The plan in a file, to be carried out as it stands, and its request with the limits that may be given anew.
+
+    Raises:
+        UsageError: the file holds no plan, or a plan fixes one of the limits.
+    """
+    fixed = sorted(name for name in limits if name not in OPTIONS or not OPTIONS[name].with_plan)
     if fixed:
-        raise UsageError(f"a plan fixes {', '.join(fixed)}; leave them out, or draw up another plan")
+        raise UsageError(f"a plan fixes {', '.join(fixed)}; leave these out, or draw up another plan")
     if not Path(path).is_file():
         raise UsageError(f"there is no plan {str(path)!r}; `fitwithin plan` writes one")
-    drawn = plans.from_json(Path(path).read_text(encoding="utf-8", errors="replace"))
+    plan = replace(plans.from_json(Path(path).read_text(encoding="utf-8", errors="replace")), frozen=True)
     try:
-        requests.from_dict(drawn.request)
+        request = requests.from_dict(plan.request)
     except (KeyError, TypeError) as error:
-        raise UsageError(f"{path} is no plan that `fitwithin plan` wrote (its request lacks {error})") from error
-    return replace(drawn, frozen=True)
-
-
-def _budget(request: Request, limits: Limits) -> Budget:
-    """The plan's budget, with the limits that were given anew."""
-    asked = requests.parse(
-        request.data,
-        memory=limits.get("memory") or request.budget.memory_bytes,
-        time=limits.get("time") or (None if limits.get("gpu_time") else request.budget.time_s),
-        gpu_time=limits.get("gpu_time") or (None if limits.get("time") else request.budget.gpu_time_s),
-        inference=limits.get("inference"),
-        scope=request.budget.scope,
-        accounting=request.budget.accounting,
-    ).budget
-    inference_ms = asked.inference_ms if limits.get("inference") else request.budget.inference_ms
-    return replace(asked, inference_ms=inference_ms)
+        raise UsageError(f"{path} is not a plan that `fitwithin plan` wrote (its request lacks {error})") from error
+    request = requests.with_engine(request, limits.get("engine"), limits.get("ray_address"))
+    return plan, requests.with_budget(request, limits)

@@ -1,4 +1,4 @@
-"""What one run may spend, and the countdown to its end. Durations are ``*_s``; instants are ``*_at``, on one clock.
+"""What one run may spend, and what is left of it. Durations are ``*_s``; instants are ``*_at``, on one clock.
 
 The clock is ``time.monotonic``: on Linux it is the same for every process of a boot, so an instant can be handed
 to a worker.
@@ -19,34 +19,34 @@ SCOPES = ("total", "candidate")
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What one run may spend. Every limit is a promise that is measured; None means unlimited.
+    """What one run may spend. Every limit is a promise that is measured; None means unlimited."""
 
-    ``memory_bytes`` bounds the process on the device at any point: as the driver sees it (``process``), or the caching
-    allocator's share alone (``allocator``, the challenge organisers' measure). ``time_s`` bounds wall-clock time from
-    process start, ``gpu_time_s`` the seconds that devices are held, summed over them. ``scope`` says whether the limits
-    bound the whole run (``total``) or each candidate (``candidate``, as the paper had it). ``inference_ms`` bounds the
-    ensemble's milliseconds per image.
-    """
-
+    #: The cap on each process's memory on the device, at any point.
     memory_bytes: int
+    #: What the cap counts: the ``process`` as the driver sees it, or PyTorch's caching ``allocator`` alone, which is
+    #: the measure of the challenge's organisers.
     accounting: str = "process"
+    #: Wall-clock seconds from process start.
     time_s: float | None = None
+    #: Seconds that devices are held, summed over them.
     gpu_time_s: float | None = None
+    #: Whether the time limits bound the whole run (``total``) or each ``candidate``, as in the paper.
     scope: str = "total"
+    #: Milliseconds per image of the ensemble.
     inference_ms: float | None = None
 
     def __post_init__(self) -> None:
         if self.memory_bytes <= 0:
-            raise UsageError("--memory must be more than nothing; write something like 6GiB")
+            raise UsageError("--memory must be more than 0; give a size such as 6GiB")
         if self.time_s is None and self.gpu_time_s is None:
-            raise UsageError("a run needs a time budget: give --time 3h (wall clock) or --gpu-time 9h (device time)")
+            raise UsageError("a run needs a time budget; give --time 3h (wall clock) or --gpu-time 9h (device time)")
         for name, value in (("time", self.time_s), ("gpu-time", self.gpu_time_s), ("inference", self.inference_ms)):
             if value is not None and value <= 0:
-                raise UsageError(f"--{name} must be more than nothing, got {value:g}")
+                raise UsageError(f"--{name} must be more than 0, got {value:g}; give a longer time")
         if self.accounting not in ACCOUNTINGS:
-            raise UsageError(f"{self.accounting!r} is no memory accounting; choose from {', '.join(ACCOUNTINGS)}")
+            raise UsageError(f"{self.accounting!r} is not a memory accounting; choose from {', '.join(ACCOUNTINGS)}")
         if self.scope not in SCOPES:
-            raise UsageError(f"{self.scope!r} is no scope; choose from {', '.join(SCOPES)}")
+            raise UsageError(f"{self.scope!r} is not a scope; choose from {', '.join(SCOPES)}")
 
     def limit_s(self, gpus: int = 1) -> float:
         """The tighter of the two time limits in wall-clock seconds, if at most ``gpus`` devices are held at once."""

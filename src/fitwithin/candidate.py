@@ -84,27 +84,39 @@ def match(patterns: Iterable[str], known: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def parse_precisions(text: str) -> list[str]:
+def _words(value: str | Sequence[object]) -> list[str]:
+    """The words of a list, or of a text with commas between them."""
+    parts = value.split(",") if isinstance(value, str) else map(str, value)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def parse_models(value: str | Sequence[str]) -> tuple[str, ...]:
+    """The names and patterns in ``resnet*,resnest26d``; UsageError if there is none."""
+    if not (words := _words(value)):
+        raise UsageError("no model was given; write timm names or patterns, as in 'resnet*,resnest26d'")
+    return tuple(words)
+
+
+def parse_precisions(value: str | Sequence[str]) -> tuple[str, ...]:
     """The precisions in ``amp,fp32``; UsageError for any other word."""
-    words = [word.strip().lower() for word in text.split(",") if word.strip()]
+    words = [word.lower() for word in _words(value)]
     for word in words:
         if word not in PRECISIONS:
             raise UsageError(f"{word!r} is not a precision; choose from {', '.join(PRECISIONS)}")
     if not words:
         raise UsageError(f"no precision was given; choose from {', '.join(PRECISIONS)}")
-    return list(dict.fromkeys(words))
+    return tuple(dict.fromkeys(words))
 
 
-def parse_sizes(text: str) -> list[int]:
+def parse_sizes(value: str | Sequence[int]) -> tuple[int, ...]:
     """The sizes in pixels in ``160,224``, ascending; UsageError unless each is a whole number from 8 to 1024."""
-    sizes = []
-    for word in (word.strip() for word in text.split(",") if word.strip()):
+    words = _words(value)
+    for word in words:
         if not (word.isdecimal() and len(word) <= 4 and 8 <= int(word) <= 1024):
             raise UsageError(f"{word!r} is not an image size; write pixels from 8 to 1024, as in 160,224")
-        sizes.append(int(word))
-    if not sizes:
+    if not words:
         raise UsageError("no image size was given; write pixels, as in 160,224")
-    return sorted(set(sizes))
+    return tuple(sorted({int(word) for word in words}))
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

@@ -1,6 +1,6 @@
-"""Everything fitwithin raises, and the exit code each branch ends a command with.
+"""The exceptions of fitwithin, and the exit code with which each ends a command.
 
-    FitwithinError              1   anything below
+    FitwithinError              1   any of those below
     ├── UsageError              2   what was asked for cannot be done as asked
     │   ├── DataError           2   the images: none, one class, a class too small, unreadable
     │   ├── BudgetError         2   the limits leave no room for even one candidate
@@ -9,18 +9,18 @@
     │   ├── OutOfMemory         3   the memory cap was reached (raised by engine/device.py and engine/cuda.py alone)
     │   │   └── DeviceFull      3   others left less of the device's memory than the cap
     │   ├── CaptureError        3   a step or pass cannot be recorded as a CUDA graph; it can still run
-    │   ├── Hanging             3   the loaders make no more batches; another process may go on
-    │   └── Deserted            3   a process that shares the job is gone
+    │   ├── LoaderTimeout       3   the loaders make no more batches; another process may continue
+    │   └── PeerLost            3   a process that shares the job is gone
     └── TrainingError           4   nothing that was tried left a usable model
 
-A message is a sentence with the value, the limit and the way out.
+A message is a sentence: the value, the limit, and what to do next.
 """
 
 from __future__ import annotations
 
 
 class FitwithinError(Exception):
-    """Base of every error raised on purpose."""
+    """The base of every error that is raised on purpose."""
 
     exit_code = 1
 
@@ -54,19 +54,19 @@ class OutOfMemory(DeviceError):
 
 
 class DeviceFull(OutOfMemory):
-    """An allocation failed within the memory cap: other processes hold the device's memory."""
+    """An allocation within the memory cap failed: other processes hold the device's memory."""
 
 
 class CaptureError(DeviceError):
-    """A training step, or an evaluation's pass, cannot be recorded as a CUDA graph; launched it may well run."""
+    """A training step or an evaluation's pass cannot be recorded as a CUDA graph; it may run without one."""
 
 
 class LoaderTimeout(DeviceError):
-    """The loaders make no more batches; in another process they may."""
+    """The loaders make no more batches; loaders of another process may."""
 
 
 class PeerLost(DeviceError):
-    """A process that trains together with this one is gone; what became of it, its own end tells."""
+    """A process that trains together with this one is gone; its own outcome says why."""
 
 
 class TrainingError(FitwithinError):

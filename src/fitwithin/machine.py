@@ -1,4 +1,4 @@
-"""What this machine is: its processor and cores, its GPUs, and which device a name means here. CUDA is not started."""
+"""What this machine is: its processor and cores, its GPUs, and the names of devices. CUDA is not started here."""
 
 from __future__ import annotations
 
@@ -9,49 +9,83 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fitwithin.errors import UsageError
 
 
-def parse(text: str, gpus: int = 1, option: str = "--data-parallel", *, alike: bool = False) -> str:
+@dataclass(frozen=True, kw_only=True)
+class DeviceName:
+    """A device by its name: the CPU, or the GPU that torch counts as ``index``. As text it is ``cpu`` or ``cuda:1``."""
+
+    kind: str
+    index: int = 0
+
+    @classmethod
+    def parse(cls, text: str | DeviceName) -> DeviceName:
+        """The device called ``cpu``, ``cuda`` or ``cuda:1``, there or not; UsageError for any other text."""
+        if isinstance(text, DeviceName):
+            return text
+        kind, colon, index = text.strip().lower().partition(":")
+        if (kind, colon) == ("cpu", "") or (kind == "cuda" and (index.isdecimal() or not colon)):
+            return cls(kind=kind, index=int(index or 0))
+        raise UsageError(f"{text!r} is not a device; choose auto, cpu, cuda or cuda:N")
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether it is a GPU."""
+        return self.kind == "cuda"
+
+    def next(self, places: int) -> DeviceName:
+        """The device so many places further. There is only one CPU."""
+        return replace(self, index=self.index + places) if self.is_cuda else self
+
+    def __str__(self) -> str:
+        return f"cuda:{self.index}" if self.is_cuda else "cpu"
+
+
+CPU = DeviceName(kind="cpu")
+
+
+def resolve_device(
+    text: str | DeviceName, gpus: int = 1, option: str = "--data-parallel", *, same_kind: bool = False
+) -> DeviceName:
     """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` means here: the first of ``gpus`` in a row.
 
     Args:
-        option: what asked for so many.
-        alike: whether they must be of one kind: then a profile made on one holds on the others.
+        option: the option that asked for this number of GPUs.
+        same_kind: whether they must be of one kind, so that a profile made on one holds on the others.
 
     Raises:
-        UsageError: the text names no kind of device, or a GPU that is not there, or they are not ``alike``.
+        UsageError: the text names no kind of device, or a GPU that this machine lacks, or the kinds differ.
     """
-    word = text.strip().lower()
-    if word not in ("auto", "cpu", "cuda") and not (word.startswith("cuda:") and word[5:].isdigit()):
-        raise UsageError(f"{text!r} is not a device; choose auto, cpu, cuda or cuda:N")
-    if word == "cpu":
-        return word
+    auto = isinstance(text, str) and text.strip().lower() == "auto"
+    device = DeviceName(kind="cuda") if auto else DeviceName.parse(text)
+    if not device.is_cuda:
+        return device
     listed = _listed()
     count = _count(listed)
-    if word == "auto" and not count:
-        return "cpu"
-    index = int(word[5:]) if ":" in word else 0
+    if auto and not count:
+        return CPU
     seen = f"{count} CUDA device{'s' if count != 1 else ''}" if count else "no CUDA device"
-    if index >= count:
-        raise UsageError(f"--device {word} was asked for and this machine shows {seen}; --device cpu trains without")
-    if index + gpus > count:
+    if device.index >= count:
+        raise UsageError(f"--device {text} was given, but this machine shows {seen}; give --device cpu")
+    if device.index + gpus > count:
         raise UsageError(
-            f"{option} {gpus} needs the devices cuda:{index} to cuda:{index + gpus - 1} and this machine shows "
-            f"{seen}; {option} {count - index} is the most that it can do from there"
+            f"{option} {gpus} needs the devices {device} to {device.next(gpus - 1)}, but this machine shows {seen}; "
+            f"give {option} {count - device.index} at most"
         )
-    if alike:
-        _check_alike(listed, index, gpus)
-    return f"cuda:{index}"
+    if same_kind:
+        _check_same_kind(listed, device.index, gpus)
+    return device
 
 
-def _check_alike(listed: list[list[str]], first: int, gpus: int) -> None:
+def _check_same_kind(listed: list[list[str]], first: int, gpus: int) -> None:
     """UsageError unless so many GPUs from the ``first`` on are of one kind.
 
-    torch counts the fastest first unless CUDA_DEVICE_ORDER says otherwise, nvidia-smi by their place: where it matters
-    which number is which, the number says nothing, and all that are visible must be alike.
+    torch counts the fastest GPU first unless CUDA_DEVICE_ORDER says otherwise; nvidia-smi counts by slot. Only with
+    CUDA_DEVICE_ORDER=PCI_BUS_ID do the numbers agree. Otherwise all visible GPUs must be of one kind.
     """
     kinds = _kinds(listed)
     if os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
@@ -59,8 +93,8 @@ def _check_alike(listed: list[list[str]], first: int, gpus: int) -> None:
     if len(found := list(dict.fromkeys(kinds))) > 1:
         named = ", ".join(f"{name} ({memory})" for name, memory in found)
         raise UsageError(
-            f"--gpus {gpus} needs GPUs of one kind, since what is profiled on one is trained on another, and there are "
-            f"{named}; name those of one kind with CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER=PCI_BUS_ID"
+            f"--gpus {gpus} needs GPUs of one kind, because a profile made on one is used on the others, but this "
+            f"machine has {named}; choose GPUs of one kind with CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER=PCI_BUS_ID"
         )
 
 

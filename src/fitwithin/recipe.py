@@ -14,85 +14,81 @@ from typing import Any
 
 from fitwithin.candidate import LAYOUTS, PRECISIONS
 from fitwithin.errors import UsageError
+from fitwithin.machine import DeviceName
 
-#: Ways down from the peak rate.
+#: How the learning rate falls from its peak to 0.
 SCHEDULES = ("cosine", "linear")
 
-
-#: Ways to choose a batch; a number is another.
+#: How a batch is chosen; a number is another way.
 BATCHES = ("largest", "knee")
 
 OPTIMIZERS = ("adamw", "muon")
 
-#: The recipe of whoever names none.
+#: The recipe where none is named.
 DEFAULT = "fast"
 
-
-#: Progressive resizing has no smaller images: after a stride of 32 the last kernels of 3x3 would see one pixel and its
-#: padding. (Gradients of these in bfloat16 hold what was in memory before: torch 2.14.1 on a CPU.)
+#: Progressive resizing has no smaller images, in pixels: after a stride of 32 the last kernels of 3x3 would see one
+#: pixel and its padding. (Gradients of these in bfloat16 hold what was in memory before: torch 2.14.1 on a CPU.)
 SMALLEST_PX = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One way of training. ``lr`` holds at a batch of ``lr_base_size``; without ``max_batch`` as many as fit are taken.
-
-    ``crop_scale`` and ``crop_ratio`` are RandomResizedCrop's area share and aspect range, ``flip`` the probability of
-    mirroring, ``crop_pct`` the centre share used in evaluation, ``validate_last_epochs`` how many of the last epochs
-    validate. Where one budget is split over candidates, only so many are kept that each gets ``min_epochs``.
-
-    The learning rate rises over the share ``warmup`` of the steps and then falls to 0 along ``schedule`` (one of
-    SCHEDULES); ``optimizer`` is one of OPTIMIZERS; without ``decay_norms`` norms and biases are not decayed;
-    ``label_smoothing`` is label smoothing's share; with ``clip_grad`` gradients whose norm, over all parameters, is
-    larger are scaled down to it.
-
-    On the device, an image's brightness, contrast and saturation are drawn from 1 - ``color_jitter`` to 1 +
-    ``color_jitter``, and with probability ``cutmix`` a box of it is filled from another image, whose label counts by
-    the box's share. Turns of fewer than ``augment_epochs`` have less of both, in proportion: few epochs are better
-    spent on plain images.
-
-    ``progressive_resizing`` is progressive resizing: pairs of a share of the steps and a share of the training size (a
-    side, in pixels); from that step on images have that size. The last pair has the whole size; without any all have
-    it.
-
-    Where a candidate is trained several times, longer each time, ``warm_start`` lets it go on from the weights that it
-    reached before; else it begins anew.
-
-    Models are tested at their training sizes times ``test_scales`` unless a run asks for other sizes.
-
-    ``precisions`` (on the CPU ``cpu_precisions``, if given) and ``layouts`` make the grid unless a run asks for others;
-    with ``compare_variants`` those that lose by more than the noise at a small batch are not profiled. ``batch`` is
-    ``largest``, ``knee`` (the smallest batch that comes near the best throughput), or a number of images per update
-    that is held for all candidates by accumulating gradients where it does not fit at once.
-    """
+    """One way of training. UsageError if a value is out of its range."""
 
     name: str
+    #: The peak learning rate at a batch of ``lr_base_size`` images; see :meth:`learning_rate`.
     lr: float
     lr_base_size: int
     weight_decay: float
+    #: RandomResizedCrop's least and largest share of the area, and its range of aspect ratios.
     crop_scale: tuple[float, float]
     crop_ratio: tuple[float, float]
+    #: The probability that an image is mirrored.
     flip: float
+    #: The share of the side that evaluation crops from the centre.
     crop_pct: float
+    #: How many of the last epochs validate.
     validate_last_epochs: int
+    #: Where candidates share a budget, only as many are kept as get this many epochs each.
     min_epochs: int
+    #: The most images of a batch; None: as many as fit.
     max_batch: int | None = None
+    #: The precisions of the grid unless a run asks for others; ``cpu_precisions`` are those on the CPU, if given.
     precisions: tuple[str, ...] = ("amp", "fp32")
     cpu_precisions: tuple[str, ...] | None = None
+    #: The memory layouts of the grid on a GPU.
     layouts: tuple[str, ...] = ("nchw",)
+    #: Whether a backbone's precisions and layouts are compared at a small batch first: those that are slower by more
+    #: than the noise are not profiled.
     compare_variants: bool = False
+    #: ``largest``; ``knee``, the smallest batch that comes near the best throughput; or a number of images per update,
+    #: the same for all candidates: gradients are accumulated where it does not fit at once.
     batch: str | int = "largest"
+    #: One of OPTIMIZERS.
     optimizer: str = "adamw"
+    #: Whether weight decay applies to norms and biases.
     decay_norms: bool = True
     label_smoothing: float = 0.0
+    #: The largest norm of the gradients over all parameters; larger ones are scaled down to it. None: no limit.
     clip_grad: float | None = None
+    #: One of SCHEDULES.
     schedule: str = "cosine"
+    #: The share of the steps over which the learning rate rises to its peak.
     warmup: float = 0.0
+    #: Brightness, contrast and saturation are drawn from 1 - ``color_jitter`` to 1 + ``color_jitter``, on the device.
     color_jitter: float = 0.0
+    #: The probability that a box of an image is filled from another one, whose label counts by the box's share.
     cutmix: float = 0.0
+    #: Trials of fewer epochs have less colour jitter and CutMix, in proportion: few epochs are better spent on plain
+    #: images.
     augment_epochs: float = 0.0
+    #: Whether a later trial of a candidate starts from the weights of the one before.
     warm_start: bool = False
+    #: Models are evaluated at the training sizes times these, unless a run asks for other sizes.
     test_scales: tuple[float, ...] = (1.0,)
+    #: Pairs of a share of the steps and a share of the training size (a side, in pixels): from that step on images have
+    #: that size. The last pair has the whole size. Without any pair all images have it.
     progressive_resizing: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
@@ -123,8 +119,8 @@ class Recipe:
             "progressive_resizing": _rises(self.progressive_resizing),
             "batch": self.batch >= 2 if isinstance(self.batch, int) else self.batch in BATCHES,
         }
-        for field, fine in checks.items():
-            if not fine:
+        for field, valid in checks.items():
+            if not valid:
                 raise UsageError(f"recipe {self.name!r}: {field} = {getattr(self, field)!r} is out of its range")
 
     def learning_rate(self, batch: int) -> float:
@@ -135,13 +131,14 @@ class Recipe:
         """
         return self.lr * math.sqrt(batch / self.lr_base_size)
 
-    def over(self, epochs: float) -> Recipe:
-        """This recipe for a turn that is planned for so many epochs: the shorter, the less it augments."""
+    def for_epochs(self, epochs: float) -> Recipe:
+        """This recipe for a trial of so many epochs: the shorter the trial, the less it augments."""
         share = min(1.0, epochs / self.augment_epochs) if self.augment_epochs else 1.0
         return replace(self, color_jitter=share * self.color_jitter, cutmix=share * self.cutmix)
 
     def stages(self, train_px: int) -> tuple[tuple[float, int], ...]:
-        """``(share of the steps, px)`` of each stage, ascending in both: always one at least, the last at ``train_px``.
+        """``(share of the steps, px)`` of each stage, ascending in both. There is at least one; the last has
+        ``train_px``.
 
         Sizes are multiples of 32 pixels, the stride of most backbones, for a training size of 128 or more, else of 8.
         None is below SMALLEST_PX.
@@ -153,13 +150,13 @@ class Recipe:
                 stages.append((since, px))
         return tuple(stages)
 
-    def view_sizes(self, trained: Sequence[int]) -> list[int]:
-        """The sizes in pixels to test at where models are ``trained`` at these."""
+    def test_sizes(self, trained: Sequence[int]) -> list[int]:
+        """The sizes in pixels to evaluate at where models are ``trained`` at these."""
         return sorted({_scaled(px, scale) for px in trained for scale in self.test_scales})
 
-    def precisions_on(self, device: str) -> tuple[str, ...]:
+    def precisions_on(self, device: DeviceName) -> tuple[str, ...]:
         """The grid's precisions on a device."""
-        return self.cpu_precisions if device == "cpu" and self.cpu_precisions else self.precisions
+        return self.cpu_precisions if self.cpu_precisions and not device.is_cuda else self.precisions
 
     @property
     def flips(self) -> bool:
@@ -194,7 +191,7 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Recipe:
-    """The recipe of that name, or of that TOML file.
+    """The recipe of that name, or in that TOML file.
 
     Raises:
         UsageError: there is no such recipe, or a key is unknown, missing or out of range.
@@ -202,7 +199,7 @@ def load(name: str) -> Recipe:
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
-            raise UsageError(f"there is no recipe file {name!r}")
+            raise UsageError(f"there is no recipe file {name!r}; give another path")
         text = path.read_text(encoding="utf-8")
     elif name in names():
         text = (resources.files("fitwithin") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")

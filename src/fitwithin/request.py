@@ -1,114 +1,120 @@
-"""What is asked of a run: parsed once at the door from text into plain numbers, kept in the run store, read back."""
+"""What is asked of a run: parsed once from text into plain numbers, kept in the run store, read back."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Unpack
 
 from fitwithin import recipe as recipes
 from fitwithin import units
 from fitwithin.budget import Budget
-from fitwithin.candidate import TABLE_2, View, parse_precisions, parse_sizes, views_of
+from fitwithin.candidate import TABLE_2, View, views_of
 from fitwithin.errors import UsageError
+from fitwithin.machine import CPU, DeviceName
+from fitwithin.options import OPTIONS, Limits
 from fitwithin.recipe import Recipe
 
 #: The sizes of the paper.
 SIZES = (160, 224)
 
-#: How candidates share a budget: little by little (the default), so with Optuna's word on who enters, or all alike (the
-#: default where each has the whole of it).
+#: How candidates share the time: a little for all, more for the best (the default); the same, with entrants proposed by
+#: Optuna; or all alike (the default where each candidate has the whole time).
 SEARCHES = ("halving", "optuna", "exhaustive")
 
 #: Where jobs may run.
 ENGINES = ("local", "ray")
 
-#: Candidates that may be profiled side by side, GPUs that one may be trained on, and that may work at once.
-MOST_JOBS, MOST_PARALLEL, MOST_GPUS = 32, 16, 64
-
-
-class Limits(TypedDict, total=False):
-    """What may be asked for, as text or numbers: bytes, seconds (``inference``: seconds per image) and pixels.
-
-    ``memory`` ("6GiB") and one of ``time`` ("3h") and ``gpu_time`` are needed; ``models`` are timm names or patterns,
-    ``sizes`` are trained at, ``test_sizes`` evaluated at; ``engine`` is ``local`` or ``ray``, a cluster whose head
-    is at ``ray_address``. The other words are explained at :class:`~fitwithin.budget.Budget` and by the command line's
-    help.
-    """
-
-    memory: str | int
-    time: str | float
-    gpu_time: str | float
-    inference: str | float
-    scope: str
-    accounting: str
-    models: str | Sequence[str]
-    precision: str | Sequence[str]
-    sizes: str | Sequence[int]
-    test_sizes: str | Sequence[int]
-    recipe: str
-    seed: int
-    strict: bool
-    jobs: int
-    data_parallel: int
-    gpus: int
-    search: str
-    min_gain: float
-    emulate_device_memory: str | int
-    engine: str
-    ray_address: str
-
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One request. ``models`` are names or patterns; ``sizes`` are trained at, ``view_sizes`` evaluated at (pixels).
-
-    A candidate is trained by ``data_parallel`` processes at once, on as many GPUs; ``gpus`` from ``device`` on work at
-    once, so that ``slots`` candidates are trained side by side.
-    """
+    """One request in plain values. It is checked when it is made: UsageError where values do not go together."""
 
     data: str
     budget: Budget
     recipe: Recipe
+    #: timm names or patterns.
     models: tuple[str, ...] = TABLE_2
     precisions: tuple[str, ...] = ("amp", "fp32")
+    #: The sizes in pixels to train at, and those to evaluate at.
     sizes: tuple[int, ...] = SIZES
-    view_sizes: tuple[int, ...] = SIZES
-    device: str = "cpu"
+    test_sizes: tuple[int, ...] = SIZES
+    #: The first device; others follow it.
+    device: DeviceName = CPU
     seed: int = 0
     strict: bool = False
     jobs: int = 1
+    #: The memory of the GPU that libraries are made to see; None: all of it.
     emulate_bytes: int | None = None
+    #: How many processes train a candidate together, each on its own GPU.
     data_parallel: int = 1
-    search: str = "exhaustive"
+    search: str = SEARCHES[0]
     min_gain: float | None = None
-    engine: str = "local"
+    engine: str = ENGINES[0]
     ray_address: str | None = None
+    #: How many GPUs are used at once.
     gpus: int = 1
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise UsageError(f"{self.engine!r} is no engine; choose from {', '.join(ENGINES)}")
-        if self.ray_address is not None and self.engine != "ray":
-            raise UsageError(f"--ray-address {self.ray_address} was given without --engine ray; give both, or neither")
-        if self.emulate_bytes is not None and self.engine == "ray":
+        self._check_engine()
+        self._check_search()
+        if self.jobs > 1 and self.slots > 1:
             raise UsageError(
-                "--emulate-device-memory would hold a GPU of the cluster that Ray gives to others; leave it out"
+                f"--jobs {self.jobs} profiles side by side on one GPU, --gpus {self.gpus} on a GPU each; leave out one"
             )
-        if self.data_parallel > 1 and self.engine == "ray":
+        if self.emulate_bytes is None:
+            return
+        if not self.device.is_cuda:
+            raise UsageError("--emulate-device-memory is for GPUs; leave it out on the CPU, where --memory is enough")
+        if self.emulate_bytes < self.budget.memory_bytes:
+            raise UsageError(
+                f"--memory {units.format_size(self.budget.memory_bytes)} is more than the card of "
+                f"{units.format_size(self.emulate_bytes)} of --emulate-device-memory; give a smaller --memory"
+            )
+
+    def _check_engine(self) -> None:
+        if self.engine not in ENGINES:
+            raise UsageError(f"{self.engine!r} is not an engine; choose from {', '.join(ENGINES)}")
+        if self.engine != "ray":
+            if self.ray_address is not None:
+                raise UsageError(
+                    f"--ray-address {self.ray_address} was given without --engine ray; give both, or neither"
+                )
+            return
+        if self.emulate_bytes is not None:
+            raise UsageError(
+                "--emulate-device-memory would hold a GPU that Ray gives to others; leave it out, or leave out "
+                "--engine ray"
+            )
+        if self.data_parallel > 1:
             raise UsageError(f"--data-parallel {self.data_parallel} needs GPUs of one machine; leave out --engine ray")
-        if self.jobs > 1 and self.engine == "ray":
+        if self.jobs > 1:
             raise UsageError(
                 f"--jobs {self.jobs} would hold several GPUs of the cluster at once and count one; give "
                 f"--gpus {self.jobs}, which counts them"
             )
-        if self.jobs > 1 and self.slots > 1:
+
+    def _check_search(self) -> None:
+        if self.search not in SEARCHES:
+            raise UsageError(f"{self.search!r} is not a search; choose from {', '.join(SEARCHES)}")
+        if self.search != "exhaustive" and self.budget.scope == "candidate":
             raise UsageError(
-                f"--jobs {self.jobs} profiles side by side on one GPU, --gpus {self.gpus} on a GPU each; leave out one"
+                f"--scope candidate gives each candidate the whole time, so there is nothing to search for; leave out "
+                f"--search {self.search}"
+            )
+        if self.min_gain is None:
+            return
+        if self.search == "exhaustive":
+            raise UsageError(
+                f"--min-gain {self.min_gain:g} needs a search that can stop early; give --search halving or optuna"
+            )
+        if not 0 < self.min_gain < math.inf:
+            raise UsageError(
+                f"--min-gain {self.min_gain:g} is out of range; give points of accuracy per GPU-hour above 0, say 0.5"
             )
 
     @property
@@ -117,7 +123,7 @@ class Request:
         return max(1, self.gpus // self.data_parallel)
 
     @property
-    def held(self) -> int:
+    def num_gpus(self) -> int:
         """How many GPUs are held at once, at the most."""
         return self.slots * self.data_parallel
 
@@ -128,168 +134,123 @@ class Request:
 
     @property
     def layouts(self) -> tuple[str, ...]:
-        """The recipe's on CUDA; the CPU has one."""
-        return ("nchw",) if self.device == "cpu" else self.recipe.layouts
+        """The recipe's layouts on CUDA; the CPU has one."""
+        return self.recipe.layouts if self.device.is_cuda else ("nchw",)
 
     @property
     def views(self) -> tuple[View, ...]:
         """Every view that evaluation may use."""
-        return tuple(views_of(self.view_sizes, flips=self.recipe.flips))
+        return tuple(views_of(self.test_sizes, flips=self.recipe.flips))
 
     @property
     def pack_side(self) -> int:
-        """The shorter side images are stored at: what the largest view needs before its centre crop."""
-        return -(-max(*self.sizes, *self.view_sizes) * 100 // round(self.recipe.crop_pct * 100))
+        """The shorter side in pixels at which images are stored: what the largest view needs before its crop."""
+        return -(-max(*self.sizes, *self.test_sizes) * 100 // round(self.recipe.crop_pct * 100))
 
     @property
     def canvas_px(self) -> int | None:
-        """The side of the canvases on which crops travel to a GPU, which resizes them; on the CPU loaders do: None.
+        """The side of the canvases on which crops travel to a GPU, which resizes them; None on the CPU, where loaders
+        do.
 
-        It is the side that images are stored at, in whole eights for the sake of matrix products on tensor cores.
+        It is the side at which images are stored, rounded up to a multiple of 8 for matrix products on tensor cores.
         """
-        return -(-self.pack_side // 8) * 8 if self.device.startswith("cuda") else None
+        return -(-self.pack_side // 8) * 8 if self.device.is_cuda else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; :func:`from_dict` is its inverse."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "device": str(self.device)}
 
 
 def from_dict(value: dict[str, Any]) -> Request:
     """The request that :meth:`Request.to_dict` wrote."""
-    lists = {key: tuple(value[key]) for key in ("models", "precisions", "sizes", "view_sizes")}
-    budget, recipe = Budget(**value["budget"]), recipes.from_dict(value["recipe"])
-    return Request(**{**value, **lists, "budget": budget, "recipe": recipe})
+    parsed: dict[str, Any] = {key: tuple(value[key]) for key in ("models", "precisions", "sizes", "test_sizes")}
+    parsed["budget"] = Budget(**value["budget"])
+    parsed["recipe"] = recipes.from_dict(value["recipe"])
+    parsed["device"] = DeviceName.parse(value["device"])
+    return Request(**{**value, **parsed})
 
 
-def placed(request: Request, limits: Limits) -> Request:
-    """The request, its jobs where the limits say: a plan may be carried out, a run go on elsewhere."""
-    engine = limits.get("engine", request.engine)
-    kept = request.ray_address if engine == "ray" else None
-    device = "cuda:0" if engine == "ray" and request.device != "cpu" else request.device  # what Ray shows a task
-    jobs = request.jobs if engine == "local" else 1
-    address = limits.get("ray_address", kept)
-    return dataclasses.replace(request, engine=engine, ray_address=address, device=device, jobs=jobs)
+def with_engine(request: Request, engine: str | None, ray_address: str | None) -> Request:
+    """The request for another engine or another cluster, where they are given: a plan or a run may go on elsewhere."""
+    engine = engine or request.engine
+    cluster = engine == "ray"
+    return replace(
+        request,
+        engine=engine,
+        ray_address=ray_address or (request.ray_address if cluster else None),
+        device=replace(request.device, index=0) if cluster else request.device,  # Ray shows a task its own GPU alone
+        jobs=1 if cluster else request.jobs,
+    )
 
 
-def _list(value: str | Sequence[Any]) -> str:
-    return value if isinstance(value, str) else ",".join(str(part) for part in value)
+def with_budget(request: Request, limits: Limits) -> Request:
+    """The request with those limits of its budget that are given anew; a new time limit replaces both kinds."""
+    given = {name: OPTIONS[name].read(value) for name, value in limits.items() if value is not None}
+    changes: dict[str, Any] = {}
+    if "memory" in given:
+        changes["memory_bytes"] = given["memory"]
+    if "time" in given or "gpu_time" in given:
+        changes |= {"time_s": given.get("time"), "gpu_time_s": given.get("gpu_time")}
+    if "inference" in given:
+        changes["inference_ms"] = given["inference"] * 1e3
+    return replace(request, budget=replace(request.budget, **changes))
 
 
-def _search(asked: str | None, scope: str, min_gain: float | None) -> str:
-    """The search that was asked for, or else the scope's; UsageError unless the words about it go together."""
-    search = asked or ("exhaustive" if scope == "candidate" else SEARCHES[0])
-    if search not in SEARCHES:
-        raise UsageError(f"{search!r} is no search; choose from {', '.join(SEARCHES)}")
-    if search == "optuna" and find_spec("optuna") is None:
-        raise UsageError("--search optuna needs Optuna; install it with: pip install 'fitwithin[optuna]'")
-    if search != "exhaustive" and scope == "candidate":
-        raise UsageError("--scope candidate gives every candidate the whole time: nothing is left to search by halving")
-    if min_gain is not None and search == "exhaustive":
-        raise UsageError(f"--min-gain {min_gain:g} is of a search that can stop early: halving or optuna")
-    if min_gain is not None and not 0 < min_gain < math.inf:
-        raise UsageError(f"--min-gain {min_gain:g} must be more than nothing: points of accuracy per GPU-hour, say 0.5")
-    return search
-
-
-def _check_gpus(gpus: int | None, data_parallel: int) -> None:
-    """UsageError unless so many GPUs make slots of ``data_parallel``; without a number they are one slot's."""
-    if gpus is None:
-        return
-    if not 1 <= gpus <= MOST_GPUS:
-        raise UsageError(f"--gpus {gpus} is out of range; choose from 1 to {MOST_GPUS}")
+def _check_gpus(gpus: int, data_parallel: int) -> None:
+    """UsageError unless so many GPUs can be divided into groups of ``data_parallel``."""
     if gpus % data_parallel:
         fewer, more = gpus // data_parallel * data_parallel, -(-gpus // data_parallel) * data_parallel
         would = f"--gpus {fewer} or {more}" if fewer else f"--gpus {more}"
         raise UsageError(
-            f"--gpus {gpus} cannot be shared out to candidates that take {data_parallel} each (--data-parallel "
+            f"--gpus {gpus} cannot be divided among candidates that take {data_parallel} each (--data-parallel "
             f"{data_parallel}); give {would}"
         )
 
 
-def parse(
-    data: str | Path,
-    *,
-    memory: str | int | None = None,
-    time: str | float | None = None,
-    gpu_time: str | float | None = None,
-    inference: str | float | None = None,
-    scope: str = "total",
-    accounting: str = "process",
-    models: str | Sequence[str] | None = None,
-    precision: str | Sequence[str] | None = None,
-    sizes: str | Sequence[int] | None = None,
-    test_sizes: str | Sequence[int] | None = None,
-    recipe: str = recipes.DEFAULT,
-    device: str = "cpu",
-    seed: int = 0,
-    strict: bool = False,
-    jobs: int = 1,
-    data_parallel: int = 1,
-    gpus: int | None = None,
-    search: str | None = None,
-    min_gain: float | None = None,
-    emulate_device_memory: str | int | None = None,
-    engine: str = "local",
-    ray_address: str | None = None,
-) -> Request:
-    """The request that these words make; numbers are bytes, seconds and pixels, ``inference`` seconds per image.
+def parse(data: str | Path, **limits: Unpack[Limits]) -> Request:
+    """The request that these limits make. ``device`` is a device that was found to be there; by default the CPU.
 
     Raises:
-        UsageError: a word does not parse or is out of range; the message says which and what would do.
+        UsageError: a limit does not parse or is out of range; the message says which and what to give instead.
+        TypeError: there is no such limit.
     """
-
-    def seconds(value: str | float | None) -> float | None:
-        return None if value is None else units.duration(str(value))
-
-    if memory is None:
-        raise UsageError("a run needs a memory cap: give --memory 6GiB")
-    inference_s = seconds(inference)
-    trained = parse_sizes(_list(sizes)) if sizes is not None else list(SIZES)
-    names = tuple(word.strip() for word in _list(models).split(",") if word.strip()) if models is not None else TABLE_2
-    if not names:
-        raise UsageError("no model was given; write timm names or patterns, as in 'resnet*,resnest26d'")
-    if not 0 <= seed < 2**31:
-        raise UsageError(f"--seed {seed} is out of range; choose a whole number from 0 to {2**31 - 1}")
-    if not 1 <= jobs <= MOST_JOBS:
-        raise UsageError(f"--jobs {jobs} is out of range; choose from 1 to {MOST_JOBS}")
-    if not 1 <= data_parallel <= MOST_PARALLEL:
-        raise UsageError(f"--data-parallel {data_parallel} is out of range; choose from 1 to {MOST_PARALLEL}")
-    _check_gpus(gpus, data_parallel)
-    trains = recipes.load(recipe)
-    viewed = parse_sizes(_list(test_sizes)) if test_sizes is not None else trains.view_sizes(trained)
-    usual = trains.precisions_on(device)
-    emulated = None if emulate_device_memory is None else units.size(str(emulate_device_memory))
-    if emulated is not None and device == "cpu":
-        raise UsageError("--emulate-device-memory is for GPUs; on the CPU --memory alone decides")
-    if emulated is not None and emulated < units.size(str(memory)):
-        raise UsageError(
-            f"--memory {memory} is more than the card of {units.format_size(emulated)} that "
-            f"--emulate-device-memory asks for; choose a smaller --memory"
-        )
+    for name in limits:
+        if name not in OPTIONS:
+            near = "".join(f"; did you mean {word}?" for word in difflib.get_close_matches(name, OPTIONS, n=1))
+            raise TypeError(f"there is no limit called {name!r}{near}")
+    given: dict[str, Any] = {"device": CPU, **limits}
+    word = {name: option.read(given.get(name)) for name, option in OPTIONS.items()}
+    if word["memory"] is None:
+        raise UsageError("a run needs a memory cap; give one, such as --memory 6GiB")
+    if word["search"] == "optuna" and find_spec("optuna") is None:
+        raise UsageError("--search optuna needs Optuna; install it with: pip install 'fitwithin[optuna]'")
+    if word["gpus"] is not None:
+        _check_gpus(word["gpus"], word["data_parallel"])
+    recipe = recipes.load(word["recipe"])
     return Request(
         data=str(data),
         budget=Budget(
-            memory_bytes=units.size(str(memory)),
-            accounting=accounting,
-            time_s=seconds(time),
-            gpu_time_s=seconds(gpu_time),
-            scope=scope,
-            inference_ms=None if inference_s is None else inference_s * 1e3,
+            memory_bytes=word["memory"],
+            accounting=word["accounting"],
+            time_s=word["time"],
+            gpu_time_s=word["gpu_time"],
+            scope=word["scope"],
+            inference_ms=None if word["inference"] is None else word["inference"] * 1e3,
         ),
-        recipe=trains,
-        models=names,
-        precisions=tuple(parse_precisions(_list(precision))) if precision is not None else usual,
-        sizes=tuple(trained),
-        view_sizes=tuple(sorted(set(viewed))),
-        device=device,
-        seed=seed,
-        strict=strict,
-        jobs=jobs,
-        emulate_bytes=emulated,
-        data_parallel=data_parallel,
-        search=_search(search, scope, min_gain),
-        min_gain=min_gain,
-        engine=engine,
-        ray_address=ray_address,
-        gpus=data_parallel if gpus is None else gpus,
+        recipe=recipe,
+        models=word["models"] or TABLE_2,
+        precisions=word["precision"] or recipe.precisions_on(word["device"]),
+        sizes=word["sizes"],
+        test_sizes=word["test_sizes"] or tuple(recipe.test_sizes(word["sizes"])),
+        device=word["device"],
+        seed=word["seed"],
+        strict=word["strict"],
+        jobs=word["jobs"],
+        emulate_bytes=word["emulate_device_memory"],
+        data_parallel=word["data_parallel"],
+        search=word["search"] or ("exhaustive" if word["scope"] == "candidate" else SEARCHES[0]),
+        min_gain=word["min_gain"],
+        engine=word["engine"],
+        ray_address=word["ray_address"],
+        gpus=word["gpus"] or word["data_parallel"],
     )

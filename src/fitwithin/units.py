@@ -23,30 +23,32 @@ _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 8640
 _NUMBER = r"(\d+(?:\.\d+)?|\.\d+)"
 
 
-def size(text: str) -> int:
-    """Bytes in a text such as ``6GiB``, ``512 MB`` or ``1073741824``.
+def size(value: str | int) -> int:
+    """Bytes in a text such as ``6GiB``, ``512 MB`` or ``1073741824``, or in a number.
 
     Raises:
         UsageError: the text is no positive size.
     """
+    text = str(value)
     match = re.fullmatch(_NUMBER + r"\s*([A-Za-z]*)", text.strip())
     factor = _BYTES.get(match[2].lower()) if match else None
     if match is None or factor is None:
         raise UsageError(f"{text!r} is not a memory size; write a number and a unit, as in 6GiB, 512MiB or 6GB")
-    value = float(match[1]) * factor
-    if not math.isfinite(value):
-        raise UsageError(f"a memory size of {match[1][:12]}... is beyond counting; write something like 6GiB")
-    if value < 1:
+    n_bytes = float(match[1]) * factor
+    if not math.isfinite(n_bytes):
+        raise UsageError(f"a memory size of {match[1][:12]}... is too large; write something like 6GiB")
+    if n_bytes < 1:
         raise UsageError(f"a memory size of {text!r} leaves nothing to work with; write something like 6GiB")
-    return int(value)
+    return int(n_bytes)
 
 
-def duration(text: str) -> float:
-    """Seconds in a text such as ``3h``, ``1h30m``, ``90s``, ``5ms`` or ``90``.
+def duration(value: str | float) -> float:
+    """Seconds in a text such as ``3h``, ``1h30m``, ``90s``, ``5ms`` or ``90``, or in a number.
 
     Raises:
         UsageError: the text is no positive duration.
     """
+    text = str(value)
     cleaned = text.strip().lower().replace(" ", "")
     if re.fullmatch(_NUMBER, cleaned):
         seconds = float(cleaned)
@@ -56,7 +58,7 @@ def duration(text: str) -> float:
             raise UsageError(f"{text!r} is not a duration; write a number and a unit, as in 3h, 1h30m, 90s or 5ms")
         seconds = math.fsum(float(number) * _SECONDS[unit] for number, unit in parts)
     if not math.isfinite(seconds):
-        raise UsageError(f"a duration of {cleaned[:12]}... is beyond counting; write something like 3h or 90s")
+        raise UsageError(f"a duration of {cleaned[:12]}... is too long; write something like 3h or 90s")
     if seconds <= 0:
         raise UsageError(f"a duration of {text!r} leaves no time; write something like 3h or 90s")
     return seconds

@@ -123,7 +123,7 @@ def _hold(job: ReserveMemoryJob, connection: Connection) -> None:
     from fitwithin.engine import cuda
 
     try:
-        free_bytes, held = cuda.hold(int(job.device.partition(":")[2] or 0), job.free_bytes)
+        free_bytes, held = cuda.hold(job.device.index, job.free_bytes)
     except FitwithinError as error:
         connection.send(("done", Failure(kind="error", reason=str(error))))
         return
@@ -164,7 +164,7 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
     feeder: PrefetchLoader | None = None
     locked = ExitStack()
     try:
-        setting = replace(job.setting, device=seat.device(job.setting.device))
+        setting = replace(job.setting, device=job.setting.device.next(seat.rank))
         job = replace(job, setting=setting)
         if isinstance(job, CompareJob):
             opened = device.open_device(setting.device)
@@ -173,7 +173,7 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
         evaluates = isinstance(job, EvaluateJob)
         rings = feeder_rings(job.candidate, setting, job.batch if evaluates else job.share, trains=not evaluates)
         store = pack.open_pack(Path(setting.pack))
-        feeder = PrefetchLoader(store, setting.workers, rings, pin=setting.device.startswith("cuda"))
+        feeder = PrefetchLoader(store, setting.workers, rings, pin=setting.device.is_cuda)
         if isinstance(job, ProbeJob) and job.timed:
             if seat.leads:
                 asked_at += locked.enter_context(gpu_lock.timing_lock(probe.scratch_folder(job), setting.device))

@@ -19,21 +19,21 @@ from fitwithin.cli import interrupt
 #: A command that is interrupted in the middle of ``{work}``, which says when, with a grace of one second.
 PROGRAM = """
 import os, signal, sys, threading, time
-from fitwithin.cli import terminal
+from fitwithin.cli import interrupt
 
-terminal.GRACE_S = 1.0
+interrupt.GRACE_S = 1.0
 
 def at_work():
     print("at work", flush=True)
 
 def main():
-    with terminal.interruptible():
+    with interrupt.interruptible():
         {work}
         print("went on", flush=True)
 
 try:
     main()
-except terminal.typer.Exit as left:
+except interrupt.typer.Exit as left:
     sys.exit(left.exit_code)
 """
 

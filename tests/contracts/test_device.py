@@ -62,11 +62,12 @@ PREAMBLE = """
 import json, sys, time
 import torch
 from fitwithin.engine.device import open_device
+from fitwithin.machine import DeviceName
 from fitwithin.errors import OutOfMemory
 
 name, accounting, *sizes = sys.argv[1:]
 cap_bytes, held_bytes, beyond_bytes = map(int, sizes)
-device = open_device(name)
+device = open_device(DeviceName.parse(name))
 told = {}
 
 def hold(size):

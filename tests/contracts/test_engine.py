@@ -45,6 +45,7 @@ from fitwithin.engine.results import (
 )
 from fitwithin.engine.simulated.engine import Simulated
 from fitwithin.engine.simulated.law import Fault, SimulatedMachine
+from fitwithin.machine import CPU, DeviceName
 from fitwithin.request import parse
 from simulation import CountedImages
 
@@ -89,7 +90,7 @@ class Bench:
         return self.engine.run(self.train_job(folder, steps), until_at=until_at, on_progress=seen.append)
 
 
-def setting(device: str, folder: Path) -> JobSettings:
+def setting(device: DeviceName, folder: Path) -> JobSettings:
     return JobSettings(
         device=device,
         memory_bytes=900 * MIB,
@@ -124,9 +125,9 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def local(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """A server that has imported torch and timm."""
-    with Local("cpu", tmp_path_factory.mktemp("local") / "worker.log") as engine:
+    with Local(CPU, tmp_path_factory.mktemp("local") / "worker.log") as engine:
         engine.prepare()
-        yield Bench(engine, setting("cpu", packed), too_little_bytes=2 * MIB)
+        yield Bench(engine, setting(CPU, packed), too_little_bytes=2 * MIB)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +137,7 @@ def ray(packed: Path) -> Iterator[Bench]:
     with Server() as server, Site("ray", "local", server) as site:
         request = parse("nowhere", memory=1, time=1, device=site.device("cpu"), engine="ray")
         with site.open(request, None) as engine:
-            yield Bench(engine, setting("cpu", packed), too_little_bytes=2 * MIB)
+            yield Bench(engine, setting(CPU, packed), too_little_bytes=2 * MIB)
 
 
 @pytest.fixture(params=["simulated", *(pytest.param(name, marks=pytest.mark.slow) for name in ("local", "ray"))])
@@ -145,7 +146,7 @@ def bench(request: pytest.FixtureRequest) -> Bench:
         return request.getfixturevalue(request.param)
     law = SimulatedMachine(startup_s=0.5, warmup_s=0.2, image_s=1e-2, fixed_bytes=100 * MIB)
     engine = Simulated(law, CountedImages(counts=COUNTS, k=3))
-    return Bench(engine, setting("cpu", Path("/nowhere")), too_little_bytes=101 * MIB)
+    return Bench(engine, setting(CPU, Path("/nowhere")), too_little_bytes=101 * MIB)
 
 
 def test_it_describes_what_decides_speed_and_memory(bench: Bench) -> None:
@@ -522,7 +523,7 @@ def test_who_hangs_when_another_must_begin_to_evaluate_is_noticed_soon(local: Be
 
 @pytest.mark.slow
 def test_closing_ends_every_process_also_one_that_stays(local: Bench, tmp_path: Path) -> None:
-    with Local("cpu") as engine:
+    with Local(CPU) as engine:
         server = engine.server.process
         engine.prepare()
         bench = replace(local, engine=engine)
@@ -552,7 +553,7 @@ def test_a_gpu_is_asked_once_for_what_it_is(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho x >> {tmp_path}/asked\necho 'A card, 1.2, 1024'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    with Local("cuda:0") as engine:
+    with Local(DeviceName(kind="cuda")) as engine:
         facts = engine.describe()
         facts["name"] = "another"
         again = engine.describe()
@@ -615,7 +616,7 @@ def test_an_interrupt_ends_what_a_crew_is_at(local: Bench, tmp_path: Path) -> No
             at_work.wait(60)
             raise KeyboardInterrupt
 
-    with Local("cpu") as engine:
+    with Local(CPU) as engine:
         engine.prepare()
         server = engine.server.process
         begun_at = time.monotonic()
@@ -762,7 +763,7 @@ def test_a_pair_beyond_its_end_is_ended_in_time(pair: Bench, tmp_path: Path) -> 
 
 def simulated(**law: Any) -> Bench:
     engine = Simulated(SimulatedMachine(**law), CountedImages(counts=COUNTS, k=3))
-    return Bench(engine, setting("cpu", Path("/nowhere")), too_little_bytes=0)
+    return Bench(engine, setting(CPU, Path("/nowhere")), too_little_bytes=0)
 
 
 @pytest.mark.parametrize(("kind", "told"), [("died", "died"), ("memory", "memory"), ("hang", "deadline")])

@@ -184,18 +184,18 @@ def test_an_output_folder_that_is_taken_or_cannot_be(door: Door, place: Place, f
 def test_an_output_folder_without_permission(door: Door, place: Place, tmp_path: Path) -> None:
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o555)
-    refused(door.forked("run", place.shapes, *options(), "--out", locked / "run"), "no permission to write")
+    refused(door.forked("run", place.shapes, *options(), "--out", locked / "run"), "is not writable")
     assert list(locked.iterdir()) == []
 
 
 PLANS = {
     "of other data": ("other", None, "other data"),
     "absent": (None, "absent.json", "there is no plan"),
-    "half a plan": (None, "half.json", "no plan"),
-    "a hollow plan": (None, "hollow.json", "no plan"),
-    "a list": (None, "list.json", "no plan"),
-    "prose": (None, "prose.json", "no plan"),
-    "bytes": (None, "bytes.json", "no plan"),
+    "half a plan": (None, "half.json", "not a plan"),
+    "a hollow plan": (None, "hollow.json", "not a plan"),
+    "a list": (None, "list.json", "not a plan"),
+    "prose": (None, "prose.json", "not a plan"),
+    "bytes": (None, "bytes.json", "not a plan"),
 }
 
 

@@ -65,7 +65,7 @@ def test_a_team_profiles_once(ground: Path, door: Door, words: list[object]) -> 
     again = profiled(mine, *words)
     assert all(each["cached"] for each in again if "timing" in each)
     told = theirs.fine(*words, "--import", ground / "team.json").out
-    assert f"{len(kept)} profiles taken in; {len(kept)} are of such a machine" in told
+    assert f"{len(kept)} profiles imported; {len(kept)} are of such a machine" in told
     assert "from the cache" in told
     fresh = profiled(theirs, *words, "--refresh")
     assert not any(each["cached"] for each in fresh if "timing" in each)

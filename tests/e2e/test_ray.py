@@ -152,5 +152,5 @@ def test_two_candidates_at_once_on_two_nodes(beside: Door, address: str, shapes:
     assert train["gpu_s"] > 1.5 * train["spent_s"]
     refused = beside("run", shapes, *words, "--gpus", "3", "--time", "30s", "--out", tmp_path / "other")
     assert refused.code == 2
-    assert "--gpus 3 was asked for and the Ray cluster has 2 CPUs; give --gpus 2, or add nodes" in refused.err
+    assert "--gpus 3 was given, but the Ray cluster has 2 CPUs; give --gpus 2, or add nodes" in refused.err
     assert not (tmp_path / "other").exists()

@@ -30,7 +30,7 @@ from fitwithin.engine.launch import Server
 from fitwithin.engine.ray_task import TaskRequest, ends_at, moved
 from fitwithin.engine.results import SALVAGE, WEIGHTS, Failure, Probe, Progress, TrainResult, read_train_result
 from fitwithin.errors import DeviceError, UsageError
-from fitwithin.machine import cores
+from fitwithin.machine import CPU, DeviceName, cores
 from fitwithin.pipeline import run as flow
 from fitwithin.pipeline import train_phase
 from fitwithin.pipeline.context import RunContext
@@ -506,11 +506,11 @@ def test_a_node_that_does_not_see_the_data_says_which_and_what_to_do(
 
 @pytest.mark.slow
 def test_a_cluster_without_gpus_says_so(ground: Ground) -> None:
-    with pytest.raises(UsageError, match=r"--device cuda was asked for and the Ray cluster of \d nodes has no GPU"):
+    with pytest.raises(UsageError, match=r"--device cuda was given, but the Ray cluster of \d nodes has no GPU"):
         ground.site.device("cuda")
     with pytest.raises(UsageError, match="'cuda:1' is not a device of a Ray cluster"):
         ground.site.device("cuda:1")
-    assert ground.site.device("auto") == "cpu"
+    assert ground.site.device("auto") == CPU
 
 
 @pytest.mark.slow
@@ -527,8 +527,8 @@ def test_on_gpus_a_task_holds_a_whole_one_of_the_kind_there_is_most_of(
         ground.cluster.add_node(**usual, num_gpus=1, resources={"accelerator_type:B": 1}),
     ]
     try:
-        assert ground.site.device("auto") == "cuda:0"
-        with ground.site.open(replace(asked(), device="cuda:0"), None) as engine:
+        assert ground.site.device("auto") == DeviceName(kind="cuda")
+        with ground.site.open(replace(asked(), device=DeviceName(kind="cuda")), None) as engine:
             facts = engine.describe()
             assert (facts["name"], facts["engine"], facts["device"]) == ("A card", "ray", "cuda:0")
             assert facts["cores"] == max(1, cores() // 2), "two GPUs share the node's cores"
@@ -537,7 +537,7 @@ def test_on_gpus_a_task_holds_a_whole_one_of_the_kind_there_is_most_of(
             environment = Path(f"/proc/{server}/environ").read_bytes().split(b"\0")
             assert {b"CUDA_VISIBLE_DEVICES=0", b"CUDA_VISIBLE_DEVICES=1"} & set(environment)
             job = train_job(run, tmp_path / "turn")
-            job = replace(job, setting=replace(job.setting, device="cuda:0"))
+            job = replace(job, setting=replace(job.setting, device=DeviceName(kind="cuda")))
             ended = engine.run(job, until_at=job.until_at, on_progress=lambda progress: None)
             assert isinstance(ended, Failure)
             assert ended.kind == "error", ended
@@ -584,7 +584,7 @@ class _Reference:
 
 
 def call(**words: Any) -> TaskRequest:
-    usual = {"number": "1", "job": None, "device": "cpu", "until_at": 1e6, "left_s": 100.0, "cache": "/x"}
+    usual = {"number": "1", "job": None, "device": CPU, "until_at": 1e6, "left_s": 100.0, "cache": "/x"}
     return TaskRequest(**{**usual, "called_at": time.time(), **words})
 
 
@@ -633,7 +633,7 @@ def test_what_workers_print_comes_back_once_and_not_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))
-    kept = remote._Kept("cpu", str(tmp_path))
+    kept = remote._Kept(CPU, str(tmp_path))
     try:
         assert kept.words() == b""
         with kept.local.server.log.open("ab") as log:  # type: ignore[union-attr]
@@ -662,7 +662,7 @@ def test_an_address_where_nobody_listens_is_known_at_once(monkeypatch: pytest.Mo
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     begun_at = time.monotonic()
-    with pytest.raises(DeviceError, match=rf"no Ray cluster was reached at 127.0.0.1:{port} .*refused.*`ray start"):
+    with pytest.raises(DeviceError, match=rf"there is no Ray cluster at 127.0.0.1:{port} .*refused.*`ray start"):
         _site(f"127.0.0.1:{port}")
     assert time.monotonic() - begun_at < 6
     with pytest.raises(UsageError, match="ray://head:10001 is an address for Ray Client"):
@@ -672,7 +672,7 @@ def test_an_address_where_nobody_listens_is_known_at_once(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ({"engine": "spark"}, "'spark' is no engine; choose from local, ray"),
+        ({"engine": "spark"}, "'spark' is not an engine; choose from local, ray"),
         ({"ray_address": "auto"}, "--ray-address auto was given without --engine ray"),
         ({"engine": "ray", "jobs": 4}, "--jobs 4 would hold several GPUs of the cluster at once"),
         ({"engine": "ray", "emulate_device_memory": "8GiB", "device": "cuda:0"}, "--emulate-device-memory would hold"),

@@ -24,7 +24,7 @@ from fitwithin.engine.jobs import CompareJob, EvaluateJob, Job, JobSettings, Pro
 from fitwithin.engine.local import Local
 from fitwithin.engine.results import CompareResult, EvalResult, Failure, Probe, TrainResult
 from fitwithin.errors import DeviceError
-from fitwithin.machine import cuda_count
+from fitwithin.machine import DeviceName, cuda_count
 from fitwithin.recipe import OPTIMIZERS
 
 pytestmark = [
@@ -51,14 +51,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Pack:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Local]:
-    with Local("cuda:0") as local:
+    with Local(DeviceName(kind="cuda")) as local:
         local.prepare()
         yield local
 
 
 def setting(images: Pack, *, memory: int = 3 * GIB, accounting: str = "process") -> JobSettings:
     return JobSettings(
-        device="cuda:0",
+        device=DeviceName(kind="cuda"),
         memory_bytes=memory,
         accounting=accounting,
         pack=str(images.folder),
@@ -207,7 +207,7 @@ def free_bytes() -> int:
 
 def test_a_small_card_is_emulated_inside_a_big_one(images: Pack) -> None:
     before = free_bytes()
-    with Local("cuda:0", emulate_bytes=4 * GIB) as small:
+    with Local(DeviceName(kind="cuda"), emulate_bytes=4 * GIB) as small:
         small.prepare()
         assert abs(free_bytes() - 4 * GIB) < 64 * 2**20
         assert small.describe()["emulated_bytes"] == 4 * GIB
@@ -224,7 +224,8 @@ def test_a_small_card_is_emulated_inside_a_big_one(images: Pack) -> None:
 
 
 def test_a_card_larger_than_what_is_free_cannot_be_emulated() -> None:
-    with Local("cuda:0", emulate_bytes=10_000 * GIB) as local, pytest.raises(DeviceError, match="can be emulated"):
+    card = DeviceName(kind="cuda")
+    with Local(card, emulate_bytes=10_000 * GIB) as local, pytest.raises(DeviceError, match="can be emulated"):
         local.prepare()
 
 
@@ -270,14 +271,15 @@ import torch
 from fitwithin import recipe
 from fitwithin.candidate import Candidate
 from fitwithin.engine.cuda import Cuda
-from fitwithin.engine.jobs import Setting
+from fitwithin.engine.jobs import JobSettings
 from fitwithin.errors import CaptureError
+from fitwithin.machine import DeviceName
 from fitwithin.training.learner import Learner
 
 warnings.simplefilter("error")
 device = Cuda(0)
 device.set_memory_cap(3 * 2**30, "process")
-setting = Setting(device="cuda:0", memory_bytes=3 * 2**30, accounting="process", pack="", classes=3,
+setting = JobSettings(device=DeviceName(kind="cuda"), memory_bytes=3 * 2**30, accounting="process", pack="", classes=3,
                   recipe=replace(recipe.load("paper"), flip=0.0), view_sizes=(64,), seed=0, workers=1)
 
 def learner(precision, layout="nchw", captured=True, model="resnet18"):

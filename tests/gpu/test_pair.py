@@ -20,7 +20,7 @@ from fitwithin.data.pack import Pack
 from fitwithin.engine.jobs import EvaluateJob, JobSettings, ProbeJob, TrainJob
 from fitwithin.engine.local import Local
 from fitwithin.engine.results import EvalResult, Failure, Probe, Progress, TrainResult
-from fitwithin.machine import cuda_count
+from fitwithin.machine import DeviceName, cuda_count
 
 __all__ = ["images"]
 
@@ -32,7 +32,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Local]:
-    with Local("cuda:0", gpus=2) as local:
+    with Local(DeviceName(kind="cuda"), gpus=2) as local:
         local.prepare()
         yield local
 

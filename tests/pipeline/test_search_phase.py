@@ -43,7 +43,7 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
         min_gain: float | None = None,
         **recipe: Any,
     ) -> Stage:
-        asked = request(models=MODELS, sizes=(160, 224), view_sizes=(160, 224), time_s=time_s, slots=slots)
+        asked = request(models=MODELS, sizes=(160, 224), test_sizes=(160, 224), time_s=time_s, slots=slots)
         asked = replace(asked, search="halving", min_gain=min_gain, recipe=replace(asked.recipe, **recipe))
         return Stage(law or SimulatedMachine(half_epochs=20), asked, tmp_path / folder, CountedImages())
 

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitwithin.engine.jobs import Seat
 from fitwithin.engine.simulated.clock import Cancelled, SimulatedClock, SimulatedExecutor
 from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.engine.threads import Threads
+from fitwithin.machine import DeviceName
 from fitwithin.pipeline import slots
 from fitwithin.pipeline.context import RunContext
 from simulation import Stage, request
@@ -272,16 +272,15 @@ def test_a_slots_devices_follow_those_of_the_slot_before(
     device: str, data_parallel: int, slot: int, seated: str
 ) -> None:
     run = run_of(slots=4, data_parallel=data_parallel)
-    object.__setattr__(run.request, "device", device)
-    assert run.seated(slot).device == seated
+    object.__setattr__(run.request, "device", DeviceName.parse(device))
+    assert str(run.seated(slot).device) == seated
     assert run.seated(slot).data_parallel == data_parallel
     if device != "cpu" and slot:
-        last_of_the_one_before = Seat(rank=data_parallel - 1).device(run.seated(slot - 1).device)
-        assert int(seated[5:]) == int(last_of_the_one_before[5:]) + 1
+        assert run.seated(slot).device == run.seated(slot - 1).device.next(data_parallel)
 
 
 def test_on_a_cluster_ray_says_which_gpu() -> None:
     run = run_of(slots=4)
-    object.__setattr__(run.request, "device", "cuda:0")
+    object.__setattr__(run.request, "device", DeviceName(kind="cuda"))
     object.__setattr__(run.request, "engine", "ray")
-    assert {run.seated(slot).device for slot in range(4)} == {"cuda:0"}
+    assert {run.seated(slot).device for slot in range(4)} == {DeviceName(kind="cuda")}

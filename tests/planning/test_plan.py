@@ -60,12 +60,12 @@ def test_a_plan_survives_json() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "no plan that `fitwithin plan` wrote"),
-        ("[]", "no plan that `fitwithin plan` wrote"),
-        ("{}", "no plan that `fitwithin plan` wrote .KeyError: 'schema'"),
+        ("{", "not a plan that `fitwithin plan` wrote"),
+        ("[]", "not a plan that `fitwithin plan` wrote"),
+        ("{}", "not a plan that `fitwithin plan` wrote .KeyError: 'schema'"),
         ('{"schema": 99}', "the plan has schema 99, this version reads 2; make it again with `fitwithin plan`"),
-        ('{"schema": 2, "trials": [{}], "rejections": []}', "no plan that `fitwithin plan` wrote"),
-        ('{"schema": 2, "trials": [], "rejections": [], "more": 1}', "no plan that `fitwithin plan` wrote"),
+        ('{"schema": 2, "trials": [{}], "rejections": []}', "not a plan that `fitwithin plan` wrote"),
+        ('{"schema": 2, "trials": [], "rejections": [], "more": 1}', "not a plan that `fitwithin plan` wrote"),
     ],
 )
 def test_what_is_no_plan_is_refused(text: str, message: str) -> None:

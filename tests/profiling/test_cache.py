@@ -13,7 +13,8 @@ from fitwithin.engine.jobs import JobSettings
 from fitwithin.engine.results import StepTiming
 from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.errors import UsageError
-from fitwithin.profiling.cache import ProfileCache, data_shape, export, take_in
+from fitwithin.machine import DeviceName
+from fitwithin.profiling.cache import ProfileCache, data_shape, export, import_profiles
 from fitwithin.profiling.profile import Profile
 from simulation import CountedImages, Stage, profile, request
 
@@ -87,7 +88,7 @@ def test_what_does_not_decide_it_is_not(tmp_path: Path) -> None:
     for other in (
         {"setting": replace(base, seed=9)},
         {"setting": replace(base, pack="/nowhere/another")},
-        {"setting": replace(base, device="cuda:1")},
+        {"setting": replace(base, device=DeviceName(kind="cuda", index=1))},
         {"setting": replace(base, recipe=replace(base.recipe, name="another"))},
         {"machine": {**MACHINE, "device": "cuda:1", "python": "3.13", "platform": "elsewhere"}},
     ):
@@ -104,7 +105,7 @@ def test_what_one_exports_another_takes_in(tmp_path: Path) -> None:
     found: list[Profile] = [profile(), profile("resnet50", precision="fp32")]
     kept = cache(tmp_path / "here")
     assert export(found, kept.key, tmp_path / "team.json") == 2
-    taken = take_in(tmp_path / "team.json", tmp_path / "there")
+    taken = import_profiles(tmp_path / "team.json", tmp_path / "there")
     assert [key == kept.key for key, _ in taken] == [True, True]
     there, elsewhere = cache(tmp_path / "there"), cache(tmp_path / "there", machine={**MACHINE, "name": "A100"})
     for each in found:
@@ -119,10 +120,10 @@ def test_a_file_of_another_kind_is_refused_and_nothing_is_taken(tmp_path: Path, 
     path = tmp_path / "team.json"
     path.write_text(text)
     with pytest.raises(UsageError, match=r"team\.json (is no file|has schema)"):
-        take_in(path, tmp_path / "there")
+        import_profiles(path, tmp_path / "there")
     assert not (tmp_path / "there").exists()
     with pytest.raises(UsageError, match="is no file"):
-        take_in(tmp_path / "absent.json", tmp_path / "there")
+        import_profiles(tmp_path / "absent.json", tmp_path / "there")
 
 
 def test_one_damaged_entry_spoils_the_file(tmp_path: Path) -> None:
@@ -131,5 +132,5 @@ def test_one_damaged_entry_spoils_the_file(tmp_path: Path) -> None:
     del value["profiles"][1]["profile"]["timing"]
     (tmp_path / "team.json").write_text(json.dumps(value))
     with pytest.raises(UsageError, match="timing"):
-        take_in(tmp_path / "team.json", tmp_path / "there")
+        import_profiles(tmp_path / "team.json", tmp_path / "there")
     assert not (tmp_path / "there").exists()

@@ -16,6 +16,7 @@ from fitwithin.engine.jobs import CompareJob, Job, ProbeJob
 from fitwithin.engine.results import CompareResult, Failure, Outcome, Probe, Progress, StepTiming
 from fitwithin.engine.simulated.engine import Simulated
 from fitwithin.engine.simulated.law import Fault, SimulatedMachine
+from fitwithin.machine import DeviceName
 from fitwithin.pipeline import profile_phase
 from fitwithin.pipeline.context import RunContext
 from fitwithin.profiling.candidate_profiler import OUT_OF_TIME, PROBE_WITHIN_S, SMALLEST_BATCH
@@ -540,7 +541,7 @@ def short_run(
         models=models,
         precisions=("amp", "fp32"),
         sizes=sizes,
-        view_sizes=(128, 160),
+        test_sizes=(128, 160),
         recipe="fast",
         time_s=time_s,
         memory_bytes=4 * GIB,
@@ -572,7 +573,7 @@ def test_where_profiles_would_take_too_much_of_the_time_one_per_backbone_does(
 
 def with_layouts(asked: Request) -> RunContext:
     """A run on a GPU, where the recipe's layouts belong to the grid."""
-    asked = replace(asked, device="cuda")
+    asked = replace(asked, device=DeviceName(kind="cuda"))
     run = Stage(SimulatedMachine(), asked, Path("/nowhere"), CountedImages()).run()
     return replace(run, candidates=grid(asked.models, asked.precisions, asked.sizes, asked.layouts))
 
@@ -608,7 +609,7 @@ def test_where_time_is_short_layouts_are_compared_by_one_process_for_all_backbon
         models=models,
         precisions=("amp", "fp32"),
         sizes=(128, 160),
-        view_sizes=(128, 160),
+        test_sizes=(128, 160),
         recipe="fast",
         slots=slots,
         time_s=180.0 / slots,

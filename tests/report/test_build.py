@@ -149,14 +149,14 @@ def test_a_plan_alone_has_no_limits_and_no_winner(tmp_path: Path) -> None:
 
 def test_missing_views_are_noted(tmp_path: Path) -> None:
     """A machine that stands still during the evaluation."""
-    calm_stage, calm = told(tmp_path, view_sizes=(160, 224))
+    calm_stage, calm = told(tmp_path, test_sizes=(160, 224))
     end_s = calm_stage.engine.now() - 1000.0
     evaluated_s = next(p.spent_s for p in calm.receipt.phases if p.phase == "evaluate")
     folder = tmp_path / "second"
     folder.mkdir()
     law = SimulatedMachine(stalls=((end_s - evaluated_s * 0.4, 100.0),))
     try:
-        _, report = told(folder, law, view_sizes=(160, 224))
+        _, report = told(folder, law, test_sizes=(160, 224))
     except BudgetError:  # pragma: no cover - the stall comes after the plan
         pytest.fail("the plan was drawn up before")
     assert any("views were evaluated on" in note or "evaluation" in note for note in report.notes)

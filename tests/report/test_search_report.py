@@ -37,7 +37,7 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
     def stage(
         *, time_s: float = 900.0, folder: str = "run", law: SimulatedMachine | None = None, **recipe: Any
     ) -> Stage:
-        asked = request(models=MODELS, sizes=(160, 224), view_sizes=(160, 224), time_s=time_s)
+        asked = request(models=MODELS, sizes=(160, 224), test_sizes=(160, 224), time_s=time_s)
         asked = replace(asked, search="halving", recipe=replace(asked.recipe, **recipe))
         return Stage(law or SimulatedMachine(half_epochs=20), asked, tmp_path / folder, CountedImages())
 

@@ -332,8 +332,3 @@ def test_one_that_is_alone_says_what_it_was_told() -> None:
     assert (SINGLE_PROCESS.any(True), SINGLE_PROCESS.any(False)) == (True, False)
     assert SINGLE_PROCESS.gather("x") == ["x"]
     assert join(Seat()) is SINGLE_PROCESS
-
-
-def test_devices_follow_each_other() -> None:
-    assert [Seat(rank=rank, of=2).device("cuda:1") for rank in (0, 1)] == ["cuda:1", "cuda:2"]
-    assert Seat(rank=1, of=2).device("cpu") == "cpu"

@@ -30,7 +30,7 @@ def write_digits(folder: Path) -> None:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise UsageError(
-            "the demo's digits ship with scikit-learn; install it with: pip install 'fitwithin[demo]'"
+            "the demo's digits come with scikit-learn; install it with: pip install 'fitwithin[demo]'"
         ) from error
     from PIL import Image
 
@@ -43,10 +43,10 @@ def write_digits(folder: Path) -> None:
 
 
 def run(out: Path, *, reporter: Reporter, started_at: float, server: Server | None = None) -> Result:
-    """Write the digits beside ``out`` and run over them; an earlier demo in ``out`` is replaced."""
+    """Write the digits into ``out`` and run on them; an earlier demo in ``out`` is replaced."""
     if out.exists() and any(out.iterdir()):
         if not (out / "digits").is_dir():
-            raise RunFolderError(f"{out} holds something that is no earlier demo; choose another --out")
+            raise RunFolderError(f"{out} holds something else than an earlier demo; give another --out")
         shutil.rmtree(out)
     data = out / "digits"
     write_digits(data)

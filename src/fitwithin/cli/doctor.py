@@ -18,31 +18,33 @@ _NEEDED = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "ty
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing looked at. ``needed`` is False for what a run can do without."""
+    """One thing that was checked."""
 
-    what: str
+    name: str
     found: str
-    fine: bool = True
+    ok: bool = True
+    #: Whether a run needs it.
     needed: bool = True
-    way_out: str = ""
+    #: What to do where it is missing.
+    hint: str = ""
 
 
 def examine() -> list[Finding]:
-    """Everything worth knowing before a run; CUDA itself is asked in a process of its own."""
+    """All findings; CUDA is asked in a process of its own, so that it does not start in this one."""
     return [
-        Finding(what="python", found=platform.python_version(), fine=sys.version_info >= (3, 11)),
+        Finding(name="python", found=platform.python_version(), ok=sys.version_info >= (3, 11)),
         *(_package(name) for name in _NEEDED),
-        Finding(what="processor", found=cpu_name(), fine=cores() > 1, needed=False),
+        Finding(name="processor", found=cpu_name(), ok=cores() > 1, needed=False),
         _memory_cap(),
         *_gpus(),
         _nvml(),
         _cache(),
         Finding(
-            what="scikit-learn (for the demo)",
+            name="scikit-learn (for the demo)",
             found=_version("scikit-learn") or "not installed",
-            fine=_version("scikit-learn") is not None,
+            ok=_version("scikit-learn") is not None,
             needed=False,
-            way_out="" if _version("scikit-learn") else "pip install 'fitwithin[demo]'",
+            hint="" if _version("scikit-learn") else "pip install 'fitwithin[demo]'",
         ),
     ]
 
@@ -56,20 +58,20 @@ def _version(name: str) -> str | None:
 
 def _package(name: str) -> Finding:
     version = _version(name)
-    way_out = "" if version else f"pip install {name}"
-    return Finding(what=name, found=version or "not installed", fine=version is not None, way_out=way_out)
+    hint = "" if version else f"pip install {name}"
+    return Finding(name=name, found=version or "not installed", ok=version is not None, hint=hint)
 
 
 def _memory_cap() -> Finding:
     enforced = platform.system() == "Linux"
     found = "enforced by the kernel (RLIMIT_DATA)" if enforced else "measured only, not enforced"
-    return Finding(what="memory cap on the CPU", found=found, fine=enforced, needed=False)
+    return Finding(name="memory cap on the CPU", found=found, ok=enforced, needed=False)
 
 
 def _gpus() -> list[Finding]:
     count = cuda_count()
     if not count:
-        return [Finding(what="CUDA", found="no device; runs use the CPU", fine=False, needed=False)]
+        return [Finding(name="CUDA", found="no device; runs use the CPU", ok=False, needed=False)]
     code = (
         "import torch; print(torch.version.cuda, torch.backends.cudnn.version());"
         "[print(torch.cuda.get_device_name(i), torch.cuda.get_device_properties(i).total_memory, sep='|')"
@@ -78,16 +80,19 @@ def _gpus() -> list[Finding]:
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     lines = asked.stdout.strip().splitlines()
     if asked.returncode or not lines:
-        told = asked.stderr.strip().splitlines()[-1:] or ["no answer"]
+        last = asked.stderr.strip().splitlines()[-1:] or ["no answer"]
         return [
             Finding(
-                what="CUDA", found=f"torch cannot use it: {told[0]}", fine=False, way_out="check the driver's version"
+                name="CUDA",
+                found=f"torch cannot use it: {last[0]}",
+                ok=False,
+                hint="compare the driver's version with the CUDA version of torch",
             )
         ]
-    findings = [Finding(what="CUDA", found=f"torch's CUDA and cuDNN {lines[0]}")]
+    findings = [Finding(name="CUDA", found=f"torch's CUDA and cuDNN {lines[0]}")]
     for number, line in enumerate(lines[1:]):
         name, _, total = line.partition("|")
-        findings.append(Finding(what=f"cuda:{number}", found=f"{name}, {format_size(int(total))}"))
+        findings.append(Finding(name=f"cuda:{number}", found=f"{name}, {format_size(int(total))}"))
     return findings
 
 
@@ -95,7 +100,7 @@ def _nvml() -> Finding:
     there = util.find_spec("pynvml") is not None
     found = "the driver's memory count can be read" if there else "not installed: --memory-accounting process needs it"
     return Finding(
-        what="nvidia-ml-py", found=found, fine=there, needed=False, way_out="" if there else "pip install nvidia-ml-py"
+        name="nvidia-ml-py", found=found, ok=there, needed=False, hint="" if there else "pip install nvidia-ml-py"
     )
 
 
@@ -103,4 +108,4 @@ def _cache() -> Finding:
     root = cache_root()
     existing = next(path for path in (root, *root.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    return Finding(what="cache", found=f"{root}, {format_size(free)} free", fine=free > 2**30, needed=False)
+    return Finding(name="cache", found=f"{root}, {format_size(free)} free", ok=free > 2**30, needed=False)

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a command, whatever it is at."""
+"""Ctrl-C ends a command, whatever it is doing."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from threading import Thread
 
 import typer
 
-INTERRUPTED = "fitwithin: interrupted; `fitwithin resume RUN` goes on where it stands"
+INTERRUPTED = "fitwithin: interrupted; continue the run with `fitwithin resume RUN`"
 
 #: The exit code of what Ctrl-C ended.
 INTERRUPTED_CODE = 128 + signal.SIGINT
 
 STDERR = 2
 
-#: Seconds that a process has after Ctrl-C to end what it began and to settle its books.
+#: Seconds that a process has after Ctrl-C to end its work and to close its ledger entries.
 GRACE_S = 10.0
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C ends what is inside and says how to go on; the process itself after GRACE_S.
+    """Ctrl-C ends what is inside and says how to continue; GRACE_S later it kills the process.
 
-    Python raises KeyboardInterrupt between any two of its instructions, also where nobody can: in a destructor, which
-    loses it, or in a lock's own code, which stays taken or raises something else (docs/log.md). Its workers end with
-    this process, and a run goes on from wherever it was ended.
+    Python raises KeyboardInterrupt between any two of its instructions, also where nothing can handle it: in a
+    destructor, which loses it, or in a lock's own code, which then stays taken or raises another error (docs/log.md).
+    Workers end with this process, and a run can be resumed from wherever it was ended.
     """
-    heard, signals = os.pipe()
-    os.set_blocking(signals, False)
-    Thread(target=_end, args=(heard,), name="interrupts", daemon=True).start()
-    before = signal.set_wakeup_fd(signals)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    Thread(target=_kill_after_grace, args=(reading,), name="interrupts", daemon=True).start()
+    before = signal.set_wakeup_fd(writing)
     interrupted = False
     try:
         yield
@@ -48,7 +48,7 @@ def interruptible() -> Iterator[None]:
     finally:
         if not interrupted:  # else the process must end
             signal.set_wakeup_fd(before)
-            os.close(signals)
+            os.close(writing)
 
 
 def _interrupts(error: BaseException | None) -> bool:
@@ -58,15 +58,15 @@ def _interrupts(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _end(heard: int) -> None:
-    """End the process GRACE_S after the first SIGINT that is ``heard`` of; not where no signals come any more."""
+def _kill_after_grace(signals: int) -> None:
+    """Kill the process GRACE_S after the first SIGINT that is read from ``signals``; return when that is closed."""
     ends_at = math.inf
     while (left_s := ends_at - time.monotonic()) > 0:
-        if not select.select([heard], [], [], min(left_s, GRACE_S))[0]:
+        if not select.select([signals], [], [], min(left_s, GRACE_S))[0]:
             continue
-        numbers = os.read(heard, 64)
+        numbers = os.read(signals, 64)
         if not numbers:
-            os.close(heard)
+            os.close(signals)
             return
         if signal.SIGINT in numbers:
             ends_at = min(ends_at, time.monotonic() + GRACE_S)

@@ -1,4 +1,4 @@
-"""The command line: every command parses its words, calls the library, and prints what came back."""
+"""The command line: each command parses its options, calls the library, and prints what came back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; what is raised on purpose becomes one sentence and its exit code."""
+    """Run the command line. An error that is raised on purpose is printed as one sentence; its exit code is used."""
     try:
         app(standalone_mode=True)
     except FitwithinError as error:
@@ -43,7 +43,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     del version
@@ -54,10 +54,10 @@ def _root(
 def run(
     data: Data,
     out: Annotated[
-        Path | None, typer.Option("--out", help="The run's folder; default: runs/<data>-<time>.", show_default=False)
+        Path | None, typer.Option("--out", help="The run's folder. Default: runs/<data>-<time>.", show_default=False)
     ] = None,
     plan: Annotated[
-        Path | None, typer.Option("--plan", help="Carry out this plan, step by step.", show_default=False)
+        Path | None, typer.Option("--plan", help="A plan to carry out, step by step.", show_default=False)
     ] = None,
     as_json: AsJson = False,
     **limits: Any,
@@ -75,20 +75,20 @@ def run(
             server=server,
             **limits,
         )
-    terminal.show(result, as_json)
+    terminal.print_report(result, as_json)
 
 
 @app.command()
 def resume(
     folder: RunFolder, engine: EngineName = None, ray_address: RayAddress = None, as_json: AsJson = False
 ) -> None:
-    """Go on with an interrupted run; the time it has spent counts."""
+    """Continue an interrupted run; the time it has spent counts."""
     with terminal.reporter(as_json) as reporter:
         from fitwithin import api
 
         started_at = process_started_at()
         result = api.resume(folder, engine=engine, ray_address=ray_address, reporter=reporter, started_at=started_at)
-    terminal.show(result, as_json)
+    terminal.print_report(result, as_json)
 
 
 @app.command()
@@ -105,34 +105,36 @@ def plan(
         from fitwithin.report import render
 
         files.check_writable(out)
-        drawn, report = api.plan(data, reporter=reporter, started_at=process_started_at(), server=server, **limits)
-    out.write_text(drawn.to_json(), encoding="utf-8")
+        made, report = api.plan(data, reporter=reporter, started_at=process_started_at(), server=server, **limits)
+    out.write_text(made.to_json(), encoding="utf-8")
     if as_json:
-        typer.echo(drawn.to_json())
+        typer.echo(made.to_json())
         return
     console = terminal.console()
     console.print(render.plan_table(report))
     way = f"carry it out with: fitwithin run {data} --plan {out}"
-    if drawn.search is not None:
-        way = f"a run with the same options does this. {drawn.search.summary}"
+    if made.search is not None:
+        way = f"a run with the same options does this. {made.search.summary}"
     console.print(f"Plan written to {out}; {way}", soft_wrap=True)
 
 
 @app.command()
-@with_limits("time", "gpu_time", "inference", "scope", "search", "min_gain")
+@with_limits(profile=True)
 def profile(
     data: Data,
-    refresh: Annotated[bool, typer.Option("--refresh", help="Measure anew what is known.")] = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Measure again what is in the cache.")] = False,
     export: Annotated[
-        Path | None, typer.Option("--export", help="Write the profiles to this file, for others.", show_default=False)
+        Path | None,
+        typer.Option("--export", help="Write the profiles to this file, for other machines.", show_default=False),
     ] = None,
-    take_in: Annotated[
-        Path | None, typer.Option("--import", help="Take in what --export wrote elsewhere.", show_default=False)
+    import_from: Annotated[
+        Path | None,
+        typer.Option("--import", help="Read a file that --export wrote into the cache first.", show_default=False),
     ] = None,
     as_json: AsJson = False,
     **limits: Any,
 ) -> None:
-    """Find every candidate's largest batch and its pace, for runs and plans to come; trains nothing."""
+    """Find every candidate's largest batch and its speed, for later runs and plans; trains nothing."""
     from fitwithin import api
     from fitwithin.profiling.profile import to_dict
     from fitwithin.report import render
@@ -142,7 +144,7 @@ def profile(
             data,
             refresh=refresh,
             export=export,
-            take_in=take_in,
+            import_from=import_from,
             reporter=reporter,
             **limits,
         )
@@ -152,14 +154,14 @@ def profile(
     console = terminal.console()
     console.print(*render.profile_table(found), sep="\n")
     if export is not None:
-        console.print(f"Profiles written to {export}; take them in with: fitwithin profile DATA --import {export}")
+        console.print(f"Profiles written to {export}; import them with: fitwithin profile DATA --import {export}")
 
 
 @app.command()
 def predict(
     folder: RunFolder,
     paths: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", metavar="PATHS...")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A CSV file.")] = Path("predictions.csv"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The CSV file to write.")] = Path("predictions.csv"),
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -193,7 +195,7 @@ def evaluate(
 
     with terminal.reporter(as_json) as reporter:
         found = result.load(folder).evaluate(data, device=device, reporter=reporter)
-    terminal.show_accuracy(found, as_json)
+    terminal.print_accuracy(found, as_json)
 
 
 @app.command()
@@ -201,15 +203,15 @@ def report(folder: RunFolder, as_json: AsJson = False) -> None:
     """Print the report of a finished run."""
     from fitwithin.pipeline import result
 
-    terminal.show(result.load(folder), as_json)
+    terminal.print_report(result.load(folder), as_json)
 
 
 @app.command()
 def budget(folder: RunFolder, as_json: AsJson = False) -> None:
-    """Show a run's books, also while it lasts: every entry, and what is left."""
+    """Show what a run has spent, also while it lasts: every entry of its ledger, and what is left of each limit."""
     from fitwithin.pipeline import statement
 
-    terminal.show_books(statement.read(folder), as_json)
+    terminal.print_ledger(statement.read(folder), as_json)
 
 
 @app.command()
@@ -227,7 +229,7 @@ def models(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Say what this machine can do, and what is missing."""
+    """Show what this machine can do, and what is missing."""
     from fitwithin.cli import doctor as checks
 
     findings = checks.examine()
@@ -235,10 +237,10 @@ def doctor(as_json: AsJson = False) -> None:
         typer.echo(json.dumps([finding.__dict__ for finding in findings], indent=1))
     else:
         for finding in findings:
-            typer.echo(f"{'ok  ' if finding.fine else 'MISS'}  {finding.what}: {finding.found}")
-            if finding.way_out:
-                typer.echo(f"        {finding.way_out}")
-    if not all(finding.fine for finding in findings if finding.needed):
+            typer.echo(f"{'ok  ' if finding.ok else 'MISS'}  {finding.name}: {finding.found}")
+            if finding.hint:
+                typer.echo(f"        {finding.hint}")
+    if not all(finding.ok for finding in findings if finding.needed):
         raise typer.Exit(1)
 
 
@@ -247,12 +249,12 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="The run's folder.")] = Path("demo-run"),
     as_json: AsJson = False,
 ) -> None:
-    """The complete flow on 1,797 scanned digits and five tiny backbones: CPU, under two minutes."""
+    """A complete run on 1,797 scanned digits and five tiny backbones, on the CPU within 75 s."""
     with launch.launched() as server, terminal.reporter(as_json) as reporter:
         from fitwithin.cli import demo as digits
 
         result = digits.run(out, reporter=reporter, started_at=process_started_at(), server=server)
-    terminal.show(result, as_json)
+    terminal.print_report(result, as_json)
 
 
 if __name__ == "__main__":

@@ -15,35 +15,35 @@ PLAIN_EVERY_S = 15.0
 
 
 class Plain:
-    """Lines: one when a stretch begins, then one every PLAIN_EVERY_S; each names its stretch."""
+    """Lines: one when a phase or trial begins, then one every PLAIN_EVERY_S; each names what it is about."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        #: By lane: what goes on there, and when a line last told of it.
+        #: By lane: what goes on there, and when a line last showed it.
         self._lanes: dict[int | None, tuple[str, float]] = {}
 
     def begin(self, what: str, total: int | None = None, lane: int | None = None) -> None:
-        """One line."""
+        """Print what begins."""
         if lane is None:
             self._lanes.clear()
         self._lanes[lane] = (what, time.monotonic())
         self.say(what)
 
     def advance(self, done: int, total: int | None, text: str = "", lane: int | None = None) -> None:
-        """One line every so often."""
-        what, told_at = self._lanes.get(lane, ("", 0.0))
-        if time.monotonic() - told_at >= PLAIN_EVERY_S:
+        """Print how far it is, if the last line is PLAIN_EVERY_S old."""
+        what, shown_at = self._lanes.get(lane, ("", 0.0))
+        if time.monotonic() - shown_at >= PLAIN_EVERY_S:
             self._lanes[lane] = (what, time.monotonic())
             counted = f" {done}/{total}" if total else ""
             self.say(f"{what}:{counted} {text}".rstrip())
 
     def say(self, line: str) -> None:
-        """The line, unadorned."""
+        """Print the line as it is."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class Bars:
-    """A bar for each stretch that is going on; what is worth keeping scrolls above them."""
+    """A bar for each phase or trial that is going on; lines worth keeping scroll above them."""
 
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -61,7 +61,7 @@ class Bars:
         self._tasks: dict[int | None, TaskID] = {}
 
     def begin(self, what: str, total: int | None = None, lane: int | None = None) -> None:
-        """A new bar in place of the old one of its lane, or of all."""
+        """Show a new bar in place of the old one of its lane, or, without a lane, of all bars."""
         for old in [lane] if lane is not None and None not in self._tasks else list(self._tasks):
             if old in self._tasks:
                 self._bars.remove_task(self._tasks.pop(old))
@@ -73,7 +73,7 @@ class Bars:
             self._bars.update(task, completed=done, total=total or None, text=text)
 
     def say(self, line: str) -> None:
-        """A line above the bars."""
+        """Print a line above the bars."""
         self._bars.console.print(line, markup=False, highlight=False)
 
     def __enter__(self) -> Bars:

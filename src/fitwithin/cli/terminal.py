@@ -1,4 +1,4 @@
-"""What a command shows while it works, how Ctrl-C ends it, and how a report is printed in the end."""
+"""What a command shows while it works, and what it prints in the end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def reporter(as_json: bool) -> Iterator[Reporter]:
-    """Bars on a terminal, plain lines elsewhere, nothing where another program reads; Ctrl-C ends it, come what may."""
+    """Shows progress: bars on a terminal, plain lines elsewhere, nothing with --json. Ctrl-C ends what is inside."""
     from fitwithin.cli.progress import Bars, Plain
     from fitwithin.pipeline.progress import Silent
 
@@ -36,15 +36,15 @@ def reporter(as_json: bool) -> Iterator[Reporter]:
 
 
 def console() -> Any:
-    """The terminal's; a pipe has no width: tables are laid out for a wide page there, not for 80 columns."""
+    """The terminal as rich prints to it. Into a pipe, tables are 160 columns wide, not 80."""
     from rich.console import Console
 
     screen = Console()
     return screen if screen.is_terminal else Console(width=160)
 
 
-def show_books(books: Statement, as_json: bool) -> None:
-    """A statement of the books on the terminal, or as JSON."""
+def print_ledger(books: Statement, as_json: bool) -> None:
+    """Print a statement of the ledger on the terminal, or as JSON."""
     if as_json:
         typer.echo(json.dumps(books.to_dict(), indent=1))
         return
@@ -61,21 +61,21 @@ def show_books(books: Statement, as_json: bool) -> None:
     screen.print(table, "", *books.told(), sep="\n", highlight=False)
 
 
-def show_accuracy(found: Evaluation, as_json: bool) -> None:
-    """What a labelled folder showed, on the terminal or as JSON."""
+def print_accuracy(found: Evaluation, as_json: bool) -> None:
+    """Print the accuracy on a labelled folder on the terminal, or as JSON."""
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1))
         return
     from fitwithin.report import render
 
     console().print(render.accuracy_table(found.top1, found.by_class))
-    typer.echo(f"within the first five: {found.top5.share:.1%}")
+    typer.echo(f"right class among the first five: {found.top5.share:.1%}")
     for path in found.unreadable:
         typer.echo(f"  not readable: {path}", err=True)
 
 
-def show(result: Result, as_json: bool) -> None:
-    """The report on the terminal, or as JSON."""
+def print_report(result: Result, as_json: bool) -> None:
+    """Print the report on the terminal, or as JSON."""
     if as_json:
         typer.echo(result.report.to_json())
         return

@@ -15,7 +15,7 @@ from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 
-from fitwithin.files import put_text
+from fitwithin.files import write_text_atomic
 
 HEAD_BYTES = 64 * 1024
 
@@ -56,7 +56,7 @@ def fingerprint(root: Path, paths: Sequence[str], cache_dir: Path | None = None)
     if statuses == before and mtimes_settled(statuses, read_at):
         with suppress(OSError):  # then the next run reads the files once more
             record_path.parent.mkdir(parents=True, exist_ok=True)
-            put_text(record_path, json.dumps({"stamp": stamp, "fingerprint": found}), shared=True)
+            write_text_atomic(record_path, json.dumps({"stamp": stamp, "fingerprint": found}), shared=True)
     return found
 
 

@@ -34,7 +34,7 @@ from fitwithin.data.decode import UNREADABLE, read_rgb
 from fitwithin.data.fingerprint import Status, mtimes_settled, status_of
 from fitwithin.data.pack import SCHEMA, Pack, open_pack
 from fitwithin.errors import DataError
-from fitwithin.files import cache_root, put_text
+from fitwithin.files import cache_root, write_text_atomic
 from fitwithin.machine import cores
 from fitwithin.units import format_size
 
@@ -310,4 +310,4 @@ def _checked(folder: Path) -> Status | None:
 
 def _write_checked(folder: Path, found: Status) -> None:
     with suppress(OSError):  # somebody else's cache: all are checked again
-        put_text(folder / CHECKED, json.dumps(found), shared=True)
+        write_text_atomic(folder / CHECKED, json.dumps(found), shared=True)

@@ -52,7 +52,6 @@ LOOK_S = 1.0
 
 #: Linux: make all pages now (linux/mman.h; Python has no name for it yet).
 MADV_POPULATE_WRITE = 23
-
 MakeBatches = Callable[..., Batches]
 
 

@@ -1,4 +1,4 @@
-"""Where a run's jobs are carried out: on this machine, or on a Ray cluster that is connected to here."""
+"""Where a run's jobs are carried out: on this machine, or on a Ray cluster, to which this module connects."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from fitwithin.engine.base import Engine
 from fitwithin.engine.launch import Server
 from fitwithin.engine.local import Local
 from fitwithin.errors import DeviceError, UsageError
+from fitwithin.machine import DeviceName
 from fitwithin.request import Request
 
-#: A cluster's head that does not answer within so many seconds is not there. (Ray itself tries for minutes.)
+#: A cluster's head that does not answer within so many seconds counts as absent. (Ray itself tries for minutes.)
 HEAD_WITHIN_S = 5.0
 
-#: Of a cluster that we start ourselves: the least that Ray takes. No object of ours is larger than a few KiB.
+#: The object store of a cluster that we start: the least that Ray takes. No object of ours exceeds a few KiB.
 STORE_BYTES = 80 * 2**20
 
 
@@ -46,21 +47,21 @@ class Site:
             server.close()
             self._ours = _connect(ray_address)
 
-    def device(self, text: str, data_parallel: int = 1, gpus: int | None = None) -> str:
+    def device(self, text: str | DeviceName, data_parallel: int = 1, gpus: int | None = None) -> DeviceName:
         """The device that ``auto``, ``cpu`` or ``cuda`` means here, the first of ``gpus`` in a row.
 
         Raises:
-            UsageError: there is none of the kind, or not so many, or they are not alike.
+            UsageError: there is no such device, or there are too few, or they are not of one kind.
         """
         if self.engine != "ray":
             if gpus is None or gpus <= data_parallel:
-                return machine.parse(text, data_parallel)
-            return machine.parse(text, gpus, "--gpus", alike=True)
-        word = text.strip().lower()
-        if word not in ("auto", "cpu", "cuda", "cuda:0"):
-            raise UsageError(f"{text!r} is not a device of a Ray cluster; choose auto, cpu or cuda: Ray says which GPU")
-        there, _ = _resources("GPU")
-        device = "cuda:0" if word.startswith("cuda") or (word == "auto" and there) else "cpu"
+                return machine.resolve_device(text, data_parallel)
+            return machine.resolve_device(text, gpus, "--gpus", same_kind=True)
+        if isinstance(text, str) and text.strip().lower() == "auto":
+            text = "cuda" if _resources("GPU")[0] else "cpu"
+        device = DeviceName.parse(text)
+        if device.index:
+            raise UsageError(f"{text!r} is not a device of a Ray cluster, where Ray chooses the GPU; give cuda")
         _check(device)
         return device
 
@@ -76,7 +77,7 @@ class Site:
                 request.device,
                 emulate_bytes=request.emulate_bytes,
                 server=self._server,
-                gpus=request.held,
+                gpus=request.num_gpus,
             )
         try:
             yield engine
@@ -110,8 +111,8 @@ def _connect(address: str | None) -> bool:
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     if where.startswith("ray://"):
         raise UsageError(
-            f"{where} is an address for Ray Client, which holds no clock and no files with the cluster; run fitwithin "
-            f"on a node of the cluster with --ray-address auto"
+            f"{where} is an address for Ray Client, which shares neither a clock nor files with the cluster; run "
+            f"fitwithin on a node of the cluster with --ray-address auto"
         )
     options: dict[str, Any] = {}
     if where == "local":
@@ -120,9 +121,9 @@ def _connect(address: str | None) -> bool:
         _reach(where)
         ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (OSError, RuntimeError, ValueError, TimeoutError, AssertionError) as error:
-        told = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200]
         raise DeviceError(
-            f"no Ray cluster was reached at {where} ({told}); start one with "
+            f"there is no Ray cluster at {where} ({reason}); start one with "
             f"`ray start --head`, its other nodes with `ray start --address HOST:PORT`, and run fitwithin on one"
         ) from error
     _hush()
@@ -130,7 +131,7 @@ def _connect(address: str | None) -> bool:
 
 
 def _reach(where: str) -> None:
-    """OSError unless somebody listens at that address; ray.init would try for two minutes and more."""
+    """OSError unless something listens at that address; ray.init would try for more than two minutes."""
     if where == "auto":
         with suppress(ImportError, AttributeError):  # a function that Ray does not promise
             from ray._private.services import canonicalize_bootstrap_address_or_die
@@ -142,7 +143,7 @@ def _reach(where: str) -> None:
 
 
 def _hush() -> None:
-    """Ray prints to standard output when a worker dies, which is told of here in the run's own words (and --json)."""
+    """Keep Ray from printing to standard output when a worker dies: the run reports that itself (and --json)."""
     with suppress(ImportError, AttributeError):
         from ray._private import worker
 
@@ -161,17 +162,16 @@ def _resources(kind: str) -> tuple[int, int]:
     return sum(counts), max(counts, default=0)
 
 
-def _check(device: str) -> None:
-    kind, word = ("GPU", "cuda") if device.startswith("cuda") else ("CPU", "cpu")
+def _check(device: DeviceName) -> None:
+    kind, other = ("GPU", "cpu") if device.is_cuda else ("CPU", "cuda")
     if not _resources(kind)[0]:
-        other = "cpu" if kind == "GPU" else "cuda"
         raise UsageError(
-            f"--device {word} was asked for and the Ray cluster of {len(_nodes())} nodes has no {kind}; "
-            f"start one with `ray start --num-{kind.lower()}s N`, or give --device {other}"
+            f"--device {device.kind} was given, but the Ray cluster of {len(_nodes())} nodes has no {kind}; "
+            f"start a node with `ray start --num-{kind.lower()}s N`, or give --device {other}"
         )
 
 
-def _cluster(device: str, wanted: int, log: Path | None) -> Engine:
+def _cluster(device: DeviceName, wanted: int, log: Path | None) -> Engine:
     """The cluster as an engine; on GPUs of the kind of which it has most: a profile is of one kind.
 
     Raises:
@@ -180,7 +180,7 @@ def _cluster(device: str, wanted: int, log: Path | None) -> Engine:
     from fitwithin.engine.ray_engine import Cluster
 
     _check(device)
-    kind, word = None, "GPU" if device.startswith("cuda") else "CPU"
+    kind, word = None, "GPU" if device.is_cuda else "CPU"
     slots, most = _resources(word)
     if word == "GPU":
         kinds: Counter[str] = Counter()
@@ -192,6 +192,6 @@ def _cluster(device: str, wanted: int, log: Path | None) -> Engine:
     if wanted > slots:
         seen = f"{slots} {word}{'s' if slots != 1 else ''}" + (f" of the kind {kind}" if kind else "")
         raise UsageError(
-            f"--gpus {wanted} was asked for and the Ray cluster has {seen}; give --gpus {slots}, or add nodes"
+            f"--gpus {wanted} was given, but the Ray cluster has {seen}; give --gpus {slots}, or add nodes"
         )
     return Cluster(device, gpus=kind, slots=slots, jobs_per_host=max(1, most), log=log)

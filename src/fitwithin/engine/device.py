@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.memory import Sampler, clear_frames, out_of_memory, status_bytes
-from fitwithin.machine import cpu_name
+from fitwithin.machine import DeviceName, cpu_name
 
 if TYPE_CHECKING:
     import torch
@@ -152,6 +152,6 @@ def _is_cpu_out_of_memory(error: RuntimeError | SystemError) -> bool:
     return any(words in str(error) for words in _CPU_OUT_OF_MEMORY)
 
 
-def open_device(text: str) -> Cpu | Cuda:
-    """The device called ``cpu`` or ``cuda:N``; in a worker process only."""
-    return Cpu() if text == "cpu" else Cuda(int(text.partition(":")[2] or 0))
+def open_device(name: DeviceName) -> Cpu | Cuda:
+    """The device of that name; only in a worker process, or to predict."""
+    return Cuda(name.index) if name.is_cuda else Cpu()

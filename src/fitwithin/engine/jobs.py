@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from fitwithin.candidate import Candidate, View
+from fitwithin.machine import DeviceName
 from fitwithin.recipe import Recipe
 
 #: Memory comes in pages, and small batches take other algorithms than large ones: two points give a line if one is
@@ -33,7 +34,7 @@ class JobSettings:
     images, which travel on canvases of that side; else the loaders do.
     """
 
-    device: str
+    device: DeviceName
     memory_bytes: int
     accounting: str
     pack: str
@@ -59,11 +60,6 @@ class Seat:
     def leads(self) -> bool:
         """Whether this is the first of them: it decides, validates and saves."""
         return self.rank == 0
-
-    def device(self, first: str) -> str:
-        """The device of this one, where the first has ``first``; there is only one CPU."""
-        kind, _, index = first.partition(":")
-        return first if kind == "cpu" else f"{kind}:{int(index or 0) + self.rank}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +168,7 @@ class CompareJob:
 class ReserveMemoryJob:
     """Hold so much of a GPU's memory that ``free_bytes`` are left, until nobody listens any more."""
 
-    device: str
+    device: DeviceName
     free_bytes: int
 
 

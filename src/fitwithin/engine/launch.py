@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from fitwithin import bytecode
+from fitwithin import files
 from fitwithin.errors import DeviceError
 
 READY, STARTED, ENDED = b"R", b"S", b"E"
@@ -117,7 +117,7 @@ def launched(server: Server | None = None) -> Iterator[Server]:
 
 def environment() -> dict[str, str]:
     """What the server finds in its environment."""
-    return {**bytecode.environment(), ALLOCATOR: allocator(), "PYTHONUNBUFFERED": "1"}
+    return {**files.bytecode_environment(), ALLOCATOR: allocator(), "PYTHONUNBUFFERED": "1"}
 
 
 def allocator() -> str:

@@ -26,7 +26,7 @@ from fitwithin.engine.results import Failure, Outcome, Progress, TrainResult
 from fitwithin.engine.threads import Threads
 from fitwithin.engine.worker_process import Child, Standby, listen, merged
 from fitwithin.errors import DeviceError
-from fitwithin.machine import cpu_name
+from fitwithin.machine import DeviceName, cpu_name
 from fitwithin.version import __version__
 
 #: How long forking a process may take before something is wrong.
@@ -40,7 +40,7 @@ class Local:
     """A process server, launched at once so that its imports overlap with reading the data, and its children.
 
     Args:
-        device: ``cpu`` or ``cuda:N``.
+        device: the first device; a job of several processes, or of another slot, uses those that follow it.
         log: a file for what workers print.
         emulate_bytes: of the GPU's memory so much is left free, the rest is held: a small card inside a big one.
         gpus: so many of them from ``device`` on are worked with.
@@ -52,15 +52,16 @@ class Local:
 
     def __init__(
         self,
-        device: str,
+        device: DeviceName,
         log: Path | None = None,
         *,
         emulate_bytes: int | None = None,
         server: Server | None = None,
         gpus: int = 1,
     ) -> None:
-        self.device, self.emulate_bytes = device, emulate_bytes
-        self._devices = [Seat(rank=rank).device(device) for rank in range(gpus)]
+        self.device = device
+        self.emulate_bytes = emulate_bytes
+        self._devices = [device.next(place) for place in range(gpus)]
         self.server = server if server is not None else Server(log)
         self._holders: list[Connection] = []
         #: The processes that stay for an evaluation, and what closes each.
@@ -82,7 +83,7 @@ class Local:
 
     def _gather(self) -> dict[str, Any]:
         facts: dict[str, Any] = {
-            "device": self.device,
+            "device": str(self.device),
             "platform": platform.platform(),
             "python": platform.python_version(),
         }
@@ -90,7 +91,7 @@ class Local:
         facts["fitwithin"] = __version__
         facts["name"] = cpu_name()
         facts["cpu"] = facts["name"]
-        if self.device.startswith("cuda"):
+        if self.device.is_cuda:
             name, driver, total = _nvidia_smi("name,driver_version,memory.total", self.device)
             cudnn = {d.name: d.version for d in metadata.distributions() if d.name.startswith("nvidia-cudnn")}
             facts["allocator"] = allocator()
@@ -116,7 +117,7 @@ class Local:
                 self._hold(device, self.emulate_bytes)
         return True
 
-    def _hold(self, device: str, free_bytes: int) -> None:
+    def _hold(self, device: DeviceName, free_bytes: int) -> None:
         holder = self._fork()
         connection = holder.connection
         holder.status.close()
@@ -149,7 +150,7 @@ class Local:
 
     def max_parallel(self, wanted: int, memory_bytes: int) -> int:
         """How many jobs of that memory the devices can take at once now, ``wanted`` at most and one at least."""
-        if wanted <= 1 or not self.device.startswith("cuda"):
+        if wanted <= 1 or not self.device.is_cuda:
             return 1
         free_bytes = min(int(_nvidia_smi("memory.free", device)[0]) for device in self._devices) * 2**20
         return max(1, min(wanted, free_bytes // (memory_bytes + CONTEXT_BYTES)))
@@ -251,15 +252,15 @@ def _end(status: socket.socket, pid: int, *, killed: bool) -> int:
     raise AssertionError("unreachable")
 
 
-def _nvidia_smi(fields: str, device: str) -> list[str]:
+def _nvidia_smi(fields: str, device: DeviceName) -> list[str]:
     """Those facts of the device, without starting CUDA here."""
-    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", f"--id={_physical_index(device)}"]
+    number = _physical_index(device.index)
+    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", f"--id={number}"]
     line = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
     return [part.strip() for part in line.split(",")]
 
 
-def _physical_index(device: str) -> str:
-    """What nvidia-smi calls torch's ``cuda:N``: an entry of CUDA_VISIBLE_DEVICES where that is set."""
-    index = int(device.partition(":")[2] or 0)
+def _physical_index(index: int) -> str:
+    """What nvidia-smi calls torch's GPU number ``index``: an entry of CUDA_VISIBLE_DEVICES where that is set."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",")[index].strip() if visible else str(index)

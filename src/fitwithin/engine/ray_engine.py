@@ -28,6 +28,7 @@ from fitwithin.engine.results import Failure, Outcome, Progress
 from fitwithin.engine.threads import Threads
 from fitwithin.errors import DeviceError
 from fitwithin.files import cache_root
+from fitwithin.machine import DeviceName
 
 #: Seconds between looks at the board.
 LOOK_S = 0.2
@@ -58,7 +59,7 @@ class Cluster:
 
     def __init__(
         self,
-        device: str,
+        device: DeviceName,
         *,
         gpus: str | None = None,
         slots: int = 1,
@@ -70,7 +71,7 @@ class Cluster:
 
         self.device, self._slots, self._sharers, self._log = device, slots, jobs_per_host, log
         # max_calls: Ray would end a worker after each GPU task, and with it the server that has imported torch.
-        held: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1} if device.startswith("cuda") else {"num_cpus": 1}
+        held: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1} if device.is_cuda else {"num_cpus": 1}
         if gpus is not None:
             held["accelerator_type"] = gpus
         self._task = ray.remote(max_retries=0, max_calls=0, **held)(carry_out)
@@ -129,7 +130,7 @@ class Cluster:
                     if left_s < READY_WITHIN_S:
                         return False
                     self._kill(self._first)
-                    kind = "GPU" if self.device.startswith("cuda") else "core"
+                    kind = "GPU" if self.device.is_cuda else "core"
                     raise DeviceError(
                         f"no {kind} of the Ray cluster became free within {READY_WITHIN_S:g} s; wait for what holds "
                         f"them (`ray status` shows it), or add a node"

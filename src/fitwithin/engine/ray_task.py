@@ -23,7 +23,7 @@ from fitwithin.engine.jobs import EvaluateJob, Job, TrainJob
 from fitwithin.engine.local import Local
 from fitwithin.engine.results import Failure, Outcome, Progress
 from fitwithin.errors import FitwithinError
-from fitwithin.machine import cores
+from fitwithin.machine import DeviceName, cores
 
 #: The driver's clock is asked for so many seconds at most; a first connection on a busy machine takes 0.1.
 CLOCK_WITHIN_S = 2.0
@@ -47,7 +47,7 @@ class TaskRequest:
 
     number: str
     job: Job | None
-    device: str
+    device: DeviceName
     until_at: float
     left_s: float
     called_at: float
@@ -119,7 +119,7 @@ def moved(job: Job, seconds: float) -> Job:
 class _Kept:
     """A process server and the file that its workers print to, which has no name and goes with this process."""
 
-    def __init__(self, device: str, cache: str) -> None:
+    def __init__(self, device: DeviceName, cache: str) -> None:
         self.key = _key(device, cache)
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the server lives
         self._read = 0
@@ -142,12 +142,12 @@ class _Kept:
 _kept: _Kept | None = None
 
 
-def _key(device: str, cache: str) -> tuple[str | None, ...]:
+def _key(device: DeviceName, cache: str) -> tuple[DeviceName | str | None, ...]:
     """What a server's children inherit: Ray may show the next task in this worker another GPU."""
     return device, cache, os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
-def _keep(device: str, cache: str) -> _Kept:
+def _keep(device: DeviceName, cache: str) -> _Kept:
     global _kept
     if _kept is not None and _kept.key != _key(device, cache):
         _drop()

@@ -9,7 +9,7 @@ from typing import Any
 
 from fitwithin.candidate import View
 from fitwithin.errors import RunFolderError
-from fitwithin.files import put_text
+from fitwithin.files import write_text_atomic
 
 ENSEMBLE = "ensemble.json"
 
@@ -30,7 +30,7 @@ class Ensemble:
 
 def write(ensemble: Ensemble, run: Path) -> None:
     """Keep the ensemble in the run's folder."""
-    put_text(run / ENSEMBLE, json.dumps(ensemble.to_dict(), indent=1))
+    write_text_atomic(run / ENSEMBLE, json.dumps(ensemble.to_dict(), indent=1))
 
 
 def read(run: Path) -> Ensemble:

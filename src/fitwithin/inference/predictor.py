@@ -18,6 +18,7 @@ from fitwithin.data.decode import UNREADABLE, read_rgb
 from fitwithin.engine.device import open_device
 from fitwithin.inference.bundle import Ensemble
 from fitwithin.inference.ensemble import average
+from fitwithin.machine import DeviceName
 from fitwithin.training import model as models
 
 
@@ -30,7 +31,7 @@ class Predictor:
         device: ``cpu`` or ``cuda:N``.
     """
 
-    def __init__(self, run: Path, ensemble: Ensemble, device: str) -> None:
+    def __init__(self, run: Path, ensemble: Ensemble, device: DeviceName) -> None:
         self.ensemble = ensemble
         opened = open_device(device)
         self._device = opened.torch_device

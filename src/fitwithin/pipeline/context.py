@@ -11,7 +11,7 @@ from fitwithin.budget import Remaining
 from fitwithin.candidate import Candidate
 from fitwithin.data.dataset import DataFacts, Images
 from fitwithin.engine.base import Engine
-from fitwithin.engine.jobs import JobSettings, Seat
+from fitwithin.engine.jobs import JobSettings
 from fitwithin.engine.results import Progress
 from fitwithin.pipeline.progress import Reporter
 from fitwithin.planning.cost import Workload
@@ -49,7 +49,7 @@ class RunContext:
             pack=str(self.images.folder),
             classes=len(self.images.classes),
             recipe=request.recipe,
-            view_sizes=request.view_sizes,
+            view_sizes=request.test_sizes,
             seed=request.seed,
             workers=self.workers,
             data_parallel=request.data_parallel,
@@ -68,7 +68,7 @@ class RunContext:
         """What all its trials have in common, for the plan."""
         request = self.request
         scope = request.budget.scope
-        return Workload(data=self.data, recipe=request.recipe, view_sizes=request.view_sizes, scope=scope)
+        return Workload(data=self.data, recipe=request.recipe, view_sizes=request.test_sizes, scope=scope)
 
     def seated(self, slot: int) -> JobSettings:
         """What the jobs of a slot share: its devices follow those of the slot before.
@@ -78,8 +78,7 @@ class RunContext:
         setting = self.setting
         if self.request.engine == "ray":
             return setting
-        seat = Seat(rank=slot * self.request.data_parallel)
-        return replace(setting, device=seat.device(setting.device))
+        return replace(setting, device=setting.device.next(slot * self.request.data_parallel))
 
     def book(self, phase: str, key: str, *, reserved_s: float) -> OpenEntry:
         """An entry of the books for what a slot does: where there are several, beside the entry of them all."""

@@ -73,7 +73,7 @@ def profile(run: RunContext, *, refresh: bool = False) -> list[Profile | Rejecti
 
     def record_and_cache(found: Profile | Rejection) -> None:
         if isinstance(found, Profile):
-            cache.put(found)
+            cache.write_atomic(found)
         record(found)
 
     for candidate in run.candidates:
@@ -90,7 +90,7 @@ def profile(run: RunContext, *, refresh: bool = False) -> list[Profile | Rejecti
         _prune(run, cache, known, record, refresh=refresh, extent=extent)
     if brief:
         _profile(run, interpolate.largest(_unknown(run, known)), known, record_and_cache, brief=True)
-        recipe, view_sizes = run.request.recipe, run.request.view_sizes
+        recipe, view_sizes = run.request.recipe, run.request.test_sizes
         for found in interpolate.interpolate_profiles(_profiles(known), _unknown(run, known), recipe, view_sizes):
             record_and_cache(found)
     _profile(run, _unknown(run, known), known, record_and_cache, brief=brief)
@@ -132,7 +132,7 @@ def _extent(run: RunContext, models: int, *, refresh: bool) -> compare.Extent:
 def _affords(run: RunContext, seconds: float) -> bool:
     """Whether the budget can do with that much for finding out about candidates."""
     budget = run.request.budget
-    return budget.scope == "candidate" or seconds <= BRIEF_SHARE * budget.limit_s(run.request.held)
+    return budget.scope == "candidate" or seconds <= BRIEF_SHARE * budget.limit_s(run.request.num_gpus)
 
 
 def _prune(
@@ -173,7 +173,7 @@ def _compared(
     parts = len(models) if extent == "whole" else min(len(models), run.request.slots)
     waiting = [models[n::parts] for n in range(parts)]
     ends_at = run.engine.now() + left_s
-    limit_s = run.request.budget.limit_s(run.request.held)
+    limit_s = run.request.budget.limit_s(run.request.num_gpus)
     trial_s = limit_s if run.request.budget.scope == "candidate" else limit_s / len(models)
     lost: list[Rejection] = []
 
@@ -224,7 +224,7 @@ def profiling_left_s(run: RunContext) -> float:
     budget, books = run.request.budget, run.accountant.books()
     left_s = [PROFILE_SHARE * budget.time_s - books.spent_s()] if budget.time_s is not None else []
     if budget.gpu_time_s is not None:
-        left_s.append((PROFILE_SHARE * budget.gpu_time_s - books.spent_s(gpu=True)) / run.request.held)
+        left_s.append((PROFILE_SHARE * budget.gpu_time_s - books.spent_s(gpu=True)) / run.request.num_gpus)
     return min(left_s)
 
 

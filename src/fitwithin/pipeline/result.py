@@ -17,7 +17,7 @@ from fitwithin.errors import DataError, RunFolderError, UsageError
 from fitwithin.inference import bundle
 from fitwithin.inference.ensemble import average
 from fitwithin.inference.predictions import Evaluation, Prediction, image_files, labelled_files, prediction
-from fitwithin.machine import parse as parse_device
+from fitwithin.machine import resolve_device
 from fitwithin.pipeline.progress import Reporter, Silent
 from fitwithin.planning.stats import Accuracy
 from fitwithin.report.schema import Report, from_json
@@ -128,7 +128,7 @@ class Result:
         reporter.begin("loading the model", len(files))
         from fitwithin.inference.predictor import Predictor
 
-        predictor = Predictor(self.folder, bundle.read(self.folder), parse_device(device))
+        predictor = Predictor(self.folder, bundle.read(self.folder), resolve_device(device))
         reporter.begin("looking at images", len(files))
         for number, (path, row, error) in enumerate(predictor.files(files)):
             reporter.advance(number + 1, len(files))

@@ -6,9 +6,8 @@ story again and skipping what has happened already.
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from fitwithin import events
@@ -41,11 +40,11 @@ def draw_up(run: RunContext, frozen: Plan | None = None) -> Plan:
     """The plan: the stored one, the frozen one, or one drawn up from a profile of every candidate."""
     stored = latest(run.store.events("plan"), "plan")
     if stored is not None:
-        return plans.from_json(json.dumps(stored))
+        return plans.from_dict(stored)
     plan = frozen if frozen is not None else _planned(run)
     for known in frozen.profiles if frozen is not None else ():
         run.store.append("profiled", profile_to_dict(known))
-    run.store.append("plan", json.loads(plan.to_json()))
+    run.store.append("plan", asdict(plan))
     return plan
 
 

@@ -90,7 +90,7 @@ def open_run(
             engine.prepare(accountant.ends_at() - closing_s)
     machine = latest(store.events("machine"), "machine") or {}
     # What a cluster's node says of its cores is of those that one job may count on.
-    jobs_per_host = request.data_parallel if request.engine == "ray" else request.held
+    jobs_per_host = request.data_parallel if request.engine == "ray" else request.num_gpus
     counts = ", ".join(f"{n:,} {split}" for split, n in whole.counts().items())
     reporter.say(f"{request.data}: {len(dataset.classes)} classes, {counts} images; {len(images.broken)} broken")
     return RunContext(

@@ -135,7 +135,7 @@ def train(
     silent_s = turn.startup_s + turn.warmup_s + turn.validation_s + 2 * turn.save_s
     lively_s = LIVELY_S + LIVELY_STEPS * step_s + 2 * turn.save_s
     job = TrainJob(
-        setting=replace(setting, recipe=setting.recipe.over(turn.epochs)),
+        setting=replace(setting, recipe=setting.recipe.for_epochs(turn.epochs)),
         candidate=turn.candidate,
         batch=turn.batch,
         steps=turn.steps,

@@ -136,7 +136,14 @@ class Plan:
 def from_json(text: str) -> Plan:
     """The plan that :meth:`Plan.to_json` wrote; UsageError if the text is no such plan."""
     try:
-        value = json.loads(text)
+        return from_dict(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise UsageError(f"this is not a plan that `fitwithin plan` wrote ({error}); draw one up again") from error
+
+
+def from_dict(value: dict[str, Any]) -> Plan:
+    """The plan that ``dataclasses.asdict`` made plain; UsageError if the value is no such plan."""
+    try:
         if value["schema"] != SCHEMA:
             raise UsageError(
                 f"the plan has schema {value['schema']}, this version reads {SCHEMA}; make it again with "
@@ -151,7 +158,7 @@ def from_json(text: str) -> Plan:
         parts = {"trials": trials, "rejections": rejections, "search": search, "profiles": profiles}
         return Plan(**{**value, **parts})
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UsageError(f"this is no plan that `fitwithin plan` wrote ({type(error).__name__}: {error})") from error
+        raise UsageError(f"this is not a plan that `fitwithin plan` wrote ({type(error).__name__}: {error})") from error
 
 
 def _search_plan(value: dict[str, Any]) -> SearchPlan:

@@ -16,7 +16,7 @@ from fitwithin.data.dataset import Images
 from fitwithin.engine.jobs import JobSettings
 from fitwithin.engine.results import StepTiming
 from fitwithin.errors import UsageError
-from fitwithin.files import put_text
+from fitwithin.files import write_text_atomic
 from fitwithin.profiling import profile as profiles
 from fitwithin.profiling.profile import Profile
 
@@ -71,7 +71,7 @@ class ProfileCache:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def put(self, profile: Profile) -> None:
+    def write_atomic(self, profile: Profile) -> None:
         """Store a profile, whole or not at all."""
         self._write(_name(profile.candidate, profile.brief), {"key": self.key, "profile": profiles.to_dict(profile)})
 
@@ -104,21 +104,21 @@ def _path(folder: Path, key: dict[str, Any], name: str) -> Path:
 def write(path: Path, text: str) -> None:
     """Write a file, whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    put_text(path, text, shared=True)
+    write_text_atomic(path, text, shared=True)
 
 
 def export(found: Iterable[Profile], key: dict[str, Any], path: Path) -> int:
-    """Write profiles with their key to one file for :func:`take_in` elsewhere; how many."""
+    """Write profiles with their key to one file for :func:`import_profiles` elsewhere; how many."""
     entries = [{"key": key, "profile": profiles.to_dict(profile)} for profile in found]
     write(path, json.dumps({"schema": SCHEMA, "profiles": entries}, indent=1))
     return len(entries)
 
 
-def take_in(path: Path, folder: Path) -> list[tuple[dict[str, Any], Profile]]:
+def import_profiles(path: Path, folder: Path) -> list[tuple[dict[str, Any], Profile]]:
     """Put the profiles of an exported file into the cache, each under its own key: a run finds those that apply to it.
 
     Raises:
-        UsageError: the file is none that ``fitwithin profile --export`` of this version wrote; nothing was taken in.
+        UsageError: the file is none that ``fitwithin profile --export`` of this version wrote; nothing was imported.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -118,7 +118,7 @@ def _limits(request: Request, books: Ledger, plan: Plan, views: Sequence[ViewRow
     peaks = [entry.peak_bytes for entry in books.entries if entry.peak_bytes is not None]
     if peaks:
         counted = "by the driver's count of this process" if budget.accounting == "process" else "allocator only"
-        if request.device == "cpu":
+        if not request.device.is_cuda:
             counted = "growth of the process's own memory"
         if request.data_parallel > 1:
             counted += f"; the largest of the {request.data_parallel} processes that train at once"
@@ -137,7 +137,7 @@ def _limits(request: Request, books: Ledger, plan: Plan, views: Sequence[ViewRow
             held = request.data_parallel
             note = "device held" if held == 1 else f"devices held, {held} by what is profiled and trained"
             if request.slots > 1:
-                note = f"devices held, up to {request.held} at once"
+                note = f"devices held, up to {request.num_gpus} at once"
             limits.append(_limit("device time", budget.gpu_time_s, books.spent_s(gpu=True), "s", note))
     chosen = [view.ms_per_image for view in views if view.chosen]
     if budget.inference_ms is not None and chosen:

@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fitwithin.files import put_text
+from fitwithin.files import write_text_atomic
 from fitwithin.planning.stats import Accuracy
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.report import charts
@@ -292,4 +292,4 @@ def write_report(report: Report, folder: Path) -> None:
         "report.html": html(report),
     }
     for name, text in texts.items():
-        put_text(folder / name, text)
+        write_text_atomic(folder / name, text)

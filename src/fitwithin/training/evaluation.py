@@ -23,7 +23,7 @@ from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import EvaluateJob, JobSettings
 from fitwithin.engine.margins import REHEARSED_BATCHES, VIEW_PASSES, VIEW_S
 from fitwithin.engine.results import EVALUATED, EvalResult, Progress, logits_path, read_eval_result
-from fitwithin.files import put, put_text
+from fitwithin.files import write_atomic, write_text_atomic
 from fitwithin.training import model as models
 from fitwithin.training.learner import Learner
 
@@ -149,7 +149,7 @@ class Evaluator:
             if logits is None:
                 break
             for view, rows in logits.items():
-                put(logits_path(folder, split, view), partial(_save, rows), lasting=True)
+                write_atomic(logits_path(folder, split, view), partial(_save, rows), fsync=True)
                 if view.name not in self.ms_per_image:
                     self.ms_per_image[view.name] = ms_per_image(learner, view, size)
             costs = {view.name: self.ms_per_image[view.name] for view in views}
@@ -159,7 +159,7 @@ class Evaluator:
                 ms_per_image={**found.ms_per_image, **costs},
                 peak_bytes=max(found.peak_bytes, device.peak_bytes()),
             )
-            put_text(folder / EVALUATED, json.dumps(asdict(found), allow_nan=False), lasting=True)
+            write_text_atomic(folder / EVALUATED, json.dumps(asdict(found), allow_nan=False), fsync=True)
             device.empty_cache()
         return replace(found, peak_bytes=max(found.peak_bytes, device.peak_bytes()))
 
@@ -171,7 +171,7 @@ class Evaluator:
         taken: list[float] = []
         while len(taken) < WRITINGS:
             begun_at = time.monotonic()
-            put(path, partial(_save, rows), lasting=True)
+            write_atomic(path, partial(_save, rows), fsync=True)
             taken.append(time.monotonic() - begun_at)
         path.unlink()
         return median(taken)

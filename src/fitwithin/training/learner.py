@@ -21,7 +21,7 @@ from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import JobSettings
 from fitwithin.errors import UsageError
-from fitwithin.files import put
+from fitwithin.files import write_atomic
 from fitwithin.training import augment, optimizer
 from fitwithin.training import model as models
 from fitwithin.training.cuda_graph import CapturedForward, CapturedStep
@@ -285,7 +285,7 @@ def write_checkpoint(path: Path, learner: Learner, facts: dict[str, Any]) -> Non
     """
     state = learner.state()
     if learner.team.leads:
-        put(path, lambda new: torch.save({"learner": state, "facts": facts}, new), lasting=True)
+        write_atomic(path, lambda new: torch.save({"learner": state, "facts": facts}, new), fsync=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:

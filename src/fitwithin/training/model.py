@@ -15,7 +15,7 @@ from torch import nn
 from fitwithin.candidate import Candidate
 from fitwithin.engine.results import CARD, WEIGHTS
 from fitwithin.errors import RunFolderError, UsageError
-from fitwithin.files import put, put_text
+from fitwithin.files import write_atomic, write_text_atomic
 
 #: Channel means and deviations of ImageNet, as timm uses them; trained from scratch, any fixed values would do.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -80,8 +80,8 @@ def amp_dtype(precision: str, usual: torch.dtype) -> torch.dtype | None:
 def save(model: nn.Module, card: Card, folder: Path) -> None:
     """Write ``card.json`` and ``model.safetensors`` into ``folder``; an older model stays whole until replaced."""
     state = {name: value.detach().to("cpu").contiguous().clone() for name, value in model.state_dict().items()}
-    put_text(folder / CARD, json.dumps(asdict(card), indent=1), lasting=True)
-    put(folder / WEIGHTS, lambda path: save_file(state, path), lasting=True)
+    write_text_atomic(folder / CARD, json.dumps(asdict(card), indent=1), fsync=True)
+    write_atomic(folder / WEIGHTS, lambda path: save_file(state, path), fsync=True)
 
 
 def load_card(folder: Path) -> Card:

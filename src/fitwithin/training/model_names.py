@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from fitwithin.files import cache_root, put_text
+from fitwithin.files import cache_root, write_text_atomic
 
 
 def known_models(wait: Callable[[], object] | None = None) -> list[str]:
@@ -25,7 +25,7 @@ def known_models(wait: Callable[[], object] | None = None) -> list[str]:
 
         names = ask_timm()
         path.parent.mkdir(parents=True, exist_ok=True)
-        put_text(path, json.dumps(names), shared=True)
+        write_text_atomic(path, json.dumps(names), shared=True)
     return names
 
 

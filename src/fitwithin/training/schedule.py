@@ -220,7 +220,7 @@ def steps_end_at(job: TrainJob, model_s: float, evaluation_s: float = 0.0) -> fl
     seconds, and the evaluation for which the process stays ``evaluation_s``."""
     if job.evaluation is None:
         return job.until_at - EXIT_S - 1.2 * model_s
-    least_s = MEANWHILE_S if job.setting.device.startswith("cuda") else 0.0
+    least_s = MEANWHILE_S if job.setting.device.is_cuda else 0.0
     return job.until_at - 1.2 * model_s - HANDOVER_S - max(least_s, (1 + REHEARSED_MARGIN) * evaluation_s)
 
 

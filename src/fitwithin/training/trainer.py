@@ -17,7 +17,7 @@ from fitwithin.engine.jobs import CURVE_POINTS, READING_S, EvaluateJob, TrainJob
 from fitwithin.engine.margins import REHEARSAL_SHARE
 from fitwithin.engine.results import CHECKPOINT, OUTCOME, SALVAGE, Progress, TrainResult, train_result_to_json
 from fitwithin.errors import LoaderTimeout, TrainingError
-from fitwithin.files import put_text
+from fitwithin.files import write_text_atomic
 from fitwithin.training import model as models
 from fitwithin.training.distributed import ProcessGroup
 from fitwithin.training.evaluation import Evaluator, count_correct, eval_batch
@@ -319,7 +319,7 @@ class Trainer:
 
     def _note(self, name: str, outcome: TrainResult) -> None:
         if self.team.leads:
-            put_text(self.folder / name, train_result_to_json(outcome), lasting=True)
+            write_text_atomic(self.folder / name, train_result_to_json(outcome), fsync=True)
 
     def keep(self) -> None:
         """If no validation chose a model, the last weights are it."""

@@ -23,7 +23,7 @@ from fitwithin.engine.results import (
     train_result_to_json,
 )
 from fitwithin.engine.simulated.law import SimulatedMachine
-from fitwithin.files import put, put_text
+from fitwithin.files import write_atomic, write_text_atomic
 from fitwithin.training.schedule import make_schedule, overhead_s, rate_factor, steps_end_at
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class SimulatedTrainer:
         if self.best is None or correct >= self.best:
             self.best = correct
             self.save_model()
-        put_text(self.folder / SALVAGE, train_result_to_json(self.outcome("cut")))
+        write_text_atomic(self.folder / SALVAGE, train_result_to_json(self.outcome("cut")))
 
     def save_model(self) -> None:
         """Leave tokens where a model and its card would be."""
@@ -208,8 +208,8 @@ class SimulatedTrainer:
             "crop": self.job.setting.recipe.crop_pct,
             "arguments": {},
         }
-        put_text(self.folder / CARD, json.dumps(card))
-        put(self.folder / WEIGHTS, lambda new: new.write_bytes(_token(self.skill())))
+        write_text_atomic(self.folder / CARD, json.dumps(card))
+        write_atomic(self.folder / WEIGHTS, lambda new: new.write_bytes(_token(self.skill())))
 
     def checkpoint(self) -> None:
         """Write everything needed to go on."""
@@ -225,8 +225,8 @@ class SimulatedTrainer:
             "earlier_s": self.elapsed_s(),
             **{name: getattr(self, name) for name in kept},
         }
-        put_text(self.folder / CHECKPOINT, json.dumps(facts))
-        put_text(self.folder / SALVAGE, train_result_to_json(self.outcome("cut")))
+        write_text_atomic(self.folder / CHECKPOINT, json.dumps(facts))
+        write_text_atomic(self.folder / SALVAGE, train_result_to_json(self.outcome("cut")))
         self.saved_at, self.saved_step = self.engine.now(), self.schedule.step
         self.checkpoint_s = self.saved_at - begun_at
 
@@ -262,7 +262,7 @@ class SimulatedTrainer:
             self.save_model()
         whole = "complete" if self.schedule.step >= self.job.steps else "shortened"
         outcome = self.outcome("cut" if self.schedule.cut else whole)
-        put_text(self.folder / OUTCOME, train_result_to_json(outcome))
+        write_text_atomic(self.folder / OUTCOME, train_result_to_json(outcome))
         return outcome
 
 
