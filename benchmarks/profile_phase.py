@@ -201,7 +201,7 @@ class Series:
             checkpoint_every_s=TURN_WITHIN_S,
             frozen=True,
             non_allocator_bytes=profile.non_allocator_bytes,
-            captured=profile.captured,
+            cuda_graph=profile.captured,
         )
         outcome = self.engine.do(job, until_at=begun_at + TURN_WITHIN_S + 10, on_progress=lambda progress: None)
         return outcome, time.monotonic() - begun_at

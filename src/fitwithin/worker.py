@@ -1,7 +1,7 @@
 """The process server: imports torch and timm once, then forks a fresh process per job, so that no job pays for imports.
 
 ``python -m fitwithin.worker FD`` speaks over the Unix socket FD. For each job the parent sends one byte with two
-sockets: on the first it speaks to the child itself, on the second the server tells the child's process id and, when it
+sockets: on the first it speaks to the child itself, on the second the server sends the child's process id and, when it
 has ended, its exit status. Any number of children may be at work. CUDA is never started in the server, so that each
 child gets a context of its own. When the parent goes away, so does everything here: a device is not held for nobody.
 
@@ -24,7 +24,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from fitwithin.engine.jobs import CompareJob, EvaluateJob, ProbeJob, ReserveMemoryJob, Seat, TrainJob, stays
+from fitwithin.engine.jobs import (
+    CompareJob,
+    EvaluateJob,
+    ProbeJob,
+    ReserveMemoryJob,
+    Seat,
+    TrainJob,
+    evaluates_in_process,
+)
 from fitwithin.engine.launch import ENDED, MESSAGE, READY, STARTED
 from fitwithin.engine.results import Failure, Progress, Reserved
 from fitwithin.errors import FitwithinError, LoaderTimeout, OutOfMemory, PeerLost
@@ -50,7 +58,7 @@ def serve(control: socket.socket) -> None:
         model_names,
     )
 
-    with suppress(OSError):  # a cache that cannot be written is told of where it is needed
+    with suppress(OSError):  # a cache that cannot be written is reported where it is needed
         model_names.known_models()
     gc.freeze()  # no child's garbage collector walks through all that torch and timm have made
     gc.enable()
@@ -81,26 +89,26 @@ def _start(control: socket.socket, fds: list[int], children: dict[int, socket.so
         _run_child(fds[0])
     os.close(fds[0])
     children[child] = socket.socket(fileno=fds[1])
-    _tell(children[child], STARTED, child)
+    _notify(children[child], STARTED, child)
 
 
 def _reap(children: dict[int, socket.socket]) -> None:
-    """Tell the end of every child that has ended."""
+    """Report the end of every child that has ended."""
     for child in list(children):
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid == child:
-            with children.pop(child) as told:
-                _tell(told, ENDED, os.waitstatus_to_exitcode(status))
+            with children.pop(child) as channel:
+                _notify(channel, ENDED, os.waitstatus_to_exitcode(status))
 
 
-def _tell(status: socket.socket, kind: bytes, value: int) -> None:
+def _notify(status: socket.socket, kind: bytes, value: int) -> None:
     with suppress(BrokenPipeError):  # whoever asked no longer listens
         status.sendall(MESSAGE.pack(kind, value))
 
 
 def _run_child(fd: int) -> None:
-    """Carry out the job that arrives on ``fd``, and the evaluation for which a turn stays; then leave without running
-    the server's exit handlers."""
+    """Carry out the job that arrives on ``fd``, and the evaluation of the model that it trained if it is to; then leave
+    without running the server's exit handlers."""
     die_with_parent()
     connection = Connection(fd)
     code = 1
@@ -133,12 +141,13 @@ def _hold(job: ReserveMemoryJob, connection: Connection) -> None:
     del held
 
 
-def _baton(job: ProbeJob, seat: Seat) -> tuple[Any, float]:
-    """The baton of a timed process, once it may start, and how long it waited; of several, the first has it."""
+def _gpu_lock(job: ProbeJob, seat: Seat) -> tuple[Any, float]:
+    """The GPU's lock for a timed process, once it may start, and the seconds that it waited; of several, the first has
+    it."""
     from fitwithin.profiling import gpu_lock, probe
     from fitwithin.training import distributed
 
-    if not seat.leads:
+    if not seat.is_main:
         distributed.await_first(seat)
         return None, 0.0
     held = gpu_lock.GpuLock(probe.scratch_folder(job), job.setting.device)
@@ -146,22 +155,16 @@ def _baton(job: ProbeJob, seat: Seat) -> tuple[Any, float]:
 
 
 def _failure(error: BaseException, opened: Any) -> Failure:
-    """What an error comes to; those that tell that nobody listens any more are raised again."""
+    """The failure that an error means; errors because nobody listens any more are raised again."""
     if isinstance(error, BrokenPipeError | EOFError):
         raise error
     if isinstance(error, OutOfMemory):
         return Failure(kind="memory", reason=str(error), peak_bytes=opened.peak_bytes() if opened else None)
     if isinstance(error, FitwithinError):
         return Failure(kind=KINDS.get(type(error), "error"), reason=str(error))
-    # A model that gives up with sys.exit has told why.
+    # A model that gives up with sys.exit has said why.
     text = " ".join(str(error).split())[:300]
     return Failure(kind="error", reason=f"{type(error).__name__}: {text}", trace=traceback.format_exc())
-
-
-def _next(connection: Connection, outcome: Any) -> Any:
-    """Say what came of the turn, and wait for the job for which its process stays; EOFError if there is none."""
-    connection.send(("done", outcome))
-    return connection.recv()[0]
 
 
 def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) -> Any:
@@ -187,11 +190,11 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
         store = pack.open_pack(Path(setting.pack))
         feeder = PrefetchLoader(store, setting.workers, rings, pin=setting.device.startswith("cuda"))
         if isinstance(job, ProbeJob) and job.timed:
-            held, waited_s = _baton(job, seat)
+            held, waited_s = _gpu_lock(job, seat)
             asked_at += waited_s
         if not isinstance(job, ProbeJob) or job.timed:
             feeder.start()
-        team = distributed.join(seat, setting.jobs_per_host)
+        team = distributed.init_process_group(seat, setting.jobs_per_host)
         opened = device.open_device(setting.device)
         expected_bytes = 0 if evaluates else job.non_allocator_bytes
         opened.cap(setting.memory_bytes, setting.accounting, expected_bytes, feeder.capacity_bytes)
@@ -200,7 +203,7 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
 
         def emit(progress: Progress) -> None:
             nonlocal sent_at
-            if seat.leads and time.monotonic() - sent_at >= 0.2:
+            if seat.is_main and time.monotonic() - sent_at >= 0.2:
                 connection.send(("progress", progress))
                 sent_at = time.monotonic()
 
@@ -210,8 +213,11 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
         evaluator = evaluation.Evaluator(opened, feeder)
         with opened.guard():
             if isinstance(job, TrainJob):
-                outcome = loop.advance(job, opened, feeder, asked_at, emit, team, evaluator)
-                return evaluator.evaluate(_next(connection, outcome), emit) if stays(job) else outcome
+                trained = loop.train(job, opened, feeder, asked_at, emit, team, evaluator)
+                if not evaluates_in_process(job):
+                    return trained
+                connection.send(("done", trained))
+                job = connection.recv()[0]  # the evaluation; EOFError if another process does it
             assert isinstance(job, EvaluateJob)
             return evaluator.evaluate(job, emit)
     except (Exception, SystemExit) as error:

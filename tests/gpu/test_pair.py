@@ -116,7 +116,7 @@ def test_what_is_recorded_learns_as_what_is_launched_kernel_by_kernel(
     for captured in (True, False):
         # Few steps: rounding, which grows from step to step, must not hide a wrong sum.
         folder = tmp_path / str(captured)
-        job = train_job(images, folder, captured=captured, frozen=True, steps=12, candidate=candidate("fp32"))
+        job = train_job(images, folder, cuda_graph=captured, frozen=True, steps=12, candidate=candidate("fp32"))
         trained = do(engine, job)
         assert isinstance(trained, TrainResult), trained
         found[captured] = mean_loss(trained)

@@ -1,16 +1,16 @@
-"""advance: a turn in this process, and killed and carried on in others, to the same bytes."""
+"""train: a trial in this process, and killed and carried on in others, to the same bytes."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import os
-import subprocess
-import sys
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from fitwithin.candidate import Candidate
 from fitwithin.data import image_folder, pack_builder
 from fitwithin.data.batches import EvalBatches, TrainBatches
 from fitwithin.data.pack import Pack
-from fitwithin.data.prefetch import PrefetchLoader
+from fitwithin.data.prefetch import PrefetchLoader, _fork
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import EvaluateJob, Stage, TrainJob
 from fitwithin.engine.margins import EXIT_S
@@ -36,14 +36,16 @@ from fitwithin.engine.results import (
     TrainResult,
     read_train_result,
 )
+from fitwithin.engine.simulated.clock import SimulatedClock
 from fitwithin.errors import LoaderTimeout, TrainingError
+from fitwithin.training import evaluation, loop, progress
 from fitwithin.training import learner as learners
-from fitwithin.training import loop
 from fitwithin.training import trainer as turns
-from fitwithin.training.evaluation import EvalEstimate, feeder_rings
+from fitwithin.training.evaluation import feeder_rings
 from fitwithin.training.learner import Learner
 from fitwithin.training.model import load
-from fitwithin.training.schedule import cosine, make_schedule, overhead_s, steps_end_at
+from fitwithin.training.progress import EvalEstimate, TrialProgress
+from fitwithin.training.schedule import cosine, steps_end_at
 from simulation import on_cpu
 
 CANDIDATE = Candidate(model="test_efficientnet", train_px=32, precision="fp32")
@@ -99,7 +101,26 @@ def advance(wanted: TrainJob, images: Pack, emit: Any = None, evaluator: Any = N
     rings = feeder_rings(wanted.candidate, wanted.setting, wanted.batch)
     with PrefetchLoader(images, wanted.setting.workers, rings, pin=False) as feeder:
         note = emit or (lambda progress: None)
-        return loop.advance(wanted, Cpu(), feeder, time.monotonic(), note, evaluator=evaluator)
+        return loop.train(wanted, Cpu(), feeder, time.monotonic(), note, evaluator=evaluator)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimulatedClock:
+    """The turn's and the test's: time passes by steps alone, as planned, and by what a test adds.
+
+    The loaders go by the true one, which is far behind: they do not run out of time.
+    """
+    clock, take = SimulatedClock(time.monotonic() + 1000.0), Learner.step
+
+    def step(self: Learner, *arguments: Any) -> torch.Tensor:
+        clock.sleep(0.02)
+        return take(self, *arguments)
+
+    simulated = SimpleNamespace(monotonic=clock.now, sleep=clock.sleep)
+    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(turns, "time", simulated)
+    monkeypatch.setitem(globals(), "time", simulated)
+    return clock
 
 
 @pytest.fixture
@@ -149,9 +170,9 @@ class Foreseeing:
 
     def __init__(self, whole_s: float, *, first_s: float = 0.0, validation_s: float = 0.0) -> None:
         self.foreseen = EvalEstimate(whole_s=whole_s, first_s=first_s, validation_s=validation_s)
-        self.asked, self.holds = list[Any](), ""
+        self.asked, self.saved_dir = list[Any](), ""
 
-    def rehearse(self, *asked: Any) -> EvalEstimate:
+    def estimate_time(self, *asked: Any) -> EvalEstimate:
         self.asked.append(asked)
         return self.foreseen
 
@@ -159,8 +180,7 @@ class Foreseeing:
 def staying(images: Pack, folder: Path, within_s: float, **changed: Any) -> TrainJob:
     """A turn of as many steps as there is time for, whose process stays for the evaluation."""
     now = time.monotonic()
-    near = {"until_at": now + within_s, "lively_s": 1.0, "anxious_at": now + within_s / 2}
-    wanted = job(images, folder, steps=10**6, **near)
+    wanted = job(images, folder, steps=10**6, until_at=now + within_s)
     evaluation = EvaluateJob(
         setting=wanted.setting,
         candidate=CANDIDATE,
@@ -180,6 +200,7 @@ def once(wanted: TrainJob) -> TrainJob:
     )
 
 
+@pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize(("rehearsed_s", "planned_s"), [(3.0, 5.0), (60.0, 3.0)])
 def test_a_turn_whose_process_stays_ends_in_time_for_the_evaluation(
     images: Pack, tmp_path: Path, rates: list[float], rehearsed_s: float, planned_s: float
@@ -190,15 +211,15 @@ def test_a_turn_whose_process_stays_ends_in_time_for_the_evaluation(
     evaluator: Any = Foreseeing(rehearsed_s)
     outcome = advance(wanted, images, told.append, evaluator)
     left_s = wanted.until_at - time.monotonic()
-    assert 2.7 < left_s < 4.5  # what closing the loaders takes is in it
+    assert 2.7 < left_s < 4.5
     ((_, asked, most_s),) = evaluator.asked
     assert asked == wanted.evaluation
-    assert 0 < most_s < 0.01 * 8.0
+    assert most_s == pytest.approx(0.01 * 8.0)
     assert outcome.ended == "shortened"
     assert rates[-1] == 0.0
-    assert len(told) > outcome.steps / 8, "towards its end it shows at every step that it lives"
 
 
+@pytest.mark.usefixtures("clock")
 def test_validation_has_the_time_that_was_tried_out(images: Pack, tmp_path: Path) -> None:
     """The plan has 0.05 s for it: by those the steps would have ended a second later."""
     wanted = once(staying(images, tmp_path, 8.0, evaluation_s=3.0))
@@ -208,6 +229,7 @@ def test_validation_has_the_time_that_was_tried_out(images: Pack, tmp_path: Path
     assert 3.9 < left_s < 5.7
 
 
+@pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize(("first_s", "validated"), [(1.0, True), (3.0, False)])
 def test_who_was_never_validated_may_take_the_time_of_later_sizes_for_it(
     images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_s: float, validated: bool
@@ -233,14 +255,15 @@ def test_a_checkpoint_that_is_due_before_the_end_is_counted_with(
     images: Pack, tmp_path: Path, before_s: float, saves: int
 ) -> None:
     """By when the one before was written, however little is left, and with what that took."""
-    wanted = job(images, tmp_path, checkpoint_every_s=5.0)
-    schedule = make_schedule(wanted)
-    saved_at = schedule.training_ends_at - before_s
-    beside = {"validation_s": 0.0, "on_s": 0.0, "evaluation_s": 0.0}
-    found_s = overhead_s(wanted, schedule, [], saved_at=saved_at, checkpoint_s=0.5, **beside)
-    assert found_s == pytest.approx(saves * 0.5)
+    wanted = job(images, tmp_path, checkpoint_every_s=5.0, validation_s=0.0)
+    trial = TrialProgress(wanted, n_train=N_TRAIN, n_val=N_VAL, began_at=0.0, now=0.0)
+    saved_at = trial.schedule.training_ends_at - before_s
+    trial.checkpoint_saved(saved_at - 0.5, saved_at)
+    trial.model_saved(wanted.save_s)
+    assert trial.overhead_s() == pytest.approx(saves * 0.5 + 1.2 * 2 * wanted.save_s)
 
 
+@pytest.mark.usefixtures("clock")
 def test_what_a_checkpoint_takes_is_measured(images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write, found = turns.write_checkpoint, list[float]()
 
@@ -250,13 +273,13 @@ def test_what_a_checkpoint_takes_is_measured(images: Pack, tmp_path: Path, monke
 
     class Seen(turns.Trainer):
         def finish(self) -> TrainResult:
-            found.append(self.checkpoint_s)
+            found.append(self.progress.checkpoint_s)
             return super().finish()
 
     monkeypatch.setattr(turns, "write_checkpoint", slow)
     monkeypatch.setattr(loop, "Trainer", Seen)
     advance(job(images, tmp_path), images)
-    assert 0.3 <= found[0] < 1.3
+    assert found == [pytest.approx(0.3)]
 
 
 def test_what_a_validation_found_is_there_if_the_process_is_ended_after_it(
@@ -281,7 +304,7 @@ def test_weights_that_are_the_saved_models_own_are_not_loaded_for_its_evaluation
     answers, evaluator = iter(found), Foreseeing(0.1)
     monkeypatch.setattr(turns, "count_correct", lambda *_, **__: next(answers))
     advance(job(images, tmp_path, steps=12), images, evaluator=evaluator)
-    assert evaluator.holds == (str(tmp_path) if held else "")
+    assert evaluator.saved_dir == (str(tmp_path) if held else "")
 
 
 @pytest.mark.parametrize(("found", "kept"), [((5, 7, 6), 1), ((5, 7, 7), 2), ((8, 2, 3), 0)])
@@ -312,8 +335,7 @@ def test_a_loss_that_is_never_a_number_again_ends_the_turn_and_leaves_a_model(
         return take(self, *arguments) * (math.nan if len(taken) > 4 else 1.0)
 
     monkeypatch.setattr(Learner, "step", step)
-    monkeypatch.setattr(turns, "READING_S", 0.0)
-    monkeypatch.setattr(turns, "CURVE_POINTS", math.inf)
+    monkeypatch.setattr(progress, "reading_every_s", lambda trial_s: 0.0)
     with pytest.raises(TrainingError, match=r"no longer finite at step 2, in attempt 4 of 4"):
         advance(job(images, tmp_path), images)
     assert_finite(tmp_path)
@@ -343,8 +365,7 @@ def test_weights_that_are_no_numbers_are_taken_back(
         return loss
 
     monkeypatch.setattr(Learner, "step", step)
-    monkeypatch.setattr(turns, "READING_S", 0.0)
-    monkeypatch.setattr(turns, "CURVE_POINTS", math.inf)
+    monkeypatch.setattr(progress, "reading_every_s", lambda trial_s: 0.0)
     outcome = advance(job(images, tmp_path), images)
     assert (outcome.ended, outcome.steps, outcome.nan_restarts) == ("complete", STEPS, 1)
     assert (outcome.best or 0) > N_VAL // 2
@@ -357,6 +378,7 @@ def test_weights_that_are_no_numbers_are_taken_back(
     assert rates[-(STEPS - 1)] == 0.5 * peak * cosine(1, STEPS), "back at the checkpoint after the first step"
 
 
+@pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_near_deadline_ends_the_turn_in_time_with_a_model(
     images: Pack, tmp_path: Path, rates: list[float], frozen: bool
@@ -401,6 +423,7 @@ def test_progressive_resizing_trains_on_each_size_in_turn(
     assert outcome.best == N_VAL
 
 
+@pytest.mark.usefixtures("clock")
 def test_an_open_ended_turn_uses_its_time_up(images: Pack, tmp_path: Path, rates: list[float]) -> None:
     """Planned for far fewer steps than there is time for; the validation at its end and the model are within."""
     wanted = job(images, tmp_path, steps=10, until_at=time.monotonic() + 6.0, open_ended=True)
@@ -412,45 +435,29 @@ def test_an_open_ended_turn_uses_its_time_up(images: Pack, tmp_path: Path, rates
     assert [found["step"] for found in outcome.validations] == [outcome.steps]
 
 
-#: A turn in a process of its own that says when it has written a checkpoint, and dies at the one it is told to.
-PROGRAM = """
-import os, pickle, signal, sys, time
-import torch
-from fitwithin.data.pack import open_pack
-from fitwithin.engine.device import Cpu
-from fitwithin.training import loop, trainer
-torch.set_num_threads(1)
-job = pickle.load(sys.stdin.buffer)
-last, write, written = int(sys.argv[1]), trainer.write_checkpoint, []
-def note(path, learner, facts):
-    write(path, learner, facts)
-    written.append(facts["step"])
-    print(facts["step"], flush=True)
-    if len(written) == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-trainer.write_checkpoint = note
-from pathlib import Path
-from fitwithin.data.prefetch import Feeder
-from fitwithin.training.learner import feeder_rings
-rings = feeder_rings(job.candidate, job.setting, job.batch)
-with Feeder(open_pack(Path(job.setting.pack)), job.setting.workers, rings, pin=False) as feeder:
-    loop.advance(job, Cpu(), feeder, time.monotonic(), lambda progress: None)
-"""
+def elsewhere(images: Pack, wanted: TrainJob, dies_at: int) -> tuple[int, list[int]]:
+    """Run the turn in another process, killed at its ``dies_at``-th checkpoint; its exit code and checkpoints.
 
+    The process is a fork, which spares the import of torch. (Fresh ones are killed in tests/e2e/test_kill.py.)
+    """
+    written = Path(f"{wanted.folder}-checkpoints")
+    written.unlink(missing_ok=True)
 
-def elsewhere(wanted: TrainJob, dies_at: int) -> tuple[int, list[int]]:
-    """Run the turn in another process, killed at its ``dies_at``-th checkpoint; its exit code and checkpoints."""
-    import pickle
+    def work() -> None:
+        write, steps = turns.write_checkpoint, list[str]()
 
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(dies_at)],
-        input=pickle.dumps(wanted),
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(Path(loop.__file__).parents[2]), "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode in (0, -9), done.stderr.decode()
-    return done.returncode, [int(word) for word in done.stdout.split()]
+        def note(path: Path, learner: Learner, facts: dict[str, Any]) -> None:
+            write(path, learner, facts)
+            steps.append(str(facts["step"]))
+            written.write_text(" ".join(steps))
+            if len(steps) == dies_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        turns.write_checkpoint = note
+        advance(wanted, images)
+
+    code = os.waitstatus_to_exitcode(os.waitpid(_fork(work), 0)[1])
+    return code, [int(word) for word in written.read_text().split()]
 
 
 @pytest.mark.parametrize("canvas_px", [32, 40], ids=["some fit", "all fit"])
@@ -459,7 +466,7 @@ def test_sizes_follow_each_other_on_canvases_too(
 ) -> None:
     """The device resizes to each stage's size: but for rounding the images that would have come resized."""
     seen: dict[str, list[torch.Tensor]] = {"loaded": [], "resized": []}
-    take, resized = Learner.step, learners.resample.resized
+    take, resized = Learner.step, learners.augment.resized
 
     def step(self: Learner, x_bhwc: torch.Tensor, *arguments: Any) -> torch.Tensor:
         seen["loaded"].append(x_bhwc.float())
@@ -474,7 +481,7 @@ def test_sizes_follow_each_other_on_canvases_too(
     advance(job(images, tmp_path / "loaders", stages=STAGES), images)
     assert not seen["resized"]
     monkeypatch.setattr(Learner, "step", take)
-    monkeypatch.setattr(learners.resample, "resized", note)
+    monkeypatch.setattr(learners.augment, "resized", note)
     wanted = job(images, tmp_path / "device", stages=STAGES)
     outcome = advance(replace(wanted, setting=replace(wanted.setting, canvas_px=canvas_px)), images)
     assert outcome.ended == "complete"
@@ -504,9 +511,9 @@ def test_killed_twice_and_carried_on_gives_the_bytes_of_an_uninterrupted_turn(
     whole = advance(calm, images)
     # A checkpoint after every step (none where a validation takes its place).
     often = replace(calm, folder=str(tmp_path / "killed"), save_s=0.0, checkpoint_every_s=1e-9)
-    code, first = elsewhere(often, dies_at=5)
+    code, first = elsewhere(images, often, dies_at=5)
     assert (code, first) == (-9, [1, 2, 3, 4, 5])
-    code, second = elsewhere(often, dies_at=24)  # after the first validation, at step 28
+    code, second = elsewhere(images, often, dies_at=24)  # after the first validation, at step 28
     assert (code, second[0], second[-1]) == (-9, 6, 30)
     assert 28 not in second
     outcome = advance(often, images)
@@ -574,7 +581,7 @@ class Stuck(EvalBatches):
 def test_a_loader_that_hangs_in_a_validation_leaves_the_last_model(
     images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learners, "EvalBatches", Stuck)
+    monkeypatch.setattr(evaluation, "EvalBatches", Stuck)
     until_at = time.monotonic() + 6.0
     outcome = advance(job(images, tmp_path, until_at=until_at, steps=4), images)
     assert time.monotonic() <= until_at + 0.5

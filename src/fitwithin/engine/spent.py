@@ -18,7 +18,7 @@ class Spent:
     """Begins nothing: whatever it is asked to do is over at once. ``machine`` is what is known of where the run was."""
 
     machine: dict[str, Any]
-    stays: bool = False
+    evaluates_in_process: bool = False
 
     def describe(self) -> dict[str, Any]:
         """As the engine before it."""

@@ -69,13 +69,20 @@ class _Trials:
         while (asked := self._taken_up() or self._new()) is not None:
             trial, turn, ends_at = asked
             if turn is not None:
-                stays = trial.final and train_phase.stays(self.run, turn)
-                evaluating_s = self._evaluating_s() if stays else 0.0
+                in_process = trial.final and train_phase.evaluates_in_process(self.run, turn)
+                evaluating_s = self._evaluating_s() if in_process else 0.0
                 ends_at += evaluating_s
                 self._at_work[turn.name] = _AtWork(trial, ends_at, evaluating_s)
                 told = _told(trial, self.search)
                 return train_phase.begun(
-                    self.run, turn, slot, ends_at=ends_at, frozen=self.frozen, told=told, last=trial.final, stays=stays
+                    self.run,
+                    turn,
+                    slot,
+                    ends_at=ends_at,
+                    frozen=self.frozen,
+                    told=told,
+                    last=trial.final,
+                    evaluates_in_process=in_process,
                 )
             body = {"name": search_plan.turn_name(trial), "trained": None, "reason": TOO_SHORT}
             self.run.store.append("turn", body)

@@ -28,10 +28,6 @@ EVALUATION_MARGIN = 0.15
 #: for it, and so many times what the cheapest one needs, takes no part.
 EVALUATION_SHARE, EVALUATION_TIMES = 1 / 3, 1.5
 
-#: How much slower, at most, and of shorter runs this share of their limit.
-WEARY_S, WEARY_SHARE = 0.5, 0.001
-
-
 #: A machine may be busier at the end than in rehearsal: charts and report may take so many times what they took there.
 CLOSING_MARGIN = 1.25
 
@@ -123,12 +119,6 @@ def evaluable(
         if kept_s[profile.candidate] > most_s
     ]
     return [profile for profile in profiles if kept_s[profile.candidate] <= most_s], dear
-
-
-def weary_s(limit_s: float) -> float:
-    """Seconds kept beyond that in a run of that limit: a host that has worked for minutes starts a process slower. (The
-    same evaluations took 2.3 s after 90 s, and 2.8 after 300: docs/log.md.)"""
-    return min(WEARY_S, WEARY_SHARE * limit_s)
 
 
 def checkpoints(turn_s: float, save_s: float) -> int:

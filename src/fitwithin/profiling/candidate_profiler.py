@@ -210,10 +210,10 @@ class CandidateProfiler:
             scout=not self._taken and not accum_steps and batch < self._limit and self._ranks == 1,
             limit=self._limit,
             non_allocator_bytes=max([self._outside_bytes, *(probe.non_allocator_bytes for probe in self._taken)]),
-            captured=self._captured,
+            cuda_graph=self._captured,
             accum_steps=max(1, accum_steps),
             rates=rates,
-            brief=self._brief and accum_steps > 0,
+            quick=self._brief and accum_steps > 0,
         )
         ends_at = min(self._until_at, self._engine.now() + PROBE_WITHIN_S)
         for pauses in range(CROWDED_RETRIES + 1):
@@ -222,7 +222,7 @@ class CandidateProfiler:
                 # It may have been the scouted size that failed: the small one is asked alone before it is judged.
                 outcome = self._engine.do(replace(job, scout=False), until_at=ends_at, on_progress=self._tell)
             if isinstance(outcome, Probe) and outcome.graph_capture_failed:
-                self._captured, job = False, replace(job, captured=False)
+                self._captured, job = False, replace(job, cuda_graph=False)
                 outcome = self._engine.do(job, until_at=ends_at, on_progress=self._tell)
             if not (isinstance(outcome, Probe) and outcome.memory_taken_by_others):
                 break

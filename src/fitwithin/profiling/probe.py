@@ -56,11 +56,11 @@ def probe(
     try:
         with device.guard():
             learner = Learner(
-                job.setting, job.candidate, device, captured=job.captured, accum_steps=job.accum_steps, team=team
+                job.setting, job.candidate, device, cuda_graph=job.cuda_graph, accum_steps=job.accum_steps, team=team
             )
             startup_s = time.monotonic() - asked_at
             if job.timed:
-                assert baton is not None or not team.leads, "whoever times must have waited for it"
+                assert baton is not None or not team.is_main, "whoever times must have waited for it"
                 if baton is not None:
                     baton.measure()
                 timing = timed(learner, job, device, feeder, startup_s, scratch, baton)
@@ -144,7 +144,7 @@ def _step_and_evaluate(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batc
     What the allocator keeps from evaluation and from one update decides what the next ones need.
     """
     x, y = dummy(job.candidate.train_px, batch, job.setting.classes, job.setting.seed, job.setting.canvas_px)
-    recorded = job.captured and device.kind == "cuda"
+    recorded = job.cuda_graph and device.kind == "cuda"
     updates, passes = (RECORDED_UPDATES, RECORDED_PASSES) if recorded else (UPDATES, PASSES)
     losses = [learner.step(x, y, 1e-4) for _ in range(updates)]
     device.settle()

@@ -80,7 +80,7 @@ def _screens(setting: JobSettings, unknown: Sequence[Sequence[Candidate]], compa
     several = [found for variants in unknown if len(found := layouts(variants)) > 1]
     if compare == "known" or not several:
         return []
-    return [CompareJob(setting=setting, candidates=tuple(each for found in several for each in found), brief=True)]
+    return [CompareJob(setting=setting, candidates=tuple(each for found in several for each in found), quick=True)]
 
 
 def measure(

@@ -29,7 +29,7 @@ from fitwithin.training.schedule import Schedule
 Item = TypeVar("Item")
 
 #: Whoever waits is ended by the engine, at its deadline at the latest; the libraries' own limits must not come first.
-ENDLESS = timedelta(days=1)
+MAX_WAIT = timedelta(days=1)
 
 #: What a user sets stays. All are on this machine, so the hosts speak through its own interface, whatever the network
 #: is like. NVLink's multicast takes buffers of its own on every device, outside the allocator and under the cap. NCCL
@@ -45,7 +45,7 @@ class ProcessGroup:
     """The processes of one job as one of them sees them. One that is alone does and waits for nothing."""
 
     def __init__(self, seat: Seat) -> None:
-        self.rank, self.size, self.leads = seat.rank, seat.of, seat.leads
+        self.rank, self.size, self.is_main = seat.rank, seat.world_size, seat.is_main
         self._devices: dist.ProcessGroup | None = None  # whose memory the gradients are in; without one, the hosts'
 
     def open(self, device: Cpu | Cuda) -> None:
@@ -53,7 +53,7 @@ class ProcessGroup:
         if self.size == 1 or not isinstance(device, Cuda):
             return
         self._devices = cast(
-            "dist.ProcessGroup", dist.new_group(backend="nccl", timeout=ENDLESS, device_id=device.torch_device)
+            "dist.ProcessGroup", dist.new_group(backend="nccl", timeout=MAX_WAIT, device_id=device.torch_device)
         )
         dist.all_reduce(torch.zeros(1, device=device.torch_device), group=self._devices)  # connections and buffers
         device.settle()
@@ -87,7 +87,7 @@ class ProcessGroup:
         with _together():
             dist.all_reduce(flat)
 
-    def equalise(self, net: nn.Module) -> None:
+    def broadcast_weights(self, net: nn.Module) -> None:
         """Give all processes the first one's weights and statistics."""
         if self.size == 1:
             return
@@ -98,7 +98,7 @@ class ProcessGroup:
 
     # --- between the hosts
 
-    def led(self, values: Sequence[int]) -> list[int]:
+    def broadcast(self, values: Sequence[int]) -> list[int]:
         """The first one's whole numbers, in all."""
         if self.size == 1:
             return list(values)
@@ -107,7 +107,7 @@ class ProcessGroup:
             dist.broadcast(told, 0)
         return [int(value) for value in told.tolist()]
 
-    def largest(self, *values: int) -> list[int]:
+    def all_reduce_max(self, *values: int) -> list[int]:
         """The largest of all processes' numbers, one by one."""
         if self.size == 1:
             return list(values)
@@ -118,34 +118,34 @@ class ProcessGroup:
 
     def any(self, yes: bool) -> bool:
         """Whether one of them says so."""
-        return bool(self.largest(yes)[0])
+        return bool(self.all_reduce_max(yes)[0])
 
     def gather(self, value: Any) -> list[Any]:
         """What each of them has, in the first one; nothing in the others."""
         if self.size == 1:
             return [value]
-        found: list[Any] | None = [None] * self.size if self.leads else None
+        found: list[Any] | None = [None] * self.size if self.is_main else None
         with _together():
             dist.gather_object(value, found, 0)
         return found or []
 
-    def in_step(self, batches: Iterable[Item]) -> Iterable[Item]:
+    def lockstep(self, batches: Iterable[Item]) -> Iterable[Item]:
         """The batches, as long as every process has one."""
-        return batches if self.size == 1 else self._in_step(batches)
+        return batches if self.size == 1 else self._lockstep(batches)
 
-    def _in_step(self, batches: Iterable[Item]) -> Iterator[Item]:
+    def _lockstep(self, batches: Iterable[Item]) -> Iterator[Item]:
         for batch in batches:
             if self.any(False):
                 return
             yield batch
         self.any(True)
 
-    def follow(self, schedule: Schedule, due: int, spoiled: bool) -> tuple[int, bool]:
+    def sync_schedule(self, schedule: Schedule, due: int, nonfinite: bool) -> tuple[int, bool]:
         """What the first one decided, in all; and all schedules stand as its does."""
         if self.size == 1:
-            return due, spoiled
-        total, cut, stage, due, bad = self.led([*schedule.told(), due, spoiled])
-        schedule.obey(total, bool(cut), stage)
+            return due, nonfinite
+        total, cut, stage, due, bad = self.broadcast([*schedule.state(), due, nonfinite])
+        schedule.sync(total, bool(cut), stage)
         return due, bool(bad)
 
 
@@ -153,7 +153,7 @@ class ProcessGroup:
 SINGLE_PROCESS = ProcessGroup(Seat())
 
 
-def join(seat: Seat, jobs_per_host: int = 1) -> ProcessGroup:
+def init_process_group(seat: Seat, jobs_per_host: int = 1) -> ProcessGroup:
     """Meet the others of a job, each of which has its part of the cores that ``jobs_per_host`` jobs have.
 
     Call it before the memory cap, under which no thread can start on the CPU, and after the loaders were forked.
@@ -161,21 +161,21 @@ def join(seat: Seat, jobs_per_host: int = 1) -> ProcessGroup:
     Raises:
         Deserted: one of them is gone.
     """
-    if seat.of * jobs_per_host > 1:  # two that have two threads each on two cores take ten times as long
-        torch.set_num_threads(max(1, torch.get_num_threads() // (seat.of * jobs_per_host)))
-    if seat.of == 1:
+    if seat.world_size * jobs_per_host > 1:  # two that have two threads each on two cores take ten times as long
+        torch.set_num_threads(max(1, torch.get_num_threads() // (seat.world_size * jobs_per_host)))
+    if seat.world_size == 1:
         return SINGLE_PROCESS
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     with _together():
-        store = dist.FileStore(seat.meeting, seat.of)  # type: ignore[attr-defined]
-        dist.init_process_group("gloo", store=store, rank=seat.rank, world_size=seat.of, timeout=ENDLESS)
+        store = dist.FileStore(seat.rendezvous, seat.world_size)  # type: ignore[attr-defined]
+        dist.init_process_group("gloo", store=store, rank=seat.rank, world_size=seat.world_size, timeout=MAX_WAIT)
     return ProcessGroup(seat)
 
 
 def await_first(seat: Seat) -> None:
     """Wait until the first one has come to the meeting: it may have to wait for its turn on the device."""
-    while not seat.leads and not Path(seat.meeting).exists():
+    while not seat.is_main and not Path(seat.rendezvous).exists():
         time.sleep(LOOK_S)
 
 

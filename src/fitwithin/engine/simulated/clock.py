@@ -40,9 +40,9 @@ class SimulatedClock:
         """Let time pass until ``instant``; none if that is past. In a crew those go first who wake sooner."""
         if self.shared:
             if self._asleep and self._asleep[0][0] <= instant:
-                bed = self.lie_down(instant)
-                self.wake_next()
-                bed.acquire()
+                semaphore = self.schedule_wakeup(instant)
+                self.advance()
+                semaphore.acquire()
             if self._mine.crew.closed:
                 raise Cancelled
         self._now = max(self._now, instant)
@@ -56,23 +56,23 @@ class SimulatedClock:
         """The thread that says so is one of that crew from now on."""
         self._mine.crew = crew
 
-    def lie_down(self, instant: float) -> threading.Semaphore:
+    def schedule_wakeup(self, instant: float) -> threading.Semaphore:
         """A bed for a thread that sleeps until then: acquiring it takes until the thread is woken."""
-        bed = threading.Semaphore(0)
-        heapq.heappush(self._asleep, (max(self._now, instant), next(self._order), bed))
-        return bed
+        semaphore = threading.Semaphore(0)
+        heapq.heappush(self._asleep, (max(self._now, instant), next(self._order), semaphore))
+        return semaphore
 
-    def wake_next(self, *, early: bool = False) -> bool:
+    def advance(self, *, early: bool = False) -> bool:
         """Let time pass until the first of those asleep wakes; whether there is one. Whoever calls goes to sleep.
 
         ``early``: it wakes now.
         """
         if not self._asleep:
             return False
-        instant, _, bed = heapq.heappop(self._asleep)
+        instant, _, semaphore = heapq.heappop(self._asleep)
         if not early:
             self._now = max(self._now, instant)
-        bed.release()
+        semaphore.release()
         return True
 
 
@@ -93,15 +93,15 @@ class SimulatedExecutor:
     def begin(self, work: Callable[[], T]) -> Future[T]:
         """It begins when the one that began it waits."""
         future: Future[T] = Future()
-        bed = self._clock.lie_down(self._clock.now())
-        thread = threading.Thread(target=self._carry_out, args=(work, future, bed), name="slot", daemon=True)
+        semaphore = self._clock.schedule_wakeup(self._clock.now())
+        thread = threading.Thread(target=self._carry_out, args=(work, future, semaphore), name="slot", daemon=True)
         self._threads.append(thread)
         thread.start()
         return future
 
-    def _carry_out(self, work: Callable[[], T], future: Future[T], bed: threading.Semaphore) -> None:
+    def _carry_out(self, work: Callable[[], T], future: Future[T], semaphore: threading.Semaphore) -> None:
         self._clock.join(self)
-        bed.acquire()
+        semaphore.acquire()
         try:
             if self.closed:
                 raise Cancelled
@@ -114,7 +114,7 @@ class SimulatedExecutor:
     def wait(self) -> Future[Any]:
         """Sleep until something has ended; the clock stands where it did."""
         if not self._over:
-            assert self._clock.wake_next(), "nothing was begun"
+            assert self._clock.advance(), "nothing was begun"
         self._heard.acquire()
         return self._over.popleft()
 
@@ -125,7 +125,7 @@ class SimulatedExecutor:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.closed = True
-        while self._clock.wake_next(early=True):
+        while self._clock.advance(early=True):
             self._heard.acquire()  # one after the other
         for thread in self._threads:
             thread.join()

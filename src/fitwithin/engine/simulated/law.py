@@ -113,14 +113,14 @@ class SimulatedMachine:
         learnt = 1 - float(2.0 ** (-epochs / (self.half_epochs * self.weight(candidate))))
         return chance + max(0.0, best - chance) * learnt * (1 - 0.2 * lr_factor)
 
-    def slowness(self, at_s: float) -> float:
+    def slowdown(self, at_s: float) -> float:
         """How many times as long everything takes ``at_s`` seconds after the start."""
         return next((factor for since_s, factor in sorted(self.drifts, reverse=True) if since_s <= at_s), 1.0)
 
     def logits(
-        self, truth_N: npt.NDArray[np.int64], classes: int, *, skill: float, train_px: int, split: str, view: View
+        self, truth_N: npt.NDArray[np.int64], classes: int, *, accuracy: float, train_px: int, split: str, view: View
     ) -> Floats:
-        """Logits [N, K] of a model that has ``skill`` at ``train_px``; exactly the law's share of rows is right.
+        """Logits [N, K] of a model that has ``accuracy`` at ``train_px``; exactly the law's share of rows is right.
 
         An image is about as easy under one view as under another; where it is easy the logits are sure. The truth of
         unlabelled images (-1) is drawn.
@@ -131,7 +131,7 @@ class SimulatedMachine:
         other_N = (truth_N + rng.integers(1, classes, n)) % classes
         ease_N = rng.random(n) + 0.1 * np.random.default_rng([self.seed, view.px, view.flip]).random(n)
         rank_N = np.argsort(np.argsort(-ease_N, kind="stable"), kind="stable")
-        share = skill + self.size_gain * float(np.log2(view.px / train_px))
+        share = accuracy + self.size_gain * float(np.log2(view.px / train_px))
         n_right = round(min(1.0, max(0.0, share)) * n)
         logits_NK = np.zeros((n, classes), dtype=np.float32)
         seen_N = np.where(rank_N < n_right, truth_N, other_N)
