@@ -3,7 +3,7 @@
 ``python -m fitwithin.worker FD`` speaks over the Unix socket FD. For each job the parent sends one byte with two
 sockets: on the first it speaks to the child itself, on the second the server sends the child's process id and, when it
 has ended, its exit status. Any number of children may be at work. CUDA is never started in the server, so that each
-child gets a context of its own. When the parent goes away, so does everything here: a device is not held for nobody.
+child gets a context of its own. When the parent goes away, so does everything here: no device is held for nothing.
 
 multiprocessing's forkserver would do the same, but it runs the user's main module again in every child.
 """
@@ -102,7 +102,7 @@ def _reap(children: dict[int, socket.socket]) -> None:
 
 
 def _notify(status: socket.socket, kind: bytes, value: int) -> None:
-    with suppress(BrokenPipeError):  # whoever asked no longer listens
+    with suppress(BrokenPipeError):  # the parent no longer listens
         status.sendall(MESSAGE.pack(kind, value))
 
 
@@ -155,7 +155,7 @@ def _gpu_lock(job: ProbeJob, seat: Seat) -> tuple[Any, float]:
 
 
 def _failure(error: BaseException, opened: Any) -> Failure:
-    """The failure that an error means; errors because nobody listens any more are raised again."""
+    """The failure that an error means; errors because the parent is gone are raised again."""
     if isinstance(error, BrokenPipeError | EOFError):
         raise error
     if isinstance(error, OutOfMemory):
@@ -231,7 +231,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     die_with_parent()
     with socket.socket(fileno=int(sys.argv[1])) as channel:
-        # Whoever died before that request to Linux has closed the stream; nobody sends anything before READY.
+        # A parent that died before that request to Linux has closed the stream; nothing is sent before READY.
         if not select.select([channel], [], [], 0)[0]:
             serve(channel)
     # Tearing torch and timm down takes 1.5 s on two cores, in which the run's clock ticks; nothing here needs saving.

@@ -20,7 +20,7 @@ APART = 1.2
 SCOUTED = (0.9, 0.93)
 
 
-#: Seconds between readings of a turn's loss: reading waits for the device. A long turn has CURVE_POINTS of them.
+#: Seconds between readings of a trial's loss: reading waits for the device. A long trial has CURVE_POINTS of them.
 READING_S, CURVE_POINTS = 1.0, 1000
 
 
@@ -169,7 +169,7 @@ class CompareJob:
 
 @dataclass(frozen=True, kw_only=True)
 class ReserveMemoryJob:
-    """Hold so much of a GPU's memory that ``free_bytes`` are left, until nobody listens any more."""
+    """Hold so much of a GPU's memory that ``free_bytes`` are left, until the other side closes the connection."""
 
     device: str
     free_bytes: int
@@ -195,7 +195,7 @@ def evaluates_in_process(job: Job) -> TypeGuard[TrainJob]:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """From the share ``since`` of a turn's steps on, images of ``px`` pixels a side (progressive resizing).
+    """From the share ``since`` of a trial's steps on, images of ``px`` pixels a side (progressive resizing).
 
     A step then takes ``step_s``; ``change_s`` is what getting there costs beside the steps.
     """

@@ -117,7 +117,7 @@ def train(
     evaluation_s: float = 0.0,
     evaluation: EvaluateJob | None = None,
 ) -> TrainResult | Failure:
-    """Train one turn until ``ends_at`` at the latest; if its process fails, go on from what it left.
+    """Train one trial until ``ends_at`` at the latest; if its process fails, another one goes on from its checkpoint.
 
     Behind it ``evaluation_s`` are kept for its model. With an ``evaluation`` its process does that too, which then is
     over by ``ends_at``.

@@ -1,8 +1,8 @@
-"""Processes that train one candidate together, a GPU each: every one makes its slice of an update, all stay equal.
+"""Processes that train one candidate together, a GPU each: each makes its share of an update, so all weights are equal.
 
 The gradients travel between the devices (NCCL; gloo between processes of the CPU), decisions between the hosts (gloo, a
 few numbers): the first process measures, decides, validates and saves, and the others do as it does. So all take the
-same number of steps, and nobody waits for a collective operation that never comes. Why not DistributedDataParallel:
+same number of steps, and none waits for a collective operation that never comes. Why not DistributedDataParallel:
 docs/decisions/0010-data-parallel.md.
 """
 
@@ -28,7 +28,7 @@ from fitwithin.training.schedule import Schedule
 
 Item = TypeVar("Item")
 
-#: Whoever waits is ended by the engine, at its deadline at the latest; the libraries' own limits must not come first.
+#: The engine ends a process that waits at its deadline at the latest; the libraries' own limits must not come first.
 MAX_WAIT = timedelta(days=1)
 
 #: What a user sets stays. All are on this machine, so the hosts speak through its own interface, whatever the network
@@ -37,16 +37,19 @@ MAX_WAIT = timedelta(days=1)
 #: together for illegal memory accesses.
 SETTINGS = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_NVLS_ENABLE": "0", "NCCL_GRAPH_REGISTER": "0"}
 
-#: How often the first process is looked for while it waits for its turn, in seconds.
+#: Seconds between looks for the first process, which may have to wait for the device.
 LOOK_S = 0.01
 
 
 class ProcessGroup:
-    """The processes of one job as one of them sees them. One that is alone does and waits for nothing."""
+    """The processes of one job as one of them sees them. In a group of one nothing is exchanged or waited for."""
 
     def __init__(self, seat: Seat) -> None:
-        self.rank, self.size, self.is_main = seat.rank, seat.world_size, seat.is_main
-        self._devices: dist.ProcessGroup | None = None  # whose memory the gradients are in; without one, the hosts'
+        self.rank = seat.rank
+        self.size = seat.world_size
+        self.is_main = seat.is_main
+        #: Of the GPUs whose memory the gradients are in; without one they are in the hosts' memory.
+        self._devices: dist.ProcessGroup | None = None
 
     def open(self, device: Cpu | Cuda) -> None:
         """Connect the devices, once the cap is set: what NCCL takes counts as memory outside the allocator."""
@@ -88,7 +91,7 @@ class ProcessGroup:
             dist.all_reduce(flat)
 
     def broadcast_weights(self, net: nn.Module) -> None:
-        """Give all processes the first one's weights and statistics."""
+        """Copy the first process's weights and statistics to all."""
         if self.size == 1:
             return
         with torch.no_grad(), _together():
@@ -99,25 +102,25 @@ class ProcessGroup:
     # --- between the hosts
 
     def broadcast(self, values: Sequence[int]) -> list[int]:
-        """The first one's whole numbers, in all."""
+        """The first process's whole numbers, in all processes."""
         if self.size == 1:
             return list(values)
-        told = torch.tensor(values, dtype=torch.int64)
+        shared = torch.tensor(values, dtype=torch.int64)
         with _together():
-            dist.broadcast(told, 0)
-        return [int(value) for value in told.tolist()]
+            dist.broadcast(shared, 0)
+        return [int(value) for value in shared.tolist()]
 
     def all_reduce_max(self, *values: int) -> list[int]:
         """The largest of all processes' numbers, one by one."""
         if self.size == 1:
             return list(values)
-        told = torch.tensor(values, dtype=torch.int64)
+        shared = torch.tensor(values, dtype=torch.int64)
         with _together():
-            dist.all_reduce(told, dist.ReduceOp.MAX)
-        return [int(value) for value in told.tolist()]
+            dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return [int(value) for value in shared.tolist()]
 
     def any(self, yes: bool) -> bool:
-        """Whether one of them says so."""
+        """Whether it is true in one of them."""
         return bool(self.all_reduce_max(yes)[0])
 
     def gather(self, value: Any) -> list[Any]:
@@ -141,25 +144,25 @@ class ProcessGroup:
         self.any(True)
 
     def sync_schedule(self, schedule: Schedule, due: int, nonfinite: bool) -> tuple[int, bool]:
-        """What the first one decided, in all; and all schedules stand as its does."""
+        """What is due and whether a value is not finite, as the first process has it; all schedules become as its."""
         if self.size == 1:
             return due, nonfinite
-        total, cut, stage, due, bad = self.broadcast([*schedule.state(), due, nonfinite])
+        total, cut, stage, due, first = self.broadcast([*schedule.state(), due, nonfinite])
         schedule.sync(total, bool(cut), stage)
-        return due, bool(bad)
+        return due, bool(first)
 
 
-#: What does its job by itself.
+#: A process that does its job by itself.
 SINGLE_PROCESS = ProcessGroup(Seat())
 
 
 def init_process_group(seat: Seat, jobs_per_host: int = 1) -> ProcessGroup:
-    """Meet the others of a job, each of which has its part of the cores that ``jobs_per_host`` jobs have.
+    """Connect to the other processes of a job, which share the cores of the host with those of ``jobs_per_host`` jobs.
 
     Call it before the memory cap, under which no thread can start on the CPU, and after the loaders were forked.
 
     Raises:
-        Deserted: one of them is gone.
+        PeerLost: one of them is gone.
     """
     if seat.world_size * jobs_per_host > 1:  # two that have two threads each on two cores take ten times as long
         torch.set_num_threads(max(1, torch.get_num_threads() // (seat.world_size * jobs_per_host)))
@@ -174,14 +177,14 @@ def init_process_group(seat: Seat, jobs_per_host: int = 1) -> ProcessGroup:
 
 
 def await_first(seat: Seat) -> None:
-    """Wait until the first one has come to the meeting: it may have to wait for its turn on the device."""
+    """Wait until the first process has opened the rendezvous: it may have to wait for the device."""
     while not seat.is_main and not Path(seat.rendezvous).exists():
         time.sleep(LOOK_S)
 
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """Tell apart that another process is gone, for which gloo has no type."""
+    """Raise PeerLost where another process is gone, for which gloo has no type."""
     try:
         yield
     except RuntimeError as error:

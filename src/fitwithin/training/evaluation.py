@@ -34,7 +34,7 @@ EVAL_BATCH = 256
 #: Seconds between messages about how far an evaluation is.
 EMIT_S = 0.1
 
-#: So often writing a view's logits is timed: the disk may be busy with something else once.
+#: How many times writing a view's logits is timed: the disk may be busy with something else once.
 WRITES = 3
 
 

@@ -91,7 +91,7 @@ class Learner:
         self._classes = setting.classes
         #: The side to which images on canvases are resized.
         self.px = candidate.train_px
-        # Half precision tells 0 to 255 to an eighth; bfloat16 would tell them to a whole.
+        # float16 resolves 0 to 255 to an eighth; bfloat16 only to a whole.
         half = device.kind == "cuda" and self.amp_dtype is not None
         self._pixel_dtype = torch.float16 if half else torch.float32
         self.scaler = torch.amp.GradScaler(device.kind, enabled=self.amp_dtype == torch.float16)

@@ -15,8 +15,8 @@ from fitwithin.engine.results import Progress, TrainResult
 from fitwithin.errors import TrainingError
 from fitwithin.training.schedule import make_schedule, rate_factor, reading_every_s, steps_end_at
 
-#: A loss that is not finite sends a trial back to its checkpoint, so many times at most, each time at this share of the
-#: learning rate.
+#: Where a loss is not finite a trial goes back to its checkpoint, MAX_NAN_RESTARTS times at most, each time at
+#: NAN_RESTART_RATE times the learning rate.
 MAX_NAN_RESTARTS, NAN_RESTART_RATE = 3, 0.5
 
 

@@ -39,8 +39,8 @@ def rate_factor(step: int, total: int, shape: str = "cosine", warmup: float = 0.
     return cosine(step, total) if total > 1 or not rising else 0.0
 
 
-#: The planned pace counts like this many measured steps, so that a slow start does not end a turn early; in a short
-#: turn like this share of its steps.
+#: The planned pace counts like this many measured steps, so that a slow start does not end a trial early; in a short
+#: trial like this share of its steps.
 PRIOR_STEPS, PRIOR_SHARE = 20, 1 / 3
 
 #: Steps over which the pace is measured; a single reading counts at most OUTLIER times the planned pace.
@@ -53,11 +53,11 @@ UNSTEADY_STEPS = 3
 
 @dataclass(kw_only=True)
 class Schedule:
-    """Steps of one turn against its deadline.
+    """Steps of one trial against its deadline.
 
     ``training_ends_at`` is the deadline less everything that must follow the last step; ``planned_step_s`` the pace
     that was planned, or that of each of the ``stages``. An ``open_ended`` schedule goes beyond its plan while time
-    lasts. ``cut`` tells that time ended before a last step at rate 0 could be taken.
+    lasts. ``cut``: the time ended before a last step at rate 0 could be taken.
     """
 
     planned: int
@@ -95,7 +95,7 @@ class Schedule:
 
     @property
     def stage(self) -> Stage:
-        """That of the step about to be taken. A turn never goes back to an earlier one."""
+        """The stage of the step about to be taken. A trial never goes back to an earlier one."""
         return self.stages[self._stage]
 
     @property
@@ -105,7 +105,7 @@ class Schedule:
 
     @property
     def slowdown(self) -> float:
-        """The mean of the last readings over the plan's, the plan itself as a prior."""
+        """How many times as long as planned the last steps took, on average; the plan counts as a prior."""
         seen = sum(min(slow, OUTLIER) for slow in self._slow)
         prior = max(1.0, min(PRIOR_STEPS, PRIOR_SHARE * self.planned))
         return (seen + prior) / (len(self._slow) + prior)
@@ -126,7 +126,7 @@ class Schedule:
         return sorted(step for step in steps if step > 0)
 
     def validation_due(self, steps_per_epoch: float, validate_last_epochs: int) -> bool:
-        """Whether the end of one of the last epochs has been reached now, wherever the end of the turn may move then:
+        """Whether the end of one of the last epochs has been reached now, wherever the end of the trial moves then:
         validation is due, once for each."""
         ends = {k: self.total - round(k * steps_per_epoch) for k in range(validate_last_epochs - self.reached)}
         over = [k for k, step in ends.items() if 0 < step <= self.step]
@@ -134,8 +134,8 @@ class Schedule:
         return bool(over)
 
     def resume(self, step: int, planned: int, reached: int) -> None:
-        """Take up a schedule that an earlier process left at ``step``, with the end ``planned`` at the furthest and so
-        many of the last epochs' ends reached."""
+        """Go on from ``step`` of an earlier process, with the end ``planned`` at the furthest and ``reached`` ends of
+        the last epochs behind."""
         self.step, self.planned, self.total, self.reached = step, planned, planned, reached
         self._enter()
 
@@ -144,7 +144,7 @@ class Schedule:
         return self.total, self.cut, self._stage
 
     def sync(self, total: int, cut: bool, stage: int) -> None:
-        """End where another schedule of the same turn ends, and be in the same stage."""
+        """End where another schedule of the same trial ends, and be in the same stage."""
         self.total, self.cut, self._stage = total, cut, stage
 
     def pause(self) -> None:
@@ -160,9 +160,9 @@ class Schedule:
 
         ``overhead_s`` is what the steps left will need beside themselves (validations, checkpoints). The end is where
         the time lasts to at the measured pace, never beyond the plan's, and at least one step ahead, so that the last
-        step is taken at learning rate 0; only when the time itself is over already, the turn ends here. (A validation
-        that no longer fits is left out, so its overhead alone must not cut a turn: on machines that slowed down,
-        simulated, it did so to 56 of 244 turns; 2 are left.)
+        step is taken at learning rate 0; only when the time itself is over already, the trial ends here. (A validation
+        that no longer fits is left out, so its overhead alone must not cut a trial: on machines that slowed down,
+        simulated, it did so to 56 of 244 trials; 2 are left.)
         """
         if self._unsteady:
             self._unsteady -= 1

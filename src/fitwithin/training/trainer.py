@@ -27,7 +27,7 @@ from fitwithin.training.learner import Learner, read_checkpoint, write_checkpoin
 from fitwithin.training.loss_meter import LossMeter
 from fitwithin.training.progress import CheckpointState, Due, TrialProgress
 
-#: Another process goes on only where so many times what its start takes are left.
+#: Another process goes on only if RESTARTS times the seconds of its start are left.
 RESTARTS = 3
 
 #: Takes a message about progress.

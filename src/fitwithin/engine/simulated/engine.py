@@ -1,7 +1,7 @@
 """The simulated engine: a law in place of hardware, a clock that jumps, and the same deadlines as everywhere else.
 
-Profile, plan, ledger and deadlines stand above the engine, so a whole run can be told in milliseconds on any machine
-one cares to imagine. See docs/decisions/0004-simulated-at-the-engine-seam.md.
+Profile, plan, ledger and deadlines stand above the engine, so a whole run takes milliseconds on any machine that a law
+describes. See docs/decisions/0004-simulated-at-the-engine-seam.md.
 
     images = fitwithin.data.pack_builder.build(...)  # or anything like fitwithin.data.dataset.Images
     engine = Simulated(Law(image_s=2e-3, drifts=((600, 3.0),)), images)
@@ -55,14 +55,14 @@ from fitwithin.engine.worker_process import Standby
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Images
 
-#: A probe takes so many updates and times each pace for so long, as a real one does, a brief one for less and over so
-#: few batches of an evaluation; so often the loader's stock is made.
-UPDATES, SAMPLE_S, BRIEF_S, SAMPLE_STEPS, BRIEF_BATCHES, STOCKS = 6, (0.15, 1.0), (0.15, 0.25), 6, 3, 6
+#: A probe takes so many updates and times each pace for so many seconds, as a real one does, a quick one for less and
+#: over so few batches of an evaluation; the loader's stock of batches is made so many times.
+UPDATES, SAMPLE_S, QUICK_S, SAMPLE_STEPS, QUICK_BATCHES, STOCKS = 6, (0.15, 1.0), (0.15, 0.25), 6, 3, 6
 
 #: Precisions and layouts are compared at this batch.
 SCREEN_BATCH = 64
 
-#: An evaluation looks at its deadline so often per split and view.
+#: How many times per split and view an evaluation looks at its deadline.
 SLICES = 8
 
 
@@ -80,10 +80,10 @@ class Simulated:
     Args:
         law: what everything costs, and what goes wrong.
         images: whose splits and labels are trained and evaluated on; no pixel is read.
-        clock: shared with whoever keeps the books; a new one by default.
+        clock: shared with the ledger; a new one by default.
     """
 
-    #: As the local engine's.
+    #: As of the local engine.
     evaluates_in_process = True
 
     def __init__(self, law: SimulatedMachine, images: Images, clock: SimulatedClock | None = None) -> None:
@@ -132,7 +132,7 @@ class Simulated:
     def do(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
         """The outcome that the law gives the job; the clock stands at its end, never beyond ``until_at``.
 
-        Jobs of a crew go on at the same time; of other threads one after the other.
+        Jobs of an executor go on at the same time; of other threads one after the other.
         """
         with nullcontext() if self.clock.shared else self._one:
             self.jobs.append(job)
@@ -247,10 +247,10 @@ class Simulated:
         found_s = slow * step_s * (1 + law.pace_noise * (2 * law.draw("probe", self.number) - 1) / 3)
         evals = {px: law.eval_image_s(candidate, px) for px in {candidate.train_px, *job.setting.view_sizes}}
         loader_s = law.loader_s(job.batch)
-        for pace_s, sample_s in zip((dummy_s, step_s), BRIEF_S if job.quick else SAMPLE_S, strict=True):
+        for pace_s, sample_s in zip((dummy_s, step_s), QUICK_S if job.quick else SAMPLE_S, strict=True):
             self.spend(max(sample_s, SAMPLE_STEPS * pace_s), until_at)
         self.spend(STOCKS * loader_s, until_at)
-        n_val = min(len(self.images.indices("val")), BRIEF_BATCHES * job.batch if job.quick else 2**31)
+        n_val = min(len(self.images.indices("val")), QUICK_BATCHES * job.batch if job.quick else 2**31)
         self.spend(sum(law.eval_first_s + 2 * n_val * image_s for image_s in evals.values()) + law.save_s, until_at)
         stages = self._stages(job, slow, until_at)
         return Timing(
@@ -273,7 +273,7 @@ class Simulated:
         """The pace at every smaller size of progressive resizing, and what going on to the next one costs."""
         law, sizes = self.law, [px for _, px in job.setting.recipe.stages(job.candidate.train_px)]
         paces = {px: law.step_s(replace(job.candidate, train_px=px), job.batch) for px in sizes[:-1]}
-        sample_s = (BRIEF_S if job.quick else SAMPLE_S)[1]
+        sample_s = (QUICK_S if job.quick else SAMPLE_S)[1]
         self.spend(sum(max(sample_s, SAMPLE_STEPS * pace_s) + law.change_s for pace_s in paces.values()), until_at)
         return {px: slow * pace_s for px, pace_s in paces.items()}, dict.fromkeys(sizes[1:], slow * law.change_s)
 

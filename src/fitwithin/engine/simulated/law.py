@@ -1,4 +1,4 @@
-"""A law in place of hardware: what jobs take, how well backbones learn, and what goes wrong. Pure; a noun."""
+"""A law in place of hardware: how long jobs take, how well backbones learn, and what goes wrong. Pure."""
 
 # N images, K classes
 
@@ -14,15 +14,15 @@ import numpy.typing as npt
 from fitwithin.candidate import Candidate, View
 from fitwithin.engine.results import Floats
 
-#: What can befall a job.
+#: What can happen to a job.
 FAULTS = ("died", "hang", "memory")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What befalls the jobs that are running ``at_s`` seconds after the engine's start: one of TROUBLES, once.
+    """What happens to the jobs that are running ``at_s`` seconds after the engine's start: one of FAULTS, once.
 
-    A job that ``died`` is gone without a word, one that ``hang``s goes on for ever, one of ``memory`` hits the cap.
+    A job that ``died`` is gone without an answer, one that ``hang``s goes on for ever, one of ``memory`` hits the cap.
     """
 
     at_s: float
