@@ -212,7 +212,7 @@ class Series:
             checkpoint_every_s=TURN_WITHIN_S,
             frozen=True,
             non_allocator_bytes=profile.non_allocator_bytes,
-            captured=profile.captured,
+            cuda_graph=profile.cuda_graph,
         )
         outcome = self.engine.run(job, until_at=begun_at + TURN_WITHIN_S + 10, on_progress=lambda progress: None)
         return outcome, time.monotonic() - begun_at

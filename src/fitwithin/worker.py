@@ -1,9 +1,9 @@
 """The process server: imports torch and timm once, then forks a fresh process per job, so that no job pays for imports.
 
 ``python -m fitwithin.worker FD`` speaks over the Unix socket FD. For each job the parent sends one byte with two
-sockets: on the first it speaks to the child itself, on the second the server tells the child's process id and, when it
+sockets: on the first it speaks to the child itself, on the second the server sends the child's process id and, when it
 has ended, its exit status. Any number of children may be at work. CUDA is never started in the server, so that each
-child gets a context of its own. When the parent goes away, so does everything here: a device is not held for nobody.
+child gets a context of its own. When the parent goes away, so does everything here: no device is held for nothing.
 
 multiprocessing's forkserver would do the same, but it runs the user's main module again in every child.
 """
@@ -24,7 +24,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from fitwithin.engine.jobs import CompareJob, EvaluateJob, ProbeJob, ReserveMemoryJob, Seat, TrainJob, stays
+from fitwithin.engine.jobs import (
+    CompareJob,
+    EvaluateJob,
+    ProbeJob,
+    ReserveMemoryJob,
+    Seat,
+    TrainJob,
+    evaluates_in_process,
+)
 from fitwithin.engine.launch import ENDED, MESSAGE, READY, STARTED
 from fitwithin.engine.results import Failure, Progress, Reserved
 from fitwithin.errors import FitwithinError, LoaderTimeout, OutOfMemory, PeerLost
@@ -50,7 +58,7 @@ def serve(control: socket.socket) -> None:
         model_names,
     )
 
-    with suppress(OSError):  # a cache that cannot be written is told of where it is needed
+    with suppress(OSError):  # a cache that cannot be written is reported where it is needed
         model_names.known_models()
     gc.freeze()  # no child's garbage collector walks through all that torch and timm have made
     gc.enable()
@@ -81,26 +89,26 @@ def _start(control: socket.socket, fds: list[int], children: dict[int, socket.so
         _run_child(fds[0])
     os.close(fds[0])
     children[child] = socket.socket(fileno=fds[1])
-    _tell(children[child], STARTED, child)
+    _notify(children[child], STARTED, child)
 
 
 def _reap(children: dict[int, socket.socket]) -> None:
-    """Tell the end of every child that has ended."""
+    """Report the end of every child that has ended."""
     for child in list(children):
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid == child:
-            with children.pop(child) as told:
-                _tell(told, ENDED, os.waitstatus_to_exitcode(status))
+            with children.pop(child) as channel:
+                _notify(channel, ENDED, os.waitstatus_to_exitcode(status))
 
 
-def _tell(status: socket.socket, kind: bytes, value: int) -> None:
-    with suppress(BrokenPipeError):  # whoever asked no longer listens
+def _notify(status: socket.socket, kind: bytes, value: int) -> None:
+    with suppress(BrokenPipeError):  # the parent no longer listens
         status.sendall(MESSAGE.pack(kind, value))
 
 
 def _run_child(fd: int) -> None:
-    """Carry out the job that arrives on ``fd``, and the evaluation for which a turn stays; then leave without running
-    the server's exit handlers."""
+    """Carry out the job that arrives on ``fd``, and the evaluation of the model that it trained if it is to; then leave
+    without running the server's exit handlers."""
     die_with_parent()
     connection = Connection(fd)
     code = 1
@@ -134,22 +142,16 @@ def _hold(job: ReserveMemoryJob, connection: Connection) -> None:
 
 
 def _failure(error: BaseException, opened: Any) -> Failure:
-    """What an error comes to; those that tell that nobody listens any more are raised again."""
+    """The failure that an error means; errors because the parent is gone are raised again."""
     if isinstance(error, BrokenPipeError | EOFError):
         raise error
     if isinstance(error, OutOfMemory):
         return Failure(kind="memory", reason=str(error), peak_bytes=opened.peak_bytes() if opened else None)
     if isinstance(error, FitwithinError):
         return Failure(kind=KINDS.get(type(error), "error"), reason=str(error))
-    # A model that gives up with sys.exit has told why.
+    # A model that gives up with sys.exit has said why.
     text = " ".join(str(error).split())[:300]
     return Failure(kind="error", reason=f"{type(error).__name__}: {text}", trace=traceback.format_exc())
-
-
-def _next(connection: Connection, outcome: Any) -> Any:
-    """Say what came of the turn, and wait for the job for which its process stays; EOFError if there is none."""
-    connection.send(("done", outcome))
-    return connection.recv()[0]
 
 
 def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) -> Any:
@@ -175,13 +177,13 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
         store = pack.open_pack(Path(setting.pack))
         feeder = PrefetchLoader(store, setting.workers, rings, pin=setting.device.is_cuda)
         if isinstance(job, ProbeJob) and job.timed:
-            if seat.leads:
+            if seat.is_main:
                 asked_at += locked.enter_context(gpu_lock.timing_lock(probe.scratch_folder(job), setting.device))
             else:
                 distributed.await_first(seat)
         if not isinstance(job, ProbeJob) or job.timed:
             feeder.start()
-        team = distributed.join(seat, setting.jobs_per_host)
+        team = distributed.init_process_group(seat, setting.jobs_per_host)
         opened = device.open_device(setting.device)
         expected_bytes = 0 if evaluates else job.non_allocator_bytes
         opened.set_memory_cap(setting.memory_bytes, setting.accounting, expected_bytes, feeder.capacity_bytes)
@@ -190,7 +192,7 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
 
         def emit(progress: Progress) -> None:
             nonlocal sent_at
-            if seat.leads and time.monotonic() - sent_at >= 0.2:
+            if seat.is_main and time.monotonic() - sent_at >= 0.2:
                 connection.send(("progress", progress))
                 sent_at = time.monotonic()
 
@@ -200,8 +202,11 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
         evaluator = evaluation.Evaluator(opened, feeder)
         with opened.guard():
             if isinstance(job, TrainJob):
-                outcome = loop.advance(job, opened, feeder, asked_at, emit, team, evaluator)
-                return evaluator.evaluate(_next(connection, outcome), emit) if stays(job) else outcome
+                trained = loop.train(job, opened, feeder, asked_at, emit, team, evaluator)
+                if not evaluates_in_process(job):
+                    return trained
+                connection.send(("done", trained))
+                job = connection.recv()[0]  # the evaluation; EOFError if another process does it
             assert isinstance(job, EvaluateJob)
             return evaluator.evaluate(job, emit)
     except (Exception, SystemExit) as error:
@@ -216,7 +221,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     die_with_parent()
     with socket.socket(fileno=int(sys.argv[1])) as channel:
-        # Whoever died before that request to Linux has closed the stream; nobody sends anything before READY.
+        # A parent that died before that request to Linux has closed the stream; nothing is sent before READY.
         if not select.select([channel], [], [], 0)[0]:
             serve(channel)
     # Tearing torch and timm down takes 1.5 s on two cores, in which the run's clock ticks; nothing here needs saving.

@@ -400,7 +400,7 @@ def test_a_job_that_falls_silent_hangs(ground: Ground, run: RunContext, tmp_path
         for pid in target[2] if target else []:
             os.kill(pid, signal.SIGSTOP)
 
-    job = train_job(run, tmp_path / "turn", silence_s=2.0)
+    job = train_job(run, tmp_path / "turn", heartbeat_timeout_s=2.0)
     ended = run.engine.run(job, until_at=job.until_at, on_progress=stop)
     assert isinstance(ended, Failure)
     assert (ended.kind, ended.reason) == ("hung", "nothing was heard of the worker for 2 s")

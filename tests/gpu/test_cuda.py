@@ -243,7 +243,7 @@ def test_where_time_is_short_backbones_are_compared_in_one_process_and_no_kernel
     engine: Local, images: Pack
 ) -> None:
     variants = grid(["resnet18", "mobilenetv3_small_050"], ["amp-bf16"], [64], ["nchw", "channels_last"])
-    screened = do(engine, CompareJob(setting=setting(images), candidates=tuple(variants), brief=True))
+    screened = do(engine, CompareJob(setting=setting(images), candidates=tuple(variants), quick=True))
     assert isinstance(screened, CompareResult), screened
     assert {variant.name for variant in variants} - set(screened.paces) == {
         "mobilenetv3_small_050-amp-bf16-64-channels_last"
@@ -284,7 +284,7 @@ setting = JobSettings(device=DeviceName(kind="cuda"), memory_bytes=3 * 2**30, ac
 
 def learner(precision, layout="nchw", captured=True, model="resnet18"):
     return Learner(setting, Candidate(model=model, train_px=64, precision=precision, layout=layout), device,
-                   captured=captured)
+                   cuda_graph=captured)
 
 torch.backends.cudnn.deterministic = True
 generator = torch.Generator().manual_seed(1)
@@ -367,7 +367,7 @@ for captured in (True, False):
     one.net.register_forward_pre_hook(lambda module, taken: sides.append(taken[0].shape[2]))
     for number, (x, y) in enumerate(batches):
         if number == 6:
-            one.fed_with(48)
+            one.loader_args(48)
         if number == 9:
             one.logits(x[:, :64, :64])
             sides.pop()
@@ -407,7 +407,7 @@ one = learner("fp32")
 x, y = batches[0][0].repeat(24, 1, 1, 1), batches[0][1].repeat(24, 1)
 told = []
 for px in (64, 32):
-    one.fed_with(px)
+    one.loader_args(px)
     for _ in range(4):
         one.step(x, y, 1e-3)
     told.append(torch.cuda.memory_reserved())
@@ -491,7 +491,7 @@ for px in (64, 48, 64):
     recorded = [one.logits(x, flip=flip) for x, flip in shown]
     assert calls == [px, px], calls  # one is launched, and one recorded
     for (x, flip), logits in zip(shown, recorded):
-        launched = one.logits(x, flip=flip, launched=True)
+        launched = one.logits(x, flip=flip, eager=True)
         far, scale = max(far, float((logits - launched).abs().max())), max(scale, float(launched.abs().max()))
     assert len(calls) == 2 + len(shown)
 print(json.dumps({{"far": far, "scale": scale, "recorded": one.capture_s}}))

@@ -113,13 +113,13 @@ def test_what_is_recorded_learns_as_what_is_launched_kernel_by_kernel(
     engine: Local, images: Pack, tmp_path: Path
 ) -> None:
     found = {}
-    for captured in (True, False):
+    for cuda_graph in (True, False):
         # Few steps: rounding, which grows from step to step, must not hide a wrong sum.
-        folder = tmp_path / str(captured)
-        job = train_job(images, folder, captured=captured, frozen=True, steps=12, candidate=candidate("fp32"))
+        folder = tmp_path / str(cuda_graph)
+        job = train_job(images, folder, cuda_graph=cuda_graph, frozen=True, steps=12, candidate=candidate("fp32"))
         trained = do(engine, job)
         assert isinstance(trained, TrainResult), trained
-        found[captured] = mean_loss(trained)
+        found[cuda_graph] = mean_loss(trained)
     assert found[True] == pytest.approx(found[False], rel=0.02)
 
 

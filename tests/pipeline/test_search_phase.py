@@ -12,7 +12,7 @@ import pytest
 
 from fitwithin import events as readers
 from fitwithin.candidate import Candidate
-from fitwithin.engine.jobs import TrainJob, stays
+from fitwithin.engine.jobs import TrainJob, evaluates_in_process
 from fitwithin.engine.margins import ENDING_S
 from fitwithin.engine.results import OUTCOME
 from fitwithin.engine.simulated.law import Fault, SimulatedMachine
@@ -90,8 +90,8 @@ def test_who_has_the_final_training_is_evaluated_without_another_start(begin: Be
     report = flow.tell(run)
     final = [job for job in stage.engine.jobs if isinstance(job, TrainJob) and job.folder.endswith("-final")]
     assert len(final) == (1 if kind is None else 2)
-    assert all(stays(job) for job in final)
-    assert not any(stays(job) for job in stage.engine.jobs if job not in final)
+    assert all(evaluates_in_process(job) for job in final)
+    assert not any(evaluates_in_process(job) for job in stage.engine.jobs if job not in final)
     (evaluated,) = (e for e in run.accountant.books().entries if e.phase == "evaluate")
     assert evaluated.charged_s is not None
     assert evaluated.charged_s < 4.0
@@ -324,7 +324,7 @@ def test_side_by_side_whoever_wins_is_evaluated_without_another_start(
     report = flow.tell(run)
     final = [job for job in stage.engine.jobs if isinstance(job, TrainJob) and job.folder.endswith("-final")]
     assert len(final) == 2
-    assert all(stays(job) for job in final)
+    assert all(evaluates_in_process(job) for job in final)
     books = run.accountant.books()
     waited, evaluated = (entry for entry in books.entries if entry.phase == "evaluate")
     assert (waited.beside, waited.gpus, evaluated.gpus) == (True, 1, 1)

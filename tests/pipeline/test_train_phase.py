@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import simulation
-from fitwithin.engine.jobs import Job, TrainJob, stays
+from fitwithin.engine.jobs import EvaluateJob, Job, TrainJob, evaluates_in_process
 from fitwithin.engine.margins import WATCHDOG_S
 from fitwithin.engine.results import CHECKPOINT, OUTCOME, SALVAGE, WEIGHTS, Failure, Outcome, Progress, TrainResult
 from fitwithin.engine.simulated.engine import Simulated
@@ -126,7 +126,7 @@ def test_a_worker_that_hangs_is_replaced_and_goes_on_from_its_checkpoint(stage: 
     assert outcome.curve[-1]["lr"] == 0.0
     first, second = run.engine.jobs
     assert first == second
-    lost_s = first.silence_s + first.checkpoint_every_s + plan.trials[0].startup_s
+    lost_s = first.heartbeat_timeout_s + first.checkpoint_every_s + plan.trials[0].startup_s
     assert outcome.steps * first.step_s > 0.9 * (plan.trials[0].allotted_s - lost_s)
 
 
@@ -298,33 +298,46 @@ def test_whoever_has_no_rival_evaluates_what_it_trained_and_no_time_is_lost(alon
         assert books.spent_s() > 300.0 - run.closing_s - 1.0
 
 
-@pytest.mark.parametrize("at_s", [230.0, 263.0])
-def test_one_that_hangs_when_another_must_begin_to_evaluate_is_replaced(alone: Any, at_s: float) -> None:
-    run, report = alone(SimulatedMachine(startup_s=5.0, troubles=(Fault(at_s=at_s, kind="hang"),)))
+@pytest.mark.parametrize(("time_s", "at_s"), [(300.0, 100.0), (300.0, 200.0), (60.0, 10.0)])
+def test_one_that_hangs_is_replaced_while_there_is_time(alone: Any, time_s: float, at_s: float) -> None:
+    run, report = alone(SimulatedMachine(startup_s=3.0, troubles=(Fault(at_s=at_s, kind="hang"),)), time_s=time_s)
     assert whole(report)
-    (turn,) = (row for row in report.candidates if row.status == "trained")
-    assert "its time was over" in turn.reason
-    assert len(run.engine.jobs) == 2
+    assert evaluates_in_process(run.engine.jobs[0])
+    assert [type(job) for job in run.engine.jobs] == [TrainJob, TrainJob, EvaluateJob]
     assert all(limit.kept for limit in report.receipt.limits)
 
 
-@pytest.mark.parametrize("at_s", [20.0, 30.0, 40.0])
-def test_so_is_one_of_a_short_turn(alone: Any, at_s: float) -> None:
-    run, report = alone(SimulatedMachine(startup_s=3.0, troubles=(Fault(at_s=at_s, kind="hang"),)), time_s=60.0)
+@pytest.mark.parametrize(("time_s", "at_s"), [(300.0, 250.0), (300.0, 263.0), (60.0, 20.0), (60.0, 30.0), (60.0, 40.0)])
+def test_of_one_that_hangs_later_the_last_saved_model_is_handed_over(alone: Any, time_s: float, at_s: float) -> None:
+    """One heartbeat timeout is not over before the evaluation must begin; the run ends in time all the same."""
+    run, report = alone(SimulatedMachine(startup_s=3.0, troubles=(Fault(at_s=at_s, kind="hang"),)), time_s=time_s)
+    (turn,) = (row for row in report.candidates if row.status == "trained")
+    assert "its time was over" in turn.reason
+    assert report.winner == turn.name
+    assert (run.folder / train_phase.CANDIDATES / turn.name / WEIGHTS).is_file()
+    assert all(limit.kept for limit in report.receipt.limits)
+
+
+def test_in_a_long_run_another_process_evaluates(alone: Any) -> None:
+    """And has some seconds more for it."""
+    run, report = alone(SimulatedMachine(startup_s=5.0), time_s=600.0)
     assert whole(report)
-    assert stays(run.engine.jobs[0])
+    assert [evaluates_in_process(job) for job in run.engine.jobs] == [False, False]
+    job, evaluation = run.engine.jobs
+    (turn,) = flow.draw_up(run).turns
+    assert evaluation.until_at - job.until_at >= turn.evaluation_s + train_phase.SEPARATE_MARGIN_S
     assert all(limit.kept for limit in report.receipt.limits)
 
 
 def test_a_turn_too_short_for_that_is_evaluated_by_another_process(alone: Any) -> None:
     run, report = alone(SimulatedMachine(startup_s=8.0), time_s=60.0)
     assert whole(report)
-    assert [stays(job) for job in run.engine.jobs] == [False, False]
+    assert [evaluates_in_process(job) for job in run.engine.jobs] == [False, False]
 
 
 def test_where_processes_cannot_stay_another_one_evaluates(alone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Simulated, "stays", False)
+    monkeypatch.setattr(Simulated, "evaluates_in_process", False)
     run, report = alone(SimulatedMachine(startup_s=5.0))
     assert whole(report)
-    assert [stays(job) for job in run.engine.jobs] == [False, False]
+    assert [evaluates_in_process(job) for job in run.engine.jobs] == [False, False]
     assert all(limit.kept for limit in report.receipt.limits)

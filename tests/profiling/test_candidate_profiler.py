@@ -412,15 +412,15 @@ def test_a_step_that_cannot_be_recorded_is_launched_kernel_by_kernel() -> None:
     asked: list[bool] = []
 
     def answer(job: ProbeJob) -> Outcome:
-        asked.append(job.captured)
-        if job.captured:
+        asked.append(job.cuda_graph)
+        if job.cuda_graph:
             return Probe(batch=job.batch, passed=False, reason="cannot be recorded", graph_capture_failed=True)
         timing = profile().timing if job.timed else None
         return Probe(batch=job.batch, passed=job.batch <= 50, peak_bytes=10**7 * job.batch, timing=timing)
 
     found, _ = scripted(answer)
     assert isinstance(found, Profile)
-    assert not found.captured
+    assert not found.cuda_graph
     assert asked[0]
     assert not any(asked[1:]), "it was tried again"
 
@@ -560,15 +560,15 @@ def test_where_profiles_would_take_too_much_of_the_time_one_per_backbone_does(
         f"model{n}-amp-{px}" for n in range(8) for px in (128, 160)
     }, "nobody is left out but for its precision"
     assert all("recipe's first" in each.reason for each in found if isinstance(each, Rejection))
-    assert all(each.brief and each.batch == run.request.recipe.max_batch for each in profiles)
+    assert all(each.quick and each.batch == run.request.recipe.max_batch for each in profiles)
     assert len(run.engine.jobs) == 8, "one process each, at 160 px"
-    assert all(isinstance(job, ProbeJob) and job.brief and job.candidate.train_px == 160 for job in run.engine.jobs)
+    assert all(isinstance(job, ProbeJob) and job.quick and job.candidate.train_px == 160 for job in run.engine.jobs)
     again, later = short_run(180.0)
     assert again.engine.jobs == [], "another run that is as short knows them"
     assert [each.candidate for each in later if isinstance(each, Profile)] == [each.candidate for each in profiles]
     longer, whole = short_run(3600.0)
     assert len(longer.engine.jobs) > 16, "one that has time makes whole ones"
-    assert not any(each.brief for each in whole if isinstance(each, Profile))
+    assert not any(each.quick for each in whole if isinstance(each, Profile))
 
 
 def with_layouts(asked: Request) -> RunContext:
@@ -590,7 +590,7 @@ def faster_in_channels_last(monkeypatch: pytest.MonkeyPatch) -> list[CompareJob]
         paces = {}
         for each in job.candidates:
             last = each.layout == "channels_last"
-            if not (last and job.brief and each.model == "model0"):
+            if not (last and job.quick and each.model == "model0"):
                 first_s = 10.0 if last and each.model == "model1" else 0.1
                 paces[each.name] = StepTiming(batch=64, step_s=0.01 / (1 + last), error_s=1e-4, first_s=first_s)
         return CompareResult(paces=paces)
@@ -619,7 +619,7 @@ def test_where_time_is_short_layouts_are_compared_by_one_process_for_all_backbon
     began_s = run.accountant.books().spent_s()
     found = profile_phase.profile(run)
     assert [len(job.candidates) for job in faster_in_channels_last] == [16 // slots] * slots
-    assert all(job.brief for job in faster_in_channels_last)
+    assert all(job.quick for job in faster_in_channels_last)
     assert {each.precision for job in faster_in_channels_last for each in job.candidates} == {"amp"}
     taken = {each.candidate for each in found if isinstance(each, Profile)}
     assert {(each.model, each.layout, each.train_px) for each in taken} == {
@@ -648,7 +648,7 @@ def test_with_more_time_every_size_has_a_profile_of_its_own(tmp_path: Path, monk
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))
     run, found = short_run(3600.0)
     assert sum(isinstance(job, CompareJob) for job in run.engine.jobs) == 8
-    assert not any(each.brief for each in found if isinstance(each, Profile))
+    assert not any(each.quick for each in found if isinstance(each, Profile))
     assert {job.candidate.train_px for job in run.engine.jobs if isinstance(job, ProbeJob)} == {128, 160}
     again, later = short_run(180.0)
     assert again.engine.jobs == [], "what is known is not asked for again"

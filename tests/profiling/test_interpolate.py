@@ -50,7 +50,7 @@ def test_what_was_measured_at_a_smaller_size_is_its_pace_there() -> None:
     assert small.timing.stage_step_s[96] == 0.010
     assert small.timing.eval_image_s == {128: 1e-4, 160: 1e-4, 192: 2e-4}
     assert small.batch == large.batch
-    assert small.brief
+    assert small.quick
     assert "ran at 160 px" in small.batch_why
     workload = Workload(data=DATA, recipe=FAST, view_sizes=(160, 192))
     assert costs(small, replace(workload, view_sizes=VIEWS)).step_s < costs(large, workload).step_s

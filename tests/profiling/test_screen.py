@@ -17,16 +17,16 @@ from simulation import on_cpu
 RESNET, EFFICIENTNET = "test_resnet", "test_efficientnet"  # the latter has depthwise convolutions
 
 
-def job(models: list[str], *, brief: bool) -> CompareJob:
+def job(models: list[str], *, quick: bool) -> CompareJob:
     candidates = grid(models, ["amp"], [32], ["nchw", "channels_last"])
-    return CompareJob(setting=on_cpu("paper"), candidates=tuple(candidates), brief=brief)
+    return CompareJob(setting=on_cpu("paper"), candidates=tuple(candidates), quick=quick)
 
 
 def test_kernels_that_would_be_built_are_left_to_those_who_have_time() -> None:
-    whole = screen.screen(job([EFFICIENTNET], brief=False), Cpu())
+    whole = screen.screen(job([EFFICIENTNET], quick=False), Cpu())
     assert len(whole.paces) == 2
     assert all(pace.batch == 64 and pace.step_s > 0 and pace.first_s >= 0 for pace in whole.paces.values())
-    short = screen.screen(job([EFFICIENTNET, RESNET], brief=True), Cpu())
+    short = screen.screen(job([EFFICIENTNET, RESNET], quick=True), Cpu())
     assert set(short.paces) == {
         f"{EFFICIENTNET}-amp-32",
         f"{RESNET}-amp-32",
@@ -44,7 +44,7 @@ def test_a_backbone_that_fails_leaves_the_others_their_paces(monkeypatch: pytest
         build(self, setting, candidate, *more, **named)
 
     monkeypatch.setattr(Learner, "__init__", fail)
-    found = screen.screen(job([RESNET, EFFICIENTNET], brief=False), Cpu())
+    found = screen.screen(job([RESNET, EFFICIENTNET], quick=False), Cpu())
     other = {RESNET, EFFICIENTNET} - {failing}
     assert {name.partition("-")[0] for name in found.paces} == other
 
@@ -58,5 +58,5 @@ def test_all_variants_of_a_backbone_are_compared_at_a_batch_that_fits(monkeypatc
         return take(self, x, *more)
 
     monkeypatch.setattr(Learner, "step", step)
-    found = screen.screen(job([RESNET], brief=False), Cpu())
+    found = screen.screen(job([RESNET], quick=False), Cpu())
     assert [pace.batch for pace in found.paces.values()] == [16, 16]

@@ -22,28 +22,28 @@ def images(seed: int = 0) -> torch.Tensor:
 def test_an_image_is_mirrored_or_it_is_not(probability: float, seed: int) -> None:
     torch.manual_seed(seed)
     x_bhwc = images(seed).permute(0, 2, 3, 1).to(torch.uint8)
-    found = augment.flipped(x_bhwc, probability)
+    found = augment.horizontal_flip(x_bhwc, probability)
     same, mirrored = ((found == other).flatten(1).all(1) for other in (x_bhwc, x_bhwc.flip(2)))
     assert bool((same ^ mirrored).all())
     share = float(mirrored.float().mean())
     assert abs(share - probability) < 4 * (0.25 / B) ** 0.5
-    assert torch.equal(augment.flipped(x_bhwc, 0.0), x_bhwc)
-    assert torch.equal(augment.flipped(x_bhwc, 1.0), x_bhwc.flip(2))
+    assert torch.equal(augment.horizontal_flip(x_bhwc, 0.0), x_bhwc)
+    assert torch.equal(augment.horizontal_flip(x_bhwc, 1.0), x_bhwc.flip(2))
 
 
 @given(st.floats(0, 1), st.integers(0, 5))
 def test_colours_stay_in_range_and_none_is_no_change(most: float, seed: int) -> None:
     torch.manual_seed(seed)
-    found = augment.coloured(images(seed), most)
+    found = augment.color_jitter(images(seed), most)
     assert found.shape == (B, 3, H, W)
     assert 0 <= float(found.min()) <= float(found.max()) <= 255
-    torch.testing.assert_close(augment.coloured(images(seed), 0.0), images(seed), rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(augment.color_jitter(images(seed), 0.0), images(seed), rtol=1e-4, atol=1e-2)
 
 
 def test_colours_are_those_of_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     factors = torch.rand(3, B, generator=torch.Generator().manual_seed(1)) + 0.5
     monkeypatch.setattr(augment, "_uniform", lambda *_: factors)
-    found = augment.coloured(images(), 0.5) / 255
+    found = augment.color_jitter(images(), 0.5) / 255
     for n in range(B):
         brightness, contrast, saturation = factors[:, n].tolist()
         wanted = vision.adjust_brightness(images()[n] / 255, brightness)
@@ -57,7 +57,7 @@ def test_a_mixed_images_label_counts_by_its_share(probability: float, seed: int)
     torch.manual_seed(seed)
     plain = torch.arange(B).float().view(B, 1, 1, 1).expand(B, 3, H, W)
     y_b = torch.arange(B) % K
-    found, target = augment.mixed(plain, y_b, K, probability)
+    found, target = augment.cutmix(plain, y_b, K, probability)
     own = found == plain
     assert bool((own | (found == plain.roll(1, 0))).all()), "nothing but the image and its neighbour"
     torch.testing.assert_close(target.sum(1), torch.ones(B))
@@ -68,7 +68,7 @@ def test_a_mixed_images_label_counts_by_its_share(probability: float, seed: int)
 @pytest.mark.parametrize("probability", [0.0, 1.0])
 def test_none_or_all_are_mixed(probability: float) -> None:
     torch.manual_seed(0)
-    _, target = augment.mixed(images(), torch.arange(B) % K, K, probability)
+    _, target = augment.cutmix(images(), torch.arange(B) % K, K, probability)
     touched = (target.max(1).values < 1).float().mean()
     assert float(touched) == 0 if probability == 0 else float(touched) > 0.8  # a box may be less than a pixel
 
@@ -76,6 +76,6 @@ def test_none_or_all_are_mixed(probability: float) -> None:
 def test_the_shares_of_boxes_are_drawn_evenly() -> None:
     """Whole within the image they would cover a share from 0 to 1, a half in the mean; cut off at its edges, less."""
     torch.manual_seed(0)
-    kept = [augment.mixed(images(), torch.zeros(B, dtype=torch.long), 2, 1.0)[0] for _ in range(20)]
+    kept = [augment.cutmix(images(), torch.zeros(B, dtype=torch.long), 2, 1.0)[0] for _ in range(20)]
     seen = [float((one == images()).float().mean()) for one in kept]
     assert 0.6 < sum(seen) / len(seen) < 0.8

@@ -27,7 +27,7 @@ from fitwithin.engine.results import CARD, CHECKPOINT, WEIGHTS
 from fitwithin.errors import LoaderTimeout, PeerLost
 from fitwithin.training import loop
 from fitwithin.training import trainer as turns
-from fitwithin.training.distributed import SINGLE_PROCESS, ProcessGroup, join
+from fitwithin.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
 from fitwithin.training.evaluation import feeder_rings
 from fitwithin.training.learner import Learner
 from training.test_learner import CANDIDATE as NORMLESS
@@ -45,7 +45,7 @@ def together(folder: Path, work: Callable[[ProcessGroup], Any], size: int = 2) -
         left.unlink()
 
     def one(rank: int) -> None:
-        team = join(Seat(rank=rank, of=size, meeting=str(folder / "seat-meeting")))
+        team = init_process_group(Seat(rank=rank, world_size=size, rendezvous=str(folder / "seat-meeting")))
         torch.save(work(team), folder / f"seat-{rank}")
 
     children = [_fork(partial(one, rank)) for rank in range(size)]
@@ -175,7 +175,7 @@ def advanced(
         with PrefetchLoader(images, 1, rings, pin=False) as feeder:
             try:
                 note = lambda progress: told.append(progress.step)  # noqa: E731
-                outcome = loop.advance(wanted, Cpu(), feeder, time.monotonic(), note, team)
+                outcome = loop.train(wanted, Cpu(), feeder, time.monotonic(), note, team)
                 (folder / f"ended-{team.rank}").write_text(str(time.monotonic()))
                 return outcome, rates
             except (PeerLost, LoaderTimeout) as error:
@@ -326,9 +326,14 @@ def test_a_loader_that_hangs_late_ends_the_turn_with_what_there_is(images: Pack,
 
 def test_one_that_is_alone_says_what_it_was_told() -> None:
     batches: Iterator[int] = iter([1, 2])
-    assert SINGLE_PROCESS.in_step(batches) is batches
-    assert SINGLE_PROCESS.led([3, True]) == [3, True]
-    assert SINGLE_PROCESS.largest(3, 4) == [3, 4]
+    assert SINGLE_PROCESS.lockstep(batches) is batches
+    assert SINGLE_PROCESS.broadcast([3, True]) == [3, True]
+    assert SINGLE_PROCESS.all_reduce_max(3, 4) == [3, 4]
     assert (SINGLE_PROCESS.any(True), SINGLE_PROCESS.any(False)) == (True, False)
     assert SINGLE_PROCESS.gather("x") == ["x"]
-    assert join(Seat()) is SINGLE_PROCESS
+    assert init_process_group(Seat()) is SINGLE_PROCESS
+
+
+def test_devices_follow_each_other() -> None:
+    assert [Seat(rank=rank, world_size=2).device("cuda:1") for rank in (0, 1)] == ["cuda:1", "cuda:2"]
+    assert Seat(rank=1, world_size=2).device("cpu") == "cpu"

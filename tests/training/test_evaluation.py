@@ -121,7 +121,7 @@ def test_what_is_tried_out_tells_what_the_evaluation_takes(
     with PrefetchLoader(images, 1, rings, pin=False) as feeder:
         learner = Learner(wanted.setting, wanted.candidate, Cpu())
         evaluator = evaluation.Evaluator(Cpu(), feeder)
-        foreseen = evaluator.rehearse(learner, wanted, most_s)
+        foreseen = evaluator.estimate_time(learner, wanted, most_s)
         assert len(slow.passes) == 4 + 2 * looked_at, "each view once to be timed, a batch of both, and the batches"
         begun_at = slow.clock.now()
         found = evaluator.evaluate(wanted, lambda progress: None)
@@ -138,7 +138,7 @@ def test_what_the_first_size_takes_is_told_apart(images: Pack, tmp_path: Path, s
     rings = feeder_rings(wanted.candidate, wanted.setting, wanted.batch)
     with PrefetchLoader(images, 1, rings, pin=False) as feeder:
         learner = Learner(wanted.setting, wanted.candidate, Cpu())
-        foreseen = evaluation.Evaluator(Cpu(), feeder).rehearse(learner, wanted, math.inf)
+        foreseen = evaluation.Evaluator(Cpu(), feeder).estimate_time(learner, wanted, math.inf)
     assert foreseen.whole_s == pytest.approx(2 * 6 * SLOW_S)
     assert foreseen.first_s == pytest.approx(6 * SLOW_S)
     assert foreseen.validation_s == pytest.approx(3 * SLOW_S)
@@ -158,13 +158,13 @@ def test_batches_that_were_made_while_the_first_was_computed_tell_nothing_of_the
 ) -> None:
     """Three are. With fewer than four others they are all there is."""
     marks = [100.0, *(100.0 + done_s for done_s in itertools.accumulate(batches_s))]
-    first_s, batch_s = evaluation.paced(marks)
+    first_s, batch_s = evaluation.first_and_pace(marks)
     assert batch_s == pytest.approx(steady_s)
     assert first_s == pytest.approx(max(0.0, sum(batches_s) - len(batches_s) * batch_s)), "all of them are foreseen"
 
 
 def test_what_was_done_outlives_the_process(images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "TELLING_S", 0.0)
+    monkeypatch.setattr(evaluation, "EMIT_S", 0.0)
 
     def die(progress: Any) -> None:
         if progress.step > 4:  # in the second batch of test

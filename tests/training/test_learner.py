@@ -113,7 +113,7 @@ def test_passes_are_recorded_from_the_second_of_a_shape_on(monkeypatch: pytest.M
     learner = Learner(replace(setting(), view_sizes=(48, 64)), CANDIDATE, Cpu())
     monkeypatch.setattr(learner, "_recorder", learner.device)
     x_bhwc, y_b = batch(4)
-    expected = learner.logits(x_bhwc, launched=True)
+    expected = learner.logits(x_bhwc, eager=True)
     assert not recorded
     for _ in range(3):
         torch.testing.assert_close(learner.logits(x_bhwc), expected)
@@ -125,7 +125,7 @@ def test_passes_are_recorded_from_the_second_of_a_shape_on(monkeypatch: pytest.M
     assert learner._pass is None, "its memory is the step's"
     learner.logits(x_bhwc[:, :48, :48])
     assert recorded == [64, 48, 48]
-    learner.logits(x_bhwc[:, :48, :48], launched=True)
+    learner.logits(x_bhwc[:, :48, :48], eager=True)
     assert learner._pass is None
     assert len(replayed) == 6
 
@@ -189,7 +189,7 @@ def test_another_size_from_the_same_canvases() -> None:
     learner.net.register_forward_pre_hook(lambda module, taken: seen.append(tuple(taken[0].shape)))
     canvases = on_canvases(*batch(4), side=80)
     for px in (32, 32, 48):
-        asked = learner.fed_with(px)
+        asked = learner.loader_args(px)
         assert (asked["px"], asked["canvas_px"]) == (px, learner._setting.canvas_px)
         learner.step(*canvases, 1e-3)
     assert seen == [(4, 3, 32, 32)] * 2 + [(4, 3, 48, 48)]

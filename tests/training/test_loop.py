@@ -1,4 +1,4 @@
-"""advance: a turn in this process, and killed and carried on in others, to the same bytes."""
+"""train: a trial in this process, and killed and carried on in others, to the same bytes."""
 
 from __future__ import annotations
 
@@ -38,13 +38,14 @@ from fitwithin.engine.results import (
 )
 from fitwithin.engine.simulated.clock import SimulatedClock
 from fitwithin.errors import LoaderTimeout, TrainingError
+from fitwithin.training import evaluation, loop, progress
 from fitwithin.training import learner as learners
-from fitwithin.training import loop
 from fitwithin.training import trainer as turns
-from fitwithin.training.evaluation import EvalEstimate, feeder_rings
+from fitwithin.training.evaluation import feeder_rings
 from fitwithin.training.learner import Learner
 from fitwithin.training.model import load
-from fitwithin.training.schedule import cosine, make_schedule, overhead_s, steps_end_at
+from fitwithin.training.progress import EvalEstimate, TrialProgress
+from fitwithin.training.schedule import cosine, steps_end_at
 from simulation import on_cpu
 
 CANDIDATE = Candidate(model="test_efficientnet", train_px=32, precision="fp32")
@@ -100,7 +101,7 @@ def advance(wanted: TrainJob, images: Pack, emit: Any = None, evaluator: Any = N
     rings = feeder_rings(wanted.candidate, wanted.setting, wanted.batch)
     with PrefetchLoader(images, wanted.setting.workers, rings, pin=False) as feeder:
         note = emit or (lambda progress: None)
-        return loop.advance(wanted, Cpu(), feeder, time.monotonic(), note, evaluator=evaluator)
+        return loop.train(wanted, Cpu(), feeder, time.monotonic(), note, evaluator=evaluator)
 
 
 @pytest.fixture
@@ -169,9 +170,9 @@ class Foreseeing:
 
     def __init__(self, whole_s: float, *, first_s: float = 0.0, validation_s: float = 0.0) -> None:
         self.foreseen = EvalEstimate(whole_s=whole_s, first_s=first_s, validation_s=validation_s)
-        self.asked, self.holds = list[Any](), ""
+        self.asked, self.saved_dir = list[Any](), ""
 
-    def rehearse(self, *asked: Any) -> EvalEstimate:
+    def estimate_time(self, *asked: Any) -> EvalEstimate:
         self.asked.append(asked)
         return self.foreseen
 
@@ -179,8 +180,7 @@ class Foreseeing:
 def staying(images: Pack, folder: Path, within_s: float, **changed: Any) -> TrainJob:
     """A turn of as many steps as there is time for, whose process stays for the evaluation."""
     now = time.monotonic()
-    near = {"until_at": now + within_s, "lively_s": 1.0, "anxious_at": now + within_s / 2}
-    wanted = job(images, folder, steps=10**6, **near)
+    wanted = job(images, folder, steps=10**6, until_at=now + within_s)
     evaluation = EvaluateJob(
         setting=wanted.setting,
         candidate=CANDIDATE,
@@ -217,7 +217,6 @@ def test_a_turn_whose_process_stays_ends_in_time_for_the_evaluation(
     assert most_s == pytest.approx(0.01 * 8.0)
     assert outcome.ended == "shortened"
     assert rates[-1] == 0.0
-    assert len(told) > outcome.steps / 8, "towards its end it shows at every step that it lives"
 
 
 @pytest.mark.usefixtures("clock")
@@ -256,12 +255,12 @@ def test_a_checkpoint_that_is_due_before_the_end_is_counted_with(
     images: Pack, tmp_path: Path, before_s: float, saves: int
 ) -> None:
     """By when the one before was written, however little is left, and with what that took."""
-    wanted = job(images, tmp_path, checkpoint_every_s=5.0)
-    schedule = make_schedule(wanted)
-    saved_at = schedule.training_ends_at - before_s
-    beside = {"validation_s": 0.0, "on_s": 0.0, "evaluation_s": 0.0}
-    found_s = overhead_s(wanted, schedule, [], saved_at=saved_at, checkpoint_s=0.5, **beside)
-    assert found_s == pytest.approx(saves * 0.5)
+    wanted = job(images, tmp_path, checkpoint_every_s=5.0, validation_s=0.0)
+    trial = TrialProgress(wanted, n_train=N_TRAIN, n_val=N_VAL, began_at=0.0, now=0.0)
+    saved_at = trial.schedule.training_ends_at - before_s
+    trial.checkpoint_saved(saved_at - 0.5, saved_at)
+    trial.model_saved(wanted.save_s)
+    assert trial.overhead_s() == pytest.approx(saves * 0.5 + 1.2 * 2 * wanted.save_s)
 
 
 @pytest.mark.usefixtures("clock")
@@ -274,7 +273,7 @@ def test_what_a_checkpoint_takes_is_measured(images: Pack, tmp_path: Path, monke
 
     class Seen(turns.Trainer):
         def finish(self) -> TrainResult:
-            found.append(self.checkpoint_s)
+            found.append(self.progress.checkpoint_s)
             return super().finish()
 
     monkeypatch.setattr(turns, "write_checkpoint", slow)
@@ -305,7 +304,7 @@ def test_weights_that_are_the_saved_models_own_are_not_loaded_for_its_evaluation
     answers, evaluator = iter(found), Foreseeing(0.1)
     monkeypatch.setattr(turns, "count_correct", lambda *_, **__: next(answers))
     advance(job(images, tmp_path, steps=12), images, evaluator=evaluator)
-    assert evaluator.holds == (str(tmp_path) if held else "")
+    assert evaluator.saved_dir == (str(tmp_path) if held else "")
 
 
 @pytest.mark.parametrize(("found", "kept"), [((5, 7, 6), 1), ((5, 7, 7), 2), ((8, 2, 3), 0)])
@@ -336,8 +335,7 @@ def test_a_loss_that_is_never_a_number_again_ends_the_turn_and_leaves_a_model(
         return take(self, *arguments) * (math.nan if len(taken) > 4 else 1.0)
 
     monkeypatch.setattr(Learner, "step", step)
-    monkeypatch.setattr(turns, "READING_S", 0.0)
-    monkeypatch.setattr(turns, "CURVE_POINTS", math.inf)
+    monkeypatch.setattr(progress, "reading_every_s", lambda trial_s: 0.0)
     with pytest.raises(TrainingError, match=r"no longer finite at step 2, in attempt 4 of 4"):
         advance(job(images, tmp_path), images)
     assert_finite(tmp_path)
@@ -367,8 +365,7 @@ def test_weights_that_are_no_numbers_are_taken_back(
         return loss
 
     monkeypatch.setattr(Learner, "step", step)
-    monkeypatch.setattr(turns, "READING_S", 0.0)
-    monkeypatch.setattr(turns, "CURVE_POINTS", math.inf)
+    monkeypatch.setattr(progress, "reading_every_s", lambda trial_s: 0.0)
     outcome = advance(job(images, tmp_path), images)
     assert (outcome.ended, outcome.steps, outcome.nan_restarts) == ("complete", STEPS, 1)
     assert (outcome.best or 0) > N_VAL // 2
@@ -584,7 +581,7 @@ class Stuck(EvalBatches):
 def test_a_loader_that_hangs_in_a_validation_leaves_the_last_model(
     images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learners, "EvalBatches", Stuck)
+    monkeypatch.setattr(evaluation, "EvalBatches", Stuck)
     until_at = time.monotonic() + 6.0
     outcome = advance(job(images, tmp_path, until_at=until_at, steps=4), images)
     assert time.monotonic() <= until_at + 0.5

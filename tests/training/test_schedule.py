@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fitwithin.engine.jobs import Stage
 from fitwithin.recipe import SCHEDULES
-from fitwithin.training.schedule import PRIOR_STEPS, WINDOW, Schedule, cosine, rate_factor
+from fitwithin.training.schedule import PRIOR_STEPS, Schedule, cosine, rate_factor
 
 
 @given(st.integers(2, 10**6))
@@ -112,24 +112,6 @@ def test_one_wild_reading_counts_ten_times_at_most() -> None:
     schedule.step = 1
     schedule.observe(1e6)
     assert schedule.pace_s == (10 + PRIOR_STEPS) / (1 + PRIOR_STEPS)
-
-
-def test_the_longest_of_the_last_steps_tells_how_long_the_next_may_last() -> None:
-    schedule = Schedule(planned=1000, training_ends_at=1e6, planned_step_s=0.5)
-    assert schedule.jolt_s == 0.0
-    taken = [1.0] * 50 + [9.0] + [1.0] * 40
-    now = 0.0
-    schedule.observe(now)
-    for step_s in taken:
-        now += step_s
-        schedule.step += 1
-        schedule.observe(now)
-    assert 7.5 < schedule.jolt_s < 8.5
-    for _ in range(WINDOW):
-        now += 1.0
-        schedule.step += 1
-        schedule.observe(now)
-    assert schedule.jolt_s < 0.2, "it is long past"
 
 
 def test_a_pause_is_no_step() -> None:
@@ -269,13 +251,13 @@ def test_an_open_ended_turn_validates_its_last_epochs_once_each(
     now = 0.0
 
     def due() -> list[int]:
-        return schedule.marks(epoch, validate_last_epochs)
+        return schedule.validation_steps(epoch, validate_last_epochs)
 
     schedule.observe(now, validate_last_epochs * kept_s)
     while not schedule.done:
         now, schedule.step = now + slower, schedule.step + 1
         schedule.observe(now, kept_s * sum(mark > schedule.step for mark in due()))
-        if schedule.reach(epoch, validate_last_epochs):
+        if schedule.validation_due(epoch, validate_last_epochs):
             made.append(schedule.step)
             now += validation_s
             schedule.pause()

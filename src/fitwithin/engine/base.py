@@ -40,12 +40,12 @@ class Executor(Protocol):
 class Engine(Protocol):
     """Carries out jobs, each in a process of its own, and never past its end; from several threads at once if asked.
 
-    Where a turn's process ``stays`` for an evaluation (:attr:`TrainJob.evaluation`), one of a model of
-    the same candidate needs no start. Several may stay; an evaluation ends the others, any other job those that have
-    its device.
+    Where ``evaluates_in_process`` is true, a process that has trained can wait for the evaluation of a model of its
+    candidate (:attr:`TrainJob.evaluation`), which then needs no start. Several may wait; an evaluation ends the others,
+    any other job those that have its device.
     """
 
-    stays: bool
+    evaluates_in_process: bool
 
     def describe(self) -> dict[str, Any]:
         """Facts of the device and of the libraries that decide its speed and memory: the key of cached profiles."""
@@ -66,7 +66,7 @@ class Engine(Protocol):
     def run(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
         """The job's outcome; one still running at ``until_at`` is ended there: a Failure of kind ``deadline``.
 
-        One that is silent until :func:`fitwithin.engine.jobs.hangs_at` is ended too: kind ``hung``.
+        One that is silent for :func:`fitwithin.engine.jobs.heartbeat_timeout_s` is ended too: kind ``hung``.
         """
 
     def crew(self, count: int) -> Executor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from fitwithin.candidate import Candidate, View
 from fitwithin.machine import DeviceName
@@ -20,7 +21,7 @@ MIN_RATIO = 1.2
 SCOUTED = (0.9, 0.93)
 
 
-#: Seconds between readings of a turn's loss: reading waits for the device. A long turn has CURVE_POINTS of them.
+#: Seconds between readings of a trial's loss: reading waits for the device. A long trial has CURVE_POINTS of them.
 READING_S, CURVE_POINTS = 1.0, 1000
 
 
@@ -50,14 +51,14 @@ class JobSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Seat:
-    """Which of the ``of`` processes that do a job together this one is, and the file at which they meet."""
+    """Which of the ``world_size`` processes that do a job together this one is, and the file at which they meet."""
 
     rank: int = 0
-    of: int = 1
-    meeting: str = ""
+    world_size: int = 1
+    rendezvous: str = ""
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the first of them: it decides, validates and saves."""
         return self.rank == 0
 
@@ -68,9 +69,9 @@ class ProbeJob:
 
     ``batch`` is what each process takes, where several train together. A ``scout`` goes on in the same process to about
     two thirds of what seems to fit, so that one start gives two points of memory against batch; never beyond ``limit``.
-    ``non_allocator_bytes`` is what earlier probes held outside the allocator. ``captured``: on CUDA the step is
-    recorded as a graph. An update takes ``batch`` images in ``accum_steps`` parts; with ``rates`` smaller batches are
-    timed too. A ``brief`` timing takes a fraction of the time, and is less certain.
+    ``non_allocator_bytes`` is what earlier probes held outside the allocator. With ``cuda_graph`` the step is recorded
+    as a CUDA graph, if the device is a GPU. An update takes ``batch`` images in ``accum_steps`` parts; with ``rates``
+    smaller batches are timed too. A ``quick`` timing takes a fraction of the time, and is less certain.
     """
 
     setting: JobSettings
@@ -80,10 +81,10 @@ class ProbeJob:
     scout: bool = False
     limit: int = 0
     non_allocator_bytes: int = 0
-    captured: bool = True
+    cuda_graph: bool = True
     accum_steps: int = 1
     rates: bool = False
-    brief: bool = False
+    quick: bool = False
 
     @property
     def share(self) -> int:
@@ -95,18 +96,17 @@ class ProbeJob:
 class TrainJob:
     """Train for ``steps`` and leave a model in ``folder`` before ``until_at``; goes on from a checkpoint found there.
 
-    ``step_s``, ``validation_s`` and ``save_s`` are the profile's; between checkpoints are ``checkpoint_every_s``. Where
-    a batch is not there within ``loader_timeout_s``, or nothing is heard of the process for ``silence_s``, it hangs and
-    the turn goes on in another one. An ``open_ended`` job goes beyond its steps while time lasts, a ``frozen`` one
-    keeps them. ``non_allocator_bytes`` is what the profile held outside the allocator; ``captured``: its step was
-    recorded as a CUDA graph; ``accum_steps``: an update takes ``batch`` images in so many parts. Processes that train
-    together take equal shares of them, each in so many parts. ``stages``: the sizes of images and the pace at each;
-    without any all have the candidate's, at ``step_s``. ``start``: the folder of a model whose weights it begins with;
-    without one they are drawn. ``evaluation_s`` is kept behind the turn for evaluating its model; a turn on a machine
-    that has become slower ends the earlier for it. With an ``evaluation`` the process stays for it instead: it tries it
-    out at its start, and the turn ends in time for what that will take, ``evaluation_s`` at most. From ``anxious_at``
-    on, when only just time is left for another process to evaluate what there is, a silence of ``lively_s`` tells that
-    it hangs.
+    ``step_s``, ``validation_s`` and ``save_s`` are the profile's seconds of a step, a validation and a checkpoint; one
+    is written every ``checkpoint_every_s``. Where a batch is not there within ``loader_timeout_s``, or the process is
+    silent for ``heartbeat_timeout_s``, it hangs and another one goes on. An ``open_ended`` job goes beyond its steps
+    while time lasts, a ``frozen`` one keeps them. ``non_allocator_bytes`` is what the profile held outside the
+    allocator; with ``cuda_graph`` the step is recorded as a CUDA graph; an update takes ``batch`` images in
+    ``accum_steps`` parts. Processes that train together take equal shares of them, each in so many parts. ``stages``
+    are the sizes of images and the seconds of a step at each; without any all have the candidate's size, at
+    ``step_s``. ``init_from`` is the folder of a model whose weights it begins with; without one they are drawn.
+    ``evaluation_s`` is reserved behind the training for evaluating its model; on a machine that has become slower the
+    training ends the earlier for it. With an ``evaluation`` the same process does that: it estimates its time at the
+    start, and the training ends in time for it, ``evaluation_s`` at most.
     """
 
     setting: JobSettings
@@ -120,18 +120,16 @@ class TrainJob:
     save_s: float
     checkpoint_every_s: float
     loader_timeout_s: float = math.inf
-    silence_s: float = math.inf
+    heartbeat_timeout_s: float = math.inf
     open_ended: bool = False
     frozen: bool = False
     non_allocator_bytes: int = 0
-    captured: bool = True
+    cuda_graph: bool = True
     accum_steps: int = 1
     stages: tuple[Stage, ...] = ()
-    start: str = ""
+    init_from: str = ""
     evaluation_s: float = 0.0
     evaluation: EvaluateJob | None = None
-    anxious_at: float = math.inf
-    lively_s: float = math.inf
 
     @property
     def share(self) -> int:
@@ -142,7 +140,8 @@ class TrainJob:
 @dataclass(frozen=True, kw_only=True)
 class EvaluateJob:
     """Compute the logits of the model in ``folder`` for all views on the splits, as far as ``until_at`` allows, but for
-    what an earlier process was done with, as its EVALUATED says. ``captured``: on CUDA its passes are recorded."""
+    what an earlier process was done with, as its EVALUATED says. With ``cuda_graph``
+    its passes are recorded."""
 
     setting: JobSettings
     candidate: Candidate
@@ -151,22 +150,22 @@ class EvaluateJob:
     views: tuple[View, ...]
     splits: tuple[str, ...]
     until_at: float
-    captured: bool = True
+    cuda_graph: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareJob:
-    """Time the step of ``candidates`` (backbones' precisions and layouts at one size) at one small batch; a ``brief``
+    """Time the step of ``candidates`` (backbones' precisions and layouts at one size) at one small batch; a ``quick``
     job leaves those out that would take long."""
 
     setting: JobSettings
     candidates: tuple[Candidate, ...]
-    brief: bool = False
+    quick: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReserveMemoryJob:
-    """Hold so much of a GPU's memory that ``free_bytes`` are left, until nobody listens any more."""
+    """Hold so much of a GPU's memory that ``free_bytes`` are left, until the other side closes the connection."""
 
     device: DeviceName
     free_bytes: int
@@ -180,21 +179,19 @@ def processes(job: Job) -> int:
     return job.setting.data_parallel if isinstance(job, ProbeJob | TrainJob) else 1
 
 
-def hangs_at(job: Job, heard_at: float) -> float:
-    """The instant at which a job hangs whose process was last heard at ``heard_at``."""
-    if not isinstance(job, TrainJob):
-        return math.inf
-    return min(heard_at + job.silence_s, max(heard_at, job.anxious_at) + job.lively_s)
+def heartbeat_timeout_s(job: Job) -> float:
+    """The seconds of silence after which a process of the job counts as hanging; infinite where silence is usual."""
+    return job.heartbeat_timeout_s if isinstance(job, TrainJob) else math.inf
 
 
-def stays(job: Job) -> bool:
-    """Whether the job's process stays for an evaluation."""
+def evaluates_in_process(job: Job) -> TypeGuard[TrainJob]:
+    """Whether the process that trains will also evaluate its model."""
     return isinstance(job, TrainJob) and job.evaluation is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """From the share ``since`` of a turn's steps on, images of ``px`` pixels a side (progressive resizing).
+    """From the share ``since`` of a trial's steps on, images of ``px`` pixels a side (progressive resizing).
 
     A step then takes ``step_s``; ``change_s`` is what getting there costs beside the steps.
     """

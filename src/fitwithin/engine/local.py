@@ -20,7 +20,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fitwithin.engine.jobs import Job, ReserveMemoryJob, Seat, TrainJob, hangs_at, processes, stays
+from fitwithin.engine.jobs import (
+    Job,
+    ReserveMemoryJob,
+    Seat,
+    evaluates_in_process,
+    heartbeat_timeout_s,
+    processes,
+)
 from fitwithin.engine.launch import ENDED, STARTED, Server, allocator, receive
 from fitwithin.engine.results import Failure, Outcome, Progress, TrainResult
 from fitwithin.engine.threads import Threads
@@ -48,7 +55,7 @@ class Local:
     """
 
     #: The process of a turn can go on with its model's evaluation.
-    stays = True
+    evaluates_in_process = True
 
     def __init__(
         self,
@@ -170,9 +177,9 @@ class Local:
                         children.append(open_things.enter_context(closing(self._fork())))
                     with suppress(BrokenPipeError):  # gone, as will be heard
                         children[seat.rank].connection.send((job, asked_at, seat))
-                ended = listen(children, until_at, lambda heard_at: hangs_at(job, heard_at), on_progress)
+                ended = listen(children, until_at, heartbeat_timeout_s(job), on_progress)
                 first = children[0]
-                if ended is None and isinstance(job, TrainJob) and stays(job) and isinstance(first.answer, TrainResult):
+                if ended is None and evaluates_in_process(job) and isinstance(first.answer, TrainResult):
                     self._staying.add(job, (first, open_things.pop_all()))
                     return first.answer
                 for child in children:
@@ -233,7 +240,7 @@ def _seats(job: Job) -> Iterator[list[Seat]]:
         yield [Seat()]
         return
     with tempfile.TemporaryDirectory(prefix="fitwithin-") as scratch:
-        yield [Seat(rank=rank, of=size, meeting=str(Path(scratch) / "meeting")) for rank in range(size)]
+        yield [Seat(rank=rank, world_size=size, rendezvous=str(Path(scratch) / "meeting")) for rank in range(size)]
 
 
 def _end(status: socket.socket, pid: int, *, killed: bool) -> int:

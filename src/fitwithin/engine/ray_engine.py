@@ -55,7 +55,7 @@ class Cluster:
     """
 
     #: A task ends with its job, and frees its GPU.
-    stays = False
+    evaluates_in_process = False
 
     def __init__(
         self,

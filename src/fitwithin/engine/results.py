@@ -13,7 +13,7 @@ from fitwithin.candidate import View
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
 
-#: The files of a turn's folder: what a later process goes on from, how the turn ended, how it stood at its last
+#: The files of a trial's folder: what a later process goes on from, how the trial ended, how it stood at its last
 #: checkpoint, the model's weights and what is needed to use them, how far its evaluation got.
 CHECKPOINT, OUTCOME, SALVAGE = "checkpoint.pt", "outcome.json", "salvage.json"
 
@@ -112,7 +112,7 @@ class StepTiming:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareResult:
-    """The paces by the candidates' names, and the largest memory that the process had."""
+    """The seconds of a step by the candidates' names, and the largest memory that the process had."""
 
     paces: dict[str, StepTiming]
     peak_bytes: int | None = None
@@ -120,21 +120,21 @@ class CompareResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Reserved:
-    """What is free now."""
+    """The bytes that are free now."""
 
     free_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """How a turn ended: ``ended`` is ``complete`` (the planned steps or more), ``shortened`` (fewer, annealed) or
+    """How a trial ended: ``ended`` is ``complete`` (the planned steps or more), ``shortened`` (fewer, annealed) or
     ``cut`` (time was over).
 
     ``validations`` and ``curve`` hold plain values ready for the report; ``best`` is ``correct`` images of the best
     validation, whose weights are in the folder (None if none took place: then the weights are the last ones).
     ``training_s`` is the time of the steps alone, the loader's start included; ``nan_restarts`` how often the loss was
-    no number and the turn went back to its checkpoint, at a lower rate; ``evaluation_s`` what a process that stays
-    expects its evaluation to take.
+    no number and the trial went back to its checkpoint, at a lower rate; ``evaluation_s`` what a process that will
+    evaluate its model itself expects that to take.
     """
 
     steps: int
@@ -152,7 +152,7 @@ class TrainResult:
 
 
 def train_result_to_json(trained: TrainResult) -> str:
-    """The outcome of a turn as JSON text; :func:`train_result_from_dict` reads it."""
+    """The outcome of a trial as JSON text; :func:`train_result_from_dict` reads it."""
     return json.dumps(asdict(trained), allow_nan=False)
 
 
@@ -193,7 +193,7 @@ def read_eval_result(path: Path) -> EvalResult | None:
 @dataclass(frozen=True, kw_only=True)
 class Failure:
     """A job that gave no result: ``kind`` is ``memory``, ``deadline``, ``died``, ``hung``, ``error``, or ``deserted``
-    where of several processes another one is gone, whose own end tells more."""
+    where of several processes another one is gone, whose own failure says more."""
 
     kind: str
     reason: str

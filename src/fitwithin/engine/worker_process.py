@@ -79,18 +79,18 @@ class Child:
 def listen(
     children: Sequence[Child],
     until_at: float,
-    hangs_at: Callable[[float], float],
+    heartbeat_timeout_s: float,
     on_progress: Callable[[Progress], None],
 ) -> Failure | None:
-    """Hear the processes of a job until all are over; a Failure if their time was, or if they fell silent: last heard
-    at some instant, they hang at ``hangs_at`` of it.
+    """Hear the processes of a job until all are over; a Failure if their time was, or if they were silent for
+    ``heartbeat_timeout_s``.
 
     Once one has failed, the others are ended.
     """
     heard_at, words_until_at = time.monotonic(), until_at
     while speaking := [child for child in children if not child.over]:
         now = time.monotonic()
-        ends_at = min(until_at, hangs_at(heard_at))
+        ends_at = min(until_at, heard_at + heartbeat_timeout_s)
         if now >= min(ends_at, words_until_at):
             for child in speaking:
                 child.kill()

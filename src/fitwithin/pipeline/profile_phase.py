@@ -81,19 +81,19 @@ def profile(run: RunContext, *, refresh: bool = False) -> list[Profile | Rejecti
             record(cached)
     bounded = run.request.recipe.batch == "largest" and run.request.recipe.max_batch is not None
     wanted = {(candidate.model, candidate.train_px) for candidate in _unknown(run, known)}
-    brief = bounded and not refresh and not _affords(run, FULL_PROFILE_S * len(wanted) / run.request.slots)
-    for candidate in _unknown(run, known) if brief else ():
-        if (cached := cache.get(candidate, brief=True)) is not None:
+    quick = bounded and not refresh and not _affords(run, FULL_PROFILE_S * len(wanted) / run.request.slots)
+    for candidate in _unknown(run, known) if quick else ():
+        if (cached := cache.get(candidate, quick=True)) is not None:
             record(cached)
     if run.request.recipe.compare_variants:
         extent = _extent(run, len({model for model, _ in wanted}), refresh=refresh)
         _prune(run, cache, known, record, refresh=refresh, extent=extent)
-    if brief:
-        _profile(run, interpolate.largest(_unknown(run, known)), known, record_and_cache, brief=True)
+    if quick:
+        _profile(run, interpolate.largest(_unknown(run, known)), known, record_and_cache, quick=True)
         recipe, view_sizes = run.request.recipe, run.request.test_sizes
         for found in interpolate.interpolate_profiles(_profiles(known), _unknown(run, known), recipe, view_sizes):
             record_and_cache(found)
-    _profile(run, _unknown(run, known), known, record_and_cache, brief=brief)
+    _profile(run, _unknown(run, known), known, record_and_cache, quick=quick)
     return [known[candidate.name] for candidate in run.candidates]
 
 
@@ -126,7 +126,7 @@ def _extent(run: RunContext, models: int, *, refresh: bool) -> compare.Extent:
     (once_s, each_s), here = LAYOUTS_S, -(-models // run.request.slots)
     if refresh or _affords(run, COMPARE_S * here):
         return "whole"
-    return "brief" if _affords(run, once_s + each_s * here) else "known"
+    return "quick" if _affords(run, once_s + each_s * here) else "known"
 
 
 def _affords(run: RunContext, seconds: float) -> bool:
@@ -209,13 +209,13 @@ def _compared(
 # --- profiles --------------------------------------------------------------------------------------------------------
 
 
-def _profile(run: RunContext, unknown: list[Candidate], known: Known, record: Record, *, brief: bool) -> None:
+def _profile(run: RunContext, unknown: list[Candidate], known: Known, record: Record, *, quick: bool) -> None:
     """Profile candidates of which nothing is known."""
     jobs = run.engine.max_parallel(run.request.jobs, run.request.budget.memory_bytes) if unknown else 1
     if jobs > 1:
-        _profile_on_one_device(run, unknown, known, record, jobs, brief=brief)
+        _profile_on_one_device(run, unknown, known, record, jobs, quick=quick)
     elif unknown:
-        _profile_on_slots(run, unknown, known, record, brief=brief)
+        _profile_on_slots(run, unknown, known, record, quick=quick)
 
 
 def profiling_left_s(run: RunContext) -> float:
@@ -256,7 +256,7 @@ def _profiler(
     known: Known,
     on_peak: Callable[[int | None], None],
     *,
-    brief: bool,
+    quick: bool,
 ) -> CandidateProfiler:
     return CandidateProfiler(
         candidate,
@@ -265,11 +265,11 @@ def _profiler(
         n_train=run.data.train,
         on_progress=lambda progress: run.reporter.advance(len(known), len(run.candidates), progress.text),
         on_peak=on_peak,
-        brief=brief,
+        quick=quick,
     )
 
 
-def _profile_on_slots(run: RunContext, unknown: list[Candidate], known: Known, record: Record, *, brief: bool) -> None:
+def _profile_on_slots(run: RunContext, unknown: list[Candidate], known: Known, record: Record, *, quick: bool) -> None:
     """Profile candidates one after the other or on several slots, each alone on its devices and with an entry."""
     waiting, at_work = list(unknown), set[Candidate]()
     phase_limit_s, first_limit_s = _limits_s(run, known, -(-len(unknown) // run.request.slots))
@@ -290,7 +290,7 @@ def _profile_on_slots(run: RunContext, unknown: list[Candidate], known: Known, r
                 continue
             promised_s = run.promise_s(left_s, gpus=run.request.data_parallel)
             opened = run.book("profile", candidate.name, reserved_s=promised_s)
-            profiler = _profiler(run, candidate, run.seated(slot), known, opened.peak, brief=brief)
+            profiler = _profiler(run, candidate, run.seated(slot), known, opened.peak, quick=quick)
             place = prior(_profiles(known), candidate)
             return partial(_profile_within, opened, profiler, run.engine.now() + left_s, place)
         return None
@@ -313,7 +313,7 @@ def _profile_within(
 
 
 def _profile_on_one_device(
-    run: RunContext, unknown: list[Candidate], known: Known, record: Record, jobs: int, *, brief: bool
+    run: RunContext, unknown: list[Candidate], known: Known, record: Record, jobs: int, *, quick: bool
 ) -> None:
     """Search the batches of so many candidates side by side on slots that share one device; then time each alone."""
     left_s = max(_limits_s(run, known, -(-len(unknown) // jobs)))
@@ -331,7 +331,7 @@ def _profile_on_one_device(
             if not waiting:
                 return None
             candidate = _take_next(waiting, at_work)
-            profiler = _profiler(run, candidate, run.setting, known, opened.peak, brief=brief)
+            profiler = _profiler(run, candidate, run.setting, known, opened.peak, quick=quick)
             place = prior([*_profiles(known), *searched], candidate)
             return lambda: (profiler, profiler.search(search_ends_at, place, alone=False))
 

@@ -51,7 +51,7 @@ def draw_up(run: RunContext, frozen: Plan | None = None) -> Plan:
 def _planned(run: RunContext) -> Plan:
     known = profile_phase.profile(run)
     budget = run.request.budget
-    left = run.remaining().less(run.closing_s)
+    left = run.remaining().less(run.closing_s + train_phase.evaluation_margin_s(run))
     profiles = [found for found in known if isinstance(found, Profile)]
     rejections = [found for found in known if isinstance(found, Rejection)]
     if rejections and not profiles and all(rejection.reason == OUT_OF_TIME for rejection in rejections):
@@ -92,8 +92,9 @@ def _planned(run: RunContext) -> Plan:
 def train(run: RunContext, plan: Plan) -> None:
     """The instantiation phase: every turn of the plan that has not ended yet, or the trials of its search."""
     # Whoever has no rival is the winner: its process goes on with its evaluation.
-    stays = plan.search is None and len(plan.trials) == 1 and train_phase.stays(run, plan.trials[0])
-    kept_s = _kept_s(plan, run, stays=stays)
+    alone = plan.search is None and len(plan.trials) == 1
+    in_process = alone and train_phase.evaluates_in_process(run, plan.trials[0])
+    kept_s = _kept_s(plan, run, evaluates_in_process=in_process)
     if plan.search is not None:
         evaluating_s = max(0.0, kept_s - run.closing_s)
         search_phase.train(run, plan, left=lambda: run.remaining().less(kept_s), evaluating_s=evaluating_s)
@@ -117,12 +118,19 @@ def train(run: RunContext, plan: Plan) -> None:
             kept_s=kept_s,
             later_s=[later.allotted_s for _, later in waiting],
             others_free_at=[*at_work.values(), *[now] * idle],
-            stays=stays,
+            evaluates_in_process=in_process,
         )
         at_work[turn.name] = ends_at
         told = f"{number + 1} of {len(plan.trials)}"
         return train_phase.begun(
-            run, turn, slot, ends_at=ends_at, frozen=plan.frozen, told=told, last=not waiting, stays=stays
+            run,
+            turn,
+            slot,
+            ends_at=ends_at,
+            frozen=plan.frozen,
+            told=told,
+            last=not waiting,
+            evaluates_in_process=in_process,
         )
 
     def told(ended: tuple[TrialPlan, TrainResult | Failure]) -> None:
@@ -140,16 +148,16 @@ def train(run: RunContext, plan: Plan) -> None:
         slots.run_on_slots(run, "train", reserved_s=reserved_s, next_work=ask, on_done=told)
 
 
-def _kept_s(plan: Plan, run: RunContext, *, stays: bool) -> float:
+def _kept_s(plan: Plan, run: RunContext, *, evaluates_in_process: bool) -> float:
     """Under scope ``total``, what no turn may touch: evaluating the winner (and its twin, but not in a search, where
-    that was not trained as long), unless the process of the only turn ``stays`` for that, and closing."""
+    that was not trained as long), unless the only trial's process ``evaluates_in_process``, and closing."""
     if run.request.budget.scope == "candidate":
         return 0.0
-    if stays:
+    if evaluates_in_process:
         return run.closing_s
     twins = 2 if plan.search is None and {turn.candidate.precision for turn in plan.trials} >= {"amp", "fp32"} else 1
     evaluating_s = evaluation_reserve_s(max(turn.evaluation_s for turn in plan.trials)) * twins
-    return evaluating_s + run.closing_s
+    return evaluating_s + train_phase.evaluation_margin_s(run) + run.closing_s
 
 
 def check_plan(plan: Plan, fingerprint: str) -> None:

@@ -74,8 +74,8 @@ class _TrialRunner:
         while (found := self._resume_interrupted() or self._new()) is not None:
             trial, planned, ends_at = found
             if planned is not None:
-                stays = trial.final and train_phase.stays(self.run, planned)
-                evaluating_s = self._evaluating_s() if stays else 0.0
+                in_process = trial.final and train_phase.evaluates_in_process(self.run, planned)
+                evaluating_s = self._evaluating_s() if in_process else 0.0
                 ends_at += evaluating_s
                 self._running[planned.name] = _RunningTrial(trial, ends_at, evaluating_s)
                 return train_phase.begun(
@@ -86,7 +86,7 @@ class _TrialRunner:
                     frozen=self.frozen,
                     told=_describe(trial, self.search),
                     last=trial.final,
-                    stays=stays,
+                    evaluates_in_process=in_process,
                 )
             self.run.store.append("turn", {"name": trial.name, "trained": None, "reason": TOO_SHORT})
             self._score(trial, Failure(kind="deadline", reason=TOO_SHORT))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from fitwithin.accountant import Accountant, OpenEntry
 from fitwithin.budget import Budget
 from fitwithin.engine.base import Engine
-from fitwithin.engine.jobs import CURVE_POINTS, READING_S, EvaluateJob, JobSettings, TrainJob
+from fitwithin.engine.jobs import EvaluateJob, JobSettings, TrainJob
 from fitwithin.engine.margins import WATCHDOG_S
 from fitwithin.engine.results import (
     CARD,
@@ -30,6 +29,7 @@ from fitwithin.files import NEW
 from fitwithin.pipeline.context import RunContext
 from fitwithin.planning.cost import checkpoint_every_s, evaluation_reserve_s
 from fitwithin.planning.plan import TrialPlan
+from fitwithin.training.schedule import reading_every_s
 
 #: Of a run's folder: what its turns leave.
 CANDIDATES = "candidates"
@@ -44,15 +44,13 @@ ENDING_S = 0.05
 PATIENCE_S, PATIENCE_SHARE, PATIENCE_STEPS = (5.0, 60.0), 0.05, 20
 
 #: A trainer is silent for so many times what its start, a validation and two checkpoints take only if it hangs.
-SILENT = 5
+SILENCE_FACTOR = 5
 
-#: Where its process stays for the evaluation, a trainer is silent for so long towards the end only if it hangs: so many
-#: seconds, steps of the plan, and two checkpoints.
-LIVELY_S, LIVELY_STEPS = 1.0, 4
-
-#: A turn's process stays for the evaluation where the turn is so many times as long as its start and that take: what
-#: is tried out at its start must be worth its while, and a slow start be told from one that hangs.
-STAYS_FROM = 3
+#: In runs shorter than IN_PROCESS_BELOW_S the process that trained a model evaluates it too, which saves 1 to 3 s, if
+#: the trial is IN_PROCESS_FROM times as long as its start and the evaluation: trying the evaluation out must pay. In
+#: longer runs another process evaluates, and SEPARATE_MARGIN_S more are kept for it: a host that has worked for long
+#: starts a process slower (the same evaluations took 2.3 s after 90 s, and 2.8 after 300: docs/log.md).
+IN_PROCESS_BELOW_S, IN_PROCESS_FROM, SEPARATE_MARGIN_S = 600.0, 3, 3.0
 
 #: A turn whose process died or ran out of memory is taken up again so often.
 ATTEMPTS = 3
@@ -73,9 +71,9 @@ def turn_ends_at(
     kept_s: float,
     later_s: Sequence[float],
     others_free_at: Sequence[float] = (),
-    stays: bool = False,
+    evaluates_in_process: bool = False,
 ) -> float:
-    """The instant by which a turn must have ended, and the evaluation of its model if its process ``stays`` for it.
+    """The instant by which a turn must have ended, with the evaluation of its model if it ``evaluates_in_process``.
 
     Under scope ``candidate``, what is left of its allotment: everything the candidate was charged before counts, and
     an evaluation by another process is kept back. Under ``total`` also what turns before it left over: all that remains
@@ -87,7 +85,7 @@ def turn_ends_at(
     charged_s = books.lasted_s(turn.name) - books.lasted_s(turn.name, phase="profile")
     own_s = turn.allotted_s - charged_s
     if budget.scope == "candidate":
-        return now + own_s - (0.0 if stays else evaluation_reserve_s(turn.evaluation_s))
+        return now + own_s - (0.0 if evaluates_in_process else evaluation_reserve_s(turn.evaluation_s))
     left = accountant.remaining(gpus).less(kept_s)
     here_s = _left_to_one(later_s, others_free_at, now + left.time_s)
     by_clock_s, by_device_s = max(own_s, left.time_s - here_s), max(own_s, left.slot_s - sum(later_s))
@@ -119,10 +117,10 @@ def train(
     evaluation_s: float = 0.0,
     evaluation: EvaluateJob | None = None,
 ) -> TrainResult | Failure:
-    """Train one turn until ``ends_at`` at the latest; if its process fails, go on from what it left.
+    """Train one trial until ``ends_at`` at the latest; if its process fails, another one goes on from its checkpoint.
 
-    Behind it ``evaluation_s`` are kept for its model. With an ``evaluation`` its process stays for that, which then is
-    over by ``ends_at`` too; one that hangs is noticed while there is time for another process to evaluate what it left.
+    Behind it ``evaluation_s`` are kept for its model. With an ``evaluation`` its process does that too, which then is
+    over by ``ends_at``.
     """
 
     def note(progress: Progress) -> None:
@@ -133,7 +131,6 @@ def train(
     least_s, most_s = PATIENCE_S
     loader_timeout_s = max(least_s, PATIENCE_STEPS * step_s, min(most_s, PATIENCE_SHARE * turn.allotted_s))
     silent_s = turn.startup_s + turn.warmup_s + turn.validation_s + 2 * turn.save_s
-    lively_s = LIVELY_S + LIVELY_STEPS * step_s + 2 * turn.save_s
     job = TrainJob(
         setting=replace(setting, recipe=setting.recipe.for_epochs(turn.epochs)),
         candidate=turn.candidate,
@@ -146,22 +143,20 @@ def train(
         save_s=turn.save_s,
         checkpoint_every_s=checkpoint_every_s(turn.allotted_s, turn.save_s),
         loader_timeout_s=loader_timeout_s,
-        silence_s=SILENT * silent_s + loader_timeout_s + max(READING_S, turn.allotted_s / CURVE_POINTS),
+        heartbeat_timeout_s=SILENCE_FACTOR * silent_s + loader_timeout_s + reading_every_s(turn.allotted_s),
         open_ended=not frozen,
         frozen=frozen,
         non_allocator_bytes=turn.non_allocator_bytes,
-        captured=turn.captured,
+        cuda_graph=turn.cuda_graph,
         accum_steps=turn.accum_steps,
         stages=turn.stages,
-        start=str(folder.parent / turn.warm_start_from) if turn.warm_start_from else "",
+        init_from=str(folder.parent / turn.warm_start_from) if turn.warm_start_from else "",
         evaluation_s=evaluation_s,
         evaluation=evaluation,
-        anxious_at=ends_at - evaluation_reserve_s(turn.evaluation_s) - lively_s if evaluation else math.inf,
-        lively_s=lively_s,
     )
     outcome: TrainResult | Failure = Failure(kind="deadline", reason="its time was over before it could start")
     for _ in range(ATTEMPTS):
-        if engine.now() >= min(job.until_at, job.anxious_at):
+        if engine.now() >= job.until_at:
             break
         answer = engine.run(job, until_at=ends_at - ENDING_S, on_progress=note)
         assert isinstance(answer, TrainResult | Failure)
@@ -182,10 +177,16 @@ def train(
     return outcome
 
 
-def stays(run: RunContext, turn: TrialPlan) -> bool:
-    """Whether the process of a turn that has no rival can stay for its model's evaluation."""
-    start_s = turn.startup_s + turn.warmup_s + turn.evaluation_s
-    return run.engine.stays and run.request.data_parallel == 1 and turn.allotted_s >= STAYS_FROM * start_s
+def evaluates_in_process(run: RunContext, turn: TrialPlan) -> bool:
+    """Whether the process of a trial that has no rival evaluates its model too."""
+    short = run.request.limit_s < IN_PROCESS_BELOW_S and run.request.data_parallel == 1
+    least_s = IN_PROCESS_FROM * (turn.startup_s + turn.warmup_s + turn.evaluation_s)
+    return run.engine.evaluates_in_process and short and turn.allotted_s >= least_s
+
+
+def evaluation_margin_s(run: RunContext) -> float:
+    """Seconds kept for the winner's evaluation beyond its prediction and that one's margin."""
+    return 0.0 if run.request.limit_s < IN_PROCESS_BELOW_S else SEPARATE_MARGIN_S
 
 
 def evaluation(run: RunContext, turn: TrialPlan, *, until_at: float) -> EvaluateJob:
@@ -198,7 +199,7 @@ def evaluation(run: RunContext, turn: TrialPlan, *, until_at: float) -> Evaluate
         views=run.request.views,
         splits=("val", "test") if run.data.test else ("val",),
         until_at=until_at,
-        captured=turn.captured,
+        cuda_graph=turn.cuda_graph,
     )
 
 
@@ -211,12 +212,12 @@ def begun(
     frozen: bool,
     told: str,
     last: bool,
-    stays: bool = False,
+    evaluates_in_process: bool = False,
 ) -> Callable[[], tuple[TrialPlan, TrainResult | Failure]]:
     """A turn in a slot: its time until ``ends_at`` is reserved from now on, what is returned carries it out.
 
-    The evaluation follows a turn that is the ``last`` one of the run, or each under scope ``candidate``; the turn's
-    process ``stays`` for it, or another one is started.
+    The evaluation follows a turn that is the ``last`` one of the run, or each under scope ``candidate``; the turn
+    ``evaluates_in_process``, or another process is started for it.
     """
     evaluated = last or run.request.budget.scope == "candidate"
     opened = run.book("train", turn.name, reserved_s=ends_at - run.engine.now())
@@ -234,7 +235,7 @@ def begun(
                 frozen=frozen,
                 on_progress=lambda progress: run.progress(progress, slot),
                 evaluation_s=turn.evaluation_s if evaluated else 0.0,
-                evaluation=evaluation(run, turn, until_at=ends_at) if stays else None,
+                evaluation=evaluation(run, turn, until_at=ends_at) if evaluates_in_process else None,
             )
         return turn, outcome
 

@@ -38,7 +38,7 @@ class TrialPlan:
     several (rungs of a search), ``warm_start_from`` names the trial whose model it starts from.
 
     ``non_allocator_bytes`` is what its profile held outside the allocator, and is kept free from the start;
-    ``captured`` whether its step is recorded as a CUDA graph. An update takes ``batch`` images in ``accum_steps``
+    ``cuda_graph`` whether its step is recorded as a CUDA graph. An update takes ``batch`` images in ``accum_steps``
     parts. ``startup_s`` and ``warmup_s`` are parts of ``predicted_s``. ``why`` holds the reasons by what they are for:
     ``batch``, ``pace``, ``epochs`` and ``lr``, and where there is something to say ``resizing``, ``timing``, ``graph``
     and ``search``.
@@ -60,7 +60,7 @@ class TrialPlan:
     allotted_s: float
     why: dict[str, str]
     non_allocator_bytes: int = 0
-    captured: bool = True
+    cuda_graph: bool = True
     accum_steps: int = 1
     startup_s: float = 0.0
     warmup_s: float = 0.0
@@ -201,7 +201,7 @@ def plan_trial(profile: Profile, cost: Costs, epochs: float, allotted_s: float, 
         allotted_s=allotted_s,
         why=_reasons(profile, cost, epochs, allotted_s, workload),
         non_allocator_bytes=profile.non_allocator_bytes,
-        captured=profile.captured,
+        cuda_graph=profile.cuda_graph,
         accum_steps=profile.accum_steps,
         startup_s=profile.timing.startup_s,
         warmup_s=profile.timing.warmup_s + math.fsum(stage.change_s for stage in stages),
@@ -230,7 +230,7 @@ def _reasons(profile: Profile, cost: Costs, epochs: float, allotted_s: float, wo
     if timing.num_other_processes:
         others = format_count(timing.num_other_processes)
         why["timing"] = f"{others} other processes used the device while it was timed: alone it may be faster"
-    if not profile.captured:
+    if not profile.cuda_graph:
         why["graph"] = "its step or evaluation cannot be recorded as a CUDA graph, so every kernel is launched alone"
     return why
 

@@ -62,10 +62,10 @@ class ProfileCache:
             )
         )
 
-    def get(self, candidate: Candidate, *, brief: bool = False) -> Profile | None:
-        """The stored profile, the whole one or the ``brief``; None if there is none, or if its file is damaged."""
+    def get(self, candidate: Candidate, *, quick: bool = False) -> Profile | None:
+        """The stored profile, the whole one or the ``quick``; None if there is none, or if its file is damaged."""
         try:
-            name = _name(candidate, brief)
+            name = _name(candidate, quick)
             stored = json.loads(_path(self._folder, self.key, name).read_text(encoding="utf-8"))
             return profiles.from_dict(stored["profile"], cached=True)
         except (OSError, ValueError, KeyError, TypeError):
@@ -73,7 +73,7 @@ class ProfileCache:
 
     def write_atomic(self, profile: Profile) -> None:
         """Store a profile, whole or not at all."""
-        self._write(_name(profile.candidate, profile.brief), {"key": self.key, "profile": profiles.to_dict(profile)})
+        self._write(_name(profile.candidate, profile.quick), {"key": self.key, "profile": profiles.to_dict(profile)})
 
     def get_step_timings(self, model: str) -> dict[str, StepTiming] | None:
         """The paces of a backbone's variants, by name; None if they are not known."""
@@ -92,8 +92,8 @@ class ProfileCache:
         write(_path(self._folder, self.key, name), json.dumps(body))
 
 
-def _name(candidate: Candidate, brief: bool) -> str:
-    return f"{candidate.name}-brief" if brief else candidate.name
+def _name(candidate: Candidate, quick: bool) -> str:
+    return f"{candidate.name}-brief" if quick else candidate.name
 
 
 def _path(folder: Path, key: dict[str, Any], name: str) -> Path:

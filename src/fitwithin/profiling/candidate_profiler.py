@@ -52,14 +52,14 @@ class CandidateProfiler:
         n_train: int,
         on_progress: ProgressCallback,
         on_peak: Callable[[int | None], None] = lambda peak_bytes: None,
-        brief: bool = False,
+        quick: bool = False,
     ) -> None:
         self.candidate = candidate
         self._setting = setting
         self._engine = engine
         self._on_progress = on_progress
         self._on_peak = on_peak
-        self._brief = brief
+        self._quick = quick
         #: What an update takes for every candidate, if the recipe says so; in parts of max_batch at the most.
         self._fixed_batch = min(n_train, setting.recipe.batch) if isinstance(setting.recipe.batch, int) else 0
         #: Processes that share an update. What is probed is the share of one; a limit is an update's.
@@ -72,7 +72,7 @@ class CandidateProfiler:
         #: Why nothing more can be found out, if so.
         self._stop_reason = ""
         self._has_prior = False
-        self._captured = True
+        self._cuda_graph = True
         self._non_allocator_bytes = 0
         self._why = ""
         #: The largest batch that passed; 0 before the search is over.
@@ -93,7 +93,7 @@ class CandidateProfiler:
         self._until_at = until_at
         self._has_prior = prior is not None
         self._non_allocator_bytes = prior.non_allocator_bytes if prior is not None else self._non_allocator_bytes
-        first = self._limit if self._limit <= TRY_LIMIT_FIRST or self._brief else SMALL_BATCH
+        first = self._limit if self._limit <= TRY_LIMIT_FIRST or self._quick else SMALL_BATCH
         time_limit = alone and self._setting.recipe.batch == "largest"
         self.batch, self._why, _ = largest_batch(
             # A limit that is tried first is likely to be the result: it is timed at once.
@@ -102,7 +102,7 @@ class CandidateProfiler:
             limit=self._limit,
             first=first,
             smallest=SMALLEST_BATCH,
-            prior=None if self._brief else prior,
+            prior=None if self._quick else prior,
             known=[probe for (_, accum_steps), probe in self._by_batch.items() if not accum_steps],
         )
         if self.batch == 0 or self._stop_reason:
@@ -147,10 +147,10 @@ class CandidateProfiler:
             peak_bytes=timed.peak_bytes,
             timing=timed.timing,
             probes=self.probes,
-            captured=self._captured,
+            cuda_graph=self._cuda_graph,
             accum_steps=accum_steps,
             largest=self.batch,
-            brief=self._brief,
+            quick=self._quick,
         )
 
     def _at_the_knee(self, largest: Profile) -> Profile:
@@ -204,10 +204,10 @@ class CandidateProfiler:
             scout=not self._probes and not accum_steps and batch < self._limit and self._ranks == 1,
             limit=self._limit,
             non_allocator_bytes=max([self._non_allocator_bytes, *(each.non_allocator_bytes for each in self._probes)]),
-            captured=self._captured,
+            cuda_graph=self._cuda_graph,
             accum_steps=max(1, accum_steps),
             rates=rates,
-            brief=self._brief and accum_steps > 0,
+            quick=self._quick and accum_steps > 0,
         )
         ends_at = min(self._until_at, self._engine.now() + PROBE_WITHIN_S)
         for pauses in range(CROWDED_RETRIES + 1):
@@ -216,7 +216,7 @@ class CandidateProfiler:
                 # It may have been the scouted size that failed: the small one is asked alone before it is judged.
                 outcome = self._run(replace(job, scout=False), ends_at)
             if isinstance(outcome, Probe) and outcome.graph_capture_failed:
-                self._captured, job = False, replace(job, captured=False)
+                self._cuda_graph, job = False, replace(job, cuda_graph=False)
                 outcome = self._run(job, ends_at)
             if not (isinstance(outcome, Probe) and outcome.memory_taken_by_others):
                 break

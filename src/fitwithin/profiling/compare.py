@@ -17,7 +17,7 @@ from fitwithin.profiling.variants import layouts, pruned, slower, variants_to_co
 
 #: How far precisions and layouts are compared: all of them, a process for each backbone; in one process for all of them
 #: the layouts of the first precision, but those that would take long; or only as far as they were compared before.
-Extent = Literal["whole", "brief", "known"]
+Extent = Literal["whole", "quick", "known"]
 
 
 def compare_variants(
@@ -72,4 +72,4 @@ def _jobs(setting: JobSettings, unknown: Sequence[Sequence[Candidate]], extent: 
     several = [found for variants in unknown if len(found := layouts(variants)) > 1]
     if extent == "known" or not several:
         return []
-    return [CompareJob(setting=setting, candidates=tuple(each for found in several for each in found), brief=True)]
+    return [CompareJob(setting=setting, candidates=tuple(each for found in several for each in found), quick=True)]

@@ -54,7 +54,7 @@ def interpolate_profile(
             stage_change_s=dict.fromkeys(sizes[1:], change_s),
         ),
         probes=tuple(replace(probe, wall_s=0.0) for probe in known.probes if probe.timing is not None),
-        brief=True,
+        quick=True,
         cached=False,
     )
 

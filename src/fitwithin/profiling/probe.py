@@ -54,7 +54,7 @@ def probe(
     try:
         with device.guard():
             learner = Learner(
-                job.setting, job.candidate, device, captured=job.captured, accum_steps=job.accum_steps, team=team
+                job.setting, job.candidate, device, cuda_graph=job.cuda_graph, accum_steps=job.accum_steps, team=team
             )
             startup_s = time.monotonic() - requested_at
             if job.timed:
@@ -137,7 +137,7 @@ def _step_and_evaluate(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batc
     What the allocator keeps from evaluation and from one update decides what the next ones need.
     """
     x, y = dummy_batch(job.candidate.train_px, batch, job.setting.classes, job.setting.seed, job.setting.canvas_px)
-    recorded = job.captured and device.kind == "cuda"
+    recorded = job.cuda_graph and device.kind == "cuda"
     updates, passes = (RECORDED_UPDATES, RECORDED_PASSES) if recorded else (UPDATES, PASSES)
     losses = [learner.step(x, y, 1e-4) for _ in range(updates)]
     device.update_limit()

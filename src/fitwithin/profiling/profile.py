@@ -32,7 +32,7 @@ class Profile:
     """The measured facts of a candidate: parameters, its certified batch, and its timing at that batch.
 
     ``batch`` is what an update takes, in ``accum_steps`` parts; ``largest`` is the certified batch, ``batch`` if that
-    is 0. ``captured``: on CUDA its step ran, and has to run, as a recorded graph. ``brief``: its timing was short, or
+    is 0. ``cuda_graph``: on CUDA its step ran, and has to run, as a recorded graph. ``quick``: its timing was short, or
     is derived from that of a larger size.
     """
 
@@ -43,11 +43,11 @@ class Profile:
     peak_bytes: int
     timing: Timing
     probes: tuple[Probe, ...]
-    captured: bool = True
+    cuda_graph: bool = True
     accum_steps: int = 1
     largest: int = 0
     cached: bool = False
-    brief: bool = False
+    quick: bool = False
 
     @property
     def images_per_s(self) -> float:

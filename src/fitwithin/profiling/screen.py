@@ -33,7 +33,7 @@ def screen(job: CompareJob, device: Cpu | Cuda) -> CompareResult:
     """The pace of every variant; a backbone of which one fails, or does not fit with any of BATCHES, is left out: its
     profile tells why.
 
-    Where time is short (``brief``), variants whose kernels would be built for every shape are left out too, if there is
+    Where time is short (``quick``), variants whose kernels would be built for every shape are left out too, if there is
     another: 10 s for each size of progressive resizing (H100, efficientnet_b0 and mobilenetv3 in channels_last).
     """
     paces: dict[str, StepTiming] = {}
@@ -60,7 +60,7 @@ def _paces(job: CompareJob, variants: list[Candidate], device: Cpu | Cuda) -> di
         try:
             for candidate in variants:
                 with device.guard():
-                    pace = _pace(job, candidate, batch, device, builds=not job.brief or len(variants) == 1)
+                    pace = _pace(job, candidate, batch, device, builds=not job.quick or len(variants) == 1)
                 if pace is not None:
                     found[candidate.name] = pace
                 device.update_limit()
@@ -81,7 +81,7 @@ def _batch(job: CompareJob, candidate: Candidate, batch: int) -> Batch:
 def _pace(job: CompareJob, candidate: Candidate, batch: int, device: Cpu | Cuda, *, builds: bool) -> StepTiming | None:
     """The pace of one variant; None if its kernels would have to be built and it must not."""
     torch.set_float32_matmul_precision("highest")  # a variant before this one may have lowered it
-    learner = Learner(job.setting, candidate, device, captured=True)
+    learner = Learner(job.setting, candidate, device, cuda_graph=True)
     if not builds and candidate.layout == "channels_last" and learner.amp_dtype and models.depthwise(learner.net):
         return None
     x, y = _batch(job, candidate, batch)

@@ -19,9 +19,9 @@ from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import ProbeJob, batches_to_compare
 from fitwithin.engine.results import Timing
-from fitwithin.training.evaluation import eval_batch, ms_per_image, paced, split_logits
+from fitwithin.training.evaluation import eval_batch, first_and_pace, ms_per_image, split_logits
 from fitwithin.training.learner import Learner, check_finite, write_checkpoint
-from fitwithin.training.loop import ENDLESS
+from fitwithin.training.loop import MAX_STEPS
 
 #: Seconds per step, and its 95 % interval.
 StepTiming = tuple[float, float, float]
@@ -86,18 +86,18 @@ def measure(
     for px in sizes:
         begun_at = time.monotonic()
         with feeder.stream(
-            TrainBatches, **learner.fed_with(px), batch=job.batch, first_step=0, steps=ENDLESS
+            TrainBatches, **learner.loader_args(px), batch=job.batch, first_step=0, steps=MAX_STEPS
         ) as loaded:
             batches = iter(loaded)
             if px == sizes[0]:
                 first_s, save_s = _first_steps(learner, job, device, batches, begun_at, scratch)
             else:
                 changes_s[px] = _change(learner, device, batches, begun_at)
-            paces[px] = _pace(learner, device, batches, BRIEF if job.brief else USUAL)
+            paces[px] = _pace(learner, device, batches, BRIEF if job.quick else USUAL)
             if px == sizes[-1]:
                 fields = _dummy_paces(learner, job, device, next(batches))
                 fields.update(_beside_steps(learner, job, device, feeder))
-                if not job.brief:
+                if not job.quick:
                     learner.step(*next(batches), 1e-4)  # recorded anew, as after every evaluation
                 fields.update(capture_s=learner.capture_s, loader_step_s=_loader_pace(batches, loaded.prefetch))
     step_s, step_low_s, step_high_s = paces[candidate.train_px]
@@ -121,10 +121,10 @@ def _beside_steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: P
     device.empty_cache()
     sizes = sorted({job.candidate.train_px, *job.setting.view_sizes})
     passes = dict.fromkeys(sizes, (0.0, 0.0, 0.0))
-    if learner.team.leads:
+    if learner.team.is_main:
         # Those between are taken to cost what the next larger one does.
         larger = sizes[-1]
-        seen = {job.candidate.train_px, larger} if job.brief else set(sizes)
+        seen = {job.candidate.train_px, larger} if job.quick else set(sizes)
         for px in reversed(sizes):
             passes[px] = _evaluation(learner, job, feeder, px) if px in seen else passes[larger]
             larger = px
@@ -194,7 +194,7 @@ def _dummy_pace(learner: Learner, device: Cpu | Cuda, ready: Batch) -> float:
     """Mean seconds per step with one batch that lies ready in the host's memory: the paper's dummy loader."""
     device.synchronize()
     begun_at, steps = time.monotonic(), 0
-    while learner.team.led([steps < DUMMY_STEPS or time.monotonic() - begun_at < DUMMY_SAMPLE_S])[0]:
+    while learner.team.broadcast([steps < DUMMY_STEPS or time.monotonic() - begun_at < DUMMY_SAMPLE_S])[0]:
         learner.step(*ready, 1e-4)
         device.limit_run_ahead()
         steps += 1
@@ -217,7 +217,7 @@ def _pace(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch], sampli
     """Mean seconds per step, and its 95 % interval from the spread of chunks of steps."""
     marks: list[float] = []
     begun_at, mean_s, error_s, enough = time.monotonic(), 0.0, 0.0, False
-    for x, y in learner.team.in_step(batches):
+    for x, y in learner.team.lockstep(batches):
         learner.step(x, y, 1e-4)
         device.limit_run_ahead()
         now = time.monotonic()
@@ -227,7 +227,7 @@ def _pace(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch], sampli
             mean_s, error_s = _mean(np.diff(marks))
             enough = error_s <= sampling.steady * mean_s or now - marks[0] >= sampling.most_s
             error_s = max(error_s, sampling.error * mean_s)
-        if learner.team.led([enough])[0]:
+        if learner.team.broadcast([enough])[0]:
             break
     return mean_s, max(mean_s - error_s, 0.5 * mean_s), mean_s + error_s
 
@@ -246,14 +246,14 @@ def _evaluation(learner: Learner, job: ProbeJob, feeder: PrefetchLoader, px: int
     def note() -> bool:
         marks.append(time.monotonic())
         seen, since_s = len(marks) - 1, marks[-1] - marks[0]
-        return not job.brief or seen < BRIEF_BATCHES or (seen < BRIEF_MOST and since_s < BRIEF_EVALUATION_S)
+        return not job.quick or seen < BRIEF_BATCHES or (seen < BRIEF_MOST and since_s < BRIEF_EVALUATION_S)
 
     size, n = eval_batch(job.batch // job.accum_steps), len(feeder.pack.indices("val"))
     views = [View(px=px, flip=False)]
     split_logits(learner, feeder, "val", views, crop=job.setting.recipe.crop_pct, batch=size, on_batch=note)
-    whole_s, device_s = marks[-1] - marks[0], ms_per_image(learner, views[0], size, launched=False) / 1e3
+    whole_s, device_s = marks[-1] - marks[0], ms_per_image(learner, views[0], size, eager=False) / 1e3
     if len(marks) < 3:
         return 0.0, whole_s / n, device_s
     # All batches have the same size: the last is filled up.
-    first_s, batch_s = paced(marks)
-    return first_s, batch_s / size if job.brief else (whole_s - first_s) / n, device_s
+    first_s, batch_s = first_and_pace(marks)
+    return first_s, batch_s / size if job.quick else (whole_s - first_s) / n, device_s

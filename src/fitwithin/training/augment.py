@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 LUMA = (0.299, 0.587, 0.114)
 
 
-def flipped(x_bhwc: torch.Tensor, probability: float) -> torch.Tensor:
+def horizontal_flip(x_bhwc: torch.Tensor, probability: float) -> torch.Tensor:
     """Images [B, H, W, C], some of them mirrored.
 
     (A loader takes 24 us to mirror one of 160 px, a quarter of all it does; a device takes less than it can show.)
@@ -26,7 +26,7 @@ def flipped(x_bhwc: torch.Tensor, probability: float) -> torch.Tensor:
     return torch.where(chosen.view(-1, 1, 1, 1), x_bhwc.flip(2), x_bhwc)
 
 
-def coloured(x_bchw: torch.Tensor, most: float) -> torch.Tensor:
+def color_jitter(x_bchw: torch.Tensor, most: float) -> torch.Tensor:
     """Images [B, 3, H, W] of 0 to 255, each of another brightness, contrast and saturation.
 
     Each factor is drawn from 1 - ``most`` to 1 + ``most`` for every image (torchvision.transforms.ColorJitter, whose
@@ -44,7 +44,7 @@ def _grey(x_bchw: torch.Tensor) -> torch.Tensor:
     return red + green + blue
 
 
-def mixed(
+def cutmix(
     x_bchw: torch.Tensor, y_b: torch.Tensor, classes: int, probability: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Images [B, C, H, W], some with a box out of their neighbour in the batch; targets [B, K] by what is to be seen.

@@ -26,7 +26,7 @@ class CapturedStep:
         update: computes the loss of images [B, H, W, C] with their labels and updates the weights; calls its third
             argument once it has no more use for the images. It has run at this shape before, so that kernels are
             loaded and the optimizer's state is there.
-        like: a batch of the shape.
+        example: a batch of the shape.
         device: where; its current stream, which is not the default one, is recorded.
 
     Raises:
@@ -38,25 +38,25 @@ class CapturedStep:
     def __init__(
         self,
         update: Callable[[torch.Tensor, torch.Tensor, Callable[[], None]], torch.Tensor],
-        like: tuple[torch.Tensor, torch.Tensor],
+        example: tuple[torch.Tensor, torch.Tensor],
         device: Cuda,
     ) -> None:
         begun_at = time.monotonic()
-        self._x_bhwc, self._y_b = (torch.empty_like(part, device=device.torch_device) for part in like)
+        self._x_bhwc, self._y_b = (torch.empty_like(part, device=device.torch_device) for part in example)
         self._steps = torch.cuda.current_stream(device.torch_device)
         self._fetches = torch.cuda.Stream(device.torch_device)  # type: ignore[no-untyped-call]
-        self._fetches.wait_stream(self._steps)  # who used this memory before
-        self._read = torch.cuda.Event(external=True)  # type: ignore[no-untyped-call]
+        self._fetches.wait_stream(self._steps)  # which used this memory before
+        self._inputs_read = torch.cuda.Event(external=True)  # type: ignore[no-untyped-call]
         # The labels are used until the end of the step.
-        self._graph, self._loss = _recorded(
-            lambda: update(self._x_bhwc, self._y_b.clone(), self._read.record), device, "step"
+        self._graph, self._loss = _capture(
+            lambda: update(self._x_bhwc, self._y_b.clone(), self._inputs_read.record), device, "step"
         )
         #: Seconds that recording took.
         self.wall_s = time.monotonic() - begun_at
 
     def replay(self, x_bhwc: torch.Tensor, y_b: torch.Tensor) -> torch.Tensor:
         """One step on this batch; its loss, not waited for."""
-        self._fetches.wait_event(self._read)  # of the step before, if there was one
+        self._fetches.wait_event(self._inputs_read)  # of the step before, if there was one
         with torch.cuda.stream(self._fetches):
             self._x_bhwc.copy_(x_bhwc, non_blocking=True)
             self._y_b.copy_(y_b, non_blocking=True)
@@ -66,24 +66,24 @@ class CapturedStep:
 
 
 class CapturedForward:
-    """The recorded pass of a net, whose weights it reads wherever it is replayed. Its memory is kept as a Graph's is.
+    """The recorded pass of a net, whose weights it reads at each replay. It keeps memory as a CapturedStep does.
 
     (H100, resnet18d in bfloat16, 128 images of 64 to 96 px: 2.4 to 3.7 ms kernel by kernel, of which the GPU works
     0.65 to 1.04.)
 
     Args:
         net: computes the logits [B, K] of images [B, C, H, W]. It has run at this shape before.
-        like: images of the shape, and in the memory format, of those to come.
+        example: images of the shape, and in the memory format, of those to come.
         device: where; its current stream, which is not the default one, is recorded.
 
     Raises:
         OutOfMemory: the pass does not fit.
-        CaptureError: as a Graph's.
+        CaptureError: as of a CapturedStep.
     """
 
-    def __init__(self, net: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor, device: Cuda) -> None:
-        self._x_bchw = torch.empty_like(like)
-        self._graph, self._logits = _recorded(lambda: net(self._x_bchw), device, "evaluation")
+    def __init__(self, net: Callable[[torch.Tensor], torch.Tensor], example: torch.Tensor, device: Cuda) -> None:
+        self._x_bchw = torch.empty_like(example)
+        self._graph, self._logits = _capture(lambda: net(self._x_bchw), device, "evaluation")
 
     @property
     def shape(self) -> torch.Size:
@@ -97,7 +97,7 @@ class CapturedForward:
         return self._logits.clone()
 
 
-def _recorded(work: Callable[[], torch.Tensor], device: Cuda, what: str) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+def _capture(work: Callable[[], torch.Tensor], device: Cuda, what: str) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
     """A recording of ``work``, and where each replay leaves what it returns."""
     graph = torch.cuda.CUDAGraph()
     recording = torch.cuda.graph(

@@ -1,8 +1,8 @@
-"""Processes that train one candidate together, a GPU each: every one makes its slice of an update, all stay equal.
+"""Processes that train one candidate together, a GPU each: each makes its share of an update, so all weights are equal.
 
 The gradients travel between the devices (NCCL; gloo between processes of the CPU), decisions between the hosts (gloo, a
 few numbers): the first process measures, decides, validates and saves, and the others do as it does. So all take the
-same number of steps, and nobody waits for a collective operation that never comes. Why not DistributedDataParallel:
+same number of steps, and none waits for a collective operation that never comes. Why not DistributedDataParallel:
 docs/decisions/0010-data-parallel.md.
 """
 
@@ -28,8 +28,8 @@ from fitwithin.training.schedule import Schedule
 
 Item = TypeVar("Item")
 
-#: Whoever waits is ended by the engine, at its deadline at the latest; the libraries' own limits must not come first.
-ENDLESS = timedelta(days=1)
+#: The engine ends a process that waits at its deadline at the latest; the libraries' own limits must not come first.
+MAX_WAIT = timedelta(days=1)
 
 #: What a user sets stays. All are on this machine, so the hosts speak through its own interface, whatever the network
 #: is like. NVLink's multicast takes buffers of its own on every device, outside the allocator and under the cap. NCCL
@@ -37,23 +37,26 @@ ENDLESS = timedelta(days=1)
 #: together for illegal memory accesses.
 SETTINGS = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_NVLS_ENABLE": "0", "NCCL_GRAPH_REGISTER": "0"}
 
-#: How often the first process is looked for while it waits for its turn, in seconds.
+#: Seconds between looks for the first process, which may have to wait for the device.
 LOOK_S = 0.01
 
 
 class ProcessGroup:
-    """The processes of one job as one of them sees them. One that is alone does and waits for nothing."""
+    """The processes of one job as one of them sees them. In a group of one nothing is exchanged or waited for."""
 
     def __init__(self, seat: Seat) -> None:
-        self.rank, self.size, self.leads = seat.rank, seat.of, seat.leads
-        self._devices: dist.ProcessGroup | None = None  # whose memory the gradients are in; without one, the hosts'
+        self.rank = seat.rank
+        self.size = seat.world_size
+        self.is_main = seat.is_main
+        #: Of the GPUs whose memory the gradients are in; without one they are in the hosts' memory.
+        self._devices: dist.ProcessGroup | None = None
 
     def open(self, device: Cpu | Cuda) -> None:
         """Connect the devices, once the cap is set: what NCCL takes counts as memory outside the allocator."""
         if self.size == 1 or not isinstance(device, Cuda):
             return
         self._devices = cast(
-            "dist.ProcessGroup", dist.new_group(backend="nccl", timeout=ENDLESS, device_id=device.torch_device)
+            "dist.ProcessGroup", dist.new_group(backend="nccl", timeout=MAX_WAIT, device_id=device.torch_device)
         )
         dist.all_reduce(torch.zeros(1, device=device.torch_device), group=self._devices)  # connections and buffers
         device.update_limit()
@@ -87,8 +90,8 @@ class ProcessGroup:
         with _together():
             dist.all_reduce(flat)
 
-    def equalise(self, net: nn.Module) -> None:
-        """Give all processes the first one's weights and statistics."""
+    def broadcast_weights(self, net: nn.Module) -> None:
+        """Copy the first process's weights and statistics to all."""
         if self.size == 1:
             return
         with torch.no_grad(), _together():
@@ -98,90 +101,90 @@ class ProcessGroup:
 
     # --- between the hosts
 
-    def led(self, values: Sequence[int]) -> list[int]:
-        """The first one's whole numbers, in all."""
+    def broadcast(self, values: Sequence[int]) -> list[int]:
+        """The first process's whole numbers, in all processes."""
         if self.size == 1:
             return list(values)
-        told = torch.tensor(values, dtype=torch.int64)
+        shared = torch.tensor(values, dtype=torch.int64)
         with _together():
-            dist.broadcast(told, 0)
-        return [int(value) for value in told.tolist()]
+            dist.broadcast(shared, 0)
+        return [int(value) for value in shared.tolist()]
 
-    def largest(self, *values: int) -> list[int]:
+    def all_reduce_max(self, *values: int) -> list[int]:
         """The largest of all processes' numbers, one by one."""
         if self.size == 1:
             return list(values)
-        told = torch.tensor(values, dtype=torch.int64)
+        shared = torch.tensor(values, dtype=torch.int64)
         with _together():
-            dist.all_reduce(told, dist.ReduceOp.MAX)
-        return [int(value) for value in told.tolist()]
+            dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return [int(value) for value in shared.tolist()]
 
     def any(self, yes: bool) -> bool:
-        """Whether one of them says so."""
-        return bool(self.largest(yes)[0])
+        """Whether it is true in one of them."""
+        return bool(self.all_reduce_max(yes)[0])
 
     def gather(self, value: Any) -> list[Any]:
         """What each of them has, in the first one; nothing in the others."""
         if self.size == 1:
             return [value]
-        found: list[Any] | None = [None] * self.size if self.leads else None
+        found: list[Any] | None = [None] * self.size if self.is_main else None
         with _together():
             dist.gather_object(value, found, 0)
         return found or []
 
-    def in_step(self, batches: Iterable[Item]) -> Iterable[Item]:
+    def lockstep(self, batches: Iterable[Item]) -> Iterable[Item]:
         """The batches, as long as every process has one."""
-        return batches if self.size == 1 else self._in_step(batches)
+        return batches if self.size == 1 else self._lockstep(batches)
 
-    def _in_step(self, batches: Iterable[Item]) -> Iterator[Item]:
+    def _lockstep(self, batches: Iterable[Item]) -> Iterator[Item]:
         for batch in batches:
             if self.any(False):
                 return
             yield batch
         self.any(True)
 
-    def follow(self, schedule: Schedule, due: int, spoiled: bool) -> tuple[int, bool]:
-        """What the first one decided, in all; and all schedules stand as its does."""
+    def sync_schedule(self, schedule: Schedule, due: int, nonfinite: bool) -> tuple[int, bool]:
+        """What is due and whether a value is not finite, as the first process has it; all schedules become as its."""
         if self.size == 1:
-            return due, spoiled
-        total, cut, stage, due, bad = self.led([*schedule.told(), due, spoiled])
-        schedule.obey(total, bool(cut), stage)
-        return due, bool(bad)
+            return due, nonfinite
+        total, cut, stage, due, first = self.broadcast([*schedule.state(), due, nonfinite])
+        schedule.sync(total, bool(cut), stage)
+        return due, bool(first)
 
 
-#: What does its job by itself.
+#: A process that does its job by itself.
 SINGLE_PROCESS = ProcessGroup(Seat())
 
 
-def join(seat: Seat, jobs_per_host: int = 1) -> ProcessGroup:
-    """Meet the others of a job, each of which has its part of the cores that ``jobs_per_host`` jobs have.
+def init_process_group(seat: Seat, jobs_per_host: int = 1) -> ProcessGroup:
+    """Connect to the other processes of a job, which share the cores of the host with those of ``jobs_per_host`` jobs.
 
     Call it before the memory cap, under which no thread can start on the CPU, and after the loaders were forked.
 
     Raises:
-        Deserted: one of them is gone.
+        PeerLost: one of them is gone.
     """
-    if seat.of * jobs_per_host > 1:  # two that have two threads each on two cores take ten times as long
-        torch.set_num_threads(max(1, torch.get_num_threads() // (seat.of * jobs_per_host)))
-    if seat.of == 1:
+    if seat.world_size * jobs_per_host > 1:  # two that have two threads each on two cores take ten times as long
+        torch.set_num_threads(max(1, torch.get_num_threads() // (seat.world_size * jobs_per_host)))
+    if seat.world_size == 1:
         return SINGLE_PROCESS
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     with _together():
-        store = dist.FileStore(seat.meeting, seat.of)  # type: ignore[attr-defined]
-        dist.init_process_group("gloo", store=store, rank=seat.rank, world_size=seat.of, timeout=ENDLESS)
+        store = dist.FileStore(seat.rendezvous, seat.world_size)  # type: ignore[attr-defined]
+        dist.init_process_group("gloo", store=store, rank=seat.rank, world_size=seat.world_size, timeout=MAX_WAIT)
     return ProcessGroup(seat)
 
 
 def await_first(seat: Seat) -> None:
-    """Wait until the first one has come to the meeting: it may have to wait for its turn on the device."""
-    while not seat.leads and not Path(seat.meeting).exists():
+    """Wait until the first process has opened the rendezvous: it may have to wait for the device."""
+    while not seat.is_main and not Path(seat.rendezvous).exists():
         time.sleep(LOOK_S)
 
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """Tell apart that another process is gone, for which gloo has no type."""
+    """Raise PeerLost where another process is gone, for which gloo has no type."""
     try:
         yield
     except RuntimeError as error:

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -26,44 +26,36 @@ from fitwithin.engine.results import EVALUATED, EvalResult, Progress, logits_pat
 from fitwithin.files import write_atomic, write_text_atomic
 from fitwithin.training import model as models
 from fitwithin.training.learner import Learner
+from fitwithin.training.progress import EvalEstimate
 
 #: Evaluation needs no gradients: this many images at once keep a GPU busy, and the peak below training's.
 EVAL_BATCH = 256
 
 
-#: So often an evaluation shows how far it is.
-TELLING_S = 0.1
+#: Seconds between messages about how far an evaluation is.
+EMIT_S = 0.1
 
-#: How long it takes to write a view's logits is tried so often: the disk may be busy with something else once.
-WRITINGS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalEstimate:
-    """Seconds that an evaluation will take, those of its first size, and of that, if it is the training size,
-    validation without what it writes."""
-
-    whole_s: float
-    first_s: float
-    validation_s: float
+#: How many times writing a view's logits is timed: the disk may be busy with something else once.
+WRITES = 3
 
 
 class Evaluator:
-    """Writes the logits of a saved model; with the ``learner`` of the turn that left it, or else with one of its own.
+    """Writes the logits of a saved model; with the ``learner`` of the trial that left it, or else with one of its own.
 
-    ``holds`` is the folder of the model whose weights that has, if any; ``ms_per_image`` what each view costs, as far
-    as it is known.
+    ``saved_dir`` is the folder of the model whose weights that learner has, if any; ``ms_per_image`` holds the
+    milliseconds of each view that was timed, by its name.
     """
 
     def __init__(self, device: Cpu | Cuda, feeder: PrefetchLoader) -> None:
-        self._device, self._feeder = device, feeder
+        self._device = device
+        self._feeder = feeder
         self.learner: Learner | None = None
-        self.holds = ""
+        self.saved_dir = ""
         self.ms_per_image: dict[str, float] = {}
 
-    def rehearse(self, learner: Learner, job: EvaluateJob, most_s: float) -> EvalEstimate:
-        """Try the evaluation out with that learner, whatever its weights: what it will take in this process, what it
-        writes included.
+    def estimate_time(self, learner: Learner, job: EvaluateJob, most_s: float) -> EvalEstimate:
+        """Try the evaluation out with that learner, whatever its weights; the seconds that it will take in this
+        process, with what it writes.
 
         Every view is timed first: what its kernels cost at first is paid then, and a GPU that rested has raised its
         clocks. One batch, not counted, wakes the loaders. Then of each size REHEARSED_BATCHES of validation are looked
@@ -75,7 +67,7 @@ class Evaluator:
         for view in job.views:
             self.ms_per_image[view.name] = ms_per_image(learner, view, size)
 
-        def looked_at(views: list[View], batches: int, until_at: float) -> list[float]:
+        def timed(views: list[View], batches: int, until_at: float) -> list[float]:
             """When it began, and when each batch was done."""
             marks = [time.monotonic()]
 
@@ -87,14 +79,16 @@ class Evaluator:
             self._device.empty_cache()
             return marks
 
-        looked_at(groups[0], 1, 0.0)
+        timed(groups[0], 1, 0.0)
         begun_at, sizes_s, validation_s = time.monotonic(), list[float](), 0.0
-        writing_s = self._writing_s(job)
+        writing_s = self._write_s(job)
         for number, views in enumerate(groups):
-            marks = looked_at(views, REHEARSED_BATCHES, begun_at + most_s * (number + 1) / len(groups))
+            marks = timed(views, REHEARSED_BATCHES, begun_at + most_s * (number + 1) / len(groups))
             # Of a single batch the device's part is known.
             alone_s = min(marks[1] - marks[0], sum(self.ms_per_image[view.name] for view in views) * size / 1e3)
-            first_s, batch_s = paced(marks) if len(marks) > 2 else (max(0.0, marks[1] - marks[0] - alone_s), alone_s)
+            first_s, batch_s = max(0.0, marks[1] - marks[0] - alone_s), alone_s
+            if len(marks) > 2:
+                first_s, batch_s = first_and_pace(marks)
             split_s = {split: first_s + self._batches(split, size) * batch_s for split in job.splits}
             sizes_s.append(sum(split_s.values()) + len(job.splits) * (len(views) + 1) * writing_s)
             if views[0].px == job.candidate.train_px:
@@ -108,8 +102,8 @@ class Evaluator:
         split of a size: nothing of that is lost with the process.
         """
         folder, device = Path(job.folder), self._device
-        learner = self.learner or Learner(job.setting, job.candidate, device, captured=job.captured)
-        if self.holds != job.folder:
+        learner = self.learner or Learner(job.setting, job.candidate, device, cuda_graph=job.cuda_graph)
+        if self.saved_dir != job.folder:
             models.adopt(learner.net, job.folder)
         size = eval_batch(job.batch)
         sizes = [(split, views) for views in by_size(job.views, job.candidate.train_px) for split in job.splits]
@@ -117,15 +111,15 @@ class Evaluator:
         there = read_eval_result(folder / EVALUATED)
         found = there or EvalResult(done=(), ms_per_image={}, batch=size, peak_bytes=0)
         self.ms_per_image.update(found.ms_per_image)
-        seen, seen_at, told_at = 0, 0.0, -math.inf
+        seen, seen_at, emitted_at = 0, 0.0, -math.inf
 
-        def go_on() -> bool:
+        def in_time() -> bool:
             """Whether this batch was the last one of its size, or the next, if it takes as long, is done in time."""
-            nonlocal seen, seen_at, told_at
+            nonlocal seen, seen_at, emitted_at
             now = time.monotonic()
             seen, batch_s, seen_at = seen + 1, now - seen_at, now
-            if now >= told_at + TELLING_S:
-                told_at = now
+            if now >= emitted_at + EMIT_S:
+                emitted_at = now
                 emit(Progress(step=seen, total=total, text=f"{split} split", facts={"peak_bytes": device.peak_bytes()}))
             return seen == ends_after or now + batch_s < job.until_at
 
@@ -143,7 +137,7 @@ class Evaluator:
                 views,
                 crop=job.setting.recipe.crop_pct,
                 batch=size,
-                on_batch=go_on,
+                on_batch=in_time,
                 until_at=job.until_at,
             )
             if logits is None:
@@ -163,13 +157,13 @@ class Evaluator:
             device.empty_cache()
         return replace(found, peak_bytes=max(found.peak_bytes, device.peak_bytes()))
 
-    def _writing_s(self, job: EvaluateJob) -> float:
-        """Seconds in which the logits of the larger split are on disk: the median of WRITINGS."""
-        path = Path(job.folder) / "rehearsal.npy"
+    def _write_s(self, job: EvaluateJob) -> float:
+        """Seconds in which the logits of the larger split are on disk: the median of WRITES."""
+        path = Path(job.folder) / "timed.npy"
         most = max(len(self._feeder.pack.indices(split)) for split in job.splits)
         rows = np.zeros((most, job.setting.classes), dtype=np.float32)
         taken: list[float] = []
-        while len(taken) < WRITINGS:
+        while len(taken) < WRITES:
             begun_at = time.monotonic()
             write_atomic(path, partial(_save, rows), fsync=True)
             taken.append(time.monotonic() - begun_at)
@@ -186,7 +180,7 @@ def _save(rows: Floats, path: Path) -> None:
         np.save(file, rows, allow_pickle=False)
 
 
-def paced(marks: Sequence[float]) -> tuple[float, float]:
+def first_and_pace(marks: Sequence[float]) -> tuple[float, float]:
     """What the first batches took beyond the pace of the others, and seconds per batch of these, by when the first of
     two or more was begun and each was done.
 
@@ -199,15 +193,15 @@ def paced(marks: Sequence[float]) -> tuple[float, float]:
     return max(0.0, marks[since] - marks[0] - since * batch_s), batch_s
 
 
-def ms_per_image(learner: Learner, view: View, batch: int, *, launched: bool = True) -> float:
+def ms_per_image(learner: Learner, view: View, batch: int, *, eager: bool = True) -> float:
     """Median milliseconds per image of one forward pass of ``batch`` images that are on the device already; unless it
-    is to be as in an evaluation, ``launched`` kernel by kernel, as where the model is used."""
+    is to be as in an evaluation, ``eager``: kernel by kernel, as where the model is used."""
     x_bhwc = torch.zeros((batch, view.px, view.px, 3), dtype=torch.uint8, device=learner.device.torch_device)
     taken: list[float] = []
     while len(taken) < VIEW_PASSES and sum(taken) < VIEW_S:
         learner.device.synchronize()
         begun_at = time.monotonic()
-        learner.logits(x_bhwc, flip=view.flip, launched=launched)
+        learner.logits(x_bhwc, flip=view.flip, eager=eager)
         learner.device.synchronize()
         taken.append(time.monotonic() - begun_at)
     return 1e3 * median(taken) / batch
@@ -262,12 +256,11 @@ def count_correct(
     px: int,
     crop: float,
     batch: int,
-    on_batch: Callable[[], bool] | None = None,
     until_at: float = math.inf,
 ) -> int | None:
     """How many images of a labelled split the model gets right, one plain view at ``px``; None after ``until_at``."""
     view = View(px=px, flip=False)
-    found = split_logits(learner, feeder, split, [view], crop=crop, batch=batch, on_batch=on_batch, until_at=until_at)
+    found = split_logits(learner, feeder, split, [view], crop=crop, batch=batch, until_at=until_at)
     if found is None:
         return None
     labels = feeder.pack.labels[feeder.pack.indices(split)]

@@ -1,7 +1,7 @@
 """A model with its optimizer on a device: one training step, and logits. What is probed is what trains.
 
 Shape suffixes: B batch, C channels, H W pixels, K classes. Training images may lie on canvases; then their labels
-are [B, 3] and they are resized in the step (:mod:`fitwithin.training.resample`).
+are [B, 3] and they are resized in the step (:func:`fitwithin.training.augment.resized`).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ SEEDS = 2**31
 class Learner:
     """A candidate's model, its optimizer and, under float16, its loss scaler.
 
-    With ``captured`` its step is recorded as a CUDA graph (:class:`~.cuda_graph.CapturedStep`) once it has run, and so
-    is its pass without gradients, one in place of the other; on the CPU there is no such thing. An update's gradient is
+    With ``cuda_graph`` its step is recorded as a CUDA graph (:class:`~.cuda_graph.CapturedStep`) once it has run, and
+    so is its pass without gradients, one in place of the other; on the CPU neither is. An update's gradient is
     accumulated over ``accum_steps`` parts of its batch, and averaged over the ``team`` of processes that train
     together.
     """
@@ -54,12 +54,14 @@ class Learner:
         candidate: Candidate,
         device: Cpu | Cuda,
         *,
-        captured: bool = False,
+        cuda_graph: bool = False,
         accum_steps: int = 1,
         team: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         torch.manual_seed(setting.seed)
-        self.device, self.accum_steps, self.team = device, accum_steps, team
+        self.device = device
+        self.accum_steps = accum_steps
+        self.team = team
         self.amp_dtype = models.amp_dtype(candidate.precision, device.amp_dtype)
         if candidate.precision == "tf32":
             torch.set_float32_matmul_precision("high")
@@ -68,13 +70,13 @@ class Learner:
         sizes = (candidate.train_px, *setting.view_sizes, *(px for _, px in stages))
         net, self.arguments = models.build(candidate, setting.classes, sizes)
         #: Buffers that are no numbers by design: gemma4_vit clamps to bounds that are infinite at first.
-        self._endless = {name for name, value in net.named_buffers() if not torch.isfinite(value).all()}
+        self._nonfinite_buffers = {name for name, value in net.named_buffers() if not torch.isfinite(value).all()}
         self.net = net.to(device.torch_device, memory_format=self._format)  # type: ignore[call-overload]
         self.parameters = models.parameters(net)
-        team.equalise(self.net)
+        team.broadcast_weights(self.net)
         if team.rank:  # equal weights, but dropout and augmentation of its own
             torch.manual_seed(setting.seed + team.rank * SEEDS)
-        self._recorder = device if captured and isinstance(device, Cuda) else None
+        self._recorder = device if cuda_graph and isinstance(device, Cuda) else None
         #: The learning rate where a recorded step finds it; without one it is a plain number.
         self._rate = torch.zeros((), device=device.torch_device) if self._recorder else None
         self.optimizer = optimizer.make(
@@ -84,10 +86,12 @@ class Learner:
             fused=device.kind == "cuda",
             capturable=self._recorder is not None,
         )
-        self._setting, self._recipe, self._classes = setting, setting.recipe, setting.classes
+        self._setting = setting
+        self._recipe = setting.recipe
+        self._classes = setting.classes
         #: The side to which images on canvases are resized.
         self.px = candidate.train_px
-        # Half precision tells 0 to 255 to an eighth; bfloat16 would tell them to a whole.
+        # float16 resolves 0 to 255 to an eighth; bfloat16 only to a whole.
         half = device.kind == "cuda" and self.amp_dtype is not None
         self._pixel_dtype = torch.float16 if half else torch.float32
         self.scaler = torch.amp.GradScaler(device.kind, enabled=self.amp_dtype == torch.float16)
@@ -98,16 +102,21 @@ class Learner:
         #: The shape of the images of the last pass that was launched kernel by kernel.
         self._passed: torch.Size | None = None
         # What the last step's shapes follow from, and how many there were of it in a row.
-        self._ran: tuple[tuple[torch.Size, torch.Size, int] | None, int] = (None, 0)
+        self._last_shape: tuple[tuple[torch.Size, torch.Size, int] | None, int] = (None, 0)
         #: Seconds that recording the step took, the last time.
         self.capture_s = 0.0
 
-    def fed_with(self, px: int) -> dict[str, Any]:
-        """Train on images of ``px`` from here on; what TrainBatches must be told for that."""
+    def loader_args(self, px: int) -> dict[str, Any]:
+        """Train on images of ``px`` from here on; the arguments of TrainBatches for that."""
         self.px = px
-        asked = self._setting
-        whose = {"rank": self.team.rank, "ranks": self.team.size}
-        return {"recipe": asked.recipe, "px": px, "seed": asked.seed, "canvas_px": asked.canvas_px, **whose}
+        return {
+            "recipe": self._recipe,
+            "px": px,
+            "seed": self._setting.seed,
+            "canvas_px": self._setting.canvas_px,
+            "rank": self.team.rank,
+            "ranks": self.team.size,
+        }
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision where the candidate asks for it."""
@@ -118,7 +127,7 @@ class Learner:
         x_bchw = x_bhwc.to(self.device.torch_device, non_blocking=True).permute(0, 3, 1, 2)
         x_bchw = x_bchw.to(torch.float32, memory_format=self._format)
         if color_jitter:
-            x_bchw = augment.coloured(x_bchw, color_jitter)
+            x_bchw = augment.color_jitter(x_bchw, color_jitter)
         return x_bchw.sub_(self._mean).div_(self._std).contiguous(memory_format=self._format)
 
     def _augmented(self, x_bhwc: torch.Tensor, y_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,28 +137,28 @@ class Learner:
             x_bhwc = augment.resized(x_bhwc, y_b[:, 1:], self.px, self._pixel_dtype)
             y_b = y_b[:, 0]
         if recipe.flip:
-            x_bhwc = augment.flipped(x_bhwc, recipe.flip)
+            x_bhwc = augment.horizontal_flip(x_bhwc, recipe.flip)
         x_bchw = self.images(x_bhwc, recipe.color_jitter)
         if recipe.cutmix:
-            return augment.mixed(x_bchw, y_b, self._classes, recipe.cutmix)
+            return augment.cutmix(x_bchw, y_b, self._classes, recipe.cutmix)
         return x_bchw, y_b
 
     def step(self, x_bhwc: torch.Tensor, y_b: torch.Tensor, lr: float) -> torch.Tensor:
         """One update at learning rate ``lr``; returns the batch's mean cross-entropy, not waited for.
 
         Raises:
-            CaptureError: with ``captured``, the step cannot be recorded.
+            CaptureError: with ``cuda_graph``, the step cannot be recorded.
         """
         if not self.net.training:
             self.net.train()
         if self._pass is not None:
             self.release()
         self._set_rate(lr)
-        before, runs = self._ran
+        before, runs = self._last_shape
         if before != (now := (x_bhwc.shape, y_b.shape, self.px)):
             self.release()
             runs = 0
-        self._ran = (now, runs + 1)
+        self._last_shape = (now, runs + 1)
         if self._recorder is not None and self._graph is None and runs >= UNRECORDED:
             self._graph = CapturedStep(self._update, (x_bhwc, y_b), self._recorder)
             self.capture_s = self._graph.wall_s
@@ -166,15 +175,15 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def _update(self, x_bhwc: torch.Tensor, y_b: torch.Tensor, read: Callable[[], None]) -> torch.Tensor:
-        """One update; ``read`` is called once the images are on their way through the net."""
+    def _update(self, x_bhwc: torch.Tensor, y_b: torch.Tensor, on_inputs_read: Callable[[], None]) -> torch.Tensor:
+        """One update; ``on_inputs_read`` is called once the images are on their way through the net."""
         x_bhwc = x_bhwc.to(self.device.torch_device, non_blocking=True)
         y_b = y_b.to(self.device.torch_device, non_blocking=True)
         losses: list[torch.Tensor] = []
         for x_part, y_part in zip(x_bhwc.chunk(self.accum_steps), y_b.chunk(self.accum_steps), strict=True):
             x_bchw, target = self._augmented(x_part, y_part)
             if len(losses) == self.accum_steps - 1:
-                read()
+                on_inputs_read()
             with self.autocast():
                 loss = F.cross_entropy(self.net(x_bchw), target, label_smoothing=self._recipe.label_smoothing)
             del x_bchw  # it need not stay while the weights are updated
@@ -198,14 +207,14 @@ class Learner:
             self._graph = self._pass = None
             self.device.empty_cache()
 
-    def logits(self, x_bhwc: torch.Tensor, *, flip: bool = False, launched: bool = False) -> torch.Tensor:
-        """Float32 logits [B, K] on the device, of the images or of their mirror images; ``launched`` kernel by kernel,
-        as where the model is used.
+    def logits(self, x_bhwc: torch.Tensor, *, flip: bool = False, eager: bool = False) -> torch.Tensor:
+        """Float32 logits [B, K] on the device, of the images or of their mirror images; ``eager``: kernel by kernel, as
+        where the model is used.
 
         Raises:
-            CaptureError: with ``captured``, the pass cannot be recorded.
+            CaptureError: with ``cuda_graph``, the pass cannot be recorded.
         """
-        if self._graph is not None or launched:
+        if self._graph is not None or eager:
             self.release()
         if self.net.training:
             self.net.eval()
@@ -213,9 +222,9 @@ class Learner:
             x_bchw = self.images(x_bhwc)
             if flip:
                 x_bchw = x_bchw.flip(3).contiguous(memory_format=self._format)
-            return self._out(x_bchw, None if launched else self._recorder).float()
+            return self._forward(x_bchw, None if eager else self._recorder).float()
 
-    def _out(self, x_bchw: torch.Tensor, recorder: Cuda | None) -> torch.Tensor:
+    def _forward(self, x_bchw: torch.Tensor, recorder: Cuda | None) -> torch.Tensor:
         """The net's logits: recorded, if there is a ``recorder``, from the second pass of a shape on."""
         if self._pass is None or recorder is None or self._pass.shape != x_bchw.shape:
             before, self._passed = self._passed, x_bchw.shape
@@ -229,7 +238,7 @@ class Learner:
     def finite(self) -> bool:
         """Whether all weights and statistics are numbers that were when they were made; waits for the device."""
         named = self.net.state_dict().items()
-        judged = [value for name, value in named if name not in self._endless]
+        judged = [value for name, value in named if name not in self._nonfinite_buffers]
         values = [value for value in judged if value.is_floating_point() and value.numel()]
         with torch.no_grad():  # a norm needs no memory to speak of, unlike isfinite: the cap may be near
             largest = torch.stack([torch.linalg.vector_norm(value, math.inf) for value in values])
@@ -241,7 +250,7 @@ class Learner:
         Processes that train together ask for it together. The first one's answer has every generator's state; the
         others take over its batch norm's statistics, as they will where they go on from there.
         """
-        self.team.equalise(self.net)
+        self.team.broadcast_weights(self.net)
         rng = {"cpu": torch.get_rng_state()}
         if self.device.kind == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device.torch_device)
@@ -284,7 +293,7 @@ def write_checkpoint(path: Path, learner: Learner, facts: dict[str, Any]) -> Non
     Processes that train together call it together; the first one writes.
     """
     state = learner.state()
-    if learner.team.leads:
+    if learner.team.is_main:
         write_atomic(path, lambda new: torch.save({"learner": state, "facts": facts}, new), fsync=True)
 
 

@@ -1,6 +1,6 @@
-"""One turn: train a candidate to its planned end or to its deadline, whichever is nearer, and leave its best model.
+"""One trial: train a candidate to its planned end or to its deadline, whichever is nearer, and leave its best model.
 
-The loop reads top to bottom in :func:`advance`: validate, checkpoint, one step, take note.
+The loop in :func:`train` reads top to bottom: one step, note its loss, validate or write a checkpoint if that is due.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from fitwithin.training.distributed import SINGLE_PROCESS, ProcessGroup
 from fitwithin.training.evaluation import Evaluator
 from fitwithin.training.trainer import Emit, Trainer
 
-#: More steps than any turn has.
-ENDLESS = 10**9
+#: More steps than any trial has.
+MAX_STEPS = 10**9
 
 
-def advance(
+def train(
     job: TrainJob,
     device: Cpu | Cuda,
     feeder: PrefetchLoader,
@@ -32,50 +32,53 @@ def advance(
 ) -> TrainResult:
     """Train; go on from the folder's checkpoint if there is one; leave the best model in the folder.
 
-    Where the process stays for its model's evaluation, the ``evaluator`` tries that out first. The processes of a
-    ``team`` train together, step by step; the first one decides, validates and writes.
+    Where this process will evaluate the model, the ``evaluator`` tries that out first. The processes of a ``team``
+    train together, step by step; the first one decides, validates and writes.
 
     Raises:
-        OutOfMemory: the cap was reached; checkpoint and best model so far stay.
-        Hanging: the loaders make no more batches, and there is time to go on from the checkpoint in another process.
+        OutOfMemory: the cap was reached; the checkpoint and the best model so far stay.
+        LoaderTimeout: the loaders make no more batches, and there is time to go on from the checkpoint in another
+            process.
         TrainingError: the loss or a weight is no longer finite, whatever the rate.
     """
     if (finished := read_train_result(Path(job.folder) / OUTCOME)) is not None:
         return finished
-    turn = Trainer(job, device, feeder, asked_at, team, emit)
-    turn.go_on()
-    schedule, learner, feeder.loader_timeout_s = turn.schedule, turn.learner, job.loader_timeout_s
+    trainer = Trainer(job, device, feeder, asked_at, team, emit)
+    trainer.resume()
+    progress, learner = trainer.progress, trainer.learner
+    schedule = progress.schedule
+    feeder.loader_timeout_s = job.loader_timeout_s
     if evaluator is not None and job.evaluation is not None:
-        turn.rehearse(evaluator, job.evaluation)
+        trainer.estimate_evaluation(evaluator, job.evaluation)
     if ended := schedule.done:
-        turn.keep()
-    turn.stepping()
+        trainer.save_last_if_no_best()
+    trainer.start_timer()
     while not ended:
         stage = schedule.stage
         with feeder.stream(
             TrainBatches,
-            **learner.fed_with(stage.px),
+            **learner.loader_args(stage.px),
             batch=job.share,
             first_step=schedule.step,
-            steps=ENDLESS if schedule.open_ended else schedule.total,
+            steps=MAX_STEPS if schedule.open_ended else schedule.total,
             until_at=schedule.training_ends_at,
         ) as loaded:
-            for x_bhwc, y_b in team.in_step(loaded):
-                loss = learner.step(x_bhwc, y_b, turn.peak_lr * schedule.lr_factor)
+            for x_bhwc, y_b in team.lockstep(loaded):
+                loss = learner.step(x_bhwc, y_b, progress.peak_lr * schedule.lr_factor)
                 device.limit_run_ahead()
-                schedule.step += 1
-                turn.read(loss)
-                if due := turn.observe():
-                    turn.aside(due)
-                if turn.spoiled or schedule.done or schedule.stage is not stage:
+                progress.take()
+                trainer.read(loss)
+                if due := trainer.observe():
+                    trainer.pause_for(due)
+                if trainer.nonfinite or schedule.done or schedule.stage is not stage:
                     break
             if stalled := team.any(feeder.stalled):
-                turn.starve()
+                trainer.on_loader_timeout()
             if schedule.done:
-                turn.aside(turn.keep)
-        if turn.spoiled and not stalled:
-            turn.rescue()
+                trainer.pause_for(trainer.save_last_if_no_best)
+        if trainer.nonfinite and not stalled:
+            trainer.restore_checkpoint()
         ended = schedule.done
     if evaluator is not None:
-        evaluator.holds = turn.holds
-    return turn.finish()
+        evaluator.saved_dir = trainer.saved_dir
+    return trainer.finish()

@@ -1,4 +1,4 @@
-"""The losses of a turn: they stay on the device, and their mean is fetched now and then without waiting for it."""
+"""The losses of a trial: they stay on the device, and their mean is fetched now and then without waiting for it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ class LossMeter:
     """Takes the loss of every step and gives means of them, at most one every ``every_s`` seconds."""
 
     def __init__(self, device: Cpu | Cuda, every_s: float) -> None:
-        self._device, self._every_s, self._read_at = device, every_s, time.monotonic()
+        self._device = device
+        self._every_s = every_s
+        self._read_at = time.monotonic()
         self._unread: list[torch.Tensor] = []
-        self._reading: tuple[int, Callable[[], float | None]] | None = None  # step, mean of the losses before
+        #: The step of the reading under way, and what gives the mean of the losses up to it, or None for now.
+        self._reading: tuple[int, Callable[[], float | None]] | None = None
 
     def clear(self) -> None:
         """Forget what was not read yet."""

@@ -1,9 +1,9 @@
-"""The course of one turn: its steps, the image size of each, and a learning rate that ends at exactly 0.
+"""The course of one trial: its steps, the image size of each, and a learning rate that ends at exactly 0.
 
-A turn is planned in steps. While it runs, the pace is measured; where the steps left no longer fit before the deadline,
-the end moves forward and the rate is drawn to the new end (Li, Yumer, Ramanan, "Budgeted Training", ICLR 2020:
-a schedule must span exactly the budget). Where more would fit, an open-ended schedule moves it back. A frozen schedule
-keeps its steps, so that it can be replayed.
+A trial is planned in steps. While it runs, the pace is measured; where the steps left no longer fit before the
+deadline, the end moves forward and the rate is drawn to the new end (Li, Yumer, Ramanan, "Budgeted Training", ICLR
+2020: a schedule must span exactly the budget). Where more would fit, an open-ended schedule moves it back. A frozen
+schedule keeps its steps, so that it can be replayed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from fitwithin.engine.jobs import Stage, TrainJob
+from fitwithin.engine.jobs import CURVE_POINTS, READING_S, Stage, TrainJob
 from fitwithin.engine.margins import EXIT_S, HANDOVER_S, MEANWHILE_S, REHEARSED_MARGIN
 
 
@@ -39,8 +39,8 @@ def rate_factor(step: int, total: int, shape: str = "cosine", warmup: float = 0.
     return cosine(step, total) if total > 1 or not rising else 0.0
 
 
-#: The planned pace counts like this many measured steps, so that a slow start does not end a turn early; in a short
-#: turn like this share of its steps.
+#: The planned pace counts like this many measured steps, so that a slow start does not end a trial early; in a short
+#: trial like this share of its steps.
 PRIOR_STEPS, PRIOR_SHARE = 20, 1 / 3
 
 #: Steps over which the pace is measured; a single reading counts at most OUTLIER times the planned pace.
@@ -53,11 +53,11 @@ UNSTEADY_STEPS = 3
 
 @dataclass(kw_only=True)
 class Schedule:
-    """Steps of one turn against its deadline.
+    """Steps of one trial against its deadline.
 
     ``training_ends_at`` is the deadline less everything that must follow the last step; ``planned_step_s`` the pace
     that was planned, or that of each of the ``stages``. An ``open_ended`` schedule goes beyond its plan while time
-    lasts. ``cut`` tells that time ended before a last step at rate 0 could be taken.
+    lasts. ``cut``: the time ended before a last step at rate 0 could be taken.
     """
 
     planned: int
@@ -95,25 +95,20 @@ class Schedule:
 
     @property
     def stage(self) -> Stage:
-        """That of the step about to be taken. A turn never goes back to an earlier one."""
+        """The stage of the step about to be taken. A trial never goes back to an earlier one."""
         return self.stages[self._stage]
 
     @property
     def pace_s(self) -> float:
         """Seconds per step in this stage: as planned, times how much slower than planned the last steps were."""
-        return self.slowness * self.stage.step_s
+        return self.slowdown * self.stage.step_s
 
     @property
-    def slowness(self) -> float:
-        """The mean of the last readings over the plan's, the plan itself as a prior."""
+    def slowdown(self) -> float:
+        """How many times as long as planned the last steps took, on average; the plan counts as a prior."""
         seen = sum(min(slow, OUTLIER) for slow in self._slow)
         prior = max(1.0, min(PRIOR_STEPS, PRIOR_SHARE * self.planned))
         return (seen + prior) / (len(self._slow) + prior)
-
-    @property
-    def jolt_s(self) -> float:
-        """By how many seconds the longest of the last steps was longer than usual: the last one may be so too."""
-        return max(0.0, max(self._slow, default=0.0) - self.slowness) * self.stage.step_s
 
     def _ahead(self, total: int) -> Iterator[tuple[Stage, int]]:
         """The stages from this one on, each with the steps left in it if the last step is ``total``."""
@@ -125,31 +120,31 @@ class Schedule:
         """Seconds of the steps until ``total`` at the planned pace."""
         return sum(steps * stage.step_s for stage, steps in self._ahead(total))
 
-    def marks(self, steps_per_epoch: float, validate_last_epochs: int) -> list[int]:
+    def validation_steps(self, steps_per_epoch: float, validate_last_epochs: int) -> list[int]:
         """The steps that end the last epochs, as the end stands now, ascending, without those that were reached."""
         steps = {self.total - round(k * steps_per_epoch) for k in range(validate_last_epochs - self.reached)}
         return sorted(step for step in steps if step > 0)
 
-    def reach(self, steps_per_epoch: float, validate_last_epochs: int) -> bool:
-        """Whether the end of one of the last epochs has been reached now, wherever the end of the turn may move then:
+    def validation_due(self, steps_per_epoch: float, validate_last_epochs: int) -> bool:
+        """Whether the end of one of the last epochs has been reached now, wherever the end of the trial moves then:
         validation is due, once for each."""
         ends = {k: self.total - round(k * steps_per_epoch) for k in range(validate_last_epochs - self.reached)}
         over = [k for k, step in ends.items() if 0 < step <= self.step]
         self.reached = validate_last_epochs - min(over, default=validate_last_epochs - self.reached)
         return bool(over)
 
-    def go_on(self, step: int, planned: int, reached: int) -> None:
-        """Take up a schedule that an earlier process left at ``step``, with the end ``planned`` at the furthest and so
-        many of the last epochs' ends reached."""
+    def resume(self, step: int, planned: int, reached: int) -> None:
+        """Go on from ``step`` of an earlier process, with the end ``planned`` at the furthest and ``reached`` ends of
+        the last epochs behind."""
         self.step, self.planned, self.total, self.reached = step, planned, planned, reached
         self._enter()
 
-    def told(self) -> tuple[int, int, int]:
-        """What :meth:`obey` takes."""
+    def state(self) -> tuple[int, int, int]:
+        """What :meth:`sync` takes."""
         return self.total, self.cut, self._stage
 
-    def obey(self, total: int, cut: bool, stage: int) -> None:
-        """End where another schedule of the same turn ends, and be in the same stage."""
+    def sync(self, total: int, cut: bool, stage: int) -> None:
+        """End where another schedule of the same trial ends, and be in the same stage."""
         self.total, self.cut, self._stage = total, cut, stage
 
     def pause(self) -> None:
@@ -165,9 +160,9 @@ class Schedule:
 
         ``overhead_s`` is what the steps left will need beside themselves (validations, checkpoints). The end is where
         the time lasts to at the measured pace, never beyond the plan's, and at least one step ahead, so that the last
-        step is taken at learning rate 0; only when the time itself is over already, the turn ends here. (A validation
-        that no longer fits is left out, so its overhead alone must not cut a turn: on machines that slowed down,
-        simulated, it did so to 56 of 244 turns; 2 are left.)
+        step is taken at learning rate 0; only when the time itself is over already, the trial ends here. (A validation
+        that no longer fits is left out, so its overhead alone must not cut a trial: on machines that slowed down,
+        simulated, it did so to 56 of 244 trials; 2 are left.)
         """
         if self._unsteady:
             self._unsteady -= 1
@@ -186,7 +181,7 @@ class Schedule:
     def _affordable(self, left_s: float) -> int:
         """The last step that can be taken within ``left_s``, no further than allowed."""
         changes_s = sum(stage.change_s for stage in self.stages[self._stage + 1 :])
-        planned_s = max(0.0, left_s - changes_s) / self.slowness
+        planned_s = max(0.0, left_s - changes_s) / self.slowdown
         furthest = self.planned
         if self.open_ended:
             furthest = self.step + math.floor(planned_s / min(stage.step_s for stage in self.stages))
@@ -216,33 +211,14 @@ def make_schedule(job: TrainJob) -> Schedule:
 
 
 def steps_end_at(job: TrainJob, model_s: float, evaluation_s: float = 0.0) -> float:
-    """The instant by which steps and validations must have ended, where writing the last model takes ``model_s``
-    seconds, and the evaluation for which the process stays ``evaluation_s``."""
+    """The instant by which steps and validations must have ended: writing the last model takes ``model_s`` seconds, and
+    the evaluation by the same process, if there is one, ``evaluation_s``."""
     if job.evaluation is None:
         return job.until_at - EXIT_S - 1.2 * model_s
     least_s = MEANWHILE_S if job.setting.device.is_cuda else 0.0
     return job.until_at - 1.2 * model_s - HANDOVER_S - max(least_s, (1 + REHEARSED_MARGIN) * evaluation_s)
 
 
-def overhead_s(
-    job: TrainJob,
-    schedule: Schedule,
-    marks: list[int],
-    *,
-    validation_s: float,
-    on_s: float,
-    evaluation_s: float,
-    saved_at: float,
-    checkpoint_s: float,
-) -> float:
-    """The seconds that a training still needs beside steps: validations at ``marks``, between them ``on_s`` for writing
-    a model and going on, the checkpoints that follow the one at ``saved_at``, and what its evaluation will take longer
-    than the ``evaluation_s`` that are kept for it, all as much slower as the steps have become. Where the process stays
-    for its evaluation, no other time is kept for a last step that lasts; up to as much is as another process would
-    need."""
-    slow = max(1.0, schedule.slowness)
-    ahead = sum(mark > schedule.step for mark in marks)
-    saves = int(max(0.0, schedule.training_ends_at - saved_at) / job.checkpoint_every_s)
-    beside_s = 1.2 * (ahead * validation_s + max(0, ahead - 1) * on_s) + saves * checkpoint_s
-    jolt_s = min(schedule.jolt_s, max(0.0, schedule.training_ends_at - job.anxious_at))
-    return slow * beside_s + (slow - 1) * evaluation_s + jolt_s
+def reading_every_s(trial_s: float) -> float:
+    """Seconds between readings of the loss in a trial of ``trial_s`` seconds."""
+    return max(READING_S, trial_s / CURVE_POINTS)

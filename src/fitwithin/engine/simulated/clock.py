@@ -1,7 +1,7 @@
 """A clock that jumps, and threads that share it: work side by side in simulated time, one thread awake at a time.
 
-Whoever waits for an instant lets those go first whose instant comes sooner, and the clock stands at the instant of the
-one that is awake: it never passes somebody by. Ties go to who came first, so what happens depends on no scheduler.
+A thread that waits for an instant lets those go first whose instant comes sooner, and the clock stands at the instant
+of the thread that is awake. Ties go to the one that came first, so what happens depends on no scheduler.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ T = TypeVar("T")
 
 
 class SimulatedClock:
-    """Time that passes only when it is told to."""
+    """Time that passes only by :meth:`sleep` and :meth:`wait_until`."""
 
     def __init__(self, now: float = 0.0) -> None:
         self._now = now
         self._order = itertools.count()
-        #: Threads of a crew that are asleep, the one whose instant comes first in front; releasing its lock wakes it.
+        #: Sleeping threads of executors as a heap: instant, order of arrival, and the semaphore that wakes it.
         self._asleep: list[tuple[float, int, threading.Semaphore]] = []
         self._mine = threading.local()
 
@@ -37,47 +37,48 @@ class SimulatedClock:
         self.wait_until(self._now + seconds)
 
     def wait_until(self, instant: float) -> None:
-        """Let time pass until ``instant``; none if that is past. In a crew those go first who wake sooner."""
+        """Let time pass until ``instant``; none if that is past. Threads of an executor that wake sooner go first."""
         if self.shared:
             if self._asleep and self._asleep[0][0] <= instant:
-                bed = self.lie_down(instant)
-                self.wake_next()
-                bed.acquire()
-            if self._mine.crew.closed:
+                semaphore = self.schedule_wakeup(instant)
+                self.advance()
+                semaphore.acquire()
+            if self._mine.executor.closed:
                 raise Cancelled
         self._now = max(self._now, instant)
 
     @property
     def shared(self) -> bool:
-        """Whether the thread that asks is one of a crew."""
-        return getattr(self._mine, "crew", None) is not None
+        """Whether the calling thread belongs to an executor."""
+        return getattr(self._mine, "executor", None) is not None
 
-    def join(self, crew: SimulatedExecutor) -> None:
-        """The thread that says so is one of that crew from now on."""
-        self._mine.crew = crew
+    def join(self, executor: SimulatedExecutor) -> None:
+        """The calling thread belongs to that executor from now on."""
+        self._mine.executor = executor
 
-    def lie_down(self, instant: float) -> threading.Semaphore:
-        """A bed for a thread that sleeps until then: acquiring it takes until the thread is woken."""
-        bed = threading.Semaphore(0)
-        heapq.heappush(self._asleep, (max(self._now, instant), next(self._order), bed))
-        return bed
+    def schedule_wakeup(self, instant: float) -> threading.Semaphore:
+        """A semaphore for a thread that sleeps until then: acquiring it takes until the thread is woken."""
+        semaphore = threading.Semaphore(0)
+        heapq.heappush(self._asleep, (max(self._now, instant), next(self._order), semaphore))
+        return semaphore
 
-    def wake_next(self, *, early: bool = False) -> bool:
-        """Let time pass until the first of those asleep wakes; whether there is one. Whoever calls goes to sleep.
+    def advance(self, *, early: bool = False) -> bool:
+        """Let time pass until the first sleeping thread is due, or none if ``early``, and wake it; whether there is
+        one.
 
-        ``early``: it wakes now.
+        The calling thread must sleep then.
         """
         if not self._asleep:
             return False
-        instant, _, bed = heapq.heappop(self._asleep)
+        instant, _, semaphore = heapq.heappop(self._asleep)
         if not early:
             self._now = max(self._now, instant)
-        bed.release()
+        semaphore.release()
         return True
 
 
 class Cancelled(BaseException):
-    """The crew has ended while this was at work: as if the process were gone."""
+    """The executor was closed while this thread was at work: as if its process were gone."""
 
 
 class SimulatedExecutor:
@@ -85,38 +86,38 @@ class SimulatedExecutor:
 
     def __init__(self, clock: SimulatedClock) -> None:
         self._clock = clock
-        self._over: deque[Future[Any]] = deque()
-        self._heard = threading.Semaphore(0)
+        self._done: deque[Future[Any]] = deque()
+        self._ended = threading.Semaphore(0)
         self._threads: list[threading.Thread] = []
         self.closed = False
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
         """It begins when the one that began it waits."""
         future: Future[T] = Future()
-        bed = self._clock.lie_down(self._clock.now())
-        thread = threading.Thread(target=self._carry_out, args=(work, future, bed), name="slot", daemon=True)
+        semaphore = self._clock.schedule_wakeup(self._clock.now())
+        thread = threading.Thread(target=self._carry_out, args=(work, future, semaphore), name="slot", daemon=True)
         self._threads.append(thread)
         thread.start()
         return future
 
-    def _carry_out(self, work: Callable[[], T], future: Future[T], bed: threading.Semaphore) -> None:
+    def _carry_out(self, work: Callable[[], T], future: Future[T], semaphore: threading.Semaphore) -> None:
         self._clock.join(self)
-        bed.acquire()
+        semaphore.acquire()
         try:
             if self.closed:
                 raise Cancelled
             future.set_result(work())
         except BaseException as error:
             future.set_exception(error)
-        self._over.append(future)
-        self._heard.release()
+        self._done.append(future)
+        self._ended.release()
 
     def wait(self) -> Future[Any]:
         """Sleep until something has ended; the clock stands where it did."""
-        if not self._over:
-            assert self._clock.wake_next(), "nothing was begun"
-        self._heard.acquire()
-        return self._over.popleft()
+        if not self._done:
+            assert self._clock.advance(), "nothing was begun"
+        self._ended.acquire()
+        return self._done.popleft()
 
     def __enter__(self) -> SimulatedExecutor:
         return self
@@ -125,7 +126,7 @@ class SimulatedExecutor:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.closed = True
-        while self._clock.wake_next(early=True):
-            self._heard.acquire()  # one after the other
+        while self._clock.advance(early=True):
+            self._ended.acquire()  # one after the other
         for thread in self._threads:
             thread.join()

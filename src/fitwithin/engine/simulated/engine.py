@@ -1,7 +1,7 @@
 """The simulated engine: a law in place of hardware, a clock that jumps, and the same deadlines as everywhere else.
 
-Profile, plan, ledger and deadlines stand above the engine, so a whole run can be told in milliseconds on any machine
-one cares to imagine. See docs/decisions/0004-simulated-at-the-engine-seam.md.
+Profile, plan, ledger and deadlines stand above the engine, so a whole run takes milliseconds on any machine that a law
+describes. See docs/decisions/0004-simulated-at-the-engine-seam.md.
 
     images = fitwithin.data.pack_builder.build(...)  # or anything like fitwithin.data.dataset.Images
     engine = Simulated(Law(image_s=2e-3, drifts=((600, 3.0),)), images)
@@ -31,8 +31,8 @@ from fitwithin.engine.jobs import (
     ProbeJob,
     TrainJob,
     batches_to_compare,
-    hangs_at,
-    stays,
+    evaluates_in_process,
+    heartbeat_timeout_s,
 )
 from fitwithin.engine.results import (
     EVALUATED,
@@ -49,20 +49,20 @@ from fitwithin.engine.results import (
 )
 from fitwithin.engine.simulated.clock import SimulatedClock, SimulatedExecutor
 from fitwithin.engine.simulated.law import SimulatedMachine
-from fitwithin.engine.simulated.trial import SimulatedTrainer, read_skill
+from fitwithin.engine.simulated.trial import read_accuracy, train
 from fitwithin.engine.worker_process import Standby
 
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Images
 
-#: A probe takes so many updates and times each pace for so long, as a real one does, a brief one for less and over so
-#: few batches of an evaluation; so often the loader's stock is made.
-UPDATES, SAMPLE_S, BRIEF_S, SAMPLE_STEPS, BRIEF_BATCHES, STOCKS = 6, (0.15, 1.0), (0.15, 0.25), 6, 3, 6
+#: A probe takes so many updates and times each pace for so many seconds, as a real one does, a quick one for less and
+#: over so few batches of an evaluation; the loader's stock of batches is made so many times.
+UPDATES, SAMPLE_S, QUICK_S, SAMPLE_STEPS, QUICK_BATCHES, STOCKS = 6, (0.15, 1.0), (0.15, 0.25), 6, 3, 6
 
 #: Precisions and layouts are compared at this batch.
 SCREEN_BATCH = 64
 
-#: An evaluation looks at its deadline so often per split and view.
+#: How many times per split and view an evaluation looks at its deadline.
 SLICES = 8
 
 
@@ -80,11 +80,11 @@ class Simulated:
     Args:
         law: what everything costs, and what goes wrong.
         images: whose splits and labels are trained and evaluated on; no pixel is read.
-        clock: shared with whoever keeps the books; a new one by default.
+        clock: shared with the ledger; a new one by default.
     """
 
-    #: As the local engine's.
-    stays = True
+    #: As of the local engine.
+    evaluates_in_process = True
 
     def __init__(self, law: SimulatedMachine, images: Images, clock: SimulatedClock | None = None) -> None:
         self.law, self.images, self.clock = law, images, clock or SimulatedClock()
@@ -132,7 +132,7 @@ class Simulated:
     def run(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
         """The outcome that the law gives the job; the clock stands at its end, never beyond ``until_at``.
 
-        Jobs of a crew go on at the same time; of other threads one after the other.
+        Jobs of an executor go on at the same time; of other threads one after the other.
         """
         with nullcontext() if self.clock.shared else self._one:
             self.jobs.append(job)
@@ -144,8 +144,8 @@ class Simulated:
                 if isinstance(job, CompareJob):
                     return self._screen(job, until_at)
                 if isinstance(job, TrainJob):
-                    trained = SimulatedTrainer(self, job, until_at).train(on_progress)
-                    if stays(job):
+                    trained = train(self, job, until_at, on_progress)
+                    if evaluates_in_process(job):
                         self._staying.add(job, job)
                     return trained
                 if staying is None:
@@ -157,14 +157,14 @@ class Simulated:
     def spend(self, seconds: float, until_at: float) -> None:
         """Let a job work for what are ``seconds`` on a machine at rest."""
         begun_at = self.now()
-        ends_at = begun_at + seconds * self.law.slowness(begun_at - self.started_at)
+        ends_at = begun_at + seconds * self.law.slowdown(begun_at - self.started_at)
         stalls = [(self.started_at + at_s, lost_s) for at_s, lost_s in self.law.stalls]
         ends_at += sum(lost_s for at, lost_s in stalls if begun_at < at <= ends_at)
         for trouble in sorted(self.law.troubles, key=lambda trouble: trouble.at_s):
             at = self.started_at + trouble.at_s
             if begun_at < at <= min(ends_at, until_at):
                 hung = trouble.kind == "hang"
-                self.clock.wait_until(min(until_at, hangs_at(self._at_work.job, at)) if hung else at)
+                self.clock.wait_until(min(until_at, at + heartbeat_timeout_s(self._at_work.job)) if hung else at)
                 if hung and self.now() < until_at:
                     raise _Ended("hung", f"nothing was heard of the worker for {self.now() - at:.0f} s")
                 if not hung:
@@ -175,7 +175,7 @@ class Simulated:
             raise _Ended("deadline", "its time was over and the worker was ended")
         self.clock.wait_until(ends_at)
 
-    def claim(self, job: ProbeJob | TrainJob) -> int:
+    def check_memory(self, job: ProbeJob | TrainJob) -> int:
         """The peak of the job at hand; it ends here if that is above the cap."""
         needed = self.law.memory_bytes(job.candidate, job.share // job.accum_steps, self.number)
         cap = job.setting.memory_bytes
@@ -192,7 +192,7 @@ class Simulated:
         parameters, timing = law.parameters(job.candidate), None
         try:
             self.spend(law.startup_s + law.warmup_s, until_at)
-            peak_bytes = self.claim(job)
+            peak_bytes = self.check_memory(job)
             self.spend(UPDATES * law.device_s(job.candidate, job.batch), until_at)
             if job.timed:
                 timing = self._time(job, until_at)
@@ -242,15 +242,15 @@ class Simulated:
 
     def _time(self, job: ProbeJob, until_at: float) -> Timing:
         law, candidate = self.law, job.candidate
-        slow = law.slowness(self.now() - self.started_at)
+        slow = law.slowdown(self.now() - self.started_at)
         step_s, dummy_s = law.step_s(candidate, job.batch), law.device_s(candidate, job.batch)
         found_s = slow * step_s * (1 + law.pace_noise * (2 * law.draw("probe", self.number) - 1) / 3)
         evals = {px: law.eval_image_s(candidate, px) for px in {candidate.train_px, *job.setting.view_sizes}}
         loader_s = law.loader_s(job.batch)
-        for pace_s, sample_s in zip((dummy_s, step_s), BRIEF_S if job.brief else SAMPLE_S, strict=True):
+        for pace_s, sample_s in zip((dummy_s, step_s), QUICK_S if job.quick else SAMPLE_S, strict=True):
             self.spend(max(sample_s, SAMPLE_STEPS * pace_s), until_at)
         self.spend(STOCKS * loader_s, until_at)
-        n_val = min(len(self.images.indices("val")), BRIEF_BATCHES * job.batch if job.brief else 2**31)
+        n_val = min(len(self.images.indices("val")), QUICK_BATCHES * job.batch if job.quick else 2**31)
         self.spend(sum(law.eval_first_s + 2 * n_val * image_s for image_s in evals.values()) + law.save_s, until_at)
         stages = self._stages(job, slow, until_at)
         return Timing(
@@ -273,7 +273,7 @@ class Simulated:
         """The pace at every smaller size of progressive resizing, and what going on to the next one costs."""
         law, sizes = self.law, [px for _, px in job.setting.recipe.stages(job.candidate.train_px)]
         paces = {px: law.step_s(replace(job.candidate, train_px=px), job.batch) for px in sizes[:-1]}
-        sample_s = (BRIEF_S if job.brief else SAMPLE_S)[1]
+        sample_s = (QUICK_S if job.quick else SAMPLE_S)[1]
         self.spend(sum(max(sample_s, SAMPLE_STEPS * pace_s) + law.change_s for pace_s in paces.values()), until_at)
         return {px: slow * pace_s for px, pace_s in paces.items()}, dict.fromkeys(sizes[1:], slow * law.change_s)
 
@@ -287,7 +287,7 @@ class Simulated:
 
     def _evaluate(self, job: EvaluateJob, until_at: float, on_progress: Callable[[Progress], None]) -> EvalResult:
         law, folder = self.law, Path(job.folder)
-        skill = read_skill(folder)
+        accuracy = read_accuracy(folder)
         peak_bytes = min(law.memory_bytes(job.candidate, job.batch), job.setting.memory_bytes)
         there = read_eval_result(folder / EVALUATED)
         found = there or EvalResult(done=(), ms_per_image={}, batch=job.batch, peak_bytes=peak_bytes)
@@ -306,7 +306,7 @@ class Simulated:
             logits = law.logits(
                 truth,
                 job.setting.classes,
-                skill=skill,
+                accuracy=accuracy,
                 train_px=job.candidate.train_px,
                 split=split,
                 view=view,

@@ -1,4 +1,4 @@
-"""A law in place of hardware: what jobs take, how well backbones learn, and what goes wrong. Pure; a noun."""
+"""A law in place of hardware: how long jobs take, how well backbones learn, and what goes wrong. Pure."""
 
 # N images, K classes
 
@@ -14,15 +14,15 @@ import numpy.typing as npt
 from fitwithin.candidate import Candidate, View
 from fitwithin.data.dataset import Floats
 
-#: What can befall a job.
+#: What can happen to a job.
 FAULTS = ("died", "hang", "memory")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What befalls the jobs that are running ``at_s`` seconds after the engine's start: one of TROUBLES, once.
+    """What happens to the jobs that are running ``at_s`` seconds after the engine's start: one of FAULTS, once.
 
-    A job that ``died`` is gone without a word, one that ``hang``s goes on for ever, one of ``memory`` hits the cap.
+    A job that ``died`` is gone without an answer, one that ``hang``s goes on for ever, one of ``memory`` hits the cap.
     """
 
     at_s: float
@@ -113,14 +113,14 @@ class SimulatedMachine:
         learnt = 1 - float(2.0 ** (-epochs / (self.half_epochs * self.weight(candidate))))
         return chance + max(0.0, best - chance) * learnt * (1 - 0.2 * lr_factor)
 
-    def slowness(self, at_s: float) -> float:
+    def slowdown(self, at_s: float) -> float:
         """How many times as long everything takes ``at_s`` seconds after the start."""
         return next((factor for since_s, factor in sorted(self.drifts, reverse=True) if since_s <= at_s), 1.0)
 
     def logits(
-        self, truth_N: npt.NDArray[np.int64], classes: int, *, skill: float, train_px: int, split: str, view: View
+        self, truth_N: npt.NDArray[np.int64], classes: int, *, accuracy: float, train_px: int, split: str, view: View
     ) -> Floats:
-        """Logits [N, K] of a model that has ``skill`` at ``train_px``; exactly the law's share of rows is right.
+        """Logits [N, K] of a model that has ``accuracy`` at ``train_px``; exactly the law's share of rows is right.
 
         An image is about as easy under one view as under another; where it is easy the logits are sure. The truth of
         unlabelled images (-1) is drawn.
@@ -131,7 +131,7 @@ class SimulatedMachine:
         other_N = (truth_N + rng.integers(1, classes, n)) % classes
         ease_N = rng.random(n) + 0.1 * np.random.default_rng([self.seed, view.px, view.flip]).random(n)
         rank_N = np.argsort(np.argsort(-ease_N, kind="stable"), kind="stable")
-        share = skill + self.size_gain * float(np.log2(view.px / train_px))
+        share = accuracy + self.size_gain * float(np.log2(view.px / train_px))
         n_right = round(min(1.0, max(0.0, share)) * n)
         logits_NK = np.zeros((n, classes), dtype=np.float32)
         seen_N = np.where(rank_N < n_right, truth_N, other_N)

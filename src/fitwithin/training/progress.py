@@ -1,0 +1,269 @@
+"""A trial between its steps, without torch, clock or files: what is due, what a checkpoint holds, what came of it.
+
+Two drivers share it: :mod:`fitwithin.training.trainer` trains, :mod:`fitwithin.engine.simulated.trial` lets the time of
+a simulated machine pass. So what is tested on simulated machines is what runs on real ones. All instants are passed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from fitwithin.engine.jobs import TrainJob
+from fitwithin.engine.results import Progress, TrainResult
+from fitwithin.errors import TrainingError
+from fitwithin.training.schedule import make_schedule, rate_factor, reading_every_s, steps_end_at
+
+#: Where a loss is not finite a trial goes back to its checkpoint, MAX_NAN_RESTARTS times at most, each time at
+#: NAN_RESTART_RATE times the learning rate.
+MAX_NAN_RESTARTS, NAN_RESTART_RATE = 3, 0.5
+
+
+class Due(IntEnum):
+    """What must be done before the next step."""
+
+    NOTHING = 0
+    VALIDATION = 1
+    CHECKPOINT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalEstimate:
+    """Seconds that the evaluation of all views will take, those of its first size, and of that, if it is the training
+    size, validation without what it writes."""
+
+    whole_s: float
+    first_s: float
+    validation_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointState:
+    """What a checkpoint holds beside the weights; ``vars`` of it are plain values.
+
+    ``step`` steps of ``planned`` were taken, the last one at ``lr_factor`` times the peak rate; of the last epochs
+    ``reached`` have ended. ``elapsed_s`` and ``training_s`` are the seconds of the trial and of its steps so far.
+    """
+
+    step: int
+    planned: int
+    reached: int
+    lr_factor: float
+    best: int | None
+    validations: list[dict[str, Any]]
+    curve: list[dict[str, Any]]
+    elapsed_s: float
+    training_s: float
+    nan_restarts: int
+
+
+class TrialProgress:
+    """How far a trial is, and what is due.
+
+    Args:
+        n_train: images to train on.
+        n_val: images to validate on.
+        began_at: when its process was asked for.
+        now: when its model was on the device.
+    """
+
+    def __init__(self, job: TrainJob, *, n_train: int, n_val: int, began_at: float, now: float) -> None:
+        self.job = job
+        self.n_val = n_val
+        self.steps_per_epoch = n_train / job.batch
+        self.schedule = make_schedule(job)
+        #: Correct images of the best validation; None before the first.
+        self.best: int | None = None
+        self.validations: list[dict[str, Any]] = []
+        self.curve: list[dict[str, Any]] = []
+        self.lr_factor = 1.0
+        self.nan_restarts = 0
+        #: The largest memory that the driver has seen.
+        self.peak_bytes = 0
+        self.startup_s = now - began_at
+        #: Seconds of steps, those of earlier processes included.
+        self.training_s = 0.0
+        #: Seconds between readings of the loss.
+        self.reading_s = reading_every_s(job.until_at - began_at)
+        #: Seconds of the next validation, model and checkpoint: the profile's until one was measured.
+        self.validation_s = job.validation_s
+        self.model_s = job.save_s
+        self.checkpoint_s = job.save_s
+        #: Seconds of recording the step anew after a validation; part of ``validation_s`` until one was measured.
+        self.recapture_s = 0.0
+        #: Seconds of the evaluation that follows, and of its first size.
+        self.evaluation_s = job.evaluation_s
+        self.first_size_s = 0.0
+        self._began_at = began_at
+        self._earlier_s = 0.0
+        self._saved_at = now
+        self._saved_step = -1
+
+    @property
+    def peak_lr(self) -> float:
+        """The recipe's peak learning rate, lowered by every restart."""
+        return self.job.setting.recipe.learning_rate(self.job.batch) * NAN_RESTART_RATE**self.nan_restarts
+
+    def elapsed_s(self, now: float) -> float:
+        """Seconds of the trial, those of earlier processes included."""
+        return self._earlier_s + now - self._began_at
+
+    # --- checkpoints
+
+    def state(self, now: float) -> CheckpointState:
+        """What a later process needs to go on."""
+        return CheckpointState(
+            step=self.schedule.step,
+            planned=max(self.schedule.planned, self.schedule.total),
+            reached=self.schedule.reached,
+            lr_factor=self.lr_factor,
+            best=self.best,
+            validations=self.validations,
+            curve=self.curve,
+            elapsed_s=self.elapsed_s(now),
+            training_s=self.training_s,
+            nan_restarts=self.nan_restarts,
+        )
+
+    def resume(self, state: CheckpointState) -> None:
+        """Go on from what an earlier process left."""
+        self.schedule.resume(state.step, state.planned, state.reached)
+        self._saved_step = state.step
+        self.lr_factor = state.lr_factor
+        self.best = state.best
+        self.validations = state.validations
+        self.curve = state.curve
+        self.nan_restarts = state.nan_restarts
+        self.training_s = state.training_s
+        self._earlier_s = state.elapsed_s
+
+    def restart(self, state: CheckpointState | None) -> None:
+        """Go back to a checkpoint of this process, and on at a lower rate: a loss or a weight is not finite.
+
+        Raises:
+            TrainingError: there is no checkpoint, or lower rates did not help.
+        """
+        if state is None or self.nan_restarts == MAX_NAN_RESTARTS:
+            raise TrainingError(
+                f"the loss or a weight was no longer finite at step {self.schedule.step}, in attempt "
+                f"{self.nan_restarts + 1} of {MAX_NAN_RESTARTS + 1}; a lower learning rate or fp32 may help"
+            )
+        self.nan_restarts += 1
+        self.curve = [point for point in self.curve if point["step"] <= state.step]
+        self.schedule.resume(state.step, max(self.schedule.planned, self.schedule.total), state.reached)
+
+    def checkpoint_saved(self, begun_at: float, now: float) -> None:
+        """A checkpoint was written, begun and done at these instants."""
+        self._saved_at = now
+        self._saved_step = self.schedule.step
+        self.checkpoint_s = now - begun_at
+
+    # --- what is due
+
+    def take(self, steps: int = 1) -> None:
+        """So many steps were taken."""
+        schedule = self.schedule
+        self.lr_factor = rate_factor(schedule.step + steps - 1, schedule.total, schedule.shape, schedule.warmup)
+        schedule.step += steps
+
+    def observe(self, now: float) -> Due:
+        """Move the end of the schedule to where the time lasts; what is due now."""
+        self.schedule.observe(now, self.overhead_s())
+        if self.schedule.validation_due(self.steps_per_epoch, self.job.setting.recipe.validate_last_epochs):
+            return Due.VALIDATION
+        if self.schedule.done:
+            return Due.NOTHING
+        every_s = self.job.checkpoint_every_s
+        return Due.CHECKPOINT if self._saved_step < 0 or now - self._saved_at >= every_s else Due.NOTHING
+
+    def validation_steps(self) -> list[int]:
+        """The steps after which a validation will be due, as the end stands now."""
+        return self.schedule.validation_steps(self.steps_per_epoch, self.job.setting.recipe.validate_last_epochs)
+
+    def overhead_s(self) -> float:
+        """Seconds that the trial still needs beside its steps: validations, checkpoints, and what its evaluation will
+        take longer than is kept for it, all as much slower as the steps have become."""
+        schedule = self.schedule
+        slow = max(1.0, schedule.slowdown)
+        ahead = sum(step > schedule.step for step in self.validation_steps())
+        saves = int(max(0.0, schedule.training_ends_at - self._saved_at) / self.job.checkpoint_every_s)
+        between_s = max(0, ahead - 1) * (self.model_s + self.recapture_s)
+        overhead_s = 1.2 * (ahead * self.validation_s + between_s) + saves * self.checkpoint_s
+        return slow * overhead_s + (slow - 1) * self.evaluation_s
+
+    def expect_evaluation(self, estimate: EvalEstimate) -> None:
+        """The trial ends in time for an evaluation by its own process, of which this is known now.
+
+        Where that took longer than the plan has for another process, which must start first, others were at work then.
+        """
+        self.evaluation_s = min(estimate.whole_s, self.job.evaluation_s)
+        self.first_size_s = min(estimate.first_s, self.evaluation_s)
+        self.validation_s = max(self.validation_s, min(estimate.validation_s, self.evaluation_s))
+        self._end_steps()
+
+    def _end_steps(self) -> None:
+        self.schedule.training_ends_at = steps_end_at(self.job, self.model_s, self.evaluation_s)
+
+    # --- validations and models
+
+    @property
+    def validation_ends_at(self) -> float:
+        """The instant by which a validation must be done.
+
+        A trial that was never validated has lost, so its last chance may take the time of all sizes of the evaluation
+        but the first. (A final training of 48 s was not validated in time, and a model of 7 s was handed over.)
+        """
+        last_chance = self.schedule.done and self.best is None
+        return steps_end_at(self.job, 0.0, self.first_size_s if last_chance else self.evaluation_s)
+
+    def can_validate(self, now: float) -> bool:
+        """Whether a validation begun now would be done in time."""
+        return now + self.validation_s <= self.validation_ends_at
+
+    def validated(self, correct: int, seconds: float, recapture_s: float = 0.0) -> bool:
+        """A validation found so many correct images; whether the model is the best so far (on a tie the later is)."""
+        self.validation_s = seconds
+        self.recapture_s = recapture_s
+        step = self.schedule.step
+        accuracy = {"correct": correct, "total": self.n_val}
+        self.validations.append({"step": step, "epoch": step / self.steps_per_epoch, "accuracy": accuracy})
+        if self.best is not None and correct < self.best:
+            return False
+        self.best = correct
+        return True
+
+    def model_saved(self, seconds: float) -> None:
+        """Writing a model took so long: the steps end in time for the last one."""
+        self.model_s = seconds
+        self._end_steps()
+
+    # --- what is reported
+
+    def record_loss(self, step: int, loss: float, now: float) -> Progress:
+        """Note the mean loss up to a step with the last step's learning rate; the message about it."""
+        epoch = step / self.steps_per_epoch
+        lr = self.peak_lr * self.lr_factor
+        self.curve.append({"step": step, "epoch": epoch, "elapsed_s": self.elapsed_s(now), "loss": loss, "lr": lr})
+        facts = {"loss": loss, "peak_bytes": self.peak_bytes}
+        text = f"epoch {epoch:.1f}  loss {loss:.3f}"
+        return Progress(step=step, total=self.schedule.total, text=text, facts=facts)
+
+    def result(self, *, finished: bool = False) -> TrainResult:
+        """How the trial stands; before it is ``finished``, as if time were over now."""
+        schedule = self.schedule
+        whole = "complete" if schedule.step >= self.job.steps else "shortened"
+        return TrainResult(
+            steps=schedule.step,
+            planned_steps=self.job.steps,
+            epochs=schedule.step / self.steps_per_epoch,
+            ended=whole if finished and not schedule.cut else "cut",
+            best=self.best,
+            validations=tuple(self.validations),
+            curve=tuple(self.curve),
+            peak_bytes=self.peak_bytes,
+            startup_s=self.startup_s,
+            training_s=self.training_s,
+            nan_restarts=self.nan_restarts,
+            evaluation_s=None if self.job.evaluation is None else self.evaluation_s,
+        )
