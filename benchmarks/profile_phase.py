@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -41,7 +41,7 @@ from fitwithin.engine.results import TrainResult
 from fitwithin.machine import cores
 from fitwithin.planning import cost as costs
 from fitwithin.profiling import profile_candidates
-from fitwithin.profiling.profile import Profile, Rejection, to_dict
+from fitwithin.profiling.profile import Profile, Rejection
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "profile_phase.json"
 
@@ -159,7 +159,7 @@ class Series:
         for each in found:
             if isinstance(each, Profile):
                 self.profiles[each.candidate.name] = each
-            row = to_dict(each) if isinstance(each, Profile) else {"reason": each.reason}
+            row = asdict(each) if isinstance(each, Profile) else {"reason": each.reason}
             self.rows[each.candidate.name] = {"candidate": each.candidate.name, "profile": row}
             if isinstance(each, Profile):
                 self.rows[each.candidate.name].update(trials=each.trials, certified=certified(each))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,6 +19,7 @@ from fitwithin.engine.base import Engine
 from fitwithin.engine.connect import Site
 from fitwithin.engine.spent import Spent
 from fitwithin.errors import RunFolderError, UsageError
+from fitwithin.events import DataPacked, MachineDescribed, PlanGiven, PlanMade, RunFinished, RunRequested
 from fitwithin.pipeline import profile_phase, start
 from fitwithin.pipeline import run as flow
 from fitwithin.pipeline.context import RunContext
@@ -32,7 +32,7 @@ from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.report import build, svg
 from fitwithin.report.schema import Report
 from fitwithin.request import Limits, Request
-from fitwithin.store import MemoryStore, SqliteStore, latest
+from fitwithin.store import MemoryStore, SqliteStore
 from fitwithin.training import model_names
 
 #: Profiling alone has no time budget; a request must have one.
@@ -70,7 +70,7 @@ def run(
     told = reporter or Silent()
     with launch.launched(server) as server:  # before anything else: in the end all wait for its imports
         frozen = _frozen(plan, limits) if plan is not None else None
-        planned = requests.placed(requests.from_dict(frozen.request), limits) if frozen is not None else None
+        planned = requests.placed(frozen.request, limits) if frozen is not None else None
         with _site(planned, limits, server) as site:
             if planned is not None:
                 where = site.device(device, planned.data_parallel, planned.gpus)
@@ -98,12 +98,12 @@ def _begin(
     made = files.make_folder(folder)
     store = SqliteStore(folder)
     try:
-        store.append("request", request.to_dict())
+        store.append(RunRequested(request=request))
         if frozen is not None:
-            store.append("frozen", json.loads(frozen.to_json()))
+            store.append(PlanGiven(plan=frozen))
         return _tell(start.open_run(request, folder, engine, store, reporter, started_at, dataset))
     except UsageError:
-        planned = store.events("plan")
+        planned = store.latest(PlanMade) is not None
         store.close()
         if not planned:  # nothing was trained: nothing is left behind
             files.unmake(folder, made)
@@ -135,10 +135,10 @@ def resume(
     if not (path / "run.db").is_file():
         raise RunFolderError(f"{path} holds no run (no run.db); start one with `fitwithin run`")
     with SqliteStore(path) as store:
-        if latest(store.events("finished"), "finished") is not None:
+        if store.latest(RunFinished) is not None:
             start.set_right(path, store, started_at)
             return load(path)
-        stored = latest(store.events("request"), "request")
+        stored = store.latest(RunRequested)
         if stored is None:
             raise RunFolderError(f"{path} holds a run that never began; remove it and start again")
         elsewhere: Limits = {}
@@ -146,16 +146,17 @@ def resume(
             elsewhere["engine"] = engine
         if ray_address is not None:
             elsewhere["ray_address"] = ray_address
-        request = requests.placed(requests.from_dict(stored), elsewhere)
+        request = requests.placed(stored.request, elsewhere)
         with ExitStack() as open_things:
-            carrier: Engine = Spent(latest(store.events("machine"), "machine") or {})
+            machine = store.latest(MachineDescribed)
+            carrier: Engine = Spent(machine.facts if machine is not None else {})
             if not start.hurried(store, request.budget, started_at):
                 server = open_things.enter_context(launch.launched())
                 site = open_things.enter_context(_site(request, {}, server))
                 carrier = open_things.enter_context(site.open(request, path))
             dataset = _scan(request, told)
-            known = latest(store.events("data"), "data")
-            if known is not None and known["fingerprint"] != dataset.fingerprint:
+            known = store.latest(DataPacked)
+            if known is not None and known.fingerprint != dataset.fingerprint:
                 raise UsageError(f"the images in {request.data} have changed since this run began; start a new run")
             report = _tell(start.open_run(request, path, carrier, store, told, started_at, dataset))
     return Result(folder=path, report=report)
@@ -183,7 +184,7 @@ def plan(
             store = MemoryStore()
             story = start.open_run(request, Path(), engine, store, told, started_at, dataset)
             drawn = flow.draw_up(story)
-            return drawn, build.report(request, drawn, store.events())
+            return drawn, build.report(request, drawn, store, story.accountant.ledger())
 
 
 def profile(
@@ -229,8 +230,8 @@ def profile(
 
 def _tell(run: RunContext) -> Report:
     """A run's story, by the plan that it was given, if any."""
-    frozen = latest(run.store.events("frozen"), "frozen")
-    return flow.tell(run, plans.from_json(json.dumps(frozen)) if frozen is not None else None)
+    given = run.store.latest(PlanGiven)
+    return flow.tell(run, given.plan if given is not None else None)
 
 
 def _parsed(site: Site, data: str | Path, device: str, limits: Limits) -> Request:
@@ -258,10 +259,6 @@ def _frozen(path: str | Path, limits: Limits) -> Plan:
     if not Path(path).is_file():
         raise UsageError(f"there is no plan {str(path)!r}; `fitwithin plan` writes one")
     drawn = plans.from_json(Path(path).read_text(encoding="utf-8", errors="replace"))
-    try:
-        requests.from_dict(drawn.request)
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{path} is no plan that `fitwithin plan` wrote (its request lacks {error})") from error
     return replace(drawn, frozen=True)
 
 

@@ -149,17 +149,6 @@ class Request:
         """
         return -(-self.pack_side // 8) * 8 if self.device.startswith("cuda") else None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; :func:`from_dict` is its inverse."""
-        return dataclasses.asdict(self)
-
-
-def from_dict(value: dict[str, Any]) -> Request:
-    """The request that :meth:`Request.to_dict` wrote."""
-    lists = {key: tuple(value[key]) for key in ("models", "precisions", "sizes", "view_sizes")}
-    budget, recipe = Budget(**value["budget"]), recipes.from_dict(value["recipe"])
-    return Request(**{**value, **lists, "budget": budget, "recipe": recipe})
-
 
 def placed(request: Request, limits: Limits) -> Request:
     """The request, its jobs where the limits say: a plan may be carried out, a run go on elsewhere."""

@@ -26,7 +26,7 @@ from typing import Any
 
 from fitwithin.engine.jobs import CompareJob, EvaluateJob, ProbeJob, ReserveMemoryJob, Seat, TrainJob, stays
 from fitwithin.engine.launch import ENDED, MESSAGE, READY, STARTED
-from fitwithin.engine.results import Failure, Progress, Reserved
+from fitwithin.engine.results import Failure, FailureKind, Progress, Reserved
 from fitwithin.errors import FitwithinError, LoaderTimeout, OutOfMemory, PeerLost
 from fitwithin.machine import die_with_parent
 
@@ -34,7 +34,7 @@ from fitwithin.machine import die_with_parent
 LOOK_S = 0.02
 
 #: What an engine calls these errors.
-KINDS: dict[type[FitwithinError], str] = {PeerLost: "deserted", LoaderTimeout: "hung"}
+KINDS: dict[type[FitwithinError], FailureKind] = {PeerLost: "deserted", LoaderTimeout: "hung"}
 
 
 def serve(control: socket.socket) -> None:

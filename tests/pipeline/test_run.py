@@ -78,7 +78,7 @@ def test_one_candidate_more_never_makes_a_run_impossible(
     for time_s in range(30, 90):
         asked = replace(request(models=("resnet18", "resnet34"), time_s=float(time_s)), search=search)
         for known in ([one], [one, other]):
-            monkeypatch.setattr(flow.survey, "profile", lambda run, known=known: known)
+            monkeypatch.setattr(flow.profile_phase, "profile", lambda run, known=known: known)
             try:
                 told.append(len(flow.draw_up(Stage(SimulatedMachine(), asked, tmp_path).run()).turns))
             except BudgetError:

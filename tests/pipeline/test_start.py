@@ -19,12 +19,14 @@ from fitwithin.engine import launch
 from fitwithin.engine.simulated.clock import SimulatedClock
 from fitwithin.engine.simulated.engine import Simulated
 from fitwithin.engine.simulated.law import SimulatedMachine
+from fitwithin.events import RunRequested, RunStarted
+from fitwithin.ledger import EntryOpened, EntrySettled, Heartbeat
 from fitwithin.pipeline import finish, start
 from fitwithin.pipeline import run as flow
 from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Silent
 from fitwithin.report.schema import from_json
-from fitwithin.store import MemoryStore, SqliteStore, Store, bodies
+from fitwithin.store import MemoryStore, SqliteStore, Store
 from simulation import CountedImages, Stage, request
 
 
@@ -48,9 +50,8 @@ def opened(folder: Path, store: MemoryStore, **limits: Any) -> RunContext:
 
 def spent(store: Store, seconds: float) -> None:
     """An earlier process trained for so long."""
-    body = {"number": 99, "phase": "train", "key": "a", "gpu": 1, "reserved_s": seconds}
-    store.append(ledger.OPEN, body)
-    store.append(ledger.SETTLE, {"number": 99, "charged_s": seconds, "peak_bytes": None})
+    store.append(EntryOpened(number=99, phase="train", key="a", gpus=1, reserved_s=seconds))
+    store.append(EntrySettled(number=99, charged_s=seconds))
 
 
 def test_what_closing_will_take_is_rehearsed_and_kept(folder: Path) -> None:
@@ -58,7 +59,7 @@ def test_what_closing_will_take_is_rehearsed_and_kept(folder: Path) -> None:
     run = opened(folder, store)
     assert 0 < run.closing_s < 60
     assert not run.hurried
-    assert list(bodies(store.events("opened"), "opened")) == [{"startup_s": 0.0, "closing_s": run.closing_s}]
+    assert store.read(RunStarted) == [RunStarted(startup_s=0.0, closing_s=run.closing_s)]
     assert (len(run.candidates), run.data.classes, run.data.train) == (2, 2, 32)
 
 
@@ -75,7 +76,7 @@ def test_who_is_resumed_at_the_end_of_its_time_does_without_charts_and_then_with
 ) -> None:
     store = MemoryStore()
     first = opened(folder, store)
-    store.append("opened", {"startup_s": 6.0, "closing_s": 2.0})
+    store.append(RunStarted(startup_s=6.0, closing_s=2.0))
     spent(store, 60.0 - left_s)
     begun: list[str] = []
 
@@ -95,19 +96,18 @@ def test_who_is_resumed_at_the_end_of_its_time_does_without_charts_and_then_with
 @pytest.mark.parametrize("settled", [False, True])
 def test_who_died_over_its_charts_has_its_books_closed_and_its_receipt_by_them(tmp_path: Path, settled: bool) -> None:
     stage = Stage(SimulatedMachine(), request(time_s=300.0), tmp_path)
-    stage.store.append("request", stage.request.to_dict())
+    stage.store.append(RunRequested(request=stage.request))
     before = flow.tell(stage.run()).receipt
     start.set_right(tmp_path, stage.store, 2000.0)
     assert from_json((tmp_path / "report.json").read_text()).receipt == before
 
-    number = 1 + max(entry.number for entry in stage.run().accountant.books().entries)
-    body = {"number": number, "phase": "report", "key": "", "gpu": 0, "reserved_s": 0.75}
-    stage.store.append(ledger.OPEN, body)
+    number = 1 + max(entry.number for entry in stage.run().accountant.ledger().entries)
+    stage.store.append(EntryOpened(number=number, phase="report", key="", gpus=0, reserved_s=0.75))
     if settled:
-        stage.store.append(ledger.SETTLE, {"number": number, "charged_s": 0.75, "peak_bytes": None})
+        stage.store.append(EntrySettled(number=number, charged_s=0.75))
     # and then a SIGKILL
     start.set_right(tmp_path, stage.store, 2000.0)
-    books = ledger.fold((event.kind, event.body) for event in stage.store.events(*ledger.KINDS))
+    books = ledger.read(stage.store)
     assert books.balanced
     after = from_json((tmp_path / "report.json").read_text()).receipt
     assert after.balanced
@@ -128,13 +128,13 @@ def test_for_who_has_no_time_left_no_workers_are_launched(
     dataset = image_folder.scan(folder)
     images = pack_builder.build(dataset, request.pack_side)
     with SqliteStore(run_folder) as store:
-        store.append("request", request.to_dict())
+        store.append(RunRequested(request=request))
         engine = Simulated(SimulatedMachine(warmup_s=0.1, startup_s=0.1), images, SimulatedClock(1000.0))
         run = start.open_run(request, run_folder, engine, store, Silent(), engine.now(), dataset)
         plan = flow.draw_up(run)
         if over:
             flow.train(run, plan)
-            spent(store, 59.5 - run.accountant.books().spent_s())
+            spent(store, 59.5 - run.accountant.ledger().spent_s())
         assert start.hurried(store, request.budget, time.monotonic()) == over
         assert not start.hurried(store, replace(request.budget, scope="candidate"), time.monotonic())
 
@@ -163,8 +163,8 @@ def test_what_a_killed_process_left_open_ends_where_the_next_one_starts(
     store = MemoryStore()
     monkeypatch.setattr(start, "boot_id", lambda: "this")
     now = opened(folder, store).engine.now()
-    store.append(ledger.OPEN, {"number": 99, "phase": "data", "key": "", "gpu": 0, "reserved_s": 0.0, "at_s": now - 4})
-    store.append(ledger.BEAT, {"number": 99, "elapsed_s": 4.0, "at_s": now, "peak_bytes": None})
+    store.append(EntryOpened(number=99, phase="data", key="", gpus=0, reserved_s=0.0, at_s=now - 4))
+    store.beat(99, Heartbeat(number=99, elapsed_s=4.0, at_s=now))
     monkeypatch.setattr(start, "boot_id", lambda: boot)
-    (left,) = (entry for entry in opened(folder, store).accountant.books().entries if entry.number == 99)
+    (left,) = (entry for entry in opened(folder, store).accountant.ledger().entries if entry.number == 99)
     assert (left.abandoned, left.charged_s) == (True, charged_s)

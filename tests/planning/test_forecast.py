@@ -11,7 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fitwithin.candidate import Candidate
-from fitwithin.planning.forecast import FACTORS, Forecast, Point, forecast, from_dict, outlook, slope
+from fitwithin.files import decode
+from fitwithin.planning.forecast import FACTORS, Forecast, Point, forecast, outlook, slope
 from fitwithin.planning.halving import Halving
 from fitwithin.planning.search import SearchCandidate
 from fitwithin.planning.stats import Score
@@ -146,7 +147,7 @@ def test_a_point_refuses_nonsense(gpu_s: float, correct: int, total: int) -> Non
 @given(pairs())
 def test_an_outlook_comes_back_from_its_json(pair: tuple[Point, Point]) -> None:
     found: Forecast = outlook(pair)
-    assert from_dict(asdict(found)) == found
+    assert decode(Forecast, asdict(found)) == found
 
 
 @tries(50)

@@ -17,7 +17,7 @@ from fitwithin.planning.cost import checkpoint_every_s, checkpoints, costs
 from fitwithin.planning.plan import Plan, draw_up, from_json, least_s
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.units import duration
-from simulation import FACTS, profile
+from simulation import FACTS, profile, request
 
 PAPER = recipes.load("paper")
 
@@ -28,7 +28,7 @@ def drawn(known: list[Profile], available_s: float, scope: str = "total", **chan
         "data": FACTS,
         "recipe": PAPER,
         "view_sizes": (160, 224),
-        "request": {"data": "x"},
+        "request": request(),
         "fingerprint": "f",
         **changes,
     }

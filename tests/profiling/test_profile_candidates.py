@@ -647,7 +647,7 @@ def test_where_time_is_short_layouts_are_compared_by_one_process_for_all_backbon
         memory_bytes=4 * GIB,
     )
     run = with_layouts(asked)
-    began_s = run.accountant.books().spent_s()
+    began_s = run.accountant.ledger().spent_s()
     found = profile_phase.profile(run)
     assert [len(job.candidates) for job in faster_in_channels_last] == [16 // slots] * slots
     assert all(job.brief for job in faster_in_channels_last)
@@ -658,7 +658,7 @@ def test_where_time_is_short_layouts_are_compared_by_one_process_for_all_backbon
         for model in models
         for px in (128, 160)
     }, "first steps of 10 s, three times over, are too many for turns of 22"
-    books = run.accountant.books()
+    books = run.accountant.ledger()
     assert books.spent_s(gpu=True) > (slots - 0.2) * (books.spent_s() - began_s), "no slot waits for another"
 
 

@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 
+from fitwithin import events
+from fitwithin import ledger as ledgers
 from fitwithin.candidate import Candidate
 from fitwithin.engine.results import TrainResult
 from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.errors import BudgetError
+from fitwithin.events import CandidateProfiled, CandidateRejected, RunFinished, TrialEnded
 from fitwithin.pipeline import finish
 from fitwithin.pipeline import run as flow
 from fitwithin.planning.cost import CLOSING_MARGIN, LEAVING_S
-from fitwithin.profiling.profile import to_dict
+from fitwithin.profiling.profile import Rejection
 from fitwithin.report import build, candidate_row, render
 from fitwithin.report.schema import Report, from_json
 from fitwithin.store import MemoryStore
@@ -127,10 +130,11 @@ def test_a_failed_turn_keeps_its_reason(tmp_path: Path) -> None:
 def test_a_rescue_is_told_of(tmp_path: Path) -> None:
     stage, report = told(tmp_path)
     row = next(row for row in report.candidates if row.status == "trained")
-    (event,) = stage.store.events("turn")
-    stage.store.append("turn", {**event.body, "trained": {**event.body["trained"], "nan_restarts": 2}})
+    (ended,) = stage.store.read(TrialEnded)
+    assert ended.trained is not None
+    stage.store.append(replace(ended, trained=replace(ended.trained, nan_restarts=2)))
     plan = flow.draw_up(stage.run())
-    again = build.report(stage.request, plan, stage.store.events())
+    again = build.report(stage.request, plan, stage.store, ledgers.read(stage.store))
     assert again.row(row.name).reason.startswith(
         f"{row.reason}; 2 times the loss was no number: back to the checkpoint"
     )
@@ -140,7 +144,7 @@ def test_a_plan_alone_has_no_limits_and_no_winner(tmp_path: Path) -> None:
     stage = Stage(SimulatedMachine(), request(time_s=300.0), tmp_path)
     run = stage.run()
     plan = flow.draw_up(run)
-    report = build.report(stage.request, plan, stage.store.events())
+    report = build.report(stage.request, plan, stage.store, ledgers.read(stage.store))
     assert (report.winner, report.receipt.limits, report.receipt.finished) == (None, (), False)
     assert [row.status for row in report.candidates] == ["planned"]
     assert report.candidates[0].reason == plan.turns[0].why[-2]
@@ -166,13 +170,12 @@ def test_the_store_is_read_back_into_nouns() -> None:
     store = MemoryStore()
     found = profile()
     turned = Candidate(model="vgg19", train_px=224, precision="fp32")
-    store.append("profiled", to_dict(found))
-    store.append("rejected", {"candidate": asdict(turned), "reason": "2 images do not fit"})
-    store.append("turn", {"name": "a", "trained": None, "reason": "it died"})
-    events = store.events()
-    assert events.profiled(events) == {found.candidate.name: found}
-    assert events.rejected(events)[turned.name].candidate == turned
-    assert events.outcomes(events) == ({}, {"a": "it died"})
+    store.append(CandidateProfiled(profile=found))
+    store.append(CandidateRejected(rejection=Rejection(candidate=turned, reason="2 images do not fit")))
+    store.append(TrialEnded(name="a", reason="it died"))
+    assert events.profiled(store) == {found.candidate.name: found}
+    assert events.rejected(store)[turned.name].candidate == turned
+    assert events.outcomes(store) == ({}, {"a": "it died"})
 
 
 def test_a_hurried_run_has_no_charts_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +208,7 @@ def test_who_is_killed_over_the_charts_has_handed_over(tmp_path: Path, monkeypat
     assert report.receipt.finished
     assert report.receipt.balanced
     assert report.notes[-1] == finish.CHARTS_LOST
-    assert stage.store.events("finished")
+    assert stage.store.read(RunFinished)
 
 
 @pytest.mark.parametrize(("spare_s", "drawn"), [(0.1, 1), (-0.1, 0)], ids=["enough", "too little"])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -267,7 +268,7 @@ def searched(**changes: object) -> Report:
     correct[names[2]] = correct[names[1]]
     trials: list[TrialRow] = []
 
-    def ask(name: str, rung: int, seconds: float, right: int | None, fate: str) -> None:
+    def ask(name: str, rung: int, seconds: float, right: int | None, state: Any) -> None:
         trials.append(
             TrialRow(
                 number=len(trials) + 1,
@@ -278,7 +279,7 @@ def searched(**changes: object) -> Report:
                 charged_s=seconds / 2,
                 gpu_s=seconds,
                 accuracy=None if right is None else Estimate(correct=right, total=1000),
-                fate=fate,
+                state=state,
                 why="all get 2m 00s",
             )
         )

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from fitwithin import ledger as ledgers
 from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.inference import bundle
-from fitwithin.ledger import Entry, Ledger
+from fitwithin.ledger import EntryOpened, EntrySettled, Ledger
 from fitwithin.pipeline import run
 from fitwithin.planning import search_plan
 from fitwithin.planning.halving import Halving
@@ -20,7 +21,7 @@ from fitwithin.planning.search import SearchCandidate, Trial
 from fitwithin.planning.stats import Score
 from fitwithin.report import build, searched
 from fitwithin.report.schema import Report, from_json
-from fitwithin.report.search_report import FATES, SearchReport
+from fitwithin.report.search_report import SearchReport, TrialState
 from planning.test_search import entrants, play, steady
 from simulation import CountedImages, Stage, request, without_pages
 
@@ -59,9 +60,9 @@ def holds(report: Report) -> SearchReport:
     assert tried <= {*out, report.winner}
     assert {verdict.candidate for verdict in search.verdicts if verdict.rung is None}.isdisjoint(tried)
     for trial in search.trials:
-        assert trial.fate in FATES
-        assert (trial.fate == "failed") == (trial.accuracy is None)
-        assert (trial.fate == "handed over") == (trial.turn == search.handed_over)
+        assert trial.state in get_args(TrialState)
+        assert (trial.state == "failed") == (trial.accuracy is None)
+        assert (trial.state == "handed over") == (trial.turn == search.handed_over)
     rows = {row.name: row for row in report.candidates}
     for name in tried:
         own = [trial for trial in search.trials if trial.candidate == name]
@@ -82,7 +83,7 @@ def test_a_search_is_told_whole(begin: Begin) -> None:
     assert sorted(trial.rung for trial in search.trials) == [-1] + [0] * 16 + [1] * 4
     assert all(trial.charged_s <= trial.promised_s for trial in search.trials)
     final = search.trials[-1]
-    assert (final.fate, final.turn) == ("handed over", f"{report.winner}-final")
+    assert (final.state, final.turn) == ("handed over", f"{report.winner}-final")
     assert Path(bundle.read(stage.folder).folder).name == search.handed_over
     assert search.handed_over_why.startswith("the model of the final training: ")
     assert search.second is not None
@@ -90,7 +91,7 @@ def test_a_search_is_told_whole(begin: Begin) -> None:
     ranked = sorted((t for t in search.trials if t.rung == 1), key=lambda t: -t.accuracy.correct)
     assert search.second.accuracy == ranked[1].accuracy
     assert search.second.winner_accuracy == ranked[0].accuracy
-    assert sum(trial.fate == "went on" for trial in search.trials) == 5
+    assert sum(trial.state == "went on" for trial in search.trials) == 5
     assert search.told not in report.notes, "it stands in the search's own section"
 
 
@@ -130,7 +131,7 @@ def test_a_trial_that_died_is_told_with_its_reason(begin: Begin) -> None:
     troubles = tuple(Fault(at_s=profiled_s + at_s, kind="died") for at_s in (0.5, 0.6, 0.7))
     search = holds(run.tell(begin(folder="troubled", law=SimulatedMachine(half_epochs=20, troubles=troubles)).run()))
     assert search.trials[0].candidate == calm.trials[0].candidate
-    assert search.trials[0].fate == "failed"
+    assert search.trials[0].state == "failed"
     assert search.trials[0].why.startswith("simulated: died")
     verdict = next(verdict for verdict in search.verdicts if verdict.candidate == calm.trials[0].candidate)
     assert (verdict.rung, verdict.confidence, verdict.cut) == (0, None, None)
@@ -139,7 +140,7 @@ def test_a_trial_that_died_is_told_with_its_reason(begin: Begin) -> None:
 def test_a_plan_has_its_ladder_and_no_trials(begin: Begin) -> None:
     stage = begin()
     plan = run.draw_up(stage.run())
-    report = build.report(stage.request, plan, stage.store.events())
+    report = build.report(stage.request, plan, stage.store, ledgers.read(stage.store))
     assert report.search is not None
     assert report.search.told == plan.search.told
     assert (report.search.trials, report.search.verdicts, report.search.handed_over) == ((), (), None)
@@ -160,14 +161,14 @@ def test_a_final_training_that_did_harm_is_told() -> None:
     fine = steady(2)
     found = told(Halving(entrants(4), budget_s=100.0), lambda t: Score(correct=1, total=1000) if t.final else fine(t))
     assert found.handed_over == next(t.turn for t in reversed(found.trials[:-1]) if t.candidate == "model0002-amp-160")
-    assert found.trials[-1].fate == "dropped"
+    assert found.trials[-1].state == "dropped"
     assert found.handed_over_why.endswith("the final training reached 0.1 % only")
 
 
 def test_a_final_training_that_failed_is_told() -> None:
     fine = steady(2)
     found = told(Halving(entrants(4), budget_s=100.0), lambda t: Score(reason="it died") if t.final else fine(t))
-    assert found.trials[-1].fate == "failed"
+    assert found.trials[-1].state == "failed"
     assert found.handed_over_why.endswith("the final training left none (it died)")
 
 
@@ -181,27 +182,28 @@ def test_whom_the_time_does_not_pay_for_was_never_tried() -> None:
 def test_where_all_failed_nothing_is_handed_over() -> None:
     found = told(Halving(entrants(4), budget_s=100.0), lambda trial: Score(reason="it died"))
     assert (found.handed_over, found.handed_over_why, found.second) == (None, "", None)
-    assert {trial.fate for trial in found.trials} == {"failed"}
+    assert {trial.state for trial in found.trials} == {"failed"}
     assert len(found.verdicts) == 4
 
 
 def test_charges_are_summed_by_turn_whatever_stands_between() -> None:
-    def entry(number: int, key: str, phase: str, charged_s: float | None, gpus: int = 1) -> Entry:
+    ledger = Ledger()
+    for number, (key, phase, charged_s, gpus) in enumerate(
+        (
+            ("a", "profile", 5.0, 1),
+            ("a", "train", 2.0, 2),
+            ("b", "train", 1.0, 1),
+            ("a", "train", 3.0, 2),
+            ("a", "evaluate", 7.0, 1),
+            ("b", "train", None, 1),
+        ),
+        1,
+    ):
         reserved_s = 10.0 - number  # what is reserved when it is taken up again is less
-        return Entry(number=number, phase=phase, key=key, gpus=gpus, reserved_s=reserved_s, charged_s=charged_s)
-
-    found = searched.charges(
-        Ledger(
-            entries=(
-                entry(1, "a", "profile", 5.0),
-                entry(2, "a", "train", 2.0, 2),
-                entry(3, "b", "train", 1.0),
-                entry(4, "a", "train", 3.0, 2),
-                entry(5, "a", "evaluate", 7.0),
-                entry(6, "b", "train", None),
-            )
-        )
-    )
+        ledger.add(EntryOpened(number=number, phase=phase, key=key, gpus=gpus, reserved_s=reserved_s))
+        if charged_s is not None:
+            ledger.add(EntrySettled(number=number, charged_s=charged_s))
+    found = searched.charges(ledger)
     assert found == {
         "a": searched.Charge(seconds=5.0, gpu_s=10.0, promised_s=8.0),
         "b": searched.Charge(seconds=1.0, gpu_s=1.0, promised_s=7.0),

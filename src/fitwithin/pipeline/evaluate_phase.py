@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from fitwithin.engine.results import (
     Floats,
     Progress,
     TrainResult,
-    eval_result_from_dict,
-    read_eval_result,
     read_logits,
 )
 from fitwithin.errors import TrainingError
+from fitwithin.events import ModelEvaluated
+from fitwithin.files import read_json
 from fitwithin.inference.ensemble import Choice, average, choose, correct, softmax
 from fitwithin.pipeline import search_phase, train_phase
 from fitwithin.pipeline.context import RunContext
@@ -160,23 +160,21 @@ def choose_winner(run: RunContext, plan: Plan) -> tuple[TrialPlan, str]:
     Raises:
         TrainingError: no turn left a model.
     """
-    ended = run.store.events("turn", "trial")
-    trained, failed = events.outcomes(ended)
+    trained, failed = events.outcomes(run.store)
     if not trained:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         raise TrainingError(f"no candidate left a model ({reasons}); `fitwithin plan` shows what would fit")
     name, why = pick(trained)
     if plan.search is not None:
         name, why = search_phase.pick(run, plan.search) or (name, why)
-    return events.turns(plan, ended)[name], why
+    return events.turns(plan, run.store)[name], why
 
 
 def evaluate(run: RunContext, plan: Plan, winner: TrialPlan, at_work: Callable[[], None]) -> list[Member]:
     """Evaluate the winner, and its twin in the other precision, under all views, on validation and on test, once.
     The winner stands first. Whoever evaluates says so with ``at_work``."""
-    ended = run.store.events("turn", "trial")
-    trained, _ = events.outcomes(ended)
-    turns = events.turns(plan, ended)
+    trained, _ = events.outcomes(run.store)
+    turns = events.turns(plan, run.store)
     chosen = [winner.name]
     if plan.search is None:
         other = twin(winner.candidate, [turns[key].candidate for key in trained])
@@ -186,12 +184,12 @@ def evaluate(run: RunContext, plan: Plan, winner: TrialPlan, at_work: Callable[[
 
 def _member(run: RunContext, turn: TrialPlan, validated: bool, at_work: Callable[[], None]) -> Member:
     name, folder = turn.name, train_phase.turn_folder(run.folder, turn)
-    done = next((body for e in run.store.events("evaluated") if (body := e.body)["name"] == name), None)
+    done = next((event for event in run.store.read(ModelEvaluated) if event.name == name), None)
     if done is None:
         run.reporter.begin(f"evaluating {name}")
-        done = {"name": name, "evaluated": asdict(_evaluate(run, turn, folder, at_work)), "validated": validated}
-        run.store.append("evaluated", done)
-    evaluated = eval_result_from_dict(done["evaluated"])
+        done = ModelEvaluated(name=name, result=_evaluate(run, turn, folder, at_work), validated=validated)
+        run.store.append(done)
+    evaluated = done.result
     logits: dict[str, dict[View, Any]] = {}
     for view in run.request.views:
         for split in ("val", "test"):
@@ -207,10 +205,8 @@ def _evaluate(run: RunContext, turn: TrialPlan, folder: Path, at_work: Callable[
 
     now, budget = run.engine.now(), run.request.budget
     if budget.scope == "candidate":
-        books = run.accountant.books()
-        name = turn.name
-        charged_s = sum(e.charged_s or 0.0 for e in books.entries if e.key == name and e.phase != "profile")
-        left_s = turn.allotted_s - charged_s
+        ledger = run.accountant.ledger()
+        left_s = turn.allotted_s - ledger.charged_s(turn.name) + ledger.charged_s(turn.name, phase="profile")
     else:
         left_s = run.accountant.remaining().usable_s - run.closing_s
     until_at = now + left_s
@@ -226,7 +222,7 @@ def _evaluate(run: RunContext, turn: TrialPlan, folder: Path, at_work: Callable[
                 break
     if isinstance(outcome, Failure):
         run.reporter.say(f"  evaluating {turn.candidate.name} failed: {outcome.reason}")
-        found = read_eval_result(folder / EVALUATED)  # what it was done with by then
+        found = read_json(EvalResult, folder / EVALUATED)  # what it was done with by then
         return found or EvalResult(done=(), ms_per_image={}, batch=turn.batch, peak_bytes=outcome.peak_bytes or 0)
     assert isinstance(outcome, EvalResult)
     return outcome

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fitwithin.events import RunFinished
 from fitwithin.inference import bundle
 from fitwithin.inference.bundle import Ensemble
 from fitwithin.machine import cores
@@ -68,7 +69,7 @@ def drawing(run: RunContext, plan: Plan, winner: TrialPlan) -> Iterator[Drawing]
     if run.drawing_s is None:
         yield Drawing(lambda: render.NO_DRAWINGS, None)
         return
-    report = build.report(run.request, plan, run.store.events(), winner=winner.candidate.name)
+    report = build.report(run.request, plan, run.store, run.accountant.ledger(), winner=winner.candidate.name)
     if not meanwhile(run.request):
         yield Drawing(lambda: render.drawings(report), None)
         return
@@ -100,7 +101,8 @@ def close(
         return build.report(
             run.request,
             plan,
-            run.store.events(),
+            run.store,
+            run.accountant.ledger(),
             winner=winner.candidate.name,
             winner_why=why,
             methods=rows,
@@ -123,7 +125,7 @@ def close(
     charts_why = None if drawn is not None else CHARTS_LOST if draws else CHARTS_LEFT_OUT
     report = gathered(True, charts_why)
     write_report(report, run.folder, drawn or render.NO_DRAWINGS)
-    run.store.append("finished", {"winner": winner.candidate.name})
+    run.store.append(RunFinished(winner=winner.candidate.name))
     if draws:
         with run.accountant.entry("report", reserved_s=run.promise_s(run.closing_s, gpus=0)) as opened:
             drawn = charts.result()

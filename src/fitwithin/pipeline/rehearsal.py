@@ -135,7 +135,7 @@ def _sample_search(rows: Sequence[CandidateRow], each_s: float) -> SearchReport:
                 charged_s=each_s,
                 gpu_s=each_s,
                 accuracy=Estimate(correct=1, total=2),
-                fate="went on",
+                state="went on",
                 why="50.0% after 1.0s, place 1",
             )
             for number, name in enumerate(names[:count])

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from fitwithin import events
 from fitwithin.accountant import OpenEntry
 from fitwithin.budget import Remaining
 from fitwithin.engine.results import Failure, TrainResult
+from fitwithin.events import TrialAsked, TrialEnded
 from fitwithin.pipeline import slots, train_phase
 from fitwithin.pipeline.context import RunContext
 from fitwithin.planning import search_plan
 from fitwithin.planning.halving import Halving
-from fitwithin.planning.plan import Plan, SearchPlan, TrialPlan, turn_from_dict
+from fitwithin.planning.plan import Plan, SearchPlan, TrialPlan
 from fitwithin.planning.search import Trial
 
 #: Why a trial came to no turn.
@@ -56,7 +56,7 @@ class _Trials:
         assert plan.search is not None
         self.run, self.frozen, self.left, self.evaluating_s = run, plan.frozen, left, evaluating_s
         self.search = stand(run, plan.search)
-        self._profiles = events.profiled(run.store.events("profiled"))
+        self._profiles = events.profiled(run.store)
         #: Those that were at work when the run was interrupted.
         self._interrupted = self.search.running
         #: Those at work by their turns' names.
@@ -77,8 +77,7 @@ class _Trials:
                 return train_phase.begun(
                     self.run, turn, slot, ends_at=ends_at, frozen=self.frozen, told=told, last=trial.final, stays=stays
                 )
-            body = {"name": search_plan.turn_name(trial), "trained": None, "reason": TOO_SHORT}
-            self.run.store.append("turn", body)
+            self.run.store.append(TrialEnded(name=search_plan.turn_name(trial), reason=TOO_SHORT))
             self._tell(trial, Failure(kind="deadline", reason=TOO_SHORT))
         return None
 
@@ -110,13 +109,12 @@ class _Trials:
             return None
         own_s = [self._own_s(trial) for trial in self._interrupted]
         trial = self._interrupted.pop(0)
-        body = next(e.body for e in self.run.store.events("trial") if e.body["trial"]["number"] == trial.number)
-        turn = None if body["turn"] is None else turn_from_dict(body["turn"])
-        return trial, turn, self.run.engine.now() + self._lasts_s(own_s[0], sum(own_s))
+        asked = next(event for event in self.run.store.read(TrialAsked) if event.trial.number == trial.number)
+        return trial, asked.plan, self.run.engine.now() + self._lasts_s(own_s[0], sum(own_s))
 
     def _own_s(self, trial: Trial) -> float:
         """What is left of a trial's time."""
-        charged_s = self.run.accountant.books().lasted_s(search_plan.turn_name(trial), phase="train")
+        charged_s = self.run.accountant.ledger().charged_s(search_plan.turn_name(trial), phase="train")
         return max(0.0, trial.seconds - charged_s)
 
     def _new(self) -> tuple[Trial, TrialPlan | None, float] | None:
@@ -130,10 +128,8 @@ class _Trials:
         turn = search_plan.turn_over(priced, new.seconds, data=run.data, trial=new)
         if turn is not None and new.after is not None and run.request.recipe.warm_start:
             turn = replace(turn, after=search_plan.turn_name(self.search.trials[new.after - 1]))
-        body: dict[str, Any] = {"left_s": left_s, "trial": asdict(new), "turn": None if turn is None else asdict(turn)}
-        if longest_s < math.inf:
-            body["longest_s"] = longest_s
-        run.store.append("trial", body)
+        limit_s = longest_s if longest_s < math.inf else None
+        run.store.append(TrialAsked(left_s=left_s, longest_s=limit_s, trial=new, plan=turn))
         return new, turn, run.engine.now() + self._lasts_s(new.seconds, new.seconds)
 
     def _there_is(self) -> tuple[float, float]:
@@ -198,4 +194,4 @@ def pick(run: RunContext, facts: SearchPlan) -> tuple[str, str] | None:
 
 def stand(run: RunContext, facts: SearchPlan) -> Halving:
     """The search as the store tells it."""
-    return search_plan.told_again(facts, events.course(run.store.events("trial", "turn")), run.data.val)
+    return search_plan.told_again(facts, events.history(run.store), run.data.val)

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from fitwithin import request as requests
 from fitwithin.accountant import Accountant, left_to
 from fitwithin.budget import Budget
 from fitwithin.candidate import grid, match
 from fitwithin.data import dataset, pack_builder
 from fitwithin.data.dataset import without
 from fitwithin.engine.base import Engine
+from fitwithin.events import DataPacked, MachineDescribed, PlanMade, ProcessStarted, RunRequested, RunStarted
 from fitwithin.machine import boot_id, cores
 from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Reporter
 from fitwithin.pipeline.rehearsal import BESIDE_S, rehearse
-from fitwithin.planning import plan as plans
 from fitwithin.report import build, render
 from fitwithin.report.render import write_report
 from fitwithin.report.schema import from_json
 from fitwithin.request import Request
-from fitwithin.store import Store, latest
+from fitwithin.store import Store
 from fitwithin.training import model_names
 
 #: A run that is resumed with less than so many times what starting and closing took before does without charts: what
@@ -52,7 +50,7 @@ def open_run(
     before will begin nothing more: it hands over what there is. With less than twice that it does without charts.
     """
     same = _same_clock(store)
-    store.append("start", {"pid": os.getpid(), "boot": boot_id()})
+    store.append(ProcessStarted(pid=os.getpid(), boot=boot_id()))
     accountant = Accountant(store, request.budget, engine.now, started_at=started_at, same_clock=same)
 
     def decoding() -> None:
@@ -71,16 +69,15 @@ def open_run(
         )
         whole = without(dataset, images.broken)
         store.append(
-            "data",
-            {
-                "path": request.data,
-                "fingerprint": dataset.fingerprint,
-                "classes": list(dataset.classes),
-                "counts": whole.counts(),
-                "split": dataset.split_why,
-                "broken": [{"path": broken.path, "reason": broken.reason} for broken in images.broken],
-                "ignored": dataset.ignored,
-            },
+            DataPacked(
+                path=request.data,
+                fingerprint=dataset.fingerprint,
+                classes=dataset.classes,
+                counts=whole.counts(),
+                split=dataset.split_why,
+                broken=tuple(images.broken),
+                ignored=dataset.ignored,
+            )
         )
     data_s = engine.now() - found_at
     left_s = accountant.ends_at() - engine.now()
@@ -91,10 +88,11 @@ def open_run(
             reporter.begin("starting workers")
             if request.budget.scope == "total":
                 closing_s, drawing_s = rehearse(candidates, request, charts=charts)
-            store.append("machine", engine.describe())
+            store.append(MachineDescribed(facts=engine.describe()))
             engine.prepare(accountant.ends_at() - closing_s)
-            store.append("opened", {"startup_s": engine.now() - started_at - data_s, "closing_s": closing_s})
-    machine = latest(store.events("machine"), "machine") or {}
+            store.append(RunStarted(startup_s=engine.now() - started_at - data_s, closing_s=closing_s))
+    machine = store.latest(MachineDescribed)
+    node_cores = cores() if machine is None else machine.facts.get("cores", cores())
     # What a cluster's node says of its cores is of those that one job may count on.
     jobs_per_host = request.data_parallel if request.engine == "ray" else request.held
     counts = ", ".join(f"{n:,} {split}" for split, n in whole.counts().items())
@@ -108,7 +106,7 @@ def open_run(
         reporter=reporter,
         candidates=candidates,
         images=images,
-        workers=max(1, min(MOST_WORKERS, (machine.get("cores", cores()) - 1) // jobs_per_host)),
+        workers=max(1, min(MOST_WORKERS, (node_cores - 1) // jobs_per_host)),
         closing_s=closing_s,
         drawing_s=drawing_s,
         hurried=hurries,
@@ -127,23 +125,26 @@ def hurried(store: Store, budget: Budget, started_at: float) -> bool:
 def set_right(folder: Path, store: Store, started_at: float) -> None:
     """Close the books of a run whose process died after it had handed over, over its charts, and draw up its receipt
     by them; nothing is changed where it is by them already."""
-    request = requests.from_dict(latest(store.events("request"), "request") or {})
-    accountant = Accountant(store, request.budget, time.monotonic, started_at=started_at, same_clock=_same_clock(store))
+    asked, made = store.latest(RunRequested), store.latest(PlanMade)
+    assert asked is not None
+    assert made is not None
+    request, same = asked.request, _same_clock(store)
+    accountant = Accountant(store, request.budget, time.monotonic, started_at=started_at, same_clock=same)
+    ledger = accountant.ledger()
     report = from_json((folder / "report.json").read_text(encoding="utf-8"))
-    if math.isclose(accountant.books().spent_s(), math.fsum(phase.spent_s for phase in report.receipt.phases)):
+    if math.isclose(ledger.spent_s(), math.fsum(phase.spent_s for phase in report.receipt.phases)):
         return
-    plan = plans.from_json(json.dumps(latest(store.events("plan"), "plan")))
-    receipt = build.receipt(request, plan, store.events(), views=report.views, finished=True)
+    receipt = build.receipt(request, made.plan, store, ledger, views=report.views, finished=True)
     write_report(replace(report, receipt=receipt), folder, render.NO_DRAWINGS)
 
 
 def _same_clock(store: Store) -> bool:
     """Whether the process before was one of this boot: all of them have one clock."""
-    boot, before = boot_id(), latest(store.events("start"), "start")
-    return bool(boot) and before is not None and before.get("boot") == boot
+    boot, before = boot_id(), store.latest(ProcessStarted)
+    return bool(boot) and before is not None and before.boot == boot
 
 
 def _once_s(store: Store) -> float:
     """What starting and closing took before; less than anything where there was no start."""
-    once = latest(store.events("opened"), "opened")
-    return -math.inf if once is None else once["startup_s"] + once["closing_s"]
+    once = store.latest(RunStarted)
+    return -math.inf if once is None else once.startup_s + once.closing_s

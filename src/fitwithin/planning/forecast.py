@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fitwithin.units import format_duration
 
@@ -128,11 +127,3 @@ def outlook(trainings: Sequence[Point]) -> Forecast:
 def points_of(share: float) -> str:
     """A difference of shares in percentage points, with its sign."""
     return f"{100 * share:+.1f}".replace("-", "\u2212")
-
-
-def from_dict(value: dict[str, Any]) -> Forecast:
-    """The outlook that was written as JSON."""
-    points = tuple(Point(**point) for point in value["points"])
-    return Forecast(
-        **{**value, "points": points, "forecasts": tuple(ForecastPoint(**each) for each in value["forecasts"])}
-    )

@@ -5,22 +5,21 @@ What a turn costs: planning/cost.py. The upper end of that prediction must fit i
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fitwithin.candidate import Candidate
 from fitwithin.data.dataset import DataFacts
 from fitwithin.engine.jobs import Stage
 from fitwithin.errors import BudgetError, UsageError
+from fitwithin.files import decode, to_json
 from fitwithin.planning.cost import FIXED_MARGIN, MARGIN, Costs, costs, evaluation_kept_s, stages_of
 from fitwithin.planning.search import SearchCandidate
 from fitwithin.profiling.profile import Profile, Rejection
-from fitwithin.profiling.profile import from_dict as profile_from_dict
 from fitwithin.recipe import Recipe
+from fitwithin.request import Request
 from fitwithin.units import format_count, format_duration
 
 SCHEMA = 1
@@ -121,7 +120,7 @@ class Plan:
 
     turns: tuple[TrialPlan, ...]
     rejections: tuple[Rejection, ...]
-    request: dict[str, Any]
+    request: Request
     fingerprint: str
     frozen: bool = False
     search: SearchPlan | None = None
@@ -135,7 +134,7 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON text; :func:`from_json` is its inverse."""
-        return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)
+        return to_json(self, indent=1)
 
 
 def from_json(text: str) -> Plan:
@@ -144,32 +143,9 @@ def from_json(text: str) -> Plan:
         value = json.loads(text)
         if value["schema"] != SCHEMA:
             raise UsageError(f"the plan has schema {value['schema']}, this version reads {SCHEMA}; draw it up again")
-        turns = tuple(turn_from_dict(turn) for turn in value["turns"])
-        rejections = tuple(
-            Rejection(candidate=Candidate(**r["candidate"]), reason=r["reason"]) for r in value["rejections"]
-        )
-        search = _planned(value["search"]) if value.get("search") else None
-        profiles = tuple(profile_from_dict(profile) for profile in value.get("profiles", ()))
-        parts = {"turns": turns, "rejections": rejections, "search": search, "profiles": profiles}
-        return Plan(**{**value, **parts})
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        return decode(Plan, value)
+    except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"this is no plan that `fitwithin plan` wrote ({type(error).__name__}: {error})") from error
-
-
-def _planned(value: dict[str, Any]) -> SearchPlan:
-    entrants = tuple(
-        SearchCandidate(**{**one, "candidate": Candidate(**one["candidate"])}) for one in value["entrants"]
-    )
-    lists = {name: tuple(value[name]) for name in ("counts", "seconds")}
-    return SearchPlan(**{**value, **lists, "entrants": entrants})
-
-
-def turn_from_dict(value: dict[str, Any]) -> TrialPlan:
-    """The turn that was written as JSON."""
-    stages = tuple(Stage(**stage) for stage in value.get("stages", ()))
-    return TrialPlan(
-        **{**value, "candidate": Candidate(**value["candidate"]), "why": tuple(value["why"]), "stages": stages}
-    )
 
 
 def epochs_of(steps: int, profile: Profile, data: DataFacts) -> float:
@@ -270,7 +246,7 @@ def draw_up(
     data: DataFacts,
     recipe: Recipe,
     view_sizes: Sequence[int],
-    request: dict[str, Any],
+    request: Request,
     fingerprint: str,
     slots: int = 1,
     slot_s: float = math.inf,

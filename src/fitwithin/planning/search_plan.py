@@ -19,6 +19,7 @@ from fitwithin.planning.stats import Score
 from fitwithin.planning.tpe import TPEHalving
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.recipe import Recipe
+from fitwithin.request import Request
 from fitwithin.units import format_duration
 
 #: What a turn's name and folder have behind the candidate's.
@@ -89,7 +90,7 @@ def plan(
     data: DataFacts,
     recipe: Recipe,
     view_sizes: Sequence[int],
-    request: dict[str, Any],
+    request: Request,
     fingerprint: str,
     min_gain: float | None = None,
     seed: int | None = None,

@@ -9,11 +9,12 @@ from typing import Any
 
 from fitwithin.candidate import Candidate
 from fitwithin.engine.results import TrainResult
+from fitwithin.files import decode
 from fitwithin.ledger import Ledger
 from fitwithin.planning.plan import WHY_EPOCHS, TrialPlan
 from fitwithin.planning.stats import Estimate
 from fitwithin.profiling.profile import Profile
-from fitwithin.report.schema import CandidateRow, CurvePoint, Validation
+from fitwithin.report.schema import CandidateRow, CandidateStatus, CurvePoint, Validation
 
 
 def _ended(turn: TrialPlan, trained: TrainResult) -> str:
@@ -53,8 +54,8 @@ def candidate_row(
     turn: TrialPlan | None,
     trained: TrainResult | None,
     reason: str | None,
-    status: str,
-    books: Ledger,
+    status: CandidateStatus,
+    ledger: Ledger,
     n_val: int,
     had: Sequence[TrialPlan] = (),
     taken: Mapping[str, int] | None = None,
@@ -64,7 +65,7 @@ def candidate_row(
     ``taken``: by turn, the steps of those that have ended.
     """
     keys = {each.name for each in had}
-    entries = [entry for entry in books.entries if entry.key in keys and entry.phase == "train"]
+    entries = [entry for entry in ledger.entries if entry.key in keys and entry.phase == "train"]
     facts: dict[str, Any] = {}
     if profile is not None:
         facts.update(
@@ -105,8 +106,8 @@ def candidate_row(
             steps=trained.steps,
             peak_bytes=max([trained.peak_bytes, *peaks]),
             validation=None if trained.best is None else Estimate(correct=trained.best, total=n_val),
-            validations=tuple(Validation(**{**v, "accuracy": Estimate(**v["accuracy"])}) for v in trained.validations),
-            curve=tuple(CurvePoint(**point) for point in trained.curve),
+            validations=tuple(decode(Validation, validation) for validation in trained.validations),
+            curve=tuple(decode(CurvePoint, point) for point in trained.curve),
             predicted_startup_s=turn.startup_s,
             actual_startup_s=trained.startup_s,
             predicted_training_s=_training_s(turn, trained),

@@ -5,18 +5,18 @@ Rendering lives in report/render.py (terminal, Markdown, HTML). report/build.py 
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from fitwithin.planning import forecast as outlooks
+from fitwithin import files
 from fitwithin.planning.forecast import Forecast
 from fitwithin.planning.stats import Estimate
-from fitwithin.report import search_report
 from fitwithin.report.search_report import SearchReport
 
 SCHEMA = 1
+
+#: How far a candidate came.
+CandidateStatus = Literal["trained", "planned", "rejected", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ class CandidateRow:
     Of a turn's ``predicted_s`` (for the steps that it took) and ``actual_s`` the start-up and the training steps stand
     apart: the rest is validation, checkpoints and the process's end.
 
-    ``status`` is one of trained, planned, rejected, failed; ``reason`` says why for the last two and how it ended
-    for the first (for example "planned 46 epochs; shortened to 44.1, the machine was 4 % slower than profiled").
+    ``reason`` says why for those that were rejected or failed, and how it ended for those that were trained (for
+    example "planned 46 epochs; shortened to 44.1, the machine was 4 % slower than profiled").
 
     A search trains a candidate several times: ``predicted_s`` and ``actual_s`` are of all its trials together, the rest
     is of the one that is handed over, else of the last that left a model. ``allotted_s`` is the time that it was given,
@@ -60,7 +60,7 @@ class CandidateRow:
     model: str
     precision: str
     train_px: int
-    status: str
+    status: CandidateStatus
     reason: str
     parameters: int | None = None
     batch: int | None = None
@@ -192,43 +192,9 @@ class Report:
 
     def to_json(self) -> str:
         """The report as JSON text; :func:`from_json` is its inverse."""
-        return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)
-
-
-def _estimate(value: dict[str, int] | None) -> Estimate | None:
-    return None if value is None else Estimate(**value)
-
-
-def _candidate(value: dict[str, Any]) -> CandidateRow:
-    validations = tuple(Validation(**{**v, "accuracy": Estimate(**v["accuracy"])}) for v in value["validations"])
-    curve = tuple(CurvePoint(**point) for point in value["curve"])
-    validation = _estimate(value["validation"])
-    return CandidateRow(**{**value, "validation": validation, "validations": validations, "curve": curve})
-
-
-def _receipt(value: dict[str, Any]) -> Receipt:
-    limits = tuple(Limit(**limit) for limit in value["limits"])
-    phases = tuple(PhaseRow(**phase) for phase in value["phases"])
-    return Receipt(**{**value, "limits": limits, "phases": phases})
+        return files.to_json(self, indent=1)
 
 
 def from_json(text: str) -> Report:
-    """The report that :meth:`Report.to_json` wrote."""
-    value = json.loads(text)
-    methods = [
-        MethodRow(**{**m, "validation": _estimate(m["validation"]), "test": _estimate(m["test"])})
-        for m in value["methods"]
-    ]
-    views = [ViewRow(**{**view, "validation": Estimate(**view["validation"])}) for view in value["views"]]
-    return Report(
-        **{
-            **value,
-            "candidates": tuple(_candidate(row) for row in value["candidates"]),
-            "methods": tuple(methods),
-            "views": tuple(views),
-            "receipt": _receipt(value["receipt"]),
-            "notes": tuple(value["notes"]),
-            "search": search_report.from_dict(value["search"]) if value.get("search") else None,
-            "outlook": outlooks.from_dict(value["outlook"]) if value.get("outlook") else None,
-        }
-    )
+    """The report that :meth:`Report.to_json` wrote; ValueError if the text is none."""
+    return files.from_json(Report, text)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 from fitwithin.planning.forecast import Point
 from fitwithin.planning.search import FINAL
 from fitwithin.planning.stats import Estimate
+
+#: What can become of a trial: its candidate went on, it was the last of a candidate that is out, it left no model, its
+#: model is handed over, or nothing yet.
+TrialState = Literal["went on", "dropped", "failed", "handed over", "unfinished"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +29,7 @@ class TrialRow:
 
     ``promised_s`` are the seconds reserved for it when it began (with the evaluation's, where its process stays for
     that), ``charged_s`` those that it took by the books, ``gpu_s`` these times the GPUs that it held. ``accuracy`` is
-    None where it left no validated model. ``fate`` is one of FATES, ``why`` the search's reason to try it, or why it
-    failed.
+    None where it left no validated model. ``why`` is the search's reason to try it, or why it failed.
     """
 
     number: int
@@ -37,13 +40,8 @@ class TrialRow:
     charged_s: float
     gpu_s: float
     accuracy: Estimate | None
-    fate: str
+    state: TrialState
     why: str
-
-
-#: What can become of a trial: its candidate went on, it was the last of a candidate that is out, it left no model, its
-#: model is handed over, or nothing yet.
-FATES = ("went on", "dropped", "failed", "handed over", "unfinished")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,22 +90,6 @@ class SearchReport:
     handed_over: str | None
     handed_over_why: str
     second: Second | None
-
-
-def _estimate(value: dict[str, int] | None) -> Estimate | None:
-    return None if value is None else Estimate(**value)
-
-
-def from_dict(value: dict[str, Any]) -> SearchReport:
-    """The search that was written as JSON."""
-    trials = tuple(TrialRow(**{**trial, "accuracy": _estimate(trial["accuracy"])}) for trial in value["trials"])
-    verdicts = tuple(EliminationRow(**{**verdict, "cut": _estimate(verdict["cut"])}) for verdict in value["verdicts"])
-    second = value["second"]
-    if second is not None:
-        both = {name: Estimate(**second[name]) for name in ("accuracy", "winner_accuracy")}
-        second = Second(**{**second, **both})
-    rungs = tuple(RungRow(**rung) for rung in value["rungs"])
-    return SearchReport(**{**value, "rungs": rungs, "trials": trials, "verdicts": verdicts, "second": second})
 
 
 def points(trials: Sequence[TrialRow], winner: str, *, warm_start: bool) -> list[Point]:

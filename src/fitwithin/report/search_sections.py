@@ -76,7 +76,7 @@ def _spent(trials: Sequence[TrialRow], all_s: float) -> tuple[str, ...]:
     """How many there were, how many failed, and what they took."""
     if not trials:
         return (DASH,) * 5
-    gpu_s, failed = sum(trial.gpu_s for trial in trials), sum(trial.fate == "failed" for trial in trials)
+    gpu_s, failed = sum(trial.gpu_s for trial in trials), sum(trial.state == "failed" for trial in trials)
     part = f"{100 * gpu_s / all_s:.0f} %" if all_s else DASH
     return f"{len(trials)}", f"{failed}" if failed else DASH, _time(trials), format_duration(gpu_s), part
 
@@ -125,8 +125,8 @@ def _on(trial: TrialRow | None) -> Cell:
     if trial is None:
         return Cell()
     if trial.accuracy is None:
-        return Cell(trial.fate, tone=_TONES[trial.fate])
-    return share_cell(trial.accuracy)._replace(tone=_TONES[trial.fate])
+        return Cell(trial.state, tone=_TONES[trial.state])
+    return share_cell(trial.accuracy)._replace(tone=_TONES[trial.state])
 
 
 def _out(verdict: EliminationRow | None, trials: dict[int, TrialRow], search: SearchReport) -> tuple[Cell, Cell, str]:
@@ -136,7 +136,7 @@ def _out(verdict: EliminationRow | None, trials: dict[int, TrialRow], search: Se
         return Cell("handed over", tone="good") if handed else Cell(), Cell(), ""
     when = Cell(f"after {rung_name(verdict.rung)}")
     failed = trials.get(verdict.rung)
-    if failed is not None and failed.fate == "failed":
+    if failed is not None and failed.state == "failed":
         return Cell(f"failed on {rung_name(verdict.rung)}", tone="bad"), Cell(), verdict.reason
     if verdict.cut is None:
         return when, Cell(), verdict.reason
@@ -151,7 +151,7 @@ def _trial(trial: TrialRow) -> str:
     reached = f"{share(trial.accuracy)[0]} ({share(trial.accuracy)[1]})" if trial.accuracy else "no model"
     took = f"{format_duration(trial.charged_s)} of {format_duration(trial.promised_s)} promised"
     gpu = "" if trial.gpu_s == trial.charged_s else f", {format_duration(trial.gpu_s)} of GPU time"
-    return f"{trial.candidate}: {rung_name(trial.rung)}, {reached} in {took}{gpu}; {trial.fate} ({trial.why})"
+    return f"{trial.candidate}: {rung_name(trial.rung)}, {reached} in {took}{gpu}; {trial.state} ({trial.why})"
 
 
 def _forecasts(report: Report, outlook: Forecast) -> Table:

@@ -14,7 +14,7 @@ from fitwithin.planning.plan import SearchPlan
 from fitwithin.planning.search import Trial
 from fitwithin.planning.search_plan import turn_name
 from fitwithin.planning.stats import Estimate, Score, sure
-from fitwithin.report.search_report import EliminationRow, RungRow, SearchReport, Second, TrialRow
+from fitwithin.report.search_report import EliminationRow, RungRow, SearchReport, Second, TrialRow, TrialState
 from fitwithin.units import format_duration
 
 
@@ -31,10 +31,10 @@ class Charge:
     promised_s: float | None = None
 
 
-def charges(books: Ledger) -> dict[str, Charge]:
+def charges(ledger: Ledger) -> dict[str, Charge]:
     """What each turn's training was charged, by its name: the sum of its entries."""
     found: dict[str, Charge] = {}
-    for entry in books.entries:
+    for entry in ledger.entries:
         if entry.phase == "train":
             before, seconds = found.get(entry.key, Charge()), entry.charged_s or 0.0
             gpu_s = before.gpu_s + seconds * entry.gpus
@@ -80,13 +80,13 @@ def _row(trial: Trial, search: Halving, charge: Charge) -> TrialRow:
         charged_s=charge.seconds,
         gpu_s=charge.gpu_s,
         accuracy=_estimate(score),
-        fate=_fate(trial, search),
+        state=_state(trial, search),
         why=score.reason if score is not None and not score.total else trial.why,
     )
 
 
-def _fate(trial: Trial, search: Halving) -> str:
-    """One of FATES."""
+def _state(trial: Trial, search: Halving) -> TrialState:
+    """What has become of it."""
     score = search.scores.get(trial.number)
     if score is None:
         return "unfinished"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -21,8 +20,8 @@ from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import EvaluateJob, JobSettings
 from fitwithin.engine.margins import REHEARSED_BATCHES, VIEW_PASSES, VIEW_S
-from fitwithin.engine.results import EVALUATED, EvalResult, Floats, Progress, logits_path, read_eval_result
-from fitwithin.files import put, put_text
+from fitwithin.engine.results import EVALUATED, EvalResult, Floats, Progress, logits_path
+from fitwithin.files import put, put_text, read_json, to_json
 from fitwithin.training import model as models
 from fitwithin.training.learner import Learner
 
@@ -113,7 +112,7 @@ class Evaluator:
         size = eval_batch(job.batch)
         sizes = [(split, views) for views in by_size(job.views, job.candidate.train_px) for split in job.splits]
         total = sum(self._batches(split, size) for split, _ in sizes)
-        there = read_eval_result(folder / EVALUATED)
+        there = read_json(EvalResult, folder / EVALUATED)
         found = there or EvalResult(done=(), ms_per_image={}, batch=size, peak_bytes=0)
         self.ms_per_image.update(found.ms_per_image)
         seen, seen_at, told_at = 0, 0.0, -math.inf
@@ -158,7 +157,7 @@ class Evaluator:
                 ms_per_image={**found.ms_per_image, **costs},
                 peak_bytes=max(found.peak_bytes, device.peak_bytes()),
             )
-            put_text(folder / EVALUATED, json.dumps(asdict(found), allow_nan=False), lasting=True)
+            put_text(folder / EVALUATED, to_json(found), lasting=True)
             device.empty_cache()
         return replace(found, peak_bytes=max(found.peak_bytes, device.peak_bytes()))
 

@@ -15,9 +15,9 @@ from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import CURVE_POINTS, READING_S, EvaluateJob, TrainJob
 from fitwithin.engine.margins import REHEARSAL_SHARE
-from fitwithin.engine.results import CHECKPOINT, OUTCOME, SALVAGE, Progress, TrainResult, train_result_to_json
+from fitwithin.engine.results import CHECKPOINT, OUTCOME, SALVAGE, Ended, Progress, TrainResult
 from fitwithin.errors import LoaderTimeout, TrainingError
-from fitwithin.files import put_text
+from fitwithin.files import put_text, to_json
 from fitwithin.training import model as models
 from fitwithin.training.distributed import ProcessGroup
 from fitwithin.training.evaluation import Evaluator, count_correct, eval_batch
@@ -300,7 +300,7 @@ class Trainer:
         self._saved_at, self._saved_step = time.monotonic(), self.schedule.step
         self.checkpoint_s = self._saved_at - begun_at
 
-    def outcome(self, ended: str) -> TrainResult:
+    def outcome(self, ended: Ended) -> TrainResult:
         """How the turn stands."""
         return TrainResult(
             steps=self.schedule.step,
@@ -319,7 +319,7 @@ class Trainer:
 
     def _note(self, name: str, outcome: TrainResult) -> None:
         if self.team.leads:
-            put_text(self.folder / name, train_result_to_json(outcome), lasting=True)
+            put_text(self.folder / name, to_json(outcome), lasting=True)
 
     def keep(self) -> None:
         """If no validation chose a model, the last weights are it."""

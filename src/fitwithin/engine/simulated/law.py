@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +20,13 @@ FAULTS = ("died", "hang", "memory")
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What befalls the jobs that are running ``at_s`` seconds after the engine's start: one of TROUBLES, once.
+    """What befalls the jobs that are running ``at_s`` seconds after the engine's start, once.
 
     A job that ``died`` is gone without a word, one that ``hang``s goes on for ever, one of ``memory`` hits the cap.
     """
 
     at_s: float
-    kind: str
+    kind: Literal["died", "hang", "memory"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,13 +17,12 @@ from fitwithin.engine.results import (
     OUTCOME,
     SALVAGE,
     WEIGHTS,
+    Ended,
     Progress,
     TrainResult,
-    read_train_result,
-    train_result_to_json,
 )
 from fitwithin.engine.simulated.law import SimulatedMachine
-from fitwithin.files import put, put_text
+from fitwithin.files import put, put_text, read_json, to_json
 from fitwithin.training.schedule import make_schedule, overhead_s, rate_factor, steps_end_at
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ class SimulatedTrainer:
 
     def train(self, on_progress: Callable[[Progress], None]) -> TrainResult:
         """Mirrors ``train.advance``."""
-        if (finished := read_train_result(self.folder / OUTCOME)) is not None:
+        if (finished := read_json(TrainResult, self.folder / OUTCOME)) is not None:
             return finished
         self.folder.mkdir(parents=True, exist_ok=True)
         self.spend(self.law.startup_s)
@@ -196,7 +195,7 @@ class SimulatedTrainer:
         if self.best is None or correct >= self.best:
             self.best = correct
             self.save_model()
-        put_text(self.folder / SALVAGE, train_result_to_json(self.outcome("cut")))
+        put_text(self.folder / SALVAGE, to_json(self.outcome("cut")))
 
     def save_model(self) -> None:
         """Leave tokens where a model and its card would be."""
@@ -226,7 +225,7 @@ class SimulatedTrainer:
             **{name: getattr(self, name) for name in kept},
         }
         put_text(self.folder / CHECKPOINT, json.dumps(facts))
-        put_text(self.folder / SALVAGE, train_result_to_json(self.outcome("cut")))
+        put_text(self.folder / SALVAGE, to_json(self.outcome("cut")))
         self.saved_at, self.saved_step = self.engine.now(), self.schedule.step
         self.checkpoint_s = self.saved_at - begun_at
 
@@ -240,7 +239,7 @@ class SimulatedTrainer:
         self.best, self.validations, self.curve = facts["best"], facts["validations"], facts["curve"]
         self.earlier_s, self.factor, self.training_s = facts["earlier_s"], facts["factor"], facts["training_s"]
 
-    def outcome(self, ended: str) -> TrainResult:
+    def outcome(self, ended: Ended) -> TrainResult:
         """How the turn stands."""
         return TrainResult(
             steps=self.schedule.step,
@@ -260,9 +259,9 @@ class SimulatedTrainer:
         """Leave the model and the outcome."""
         if self.best is None:
             self.save_model()
-        whole = "complete" if self.schedule.step >= self.job.steps else "shortened"
+        whole: Ended = "complete" if self.schedule.step >= self.job.steps else "shortened"
         outcome = self.outcome("cut" if self.schedule.cut else whole)
-        put_text(self.folder / OUTCOME, train_result_to_json(outcome))
+        put_text(self.folder / OUTCOME, to_json(outcome))
         return outcome
 
 
