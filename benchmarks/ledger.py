@@ -31,6 +31,7 @@ from fitwithin.engine.simulated.clock import SimulatedClock
 from fitwithin.ledger import Heartbeat
 from fitwithin.machine import cpu_name
 from fitwithin.store import SqliteStore
+from pages import Target, save, targets, text
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "ledger.json"
 
@@ -40,6 +41,14 @@ SLOTS, HOURS, ENTRIES = 8, 9.0, 2000
 OPENED, LOOKS, PAUSE_S = 7, 300, 0.01
 
 BUDGET = Budget(memory_bytes=1, time_s=12 * 3600.0, gpu_time_s=96 * 3600.0)
+
+TARGETS = (
+    Target("remaining_s_median", "seconds until it is known what is left of the budget, median", "{:.6f}", most=1e-3),
+    Target("remaining_s_p99", "its 99th percentile", "{:.6f}"),
+    Target("sums_s_median", "seconds for the ledger with its sums, median", "{:.6f}", most=1e-3),
+    Target("sums_s_p99", "its 99th percentile", "{:.6f}"),
+    Target("open_s_max", "seconds to open it again, the longest", "{:.2f}", most=2.0),
+)
 
 
 def main() -> None:
@@ -76,7 +85,22 @@ def main() -> None:
             summary[f"{what}_s_p99"] = quantiles(taken, n=100)[98]
     machine = {"name": cpu_name(), "cpu": cpu_name()}
     ground.write(arguments.result, "ledger", machine, None, "python benchmarks/ledger.py", summary=summary, rows=rows)
-    print(json.dumps(summary, indent=1))
+    write_page(json.loads(arguments.result.read_text(encoding="utf-8")), ground.ROOT / "docs")
+
+
+def write_page(value: dict[str, Any], docs: Path) -> None:
+    """docs/results/ledger.md."""
+    summary = value["summary"]
+    told = (
+        f"A run of {summary['hours']:g} h on {summary['slots']} slots: {summary['entries']:,} entries and "
+        f"{summary['heartbeats']:,} heartbeats, of which `run.db` keeps the last of each entry "
+        f"({summary['run_bytes'] / 1e6:.1f} MB). Its process is killed with an entry open in each slot, another one "
+        f"opens the ledger, and looks at it while eight entries have heartbeats. Made by `benchmarks/ledger.py` on "
+        f"{value['date']} at commit `{value['commit'][:12]}`, on {value['hardware']}, from "
+        f"`benchmarks/results/ledger.json`."
+    )
+    lines = ["# The ledger of a long run", "", *text(told), *targets(TARGETS, summary)]
+    save(docs / "results" / "ledger.md", "\n".join(lines))
 
 
 def build(folder: Path, seconds: float, entries: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
-from fitwithin import files
+from fitwithin import events, files
 from fitwithin import request as requests
 from fitwithin.budget import Budget
 from fitwithin.candidate import match
@@ -126,7 +126,7 @@ def resume(
     nothing is left of the budget that workers could be started for, none are.
 
     Raises:
-        RunFolderError: the folder holds no run, or another process is working on it.
+        RunFolderError: the folder holds no run, another process is working on it, or an event of it cannot be read.
         UsageError: the data are not what they were.
     """
     started_at = time.monotonic() if started_at is None else started_at
@@ -135,6 +135,7 @@ def resume(
     if not (path / "run.db").is_file():
         raise RunFolderError(f"{path} holds no run (no run.db); start one with `fitwithin run`")
     with SqliteStore(path) as store:
+        events.read_all(store)  # what cannot be read is named before anything is spent
         if store.latest(RunFinished) is not None:
             start.set_right(path, store, started_at)
             return load(path)
