@@ -30,9 +30,11 @@ from typing import Any
 
 import faults_page
 import ground
-from fitwithin import ledger, load, units
+from fitwithin import load, units
 from fitwithin.cli.demo import write_digits
 from fitwithin.engine.local import Local
+from fitwithin.events import ProcessStarted
+from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled, Ledger
 from fitwithin.machine import CPU
 from fitwithin.store import SqliteStore
 from stalls import children_of
@@ -145,7 +147,7 @@ def killed(data: Path, budget: str, seed: int, number: int, core: int) -> dict[s
 def _begun(folder: Path) -> bool:
     """Whether there is a run to go on with: its first event is written with its folder."""
     with suppress(Exception), SqliteStore(folder, write=False) as store:
-        return bool(store.events("start"))
+        return store.latest(ProcessStarted) is not None
     return False
 
 
@@ -168,11 +170,13 @@ def _found(folder: Path, data: Path, limit_s: float) -> dict[str, Any]:
     """What the run left: its books at every instant, its receipt, its report, and a model that predicts."""
     found: dict[str, Any] = {"balanced": False, "over_s": None, "kept": False, "valid": False}
     with suppress(Exception), SqliteStore(folder, write=False) as store:
-        told = [(event.kind, event.body) for event in store.events() if event.kind in ledger.KINDS]
-        books = [ledger.fold(told[: n + 1]) for n in range(len(told))]
-        found["balanced"] = books[-1].balanced
-        found["over_s"] = max(0.0, *(book.spent_s() + book.reserved_s() - limit_s for book in books))
-        found["abandoned"] = sum(entry.abandoned for entry in books[-1].entries)
+        books, over_s = Ledger(), [0.0]
+        for event in store.read(EntryOpened, EntrySettled, EntryAbandoned):
+            books.add(event)
+            over_s.append(books.spent_s() + books.reserved_s() - limit_s)
+        found["balanced"] = books.balanced
+        found["over_s"] = max(over_s)
+        found["abandoned"] = sum(entry.abandoned for entry in books.entries)
     with suppress(OSError, ValueError, KeyError, StopIteration):
         receipt = json.loads((folder / "receipt.json").read_text(encoding="utf-8"))
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))

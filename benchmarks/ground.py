@@ -93,7 +93,7 @@ def turns(run: Path) -> dict[str, dict[str, Any]]:
     """How a run's turns went, by name: steps, the seconds of their start and of the steps, and how often the loss was
     no number."""
     with SqliteStore(run, write=False) as store:
-        trained, _ = events.outcomes(store.events("turn"))
+        trained, _ = events.outcomes(store)
     names = ("steps", "planned_steps", "ended", "startup_s", "training_s", "nan_restarts", "evaluation_s")
     return {name: {key: getattr(one, key) for key in names} for name, one in trained.items()}
 
@@ -101,7 +101,7 @@ def turns(run: Path) -> dict[str, dict[str, Any]]:
 def timings(run: Path) -> dict[str, dict[str, Any]]:
     """What a run's profiles say that a turn takes beside steps, by candidate, in seconds."""
     with SqliteStore(run, write=False) as store:
-        found = events.profiled(store.events("profiled"))
+        found = events.profiled(store)
     names = ("startup_s", "warmup_s", "save_s", "capture_s", "step_s", "eval_first_s", "stage_change_s")
     return {name: {key: getattr(one.timing, key) for key in names} for name, one in found.items()}
 

@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace, name: str, models: list[str], precision: 
 def rows_of(name: str, result: fitwithin.Result, limit_s: float) -> list[dict[str, Any]]:
     """One flat row per candidate."""
     with SqliteStore(result.folder) as store:
-        books = ledger.fold((event.kind, event.body) for event in store.events(*ledger.KINDS))
+        books = ledger.read(store)
     rows = []
     for row in result.report.candidates:
         spent_s = sum(e.charged_s or 0.0 for e in books.entries if e.key == row.name and e.phase != "profile")

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -42,7 +42,7 @@ from fitwithin.machine import DeviceName, cores
 from fitwithin.pipeline import slots
 from fitwithin.planning import cost as costs
 from fitwithin.profiling.candidate_profiler import CandidateProfiler
-from fitwithin.profiling.profile import Profile, Rejection, prior, to_dict
+from fitwithin.profiling.profile import Profile, Rejection, prior
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "profile_phase.json"
 
@@ -173,7 +173,7 @@ class Series:
         for each in found:
             if isinstance(each, Profile):
                 self.profiles[each.candidate.name] = each
-            row = to_dict(each) if isinstance(each, Profile) else {"reason": each.reason}
+            row = asdict(each) if isinstance(each, Profile) else {"reason": each.reason}
             self.rows[each.candidate.name] = {"candidate": each.candidate.name, "profile": row}
             if isinstance(each, Profile):
                 self.rows[each.candidate.name].update(trials=each.trials, certified=certified(each))

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import ground
-from fitwithin import ledger, units
+from fitwithin import units
 from fitwithin.engine.local import Local
 from fitwithin.errors import FitwithinError
+from fitwithin.ledger import EntryOpened
 from fitwithin.store import SqliteStore
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "stalls.json"
@@ -137,8 +138,8 @@ def _stall(run: subprocess.Popen[bytes], folder: Path, victim: str, length_s: fl
 def _turn(folder: Path) -> tuple[str, float] | None:
     """The turn that is open in the run's ledger, and the seconds reserved for it."""
     with suppress(FitwithinError, sqlite3.Error), SqliteStore(folder, write=False) as store:
-        opened = [event.body for event in store.events(ledger.OPEN) if event.body["phase"] == "train"]
-        return (opened[-1]["key"], float(opened[-1]["reserved_s"])) if opened else None
+        opened = [event for event in store.read(EntryOpened) if event.phase == "train"]
+        return (opened[-1].key, opened[-1].reserved_s) if opened else None
     return None
 
 

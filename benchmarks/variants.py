@@ -47,8 +47,10 @@ from fitwithin.data.pack import Pack
 from fitwithin.engine.jobs import EvaluateJob, Stage, TrainJob
 from fitwithin.engine.local import Local
 from fitwithin.engine.results import EvalResult, TrainResult, read_logits
+from fitwithin.files import decode
 from fitwithin.inference.ensemble import average, correct
 from fitwithin.machine import DeviceName
+from fitwithin.recipe import Recipe
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "variants.json"
 
@@ -165,7 +167,7 @@ def one(
     unknown = set(run) - set(usual) - KEYS
     assert not unknown, f"{', '.join(sorted(unknown))} would change nothing"
     changed = {key: value for key, value in run.items() if key in usual and key != "batch"}  # a recipe's is a way
-    recipe = recipes.from_dict({**usual, **changed})
+    recipe = decode(Recipe, {**usual, **changed})
     setting = replace(setting, recipe=recipe, view_sizes=tuple(views), seed=run.get("seed", 0))
     candidate = Candidate(
         model=run["model"], train_px=run["px"], precision=run["precision"], layout=run.get("layout", "channels_last")

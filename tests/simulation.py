@@ -25,10 +25,12 @@ from fitwithin.engine.results import Progress, Timing
 from fitwithin.engine.simulated.clock import SimulatedClock
 from fitwithin.engine.simulated.engine import Simulated
 from fitwithin.engine.simulated.law import SimulatedMachine
-from fitwithin.ledger import KINDS, OPEN, Ledger, fold
+from fitwithin.events import EVENTS, DataPacked, MachineDescribed, ProcessStarted, TrialAsked
+from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled, Ledger
 from fitwithin.machine import CPU
 from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Silent
+from fitwithin.planning.search import Trial
 from fitwithin.profiling.candidate_profiler import CandidateProfiler
 from fitwithin.profiling.profile import Profile, Rejection, prior
 from fitwithin.recipe import Recipe
@@ -102,10 +104,10 @@ class Timed(MemoryStore):
         super().__init__()
         self.now, self.opened_at = now, dict[int, float]()
 
-    def append(self, kind: str, body: dict[str, Any]) -> int:
-        if kind == OPEN:
-            self.opened_at[body["number"]] = self.now()
-        return super().append(kind, body)
+    def append(self, event: Event) -> int:
+        if isinstance(event, EntryOpened):
+            self.opened_at[event.number] = self.now()
+        return super().append(event)
 
 
 @dataclass
@@ -125,7 +127,7 @@ class Stage:
 
     def run(self) -> RunContext:
         """A process comes to life: it opens the books, as api.py does."""
-        self.store.append("start", {"pid": 1})
+        self.store.append(ProcessStarted(pid=1))
         accountant = Accountant(
             self.store, self.request.budget, self.engine.now, started_at=self.engine.now(), beating=False
         )
@@ -133,9 +135,9 @@ class Stage:
             self.engine.prepare()
         with accountant.entry("data"):
             counts = dict(zip(("train", "val", "test"), self.images.counts, strict=True))
-            body = {"path": "x", "fingerprint": self.images.fingerprint, "classes": [], "counts": counts}
-            self.store.append("data", body)
-            self.store.append("machine", self.engine.describe())
+            fingerprint = self.images.fingerprint
+            self.store.append(DataPacked(path="x", fingerprint=fingerprint, classes=(), counts=counts))
+            self.store.append(MachineDescribed(facts=self.engine.describe()))
         return RunContext(
             request=self.request,
             folder=self.folder,
@@ -228,7 +230,23 @@ def profile(model: str = "resnet18", *, precision: str = "amp", px: int = 160, b
 FACTS = DataFacts(train=800, val=100, test=100, classes=4)
 
 
-def books_after_each(events: list[Event]) -> list[Ledger]:
-    """The books as they stood after every ledger event."""
-    told = [(event.kind, event.body) for event in events if event.kind in KINDS]
-    return [fold(told[: n + 1]) for n in range(len(told))]
+def ledger_after_each(store: Store) -> list[Ledger]:
+    """The ledger as it stood after each of its events, heartbeats left out."""
+    ledger, found = Ledger(), []
+    for event in store.read(EntryOpened, EntrySettled, EntryAbandoned):
+        ledger.add(event)
+        found.append(ledger.copy())
+    return found
+
+
+def cut_off(store: Store, count: int) -> MemoryStore:
+    """A store with the first events of another, as it was when its process was killed."""
+    left = MemoryStore()
+    for record in store.all()[:count]:
+        left.append(record.event(*EVENTS))
+    return left
+
+
+def asked_trials(store: Store) -> list[Trial]:
+    """The trials that a search asked for, in order."""
+    return [event.trial for event in store.read(TrialAsked)]

@@ -2,17 +2,22 @@
 
 import threading
 import time
-from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from fitwithin import ledger
-from fitwithin.accountant import Accountant
+from fitwithin import ledger as ledgers
+from fitwithin.accountant import Accountant, OpenEntry
 from fitwithin.budget import Budget
 from fitwithin.engine.simulated.clock import SimulatedClock
-from fitwithin.store import MemoryStore
+from fitwithin.ledger import EntryOpened, EntrySettled, Heartbeat
+from fitwithin.store import Event, MemoryStore, Record
+from simulation import ledger_after_each, tries
+
+#: When an interrupt comes while an event is written, if one does.
+BREAKS = st.sampled_from(["", "", "", "before", "after"])
 
 BUDGET = Budget(memory_bytes=1, time_s=1000.0, gpu_time_s=500.0)
 
@@ -33,7 +38,7 @@ def test_charges_add_up_to_the_clock(started_at: float, spans: list[tuple[float,
         clock.sleep(between_s)
         with accountant.entry("train", "a", gpus=int(gpu), reserved_s=inside_s):
             clock.sleep(inside_s)
-    books = accountant.books()
+    books = accountant.ledger()
     assert books.balanced
     assert books.spent_s() == pytest.approx(clock.now() - started_at, abs=1e-6)
     clock.sleep(5.0)
@@ -57,7 +62,7 @@ def test_an_entry_that_fails_is_settled_too() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    (entry,) = accountant.books().entries
+    (entry,) = accountant.ledger().entries
     assert (entry.charged_s, entry.peak_bytes, entry.open) == (3.0, 70, False)
 
 
@@ -67,19 +72,19 @@ def test_what_a_killed_process_left_open_is_charged(elapsed_s: float, later_s: f
     first = book(store, clock)
     with first.entry("start-up"):
         clock.sleep(1.0)
-    store.append(ledger.OPEN, {"number": 2, "phase": "train", "key": "a", "gpu": True, "reserved_s": 99.0})
-    store.append(ledger.BEAT, {"number": 2, "elapsed_s": elapsed_s, "peak_bytes": 5})
+    store.append(EntryOpened(number=2, phase="train", key="a", gpus=1, reserved_s=99.0))
+    store.beat(2, Heartbeat(number=2, elapsed_s=elapsed_s, peak_bytes=5))
     clock.sleep(elapsed_s)
     second = book(store, clock)
-    abandoned = second.books().entries[1]
+    abandoned = second.ledger().entries[1]
     assert abandoned.abandoned
-    assert abandoned.charged_s == elapsed_s + ledger.GRACE_S
+    assert abandoned.charged_s == elapsed_s + ledgers.GRACE_S
     assert abandoned.peak_bytes == 5
     with second.entry("train", "a", gpus=1):
         clock.sleep(later_s)
-    assert [entry.number for entry in second.books().entries] == [1, 2, 3]
-    assert second.books().spent_s() == pytest.approx(1.0 + elapsed_s + ledger.GRACE_S + later_s)
-    assert len(book(store, clock).books().entries) == 3  # nothing is abandoned twice
+    assert [entry.number for entry in second.ledger().entries] == [1, 2, 3]
+    assert second.ledger().spent_s() == pytest.approx(1.0 + elapsed_s + ledgers.GRACE_S + later_s)
+    assert len(book(store, clock).ledger().entries) == 3  # nothing is abandoned twice
 
 
 def test_the_last_entry_is_charged_ahead_and_leaves_no_gap() -> None:
@@ -88,7 +93,7 @@ def test_the_last_entry_is_charged_ahead_and_leaves_no_gap() -> None:
     with accountant.entry("report") as opened:
         clock.sleep(2.0)
         opened.charge_ahead(1.5)
-    assert accountant.books().spent_s() == 3.5
+    assert accountant.ledger().spent_s() == 3.5
     clock.sleep(1.5)
     assert accountant.remaining().time_s == 1000.0 - 3.5
 
@@ -101,23 +106,31 @@ def test_without_a_limit_there_is_no_end() -> None:
 
 
 def test_a_thread_beats_while_an_entry_lasts_and_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "BEAT_S", 0.01)
-    store = MemoryStore()
+    monkeypatch.setattr(ledgers, "HEARTBEAT_S", 0.01)
+    told: list[float] = []
+
+    class Listening(MemoryStore):
+        def beat(self, entry: int, heartbeat: Event) -> None:
+            assert isinstance(heartbeat, Heartbeat)
+            told.append(heartbeat.elapsed_s)
+            super().beat(entry, heartbeat)
+
+    store = Listening()
     accountant = Accountant(store, BUDGET, time.monotonic, started_at=time.monotonic())
     with accountant.entry("train") as opened:
         opened.peak(9)
         time.sleep(0.2)
-        during = len(store.events(ledger.BEAT))
+        during = len(told)
     assert during >= 3
-    told = [event.body["elapsed_s"] for event in store.events(ledger.BEAT)]
     assert told == sorted(told)
-    assert store.events()[-1].kind == ledger.SETTLE
-    assert accountant.books().balanced
-    assert accountant.books().entries[0].charged_s >= told[-1]
-    assert not [t for t in threading.enumerate() if t.name == "ledger-beat"]
+    assert len(store.beats()) == 1, "one row an entry, however often it beats"
+    assert [record.kind for record in store.all()] == [EntryOpened.kind, EntrySettled.kind]
+    assert accountant.ledger().balanced
+    assert accountant.ledger().entries[0].charged_s >= told[-1]
+    assert not [t for t in threading.enumerate() if t.name == "heartbeat"]
 
 
-# --- beside the chain ------------------------------------------------------------------------------------------------
+# --- concurrent entries ----------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.tuples(st.floats(0, 60), st.integers(1, 4)), max_size=4), st.floats(0, 60))
@@ -127,26 +140,26 @@ def test_what_stands_beside_the_chain_is_no_time_of_the_clock(turns: list[tuple[
     accountant = book(store, clock)
     clock.sleep(3.0)
     with accountant.entry("train", reserved_s=300.0):
-        at_work = [accountant.entry("train", "a", gpus=gpus, reserved_s=60.0, beside=True) for _, gpus in turns]
+        at_work = [accountant.entry("train", "a", gpus=gpus, reserved_s=60.0, concurrent=True) for _, gpus in turns]
         began_at = clock.now()
         for (lasts_s, _), opened in sorted(zip(turns, at_work, strict=True), key=lambda pair: pair[0][0]):
             clock.wait_until(began_at + lasts_s)
             accountant.settle(opened)
         clock.sleep(rest_s)
-    books = accountant.books()
+    books = accountant.ledger()
     assert books.balanced
     assert books.spent_s() == pytest.approx(clock.now() - 50.0)
     assert books.spent_s(gpu=True) == pytest.approx(sum(lasts_s * gpus for lasts_s, gpus in turns))
     with accountant.entry("evaluate", "a", gpus=1):
         clock.sleep(1.0)
-    assert accountant.books().spent_s() == pytest.approx(clock.now() - 50.0), "the chain has no gap"
+    assert accountant.ledger().spent_s() == pytest.approx(clock.now() - 50.0), "the chain has no gap"
 
 
 def test_what_is_reserved_beside_the_chain_is_left_to_nobody() -> None:
     store, clock = MemoryStore(), SimulatedClock()
     accountant = book(store, clock)
     with accountant.entry("train", reserved_s=900.0):
-        with accountant.entry("train", "a", gpus=2, reserved_s=100.0, beside=True):
+        with accountant.entry("train", "a", gpus=2, reserved_s=100.0, concurrent=True):
             clock.sleep(40.0)
             left = accountant.remaining(2, 2)
             assert (left.time_s, left.gpu_time_s, left.slots) == (960.0, 300.0, 2)
@@ -164,16 +177,16 @@ def test_what_an_interrupt_left_open_is_settled_with_the_chain() -> None:
 
     def interrupted() -> None:
         with accountant.entry("train", reserved_s=90.0):
-            accountant.entry("train", "a", gpus=1, reserved_s=60.0, beside=True)
+            accountant.entry("train", "a", gpus=1, reserved_s=60.0, concurrent=True)
             clock.sleep(3.0)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    books = accountant.books()
+    books = accountant.ledger()
     assert books.balanced
     assert (books.spent_s(), books.spent_s(gpu=True)) == (3.0, 3.0)
-    assert not [t for t in threading.enumerate() if t.name == "ledger-beat"]
+    assert not [t for t in threading.enumerate() if t.name == "heartbeat"]
 
 
 @pytest.mark.parametrize("written", [True, False])
@@ -183,12 +196,12 @@ def test_an_interrupt_while_an_entry_is_opened_leaves_none_open(written: bool) -
     class Interrupting(MemoryStore):
         armed = False
 
-        def append(self, kind: str, body: dict[str, Any]) -> int:
-            if not (self.armed and kind == ledger.OPEN):
-                return super().append(kind, body)
+        def append(self, event: Event) -> int:
+            if not (self.armed and isinstance(event, EntryOpened)):
+                return super().append(event)
             self.armed = False
             if written:
-                super().append(kind, body)
+                super().append(event)
             raise KeyboardInterrupt
 
     store, clock = Interrupting(), SimulatedClock()
@@ -198,15 +211,15 @@ def test_an_interrupt_while_an_entry_is_opened_leaves_none_open(written: bool) -
         with accountant.entry("train", reserved_s=10.0):
             store.armed = True
             clock.sleep(1.0)
-            accountant.entry("train", "a", gpus=1, reserved_s=10.0, beside=True)
+            accountant.entry("train", "a", gpus=1, reserved_s=10.0, concurrent=True)
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    books = accountant.books()
+    books = accountant.ledger()
     assert [(entry.key, entry.charged_s) for entry in books.entries] == [("", 1.0), ("a", 0.0)][: 1 + written]
     with accountant.entry("report"):
         clock.sleep(1.0)
-    assert accountant.books().balanced
+    assert accountant.ledger().balanced
 
 
 def test_no_beat_follows_the_end_of_an_entry() -> None:
@@ -216,18 +229,19 @@ def test_no_beat_follows_the_end_of_an_entry() -> None:
     with accountant.entry("train") as opened:
         pass
     accountant._beat(opened)
-    assert [event.kind for event in store.events()] == [ledger.OPEN, ledger.SETTLE]
+    assert [record.kind for record in store.all()] == [EntryOpened.kind, EntrySettled.kind]
+    assert store.beats() == []
 
 
 def test_many_threads_keep_the_books_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each promises no more than is left: what is settled and reserved stays within the budget at every event."""
-    monkeypatch.setattr(ledger, "BEAT_S", 0.001)
+    monkeypatch.setattr(ledgers, "HEARTBEAT_S", 0.001)
     store, started_at = MemoryStore(), time.monotonic()
     accountant = Accountant(store, BUDGET, time.monotonic, started_at=started_at)
 
     def turns(name: str) -> None:
         for _ in range(5):
-            with accountant.entry("train", name, gpus=2, reserved_s=10.0, beside=True) as opened:
+            with accountant.entry("train", name, gpus=2, reserved_s=10.0, concurrent=True) as opened:
                 opened.peak(7)
                 time.sleep(0.003)
 
@@ -237,22 +251,131 @@ def test_many_threads_keep_the_books_together(monkeypatch: pytest.MonkeyPatch) -
             thread.start()
         for thread in threads:
             thread.join()
-    books = accountant.books()
+    books = accountant.ledger()
     assert books.balanced
     assert [entry.number for entry in books.entries] == list(range(1, 32))
     assert books.spent_s() <= time.monotonic() - started_at
-    assert books.spent_s(gpu=True) == pytest.approx(2 * sum(books.lasted_s(f"slot {n}") for n in range(6)))
-    told = [(event.kind, event.body) for event in store.events()]
-    for n in range(0, len(told), 7):
-        held = ledger.fold(told[:n])
+    assert books.spent_s(gpu=True) == pytest.approx(2 * sum(books.charged_s(f"slot {n}") for n in range(6)))
+    for held in ledger_after_each(store):
         assert held.spent_s(gpu=True) + held.reserved_s(gpu=True) <= 500.0
+    assert accountant.ledger() == ledgers.read(store)
 
 
 def test_what_a_killed_process_left_open_goes_no_further_than_its_end() -> None:
     store, clock = MemoryStore(), SimulatedClock()
     first = book(store, clock)
     for reserved_s, elapsed_s in ((99.0, 5.0), (6.0, 5.0)):
-        opened = first.entry("train", "a", gpus=1, reserved_s=reserved_s, beside=reserved_s < 99)
-        store.append(ledger.BEAT, {"number": opened.number, "elapsed_s": elapsed_s, "peak_bytes": None})
-    charged = [entry.charged_s for entry in book(store, clock).books().entries]
-    assert charged == [5.0 + ledger.GRACE_S, 6.0]
+        opened = first.entry("train", "a", gpus=1, reserved_s=reserved_s, concurrent=reserved_s < 99)
+        store.beat(opened.number, Heartbeat(number=opened.number, elapsed_s=elapsed_s))
+    charged = [entry.charged_s for entry in book(store, clock).ledger().entries]
+    assert charged == [5.0 + ledgers.GRACE_S, 6.0]
+
+
+# --- in memory -------------------------------------------------------------------------------------------------------
+
+
+class Breaking(MemoryStore):
+    """An interrupt comes while one event in some is written: just before, or just after."""
+
+    due: str = ""
+
+    def append(self, event: Event) -> int:
+        due, self.due = self.due, ""
+        number = 0 if due == "before" else super().append(event)
+        if due:
+            raise KeyboardInterrupt
+        return number
+
+
+class Accounts(RuleBasedStateMachine):
+    """A run's processes, one after the other: what the accountant knows is what its store holds, at every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store, self.clock = Breaking(), SimulatedClock()
+        self.start()
+
+    @rule()
+    def start(self) -> None:
+        """The process before was killed, whatever it was at."""
+        self.accountant = Accountant(
+            self.store, BUDGET, self.clock.now, started_at=self.clock.now(), beating=False, same_clock=True
+        )
+        self.chain: list[OpenEntry] = []
+        self.concurrent: list[OpenEntry] = []
+
+    @rule(seconds=st.floats(0, 100))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.sleep(seconds)
+
+    @rule(key=st.sampled_from("abc"), gpus=st.integers(0, 3), concurrent=st.booleans(), due=BREAKS)
+    def open(self, key: str, gpus: int, concurrent: bool, due: str) -> None:
+        if self.chain and not concurrent:
+            return
+        self.store.due = due
+        try:
+            opened = self.accountant.entry("train", key, gpus=gpus, reserved_s=50.0, concurrent=concurrent)
+            (self.concurrent if concurrent else self.chain).append(opened)
+        except KeyboardInterrupt:
+            if not concurrent:
+                self.start()  # the process ends; a concurrent entry is settled with the chain
+
+    @precondition(lambda self: self.concurrent)
+    @rule(data=st.data(), due=BREAKS, peak=st.none() | st.integers(1, 9))
+    def settle_one(self, data: st.DataObject, due: str, peak: int | None) -> None:
+        opened = self.concurrent.pop(data.draw(st.integers(0, len(self.concurrent) - 1)))
+        opened.peak(peak)
+        self.store.due = due
+        try:
+            self.accountant.settle(opened)
+        except KeyboardInterrupt:
+            self.start()  # the process ends
+
+    @precondition(lambda self: self.chain)
+    @rule()
+    def settle_the_chain(self) -> None:
+        self.accountant.settle(self.chain.pop())
+        self.concurrent = []
+        assert self.accountant.ledger().balanced
+
+    @precondition(lambda self: self.chain or self.concurrent)
+    @rule(peak=st.none() | st.integers(1, 9))
+    def beat(self, peak: int | None) -> None:
+        for opened in [*self.chain, *self.concurrent]:
+            opened.peak(peak)
+            opened.over.wait = lambda timeout, over=opened.over: over.set()  # type: ignore[method-assign]
+            self.accountant._beat(opened)
+            opened.over.clear()
+
+    @invariant()
+    def what_is_in_memory_is_what_the_store_holds(self) -> None:
+        ledger, held = self.accountant.ledger(), ledgers.read(self.store)
+        assert ledger == held
+        closed = [entry for entry in ledger.entries if not entry.open]
+        assert ledger.spent_s() == pytest.approx(sum(e.charged_s for e in closed if not e.concurrent))
+        assert ledger.spent_s(gpu=True) == pytest.approx(sum(e.charged_s * e.gpus for e in closed))
+        for key in "abc":
+            assert ledger.charged_s(key) == pytest.approx(sum(e.charged_s for e in closed if e.key == key))
+
+
+TestAccounts = Accounts.TestCase
+TestAccounts.settings = settings(tries(60), stateful_step_count=30)
+
+
+def test_a_look_does_not_read_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, clock = MemoryStore(), SimulatedClock()
+    accountant = book(store, clock)
+    with accountant.entry("start-up"):
+        clock.sleep(1.0)
+
+    def reads(*kinds: str) -> list[Record]:
+        raise AssertionError("the store was read")
+
+    monkeypatch.setattr(store, "all", reads)
+    monkeypatch.setattr(store, "beats", reads)
+    with accountant.entry("train", "a", gpus=1, reserved_s=30.0):
+        clock.sleep(2.0)
+        assert accountant.remaining().time_s == 997.0
+    assert accountant.ends_at() == 501.0
+    assert accountant.ledger().charged_s("a") == 2.0
+    assert accountant.ledger().balanced

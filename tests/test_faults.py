@@ -14,7 +14,7 @@ import struct
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -30,10 +30,10 @@ from fitwithin.engine.simulated.clock import SimulatedClock
 from fitwithin.engine.simulated.engine import Simulated
 from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.inference import bundle
-from fitwithin.ledger import fold
+from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled
 from fitwithin.pipeline import run
 from fitwithin.report import schema as reports
-from fitwithin.store import SqliteStore
+from fitwithin.store import Event, SqliteStore
 from simulation import CountedImages, Stage, request, without_pages
 
 #: So many runs, in groups that share a process of the test runner. The first group is part of every test run.
@@ -93,12 +93,12 @@ class Driver:
         self.open: dict[OpenEntry, float] = {}
         self.clock.listeners.append(self.passed)
 
-    def written(self, kind: str, body: dict[str, Any]) -> int:
+    def written(self, event: Event) -> int:
         self.writes += 1
         due = self.writes == self.kill.write
         if due and not self.kill.after:
             os.kill(os.getpid(), signal.SIGKILL)
-        number = self.append(kind, body)
+        number = self.append(event)
         if due:
             os.kill(os.getpid(), signal.SIGKILL)
         return number
@@ -107,10 +107,10 @@ class Driver:
         """Time passes: entries beat, and at its instant the process is gone."""
         until = min(now, BEGINS_AT + self.kill.at_s)
         for opened, beaten_at in self.open.items():
-            if until - beaten_at >= ledger.BEAT_S:
+            if until - beaten_at >= ledger.HEARTBEAT_S:
                 self.open[opened] = until
-                body = {"number": opened.number, "elapsed_s": until - opened.began_at, "peak_bytes": None}
-                self.append(ledger.BEAT, body)
+                elapsed_s = until - opened.began_at
+                self.store.beat(opened.number, ledger.Heartbeat(number=opened.number, elapsed_s=elapsed_s))
         if until < now:
             struct.pack_into("d", self.clock.memory, 0, until)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -187,22 +187,19 @@ def scenario(seed: int, folder: Path) -> tuple[Stage, list[Kill]]:
     return Stage(law, asked, folder, CountedImages()), kills
 
 
-def never_beyond(events: list[tuple[str, dict[str, Any]]], budget: Budget) -> None:
+def never_beyond(events: Sequence[EntryOpened | EntrySettled | EntryAbandoned], budget: Budget) -> None:
     """What is settled and what is promised stay within the limits, after every single event."""
     limits = [(limit_s, gpu) for limit_s, gpu in ((budget.time_s, False), (budget.gpu_time_s, True)) if limit_s]
     taken: dict[int, tuple[float, float]] = {}  # by number: seconds by the clock, and times the GPUs
     held: dict[int, tuple[int, int]] = {}
-    for count, (kind, body) in enumerate(events, 1):
-        number = body["number"]
-        if kind == ledger.BEAT:
-            continue
-        if kind == ledger.OPEN:
-            held[number] = (0 if body.get("beside") else 1), body["gpu"]
-        seconds = body["reserved_s"] if kind == ledger.OPEN else body["charged_s"]
-        clock, gpus = held[number]
-        taken[number] = clock * seconds, gpus * seconds
+    for count, event in enumerate(events, 1):
+        if isinstance(event, EntryOpened):
+            held[event.number] = (0 if event.concurrent else 1), event.gpus
+        seconds = event.reserved_s if isinstance(event, EntryOpened) else event.charged_s
+        clock, gpus = held[event.number]
+        taken[event.number] = clock * seconds, gpus * seconds
         for limit_s, gpu in limits:
-            assert sum(each[gpu] for each in taken.values()) <= limit_s + 1e-6, (count, kind, body)
+            assert sum(each[gpu] for each in taken.values()) <= limit_s + 1e-6, (count, event)
 
 
 @pytest.mark.parametrize("group", EVERY_GROUP)
@@ -236,9 +233,8 @@ def test_whatever_is_killed_the_books_balance_and_a_model_is_handed_over(
 def check(seed: int, stage: Stage, ended_at: float) -> None:
     """A run that was killed and taken up again is as good as any other."""
     with SqliteStore(stage.folder, write=False) as store:
-        events = store.events()
-    entries = [(event.kind, event.body) for event in events if event.kind in ledger.KINDS]
-    books = fold(entries)
+        entries = store.read(EntryOpened, EntrySettled, EntryAbandoned)
+        books = ledger.read(store)
     assert books.balanced, f"run {seed}"
     never_beyond(entries, stage.request.budget)
     assert books.spent_s() >= ended_at - BEGINS_AT - 1e-6, f"run {seed}: time went by that nobody was charged for"

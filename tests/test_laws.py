@@ -21,6 +21,7 @@ from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
 from fitwithin import events
+from fitwithin import ledger as ledgers
 from fitwithin import recipe as recipes
 from fitwithin.budget import Remaining
 from fitwithin.engine.jobs import Job, TrainJob
@@ -30,7 +31,7 @@ from fitwithin.engine.simulated.engine import Simulated
 from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.errors import BudgetError, TrainingError
 from fitwithin.inference import bundle
-from fitwithin.ledger import BEAT, Ledger
+from fitwithin.ledger import Heartbeat, Ledger
 from fitwithin.pipeline import run as flow
 from fitwithin.pipeline.context import RunContext
 from fitwithin.planning import cost as costs
@@ -46,7 +47,8 @@ from simulation import (
     CountedImages,
     Stage,
     Timed,
-    books_after_each,
+    cut_off,
+    ledger_after_each,
     measure,
     profile,
     request,
@@ -156,7 +158,7 @@ def tell(stage: Stage) -> Report | None:
 def check_books(stage: Stage, report: Report) -> None:
     """Settled and reserved stay within the budget at every event, and in the end nothing is open."""
     budget = stage.request.budget
-    every = books_after_each(stage.store.events())
+    every = ledger_after_each(stage.store)
     assert every[-1].balanced
     assert report.receipt.balanced
     for books in every:
@@ -189,10 +191,10 @@ def _accounts(books: Ledger, stage: Stage) -> Iterator[tuple[float, float, float
 def check_turns(stage: Stage, report: Report) -> None:
     """No peak above the cap; whoever was not cut ended at learning rate 0."""
     cap = stage.request.budget.memory_bytes
-    for found in events.profiled(stage.store.events()).values():
+    for found in events.profiled(stage.store).values():
         assert found.peak_bytes <= cap
         assert all(probe.peak_bytes is not None and probe.peak_bytes <= cap for probe in found.probes if probe.passed)
-    trained, _ = events.outcomes(stage.store.events("turn"))
+    trained, _ = events.outcomes(stage.store)
     assert trained
     for turn in trained.values():
         event(f"a turn ended {turn.ended}")
@@ -250,13 +252,10 @@ class Mortal:
             return outcome
         if isinstance(job, TrainJob) and not isinstance(outcome, Failure):
             (Path(job.folder) / "outcome.json").unlink()  # it had not come so far
-        self.left = MemoryStore()
-        for written in self.store.events():
-            self.left.append(written.kind, written.body)
-        for entry in books_after_each(self.store.events())[-1].entries:
-            if entry.open:
-                elapsed_s = self.inner.now() - self.store.opened_at[entry.number]
-                self.left.append(BEAT, {"number": entry.number, "elapsed_s": elapsed_s, "peak_bytes": None})
+        self.left = cut_off(self.store, len(self.store.all()))
+        for entry in ledgers.read(self.store).open_entries:
+            elapsed_s = self.inner.now() - self.store.opened_at[entry.number]
+            self.left.beat(entry.number, Heartbeat(number=entry.number, elapsed_s=elapsed_s))
         raise Killed
 
 
@@ -275,7 +274,7 @@ def test_a_run_that_is_killed_anywhere_is_carried_on_within_its_budget(
             pass
         else:
             return  # it ended first
-        at_work = sum(entry.open and entry.beside for entry in books_after_each(mortal.left.events())[-1].entries)
+        at_work = sum(entry.concurrent for entry in ledgers.read(mortal.left).open_entries)
         event(f"killed with {at_work} beside the chain")
         stage.store = mortal.left
         report = tell(stage)
@@ -285,7 +284,7 @@ def test_a_run_that_is_killed_anywhere_is_carried_on_within_its_budget(
         assert report.receipt.starts == 2
         assert report.receipt.balanced
         check_turns(stage, report)
-        for books in books_after_each(stage.store.events()):
+        for books in ledger_after_each(stage.store):
             for spent_s, reserved_s, limit_s in _accounts(books, stage):
                 assert spent_s + reserved_s <= limit_s * (1 + 1e-9)
 
@@ -298,10 +297,10 @@ def test_telling_a_finished_story_again_changes_nothing(build: Callable[[Path], 
         report = tell(stage)
         if report is None:
             return
-        jobs, trained = len(stage.engine.jobs), events.outcomes(stage.store.events("turn"))
+        jobs, trained = len(stage.engine.jobs), events.outcomes(stage.store)
         again = flow.tell(stage.run())
         assert len(stage.engine.jobs) == jobs, "something was done twice"
-        assert events.outcomes(stage.store.events("turn")) == trained
+        assert events.outcomes(stage.store) == trained
         assert (again.winner, again.methods, again.views) == (report.winner, report.methods, report.views)
 
 
@@ -338,7 +337,7 @@ def test_a_frozen_plan_keeps_its_steps_on_another_machine() -> None:
     with empty_folder() as folder:
         slower = Stage(SimulatedMachine(image_s=1.1e-3), request(time_s=600.0), folder)
         flow.tell(slower.run(), replace(plan, frozen=True))
-        trained, _ = events.outcomes(slower.store.events("turn"))
+        trained, _ = events.outcomes(slower.store)
         assert [turn.steps for turn in trained.values()] == [turn.steps for turn in plan.trials]
 
 
@@ -408,7 +407,7 @@ def draw_up(
 ) -> planning.Plan:
     workload = costs.Workload(data=FACTS, recipe=recipes.load(recipe), view_sizes=(160, 224), scope=scope)
     left = Remaining(time_s=available_s, gpu_time_s=room.pop("slot_s", math.inf), **room)
-    return planning.make_plan(known, [], workload, left=left, limit_s=available_s, request={}, fingerprint="f")
+    return planning.make_plan(known, [], workload, left=left, limit_s=available_s, request=request(), fingerprint="f")
 
 
 def rank(*args: Any, **room: Any) -> tuple[int, float]:
@@ -616,7 +615,7 @@ def test_a_gpu_budget_is_spent_on_all_gpus_at_once(limit: str) -> None:
     with empty_folder() as folder:
         stage = Stage(SimulatedMachine(), request(data_parallel=2, **{limit: 600.0}), folder)
         report = flow.tell(stage.run())
-        books = books_after_each(stage.store.events())[-1]
+        books = ledger_after_each(stage.store)[-1]
     held = {entry.phase: entry.gpus for entry in books.entries}
     assert (held["profile"], held["train"], held["evaluate"], held["report"]) == (2, 2, 1, 0)
     charged_s = {phase: sum(e.charged_s or 0.0 for e in entries) for phase, entries in books.by_phase().items()}

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fitwithin.errors import UsageError
-from fitwithin.recipe import Recipe, from_dict, load, names
+from fitwithin.files import from_json, to_json
+from fitwithin.recipe import Recipe, load, names
 
 
 def test_the_papers_recipe_ships_and_is_the_papers() -> None:
@@ -28,7 +29,7 @@ def test_the_papers_recipe_ships_and_is_the_papers() -> None:
 @pytest.mark.parametrize("name", names())
 def test_every_recipe_survives_json(name: str) -> None:
     recipe = load(name)
-    assert from_dict(json.loads(json.dumps(dataclasses.asdict(recipe)))) == recipe
+    assert from_json(Recipe, to_json(recipe)) == recipe
 
 
 @given(st.integers(1, 4096), st.floats(1.01, 64))
@@ -163,4 +164,4 @@ def test_progressive_resizing_is_read_from_toml(tmp_path: Path) -> None:
         text.replace("[augment]", "[augment]\nprogressive_resizing = [[0.0, 0.5], [0.5, 1]]"), encoding="utf-8"
     )
     assert load(str(path)).progressive_resizing == ((0.0, 0.5), (0.5, 1))
-    assert from_dict(json.loads(json.dumps(dataclasses.asdict(load(str(path)))))) == load(str(path))
+    assert from_json(Recipe, to_json(load(str(path)))) == load(str(path))

@@ -1,7 +1,7 @@
 """Requests: words at the door, plain numbers inside, JSON there and back."""
 
-import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from fitwithin import machine
 from fitwithin.candidate import TABLE_2, View
 from fitwithin.errors import UsageError
+from fitwithin.files import decode, from_json, to_json
 from fitwithin.machine import CPU, DeviceName
 from fitwithin.options import OPTIONS, Limits
 from fitwithin.recipe import load
-from fitwithin.request import SIZES, Request, from_dict, parse, with_budget, with_engine
+from fitwithin.request import SIZES, Request, parse, with_budget, with_engine
 
 
 def test_the_command_line_of_the_first_page() -> None:
@@ -64,7 +65,7 @@ sizes = st.lists(st.integers(8, 1024), min_size=1, max_size=4)
 )
 def test_a_request_survives_json(cluster: dict[str, str], **words: Any) -> None:
     asked = parse("photos", **cluster, **words)
-    assert from_dict(json.loads(json.dumps(asked.to_dict(), allow_nan=False))) == asked
+    assert from_json(Request, to_json(asked)) == asked
     largest = max(*asked.sizes, *asked.test_sizes)
     # Stored large enough that the centre crop of the largest view needs no enlarging.
     assert asked.pack_side * round(asked.recipe.crop_pct * 100) / 100 >= largest
@@ -80,9 +81,9 @@ def test_a_request_survives_json(cluster: dict[str, str], **words: Any) -> None:
 
 
 def test_a_request_of_before_there_were_engines_is_a_local_one() -> None:
-    stored = parse("photos", memory="6GiB", time="3h").to_dict()
+    stored = asdict(parse("photos", memory="6GiB", time="3h"))
     del stored["engine"], stored["ray_address"]
-    assert from_dict(stored).engine == "local"
+    assert decode(Request, stored).engine == "local"
 
 
 def test_evaluation_takes_the_recipes_sizes_unless_told() -> None:
@@ -125,7 +126,7 @@ def test_gpu_time_is_shared_by_the_gpus_of_a_candidate() -> None:
     asked = parse("photos", memory="6GiB", gpu_time="9h", data_parallel=2)
     assert asked.limit_s == 4.5 * 3600
     assert parse("photos", memory="6GiB", gpu_time="9h", time="2h", data_parallel=2).limit_s == 7200
-    assert from_dict(json.loads(json.dumps(asked.to_dict()))) == asked
+    assert from_json(Request, to_json(asked)) == asked
     with pytest.raises(UsageError, match="--data-parallel 17 is out of range; choose a whole number from 1 to 16"):
         parse("photos", memory="6GiB", time="3h", data_parallel=17)
 
@@ -174,13 +175,13 @@ def test_gpus_are_shared_out_to_candidates() -> None:
     pairs = parse("photos", memory="6GiB", gpu_time="9h", data_parallel=2, gpus=4)
     assert (pairs.slots, pairs.num_gpus) == (2, 4)
     assert pairs.limit_s == 4.5 * 3600, "of one candidate alone"
-    assert from_dict(json.loads(json.dumps(pairs.to_dict()))) == pairs
+    assert from_json(Request, to_json(pairs)) == pairs
 
 
 def test_a_request_of_before_there_were_slots_has_one() -> None:
-    stored = parse("photos", memory="6GiB", time="3h", data_parallel=2).to_dict()
+    stored = asdict(parse("photos", memory="6GiB", time="3h", data_parallel=2))
     del stored["gpus"]
-    again = from_dict(stored)
+    again = decode(Request, stored)
     assert (again.slots, again.num_gpus) == (1, 2)
 
 

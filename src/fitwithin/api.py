@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from fitwithin import files
+from fitwithin import events, files
 from fitwithin import request as requests
 from fitwithin.candidate import match
 from fitwithin.data import dataset
@@ -16,6 +16,7 @@ from fitwithin.engine import launch
 from fitwithin.engine.base import Engine
 from fitwithin.engine.connect import Site
 from fitwithin.errors import RunFolderError, UsageError
+from fitwithin.events import DataPacked, PlanGiven, PlanMade, RunFinished, RunRequested
 from fitwithin.options import OPTIONS, Limits
 from fitwithin.pipeline import profile_phase, start
 from fitwithin.pipeline import run as flow
@@ -28,7 +29,7 @@ from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.report import build
 from fitwithin.report.schema import Report
 from fitwithin.request import Request
-from fitwithin.store import MemoryStore, SqliteStore, latest
+from fitwithin.store import MemoryStore, SqliteStore
 from fitwithin.training import model_names
 
 #: Profiling alone has no time budget; a request must have one.
@@ -88,14 +89,14 @@ def _begin(
     made = files.create_run_dir(folder)
     store = SqliteStore(folder)
     try:
-        store.append("request", request.to_dict())
+        store.append(RunRequested(request=request))
         if fixed_plan is not None:
-            store.append("frozen", asdict(fixed_plan))
+            store.append(PlanGiven(plan=fixed_plan))
         accountant = start.open_accountant(store, request.budget, engine.now, started_at)
         context = start.open_run(request, folder, engine, store, reporter, accountant, dataset)
         return flow.tell(context, fixed_plan)
     except UsageError:
-        planned = store.events("plan")
+        planned = store.latest(PlanMade) is not None
         store.close()
         if not planned:  # nothing was trained: nothing is left behind
             files.remove_run_dir(folder, made)
@@ -118,7 +119,7 @@ def resume(
     little of the budget is left to start workers, the run hands over what is there.
 
     Raises:
-        RunFolderError: the folder holds no run, or another process is working on it.
+        RunFolderError: the folder holds no run, another process is working on it, or an event of it cannot be read.
         UsageError: the images have changed.
     """
     started_at = time.monotonic() if started_at is None else started_at
@@ -127,12 +128,13 @@ def resume(
     if not (path / "run.db").is_file():
         raise RunFolderError(f"{path} holds no run (no run.db); start one with `fitwithin run`")
     with SqliteStore(path) as store:
-        if latest(store.events("finished"), "finished") is not None:
+        events.read_all(store)  # what cannot be read is named before anything is spent
+        if store.latest(RunFinished) is not None:
             return load(path)
-        stored = latest(store.events("request"), "request")
+        stored = store.latest(RunRequested)
         if stored is None:
             raise RunFolderError(f"{path} holds a run that never began; remove the folder and start again")
-        request = requests.with_engine(requests.from_dict(stored), engine, ray_address)
+        request = requests.with_engine(stored.request, engine, ray_address)
         accountant = start.open_accountant(store, request.budget, time.monotonic, started_at)
         late = start.too_late_for_workers(accountant)
         with (
@@ -141,12 +143,12 @@ def resume(
             site.open(request, path) as workers,
         ):
             dataset = _scan(request, reporter)
-            known = latest(store.events("data"), "data")
-            if known is not None and known["fingerprint"] != dataset.fingerprint:
+            known = store.latest(DataPacked)
+            if known is not None and known.fingerprint != dataset.fingerprint:
                 raise UsageError(f"the images in {request.data} have changed since this run began; start a new run")
             context = start.open_run(request, path, workers, store, reporter, accountant, dataset, hands_over=late)
-            fixed_plan = latest(store.events("frozen"), "frozen")
-            report = flow.tell(context, plans.from_dict(fixed_plan) if fixed_plan is not None else None)
+            given = store.latest(PlanGiven)
+            report = flow.tell(context, None if given is None else given.plan)
     return Result(folder=path, report=report)
 
 
@@ -171,7 +173,7 @@ def plan(
             store = MemoryStore()
             accountant = start.open_accountant(store, request.budget, engine.now, started_at)
             made = flow.draw_up(start.open_run(request, Path(), engine, store, reporter, accountant, dataset))
-            return made, build.report(request, made, store.events())
+            return made, build.report(request, made, store, accountant.ledger())
 
 
 def profile(
@@ -249,9 +251,5 @@ def load_fixed_plan(path: str | Path, limits: Limits) -> tuple[Plan, Request]:
     if not Path(path).is_file():
         raise UsageError(f"there is no plan {str(path)!r}; `fitwithin plan` writes one")
     plan = replace(plans.from_json(Path(path).read_text(encoding="utf-8", errors="replace")), frozen=True)
-    try:
-        request = requests.from_dict(plan.request)
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{path} is not a plan that `fitwithin plan` wrote (its request lacks {error})") from error
-    request = requests.with_engine(request, limits.get("engine"), limits.get("ray_address"))
+    request = requests.with_engine(plan.request, limits.get("engine"), limits.get("ray_address"))
     return plan, requests.with_budget(request, limits)

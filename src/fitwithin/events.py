@@ -1,74 +1,209 @@
-"""The events of a run: what its store holds, read back as values."""
+"""The events of a run, one class for each kind, and what several of them say together. Those of the ledger: ledger.py.
+
+A run that was interrupted is carried on from these: what they say has happened is not done again.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from fitwithin.candidate import Candidate
-from fitwithin.engine.results import TrainResult, train_result_from_dict
-from fitwithin.planning.plan import Plan, TrialPlan, trial_plan_from_dict
+from fitwithin.data.dataset import Broken
+from fitwithin.engine.results import EvalResult, TrainResult
+from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled
+from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.planning.search import Trial
 from fitwithin.planning.search_plan import AskEvent, TellEvent
-from fitwithin.profiling import profile as profiles
 from fitwithin.profiling.profile import Profile, Rejection
-from fitwithin.store import Event, bodies
+from fitwithin.request import Request
+from fitwithin.store import Event, Store
 
 
-def profiled(events: Sequence[Event]) -> dict[str, Profile]:
+@dataclass(frozen=True, kw_only=True)
+class RunRequested(Event):
+    """What was asked for: the first event of a run."""
+
+    kind: ClassVar[str] = "request"
+    request: Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanGiven(Event):
+    """The plan that the run was given, to be carried out step by step as it stands."""
+
+    kind: ClassVar[str] = "fixed_plan"
+    plan: Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessStarted(Event):
+    """A process began to work on the run. ``boot`` names the boot of its machine, all of whose processes share one
+    clock; empty where that is not known."""
+
+    kind: ClassVar[str] = "start"
+    pid: int
+    boot: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPacked(Event):
+    """The images were read and packed.
+
+    Attributes:
+        path: the folder that was asked for.
+        fingerprint: what identifies its images.
+        classes: their names, in the order of the labels.
+        counts: the images of each split, without the broken ones.
+        split: where the split comes from, in a sentence.
+        broken: the files that cannot be decoded.
+        ignored: how many files were left out.
+    """
+
+    kind: ClassVar[str] = "data"
+    path: str
+    fingerprint: str
+    classes: tuple[str, ...]
+    counts: dict[str, int]
+    split: str = ""
+    broken: tuple[Broken, ...] = ()
+    ignored: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineDescribed(Event):
+    """Device, driver and versions, as the engine describes where its workers run."""
+
+    kind: ClassVar[str] = "machine"
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateProfiled(Event):
+    """A candidate's largest batch and pace are known."""
+
+    kind: ClassVar[str] = "profiled"
+    profile: Profile
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateRejected(Event):
+    """A candidate will not be trained."""
+
+    kind: ClassVar[str] = "rejected"
+    rejection: Rejection
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanMade(Event):
+    """The plan that is carried out."""
+
+    kind: ClassVar[str] = "plan"
+    plan: Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialAsked(Event):
+    """A search was asked what to try.
+
+    Attributes:
+        left_s: GPU-seconds that nobody had been promised.
+        time_left_s: seconds by the clock until all must be over; None without such a limit.
+        trial: what the search answered.
+        plan: the training that its seconds pay for; None where they pay for none.
+    """
+
+    kind: ClassVar[str] = "trial"
+    left_s: float
+    time_left_s: float | None = None
+    trial: Trial
+    plan: TrialPlan | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEnded(Event):
+    """A training ended: ``trained``, or None and the ``reason``."""
+
+    kind: ClassVar[str] = "trial_ended"
+    name: str
+    trained: TrainResult | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEvaluated(Event):
+    """The model of the training of that name was evaluated; ``validated`` if a validation had chosen its weights."""
+
+    kind: ClassVar[str] = "evaluated"
+    name: str
+    result: EvalResult
+    validated: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFinished(Event):
+    """The run handed over the model of the candidate ``winner``."""
+
+    kind: ClassVar[str] = "finished"
+    winner: str
+
+
+#: All that a run's store holds, beside heartbeats.
+EVENTS: tuple[type[Event], ...] = (
+    RunRequested,
+    PlanGiven,
+    ProcessStarted,
+    DataPacked,
+    MachineDescribed,
+    CandidateProfiled,
+    CandidateRejected,
+    PlanMade,
+    TrialAsked,
+    TrialEnded,
+    ModelEvaluated,
+    RunFinished,
+    EntryOpened,
+    EntrySettled,
+    EntryAbandoned,
+)
+
+
+def read_all(store: Store) -> list[Event]:
+    """Every event in order; RunFolderError if one is damaged, or of a kind that is not known here."""
+    return [record.event(*EVENTS) for record in store.all()]
+
+
+def profiled(store: Store) -> dict[str, Profile]:
     """The profiles that the store holds, by candidate name."""
-    found = (profiles.from_dict(body) for body in bodies(list(events), "profiled"))
-    return {profile.candidate.name: profile for profile in found}
+    return {event.profile.candidate.name: event.profile for event in store.read(CandidateProfiled)}
 
 
-def rejected(events: Sequence[Event]) -> dict[str, Rejection]:
+def rejected(store: Store) -> dict[str, Rejection]:
     """The rejections of the profile phase, by candidate name."""
-    found = (
-        Rejection(candidate=Candidate(**body["candidate"]), reason=body["reason"])
-        for body in bodies(list(events), "rejected")
-    )
-    return {rejection.candidate.name: rejection for rejection in found}
+    return {event.rejection.candidate.name: event.rejection for event in store.read(CandidateRejected)}
 
 
-def trials(events: Sequence[Event]) -> list[tuple[float, Trial]]:
-    """What a search was asked: the seconds that were left, and the trial, in order."""
-    found = bodies(list(events), "trial")
-    return [
-        (body["left_s"], Trial(**{**body["trial"], "candidate": Candidate(**body["trial"]["candidate"])}))
-        for body in found
-    ]
-
-
-def course(events: Sequence[Event]) -> list[AskEvent | TellEvent]:
+def history(store: Store) -> list[AskEvent | TellEvent]:
     """What a search was asked and told, in the order of events."""
     found: list[AskEvent | TellEvent] = []
-    for event in events:
-        if event.kind == "trial":
-            ((left_s, trial),) = trials([event])
-            longest_s = event.body.get("longest_s")
-            time_left_s = math.inf if longest_s is None else longest_s
-            found.append(AskEvent(left_s=left_s, trial=trial, time_left_s=time_left_s))
-        elif event.kind == "turn":
-            trained, failed = outcomes([event])
-            found += [
-                TellEvent(name=name, outcome=outcome) for ended in (trained, failed) for name, outcome in ended.items()
-            ]
+    both: list[TrialAsked | TrialEnded] = store.read(TrialAsked, TrialEnded)
+    for event in both:
+        if isinstance(event, TrialEnded):
+            found.append(TellEvent(name=event.name, outcome=event.trained or event.reason))
+        else:
+            time_left_s = math.inf if event.time_left_s is None else event.time_left_s
+            found.append(AskEvent(left_s=event.left_s, trial=event.trial, time_left_s=time_left_s))
     return found
 
 
-def turns(plan: Plan, events: Sequence[Event]) -> dict[str, TrialPlan]:
-    """All turns by name: the plan's, and those that a search has had since, in order."""
-    later = [trial_plan_from_dict(body["turn"]) for body in bodies(list(events), "trial") if body["turn"] is not None]
+def turns(plan: Plan, store: Store) -> dict[str, TrialPlan]:
+    """All planned trainings by name: the plan's, and those that a search has had since, in order."""
+    later = [event.plan for event in store.read(TrialAsked) if event.plan is not None]
     return {turn.name: turn for turn in (*plan.trials, *later)}
 
 
-def outcomes(events: Sequence[Event]) -> tuple[dict[str, TrainResult], dict[str, str]]:
-    """How the turns ended: trained by name, and the reasons of those that failed."""
-    trained: dict[str, TrainResult] = {}
-    failed: dict[str, str] = {}
-    for body in bodies(list(events), "turn"):
-        if body["trained"] is not None:
-            trained[body["name"]] = train_result_from_dict(body["trained"])
-        else:
-            failed[body["name"]] = body["reason"]
-    return trained, failed
+def outcomes(store: Store) -> tuple[dict[str, TrainResult], dict[str, str]]:
+    """How the trainings ended: trained by name, and the reasons of those that failed."""
+    ended = store.read(TrialEnded)
+    trained = {event.name: event.trained for event in ended if event.trained is not None}
+    return trained, {event.name: event.reason for event in ended if event.trained is None}

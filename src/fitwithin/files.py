@@ -1,8 +1,11 @@
-"""Where files go: whole or not at all, into a run's folder that was checked before, and into the cache."""
+"""Where files go: whole or not at all, into a run's folder that was checked before, and into the cache. Values of
+dataclasses as JSON, and back."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import json
 import os
 import shutil
 import sys
@@ -10,9 +13,15 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from enum import EnumType
+from functools import cache
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from fitwithin.errors import RunFolderError
+
+T = TypeVar("T")
 
 #: What a file's name ends with while it is written.
 NEW = ".new"
@@ -38,6 +47,92 @@ def write_atomic(path: Path, write: Callable[[Path], object], *, fsync: bool = F
 def write_text_atomic(path: Path, text: str, *, fsync: bool = False, shared: bool = False) -> None:
     """:func:`write_atomic` that text."""
     write_atomic(path, lambda new: new.write_text(text, encoding="utf-8"), fsync=fsync, shared=shared)
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """A dataclass as JSON text; ValueError where a number in it is not finite. :func:`from_json` is its inverse."""
+    return json.dumps(dataclasses.asdict(value), indent=indent, allow_nan=False)
+
+
+def from_json(kind: type[T], text: str) -> T:
+    """The value of the dataclass ``kind`` that :func:`to_json` wrote; ValueError if the text is none."""
+    return decode(kind, json.loads(text))
+
+
+def read_json(kind: type[T], path: Path) -> T | None:
+    """The value of the dataclass ``kind`` in that file; None if there is no file."""
+    return from_json(kind, path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def decode(kind: type[T], value: Any) -> T:
+    """The value of type ``kind`` that ``dataclasses.asdict`` and JSON made plain.
+
+    ``kind`` is a dataclass, or what a field of one may be: a plain type, a tuple, a dict whose keys are text or whole
+    numbers, a literal, an enumeration of texts, a union of these, or anything (``Any``).
+
+    Raises:
+        ValueError: ``value`` is of another type, lacks a field or has one too many; the message says which.
+    """
+    return cast(T, _decode(kind, value))
+
+
+def _decode(kind: Any, value: Any) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any or (origin is Literal and value in arguments):
+        return value
+    if isinstance(kind, EnumType) and isinstance(value, str):
+        return kind(value)
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return _dataclass(kind, value)
+    if origin in (Union, UnionType):
+        return _union(arguments, value)
+    if origin is tuple and isinstance(value, list | tuple):
+        parts = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(parts) == len(value):
+            return tuple(_decode(part, each) for part, each in zip(parts, value, strict=True))
+    elif origin is dict and isinstance(value, dict):
+        of_key, of_value = arguments
+        return {int(key) if of_key is int else key: _decode(of_value, each) for key, each in value.items()}
+    elif type(value) is kind or (kind is float and type(value) is int):
+        return value
+    raise ValueError(f"{str(value)[:80]!r} is no {getattr(kind, '__name__', kind)}")
+
+
+def _union(kinds: tuple[Any, ...], value: Any) -> Any:
+    """The value of the first of the kinds that it is of."""
+    if value is None and NoneType in kinds:
+        return None
+    *others, last = (kind for kind in kinds if kind is not NoneType)
+    for kind in others:
+        with suppress(ValueError):
+            return _decode(kind, value)
+    return _decode(last, value)
+
+
+@cache
+def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
+    """The fields of a dataclass: the type of each, and whether it must be given."""
+    hints = get_type_hints(kind)
+    return {
+        field.name: (hints[field.name], field.default is field.default_factory is dataclasses.MISSING)
+        for field in dataclasses.fields(kind)
+    }
+
+
+def _dataclass(kind: Any, value: dict[str, Any]) -> Any:
+    fields = _fields(kind)
+    unknown = sorted(value.keys() - fields.keys())
+    missing = sorted(name for name, (_, needed) in fields.items() if needed and name not in value)
+    if unknown or missing:
+        wrong = [f"{what} {', '.join(names)}" for what, names in (("unknown", unknown), ("missing", missing)) if names]
+        raise ValueError(f"{kind.__name__}: {'; '.join(wrong)}")
+    found = {}
+    for name, each in value.items():
+        try:
+            found[name] = _decode(fields[name][0], each)
+        except ValueError as error:
+            raise ValueError(f"{kind.__name__}.{name}: {error}") from error
+    return kind(**found)
 
 
 def cache_root() -> Path:

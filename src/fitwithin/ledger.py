@@ -1,35 +1,90 @@
-"""The books of a run: every second belongs to an entry that was opened with an upper bound and closed with the truth.
+"""The ledger of a run: every second belongs to an entry that is opened with an upper bound and closed with the truth.
 
-Append-only events, folded into :class:`Ledger`. An entry is opened (reserved), beats while it lasts, and is settled
-with what it took; one that was left open by a killed process is abandoned at its last beat plus a grace. At every
-instant settled + reserved stays within the budget.
+An entry is opened (its seconds are reserved), has heartbeats while it lasts, and is settled with what it took. One that
+a killed process left open is abandoned: it is charged up to its last heartbeat, and a grace. At every instant settled +
+reserved stays within the budget.
 
 Entries follow each other in a chain that adds up to the wall clock. Where several work at once, the chain has one entry
-for that stretch, and what each of them holds stands beside it: GPU seconds, but no wall-clock seconds.
+for that stretch, and what each of them holds is a concurrent entry: GPU seconds, but no wall-clock seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
-#: Seconds between beats of an open entry, and what an abandoned entry is charged beyond its last beat.
-BEAT_S = 1.0
-GRACE_S = 2 * BEAT_S
+from fitwithin.errors import RunFolderError
+from fitwithin.store import Event, Store
 
-#: Event kinds, as they stand in the store.
-OPEN, BEAT, SETTLE, ABANDON = "ledger.open", "ledger.beat", "ledger.settle", "ledger.abandon"
-KINDS = (OPEN, BEAT, SETTLE, ABANDON)
+#: Seconds between heartbeats of an open entry, and what an abandoned entry is charged beyond its last one.
+HEARTBEAT_S = 1.0
+GRACE_S = 2 * HEARTBEAT_S
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntryOpened(Event):
+    """An entry was opened; :class:`Entry` says what its fields mean. ``at_s`` is the instant of its process's clock."""
+
+    kind: ClassVar[str] = "ledger.open"
+    number: int
+    phase: str
+    key: str
+    gpus: int
+    reserved_s: float
+    at_s: float | None = None
+    concurrent: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heartbeat(Event):
+    """An entry lasts: ``elapsed_s`` seconds had passed at the instant ``at_s`` of its process's clock."""
+
+    kind: ClassVar[str] = "ledger.heartbeat"
+    number: int
+    elapsed_s: float
+    at_s: float | None = None
+    peak_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntrySettled(Event):
+    """An entry ended, which took ``charged_s`` seconds."""
+
+    kind: ClassVar[str] = "ledger.settle"
+    number: int
+    charged_s: float
+    peak_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntryAbandoned(Event):
+    """The process of an entry died; the entry is charged ``charged_s`` seconds."""
+
+    kind: ClassVar[str] = "ledger.abandon"
+    number: int
+    charged_s: float
+
+
+LedgerEvent = EntryOpened | Heartbeat | EntrySettled | EntryAbandoned
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One stretch of a run: ``phase`` (start-up, data, profile, train, evaluate, report) of ``key`` (a candidate).
+    """One stretch of a run.
 
-    ``gpus`` is how many GPUs were held. ``charged_s`` is None while the entry is open. One ``beside`` the chain lasts
-    while others do: it counts for the GPUs that it holds, not for the clock. ``beaten_s`` had passed at its last beat,
-    at the instant ``beaten_at`` of its process's clock.
+    Attributes:
+        number: its place among all entries, counting from 1.
+        phase: start-up, data, profile, train, evaluate or report.
+        key: what it is for: a trial, a candidate, or nothing in particular.
+        gpus: how many GPUs it holds.
+        reserved_s: seconds that it may take at most.
+        heartbeat_s: seconds that had passed at its last heartbeat.
+        heartbeat_at: when that was (at first, when it was opened), by the clock of its process.
+        charged_s: seconds that it took; None while it is open.
+        peak_bytes: the most memory that was seen.
+        abandoned: its process died.
+        concurrent: it lasts while an entry of the chain does: it counts for the GPUs that it holds, not for the clock.
     """
 
     number: int
@@ -37,113 +92,176 @@ class Entry:
     key: str
     gpus: int
     reserved_s: float
-    beaten_s: float = 0.0
-    beaten_at: float | None = None
+    heartbeat_s: float = 0.0
+    heartbeat_at: float | None = None
     charged_s: float | None = None
     peak_bytes: int | None = None
     abandoned: bool = False
-    beside: bool = False
+    concurrent: bool = False
 
     @property
     def open(self) -> bool:
         """Whether it has neither been settled nor abandoned."""
         return self.charged_s is None
 
-    def counted(self, seconds: float, *, gpu: bool) -> float:
+    def weighted(self, seconds: float, *, gpu: bool) -> float:
         """What so many seconds of it are by the clock; with ``gpu`` what they are for the GPUs that it holds."""
         if gpu:
             return seconds * self.gpus
-        return 0.0 if self.beside else seconds
+        return 0.0 if self.concurrent else seconds
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Ledger:
-    """All entries in order of opening."""
+    """All entries and what they add up to, folded one event at a time: sums cost the same however long a run lasts."""
 
-    entries: tuple[Entry, ...] = ()
+    _entries: dict[int, Entry] = field(default_factory=dict)
+    _open: dict[int, Entry] = field(default_factory=dict)
+    _spent_s: float = 0.0
+    _gpu_s: float = 0.0
+    #: Seconds charged by key and phase; under None as the phase those of all phases.
+    _charged_s: dict[tuple[str, str | None], float] = field(default_factory=dict)
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All entries in order of opening."""
+        return tuple(self._entries.values())
+
+    @property
+    def open_entries(self) -> tuple[Entry, ...]:
+        """Those that have neither been settled nor abandoned, in order of opening."""
+        return tuple(self._open.values())
+
+    def __contains__(self, number: int) -> bool:
+        """Whether an entry of that number was opened."""
+        return number in self._entries
 
     def spent_s(self, *, gpu: bool = False) -> float:
         """Seconds charged so far by the clock; with ``gpu`` those that GPUs were held."""
-        return sum(entry.counted(entry.charged_s or 0.0, gpu=gpu) for entry in self.entries)
+        return self._gpu_s if gpu else self._spent_s
 
     def reserved_s(self, *, gpu: bool = False) -> float:
         """Seconds promised to entries that are still open; with ``gpu`` those of the GPUs that they hold."""
-        return sum(entry.counted(entry.reserved_s, gpu=gpu) for entry in self.entries if entry.open)
+        return sum(entry.weighted(entry.reserved_s, gpu=gpu) for entry in self._open.values())
 
-    def lasted_s(self, key: str, *, phase: str | None = None) -> float:
-        """Seconds charged to one key, in one phase or all: how long it was worked on, in the chain or beside it."""
-        mine = (entry for entry in self.entries if entry.key == key and phase in (None, entry.phase))
-        return sum(entry.charged_s or 0.0 for entry in mine)
+    def charged_s(self, key: str, *, phase: str | None = None) -> float:
+        """Seconds charged to one key, in one phase or all: how long it was worked on, in the chain or concurrently."""
+        return self._charged_s.get((key, phase), 0.0)
 
     @property
     def balanced(self) -> bool:
         """Nothing is open, and no entry was charged less than nothing."""
-        return all(entry.charged_s is not None and entry.charged_s >= 0 for entry in self.entries)
+        return all(entry.charged_s is not None and entry.charged_s >= 0 for entry in self._entries.values())
 
     def by_phase(self) -> dict[str, tuple[Entry, ...]]:
         """The entries of each phase, phases in order of first appearance."""
         phases: dict[str, list[Entry]] = {}
-        for entry in self.entries:
+        for entry in self._entries.values():
             phases.setdefault(entry.phase, []).append(entry)
         return {phase: tuple(entries) for phase, entries in phases.items()}
 
+    def copy(self) -> Ledger:
+        """The ledger as it stands, which later events leave as it is."""
+        return replace(self, _entries=dict(self._entries), _open=dict(self._open), _charged_s=dict(self._charged_s))
 
-def fold(events: Iterable[tuple[str, Mapping[str, Any]]]) -> Ledger:
-    """The books that the events tell; events of other kinds are passed over.
+    def add(self, event: LedgerEvent) -> None:
+        """Fold one event.
+
+        Raises:
+            ValueError: it contradicts an earlier one: it closes what is not open, or opens a number twice.
+        """
+        if isinstance(event, EntryOpened):
+            self._add_opened(event)
+            return
+        entry = self._open.get(event.number)
+        if entry is None:
+            raise ValueError(f"{event.kind} of entry {event.number}, which is not open")
+        if isinstance(event, Heartbeat):
+            entry = replace(
+                entry,
+                heartbeat_s=event.elapsed_s,
+                heartbeat_at=event.at_s,
+                peak_bytes=_larger(entry.peak_bytes, event.peak_bytes),
+            )
+            self._entries[entry.number] = self._open[entry.number] = entry
+            return
+        peak_bytes = event.peak_bytes if isinstance(event, EntrySettled) else None
+        entry = replace(
+            entry,
+            charged_s=event.charged_s,
+            peak_bytes=_larger(entry.peak_bytes, peak_bytes),
+            abandoned=isinstance(event, EntryAbandoned),
+        )
+        self._entries[entry.number] = entry
+        del self._open[entry.number]
+        self._spent_s += entry.weighted(event.charged_s, gpu=False)
+        self._gpu_s += entry.weighted(event.charged_s, gpu=True)
+        for phase in (entry.phase, None):
+            self._charged_s[entry.key, phase] = self._charged_s.get((entry.key, phase), 0.0) + event.charged_s
+
+    def _add_opened(self, event: EntryOpened) -> None:
+        if event.number in self._entries:
+            raise ValueError(f"entry {event.number} was opened twice")
+        entry = Entry(
+            number=event.number,
+            phase=event.phase,
+            key=event.key,
+            gpus=event.gpus,
+            reserved_s=event.reserved_s,
+            heartbeat_at=event.at_s,
+            concurrent=event.concurrent,
+        )
+        self._entries[entry.number] = self._open[entry.number] = entry
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    return max((peak for peak in (one, other) if peak is not None), default=None)
+
+
+def fold(events: Iterable[LedgerEvent]) -> Ledger:
+    """The ledger that these events make.
 
     Raises:
-        ValueError: an event contradicts an earlier one (closing what is not open, opening a number twice).
+        ValueError: an event contradicts an earlier one.
     """
-    entries: dict[int, Entry] = {}
-    for kind, body in events:
-        if kind not in KINDS:
-            continue
-        number = int(body["number"])
-        if kind == OPEN:
-            if number in entries:
-                raise ValueError(f"entry {number} was opened twice")
-            entries[number] = Entry(
-                number=number,
-                phase=str(body["phase"]),
-                key=str(body["key"]),
-                gpus=int(body["gpu"]),
-                reserved_s=float(body["reserved_s"]),
-                beside=bool(body.get("beside", False)),
-                beaten_at=body.get("at_s"),
-            )
-            continue
-        entry = entries.get(number)
-        if entry is None or not entry.open:
-            raise ValueError(f"{kind} of entry {number}, which is not open")
-        if kind == BEAT:
-            beaten_s, peak_bytes = float(body["elapsed_s"]), _larger(entry, body)
-            entries[number] = replace(entry, beaten_s=beaten_s, beaten_at=body.get("at_s"), peak_bytes=peak_bytes)
-        else:
-            entries[number] = replace(
-                entry,
-                charged_s=float(body["charged_s"]),
-                peak_bytes=_larger(entry, body),
-                abandoned=kind == ABANDON,
-            )
-    return Ledger(entries=tuple(entries.values()))
+    ledger = Ledger()
+    for event in events:
+        ledger.add(event)
+    return ledger
 
 
-def _larger(entry: Entry, body: Mapping[str, Any]) -> int | None:
-    told = [int(peak) for peak in (entry.peak_bytes, body.get("peak_bytes")) if peak is not None]
-    return max(told, default=None)
+def read(store: Store) -> Ledger:
+    """The ledger that a store holds, also while another process writes it.
+
+    Raises:
+        RunFolderError: an event is damaged, or contradicts an earlier one.
+    """
+    # Heartbeats first: an entry that is opened after they were read has none yet. One that was closed keeps its last.
+    beats = {record.number: record.event(Heartbeat) for record in store.beats()}
+    ledger = Ledger()
+    try:
+        events: list[EntryOpened | EntrySettled | EntryAbandoned]
+        events = store.read(EntryOpened, EntrySettled, EntryAbandoned)
+        for event in events:
+            ledger.add(event)
+            if isinstance(event, EntryOpened) and event.number in beats:
+                ledger.add(beats[event.number])
+    except ValueError as error:
+        raise RunFolderError(f"the ledger of this run contradicts itself ({error}); start a new run") from error
+    return ledger
 
 
-def abandonment(entry: Entry, died_before: float | None = None) -> dict[str, Any]:
-    """The event body that closes an entry whose process died: its last beat plus the grace, no further than the instant
+def abandonment(entry: Entry, died_before: float | None = None) -> EntryAbandoned:
+    """The event that closes an entry whose process died: its last heartbeat plus the grace, no further than the instant
     ``died_before`` of the same clock, if that is known.
 
     What had something reserved would have been ended when that was over: the grace goes no further. (Of an evaluation
-    at the end of a candidate's time, or of several turns at once, it might be more than the budget has left.)
+    at the end of a candidate's time, or of several trials at once, it might be more than the budget has left.)
     """
     grace_s = GRACE_S
-    if died_before is not None and entry.beaten_at is not None and died_before >= entry.beaten_at:
-        grace_s = min(GRACE_S, died_before - entry.beaten_at)
-    charged_s = entry.beaten_s + grace_s
+    if died_before is not None and entry.heartbeat_at is not None and died_before >= entry.heartbeat_at:
+        grace_s = min(GRACE_S, died_before - entry.heartbeat_at)
+    charged_s = entry.heartbeat_s + grace_s
     if entry.reserved_s > 0:
-        charged_s = max(entry.beaten_s, min(charged_s, entry.reserved_s))
-    return {"number": entry.number, "charged_s": charged_s, "peak_bytes": None}
+        charged_s = max(entry.heartbeat_s, min(charged_s, entry.reserved_s))
+    return EntryAbandoned(number=entry.number, charged_s=charged_s)

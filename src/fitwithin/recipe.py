@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import tomllib
@@ -14,6 +13,7 @@ from typing import Any
 
 from fitwithin.candidate import LAYOUTS, PRECISIONS
 from fitwithin.errors import UsageError
+from fitwithin.files import decode
 from fitwithin.machine import DeviceName
 
 #: How the learning rate falls from its peak to 0.
@@ -215,21 +215,7 @@ def load(name: str) -> Recipe:
             raise UsageError(f"recipe {name!r}: unknown section [{section}]; known are {', '.join(sorted(_SECTIONS))}")
         for key, value in entries.items():
             values[key] = value
-    return from_dict(values)
-
-
-def from_dict(values: dict[str, Any]) -> Recipe:
-    """The recipe whose fields ``values`` holds; UsageError for a missing or unknown field."""
-    fields = {field.name: field for field in dataclasses.fields(Recipe)}
-    unknown = sorted(set(values) - set(fields))
-    missing = sorted(name for name, f in fields.items() if f.default is dataclasses.MISSING and name not in values)
-    if unknown or missing:
-        wrong = [f"unknown {', '.join(unknown)}"] if unknown else []
-        wrong += [f"missing {', '.join(missing)}"] if missing else []
-        raise UsageError(f"recipe {values.get('name')!r}: {'; '.join(wrong)}")
-    return Recipe(**{key: _tuples(value) for key, value in values.items()})
-
-
-def _tuples(value: Any) -> Any:
-    """Lists as tuples, those within too."""
-    return tuple(_tuples(part) for part in value) if isinstance(value, list | tuple) else value
+    try:
+        return decode(Recipe, values)
+    except ValueError as error:
+        raise UsageError(f"recipe {name!r}: {error}") from error

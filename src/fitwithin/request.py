@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
 from dataclasses import dataclass, replace
@@ -155,19 +154,6 @@ class Request:
         It is the side at which images are stored, rounded up to a multiple of 8 for matrix products on tensor cores.
         """
         return -(-self.pack_side // 8) * 8 if self.device.is_cuda else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; :func:`from_dict` is its inverse."""
-        return {**dataclasses.asdict(self), "device": str(self.device)}
-
-
-def from_dict(value: dict[str, Any]) -> Request:
-    """The request that :meth:`Request.to_dict` wrote."""
-    parsed: dict[str, Any] = {key: tuple(value[key]) for key in ("models", "precisions", "sizes", "test_sizes")}
-    parsed["budget"] = Budget(**value["budget"])
-    parsed["recipe"] = recipes.from_dict(value["recipe"])
-    parsed["device"] = DeviceName.parse(value["device"])
-    return Request(**{**value, **parsed})
 
 
 def with_engine(request: Request, engine: str | None, ray_address: str | None) -> Request:

@@ -1,4 +1,7 @@
-"""The run store: an append-only list of events in a SQLite file, with one writer. A run's state is the fold of them."""
+"""The run store: an append-only list of events in a SQLite file, with one writer. A run's state is the fold of them.
+
+Each kind of event is a frozen dataclass (fitwithin/events.py and fitwithin/ledger.py have them); the store knows none.
+"""
 
 from __future__ import annotations
 
@@ -7,63 +10,144 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Protocol
+from typing import IO, Any, ClassVar, Self, TypeVar
 
 from fitwithin.errors import RunFolderError
+from fitwithin.files import from_json, to_json
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One thing that happened: its number, wall-clock instant (Unix seconds), kind and JSON body."""
+    """Base of all that a store holds. A subclass has ``kind``, its name in the store, and fields that become JSON."""
+
+    kind: ClassVar[str]
+
+
+E = TypeVar("E", bound=Event)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """An event as a store holds it.
+
+    Attributes:
+        number: its place among all events, counting from 1; of a heartbeat, the number of its entry.
+        at: when it was written, in Unix seconds.
+        kind: the event's name.
+        text: the event's fields as JSON text.
+    """
 
     number: int
     at: float
     kind: str
-    body: dict[str, Any]
+    text: str
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The event's fields as plain JSON values."""
+        return dict(json.loads(self.text))
+
+    def event(self, *kinds: type[E]) -> E:
+        """The event itself, which is of one of these classes.
+
+        Raises:
+            RunFolderError: it is of another kind, or its fields are not those of its class.
+        """
+        for kind in kinds:
+            if kind.kind == self.kind:
+                try:
+                    return from_json(kind, self.text)
+                except ValueError as error:
+                    raise RunFolderError(
+                        f"event {self.number} of this run ({self.kind}) is damaged, or another version of fitwithin "
+                        f"wrote it ({error}); go on with the version that began the run, or start a new one"
+                    ) from error
+        raise RunFolderError(
+            f"event {self.number} of this run is of a kind that this version of fitwithin does not know "
+            f"({self.kind!r}); go on with the version that began the run, or start a new one"
+        )
 
 
-class Store(Protocol):
+class Store(ABC):
     """Where events are kept. Appending is durable when the call returns; reading sees everything appended."""
 
-    def append(self, kind: str, body: dict[str, Any]) -> int:
+    @abstractmethod
+    def append(self, event: Event) -> int:
         """Add an event; returns its number, counting from 1."""
 
-    def events(self, *kinds: str) -> list[Event]:
-        """The events of those kinds (all without any), in order."""
+    @abstractmethod
+    def beat(self, entry: int, heartbeat: Event) -> None:
+        """Write the heartbeat of an entry in place of the one before: only the last of each entry is kept."""
 
+    @abstractmethod
+    def all(self, *kinds: str) -> list[Record]:
+        """The events of those kinds (all without any), in order. Heartbeats are not among them."""
+
+    @abstractmethod
+    def beats(self) -> list[Record]:
+        """The last heartbeat of each entry that had one."""
+
+    @abstractmethod
     def close(self) -> None:
         """Let go of the file and of the right to write."""
 
+    def read(self, *kinds: type[E]) -> list[E]:
+        """The events of these classes, in order; RunFolderError if one of them is damaged."""
+        return [record.event(*kinds) for record in self.all(*(kind.kind for kind in kinds))]
 
-class MemoryStore:
-    """Events in a list: for simulations and tests."""
+    def latest(self, kind: type[E]) -> E | None:
+        """The last event of that class, None without one; RunFolderError if it is damaged."""
+        found = self.all(kind.kind)
+        return found[-1].event(kind) if found else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+
+class MemoryStore(Store):
+    """Events in a list: for plans, simulations and tests."""
 
     def __init__(self) -> None:
-        self._events: list[Event] = []
+        self._records: list[Record] = []
+        self._beats: dict[int, Record] = {}
         self._lock = threading.Lock()
 
-    def append(self, kind: str, body: dict[str, Any]) -> int:
+    def append(self, event: Event) -> int:
         """Add an event."""
-        copy = json.loads(json.dumps(body, allow_nan=False))
+        text = to_json(event)
         with self._lock:
-            self._events.append(Event(number=len(self._events) + 1, at=time.time(), kind=kind, body=copy))
-            return len(self._events)
+            number = len(self._records) + 1
+            self._records.append(Record(number=number, at=time.time(), kind=event.kind, text=text))
+            return number
 
-    def events(self, *kinds: str) -> list[Event]:
+    def beat(self, entry: int, heartbeat: Event) -> None:
+        """Keep it as the entry's last."""
+        text = to_json(heartbeat)
+        with self._lock:
+            self._beats[entry] = Record(number=entry, at=time.time(), kind=heartbeat.kind, text=text)
+
+    def all(self, *kinds: str) -> list[Record]:
         """The events of those kinds, in order."""
-        return [event for event in self._events if not kinds or event.kind in kinds]
+        return [record for record in self._records if not kinds or record.kind in kinds]
+
+    def beats(self) -> list[Record]:
+        """The last heartbeat of each entry, in the order of entries."""
+        with self._lock:
+            return [self._beats[entry] for entry in sorted(self._beats)]
 
     def close(self) -> None:
         """Nothing to let go of."""
 
 
-class SqliteStore:
+class SqliteStore(Store):
     """Events in ``RUN/run.db``, written by one process at a time (an advisory lock on ``RUN/lock``)."""
 
     def __init__(self, folder: Path, *, write: bool = True) -> None:
@@ -77,7 +161,7 @@ class SqliteStore:
                 self._held.close()
                 raise RunFolderError(f"another process is working on {folder}; wait for it or end it") from error
         path = folder / "run.db"
-        # One connection shared under a lock: the heartbeat thread writes through it too.
+        # One connection shared under a lock: the heartbeat threads write through it too.
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._db.execute("PRAGMA synchronous = FULL")
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -86,26 +170,42 @@ class SqliteStore:
             raise RunFolderError(f"{path} has schema {version}, this version of fitwithin reads {SCHEMA}")
         if write and version == 0:  # opening a finished run changes nothing
             self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL,"
-                " kind TEXT NOT NULL, body TEXT NOT NULL)"
-            )
+            columns = "at REAL NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL"
+            self._db.execute(f"CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY AUTOINCREMENT, {columns})")
+            self._db.execute(f"CREATE TABLE IF NOT EXISTS heartbeats (entry INTEGER PRIMARY KEY, {columns})")
             self._db.execute(f"PRAGMA user_version = {SCHEMA}")
 
-    def append(self, kind: str, body: dict[str, Any]) -> int:
+    def append(self, event: Event) -> int:
         """Add an event; it is on disk when this returns."""
-        text = json.dumps(body, allow_nan=False)
+        text = to_json(event)
         with self._lock:
-            cursor = self._db.execute("INSERT INTO events (at, kind, body) VALUES (?, ?, ?)", (time.time(), kind, text))
+            cursor = self._db.execute(
+                "INSERT INTO events (at, kind, body) VALUES (?, ?, ?)", (time.time(), event.kind, text)
+            )
             return int(cursor.lastrowid or 0)
 
-    def events(self, *kinds: str) -> list[Event]:
+    def beat(self, entry: int, heartbeat: Event) -> None:
+        """Replace the entry's heartbeat; it is on disk when this returns."""
+        text = to_json(heartbeat)
+        with self._lock:
+            self._db.execute(
+                "INSERT OR REPLACE INTO heartbeats (entry, at, kind, body) VALUES (?, ?, ?, ?)",
+                (entry, time.time(), heartbeat.kind, text),
+            )
+
+    def all(self, *kinds: str) -> list[Record]:
         """The events of those kinds, in order."""
         where = f" WHERE kind IN ({','.join('?' * len(kinds))})" if kinds else ""
-        query = f"SELECT number, at, kind, body FROM events{where} ORDER BY number"  # noqa: S608 - only ?s are joined in
+        return self._records(f"SELECT number, at, kind, body FROM events{where} ORDER BY number", kinds)  # noqa: S608 - only ?s are joined in
+
+    def beats(self) -> list[Record]:
+        """The last heartbeat of each entry, in the order of entries."""
+        return self._records("SELECT entry, at, kind, body FROM heartbeats ORDER BY entry", ())
+
+    def _records(self, query: str, values: tuple[str, ...]) -> list[Record]:
         with self._lock:
-            rows = self._db.execute(query, kinds).fetchall()
-        return [Event(number=n, at=at, kind=kind, body=json.loads(body)) for n, at, kind, body in rows]
+            rows = self._db.execute(query, values).fetchall()
+        return [Record(number=n, at=at, kind=kind, text=text) for n, at, kind, text in rows]
 
     def close(self) -> None:
         """Close the file and let another process write."""
@@ -114,21 +214,3 @@ class SqliteStore:
         if self._held is not None:
             self._held.close()
             self._held = None
-
-    def __enter__(self) -> SqliteStore:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def latest(events: list[Event], kind: str) -> dict[str, Any] | None:
-    """The body of the last event of that kind, None without one."""
-    return next((event.body for event in reversed(events) if event.kind == kind), None)
-
-
-def bodies(events: list[Event], kind: str) -> Iterator[dict[str, Any]]:
-    """The bodies of all events of that kind, in order."""
-    return (event.body for event in events if event.kind == kind)

@@ -34,7 +34,7 @@ from fitwithin.engine.jobs import (
     evaluates_in_process,
 )
 from fitwithin.engine.launch import ENDED, MESSAGE, READY, STARTED
-from fitwithin.engine.results import Failure, Progress, Reserved
+from fitwithin.engine.results import Failure, FailureKind, Progress, Reserved
 from fitwithin.errors import FitwithinError, LoaderTimeout, OutOfMemory, PeerLost
 from fitwithin.machine import die_with_parent
 
@@ -42,7 +42,7 @@ from fitwithin.machine import die_with_parent
 LOOK_S = 0.02
 
 #: What an engine calls these errors.
-KINDS: dict[type[FitwithinError], str] = {PeerLost: "deserted", LoaderTimeout: "hung"}
+KINDS: dict[type[FitwithinError], FailureKind] = {PeerLost: "deserted", LoaderTimeout: "hung"}
 
 
 def serve(control: socket.socket) -> None:

@@ -40,11 +40,11 @@ from fitwithin.engine.results import (
     Progress,
     TrainResult,
     logits_path,
-    read_eval_result,
     read_logits,
 )
 from fitwithin.engine.simulated.engine import Simulated
 from fitwithin.engine.simulated.law import Fault, SimulatedMachine
+from fitwithin.files import read_json
 from fitwithin.machine import CPU, DeviceName
 from fitwithin.request import parse
 from simulation import CountedImages
@@ -269,7 +269,7 @@ def test_training_leaves_a_model_and_tells_how_it_goes(bench: Bench, tmp_path: P
     right = int((plain.argmax(axis=1) == _labels(bench)).sum())
     assert right == done.best, "the plain view at the training size is what validation saw"
 
-    kept = read_eval_result(tmp_path / EVALUATED)
+    kept = read_json(EvalResult, tmp_path / EVALUATED)
     assert kept is not None
     assert kept.done == evaluated.done
     half = json.dumps(asdict(replace(kept, done=kept.done[:4])))

@@ -10,16 +10,43 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fitwithin.errors import RunFolderError
-from fitwithin.store import SCHEMA, MemoryStore, SqliteStore, Store, bodies, latest
+from fitwithin.ledger import Heartbeat
+from fitwithin.store import SCHEMA, Event, MemoryStore, SqliteStore, Store
 from simulation import tries
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted(Event):
+    """An event with a number."""
+
+    kind: ClassVar[str] = "counted"
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named(Event):
+    """An event with a text, and with whatever JSON can hold."""
+
+    kind: ClassVar[str] = "named"
+    name: str = ""
+    whatever: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Never(Event):
+    """An event that nobody writes; its kind is no word."""
+
+    kind: ClassVar[str] = "a' OR '1'='1"
+
 
 STORES = {"memory": lambda folder: MemoryStore(), "sqlite": SqliteStore}
 
@@ -33,28 +60,69 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 
 def test_events_come_back_in_order_with_numbers_from_one(store: Store) -> None:
     before = time.time()
-    assert [store.append(kind, {"n": n}) for n, kind in enumerate("abab")] == [1, 2, 3, 4]
-    events = store.events()
-    assert [(event.number, event.kind, event.body) for event in events] == [
-        (n + 1, kind, {"n": n}) for n, kind in enumerate("abab")
+    told = [Counted(n=0), Named(name="b"), Counted(n=2), Named(name="d")]
+    assert [store.append(event) for event in told] == [1, 2, 3, 4]
+    records = store.all()
+    assert [(record.number, record.kind, record.body) for record in records] == [
+        (1, "counted", {"n": 0}),
+        (2, "named", {"name": "b", "whatever": None}),
+        (3, "counted", {"n": 2}),
+        (4, "named", {"name": "d", "whatever": None}),
     ]
-    assert all(before <= event.at <= time.time() for event in events)
+    assert [record.event(Counted, Named) for record in records] == told
+    assert all(before <= record.at <= time.time() for record in records)
 
 
-def test_kinds_filter_and_keep_the_order(store: Store) -> None:
-    for n, kind in enumerate(["a", "b", "c", "a", "c"]):
-        store.append(kind, {"n": n})
-    assert [event.number for event in store.events("a")] == [1, 4]
-    assert [event.number for event in store.events("c", "a")] == [1, 3, 4, 5]
-    assert store.events("never") == []
-    assert store.events("a' OR '1'='1") == []
-    assert latest(store.events("c"), "c") == {"n": 4}
-    assert latest(store.events(), "never") is None
-    assert [body["n"] for body in bodies(store.events(), "a")] == [0, 3]
+def test_events_are_read_by_their_class_and_keep_the_order(store: Store) -> None:
+    for n in range(3):
+        store.append(Counted(n=n))
+        store.append(Named(name=str(n)))
+    assert store.read(Counted) == [Counted(n=0), Counted(n=1), Counted(n=2)]
+    assert [type(event) for event in store.read(Named, Counted)] == [Counted, Named] * 3
+    assert store.read(Never) == []
+    assert [record.number for record in store.all("named")] == [2, 4, 6]
+    assert store.latest(Named) == Named(name="2")
+    assert store.latest(Never) is None
 
 
 def test_an_empty_store_is_empty(store: Store) -> None:
-    assert store.events() == []
+    assert store.all() == []
+    assert store.beats() == []
+
+
+def test_of_heartbeats_the_last_one_of_each_entry_is_kept(store: Store) -> None:
+    store.append(Counted(n=1))
+    for entry, n in ((2, 1), (1, 1), (2, 2), (1, 5)):
+        store.beat(entry, Counted(n=n))
+    assert [(record.number, record.event(Counted).n) for record in store.beats()] == [(1, 5), (2, 2)]
+    assert len(store.all()) == 1, "they are no events of the list"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"n": "one"}', "Counted.n: 'one' is no int"),
+        ('{"n": true}', "Counted.n: 'True' is no int"),
+        ("{}", "Counted: missing n"),
+        ('{"n": 1, "m": 2}', "Counted: unknown m"),
+        ("[]", "is no Counted"),
+        ('{"n": 1', "Expecting"),
+    ],
+)
+def test_a_damaged_event_is_named_with_what_is_wrong(tmp_path: Path, text: str, why: str) -> None:
+    with SqliteStore(tmp_path) as store:
+        store.append(Counted(n=1))
+        store._db.execute("UPDATE events SET body = ?", (text,))
+        for reading in (lambda: store.read(Counted), lambda: store.latest(Counted)):
+            with pytest.raises(RunFolderError, match=rf"event 1 of this run \(counted\) is damaged, or .*{why}"):
+                reading()
+
+
+def test_an_event_of_an_unknown_kind_is_named(store: Store) -> None:
+    store.append(Counted(n=1))
+    (record,) = store.all()
+    with pytest.raises(RunFolderError, match=r"event 1 of this run is of a kind .* does not know \('counted'\); go on"):
+        record.event(Named)
 
 
 json_values = st.recursive(
@@ -72,42 +140,48 @@ json_values = st.recursive(
 
 @pytest.mark.parametrize("make", STORES.values(), ids=STORES)
 @tries(40)
-@given(st.lists(st.tuples(st.text(min_size=1), st.dictionaries(st.text(), json_values, max_size=3)), max_size=4))
-def test_whatever_is_json_comes_back_as_it_was(
-    make: Callable[[Path], Store], told: list[tuple[str, dict[str, Any]]]
-) -> None:
+@given(st.lists(st.builds(Named, name=st.text(), whatever=json_values), max_size=4))
+def test_whatever_is_json_comes_back_as_it_was(make: Callable[[Path], Store], told: list[Named]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = make(Path(folder))
-        for kind, body in told:
-            store.append(kind, body)
-        read = [(event.kind, event.body) for event in store.events()]
+        for event in told:
+            store.append(event)
+        read = store.read(Named)
         store.close()
     assert read == told
 
 
 def test_what_is_appended_is_a_copy(store: Store) -> None:
-    body = {"list": [1]}
-    store.append("a", body)
-    body["list"].append(2)
-    (event,) = store.events()
-    assert event.body == {"list": [1]}
+    whatever = [1]
+    store.append(Named(whatever=whatever))
+    whatever.append(2)
+    assert store.read(Named) == [Named(whatever=[1])]
 
 
-@pytest.mark.parametrize("body", [{"x": math.nan}, {"x": math.inf}, {"x": object()}, {"x": Path()}])
-def test_what_is_no_json_is_refused_and_leaves_nothing(store: Store, body: dict[str, Any]) -> None:
+@pytest.mark.parametrize("whatever", [math.nan, math.inf, object(), Path()])
+def test_what_is_no_json_is_refused_and_leaves_nothing(store: Store, whatever: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
-        store.append("a", body)
-    assert store.events() == []
+        store.append(Named(whatever=whatever))
+    with pytest.raises((TypeError, ValueError)):
+        store.beat(1, Named(whatever=whatever))
+    assert store.all() == store.beats() == []
 
 
 def test_threads_may_append_at_once(store: Store) -> None:
-    """The ledger's beats come from a thread."""
-    threads = [threading.Thread(target=lambda: [store.append("beat", {}) for _ in range(25)]) for _ in range(4)]
+    """Heartbeats come from threads, and what slots do is settled from them."""
+
+    def write(entry: int) -> None:
+        for n in range(25):
+            store.append(Counted(n=n))
+            store.beat(entry, Counted(n=n))
+
+    threads = [threading.Thread(target=write, args=(entry,)) for entry in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [event.number for event in store.events()] == list(range(1, 101))
+    assert [record.number for record in store.all()] == list(range(1, 101))
+    assert [record.event(Counted).n for record in store.beats()] == [24] * 4
 
 
 # --- what only a file can promise ------------------------------------------------------------------------------------
@@ -115,10 +189,12 @@ def test_threads_may_append_at_once(store: Store) -> None:
 
 def test_events_are_there_when_the_file_is_opened_again(tmp_path: Path) -> None:
     with SqliteStore(tmp_path) as store:
-        store.append("a", {"x": "ä"})
+        store.append(Named(name="ä"))
+        store.beat(1, Named(name="ö"))
     with SqliteStore(tmp_path) as store:
-        assert [event.body for event in store.events()] == [{"x": "ä"}]
-        assert store.append("b", {}) == 2
+        assert store.read(Named) == [Named(name="ä")]
+        assert [record.event(Named).name for record in store.beats()] == ["ö"]
+        assert store.append(Named()) == 2
 
 
 def test_events_survive_a_writer_that_was_killed(tmp_path: Path) -> None:
@@ -126,27 +202,30 @@ def test_events_survive_a_writer_that_was_killed(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
+        "from fitwithin.ledger import Heartbeat\n"
         "from fitwithin.store import SqliteStore\n"
         "store = SqliteStore(Path(sys.argv[1]))\n"
-        "for n in range(20): store.append('a', {'n': n})\n"
+        "for n in range(20): store.append(Heartbeat(number=n, elapsed_s=0.0))\n"
+        "for n in range(20): store.beat(7, Heartbeat(number=7, elapsed_s=n))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     ended = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
     assert ended.returncode == -9
     with SqliteStore(tmp_path) as store:
-        assert [event.body["n"] for event in store.events()] == list(range(20))
-        assert store.append("b", {}) == 21
+        assert [event.number for event in store.read(Heartbeat)] == list(range(20))
+        assert [record.event(Heartbeat).elapsed_s for record in store.beats()] == [19]
+        assert store.append(Counted(n=0)) == 21
 
 
 def test_a_second_writer_is_refused_and_a_reader_is_not(tmp_path: Path) -> None:
     with SqliteStore(tmp_path) as store:
-        store.append("a", {})
+        store.append(Counted(n=1))
         with pytest.raises(RunFolderError, match=r"another process is working on .*; wait for it or end it"):
             SqliteStore(tmp_path)
         reader = SqliteStore(tmp_path, write=False)
-        assert len(reader.events()) == 1
-        store.append("a", {})
-        assert len(reader.events()) == 2
+        assert len(reader.all()) == 1
+        store.append(Counted(n=1))
+        assert len(reader.all()) == 2
         reader.close()
     SqliteStore(tmp_path).close()
 
@@ -172,8 +251,8 @@ def test_another_schema_is_refused_and_the_lock_let_go(tmp_path: Path) -> None:
 
 def test_opening_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     with SqliteStore(tmp_path) as store:
-        store.append("finished", {})
+        store.append(Counted(n=1))
     before = (tmp_path / "run.db").read_bytes()
     with SqliteStore(tmp_path) as store:
-        assert len(store.events()) == 1
+        assert len(store.all()) == 1
     assert (tmp_path / "run.db").read_bytes() == before

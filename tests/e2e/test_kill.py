@@ -220,7 +220,7 @@ def _validating(run: Path) -> bool:
 
 def _second_turn(run: Path) -> bool:
     """The first turn has ended, the second has its checkpoint."""
-    turns = sum(kind == "turn" for kind, _ in events(run))
+    turns = sum(kind == "trial_ended" for kind, _ in events(run))
     return turns == 1 and any(run.glob(f"candidates/*/{CHECKPOINT}"))
 
 

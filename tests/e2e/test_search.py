@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from e2e.door import MODELS, TINY, Door, delivered, events, receipt, report, teardown_s
-from fitwithin import events as readers
+from fitwithin.files import decode
 from fitwithin.planning.search import Trial
-from fitwithin.store import Event
 
 SEARCH_S = 60
 
@@ -26,7 +25,7 @@ def trials(run: Path) -> list[dict[str, Any]]:
 
 
 def ended(run: Path) -> set[str]:
-    return {body["name"] for kind, body in events(run) if kind == "turn"}
+    return {body["name"] for kind, body in events(run) if kind == "trial_ended"}
 
 
 def test_a_search_killed_twice_ends_within_its_time(
@@ -72,21 +71,20 @@ def books(run: Path) -> dict[int, dict[str, Any]]:
     entries: dict[int, dict[str, Any]] = {}
     for kind, body in events(run):
         if kind == "ledger.open":
-            entries[body["number"]] = {"beside": False, **body}
+            entries[body["number"]] = body
         elif kind in ("ledger.settle", "ledger.abandon"):
             entries[body["number"]].update(charged_s=body["charged_s"], abandoned=kind == "ledger.abandon")
     return entries
 
 
-def asked(run: Path) -> list[tuple[float, Trial]]:
+def asked(run: Path) -> list[Trial]:
     """What the search was asked."""
-    told = [Event(number=n, at=0.0, kind=kind, body=body) for n, (kind, body) in enumerate(events(run))]
-    return readers.trials(told)
+    return [decode(Trial, trial) for trial in trials(run)]
 
 
 def at_work(run: Path) -> set[str]:
     """The turns that go on in slots now."""
-    return {entry["key"] for entry in books(run).values() if entry["beside"] and "charged_s" not in entry}
+    return {entry["key"] for entry in books(run).values() if entry["concurrent"] and "charged_s" not in entry}
 
 
 def test_a_search_in_two_slots_is_killed_and_interrupted_with_two_trials_open(
@@ -106,7 +104,7 @@ def test_a_search_in_two_slots_is_killed_and_interrupted_with_two_trials_open(
         spent_s += alive.interrupt()
         alive.nothing_left()
     assert at_work(run) == set(), "what they took until then is settled"
-    between = {trial.name for _, trial in asked(run)} - ended(run)
+    between = {trial.name for trial in asked(run)} - ended(run)
     assert len(between) == 2, "and their trials are still open"
     last = door.fine("resume", run)
     assert last.err == ""
@@ -119,7 +117,7 @@ def test_a_search_in_two_slots_is_killed_and_interrupted_with_two_trials_open(
 
     assert trials(run)[: len(first)] == first, "what was asked stays asked"
     assert {entry["key"] for entry in books(run).values() if entry.get("abandoned")} == {"", *still_open}
-    names = [entry["key"] for entry in books(run).values() if entry["beside"] and entry["phase"] == "train"]
+    names = [entry["key"] for entry in books(run).values() if entry["concurrent"] and entry["phase"] == "train"]
     assert all(names.count(name) == 2 for name in still_open | between), "they were taken up again"
     assert ended(run) == set(names), "and all came to an end"
     finals = [trial["candidate"]["model"] for trial in trials(run) if trial["rung"] == -1]
@@ -128,8 +126,8 @@ def test_a_search_in_two_slots_is_killed_and_interrupted_with_two_trials_open(
 
     entries = books(run).values()
     spent = {limit["name"]: limit["spent"] for limit in paper["limits"]}
-    assert sum(entry["charged_s"] for entry in entries if not entry["beside"]) == pytest.approx(spent["time"])
-    assert sum(entry["charged_s"] * entry["gpu"] for entry in entries) == pytest.approx(spent["device time"])
+    assert sum(entry["charged_s"] for entry in entries if not entry["concurrent"]) == pytest.approx(spent["time"])
+    assert sum(entry["charged_s"] * entry["gpus"] for entry in entries) == pytest.approx(spent["device time"])
     assert sum(phase["spent_s"] for phase in paper["phases"]) == pytest.approx(spent["time"])
     assert sum(phase["gpu_s"] for phase in paper["phases"]) == pytest.approx(spent["device time"])
     train = next(phase for phase in paper["phases"] if phase["phase"] == "train")
@@ -138,7 +136,7 @@ def test_a_search_in_two_slots_is_killed_and_interrupted_with_two_trials_open(
     shown = json.loads(door.fine("budget", run, "--json").out)
     settled = {account["name"]: account["settled_s"] for account in shown["accounts"]}
     assert settled == pytest.approx({"time": spent["time"], "device time": spent["device time"]})
-    assert any(entry["beside"] for entry in shown["entries"])
+    assert any(entry["concurrent"] for entry in shown["entries"])
 
 
 def test_gpus_that_cannot_be_shared_out_are_named(door: Door, shapes: Path, tmp_path: Path) -> None:

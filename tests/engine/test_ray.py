@@ -28,8 +28,10 @@ from fitwithin.engine.connect import Site
 from fitwithin.engine.jobs import EvaluateJob, ProbeJob, TrainJob
 from fitwithin.engine.launch import Server
 from fitwithin.engine.ray_task import TaskRequest, ends_at, moved
-from fitwithin.engine.results import SALVAGE, WEIGHTS, Failure, Probe, Progress, TrainResult, read_train_result
+from fitwithin.engine.results import SALVAGE, WEIGHTS, Failure, Probe, Progress, TrainResult
 from fitwithin.errors import DeviceError, UsageError
+from fitwithin.events import TrialEnded
+from fitwithin.files import read_json
 from fitwithin.machine import CPU, DeviceName, cores
 from fitwithin.pipeline import run as flow
 from fitwithin.pipeline import train_phase
@@ -175,7 +177,7 @@ def turn(px: int, *, steps: int = STEPS, allotted_s: float = 40.0) -> TrialPlan:
 
 
 def planned(run: RunContext, *turns: TrialPlan) -> Plan:
-    return Plan(turns=turns, rejections=(), request=run.request.to_dict(), fingerprint="", frozen=True)
+    return Plan(turns=turns, rejections=(), request=run.request, fingerprint="", frozen=True)
 
 
 @dataclass
@@ -219,12 +221,12 @@ class Assassin:
     def steps_saved(self, name: str) -> int:
         """The steps that had been taken at the turn's last checkpoint."""
         mine = next(each for each in self.turns if each.candidate.name == name)
-        left = read_train_result(train_phase.turn_folder(self.run.folder, mine) / SALVAGE)
+        left = read_json(TrainResult, train_phase.turn_folder(self.run.folder, mine) / SALVAGE)
         return left.steps if left else 0
 
     def at(self) -> str | None:
         """The turn whose entry is open."""
-        return next((entry.key for entry in self.run.accountant.books().entries if entry.open), None)
+        return next((entry.key for entry in self.run.accountant.ledger().entries if entry.open), None)
 
 
 def carried_out(run: RunContext, plan: Plan, assassin: Assassin) -> dict[str, TrainResult]:
@@ -237,7 +239,7 @@ def carried_out(run: RunContext, plan: Plan, assassin: Assassin) -> dict[str, Tr
     finally:
         assassin.over.set()
         thread.join()
-    books = run.accountant.books()
+    books = run.accountant.ledger()
     wall_s = run.engine.now() - began_at
     assert books.balanced
     assert not any(entry.abandoned for entry in books.entries)
@@ -248,10 +250,10 @@ def carried_out(run: RunContext, plan: Plan, assassin: Assassin) -> dict[str, Tr
         assert entry.charged_s is not None
         assert entry.charged_s <= max(each.allotted_s, entry.reserved_s)
     outcomes = {}
-    for event in run.store.events("turn"):
-        assert event.body["trained"] is not None, event.body
-        outcomes[event.body["name"]] = TrainResult(**event.body["trained"])
-        assert (run.folder / "candidates" / event.body["name"] / WEIGHTS).is_file()
+    for event in run.store.read(TrialEnded):
+        assert event.trained is not None, event
+        outcomes[event.name] = event.trained
+        assert (run.folder / "candidates" / event.name / WEIGHTS).is_file()
     assert set(outcomes) == {each.candidate.name for each in plan.trials}
     return outcomes
 

@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 import fitwithin
-from fitwithin.ledger import KINDS, OPEN, SETTLE, fold
+from fitwithin import ledger as ledgers
+from fitwithin.ledger import EntryOpened, EntrySettled
 from fitwithin.machine import cuda_count
-from fitwithin.store import Event, SqliteStore
+from fitwithin.store import Record, SqliteStore
 
 pytestmark = [
     pytest.mark.gpu,
@@ -61,11 +62,11 @@ def watched(seen: list[set[str]]) -> Iterator[None]:
         thread.join()
 
 
-def spans(events: list[Event]) -> list[tuple[str, float, float]]:
+def spans(records: list[Record]) -> list[tuple[str, float, float]]:
     """Each turn's key, and between which instants of the calendar its entry was open."""
-    opened = {e.body["number"]: e for e in events if e.kind == OPEN and e.body.get("beside")}
-    settled = {e.body["number"]: e.at for e in events if e.kind == SETTLE}
-    return [(e.body["key"], e.at, settled[n]) for n, e in opened.items() if e.body["phase"] == "train"]
+    opened = {r.body["number"]: r for r in records if r.kind == EntryOpened.kind and r.body["concurrent"]}
+    settled = {r.body["number"]: r.at for r in records if r.kind == EntrySettled.kind}
+    return [(r.body["key"], r.at, settled[n]) for n, r in opened.items() if r.body["phase"] == "train"]
 
 
 def test_two_turns_run_at_once_on_two_devices(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,22 +90,21 @@ def test_two_turns_run_at_once_on_two_devices(folder: Path, tmp_path: Path, monk
     wall_s = time.monotonic() - begun_at
     assert wall_s <= TIME_S
     with SqliteStore(tmp_path / "run", write=False) as store:
-        events = store.events()
-    books = fold((event.kind, event.body) for event in events if event.kind in KINDS)
+        records, books = store.all(), ledgers.read(store)
     assert books.balanced
     assert wall_s - 2.0 <= books.spent_s() <= wall_s + 2.0
 
-    (one, one_at, one_end), (other, other_at, other_end) = spans(events)
+    (one, one_at, one_end), (other, other_at, other_end) = spans(records)
     assert {one.partition("-")[0], other.partition("-")[0]} == {"resnet18", "resnet26"}
     both_s = min(one_end, other_end) - max(one_at, other_at)
     assert both_s > 0.8 * max(one_end - one_at, other_end - other_at), "they were at work at the same time"
-    assert books.lasted_s(one, phase="train") == pytest.approx(one_end - one_at, abs=0.5)
+    assert books.charged_s(one, phase="train") == pytest.approx(one_end - one_at, abs=0.5)
     for turn in result.table():
         assert turn["status"] == "trained"
         assert turn["actual_s"] > 0.4 * TIME_S, "each had the whole time, less what comes before and after"
 
     phases = {phase.phase: phase for phase in result.report.receipt.phases}
-    each_s = books.lasted_s(one, phase="train") + books.lasted_s(other, phase="train")
+    each_s = books.charged_s(one, phase="train") + books.charged_s(other, phase="train")
     assert phases["train"].gpu_s == pytest.approx(each_s)
     assert phases["train"].spent_s < 0.6 * each_s
     assert {limit.name for limit in result.report.receipt.limits} == {"memory", "time", "device time"}

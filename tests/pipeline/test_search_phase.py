@@ -10,19 +10,30 @@ from typing import Any
 
 import pytest
 
-from fitwithin import events as readers
+from fitwithin import events
+from fitwithin import ledger as ledgers
 from fitwithin.candidate import Candidate
 from fitwithin.engine.jobs import TrainJob, evaluates_in_process
 from fitwithin.engine.margins import ENDING_S
 from fitwithin.engine.results import OUTCOME
 from fitwithin.engine.simulated.law import Fault, SimulatedMachine
+from fitwithin.events import TrialEnded
 from fitwithin.inference import bundle
-from fitwithin.ledger import BEAT, OPEN
+from fitwithin.ledger import EntryOpened, Heartbeat
 from fitwithin.pipeline import profile_phase
 from fitwithin.pipeline import run as flow
 from fitwithin.planning import plan as planning
-from fitwithin.store import MemoryStore
-from simulation import GIB, CountedImages, Stage, Timed, books_after_each, request, without_pages
+from simulation import (
+    GIB,
+    CountedImages,
+    Stage,
+    Timed,
+    asked_trials,
+    cut_off,
+    ledger_after_each,
+    request,
+    without_pages,
+)
 
 MODELS = ("resnet18", "resnet26", "resnet34", "resnet50", "resnet101", "resnet152", "vgg11", "vgg13")
 
@@ -51,7 +62,7 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
 
 
 def asked(stage: Stage) -> list[tuple[str, int, float]]:
-    return [(t.candidate.name, t.rung, t.seconds) for _, t in readers.trials(stage.store.events("trial"))]
+    return [(t.candidate.name, t.rung, t.seconds) for t in asked_trials(stage.store)]
 
 
 def test_the_weak_get_little_and_the_winner_what_is_left(begin: Begin) -> None:
@@ -60,9 +71,9 @@ def test_the_weak_get_little_and_the_winner_what_is_left(begin: Begin) -> None:
     plan = flow.draw_up(stage.run())
     assert plan.search is not None
     assert plan.search.counts == (16, 4)
-    trials = readers.trials(stage.store.events("trial"))
-    assert [sum(trial.rung == rung for _, trial in trials) for rung in (0, 1, -1)] == [16, 4, 1]
-    final = trials[-1][1]
+    trials = asked_trials(stage.store)
+    assert [sum(trial.rung == rung for trial in trials) for rung in (0, 1, -1)] == [16, 4, 1]
+    final = trials[-1]
     assert final.final
     assert final.candidate.name == report.winner
     assert final.seconds >= plan.search.final_s
@@ -72,7 +83,7 @@ def test_the_weak_get_little_and_the_winner_what_is_left(begin: Begin) -> None:
     out = [row for row in rows.values() if row.name != report.winner]
     assert all("went on" in row.reason and "100 validation images" in row.reason for row in out)
     assert rows[report.winner].actual_s == pytest.approx(
-        sum(t.seconds for _, t in trials if t.candidate.name == report.winner), rel=0.1
+        sum(t.seconds for t in trials if t.candidate.name == report.winner), rel=0.1
     )
     spent = next(limit for limit in report.receipt.limits if limit.name == "time")
     assert spent.kept
@@ -92,26 +103,26 @@ def test_who_has_the_final_training_is_evaluated_without_another_start(begin: Be
     assert len(final) == (1 if kind is None else 2)
     assert all(evaluates_in_process(job) for job in final)
     assert not any(evaluates_in_process(job) for job in stage.engine.jobs if job not in final)
-    (evaluated,) = (e for e in run.accountant.books().entries if e.phase == "evaluate")
+    (evaluated,) = (e for e in run.accountant.ledger().entries if e.phase == "evaluate")
     assert evaluated.charged_s is not None
     assert evaluated.charged_s < 4.0
     (delivered,) = (row for row in report.methods if row.delivered)
     assert delivered.test is not None
     assert all(limit.kept for limit in report.receipt.limits)
-    assert run.accountant.books().spent_s() > 900 - run.closing_s - 1
+    assert run.accountant.ledger().spent_s() > 900 - run.closing_s - 1
 
 
 def test_what_a_final_training_that_dies_leaves_is_the_second_ones(begin: Begin) -> None:
     """It dies again and again before it has left a model: the rest of the run is another's, who is evaluated."""
     calm = begin(folder="calm")
     first = flow.tell(calm.run()).winner
-    entries = calm.run().accountant.books().entries
+    entries = calm.run().accountant.ledger().entries
     place = next(n for n, entry in enumerate(entries) if entry.key.endswith("-final"))
     begun_s = sum(entry.charged_s or 0.0 for entry in entries[:place])
     troubles = tuple(Fault(at_s=begun_s + at_s, kind="died") for at_s in (0.5, 0.6, 0.7))
     stage = begin(folder="troubled", law=SimulatedMachine(half_epochs=20, troubles=troubles))
     report = flow.tell(stage.run())
-    died, final = (trial for _, trial in readers.trials(stage.store.events("trial")) if trial.final)
+    died, final = (trial for trial in asked_trials(stage.store) if trial.final)
     assert died.candidate.name == first
     assert final.candidate.name == report.winner != first
     assert bundle.read(stage.folder).folder.endswith(f"{report.winner}-final")
@@ -130,7 +141,7 @@ def test_time_that_gains_too_little_is_left_unspent_and_the_report_says_so(begin
     greedy, frugal = begin(), begin(folder="frugal", min_gain=500.0)
     reports = [flow.tell(stage.run()) for stage in (greedy, frugal)]
     spent = [limit.spent for each in reports for limit in each.receipt.limits if limit.name == "time"]
-    final = readers.trials(frugal.store.events("trial"))[-1][1]
+    final = asked_trials(frugal.store)[-1]
     assert final.final
     assert final.unspent_s > 60
     assert spent[1] == pytest.approx(spent[0] - final.unspent_s, abs=20)
@@ -163,16 +174,13 @@ def test_a_search_that_was_interrupted_asks_what_it_would_have_asked(begin: Begi
     """The store ends after so many events, as where the process was killed: the rest is told again."""
     whole = begin(folder="whole")
     flow.tell(whole.run())
-    events = whole.store.events()
-    assert len(events) > cut
+    assert len(whole.store.all()) > cut
     again = begin(folder="whole")
-    again.store = MemoryStore()
-    for event in events[:cut]:
-        again.store.append(event.kind, event.body)
+    again.store = cut_off(whole.store, cut)
+    there = asked_trials(again.store)
     report = flow.tell(again.run())
-    there = [trial for _, trial in readers.trials(events[:cut])]
-    assert [trial for _, trial in readers.trials(again.store.events("trial"))][: len(there)] == there
-    assert sum(trial.rung == 0 for _, trial in readers.trials(again.store.events("trial"))) == 16
+    assert asked_trials(again.store)[: len(there)] == there
+    assert sum(trial.rung == 0 for trial in asked_trials(again.store)) == 16
     assert report.receipt.balanced
     assert all(limit.kept for limit in report.receipt.limits)
 
@@ -184,18 +192,14 @@ def test_killed_at_the_end_of_the_final_training_no_more_is_promised_than_there_
     limits = {"time_s": None, "gpu_time_s": None, limit: 900.0}
     whole.request = replace(whole.request, budget=replace(whole.request.budget, **limits))
     flow.tell(whole.run())
-    events = whole.store.events()
-    (at,) = (n for n, event in enumerate(events) if event.kind == OPEN and event.body["key"].endswith("-final") and
-             event.body["phase"] == "train")  # fmt: skip
-    again = replace(whole, store=MemoryStore())
-    for event in events[: at + 1]:
-        again.store.append(event.kind, event.body)
-    opened = events[at].body
-    again.store.append(BEAT, {"number": opened["number"], "elapsed_s": opened["reserved_s"] - 1.0, "peak_bytes": None})
-    (whole.folder / "candidates" / opened["key"] / OUTCOME).unlink(missing_ok=True)
+    (opened,) = (e for e in whole.store.read(EntryOpened) if e.key.endswith("-final") and e.phase == "train")
+    happened = events.read_all(whole.store)
+    again = replace(whole, store=cut_off(whole.store, happened.index(opened) + 1))
+    again.store.beat(opened.number, Heartbeat(number=opened.number, elapsed_s=opened.reserved_s - 1.0))
+    (whole.folder / "candidates" / opened.key / OUTCOME).unlink(missing_ok=True)
     report = flow.tell(again.run())
     assert all(kept.kept for kept in report.receipt.limits)
-    for books in books_after_each(again.store.events()):
+    for books in ledger_after_each(again.store):
         gpu = limit == "gpu_time_s"
         assert books.spent_s(gpu=gpu) + books.reserved_s(gpu=gpu) <= 900.0 * (1 + 1e-9)
 
@@ -210,7 +214,7 @@ def test_the_plan_of_a_search_is_json(begin: Begin) -> None:
 
 def steps(stage: Stage) -> dict[str, int]:
     """The steps that every turn took."""
-    trained, failed = readers.outcomes(stage.store.events("turn"))
+    trained, failed = events.outcomes(stage.store)
     assert failed == {}
     return {name: one.steps for name, one in trained.items()}
 
@@ -225,7 +229,7 @@ def test_a_frozen_search_has_its_steps_on_another_machine(begin: Begin, slots: i
         stage = begin(folder=name, slots=slots, law=SimulatedMachine(half_epochs=20, image_s=image_s), time_s=time_s)
         report = flow.tell(stage.run(), plan)
         assert all(limit.kept for limit in report.receipt.limits)
-        assert not any(entry.phase == "profile" for entry in stage.run().accountant.books().entries)
+        assert not any(entry.phase == "profile" for entry in stage.run().accountant.ledger().entries)
         told[name] = report.winner, steps(stage), sorted(asked(stage))
     assert told["faster"] == told["same"]
     assert told["slower"] == told["same"]
@@ -241,10 +245,7 @@ def test_a_frozen_search_that_was_interrupted_is_the_uninterrupted_one(begin: Be
     whole = begin(folder="whole")
     report = flow.tell(whole.run(), plan)
     again = begin(folder="whole")
-    again.store = MemoryStore()
-    events = whole.store.events()
-    for event in events[: int(cut * len(events))]:
-        again.store.append(event.kind, event.body)
+    again.store = cut_off(whole.store, int(cut * len(whole.store.all())))
     resumed = flow.tell(again.run(), plan)
     assert resumed.winner == report.winner
     assert steps(again) == steps(whole)
@@ -256,7 +257,7 @@ def test_a_frozen_search_without_the_time_is_cut_and_keeps_the_limit(begin: Begi
     stage = begin(folder="short", time_s=500.0)
     report = flow.tell(stage.run(), plan)
     assert all(limit.kept for limit in report.receipt.limits)
-    trained, _ = readers.outcomes(stage.store.events("turn"))
+    trained, _ = events.outcomes(stage.store)
     assert any(one.ended == "cut" for one in trained.values())
 
 
@@ -279,7 +280,7 @@ CUTS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 def spans(stage: Stage) -> list[tuple[str, float, float]]:
     """Every turn's entry beside the chain: its key, and when it was open by the simulated clock."""
     clock: dict[int, float] = stage.store.opened_at  # type: ignore[attr-defined]
-    entries = [e for e in books_after_each(stage.store.events())[-1].entries if e.beside and e.phase == "train"]
+    entries = [e for e in ledgers.read(stage.store).entries if e.concurrent and e.phase == "train"]
     return [(e.key, clock[e.number], clock[e.number] + (e.charged_s or 0.0)) for e in entries]
 
 
@@ -295,13 +296,13 @@ def test_side_by_side_all_get_more_and_as_many_finals_as_slots(begin: Begin, slo
     assert plan.search.slots == slots
     assert plan.search.budget_s > 0.95 * slots * first.search.budget_s
     assert f"{slots} side by side" in plan.search.summary
-    trials = [trial for _, trial in readers.trials(several.store.events("trial"))]
+    trials = asked_trials(several.store)
     assert sum(trial.final for trial in trials) == slots
-    trained, failed = readers.outcomes(several.store.events("turn"))
+    trained, failed = events.outcomes(several.store)
     assert failed == {}
     assert {turn.ended for turn in trained.values()} == {"complete"}, "the clock cut nobody's schedule"
     assert report.winner in trained
-    books = books_after_each(several.store.events())[-1]
+    books = ledgers.read(several.store)
     assert books.spent_s() == pytest.approx(several.engine.now() - 1000.0 + ENDING_S)
     assert books.spent_s(gpu=True) > 0.93 * (slots - 0.3) * books.spent_s()
     open_at_once = [sum(begun_at < other < ended_at for _, begun_at, ended_at in spans(several)) for _, other, _ in
@@ -325,9 +326,9 @@ def test_side_by_side_whoever_wins_is_evaluated_without_another_start(
     final = [job for job in stage.engine.jobs if isinstance(job, TrainJob) and job.folder.endswith("-final")]
     assert len(final) == 2
     assert all(evaluates_in_process(job) for job in final)
-    books = run.accountant.books()
+    books = run.accountant.ledger()
     waited, evaluated = (entry for entry in books.entries if entry.phase == "evaluate")
-    assert (waited.beside, waited.gpus, evaluated.gpus) == (True, 1, 1)
+    assert (waited.concurrent, waited.gpus, evaluated.gpus) == (True, 1, 1)
     assert {waited.key, evaluated.key} <= {f"{Path(job.folder).name}" for job in final}
     for entry in (waited, evaluated):
         assert entry.charged_s is not None
@@ -345,7 +346,7 @@ def test_a_plan_gives_every_turn_its_allotment_on_slots(begin: Begin) -> None:
     flow.tell(stage.run())
     plan = flow.draw_up(stage.run())
     assert len(plan.trials) > 3
-    trained, _ = readers.outcomes(stage.store.events("turn"))
+    trained, _ = events.outcomes(stage.store)
     assert set(trained) == {turn.name for turn in plan.trials}
     assert {turn.ended for turn in trained.values()} == {"complete"}
     rounds = -(-len(plan.trials) // 3)
@@ -372,27 +373,24 @@ def test_a_search_that_was_killed_with_several_trials_open_takes_all_of_them_up(
     """The store ends after so many events: who was asked for and had no end is asked for first, and no one else's."""
     whole = begin(folder="whole", slots=3)
     flow.tell(whole.run())
-    events = whole.store.events()
-    kept = events[: int(cut * len(events))]
+    kept = int(cut * len(whole.store.all()))
     again = begin(folder="whole", slots=3)
-    again.store = MemoryStore()
-    for event in kept:
-        again.store.append(event.kind, event.body)
-    asked_before = [trial for _, trial in readers.trials(kept)]
-    ended_before = {event.body["name"] for event in kept if event.kind == "turn"}
+    again.store = cut_off(whole.store, kept)
+    asked_before = asked_trials(again.store)
+    ended_before = {event.name for event in again.store.read(TrialEnded)}
     still_open = [trial.name for trial in asked_before if trial.name not in ended_before]
     assert len(still_open) <= 3
     report = flow.tell(again.run())
-    later = again.store.events()[len(kept) :]
-    opened = [event.body["key"] for event in later if event.kind == OPEN and event.body.get("beside")]
+    later = events.read_all(again.store)[kept:]
+    opened = [event.key for event in later if isinstance(event, EntryOpened) and event.concurrent]
     trained_again = [key for key in opened if not key.startswith("profile")]
     if asked_before:
         assert trained_again[: len(still_open)] == still_open
-    asked_in_all = [trial for _, trial in readers.trials(again.store.events("trial"))]
+    asked_in_all = asked_trials(again.store)
     assert asked_in_all[: len(asked_before)] == asked_before, "what was asked stays asked"
     names = [trial.name for trial in asked_in_all]
     assert len(set(names)) == len(names), "nothing is tried twice"
-    trained, failed = readers.outcomes(again.store.events("turn"))
+    trained, failed = events.outcomes(again.store)
     assert set(names) == set(trained) | set(failed)
     assert report.receipt.balanced
     assert all(limit.kept for limit in report.receipt.limits)
@@ -402,11 +400,11 @@ def test_those_cuts_leave_several_open(begin: Begin) -> None:
     """The test above means what it says."""
     whole = begin(folder="whole", slots=3)
     flow.tell(whole.run())
-    events, most = whole.store.events(), 0
+    most = 0
     for cut in CUTS:
-        kept = events[: int(cut * len(events))]
-        ended = {event.body["name"] for event in kept if event.kind == "turn"}
-        most = max(most, sum(trial.name not in ended for _, trial in readers.trials(kept)))
+        kept = cut_off(whole.store, int(cut * len(whole.store.all())))
+        ended = {event.name for event in kept.read(TrialEnded)}
+        most = max(most, sum(trial.name not in ended for trial in asked_trials(kept)))
     assert most == 3
 
 
@@ -417,7 +415,7 @@ def test_a_run_told_twice_is_the_same_run(begin: Begin, tmp_path: Path, monkeypa
         monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / f"cache-{folder}"))
         stage = begin(folder=folder, slots=4, law=SimulatedMachine(half_epochs=20, pace_noise=0.2))
         flow.tell(stage.run())
-        told.append([(event.kind, event.body) for event in stage.store.events()])
+        told.append(events.read_all(stage.store))
     assert told[0] == told[1]
 
 
@@ -438,7 +436,7 @@ def test_a_turn_that_fails_leaves_its_slot_to_others(begin: Begin) -> None:
     flow.draw_up(stage.run())
     stage.engine.law = replace(law, cursed=frozenset(f"resnet34-amp-{px}" for px in (160, 224)))
     report = flow.tell(stage.run())
-    trained, failed = readers.outcomes(stage.store.events("turn"))
+    trained, failed = events.outcomes(stage.store)
     assert {name.partition("-")[0] for name in failed} == {"resnet34"}
     assert {turn.ended for turn in trained.values()} == {"complete"}
     assert report.receipt.balanced
@@ -476,9 +474,9 @@ def test_profiles_are_made_on_all_slots_and_neighbours_learn_from_each_other(beg
     (one, alone_s), (other, several_s) = runs["a"], runs["b"]
     assert {c: p.batch for c, p in one.items()} == {c: p.batch for c, p in other.items()}
     assert several_s < 0.3 * alone_s
-    entries = [e for e in books_after_each(several.store.events())[-1].entries if e.phase == "profile"]
-    assert [(e.key, e.gpus) for e in entries if not e.beside] == [("", 0)]
-    assert sorted(e.key for e in entries if e.beside) == sorted(candidate.name for candidate in other)
-    assert all(e.peak_bytes for e in entries if e.beside)
+    entries = [e for e in ledgers.read(several.store).entries if e.phase == "profile"]
+    assert [(e.key, e.gpus) for e in entries if not e.concurrent] == [("", 0)]
+    assert sorted(e.key for e in entries if e.concurrent) == sorted(candidate.name for candidate in other)
+    assert all(e.peak_bytes for e in entries if e.concurrent)
     trials = {px: [p.trials for c, p in other.items() if c.train_px == px] for px in (160, 224)}
     assert sum(trials[224]) < sum(trials[160]), "the larger size was placed by the smaller one"

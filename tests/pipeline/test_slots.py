@@ -48,7 +48,7 @@ def naps(run: RunContext, lengths_s: list[float], log: list[tuple[str, int, floa
 
     def nap(number: int, length_s: float) -> int:
         log.append(("begun", number, run.engine.now()))
-        with run.accountant.entry("train", f"{number}", gpus=1, reserved_s=length_s, beside=True):
+        with run.accountant.entry("train", f"{number}", gpus=1, reserved_s=length_s, concurrent=True):
             for _ in range(3):
                 run.engine.sleep(length_s / 3)
         log.append(("ended", number, run.engine.now()))
@@ -71,7 +71,7 @@ def test_whoever_is_free_takes_the_next(lengths_s: list[float], count: int) -> N
     assert [at for _, _, at in log] == sorted(at for _, _, at in log), "time never goes back"
     assert {number: at for what, number, at in log if what == "ended"} == pytest.approx(ends)
     assert [ends[number] for number in told] == pytest.approx(sorted(ends.values()))
-    books = run.accountant.books()
+    books = run.accountant.ledger()
     assert books.balanced
     assert books.spent_s() == pytest.approx(max(free_at) - 1000.0)
     assert books.spent_s(gpu=True) == pytest.approx(sum(lengths_s))
@@ -89,10 +89,10 @@ def test_the_same_happens_every_time() -> None:
 
 def test_one_slot_works_in_this_thread_without_an_entry_of_its_own() -> None:
     run, threads = run_of(), list[threading.Thread]()
-    before = len(run.accountant.books().entries)
+    before = len(run.accountant.ledger().entries)
     assert fill(run, [lambda n=n: threads.append(threading.current_thread()) or n for n in range(3)]) == [0, 1, 2]
     assert set(threads) == {threading.current_thread()}
-    assert len(run.accountant.books().entries) == before
+    assert len(run.accountant.ledger().entries) == before
 
 
 def test_an_exception_loses_nothing_that_went_on_beside_it() -> None:
@@ -111,7 +111,7 @@ def test_an_exception_loses_nothing_that_went_on_beside_it() -> None:
         )
     assert told == [0], "what was at work went on to its end"
     assert len(waiting) == 2, "and nothing new was begun"
-    assert run.accountant.books().balanced
+    assert run.accountant.ledger().balanced
 
 
 def test_an_interrupt_ends_all_at_once_and_tells_nothing() -> None:
@@ -130,9 +130,9 @@ def test_an_interrupt_ends_all_at_once_and_tells_nothing() -> None:
     assert told == []
     assert [what for what, _, _ in log] == ["begun"]
     assert run.engine.now() == 1005.0
-    books = run.accountant.books()
+    books = run.accountant.ledger()
     assert books.balanced, "what it held until then is in the books"
-    assert books.lasted_s("0") == 5.0
+    assert books.charged_s("0") == 5.0
     assert not [thread for thread in threading.enumerate() if thread.name == "slot"]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fitwithin import api, ledger
+from fitwithin import api
 from fitwithin import request as requests
 from fitwithin.data import image_folder, pack_builder
 from fitwithin.engine import launch
@@ -17,6 +17,8 @@ from fitwithin.engine.margins import CLOSING_S, HAND_OVER_S
 from fitwithin.engine.simulated.clock import SimulatedClock
 from fitwithin.engine.simulated.engine import Simulated
 from fitwithin.engine.simulated.law import SimulatedMachine
+from fitwithin.events import RunRequested
+from fitwithin.ledger import EntryOpened, EntrySettled, Heartbeat
 from fitwithin.pipeline import run as flow
 from fitwithin.pipeline import start
 from fitwithin.pipeline.context import RunContext
@@ -49,9 +51,8 @@ def opened(folder: Path, store: MemoryStore, **limits: Any) -> RunContext:
 
 def spent(store: Store, seconds: float) -> None:
     """An earlier process trained for so long."""
-    body = {"number": 99, "phase": "train", "key": "a", "gpu": 1, "reserved_s": seconds}
-    store.append(ledger.OPEN, body)
-    store.append(ledger.SETTLE, {"number": 99, "charged_s": seconds, "peak_bytes": None})
+    store.append(EntryOpened(number=99, phase="train", key="a", gpus=1, reserved_s=seconds))
+    store.append(EntrySettled(number=99, charged_s=seconds))
 
 
 def test_time_for_closing_is_kept(folder: Path) -> None:
@@ -90,14 +91,14 @@ def test_what_there_is_is_handed_over_without_workers(
     dataset = image_folder.scan(folder)
     images = pack_builder.build(dataset, request.pack_side)
     with SqliteStore(run_folder) as store:
-        store.append("request", request.to_dict())
+        store.append(RunRequested(request=request))
         engine = Simulated(SimulatedMachine(warmup_s=0.1, startup_s=0.1), images, SimulatedClock(1000.0))
         accountant = start.open_accountant(store, request.budget, engine.now, engine.now())
         run = start.open_run(request, run_folder, engine, store, Silent(), accountant, dataset)
         plan = flow.draw_up(run)
         if over:
             flow.train(run, plan)
-            spent(store, 60.0 - HAND_OVER_S / 2 - run.accountant.books().spent_s())
+            spent(store, 60.0 - HAND_OVER_S / 2 - run.accountant.ledger().spent_s())
 
     class Waited(Exception):
         pass
@@ -124,8 +125,8 @@ def test_what_a_killed_process_left_open_ends_where_the_next_one_starts(
     store = MemoryStore()
     monkeypatch.setattr(start, "boot_id", lambda: "this")
     now = opened(folder, store).engine.now()
-    store.append(ledger.OPEN, {"number": 99, "phase": "data", "key": "", "gpu": 0, "reserved_s": 0.0, "at_s": now - 4})
-    store.append(ledger.BEAT, {"number": 99, "elapsed_s": 4.0, "at_s": now, "peak_bytes": None})
+    store.append(EntryOpened(number=99, phase="data", key="", gpus=0, reserved_s=0.0, at_s=now - 4))
+    store.beat(99, Heartbeat(number=99, elapsed_s=4.0, at_s=now))
     monkeypatch.setattr(start, "boot_id", lambda: boot)
-    (left,) = (entry for entry in opened(folder, store).accountant.books().entries if entry.number == 99)
+    (left,) = (entry for entry in opened(folder, store).accountant.ledger().entries if entry.number == 99)
     assert (left.abandoned, left.charged_s) == (True, charged_s)

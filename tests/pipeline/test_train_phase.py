@@ -71,7 +71,7 @@ def test_a_calm_turn_takes_its_planned_steps_and_those_that_fit_beside_them(stag
     assert 0 < left_s < 0.01 * turn.allotted_s + WATCHDOG_S
     assert outcome.best == round(outcome.validations[-1]["accuracy"]["correct"])
     assert len(outcome.validations) == 3  # the last three epochs
-    (entry,) = (e for e in run.accountant.books().entries if e.phase == "train")
+    (entry,) = (e for e in run.accountant.ledger().entries if e.phase == "train")
     assert entry.peak_bytes == outcome.peak_bytes
     assert len(run.engine.jobs) == 1
 
@@ -289,7 +289,7 @@ def test_whoever_has_no_rival_evaluates_what_it_trained_and_no_time_is_lost(alon
     job, evaluation = run.engine.jobs
     assert job.evaluation is not None
     assert (evaluation.folder, evaluation.views, evaluation.splits) == (job.folder, run.request.views, ("val", "test"))
-    books = run.accountant.books()
+    books = run.accountant.ledger()
     (evaluated,) = (entry for entry in books.entries if entry.phase == "evaluate")
     assert evaluated.charged_s is not None
     assert evaluated.charged_s < law.startup_s, "no process was started for it"

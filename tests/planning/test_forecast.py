@@ -11,12 +11,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fitwithin.candidate import Candidate
+from fitwithin.files import decode
 from fitwithin.planning.forecast import (
     FACTORS,
     Forecast,
     MeasuredPoint,
     forecast_point,
-    from_dict,
     make_forecast,
     slope,
 )
@@ -161,7 +161,7 @@ def test_a_point_refuses_nonsense(gpu_s: float, correct: int, total: int) -> Non
 @given(pairs())
 def test_a_forecast_comes_back_from_its_json(pair: tuple[MeasuredPoint, MeasuredPoint]) -> None:
     found: Forecast = make_forecast(pair)
-    assert from_dict(asdict(found)) == found
+    assert decode(Forecast, asdict(found)) == found
 
 
 @tries(50)

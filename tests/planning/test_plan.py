@@ -20,7 +20,7 @@ from fitwithin.planning.cost import Workload, checkpoint_every_s, checkpoints, c
 from fitwithin.planning.plan import Plan, from_json, least_s, make_plan
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.units import duration
-from simulation import FACTS, profile
+from simulation import FACTS, profile, request
 
 PAPER = recipes.load("paper")
 
@@ -44,7 +44,7 @@ def made(
         workload(scope, **changes),
         left=Remaining(time_s=available_s, gpu_time_s=math.inf),
         limit_s=available_s if limit_s is None else limit_s,
-        request={"data": "x"},
+        request=request(),
         fingerprint="f",
     )
 

@@ -259,9 +259,9 @@ def test_side_by_side_finds_what_one_after_the_other_finds() -> None:
     assert batches == {found.candidate: found.batch for found in one if isinstance(found, Profile)}
     first_timed = min(number for number, job in enumerate(run.engine.jobs) if job.timed)
     assert all(job.timed for job in run.engine.jobs[first_timed:]), "something was searched after timing began"
-    books = run.accountant.books()
+    books = run.accountant.ledger()
     assert books.balanced
-    assert books.spent_s() < 0.7 * alone.accountant.books().spent_s()
+    assert books.spent_s() < 0.7 * alone.accountant.ledger().spent_s()
     assert books.spent_s(gpu=True) <= books.spent_s(), "they share one device"
 
 
@@ -324,7 +324,7 @@ def test_the_largest_peak_of_any_probe_is_in_the_books(jobs: int, passes: bool) 
     found = profile_phase.profile(replace(run, engine=engine))
     assert all(isinstance(each, Profile) == passes for each in found)
     expected = max(4 * GIB + min(20, batch) if batch <= 20 else 5 * GIB + batch for batch in asked)
-    entries = [entry for entry in run.accountant.books().entries if entry.phase == "profile"]
+    entries = [entry for entry in run.accountant.ledger().entries if entry.phase == "profile"]
     assert max(entry.peak_bytes or 0 for entry in entries) == expected
     assert all(entry.peak_bytes for entry in entries)
 
@@ -616,7 +616,7 @@ def test_where_time_is_short_layouts_are_compared_by_one_process_for_all_backbon
         memory_bytes=4 * GIB,
     )
     run = with_layouts(asked)
-    began_s = run.accountant.books().spent_s()
+    began_s = run.accountant.ledger().spent_s()
     found = profile_phase.profile(run)
     assert [len(job.candidates) for job in faster_in_channels_last] == [16 // slots] * slots
     assert all(job.quick for job in faster_in_channels_last)
@@ -627,7 +627,7 @@ def test_where_time_is_short_layouts_are_compared_by_one_process_for_all_backbon
         for model in models
         for px in (128, 160)
     }, "first steps of 10 s, three times over, are too many for turns of 22"
-    books = run.accountant.books()
+    books = run.accountant.ledger()
     assert books.spent_s(gpu=True) > (slots - 0.2) * (books.spent_s() - began_s), "no slot waits for another"
 
 

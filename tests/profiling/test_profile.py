@@ -1,6 +1,5 @@
 """The search for the largest batch, told step by step, and profiles as JSON. Its laws stand in test_laws.py."""
 
-import json
 import random
 from dataclasses import replace
 
@@ -9,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fitwithin.engine.results import Probe
+from fitwithin.files import from_json, to_json
 from fitwithin.profiling.batch_search import largest_batch
-from fitwithin.profiling.profile import Prior, Profile, from_dict, prior, to_dict
+from fitwithin.profiling.profile import Prior, Profile, prior
 from simulation import profile
 
 
@@ -71,8 +71,7 @@ def test_a_limit_below_the_first_size_is_kept(limit: int, edge: int) -> None:
     assert max(probe.batch for probe in probes) <= limit
 
 
-@pytest.mark.parametrize("cached", [None, True, False])
-def test_a_profile_survives_json(cached: bool | None) -> None:
+def test_a_profile_survives_json() -> None:
     found = profile(batch=37)
     probes = (
         Probe(batch=8, passed=True, peak_bytes=1, wall_s=1.5),
@@ -80,8 +79,8 @@ def test_a_profile_survives_json(cached: bool | None) -> None:
         Probe(batch=38, passed=False, reason="no"),
     )
     whole = type(found)(**{**vars(found), "probes": probes})
-    back = from_dict(json.loads(json.dumps(to_dict(whole))), cached=cached)
-    assert back == type(found)(**{**vars(whole), "cached": bool(cached)})
+    back = from_json(Profile, to_json(whole))
+    assert back == whole
     assert back.timing.eval_image_s[160] == 0.0005  # keys are sizes again, not text
     assert back.wall_s == 3.5
 

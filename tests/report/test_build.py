@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 
 from fitwithin import events
+from fitwithin import ledger as ledgers
 from fitwithin.candidate import Candidate
 from fitwithin.engine.margins import ENDING_S
 from fitwithin.engine.results import TrainResult
 from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.errors import BudgetError
+from fitwithin.events import CandidateProfiled, CandidateRejected, TrialEnded
 from fitwithin.pipeline import finish
 from fitwithin.pipeline import run as flow
-from fitwithin.profiling.profile import to_dict
+from fitwithin.profiling.profile import Rejection
 from fitwithin.report import build, candidate_row
 from fitwithin.report.schema import Report, from_json
 from fitwithin.store import MemoryStore
@@ -128,10 +130,11 @@ def test_a_failed_turn_keeps_its_reason(tmp_path: Path) -> None:
 def test_a_rescue_is_told_of(tmp_path: Path) -> None:
     stage, report = told(tmp_path)
     row = next(row for row in report.candidates if row.status == "trained")
-    (event,) = stage.store.events("turn")
-    stage.store.append("turn", {**event.body, "trained": {**event.body["trained"], "nan_restarts": 2}})
+    (ended,) = stage.store.read(TrialEnded)
+    assert ended.trained is not None
+    stage.store.append(replace(ended, trained=replace(ended.trained, nan_restarts=2)))
     plan = flow.draw_up(stage.run())
-    again = build.report(stage.request, plan, stage.store.events())
+    again = build.report(stage.request, plan, stage.store, ledgers.read(stage.store))
     assert again.row(row.name).reason.startswith(
         f"{row.reason}; 2 times the loss was not a number: training went back to the checkpoint"
     )
@@ -141,7 +144,7 @@ def test_a_plan_alone_has_no_limits_and_no_winner(tmp_path: Path) -> None:
     stage = Stage(SimulatedMachine(), request(time_s=300.0), tmp_path)
     run = stage.run()
     plan = flow.draw_up(run)
-    report = build.report(stage.request, plan, stage.store.events())
+    report = build.report(stage.request, plan, stage.store, ledgers.read(stage.store))
     assert (report.winner, report.receipt.limits, report.receipt.finished) == (None, (), False)
     assert [row.status for row in report.candidates] == ["planned"]
     assert report.candidates[0].reason == plan.trials[0].why["epochs"]
@@ -167,13 +170,12 @@ def test_the_store_is_read_back_into_nouns() -> None:
     store = MemoryStore()
     found = profile()
     turned = Candidate(model="vgg19", train_px=224, precision="fp32")
-    store.append("profiled", to_dict(found))
-    store.append("rejected", {"candidate": asdict(turned), "reason": "2 images do not fit"})
-    store.append("turn", {"name": "a", "trained": None, "reason": "it died"})
-    happened = store.events()
-    assert events.profiled(happened) == {found.candidate.name: found}
-    assert events.rejected(happened)[turned.name].candidate == turned
-    assert events.outcomes(happened) == ({}, {"a": "it died"})
+    store.append(CandidateProfiled(profile=found))
+    store.append(CandidateRejected(rejection=Rejection(candidate=turned, reason="2 images do not fit")))
+    store.append(TrialEnded(name="a", reason="it died"))
+    assert events.profiled(store) == {found.candidate.name: found}
+    assert events.rejected(store)[turned.name].candidate == turned
+    assert events.outcomes(store) == ({}, {"a": "it died"})
 
 
 def test_a_report_that_takes_long_to_write_is_charged_and_written_again(

@@ -129,14 +129,12 @@ def test_every_trial_of_a_search_is_in_the_data_and_in_the_table(found):
     json.dumps(chart.data, allow_nan=False)
 
 
-def test_what_is_handed_over_is_marked_in_chart_and_table():
+def test_the_delivered_model_is_marked_in_chart_and_table():
     chart = accuracy_over_rungs(searched())
     each = series(chart)[searched().winner]
-    assert each["handed_over"] == len(each["points"]) - 1
-    assert [row[1].text for row in chart.table.rows if "handed over" in row[1].text] == [
-        "the final training, handed over"
-    ]
-    assert all(each["handed_over"] is None for name, each in series(chart).items() if name != searched().winner)
+    assert each["delivered"] == len(each["points"]) - 1
+    assert [row[1].text for row in chart.table.rows if "delivered" in row[1].text] == ["the final training, delivered"]
+    assert all(each["delivered"] is None for name, each in series(chart).items() if name != searched().winner)
 
 
 @given(st.lists(curves, max_size=60), st.integers(4, 20))

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from fitwithin import ledger as ledgers
 from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.inference import bundle
-from fitwithin.ledger import Entry, Ledger
+from fitwithin.ledger import EntryOpened, EntrySettled, Ledger
 from fitwithin.pipeline import run
 from fitwithin.planning.halving import Halving
 from fitwithin.planning.plan import SearchPlan
@@ -137,7 +138,7 @@ def test_a_trial_that_died_has_its_reason(begin: Begin) -> None:
 def test_a_plan_has_its_bracket_and_no_trials(begin: Begin) -> None:
     stage = begin()
     plan = run.draw_up(stage.run())
-    report = build.report(stage.request, plan, stage.store.events())
+    report = build.report(stage.request, plan, stage.store, ledgers.read(stage.store))
     assert report.search is not None
     assert report.search.summary == plan.search.summary
     assert (report.search.trials, report.search.eliminations, report.search.delivered) == ((), (), None)
@@ -188,22 +189,23 @@ def test_where_all_failed_nothing_is_handed_over() -> None:
 
 
 def test_charges_are_summed_by_trial_whatever_stands_between() -> None:
-    def entry(number: int, key: str, phase: str, charged_s: float | None, gpus: int = 1) -> Entry:
+    ledger = Ledger()
+    for number, (key, phase, charged_s, gpus) in enumerate(
+        (
+            ("a", "profile", 5.0, 1),
+            ("a", "train", 2.0, 2),
+            ("b", "train", 1.0, 1),
+            ("a", "train", 3.0, 2),
+            ("a", "evaluate", 7.0, 1),
+            ("b", "train", None, 1),
+        ),
+        1,
+    ):
         reserved_s = 10.0 - number  # what is reserved when it is taken up again is less
-        return Entry(number=number, phase=phase, key=key, gpus=gpus, reserved_s=reserved_s, charged_s=charged_s)
-
-    found = charges(
-        Ledger(
-            entries=(
-                entry(1, "a", "profile", 5.0),
-                entry(2, "a", "train", 2.0, 2),
-                entry(3, "b", "train", 1.0),
-                entry(4, "a", "train", 3.0, 2),
-                entry(5, "a", "evaluate", 7.0),
-                entry(6, "b", "train", None),
-            )
-        )
-    )
+        ledger.add(EntryOpened(number=number, phase=phase, key=key, gpus=gpus, reserved_s=reserved_s))
+        if charged_s is not None:
+            ledger.add(EntrySettled(number=number, charged_s=charged_s))
+    found = charges(ledger)
     assert found == {
         "a": Charge(seconds=5.0, gpu_s=10.0, promised_s=8.0),
         "b": Charge(seconds=1.0, gpu_s=1.0, promised_s=7.0),

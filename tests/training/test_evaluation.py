@@ -19,8 +19,9 @@ from fitwithin.data.pack import Pack
 from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import EvaluateJob
-from fitwithin.engine.results import EVALUATED, EvalResult, read_eval_result
+from fitwithin.engine.results import EVALUATED, EvalResult
 from fitwithin.engine.simulated.clock import SimulatedClock
+from fitwithin.files import read_json
 from fitwithin.training import evaluation
 from fitwithin.training import model as models
 from fitwithin.training.evaluation import feeder_rings
@@ -172,7 +173,7 @@ def test_what_was_done_outlives_the_process(images: Pack, tmp_path: Path, monkey
 
     with pytest.raises(KeyboardInterrupt):
         carried_out(job(images, tmp_path, 60), images, die)
-    left = read_eval_result(tmp_path / EVALUATED)
+    left = read_json(EvalResult, tmp_path / EVALUATED)
     assert left is not None
     assert [split for split, _ in left.done] == ["val", "val"]
     steps: list[int] = []

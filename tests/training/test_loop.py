@@ -34,10 +34,10 @@ from fitwithin.engine.results import (
     WEIGHTS,
     Progress,
     TrainResult,
-    read_train_result,
 )
 from fitwithin.engine.simulated.clock import SimulatedClock
 from fitwithin.errors import LoaderTimeout, TrainingError
+from fitwithin.files import read_json
 from fitwithin.training import evaluation, loop, progress
 from fitwithin.training import learner as learners
 from fitwithin.training import trainer as turns
@@ -153,7 +153,7 @@ def test_a_complete_turn_anneals_to_exactly_zero(images: Pack, tmp_path: Path, r
     assert outcome.curve[-1]["loss"] < math.log(2)
     assert told[-1].total == STEPS
     assert {path.name for path in tmp_path.iterdir()} == {WEIGHTS, CARD, CHECKPOINT, OUTCOME, SALVAGE}
-    assert read_train_result(tmp_path / OUTCOME) == outcome
+    assert read_json(TrainResult, tmp_path / OUTCOME) == outcome
 
 
 def test_a_turn_that_has_ended_is_not_taken_again(images: Pack, tmp_path: Path, rates: list[float]) -> None:
@@ -291,7 +291,7 @@ def test_what_a_validation_found_is_there_if_the_process_is_ended_after_it(
     monkeypatch.setattr(turns.Trainer, "finish", finish)
     with pytest.raises(KeyboardInterrupt):
         advance(job(images, tmp_path), images)
-    left = read_train_result(tmp_path / SALVAGE)
+    left = read_json(TrainResult, tmp_path / SALVAGE)
     assert left is not None
     assert (left.steps, left.best, len(left.validations)) == (STEPS, N_VAL, 3)
 
@@ -339,7 +339,7 @@ def test_a_loss_that_is_never_a_number_again_ends_the_turn_and_leaves_a_model(
     with pytest.raises(TrainingError, match=r"no longer finite at step 2, in attempt 4 of 4"):
         advance(job(images, tmp_path), images)
     assert_finite(tmp_path)
-    assert read_train_result(tmp_path / SALVAGE) is not None
+    assert read_json(TrainResult, tmp_path / SALVAGE) is not None
 
 
 def assert_finite(folder: Path) -> None:

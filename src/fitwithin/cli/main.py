@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -136,7 +137,6 @@ def profile(
 ) -> None:
     """Find every candidate's largest batch and its speed, for later runs and plans; trains nothing."""
     from fitwithin import api
-    from fitwithin.profiling.profile import to_dict
     from fitwithin.report import render
 
     with terminal.reporter(as_json) as reporter:
@@ -149,7 +149,7 @@ def profile(
             **limits,
         )
     if as_json:
-        typer.echo(json.dumps([to_dict(each) for each in found]))
+        typer.echo(json.dumps([dataclasses.asdict(each) for each in found]))
         return
     console = terminal.console()
     console.print(*render.profile_table(found), sep="\n")

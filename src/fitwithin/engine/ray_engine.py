@@ -24,7 +24,7 @@ from typing import Any
 from fitwithin.engine.jobs import EvaluateJob, Job, TrainJob
 from fitwithin.engine.launch import READY_WITHIN_S
 from fitwithin.engine.ray_task import ProgressActor, TaskRequest, TaskResponse, carry_out
-from fitwithin.engine.results import Failure, Outcome, Progress
+from fitwithin.engine.results import Failure, FailureKind, Outcome, Progress
 from fitwithin.engine.threads import Threads
 from fitwithin.errors import DeviceError
 from fitwithin.files import cache_root
@@ -261,7 +261,7 @@ class Cluster:
             ray.kill(self._board)
 
 
-def _failed(kind: str, reason: str, *, lost: bool = False, trace: str = "") -> TaskResponse:
+def _failed(kind: FailureKind, reason: str, *, lost: bool = False, trace: str = "") -> TaskResponse:
     return TaskResponse(outcome=Failure(kind=kind, reason=reason, trace=trace), facts={}, lost=lost)
 
 

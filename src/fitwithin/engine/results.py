@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fitwithin.candidate import View
 
@@ -18,6 +17,15 @@ if TYPE_CHECKING:
 CHECKPOINT, OUTCOME, SALVAGE = "checkpoint.pt", "outcome.json", "salvage.json"
 
 WEIGHTS, CARD, EVALUATED = "model.safetensors", "card.json", "evaluated.json"
+
+
+#: How a training that left a model ended: with the planned steps or more, with fewer that were annealed to 0, or cut
+#: off because time was over.
+Ended = Literal["complete", "shortened", "cut"]
+
+#: Why a job gave no result: memory, its deadline, its process died or hung, an error; ``deserted`` where of several
+#: processes another one is gone, whose own failure says more.
+FailureKind = Literal["memory", "deadline", "died", "hung", "error", "deserted"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +135,7 @@ class Reserved:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """How a trial ended: ``ended`` is ``complete`` (the planned steps or more), ``shortened`` (fewer, annealed) or
-    ``cut`` (time was over).
+    """How a trial ended.
 
     ``validations`` and ``curve`` hold plain values ready for the report; ``best`` is ``correct`` images of the best
     validation, whose weights are in the folder (None if none took place: then the weights are the last ones).
@@ -140,7 +147,7 @@ class TrainResult:
     steps: int
     planned_steps: int
     epochs: float
-    ended: str
+    ended: Ended
     best: int | None
     validations: tuple[dict[str, Any], ...]
     curve: tuple[dict[str, Any], ...]
@@ -149,21 +156,6 @@ class TrainResult:
     training_s: float = 0.0
     nan_restarts: int = 0
     evaluation_s: float | None = None
-
-
-def train_result_to_json(trained: TrainResult) -> str:
-    """The outcome of a trial as JSON text; :func:`train_result_from_dict` reads it."""
-    return json.dumps(asdict(trained), allow_nan=False)
-
-
-def train_result_from_dict(value: dict[str, Any]) -> TrainResult:
-    """The outcome that was written as JSON."""
-    return TrainResult(**{**value, "validations": tuple(value["validations"]), "curve": tuple(value["curve"])})
-
-
-def read_train_result(path: Path) -> TrainResult | None:
-    """The outcome in that file; None without one."""
-    return train_result_from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,22 +172,11 @@ class EvalResult:
     peak_bytes: int
 
 
-def eval_result_from_dict(value: dict[str, Any]) -> EvalResult:
-    """The evaluation that was written as JSON."""
-    return EvalResult(**{**value, "done": tuple((split, view) for split, view in value["done"])})
-
-
-def read_eval_result(path: Path) -> EvalResult | None:
-    """How far the evaluation that wrote this file got; None without one."""
-    return eval_result_from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A job that gave no result: ``kind`` is ``memory``, ``deadline``, ``died``, ``hung``, ``error``, or ``deserted``
-    where of several processes another one is gone, whose own failure says more."""
+    """A job that gave no result, and why."""
 
-    kind: str
+    kind: FailureKind
     reason: str
     trace: str = ""
     peak_bytes: int | None = None

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from fitwithin.candidate import View
-from fitwithin.data.dataset import Floats
+
+if TYPE_CHECKING:
+    from fitwithin.data.dataset import Floats
 
 
 @dataclass(frozen=True, kw_only=True)

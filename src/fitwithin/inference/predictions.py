@@ -6,14 +6,16 @@ import csv
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fitwithin.data import decode
-from fitwithin.data.dataset import Floats
 from fitwithin.errors import DataError, UsageError
 from fitwithin.planning.stats import Accuracy
+
+if TYPE_CHECKING:
+    from fitwithin.data.dataset import Floats
 
 
 @dataclass(frozen=True, kw_only=True)

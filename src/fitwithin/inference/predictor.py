@@ -7,19 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 
 from fitwithin.data.batches import centre_box, resize
-from fitwithin.data.dataset import Floats
 from fitwithin.data.decode import UNREADABLE, read_rgb
 from fitwithin.engine.device import open_device
 from fitwithin.inference.bundle import Ensemble
 from fitwithin.inference.ensemble import average
 from fitwithin.machine import DeviceName
 from fitwithin.training import model as models
+
+if TYPE_CHECKING:
+    from fitwithin.data.dataset import Floats
 
 
 class Predictor:

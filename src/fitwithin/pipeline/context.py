@@ -81,9 +81,9 @@ class RunContext:
         return replace(setting, device=setting.device.next(slot * self.request.data_parallel))
 
     def book(self, phase: str, key: str, *, reserved_s: float) -> OpenEntry:
-        """An entry of the books for what a slot does: where there are several, beside the entry of them all."""
+        """An entry of the ledger for what a slot does: where there are several, a concurrent one."""
         gpus, several = self.request.data_parallel, self.request.slots > 1
-        return self.accountant.entry(phase, key, gpus=gpus, reserved_s=reserved_s, beside=several)
+        return self.accountant.entry(phase, key, gpus=gpus, reserved_s=reserved_s, concurrent=several)
 
     def remaining(self) -> Remaining:
         """What is left of the whole run's budget for its slots."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fitwithin import events
 from fitwithin.candidate import Candidate, View, describe
-from fitwithin.data.dataset import Floats
 from fitwithin.engine.margins import WATCHDOG_S
 from fitwithin.engine.results import (
     EVALUATED,
@@ -20,17 +19,20 @@ from fitwithin.engine.results import (
     Failure,
     Progress,
     TrainResult,
-    eval_result_from_dict,
-    read_eval_result,
     read_logits,
 )
 from fitwithin.errors import TrainingError
+from fitwithin.events import ModelEvaluated
+from fitwithin.files import read_json
 from fitwithin.inference.ensemble import Choice, average, choose, correct, softmax
 from fitwithin.pipeline import search_phase, train_phase
 from fitwithin.pipeline.context import RunContext
 from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.planning.stats import Accuracy
 from fitwithin.report.schema import MethodRow, ViewRow
+
+if TYPE_CHECKING:
+    from fitwithin.data.dataset import Floats
 
 Labels = npt.NDArray[np.int64]
 
@@ -157,23 +159,21 @@ def choose_winner(run: RunContext, plan: Plan) -> tuple[TrialPlan, str]:
     Raises:
         TrainingError: no trial left a model.
     """
-    ended = run.store.events("turn", "trial")
-    trained, failed = events.outcomes(ended)
+    trained, failed = events.outcomes(run.store)
     if not trained:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         raise TrainingError(f"no candidate left a model ({reasons}); `fitwithin plan` shows what would fit")
     name, why = best_trial(trained)
     if plan.search is not None:
         name, why = search_phase.best_trial(run, plan.search) or (name, why)
-    return events.turns(plan, ended)[name], why
+    return events.turns(plan, run.store)[name], why
 
 
 def evaluate(run: RunContext, plan: Plan, winner: TrialPlan) -> list[Member]:
     """Evaluate the winner, and the same candidate in the other precision, under all views, on validation and on test,
     once: the winner comes first."""
-    ended = run.store.events("turn", "trial")
-    trained, _ = events.outcomes(ended)
-    turns = events.turns(plan, ended)
+    trained, _ = events.outcomes(run.store)
+    turns = events.turns(plan, run.store)
     chosen = [winner.name]
     if plan.search is None:
         other = other_precision(winner.candidate, [turns[key].candidate for key in trained])
@@ -183,12 +183,12 @@ def evaluate(run: RunContext, plan: Plan, winner: TrialPlan) -> list[Member]:
 
 def _member(run: RunContext, turn: TrialPlan, validated: bool) -> Member:
     name, folder = turn.name, train_phase.turn_folder(run.folder, turn)
-    done = next((body for e in run.store.events("evaluated") if (body := e.body)["name"] == name), None)
+    done = next((event for event in run.store.read(ModelEvaluated) if event.name == name), None)
     if done is None:
         run.reporter.begin(f"evaluating {name}")
-        done = {"name": name, "evaluated": asdict(_evaluate(run, turn, folder)), "validated": validated}
-        run.store.append("evaluated", done)
-    evaluated = eval_result_from_dict(done["evaluated"])
+        done = ModelEvaluated(name=name, result=_evaluate(run, turn, folder), validated=validated)
+        run.store.append(done)
+    evaluated = done.result
     logits: dict[str, dict[View, Any]] = {}
     for view in run.request.views:
         for split in ("val", "test"):
@@ -204,8 +204,8 @@ def _evaluate(run: RunContext, trial: TrialPlan, folder: Path) -> EvalResult:
 
     now = run.engine.now()
     if run.request.budget.scope == "candidate":
-        entries = run.accountant.books().entries
-        charged_s = sum(e.charged_s or 0.0 for e in entries if e.key == trial.name and e.phase != "profile")
+        ledger = run.accountant.ledger()
+        charged_s = ledger.charged_s(trial.name) - ledger.charged_s(trial.name, phase="profile")
         left_s = trial.allotted_s - charged_s
     else:
         left_s = run.accountant.remaining().usable_s - run.closing_s
@@ -222,7 +222,7 @@ def _evaluate(run: RunContext, trial: TrialPlan, folder: Path) -> EvalResult:
                 break
     if isinstance(outcome, Failure):
         run.reporter.say(f"  evaluating {trial.candidate.name} failed: {outcome.reason}")
-        found = read_eval_result(folder / EVALUATED)  # what was done by then
+        found = read_json(EvalResult, folder / EVALUATED)  # what was done by then
         return found or EvalResult(done=(), ms_per_image={}, batch=trial.batch, peak_bytes=outcome.peak_bytes or 0)
     assert isinstance(outcome, EvalResult)
     return outcome

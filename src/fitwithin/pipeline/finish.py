@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fitwithin.engine.margins import ENDING_S, LEAVING_S
+from fitwithin.events import RunFinished
 from fitwithin.inference import bundle
 from fitwithin.inference.bundle import Ensemble
 from fitwithin.pipeline import evaluate_phase, search_phase, train_phase
@@ -48,7 +49,8 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
         report = build.report(
             run.request,
             plan,
-            run.store.events(),
+            run.store,
+            run.accountant.ledger(),
             winner=winner.candidate.name,
             winner_why=why,
             methods=rows,
@@ -60,7 +62,7 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
         write_report(report, run.folder)
         if run.engine.now() + LEAVING_S <= charged_until_at:
             break
-    run.store.append("finished", {"winner": winner.candidate.name})
+    run.store.append(RunFinished(winner=winner.candidate.name))
     return report
 
 

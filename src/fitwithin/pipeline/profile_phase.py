@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 
 from fitwithin import events
@@ -11,6 +11,7 @@ from fitwithin.accountant import OpenEntry
 from fitwithin.candidate import Candidate
 from fitwithin.engine.jobs import JobSettings
 from fitwithin.engine.margins import EXIT_S
+from fitwithin.events import CandidateProfiled, CandidateRejected
 from fitwithin.files import cache_root
 from fitwithin.machine import cores
 from fitwithin.pipeline import slots
@@ -19,7 +20,6 @@ from fitwithin.profiling import compare, interpolate, variants
 from fitwithin.profiling.cache import ProfileCache, data_shape
 from fitwithin.profiling.candidate_profiler import OUT_OF_TIME, CandidateProfiler
 from fitwithin.profiling.profile import Prior, Profile, Rejection, prior
-from fitwithin.profiling.profile import to_dict as profile_to_dict
 from fitwithin.units import format_count, format_duration, format_size
 
 #: Under scope ``total``, profiling may take this share of the budget; the first candidate, by which a refusal can say
@@ -58,8 +58,7 @@ def open_cache(run: RunContext) -> ProfileCache:
 
 def profile(run: RunContext, *, refresh: bool = False) -> list[Profile | Rejection]:
     """The profile phase: every candidate of the grid, from the cache where it is known unless ``refresh`` says not."""
-    found_before = run.store.events("profiled", "rejected")
-    known: dict[str, Profile | Rejection] = {**events.profiled(found_before), **events.rejected(found_before)}
+    known: dict[str, Profile | Rejection] = {**events.profiled(run.store), **events.rejected(run.store)}
     cache = open_cache(run)
     run.reporter.begin("profiling", len(run.candidates))
 
@@ -67,9 +66,9 @@ def profile(run: RunContext, *, refresh: bool = False) -> list[Profile | Rejecti
         known[found.candidate.name] = found
         run.reporter.say(_line(found))
         if isinstance(found, Profile):
-            run.store.append("profiled", profile_to_dict(found))
+            run.store.append(CandidateProfiled(profile=found))
         else:
-            run.store.append("rejected", {"candidate": asdict(found.candidate), "reason": found.reason})
+            run.store.append(CandidateRejected(rejection=found))
 
     def record_and_cache(found: Profile | Rejection) -> None:
         if isinstance(found, Profile):
@@ -221,10 +220,10 @@ def _profile(run: RunContext, unknown: list[Candidate], known: Known, record: Re
 def profiling_left_s(run: RunContext) -> float:
     """Seconds of the clock that are left of profiling's share, of each limit: of device time, what held no device (the
     start) has taken nothing."""
-    budget, books = run.request.budget, run.accountant.books()
-    left_s = [PROFILE_SHARE * budget.time_s - books.spent_s()] if budget.time_s is not None else []
+    budget, ledger = run.request.budget, run.accountant.ledger()
+    left_s = [PROFILE_SHARE * budget.time_s - ledger.spent_s()] if budget.time_s is not None else []
     if budget.gpu_time_s is not None:
-        left_s.append((PROFILE_SHARE * budget.gpu_time_s - books.spent_s(gpu=True)) / run.request.num_gpus)
+        left_s.append((PROFILE_SHARE * budget.gpu_time_s - ledger.spent_s(gpu=True)) / run.request.num_gpus)
     return min(left_s)
 
 

@@ -6,11 +6,10 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fitwithin.data.dataset import Floats
 from fitwithin.engine import results
 from fitwithin.engine.results import CARD
 from fitwithin.errors import DataError, RunFolderError, UsageError
@@ -21,6 +20,9 @@ from fitwithin.machine import resolve_device
 from fitwithin.pipeline.progress import Reporter, Silent
 from fitwithin.planning.stats import Accuracy
 from fitwithin.report.schema import Report, from_json
+
+if TYPE_CHECKING:
+    from fitwithin.data.dataset import Floats
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ story again and skipping what has happened already.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from fitwithin import events
 from fitwithin.engine.results import Failure, TrainResult
 from fitwithin.errors import BudgetError, UsageError
+from fitwithin.events import CandidateProfiled, PlanMade
 from fitwithin.pipeline import evaluate_phase, finish, profile_phase, search_phase, slots, train_phase
 from fitwithin.pipeline.context import RunContext
 from fitwithin.planning import plan as plans
@@ -21,9 +22,7 @@ from fitwithin.planning.cost import affordable_to_evaluate, evaluation_reserve_s
 from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.profiling.candidate_profiler import OUT_OF_TIME
 from fitwithin.profiling.profile import Profile, Rejection
-from fitwithin.profiling.profile import to_dict as profile_to_dict
 from fitwithin.report.schema import Report
-from fitwithin.store import latest
 from fitwithin.units import format_duration
 
 
@@ -38,13 +37,13 @@ def tell(run: RunContext, frozen: Plan | None = None) -> Report:
 
 def draw_up(run: RunContext, frozen: Plan | None = None) -> Plan:
     """The plan: the stored one, the frozen one, or one drawn up from a profile of every candidate."""
-    stored = latest(run.store.events("plan"), "plan")
+    stored = run.store.latest(PlanMade)
     if stored is not None:
-        return plans.from_dict(stored)
+        return stored.plan
     plan = frozen if frozen is not None else _planned(run)
     for known in frozen.profiles if frozen is not None else ():
-        run.store.append("profiled", profile_to_dict(known))
-    run.store.append("plan", asdict(plan))
+        run.store.append(CandidateProfiled(profile=known))
+    run.store.append(PlanMade(plan=plan))
     return plan
 
 
@@ -67,7 +66,7 @@ def _planned(run: RunContext) -> Plan:
             rejections,
             workload,
             left=left,
-            request=run.request.to_dict(),
+            request=run.request,
             fingerprint=run.images.fingerprint,
             min_gain=run.request.min_gain,
             seed=run.request.seed if run.request.search == "optuna" else None,
@@ -77,7 +76,7 @@ def _planned(run: RunContext) -> Plan:
     facts: dict[str, Any] = {
         "left": left if budget.scope == "total" else replace(left, time_s=run.request.limit_s, gpu_time_s=math.inf),
         "limit_s": run.request.limit_s,
-        "request": run.request.to_dict(),
+        "request": run.request,
         "fingerprint": run.images.fingerprint,
     }
     try:
@@ -99,7 +98,7 @@ def train(run: RunContext, plan: Plan) -> None:
         evaluating_s = max(0.0, kept_s - run.closing_s)
         search_phase.train(run, plan, left=lambda: run.remaining().less(kept_s), evaluating_s=evaluating_s)
         return
-    trained, failed = events.outcomes(run.store.events("turn"))
+    trained, failed = events.outcomes(run.store)
     waiting = [(n, turn) for n, turn in enumerate(plan.trials) if turn.name not in trained and turn.name not in failed]
     at_work: dict[str, float] = {}  # the turns' names, and when each of them must have ended
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from fitwithin import events
 from fitwithin.accountant import OpenEntry
 from fitwithin.budget import Remaining
 from fitwithin.engine.results import Failure, TrainResult
+from fitwithin.events import TrialAsked, TrialEnded
 from fitwithin.pipeline import slots, train_phase
 from fitwithin.pipeline.context import RunContext
 from fitwithin.planning import search_plan
 from fitwithin.planning.halving import Halving
-from fitwithin.planning.plan import Plan, SearchPlan, TrialPlan, trial_plan_from_dict
+from fitwithin.planning.plan import Plan, SearchPlan, TrialPlan
 from fitwithin.planning.search import Trial
 
 #: Why a trial was not trained.
@@ -61,7 +61,7 @@ class _TrialRunner:
         self.left = left
         self.evaluating_s = evaluating_s
         self.search = current_search(run, plan.search)
-        self._profiles = events.profiled(run.store.events("profiled"))
+        self._profiles = events.profiled(run.store)
         #: Those that were running when the run was interrupted.
         self._interrupted = self.search.running
         #: Those that are running, by their names.
@@ -88,7 +88,7 @@ class _TrialRunner:
                     last=trial.final,
                     evaluates_in_process=in_process,
                 )
-            self.run.store.append("turn", {"name": trial.name, "trained": None, "reason": TOO_SHORT})
+            self.run.store.append(TrialEnded(name=trial.name, reason=TOO_SHORT))
             self._score(trial, Failure(kind="deadline", reason=TOO_SHORT))
         return None
 
@@ -120,13 +120,12 @@ class _TrialRunner:
             return None
         left_s = [self._allotment_left_s(trial) for trial in self._interrupted]
         trial = self._interrupted.pop(0)
-        body = next(e.body for e in self.run.store.events("trial") if e.body["trial"]["number"] == trial.number)
-        planned = None if body["turn"] is None else trial_plan_from_dict(body["turn"])
-        return trial, planned, self.run.engine.now() + self._time_limit_s(left_s[0], sum(left_s))
+        asked = next(event for event in self.run.store.read(TrialAsked) if event.trial.number == trial.number)
+        return trial, asked.plan, self.run.engine.now() + self._time_limit_s(left_s[0], sum(left_s))
 
     def _allotment_left_s(self, trial: Trial) -> float:
         """What is left of a trial's seconds."""
-        charged_s = self.run.accountant.books().lasted_s(trial.name, phase="train")
+        charged_s = self.run.accountant.ledger().charged_s(trial.name, phase="train")
         return max(0.0, trial.seconds - charged_s)
 
     def _new(self) -> tuple[Trial, TrialPlan | None, float] | None:
@@ -139,14 +138,8 @@ class _TrialRunner:
         planned = search_plan.costed(self._profiles[new.candidate.name], run.workload).trial_plan(new.seconds, new)
         if planned is not None and new.previous is not None and run.request.recipe.warm_start:
             planned = replace(planned, warm_start_from=self.search.trials[new.previous - 1].name)
-        body: dict[str, Any] = {
-            "left_s": left_s,
-            "trial": asdict(new),
-            "turn": None if planned is None else asdict(planned),
-        }
-        if time_left_s < math.inf:
-            body["longest_s"] = time_left_s
-        run.store.append("trial", body)
+        limit_s = time_left_s if time_left_s < math.inf else None
+        run.store.append(TrialAsked(left_s=left_s, time_left_s=limit_s, trial=new, plan=planned))
         return new, planned, run.engine.now() + self._time_limit_s(new.seconds, new.seconds)
 
     def _available(self) -> tuple[float, float]:
@@ -217,4 +210,4 @@ def current_search(run: RunContext, facts: SearchPlan) -> Halving:
     Raises:
         RunFolderError: this version's search would have gone another way.
     """
-    return search_plan.replay(facts, events.course(run.store.events("trial", "turn")), run.data.val)
+    return search_plan.replay(facts, events.history(run.store), run.data.val)

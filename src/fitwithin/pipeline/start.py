@@ -12,11 +12,12 @@ from fitwithin.data import pack_builder
 from fitwithin.data.dataset import Dataset, drop_broken
 from fitwithin.engine.base import Engine
 from fitwithin.engine.margins import CLOSING_S, HAND_OVER_S
+from fitwithin.events import DataPacked, MachineDescribed, ProcessStarted
 from fitwithin.machine import boot_id, cores
 from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Reporter
 from fitwithin.request import Request
-from fitwithin.store import Store, latest
+from fitwithin.store import Store
 from fitwithin.training import model_names
 
 #: Loader processes: beyond these a batch is made faster than any GPU takes it (20,000 images/s at 160 px).
@@ -25,9 +26,9 @@ MOST_WORKERS = 12
 
 def open_accountant(store: Store, budget: Budget, clock: Clock, started_at: float) -> Accountant:
     """The accountant of a process that ``started_at`` then: what an earlier process left open is closed by now."""
-    boot, before = boot_id(), latest(store.events("start"), "start")
-    same_clock = bool(boot) and before is not None and before.get("boot") == boot
-    store.append("start", {"pid": os.getpid(), "boot": boot})
+    boot, before = boot_id(), store.latest(ProcessStarted)
+    same_clock = bool(boot) and before is not None and before.boot == boot
+    store.append(ProcessStarted(pid=os.getpid(), boot=boot))
     return Accountant(store, budget, clock, started_at=started_at, same_clock=same_clock)
 
 
@@ -69,16 +70,15 @@ def open_run(
         )
         whole = drop_broken(dataset, images.broken)
         store.append(
-            "data",
-            {
-                "path": request.data,
-                "fingerprint": dataset.fingerprint,
-                "classes": list(dataset.classes),
-                "counts": whole.counts(),
-                "split": dataset.split_why,
-                "broken": [{"path": broken.path, "reason": broken.reason} for broken in images.broken],
-                "ignored": dataset.ignored,
-            },
+            DataPacked(
+                path=request.data,
+                fingerprint=dataset.fingerprint,
+                classes=dataset.classes,
+                counts=whole.counts(),
+                split=dataset.split_why,
+                broken=tuple(images.broken),
+                ignored=dataset.ignored,
+            )
         )
     closing_s = CLOSING_S if request.budget.scope == "total" else 0.0
     with accountant.entry("start-up"):
@@ -86,9 +86,10 @@ def open_run(
             closing_s = max(closing_s, accountant.ends_at() - engine.now())
         else:
             reporter.begin("starting workers")
-            store.append("machine", engine.describe())
+            store.append(MachineDescribed(facts=engine.describe()))
             engine.prepare(accountant.ends_at() - closing_s)
-    machine = latest(store.events("machine"), "machine") or {}
+    machine = store.latest(MachineDescribed)
+    node_cores = cores() if machine is None else machine.facts.get("cores", cores())
     # What a cluster's node says of its cores is of those that one job may count on.
     jobs_per_host = request.data_parallel if request.engine == "ray" else request.num_gpus
     counts = ", ".join(f"{n:,} {split}" for split, n in whole.counts().items())
@@ -102,6 +103,6 @@ def open_run(
         reporter=reporter,
         candidates=candidates,
         images=images,
-        workers=max(1, min(MOST_WORKERS, (machine.get("cores", cores()) - 1) // jobs_per_host)),
+        workers=max(1, min(MOST_WORKERS, (node_cores - 1) // jobs_per_host)),
         closing_s=closing_s,
     )

@@ -1,16 +1,17 @@
-"""The books of a run as they stand, whether it has ended or not: every entry, what each came to, and what is left."""
+"""The ledger of a run that has ended or not: every entry, what each came to, and what is left."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fitwithin import request as requests
+from fitwithin import ledger as ledgers
 from fitwithin.errors import RunFolderError
-from fitwithin.ledger import KINDS, Entry, Ledger, fold
-from fitwithin.store import SqliteStore, latest
+from fitwithin.events import RunRequested
+from fitwithin.ledger import Entry, Ledger
+from fitwithin.request import Request
+from fitwithin.store import SqliteStore
 from fitwithin.units import format_duration, format_size
 
 
@@ -73,26 +74,25 @@ COLUMNS = ("#", "phase", "of", "GPUs", "reserved", "charged", "peak memory")
 
 def _charged(entry: Entry) -> str:
     if entry.charged_s is None:
-        beside = "beside, " if entry.beside else ""
-        return f"open, {beside}{format_duration(entry.beaten_s)} at its last beat"
-    notes = [word for word, so in (("beside", entry.beside), ("abandoned", entry.abandoned)) if so]
+        concurrent = "concurrent, " if entry.concurrent else ""
+        return f"open, {concurrent}{format_duration(entry.heartbeat_s)} at its last heartbeat"
+    notes = [word for word, so in (("concurrent", entry.concurrent), ("abandoned", entry.abandoned)) if so]
     return format_duration(entry.charged_s) + (f" ({', '.join(notes)})" if notes else "")
 
 
-def drawn(events: Sequence[tuple[str, Mapping[str, Any]]], asked: requests.Request) -> Statement:
-    """The statement of these ledger events under that request."""
-    books, budget = fold(events), asked.budget
-    accounts = []
+def make_statement(ledger: Ledger, request: Request) -> Statement:
+    """The statement of a ledger under that request's budget."""
+    budget, accounts = request.budget, []
     if budget.scope == "total":
         if budget.time_s is not None:
-            accounts.append(_account("time", budget.time_s, books, gpu=False))
+            accounts.append(_account("time", budget.time_s, ledger, gpu=False))
         if budget.gpu_time_s is not None:
-            accounts.append(_account("device time", budget.gpu_time_s, books, gpu=True))
-    return Statement(entries=books.entries, accounts=tuple(accounts))
+            accounts.append(_account("device time", budget.gpu_time_s, ledger, gpu=True))
+    return Statement(entries=ledger.entries, accounts=tuple(accounts))
 
 
-def _account(name: str, limit_s: float, books: Ledger, *, gpu: bool) -> Account:
-    return Account(name=name, limit_s=limit_s, settled_s=books.spent_s(gpu=gpu), reserved_s=books.reserved_s(gpu=gpu))
+def _account(name: str, limit_s: float, ledger: Ledger, *, gpu: bool) -> Account:
+    return Account(name=name, limit_s=limit_s, settled_s=ledger.spent_s(gpu=gpu), reserved_s=ledger.reserved_s(gpu=gpu))
 
 
 def read(folder: Path) -> Statement:
@@ -104,8 +104,7 @@ def read(folder: Path) -> Statement:
     if not (folder / "run.db").is_file():
         raise RunFolderError(f"{folder} is no run's folder (no run.db); `fitwithin run` makes one")
     with SqliteStore(folder, write=False) as store:
-        asked = latest(store.events("request"), "request")
-        events = [(event.kind, event.body) for event in store.events(*KINDS)]
+        asked, ledger = store.latest(RunRequested), ledgers.read(store)
     if asked is None:
         raise RunFolderError(f"the run in {folder} has not begun: it holds no request")
-    return drawn(events, requests.from_dict(asked))
+    return make_statement(ledger, asked.request)

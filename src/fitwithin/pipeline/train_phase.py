@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 from fitwithin.accountant import Accountant, OpenEntry
 from fitwithin.budget import Budget
@@ -23,9 +22,9 @@ from fitwithin.engine.results import (
     Failure,
     Progress,
     TrainResult,
-    read_train_result,
 )
-from fitwithin.files import NEW
+from fitwithin.events import TrialEnded
+from fitwithin.files import NEW, read_json
 from fitwithin.pipeline.context import RunContext
 from fitwithin.planning.cost import checkpoint_every_s, evaluation_reserve_s
 from fitwithin.planning.plan import TrialPlan
@@ -80,9 +79,9 @@ def turn_ends_at(
     of the run but ``kept_s`` for its end and ``later_s`` for each of the turns to come; never more than the run less
     ``kept_s``. The turn holds ``gpus`` devices; other slots, free at those instants, take turns to come off its own.
     """
-    books = accountant.books()
+    ledger = accountant.ledger()
     # Profiling is charged to the run, not to a candidate's allotment: the paper gave each the whole budget.
-    charged_s = books.lasted_s(turn.name) - books.lasted_s(turn.name, phase="profile")
+    charged_s = ledger.charged_s(turn.name) - ledger.charged_s(turn.name, phase="profile")
     own_s = turn.allotted_s - charged_s
     if budget.scope == "candidate":
         return now + own_s - (0.0 if evaluates_in_process else evaluation_reserve_s(turn.evaluation_s))
@@ -245,29 +244,28 @@ def begun(
 def conclude(run: RunContext, turn: TrialPlan, outcome: TrainResult | Failure) -> None:
     """A turn has ended: its end is among the run's events from now on."""
     name = turn.name
-    body: dict[str, Any] = {"name": name, "trained": None, "reason": ""}
     if isinstance(outcome, Failure):
-        body["reason"] = outcome.reason
+        ended = TrialEnded(name=name, reason=outcome.reason)
         run.reporter.say(f"  {name}: failed, {outcome.reason}")
     else:
-        body["trained"] = asdict(outcome)
+        ended = TrialEnded(name=name, trained=outcome)
         share = "no validation" if outcome.best is None else f"{outcome.best / run.data.val:.1%} on validation data"
         run.reporter.say(f"  {name}: {share} after {outcome.epochs:.1f} epochs ({outcome.ended})")
-    run.store.append("turn", body)
+    run.store.append(ended)
     # Of 180 MB a checkpoint takes 50 ms to go, in which the evaluation could begin; what does not go is tidied up.
     Thread(target=clean, args=(turn_folder(run.folder, turn),), name="clean", daemon=True).start()
 
 
 def _salvage(folder: Path, failure: Failure) -> TrainResult | Failure:
     """What a turn that did not end by itself left: its model, as good as it was at its last checkpoint."""
-    left = read_train_result(folder / OUTCOME) or read_train_result(folder / SALVAGE)
+    left = read_json(TrainResult, folder / OUTCOME) or read_json(TrainResult, folder / SALVAGE)
     return left if left is not None and (folder / WEIGHTS).is_file() else failure
 
 
 def tidy(run: RunContext) -> None:
     """All turns have ended: remove what one kept that was to go when the run was interrupted."""
-    for event in run.store.events("turn"):
-        clean(run.folder / CANDIDATES / event.body["name"])
+    for event in run.store.read(TrialEnded):
+        clean(run.folder / CANDIDATES / event.name)
 
 
 def clean(folder: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from fitwithin.planning.stats import Accuracy, Z, standard_error
 from fitwithin.units import format_duration
@@ -111,12 +110,3 @@ def make_forecast(trainings: Sequence[MeasuredPoint]) -> Forecast:
 def format_points(share: float) -> str:
     """A difference of shares in percentage points, with its sign."""
     return f"{100 * share:+.1f}".replace("-", "\u2212")
-
-
-def from_dict(value: dict[str, Any]) -> Forecast:
-    """The forecast that was written as JSON."""
-    points = tuple(
-        MeasuredPoint(gpu_s=point["gpu_s"], accuracy=Accuracy(**point["accuracy"])) for point in value["points"]
-    )
-    forecasts = tuple(ForecastPoint(**each) for each in value["forecasts"])
-    return Forecast(**{**value, "points": points, "forecasts": forecasts})

@@ -5,22 +5,21 @@ What a trial costs: planning/cost.py. The upper end of that prediction must fit 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fitwithin.budget import Remaining
 from fitwithin.candidate import Candidate
 from fitwithin.data.dataset import DataFacts
 from fitwithin.engine.jobs import Stage
 from fitwithin.errors import BudgetError, UsageError
+from fitwithin.files import decode, to_json
 from fitwithin.planning.cost import FIXED_MARGIN, MARGIN, Costs, Workload, costs, evaluation_reserve_s, stages_of
 from fitwithin.planning.search import SearchCandidate
 from fitwithin.profiling.profile import Profile, Rejection
-from fitwithin.profiling.profile import from_dict as profile_from_dict
+from fitwithin.request import Request
 from fitwithin.units import format_count, format_duration
 
 SCHEMA = 2
@@ -116,7 +115,7 @@ class Plan:
 
     trials: tuple[TrialPlan, ...]
     rejections: tuple[Rejection, ...]
-    request: dict[str, Any]
+    request: Request
     fingerprint: str
     frozen: bool = False
     search: SearchPlan | None = None
@@ -130,49 +129,21 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON text; :func:`from_json` is its inverse."""
-        return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)
+        return to_json(self, indent=1)
 
 
 def from_json(text: str) -> Plan:
     """The plan that :meth:`Plan.to_json` wrote; UsageError if the text is no such plan."""
     try:
-        return from_dict(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise UsageError(f"this is not a plan that `fitwithin plan` wrote ({error}); draw one up again") from error
-
-
-def from_dict(value: dict[str, Any]) -> Plan:
-    """The plan that ``dataclasses.asdict`` made plain; UsageError if the value is no such plan."""
-    try:
+        value = json.loads(text)
         if value["schema"] != SCHEMA:
             raise UsageError(
                 f"the plan has schema {value['schema']}, this version reads {SCHEMA}; make it again with "
                 f"`fitwithin plan`"
             )
-        trials = tuple(trial_plan_from_dict(trial) for trial in value["trials"])
-        rejections = tuple(
-            Rejection(candidate=Candidate(**r["candidate"]), reason=r["reason"]) for r in value["rejections"]
-        )
-        search = _search_plan(value["search"]) if value.get("search") else None
-        profiles = tuple(profile_from_dict(profile) for profile in value.get("profiles", ()))
-        parts = {"trials": trials, "rejections": rejections, "search": search, "profiles": profiles}
-        return Plan(**{**value, **parts})
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        return decode(Plan, value)
+    except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"this is not a plan that `fitwithin plan` wrote ({type(error).__name__}: {error})") from error
-
-
-def _search_plan(value: dict[str, Any]) -> SearchPlan:
-    entrants = tuple(
-        SearchCandidate(**{**one, "candidate": Candidate(**one["candidate"])}) for one in value["entrants"]
-    )
-    lists = {name: tuple(value[name]) for name in ("counts", "seconds")}
-    return SearchPlan(**{**value, **lists, "entrants": entrants})
-
-
-def trial_plan_from_dict(value: dict[str, Any]) -> TrialPlan:
-    """The trial that was written as JSON."""
-    stages = tuple(Stage(**stage) for stage in value.get("stages", ()))
-    return TrialPlan(**{**value, "candidate": Candidate(**value["candidate"]), "stages": stages})
 
 
 def epochs_of(steps: int, profile: Profile, data: DataFacts) -> float:
@@ -253,7 +224,7 @@ def make_plan(
     *,
     left: Remaining,
     limit_s: float,
-    request: dict[str, Any],
+    request: Request,
     fingerprint: str,
 ) -> Plan:
     """The plan for what is left of the budget.

@@ -17,6 +17,7 @@ from fitwithin.planning.search import Score, SearchCandidate, Trial
 from fitwithin.planning.stats import Accuracy, FailedTrial
 from fitwithin.planning.tpe import TPEHalving
 from fitwithin.profiling.profile import Profile, Rejection
+from fitwithin.request import Request
 from fitwithin.units import format_duration
 
 
@@ -92,7 +93,7 @@ def plan(
     workload: Workload,
     *,
     left: Remaining,
-    request: dict[str, Any],
+    request: Request,
     fingerprint: str,
     min_gain: float | None = None,
     seed: int | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ from fitwithin.data.dataset import Images
 from fitwithin.engine.jobs import JobSettings
 from fitwithin.engine.results import StepTiming
 from fitwithin.errors import UsageError
-from fitwithin.files import write_text_atomic
-from fitwithin.profiling import profile as profiles
+from fitwithin.files import decode, write_text_atomic
 from fitwithin.profiling.profile import Profile
 
 SCHEMA = 13
@@ -67,19 +66,19 @@ class ProfileCache:
         try:
             name = _name(candidate, quick)
             stored = json.loads(_path(self._folder, self.key, name).read_text(encoding="utf-8"))
-            return profiles.from_dict(stored["profile"], cached=True)
+            return replace(decode(Profile, stored["profile"]), cached=True)
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def write_atomic(self, profile: Profile) -> None:
         """Store a profile, whole or not at all."""
-        self._write(_name(profile.candidate, profile.quick), {"key": self.key, "profile": profiles.to_dict(profile)})
+        self._write(_name(profile.candidate, profile.quick), {"key": self.key, "profile": asdict(profile)})
 
     def get_step_timings(self, model: str) -> dict[str, StepTiming] | None:
         """The paces of a backbone's variants, by name; None if they are not known."""
         try:
             stored = json.loads(_path(self._folder, self.key, f"paces-{model}").read_text(encoding="utf-8"))
-            return {name: StepTiming(**pace) for name, pace in stored["paces"].items()}
+            return decode(dict[str, StepTiming], stored["paces"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -109,7 +108,7 @@ def write(path: Path, text: str) -> None:
 
 def export(found: Iterable[Profile], key: dict[str, Any], path: Path) -> int:
     """Write profiles with their key to one file for :func:`import_profiles` elsewhere; how many."""
-    entries = [{"key": key, "profile": profiles.to_dict(profile)} for profile in found]
+    entries = [{"key": key, "profile": asdict(profile)} for profile in found]
     write(path, json.dumps({"schema": SCHEMA, "profiles": entries}, indent=1))
     return len(entries)
 
@@ -124,12 +123,12 @@ def import_profiles(path: Path, folder: Path) -> list[tuple[dict[str, Any], Prof
         value = json.loads(path.read_text(encoding="utf-8"))
         if value["schema"] != SCHEMA:
             raise UsageError(f"{path} has schema {value['schema']}, this version reads {SCHEMA}; export it again")
-        taken = [(entry["key"], profiles.from_dict(entry["profile"])) for entry in value["profiles"]]
+        taken = [(entry["key"], decode(Profile, entry["profile"])) for entry in value["profiles"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{path} is no file that `fitwithin profile --export` wrote ({type(error).__name__}: {error})"
         ) from error
     for key, profile in taken:
-        body = json.dumps({"key": key, "profile": profiles.to_dict(profile)})
+        body = json.dumps({"key": key, "profile": asdict(profile)})
         write(_path(folder, key, profile.candidate.name), body)
     return taken

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from fitwithin.candidate import Candidate
 from fitwithin.engine.results import Probe, Timing
@@ -147,37 +147,3 @@ def slope_of(points: Sequence[tuple[int, int]]) -> float:
     """Bytes per image between the smallest and the largest point."""
     (low, low_bytes), (high, high_bytes) = points[0], points[-1]
     return (high_bytes - low_bytes) / (high - low)
-
-
-def to_dict(profile: Profile | Rejection) -> dict[str, Any]:
-    """The profile as plain JSON values; :func:`from_dict` is its inverse. A rejection has its reason."""
-    import dataclasses
-
-    return dataclasses.asdict(profile)
-
-
-#: What of a timing is by size in pixels, or by batch.
-_BY_NUMBER = ("eval_image_s", "eval_device_s", "eval_first_s", "rates", "stage_step_s", "stage_change_s")
-
-
-def _timing(value: dict[str, Any]) -> Timing:
-    by_number = {name: {int(key): x for key, x in value[name].items()} for name in _BY_NUMBER if name in value}
-    return Timing(**{**value, **by_number})
-
-
-def _probe(value: dict[str, Any]) -> Probe:
-    timing = _timing(value["timing"]) if value["timing"] is not None else None
-    return Probe(**{**value, "timing": timing, "scouted": tuple((b, n_bytes) for b, n_bytes in value["scouted"])})
-
-
-def from_dict(value: dict[str, Any], *, cached: bool | None = None) -> Profile:
-    """The profile that :func:`to_dict` wrote; ``cached`` overrides where it came from."""
-    return Profile(
-        **{
-            **value,
-            "candidate": Candidate(**value["candidate"]),
-            "timing": _timing(value["timing"]),
-            "probes": tuple(_probe(probe) for probe in value["probes"]),
-            "cached": value["cached"] if cached is None else cached,
-        }
-    )

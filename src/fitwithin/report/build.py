@@ -1,39 +1,41 @@
-"""Builds a report from what a run's store holds: a fold over its events, nothing is measured here."""
+"""Builds a report from a run's events and its ledger; nothing is measured here."""
 
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fitwithin.candidate import Candidate
-from fitwithin.events import course, outcomes, profiled, turns
-from fitwithin.ledger import KINDS, Ledger, fold
+from fitwithin.events import DataPacked, MachineDescribed, ProcessStarted, history, outcomes, profiled, turns
+from fitwithin.files import to_json
+from fitwithin.ledger import Ledger
 from fitwithin.planning import search_plan
 from fitwithin.planning.forecast import Forecast, MeasuredPoint, make_forecast
 from fitwithin.planning.halving import Halving
 from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.report import pareto
 from fitwithin.report.candidate_row import candidate_row
-from fitwithin.report.schema import CandidateRow, Limit, MethodRow, PhaseRow, Receipt, Report, ViewRow
+from fitwithin.report.schema import CandidateRow, CandidateStatus, Limit, MethodRow, PhaseRow, Receipt, Report, ViewRow
 from fitwithin.report.search_report import SearchReport, build_search_report, charges, measured_points
 from fitwithin.request import Request
-from fitwithin.store import Event, latest
+from fitwithin.store import Store
 from fitwithin.version import __version__
 
 
 def candidate_rows(
-    plan: Plan, events: Sequence[Event], books: Ledger, n_val: int, search: Halving | None
+    plan: Plan, store: Store, ledger: Ledger, n_val: int, search: Halving | None
 ) -> tuple[CandidateRow, ...]:
     """Every candidate: the planned ones in order, then those that were turned away; the tried ones with their front."""
-    known = profiled(events)
-    trained, failed = outcomes(events)
+    known = profiled(store)
+    trained, failed = outcomes(store)
     rows = []
     taken = {name: one.steps for name, one in trained.items()}
     by_candidate: dict[Candidate, list[TrialPlan]] = {}
-    for turn in turns(plan, events).values():
+    for turn in turns(plan, store).values():
         by_candidate.setdefault(turn.candidate, []).append(turn)
     why_out = {out.candidate: out.reason for out in search.eliminations()} if search is not None else {}
     delivered = search.best.name if search is not None and search.best is not None else ""
@@ -42,7 +44,7 @@ def candidate_rows(
         turn = next((turn for turn in reversed(had) if turn.name in trained), had[-1])
         turn = next((each for each in had if each.name == delivered), turn)
         name = turn.name
-        status = "trained" if name in trained else "failed" if name in failed else "planned"
+        status: CandidateStatus = "trained" if name in trained else "failed" if name in failed else "planned"
         rows.append(
             candidate_row(
                 candidate,
@@ -51,7 +53,7 @@ def candidate_rows(
                 trained=trained.get(name),
                 reason=failed.get(name),
                 status=status,
-                books=books,
+                ledger=ledger,
                 n_val=n_val,
                 had=had,
                 taken=taken,
@@ -72,18 +74,18 @@ def candidate_rows(
                 trained=None,
                 reason=rejection.reason,
                 status="rejected",
-                books=books,
+                ledger=ledger,
                 n_val=n_val,
             )
         )
     return pareto.with_pareto(rows)
 
 
-def _search(plan: Plan, events: Sequence[Event], n_val: int) -> Halving | None:
+def _search(plan: Plan, store: Store, n_val: int) -> Halving | None:
     """The plan's search as it stands; None without one."""
     if plan.search is None:
         return None
-    return search_plan.replay(plan.search, course(events), n_val)
+    return search_plan.replay(plan.search, history(store), n_val)
 
 
 def _forecast(request: Request, winner: CandidateRow, search: SearchReport | None) -> Forecast:
@@ -96,15 +98,15 @@ def _forecast(request: Request, winner: CandidateRow, search: SearchReport | Non
     return make_forecast([MeasuredPoint(gpu_s=gpu_s, accuracy=winner.validation)])
 
 
-def _phases(books: Ledger) -> tuple[PhaseRow, ...]:
+def _phases(ledger: Ledger) -> tuple[PhaseRow, ...]:
     rows = []
-    for phase, entries in books.by_phase().items():
+    for phase, entries in ledger.by_phase().items():
         peaks = [entry.peak_bytes for entry in entries if entry.peak_bytes is not None]
         rows.append(
             PhaseRow(
                 phase=phase,
-                spent_s=sum(entry.counted(entry.charged_s or 0.0, gpu=False) for entry in entries),
-                gpu_s=sum(entry.counted(entry.charged_s or 0.0, gpu=True) for entry in entries),
+                spent_s=sum(entry.weighted(entry.charged_s or 0.0, gpu=False) for entry in entries),
+                gpu_s=sum(entry.weighted(entry.charged_s or 0.0, gpu=True) for entry in entries),
                 peak_bytes=max(peaks, default=None),
                 entries=len(entries),
             )
@@ -112,10 +114,10 @@ def _phases(books: Ledger) -> tuple[PhaseRow, ...]:
     return tuple(rows)
 
 
-def _limits(request: Request, books: Ledger, plan: Plan, views: Sequence[ViewRow]) -> tuple[Limit, ...]:
+def _limits(request: Request, ledger: Ledger, plan: Plan, views: Sequence[ViewRow]) -> tuple[Limit, ...]:
     budget = request.budget
     limits = []
-    peaks = [entry.peak_bytes for entry in books.entries if entry.peak_bytes is not None]
+    peaks = [entry.peak_bytes for entry in ledger.entries if entry.peak_bytes is not None]
     if peaks:
         counted = "by the driver's count of this process" if budget.accounting == "process" else "allocator only"
         if not request.device.is_cuda:
@@ -125,28 +127,28 @@ def _limits(request: Request, books: Ledger, plan: Plan, views: Sequence[ViewRow
         limits.append(_limit("memory", budget.memory_bytes, max(peaks), "bytes", counted))
     if budget.scope == "candidate":
         names = [trial.candidate.name for trial in plan.trials]
-        most = {name: _candidate_s(books, name) for name in names}
+        most = {name: _candidate_s(ledger, name) for name in names}
         if most:
             slowest = max(most, key=lambda name: most[name])
             note = f"each candidate's training and evaluation; the longest was {slowest}"
             limits.append(_limit("time per candidate", request.limit_s, most[slowest], "s", note))
     else:
         if budget.time_s is not None:
-            limits.append(_limit("time", budget.time_s, books.spent_s(), "s", "wall clock from process start"))
+            limits.append(_limit("time", budget.time_s, ledger.spent_s(), "s", "wall clock from process start"))
         if budget.gpu_time_s is not None:
             held = request.data_parallel
             note = "device held" if held == 1 else f"devices held, {held} by what is profiled and trained"
             if request.slots > 1:
                 note = f"devices held, up to {request.num_gpus} at once"
-            limits.append(_limit("device time", budget.gpu_time_s, books.spent_s(gpu=True), "s", note))
+            limits.append(_limit("device time", budget.gpu_time_s, ledger.spent_s(gpu=True), "s", note))
     chosen = [view.ms_per_image for view in views if view.chosen]
     if budget.inference_ms is not None and chosen:
         limits.append(_limit("inference", budget.inference_ms, sum(chosen), "ms/image", "sum of the chosen views"))
     return tuple(limits)
 
 
-def _candidate_s(books: Ledger, name: str) -> float:
-    return sum(e.charged_s or 0.0 for e in books.entries if e.key == name and e.phase in ("train", "evaluate"))
+def _candidate_s(ledger: Ledger, name: str) -> float:
+    return ledger.charged_s(name, phase="train") + ledger.charged_s(name, phase="evaluate")
 
 
 def _limit(name: str, limit: float, spent: float, unit: str, note: str) -> Limit:
@@ -156,7 +158,8 @@ def _limit(name: str, limit: float, spent: float, unit: str, note: str) -> Limit
 def report(
     request: Request,
     plan: Plan,
-    events: Sequence[Event],
+    store: Store,
+    ledger: Ledger,
     *,
     winner: str | None = None,
     winner_why: str = "",
@@ -166,16 +169,15 @@ def report(
     notes: Sequence[str] = (),
     finished: bool = False,
 ) -> Report:
-    """The report of a run as far as it has come, or of a plan."""
-    books = fold((event.kind, event.body) for event in events if event.kind in KINDS)
-    data = latest(list(events), "data") or {}
+    """The report of a run as far as it has come by its store and its ledger, or of a plan."""
+    data = _data(store)
     title = f"fitwithin {'run' if winner else 'plan'}: {Path(request.data).name or request.data}"
     n_val = data.get("counts", {}).get("val", 0)
-    standing = _search(plan, events, n_val)
-    rows = candidate_rows(plan, events, books, n_val, standing)
+    standing = _search(plan, store, n_val)
+    rows = candidate_rows(plan, store, ledger, n_val, standing)
     search = None
     if plan.search is not None and standing is not None:
-        search = build_search_report(plan.search, standing, charges(books))
+        search = build_search_report(plan.search, standing, charges(ledger))
     won = next((row for row in rows if row.name == winner), None)
     return Report(
         title=title,
@@ -188,7 +190,7 @@ def report(
         methods=tuple(methods),
         views=tuple(views),
         ensemble_why=ensemble_why,
-        receipt=receipt(request, plan if winner else None, events, views=views, finished=finished),
+        receipt=receipt(request, plan if winner else None, store, ledger, views=views, finished=finished),
         notes=tuple(notes),
         search=search,
         forecast=_forecast(request, won, search) if won is not None else None,
@@ -196,23 +198,34 @@ def report(
 
 
 def receipt(
-    request: Request, plan: Plan | None, events: Sequence[Event], *, views: Sequence[ViewRow], finished: bool
+    request: Request,
+    plan: Plan | None,
+    store: Store,
+    ledger: Ledger,
+    *,
+    views: Sequence[ViewRow],
+    finished: bool,
 ) -> Receipt:
-    """The receipt of a run as far as its books have come; without a ``plan`` nothing was promised yet."""
-    books = fold((event.kind, event.body) for event in events if event.kind in KINDS)
-    data = latest(list(events), "data") or {}
-    machine = latest(list(events), "machine") or {}
+    """The receipt of a run as far as its ledger has come; without a ``plan`` nothing was promised yet."""
+    described = store.latest(MachineDescribed)
+    machine = described.facts if described is not None else {}
     versions = {name: str(machine[name]) for name in machine if name in _VERSIONS}
     return Receipt(
-        limits=() if plan is None else _limits(request, books, plan, views),
-        phases=_phases(books),
-        balanced=books.balanced,
-        starts=sum(event.kind == "start" for event in events),
+        limits=() if plan is None else _limits(request, ledger, plan, views),
+        phases=_phases(ledger),
+        balanced=ledger.balanced,
+        starts=len(store.read(ProcessStarted)),
         device={key: value for key, value in machine.items() if key not in versions},
         versions=versions,
-        data_fingerprint=data.get("fingerprint", ""),
+        data_fingerprint=_data(store).get("fingerprint", ""),
         finished=finished,
     )
+
+
+def _data(store: Store) -> dict[str, Any]:
+    """What is known of the images, as plain JSON values; nothing before they were packed."""
+    packed = store.latest(DataPacked)
+    return json.loads(to_json(packed)) if packed is not None else {}
 
 
 #: Seconds that are sums of differences are exact to some 1e-13.
@@ -223,6 +236,6 @@ _VERSIONS = ("fitwithin", "torch", "torchvision", "timm", "numpy", "pillow", "py
 
 def _flat(request: Request) -> dict[str, Any]:
     """The request for the report: the budget's fields beside the others, the recipe's under its name."""
-    value = request.to_dict()
+    value = json.loads(to_json(request))
     budget, recipe = value.pop("budget"), value.pop("recipe")
-    return {**value, **budget, "recipe": recipe.pop("name"), "recipe_values": recipe}
+    return {**value, "device": str(request.device), **budget, "recipe": recipe.pop("name"), "recipe_values": recipe}

@@ -8,11 +8,12 @@ from typing import Any
 
 from fitwithin.candidate import Candidate
 from fitwithin.engine.results import TrainResult
+from fitwithin.files import decode
 from fitwithin.ledger import Ledger
 from fitwithin.planning.plan import TrialPlan
 from fitwithin.planning.stats import Accuracy
 from fitwithin.profiling.profile import Profile
-from fitwithin.report.schema import CandidateRow, CurvePoint, Validation
+from fitwithin.report.schema import CandidateRow, CandidateStatus, CurvePoint, Validation
 
 
 def _how_it_ended(plan: TrialPlan, trained: TrainResult) -> str:
@@ -26,7 +27,7 @@ def _how_it_ended(plan: TrialPlan, trained: TrainResult) -> str:
     else:
         text = f"{went}: its time was over before the last step; the model is the last one saved"
     if trained.nan_restarts:
-        restarts = "went back to the checkpoint, with half the learning rate"
+        restarts = "training went back to the checkpoint, with half the learning rate"
         text += f"; {trained.nan_restarts} times the loss was not a number: {restarts}"
     return text
 
@@ -50,8 +51,8 @@ def candidate_row(
     turn: TrialPlan | None,
     trained: TrainResult | None,
     reason: str | None,
-    status: str,
-    books: Ledger,
+    status: CandidateStatus,
+    ledger: Ledger,
     n_val: int,
     had: Sequence[TrialPlan] = (),
     taken: Mapping[str, int] | None = None,
@@ -63,7 +64,7 @@ def candidate_row(
         taken: by trial, the steps of those that have ended.
     """
     keys = {each.name for each in had}
-    entries = [entry for entry in books.entries if entry.key in keys and entry.phase == "train"]
+    entries = [entry for entry in ledger.entries if entry.key in keys and entry.phase == "train"]
     facts: dict[str, Any] = {}
     if profile is not None:
         facts.update(
@@ -104,8 +105,8 @@ def candidate_row(
             steps=trained.steps,
             peak_bytes=max([trained.peak_bytes, *peaks]),
             validation=None if trained.best is None else Accuracy(correct=trained.best, total=n_val),
-            validations=tuple(Validation(**{**v, "accuracy": Accuracy(**v["accuracy"])}) for v in trained.validations),
-            curve=tuple(CurvePoint(**point) for point in trained.curve),
+            validations=tuple(decode(Validation, validation) for validation in trained.validations),
+            curve=tuple(decode(CurvePoint, point) for point in trained.curve),
             predicted_startup_s=turn.startup_s,
             actual_startup_s=trained.startup_s,
             # the first steps' extra cost included

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from fitwithin import files
 from fitwithin.errors import RunFolderError
-from fitwithin.planning import forecast as forecasts
 from fitwithin.planning.forecast import Forecast
-from fitwithin.planning.stats import Accuracy, accuracy_from_dict
-from fitwithin.report import search_report
+from fitwithin.planning.stats import Accuracy
 from fitwithin.report.search_report import SearchReport
 
 SCHEMA = 2
+
+#: How far a candidate came.
+CandidateStatus = Literal["trained", "planned", "rejected", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +48,8 @@ class CandidateRow:
     Of a trial's ``predicted_s`` (for the steps that it took) and ``actual_s`` the start-up and the training steps stand
     apart: the rest is validation, checkpoints and the process's end.
 
-    ``status`` is one of trained, planned, rejected, failed; ``reason`` says why for the last two and how it ended
-    for the first (for example "planned 46 epochs; shortened to 44.1, the machine was 4 % slower than profiled").
+    ``reason`` says why for those that were rejected or failed, and how it ended for those that were trained (for
+    example "planned 46 epochs; shortened to 44.1, the machine was 4 % slower than profiled").
 
     A search trains a candidate several times: ``predicted_s`` and ``actual_s`` are of all its trials together, the rest
     is of the one that is delivered, else of the last that left a model. ``allotted_s`` is the time that it was given,
@@ -60,7 +62,7 @@ class CandidateRow:
     model: str
     precision: str
     train_px: int
-    status: str
+    status: CandidateStatus
     reason: str
     parameters: int | None = None
     batch: int | None = None
@@ -192,44 +194,20 @@ class Report:
 
     def to_json(self, *, indent: int | None = 1) -> str:
         """The report as JSON text; :func:`from_json` is its inverse. Without ``indent`` it is on one line."""
-        return json.dumps(self, default=vars, indent=indent, allow_nan=False)
-
-
-def _candidate(value: dict[str, Any]) -> CandidateRow:
-    validations = tuple(Validation(**{**v, "accuracy": Accuracy(**v["accuracy"])}) for v in value["validations"])
-    curve = tuple(CurvePoint(**point) for point in value["curve"])
-    validation = accuracy_from_dict(value["validation"])
-    return CandidateRow(**{**value, "validation": validation, "validations": validations, "curve": curve})
-
-
-def _receipt(value: dict[str, Any]) -> Receipt:
-    limits = tuple(Limit(**limit) for limit in value["limits"])
-    phases = tuple(PhaseRow(**phase) for phase in value["phases"])
-    return Receipt(**{**value, "limits": limits, "phases": phases})
+        return files.to_json(self, indent=indent)
 
 
 def from_json(text: str) -> Report:
-    """The report that :meth:`Report.to_json` wrote; RunFolderError if another version's schema was another."""
+    """The report that :meth:`Report.to_json` wrote.
+
+    Raises:
+        RunFolderError: another version of fitwithin wrote it.
+        ValueError: the text is not a report.
+    """
     value = json.loads(text)
     if value.get("schema") != SCHEMA:
         raise RunFolderError(
             f"the report has schema {value.get('schema')}, this version of fitwithin reads {SCHEMA}; use the version "
             f"that wrote it"
         )
-    methods = [
-        MethodRow(**{**row, **{split: accuracy_from_dict(row[split]) for split in ("validation", "test")}})
-        for row in value["methods"]
-    ]
-    views = [ViewRow(**{**view, "validation": Accuracy(**view["validation"])}) for view in value["views"]]
-    return Report(
-        **{
-            **value,
-            "candidates": tuple(_candidate(row) for row in value["candidates"]),
-            "methods": tuple(methods),
-            "views": tuple(views),
-            "receipt": _receipt(value["receipt"]),
-            "notes": tuple(value["notes"]),
-            "search": None if value["search"] is None else search_report.from_dict(value["search"]),
-            "forecast": None if value["forecast"] is None else forecasts.from_dict(value["forecast"]),
-        }
-    )
+    return files.decode(Report, value)

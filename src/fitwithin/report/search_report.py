@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from fitwithin.ledger import Ledger
 from fitwithin.planning.forecast import MeasuredPoint
 from fitwithin.planning.halving import Halving
 from fitwithin.planning.plan import SearchPlan
 from fitwithin.planning.search import FINAL, Trial
-from fitwithin.planning.stats import Accuracy, FailedTrial, accuracy_from_dict, confidence
+from fitwithin.planning.stats import Accuracy, FailedTrial, confidence
 from fitwithin.units import format_duration
 
 
@@ -111,30 +110,6 @@ class SearchReport:
     runner_up: RunnerUp | None
 
 
-def from_dict(value: dict[str, Any]) -> SearchReport:
-    """The search that was written as JSON."""
-    trials = [
-        TrialRow(**{**row, "accuracy": accuracy_from_dict(row["accuracy"]), "state": TrialState(row["state"])})
-        for row in value["trials"]
-    ]
-    eliminations = [
-        EliminationRow(**{**row, "cutoff": accuracy_from_dict(row["cutoff"])}) for row in value["eliminations"]
-    ]
-    runner_up = value["runner_up"]
-    if runner_up is not None:
-        both = {name: Accuracy(**runner_up[name]) for name in ("accuracy", "winner_accuracy")}
-        runner_up = RunnerUp(**{**runner_up, **both})
-    return SearchReport(
-        **{
-            **value,
-            "rungs": tuple(RungRow(**rung) for rung in value["rungs"]),
-            "trials": tuple(trials),
-            "eliminations": tuple(eliminations),
-            "runner_up": runner_up,
-        }
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Charge:
     """What a trial was charged: ``seconds``, and those times the GPUs that it held; ``promised_s`` it was to take.
@@ -148,10 +123,10 @@ class Charge:
     promised_s: float | None = None
 
 
-def charges(books: Ledger) -> dict[str, Charge]:
+def charges(ledger: Ledger) -> dict[str, Charge]:
     """What each training was charged, by its name: the sum of its entries."""
     found: dict[str, Charge] = {}
-    for entry in books.entries:
+    for entry in ledger.entries:
         if entry.phase == "train":
             before, seconds = found.get(entry.key, Charge()), entry.charged_s or 0.0
             found[entry.key] = Charge(

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from fitwithin.candidate import Candidate, View, by_size
 from fitwithin.data.batches import EvalBatches
-from fitwithin.data.dataset import Floats
 from fitwithin.data.prefetch import PrefetchLoader, Stream, ring_bytes
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import EvaluateJob, JobSettings
 from fitwithin.engine.margins import REHEARSED_BATCHES, VIEW_PASSES, VIEW_S
-from fitwithin.engine.results import EVALUATED, EvalResult, Progress, logits_path, read_eval_result
-from fitwithin.files import write_atomic, write_text_atomic
+from fitwithin.engine.results import EVALUATED, EvalResult, Progress, logits_path
+from fitwithin.files import read_json, to_json, write_atomic, write_text_atomic
 from fitwithin.training import model as models
 from fitwithin.training.learner import Learner
 from fitwithin.training.progress import EvalEstimate
+
+if TYPE_CHECKING:
+    from fitwithin.data.dataset import Floats
 
 #: Evaluation needs no gradients: this many images at once keep a GPU busy, and the peak below training's.
 EVAL_BATCH = 256
@@ -108,7 +110,7 @@ class Evaluator:
         size = eval_batch(job.batch)
         sizes = [(split, views) for views in by_size(job.views, job.candidate.train_px) for split in job.splits]
         total = sum(self._batches(split, size) for split, _ in sizes)
-        there = read_eval_result(folder / EVALUATED)
+        there = read_json(EvalResult, folder / EVALUATED)
         found = there or EvalResult(done=(), ms_per_image={}, batch=size, peak_bytes=0)
         self.ms_per_image.update(found.ms_per_image)
         seen, seen_at, emitted_at = 0, 0.0, -math.inf
@@ -153,7 +155,7 @@ class Evaluator:
                 ms_per_image={**found.ms_per_image, **costs},
                 peak_bytes=max(found.peak_bytes, device.peak_bytes()),
             )
-            write_text_atomic(folder / EVALUATED, json.dumps(asdict(found), allow_nan=False), fsync=True)
+            write_text_atomic(folder / EVALUATED, to_json(found), fsync=True)
             device.empty_cache()
         return replace(found, peak_bytes=max(found.peak_bytes, device.peak_bytes()))
 

@@ -12,7 +12,8 @@ from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import TrainJob
-from fitwithin.engine.results import OUTCOME, TrainResult, read_train_result
+from fitwithin.engine.results import OUTCOME, TrainResult
+from fitwithin.files import read_json
 from fitwithin.training.distributed import SINGLE_PROCESS, ProcessGroup
 from fitwithin.training.evaluation import Evaluator
 from fitwithin.training.trainer import Emit, Trainer
@@ -41,7 +42,7 @@ def train(
             process.
         TrainingError: the loss or a weight is no longer finite, whatever the rate.
     """
-    if (finished := read_train_result(Path(job.folder) / OUTCOME)) is not None:
+    if (finished := read_json(TrainResult, Path(job.folder) / OUTCOME)) is not None:
         return finished
     trainer = Trainer(job, device, feeder, asked_at, team, emit)
     trainer.resume()

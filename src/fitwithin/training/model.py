@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import nn
 from fitwithin.candidate import Candidate
 from fitwithin.engine.results import CARD, WEIGHTS
 from fitwithin.errors import RunFolderError, UsageError
-from fitwithin.files import write_atomic, write_text_atomic
+from fitwithin.files import read_json, to_json, write_atomic, write_text_atomic
 
 #: Channel means and deviations of ImageNet, as timm uses them; trained from scratch, any fixed values would do.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -80,17 +79,16 @@ def amp_dtype(precision: str, usual: torch.dtype) -> torch.dtype | None:
 def save(model: nn.Module, card: Card, folder: Path) -> None:
     """Write ``card.json`` and ``model.safetensors`` into ``folder``; an older model stays whole until replaced."""
     state = {name: value.detach().to("cpu").contiguous().clone() for name, value in model.state_dict().items()}
-    write_text_atomic(folder / CARD, json.dumps(asdict(card), indent=1), fsync=True)
+    write_text_atomic(folder / CARD, to_json(card, indent=1), fsync=True)
     write_atomic(folder / WEIGHTS, lambda path: save_file(state, path), fsync=True)
 
 
 def load_card(folder: Path) -> Card:
     """The card of a saved model; RunFolderError if there is none."""
-    path = folder / CARD
-    if not path.is_file():
+    card = read_json(Card, folder / CARD)
+    if card is None:
         raise RunFolderError(f"there is no model in {folder} (no {CARD})")
-    value = json.loads(path.read_text(encoding="utf-8"))
-    return Card(**{**value, "classes": tuple(value["classes"])})
+    return card
 
 
 def adopt(net: nn.Module, folder: str) -> None:

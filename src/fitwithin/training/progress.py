@@ -11,7 +11,7 @@ from enum import IntEnum
 from typing import Any
 
 from fitwithin.engine.jobs import TrainJob
-from fitwithin.engine.results import Progress, TrainResult
+from fitwithin.engine.results import Ended, Progress, TrainResult
 from fitwithin.errors import TrainingError
 from fitwithin.training.schedule import make_schedule, rate_factor, reading_every_s, steps_end_at
 
@@ -252,7 +252,7 @@ class TrialProgress:
     def result(self, *, finished: bool = False) -> TrainResult:
         """How the trial stands; before it is ``finished``, as if time were over now."""
         schedule = self.schedule
-        whole = "complete" if schedule.step >= self.job.steps else "shortened"
+        whole: Ended = "complete" if schedule.step >= self.job.steps else "shortened"
         return TrainResult(
             steps=schedule.step,
             planned_steps=self.job.steps,

@@ -17,9 +17,9 @@ from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import EvaluateJob, TrainJob
 from fitwithin.engine.margins import REHEARSAL_SHARE
-from fitwithin.engine.results import CHECKPOINT, OUTCOME, SALVAGE, Progress, TrainResult, train_result_to_json
+from fitwithin.engine.results import CHECKPOINT, OUTCOME, SALVAGE, Progress, TrainResult
 from fitwithin.errors import LoaderTimeout
-from fitwithin.files import write_text_atomic
+from fitwithin.files import to_json, write_text_atomic
 from fitwithin.training import model as models
 from fitwithin.training.distributed import ProcessGroup
 from fitwithin.training.evaluation import Evaluator, count_correct, eval_batch
@@ -222,7 +222,7 @@ class Trainer:
         self._update_peak()
         result = self.progress.result(finished=finished)
         if self.team.is_main:
-            write_text_atomic(self.folder / name, train_result_to_json(result), fsync=True)
+            write_text_atomic(self.folder / name, to_json(result), fsync=True)
         return result
 
     def _update_peak(self) -> None:

@@ -9,12 +9,11 @@ describes. See docs/decisions/0004-simulated-at-the-engine-seam.md.
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,18 +38,19 @@ from fitwithin.engine.results import (
     CompareResult,
     EvalResult,
     Failure,
+    FailureKind,
     Outcome,
     Probe,
     Progress,
     StepTiming,
     Timing,
     logits_path,
-    read_eval_result,
 )
 from fitwithin.engine.simulated.clock import SimulatedClock, SimulatedExecutor
 from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.engine.simulated.trial import read_accuracy, train
 from fitwithin.engine.worker_process import Standby
+from fitwithin.files import read_json, to_json
 
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Images
@@ -69,7 +69,7 @@ SLICES = 8
 class _Ended(Exception):
     """The job at hand has ended without a result."""
 
-    def __init__(self, kind: str, reason: str, peak_bytes: int | None = None) -> None:
+    def __init__(self, kind: FailureKind, reason: str, peak_bytes: int | None = None) -> None:
         super().__init__(reason)
         self.failure = Failure(kind=kind, reason=reason, peak_bytes=peak_bytes)
 
@@ -167,7 +167,7 @@ class Simulated:
                 self.clock.wait_until(min(until_at, at + heartbeat_timeout_s(self._at_work.job)) if hung else at)
                 if hung and self.now() < until_at:
                     raise _Ended("hung", f"nothing was heard of the worker for {self.now() - at:.0f} s")
-                if not hung:
+                if trouble.kind != "hang":
                     raise _Ended(trouble.kind, f"simulated: {trouble.kind} {trouble.at_s:g} s after the start")
                 break
         if self.now() >= until_at or ends_at > until_at:
@@ -289,7 +289,7 @@ class Simulated:
         law, folder = self.law, Path(job.folder)
         accuracy = read_accuracy(folder)
         peak_bytes = min(law.memory_bytes(job.candidate, job.batch), job.setting.memory_bytes)
-        there = read_eval_result(folder / EVALUATED)
+        there = read_json(EvalResult, folder / EVALUATED)
         found = there or EvalResult(done=(), ms_per_image={}, batch=job.batch, peak_bytes=peak_bytes)
         sizes = by_size(job.views, job.candidate.train_px)
         ways = [(split, view) for views in sizes for split in job.splits for view in views]
@@ -314,5 +314,5 @@ class Simulated:
             np.save(logits_path(folder, split, view), logits, allow_pickle=False)
             done = (*found.done, (split, view.name))
             found = replace(found, done=done, ms_per_image={**found.ms_per_image, view.name: 1e3 * image_s})
-            (folder / EVALUATED).write_text(json.dumps(asdict(found), allow_nan=False), encoding="utf-8")
+            (folder / EVALUATED).write_text(to_json(found), encoding="utf-8")
         return found

@@ -6,13 +6,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from fitwithin.candidate import Candidate, View
-from fitwithin.data.dataset import Floats
+
+if TYPE_CHECKING:
+    from fitwithin.data.dataset import Floats
 
 #: What can happen to a job.
 FAULTS = ("died", "hang", "memory")
@@ -20,13 +22,13 @@ FAULTS = ("died", "hang", "memory")
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What happens to the jobs that are running ``at_s`` seconds after the engine's start: one of FAULTS, once.
+    """What happens to the jobs that are running ``at_s`` seconds after the engine's start, once.
 
     A job that ``died`` is gone without an answer, one that ``hang``s goes on for ever, one of ``memory`` hits the cap.
     """
 
     at_s: float
-    kind: str
+    kind: Literal["died", "hang", "memory"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,11 +22,9 @@ from fitwithin.engine.results import (
     WEIGHTS,
     Progress,
     TrainResult,
-    read_train_result,
-    train_result_to_json,
 )
 from fitwithin.engine.simulated.law import SimulatedMachine
-from fitwithin.files import write_atomic, write_text_atomic
+from fitwithin.files import read_json, to_json, write_atomic, write_text_atomic
 from fitwithin.training.progress import CheckpointState, Due, EvalEstimate, TrialProgress
 
 if TYPE_CHECKING:
@@ -59,7 +57,7 @@ class Machine(Protocol):
 
 def train(engine: Machine, job: TrainJob, until_at: float, on_progress: Callable[[Progress], None]) -> TrainResult:
     """Train until the end or until ``until_at``, where the engine ends the job."""
-    if (finished := read_train_result(Path(job.folder) / OUTCOME)) is not None:
+    if (finished := read_json(TrainResult, Path(job.folder) / OUTCOME)) is not None:
         return finished
     trainer = SimulatedTrainer(engine, job, until_at)
     trainer.resume()
@@ -194,7 +192,7 @@ class SimulatedTrainer:
     def write_result(self, name: str, *, finished: bool = False) -> TrainResult:
         """How the trial stands, written into its folder too."""
         result = self.progress.result(finished=finished)
-        write_text_atomic(self.folder / name, train_result_to_json(result))
+        write_text_atomic(self.folder / name, to_json(result))
         return result
 
 
