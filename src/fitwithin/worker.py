@@ -24,15 +24,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from fitwithin.engine.jobs import (
-    CompareJob,
-    EvaluateJob,
-    ProbeJob,
-    ReserveMemoryJob,
-    Seat,
-    TrainJob,
-    evaluates_in_process,
-)
+from fitwithin.engine.jobs import CompareJob, EvaluateJob, ProbeJob, ReserveMemoryJob, Seat, TrainJob
 from fitwithin.engine.launch import ENDED, MESSAGE, READY, STARTED
 from fitwithin.engine.results import Failure, FailureKind, Progress, Reserved
 from fitwithin.errors import FitwithinError, LoaderTimeout, OutOfMemory, PeerLost
@@ -107,8 +99,7 @@ def _notify(status: socket.socket, kind: bytes, value: int) -> None:
 
 
 def _run_child(fd: int) -> None:
-    """Carry out the job that arrives on ``fd``, and the evaluation of the model that it trained if it is to; then leave
-    without running the server's exit handlers."""
+    """Carry out the job that arrives on ``fd``, then leave without running the server's exit handlers."""
     die_with_parent()
     connection = Connection(fd)
     code = 1
@@ -203,7 +194,7 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
         with opened.guard():
             if isinstance(job, TrainJob):
                 trained = loop.train(job, opened, feeder, asked_at, emit, team, evaluator)
-                if not evaluates_in_process(job):
+                if job.evaluation is None:
                     return trained
                 connection.send(("done", trained))
                 job = connection.recv()[0]  # the evaluation; EOFError if another process does it

@@ -324,7 +324,7 @@ def test_in_a_long_run_another_process_evaluates(alone: Any) -> None:
     assert whole(report)
     assert [evaluates_in_process(job) for job in run.engine.jobs] == [False, False]
     job, evaluation = run.engine.jobs
-    (turn,) = flow.draw_up(run).turns
+    (turn,) = flow.draw_up(run).trials
     assert evaluation.until_at - job.until_at >= turn.evaluation_s + train_phase.SEPARATE_MARGIN_S
     assert all(limit.kept for limit in report.receipt.limits)
 

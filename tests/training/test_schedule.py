@@ -111,7 +111,7 @@ def test_one_wild_reading_counts_ten_times_at_most() -> None:
     schedule.observe(0.0)
     schedule.step = 1
     schedule.observe(1e6)
-    assert schedule.pace_s == (10 + PRIOR_STEPS) / (1 + PRIOR_STEPS)
+    assert schedule.slowdown == (10 + PRIOR_STEPS) / (1 + PRIOR_STEPS)
 
 
 def test_a_pause_is_no_step() -> None:
@@ -120,7 +120,7 @@ def test_a_pause_is_no_step() -> None:
     schedule.step = 1
     schedule.pause()
     schedule.observe(500.0)
-    assert schedule.pace_s == 1.0
+    assert schedule.slowdown == 1.0
 
 
 @given(st.floats(1.0, 3.0))
@@ -236,7 +236,7 @@ def test_the_first_steps_at_a_size_say_nothing_of_the_pace() -> None:
         schedule.step += 1
         schedule.observe(now)
     assert schedule.stage.px == 128
-    assert schedule.pace_s == 2.0
+    assert schedule.slowdown == 1.0
 
 
 @given(st.integers(40, 800), st.floats(0.3, 1.4), st.integers(1, 3), st.floats(0, 20))

@@ -59,14 +59,8 @@ class CheckpointState:
 
 
 class TrialProgress:
-    """How far a trial is, and what is due.
-
-    Args:
-        n_train: images to train on.
-        n_val: images to validate on.
-        began_at: when its process was asked for.
-        now: when its model was on the device.
-    """
+    """How far a trial is, on ``n_train`` images and validated on ``n_val``; its process was asked for at ``began_at``
+    and has its model on the device ``now``."""
 
     def __init__(self, job: TrainJob, *, n_train: int, n_val: int, began_at: float, now: float) -> None:
         self.job = job
@@ -79,7 +73,6 @@ class TrialProgress:
         self.curve: list[dict[str, Any]] = []
         self.lr_factor = 1.0
         self.nan_restarts = 0
-        #: The largest memory that the driver has seen.
         self.peak_bytes = 0
         self.startup_s = now - began_at
         #: Seconds of steps, those of earlier processes included.
@@ -98,7 +91,8 @@ class TrialProgress:
         self._began_at = began_at
         self._earlier_s = 0.0
         self._saved_at = now
-        self._saved_step = -1
+        #: Whether no checkpoint was written yet.
+        self._first = True
 
     @property
     def peak_lr(self) -> float:
@@ -129,7 +123,7 @@ class TrialProgress:
     def resume(self, state: CheckpointState) -> None:
         """Go on from what an earlier process left."""
         self.schedule.resume(state.step, state.planned, state.reached)
-        self._saved_step = state.step
+        self._first = False
         self.lr_factor = state.lr_factor
         self.best = state.best
         self.validations = state.validations
@@ -156,7 +150,7 @@ class TrialProgress:
     def checkpoint_saved(self, begun_at: float, now: float) -> None:
         """A checkpoint was written, begun and done at these instants."""
         self._saved_at = now
-        self._saved_step = self.schedule.step
+        self._first = False
         self.checkpoint_s = now - begun_at
 
     # --- what is due
@@ -174,8 +168,8 @@ class TrialProgress:
             return Due.VALIDATION
         if self.schedule.done:
             return Due.NOTHING
-        every_s = self.job.checkpoint_every_s
-        return Due.CHECKPOINT if self._saved_step < 0 or now - self._saved_at >= every_s else Due.NOTHING
+        due = self._first or now - self._saved_at >= self.job.checkpoint_every_s
+        return Due.CHECKPOINT if due else Due.NOTHING
 
     def validation_steps(self) -> list[int]:
         """The steps after which a validation will be due, as the end stands now."""
@@ -200,9 +194,6 @@ class TrialProgress:
         self.evaluation_s = min(estimate.whole_s, self.job.evaluation_s)
         self.first_size_s = min(estimate.first_s, self.evaluation_s)
         self.validation_s = max(self.validation_s, min(estimate.validation_s, self.evaluation_s))
-        self._end_steps()
-
-    def _end_steps(self) -> None:
         self.schedule.training_ends_at = steps_end_at(self.job, self.model_s, self.evaluation_s)
 
     # --- validations and models
@@ -228,15 +219,14 @@ class TrialProgress:
         step = self.schedule.step
         accuracy = {"correct": correct, "total": self.n_val}
         self.validations.append({"step": step, "epoch": step / self.steps_per_epoch, "accuracy": accuracy})
-        if self.best is not None and correct < self.best:
-            return False
-        self.best = correct
-        return True
+        is_best = self.best is None or correct >= self.best
+        self.best = max(correct, self.best or 0)
+        return is_best
 
     def model_saved(self, seconds: float) -> None:
         """Writing a model took so long: the steps end in time for the last one."""
         self.model_s = seconds
-        self._end_steps()
+        self.schedule.training_ends_at = steps_end_at(self.job, self.model_s, self.evaluation_s)
 
     # --- what is reported
 

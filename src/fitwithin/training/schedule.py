@@ -99,11 +99,6 @@ class Schedule:
         return self.stages[self._stage]
 
     @property
-    def pace_s(self) -> float:
-        """Seconds per step in this stage: as planned, times how much slower than planned the last steps were."""
-        return self.slowdown * self.stage.step_s
-
-    @property
     def slowdown(self) -> float:
         """How many times as long as planned the last steps took, on average; the plan counts as a prior."""
         seen = sum(min(slow, OUTLIER) for slow in self._slow)

@@ -63,8 +63,7 @@ class SimulatedClock:
         return semaphore
 
     def advance(self, *, early: bool = False) -> bool:
-        """Let time pass until the first sleeping thread is due, or none if ``early``, and wake it; whether there is
-        one.
+        """Wake the first sleeping thread when it is due, or now if ``early``; whether there is one.
 
         The calling thread must sleep then.
         """

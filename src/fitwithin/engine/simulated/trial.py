@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from fitwithin.candidate import by_size
 from fitwithin.engine.jobs import TrainJob
@@ -23,39 +23,17 @@ from fitwithin.engine.results import (
     Progress,
     TrainResult,
 )
-from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.files import read_json, to_json, write_atomic, write_text_atomic
 from fitwithin.training.progress import CheckpointState, Due, EvalEstimate, TrialProgress
 
 if TYPE_CHECKING:
-    from fitwithin.data.dataset import Images
+    from fitwithin.engine.simulated.engine import Simulated
 
 #: Far from its end a trial is simulated in strides of this share of its steps left; at the end, step by step.
 STRIDES = 64
 
 
-class Machine(Protocol):
-    """What a trial needs of its engine (:class:`fitwithin.engine.simulated.engine.Simulated`)."""
-
-    law: SimulatedMachine
-    images: Images
-    started_at: float
-
-    @property
-    def number(self) -> int:
-        """Which of the engine's jobs this is."""
-
-    def now(self) -> float:
-        """The simulated present."""
-
-    def spend(self, seconds: float, until_at: float) -> None:
-        """Work for what are ``seconds`` on a machine at rest."""
-
-    def check_memory(self, job: TrainJob) -> int:
-        """The peak of the job, in bytes; it ends there if that is above the cap."""
-
-
-def train(engine: Machine, job: TrainJob, until_at: float, on_progress: Callable[[Progress], None]) -> TrainResult:
+def train(engine: Simulated, job: TrainJob, until_at: float, on_progress: Callable[[Progress], None]) -> TrainResult:
     """Train until the end or until ``until_at``, where the engine ends the job."""
     if (finished := read_json(TrainResult, Path(job.folder) / OUTCOME)) is not None:
         return finished
@@ -87,7 +65,7 @@ def train(engine: Machine, job: TrainJob, until_at: float, on_progress: Callable
 class SimulatedTrainer:
     """Does as :class:`fitwithin.training.trainer.Trainer`, by the law."""
 
-    def __init__(self, engine: Machine, job: TrainJob, until_at: float) -> None:
+    def __init__(self, engine: Simulated, job: TrainJob, until_at: float) -> None:
         self.engine = engine
         self.law = engine.law
         self.job = job
@@ -125,9 +103,8 @@ class SimulatedTrainer:
             for views in by_size(evaluation.views, candidate.train_px)
         ]
         validation_s = slow * self.n_val * law.eval_image_s(candidate, candidate.train_px)
-        self.progress.expect_evaluation(
-            EvalEstimate(whole_s=sum(sizes_s), first_s=sizes_s[0], validation_s=validation_s)
-        )
+        estimate = EvalEstimate(whole_s=sum(sizes_s), first_s=sizes_s[0], validation_s=validation_s)
+        self.progress.expect_evaluation(estimate)
 
     def stride(self) -> int:
         """Steps to take at once: many in the middle, single ones before a validation and at the end."""
@@ -165,13 +142,8 @@ class SimulatedTrainer:
         """Leave tokens where a model and its card would be."""
         begun_at = self.engine.now()
         self.spend(self.law.save_s)
-        card = {
-            **asdict(self.job.candidate),
-            "classes": self.engine.images.classes,
-            "crop": self.job.setting.recipe.crop_pct,
-            "arguments": {},
-        }
-        write_text_atomic(self.folder / CARD, json.dumps(card))
+        card = {"classes": self.engine.images.classes, "crop": self.job.setting.recipe.crop_pct, "arguments": {}}
+        write_text_atomic(self.folder / CARD, json.dumps({**asdict(self.job.candidate), **card}))
         write_atomic(self.folder / WEIGHTS, lambda new: new.write_bytes(_token(self.accuracy())))
         self.progress.model_saved(self.engine.now() - begun_at)
 
