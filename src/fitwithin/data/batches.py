@@ -54,7 +54,7 @@ class Crops:
 
 
 def sample_crops(heights: Ints, widths: Ints, recipe: Recipe, *, seed: int, epoch: int) -> Crops:
-    """The draws of an epoch over images of these sizes: torchvision's RandomResizedCrop, for all at once."""
+    """The crops of an epoch over images of these sizes: torchvision's RandomResizedCrop, for all at once."""
     rng = np.random.default_rng((seed, epoch))
     n = len(heights)
     order = rng.permutation(n).astype(np.int64)
@@ -109,7 +109,10 @@ class Batches(ABC):
     """
 
     def __init__(self, pack: Pack, *, px: int, batch: int, count: int, canvases: bool = False) -> None:
-        self._pack, self.px, self.size, self._count = pack, px, batch, count
+        self._pack = pack
+        self.px = px
+        self.size = batch
+        self._count = count
         self.label_shape = (batch, 3) if canvases else (batch,)
 
     def __len__(self) -> int:
@@ -150,9 +153,13 @@ class TrainBatches(Batches):
         assert canvas_px is None or canvas_px >= px, "a crop resized here must have room"
         count = max(0, steps - first_step)
         super().__init__(pack, px=canvas_px or px, batch=batch, count=count, canvases=canvas_px is not None)
-        self._train_px, self._canvas_px = px, canvas_px
-        self._rank, self._ranks = rank, ranks
-        self._recipe, self._seed, self._first = recipe, seed, first_step
+        self._train_px = px
+        self._canvas_px = canvas_px
+        self._rank = rank
+        self._ranks = ranks
+        self._recipe = recipe
+        self._seed = seed
+        self._first = first_step
         self._indices = pack.indices("train")
         self._heights = np.asarray(pack.heights[self._indices], dtype=np.int64)
         self._widths = np.asarray(pack.widths[self._indices], dtype=np.int64)

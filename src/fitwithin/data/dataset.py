@@ -77,7 +77,7 @@ class Dataset:
 
 
 def drop_broken(dataset: Dataset, broken: Sequence[Broken]) -> Dataset:
-    """The data set less its broken samples; the fingerprint stays, for it names what is in the folder.
+    """The data set without its broken samples; the fingerprint stays, for it names what is in the folder.
 
     Raises:
         DataError: what is left is no longer a valid data set.
@@ -91,7 +91,11 @@ def drop_broken(dataset: Dataset, broken: Sequence[Broken]) -> Dataset:
 
 
 def check(root: Path, classes: Sequence[str], samples: Sequence[Sample], *, after: str = "") -> None:
-    """The classes and samples can be trained on and validated."""
+    """Check that the classes and samples can be trained on and validated.
+
+    Raises:
+        DataError: they cannot; ``after`` says what was done to them.
+    """
     if not samples:
         raise DataError(f"{root} has no image in {len(classes)} class folders{after}; lay the images out as {LAYOUT}")
     if len(classes) < 2:

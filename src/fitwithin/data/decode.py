@@ -110,7 +110,7 @@ _quiet_scope: warnings.catch_warnings[None] | None = None
 
 @contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """Silences Pillow's warnings (bombs, odd EXIF, odd TIFF tags): each file's fate is told through UNREADABLE.
+    """Silence Pillow's warnings (bombs, odd EXIF, odd TIFF tags): a damaged file shows by an error of UNREADABLE.
 
     ``catch_warnings`` saves and restores process-wide filters, so overlapping threads would undo one another: the
     first one in sets the filter, the last one out restores what was there.

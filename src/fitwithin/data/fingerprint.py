@@ -69,7 +69,7 @@ def _known(record_path: Path, stamp: str) -> str | None:
 
 
 def mtimes_settled(statuses: Sequence[Status | None], read_at: float) -> bool:
-    """Every file could be read, and would have another date if it had changed since."""
+    """Whether every file could be read, and would have another date if it had changed since."""
     return all(status is not None and max(status[3:]) < (read_at - TICK_S) * 1e9 for status in statuses)
 
 
@@ -79,7 +79,7 @@ def _stamp(root: Path, paths: Sequence[str], statuses: Sequence[Status | None]) 
 
 
 def status_of(status: os.stat_result) -> Status:
-    """What of a file's status tells of its contents."""
+    """What of a file's status says of its contents."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 

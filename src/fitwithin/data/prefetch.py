@@ -1,9 +1,8 @@
 """Batches made by processes into memory that they share with this one, pinned for the GPU: nothing is copied twice.
 
-Threads share one interpreter: twelve of them made 2,000 to 5,000 images/s at 160 px (an H100's host, 16 cores).
-PyTorch's DataLoader passes every batch through a file of shared memory, at 1 GB/s. Here each process writes its part of
-every batch where the GPU fetches it. All are forked before CUDA starts, by one process of their own, side by side with
-CUDA's start.
+Threads share one interpreter: twelve made 2,000 to 5,000 images/s at 160 px (an H100's host, 16 cores). PyTorch's
+DataLoader passes every batch through a file of shared memory, at 1 GB/s. Here each process writes its part of every
+batch where the GPU fetches it. All are forked before CUDA starts, by one process of their own.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -76,12 +75,17 @@ class PrefetchLoader:
     """
 
     def __init__(self, pack: Pack, workers: int, rings: Sequence[int], *, pin: bool) -> None:
-        self.pack, self.workers, self._rings = pack, workers, tuple(rings)
+        self.pack = pack
+        self.workers = workers
+        self._rings = tuple(rings)
         self._starts = tuple(HEADER + sum(rings[:ring]) for ring in range(len(rings)))
-        self._pin, self._pinned, self._supervisor, self._opened = pin, False, 0, 0
+        self._pin = pin
+        self._pinned = False
+        self._supervisor = 0
+        self._opened = 0
         #: A batch not made within so many seconds never will be: then the processes hang, and nothing can be opened.
-        self.loader_timeout_s, self.stalled = math.inf, False
-        self._memory: mmap.mmap | None = None
+        self.loader_timeout_s = math.inf
+        self.stalled = False
         self._commands: list[Connection] = []
         self._streams: dict[int, Stream] = {}
 
@@ -96,11 +100,11 @@ class PrefetchLoader:
         self._current = np.frombuffer(self._memory, np.int64, len(self._rings))
         pipes = [Pipe(duplex=False) for _ in range(self.workers)]
         receivers, self._commands = [pipe[0] for pipe in pipes], [pipe[1] for pipe in pipes]
-        self._done_reader, done_writer = os.pipe()
-        self._supervisor = _fork(partial(_supervise, self.pack, receivers, self._commands, done_writer, self._memory))
+        self._done_reader, done_fd = os.pipe()
+        self._supervisor = _fork(partial(_supervise, self.pack, receivers, self._commands, done_fd, self._memory))
         for receiver in receivers:
             receiver.close()
-        os.close(done_writer)
+        os.close(done_fd)
         return self
 
     @contextmanager
@@ -113,7 +117,6 @@ class PrefetchLoader:
             DataError: (while it is read) a worker failed or died.
         """
         batches = batches_cls(self.pack, **arguments)
-        assert self._memory is not None, "not started"
         needed_bytes = ring_bytes([(batches.size, batches.px)])
         free = [n for n, size in enumerate(self._rings) if not self._current[n] and size >= needed_bytes]
         assert free, "no ring is free that has room"
@@ -121,7 +124,7 @@ class PrefetchLoader:
             self._register()
         ring, self._opened = free[0], self._opened + 1
         self._current[ring] = self._opened
-        opened = Stream(self, self._opened, self._starts[ring], batches, until_at)
+        opened = Stream(self, self._memory, self._opened, self._starts[ring], batches, until_at)
         self._streams[self._opened] = opened
         self.command((opened.number, ring, self._starts[ring], batches_cls, arguments))
         try:
@@ -134,7 +137,7 @@ class PrefetchLoader:
             del self._streams[opened.number]
 
     def command(self, message: tuple[Any, ...]) -> None:
-        """Tell every worker."""
+        """Send every worker a message."""
         for command in self._commands:
             with suppress(BrokenPipeError):  # it will be missed soon enough
                 command.send(message)
@@ -168,12 +171,6 @@ class PrefetchLoader:
             raise DataError(f"a process that loads images died (status {code}); the machine may be short of memory")
         raise DataError("the processes that load images have ended")
 
-    def slot(self, start: int, batches: Batches, number: int) -> Batch:
-        """Where the batch of that number lies: uint8 [B, H, W, 3] and int64 [B], or on canvases [B, 3]."""
-        assert self._memory is not None
-        x_bhwc, y_b = _views(self._memory, start, batches, number)
-        return torch.from_numpy(x_bhwc), torch.from_numpy(y_b)
-
     def _register(self) -> None:
         size = self.capacity_bytes
         if failed := int(torch.cuda.cudart().cudaHostRegister(self._address(), size, 0)):  # type: ignore[no-untyped-call]
@@ -181,7 +178,6 @@ class PrefetchLoader:
         self._pinned = True
 
     def _address(self) -> int:
-        assert self._memory is not None
         return int(np.frombuffer(self._memory, np.uint8).ctypes.data)
 
     def close(self) -> None:
@@ -207,30 +203,35 @@ class PrefetchLoader:
         self.close()
 
 
+@dataclass(eq=False)
 class Stream:
     """Batches in order. A batch is valid until HELD later ones have been taken."""
 
+    loader: PrefetchLoader
+    memory: mmap.mmap
+    number: int
+    start: int
+    batches: Batches
+    until_at: float
     #: Batches that are made before they are asked for.
-    prefetch = SLOTS - HELD + 1
-
-    def __init__(self, loader: PrefetchLoader, number: int, start: int, batches: Batches, until_at: float) -> None:
-        self.number, self._until_at = number, until_at
-        self._loader, self._start, self._batches = loader, start, batches
-        self._asked = self._taken = 0
-        self._made: Counter[int] = Counter()
-        self._failed = ""
+    prefetch: ClassVar[int] = SLOTS - HELD + 1
+    _asked: int = 0
+    _taken: int = 0
+    _made: Counter[int] = field(default_factory=Counter)
+    _failed: str = ""
 
     def __iter__(self) -> Iterator[Batch]:
-        for number in range(len(self._batches)):
-            while self._asked < min(number + self.prefetch, len(self._batches)):
-                self._loader.command((self.number, self._asked))
+        for number in range(len(self.batches)):
+            while self._asked < min(number + self.prefetch, len(self.batches)):
+                self.loader.command((self.number, self._asked))
                 self._asked += 1
             if not self._wait(number):
                 return
             self._taken = number + 1
             if self._failed:
                 raise DataError(f"the images could not be loaded: {self._failed}")
-            yield self._loader.slot(self._start, self._batches, number)
+            x_bhwc, y_b = _views(self.memory, self.start, self.batches, number)
+            yield torch.from_numpy(x_bhwc), torch.from_numpy(y_b)
 
     def note(self, number: int, failed: str) -> None:
         """A worker is done with its part of that batch."""
@@ -239,10 +240,10 @@ class Stream:
 
     def _wait(self, number: int) -> bool:
         """Until all of that batch is made, or failed to be; whether that came to pass in time."""
-        until_at = min(self._until_at, time.monotonic() + self._loader.loader_timeout_s)
-        while self._made[number] < self._loader.workers and not self._loader.stalled:
-            self._loader.listen(until_at)
-        return self._made.pop(number, 0) == self._loader.workers
+        until_at = min(self.until_at, time.monotonic() + self.loader.loader_timeout_s)
+        while self._made[number] < self.loader.workers and not self.loader.stalled:
+            self.loader.listen(until_at)
+        return self._made.pop(number, 0) == self.loader.workers
 
     def drain(self) -> None:
         """Wait until nothing that was asked for is still being made."""
@@ -286,25 +287,22 @@ def _fork(work: Callable[[], None]) -> int:
 
 
 def _supervise(
-    pack: Pack, receivers: list[Connection], commands: list[Connection], done_writer: int, memory: mmap.mmap
+    pack: Pack, inputs: list[Connection], commands: list[Connection], done_fd: int, memory: mmap.mmap
 ) -> None:
     """Fork the workers, make the ring's pages, and end as soon as a worker does; whoever is left ends with this."""
     for command in commands:
         command.close()  # or no worker would see the end of its commands
-    children = [
-        _fork(partial(_work, pack, worker_id, len(receivers), receiver, done_writer, memory))
-        for worker_id, receiver in enumerate(receivers)
-    ]
-    os.close(done_writer)
+    for worker_id, receiver in enumerate(inputs):
+        _fork(partial(_work, pack, worker_id, len(inputs), receiver, done_fd, memory))
+    os.close(done_fd)
     with suppress(OSError):
         memory.madvise(MADV_POPULATE_WRITE)
-    for _ in children:
-        _, status = os.wait()
-        if status:
+    for _ in inputs:
+        if os.wait()[1]:
             os._exit(1)
 
 
-def _work(pack: Pack, worker_id: int, workers: int, commands: Connection, done_writer: int, memory: mmap.mmap) -> None:
+def _work(pack: Pack, worker_id: int, workers: int, commands: Connection, done_fd: int, memory: mmap.mmap) -> None:
     """Fill the ``worker_id``-th part of every batch that is asked for, until no more commands can come."""
     torch.set_num_threads(1)
     current = np.frombuffer(memory, np.int64, HEADER // 8)
@@ -318,14 +316,14 @@ def _work(pack: Pack, worker_id: int, workers: int, commands: Connection, done_w
             streams = {number: other for number, other in streams.items() if other.ring != message[0]}
             streams[stream] = _Described(*message)
             continue
-        (number,), told = message, b""
+        (number,), failure = message, b""
         try:
             if current[streams[stream].ring] == stream:
                 _fill(memory, streams[stream], pack, number, worker_id, workers)
         except Exception as error:
             traceback.print_exc()
-            told = f"{type(error).__name__}: {' '.join(str(error).split())}".encode()[:248]
-        os.write(done_writer, DONE.pack(stream, number, told))
+            failure = f"{type(error).__name__}: {' '.join(str(error).split())}".encode()[:248]
+        os.write(done_fd, DONE.pack(stream, number, failure))
 
 
 @dataclass

@@ -17,24 +17,24 @@ T = TypeVar("T")
 
 
 class Executor(Protocol):
-    """Work that goes on side by side in the engine's time, a thread for each; a block, at whose end nothing goes on.
+    """Runs work side by side in the engine's time, a thread for each; a block, at whose end all of it has ended.
 
     Where the block ends with an error or an interrupt, whatever is at work is ended at once.
     """
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Let it begin, in a thread of its own."""
+        """The future of ``work``, which begins in a thread of its own."""
 
     def wait(self) -> Future[Any]:
-        """The next of those begun that has ended, well or not; each is told of once."""
+        """The future of the work that ended next, well or not; each is returned once."""
 
     def __enter__(self) -> Executor:
-        """The crew itself."""
+        """The executor itself."""
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing goes on."""
+        """Wait until all has ended; end it where there was an error."""
 
 
 class Engine(Protocol):
@@ -55,13 +55,13 @@ class Engine(Protocol):
         will."""
 
     def max_parallel(self, wanted: int, memory_bytes: int) -> int:
-        """How many jobs of that memory can be at work at once, ``wanted`` at most and one at least."""
+        """How many jobs that take ``memory_bytes`` each fit at once, ``wanted`` at most and one at least."""
 
     def now(self) -> float:
         """The present on the engine's clock, in monotonic seconds."""
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass."""
+        """Let so many seconds pass on the engine's clock."""
 
     def run(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
         """The job's outcome; one still running at ``until_at`` is ended there: a Failure of kind ``deadline``.
@@ -70,7 +70,7 @@ class Engine(Protocol):
         """
 
     def crew(self, count: int) -> Executor:
-        """Threads for so much work side by side, whose jobs this engine carries out."""
+        """An executor for so many pieces of work at once, whose jobs this engine carries out."""
 
     def close(self) -> None:
         """End everything that was started."""

@@ -47,7 +47,6 @@ class Cuda:
         self.memory_format = torch.contiguous_format
         self.name = f"cuda:{index}"
         self._limit = 0
-        self._accounting = "process"
         self._outside = 0
         self._sampler: Sampler | None = None
         self._marks: deque[torch.cuda.Event] = deque()
@@ -57,10 +56,11 @@ class Cuda:
     def set_memory_cap(
         self, limit_bytes: int, accounting: str, non_allocator_bytes: int = 0, staged_bytes: int = 0
     ) -> None:
-        """Bound this process's memory on the device.
+        """Bound this process's memory on the device; call once, before the first allocation.
 
-        Kernels are loaded while the first steps run, outside the allocator: without ``non_allocator_bytes`` to expect,
-        a process at the edge of its cap was seen 117 MB above it for a moment.
+        ``non_allocator_bytes`` is what an earlier process like this one came to hold outside the allocator, 0 if that
+        is unknown. Kernels are loaded there while the first steps run: without a figure to expect, a process at the
+        edge of its cap was seen 117 MB above it for a moment.
 
         Raises:
             DeviceError: the cap does not even cover the CUDA context, or the driver's count cannot be read.
@@ -68,7 +68,8 @@ class Cuda:
         import torch
 
         del staged_bytes  # in the host's memory
-        self._limit, self._accounting, self._outside = limit_bytes, accounting, non_allocator_bytes
+        self._limit = limit_bytes
+        self._outside = non_allocator_bytes
         gauge = DriverGauge() if accounting == "process" else None  # before the context, for its baseline
         if not torch.cuda.is_available():
             raise DeviceError(
@@ -95,11 +96,11 @@ class Cuda:
         return self._outside if self._gauge is not None else 0
 
     def usable_bytes(self) -> int:
-        """The cap; under ``process`` less SLACK_BYTES."""
+        """What :meth:`needed_bytes` may come to: the cap, less SLACK_BYTES for late kernels under ``process``."""
         return self._limit - (SLACK_BYTES if self._gauge is not None else 0)
 
     def record_allocations(self) -> None:
-        """Begin the allocator's history anew."""
+        """Begin to record what is asked of the allocator; costs a little time at every request."""
         import torch
 
         torch.cuda.memory._record_memory_history(None)
@@ -107,7 +108,8 @@ class Cuda:
         torch.cuda.memory._record_memory_history("all", context=None, stacks="python", device=self.index)
 
     def needed_bytes(self) -> int:
-        """What lies outside the allocator and what was asked of it."""
+        """The least cap under which everything since :meth:`record_allocations` would have passed; the peak where
+        nothing is recorded."""
         import torch
 
         if self._watched_from is None:
@@ -116,7 +118,7 @@ class Cuda:
         return self.non_allocator_bytes() + required_limit_bytes(trace, self._watched_from)
 
     def num_other_processes(self) -> int:
-        """As the driver shows them under ``process``."""
+        """How many processes that are not of this run use the device; 0 under ``allocator``, where nobody can tell."""
         return self._gauge.num_other_processes() if self._gauge is not None else 0
 
     def update_limit(self) -> None:
@@ -138,7 +140,7 @@ class Cuda:
         torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / self._total), self.index)
 
     def peak_bytes(self) -> int:
-        """The peak by the chosen accounting."""
+        """The most memory held so far, by the chosen accounting."""
         import torch
 
         reserved = int(torch.cuda.max_memory_reserved(self.index))
@@ -181,7 +183,7 @@ class Cuda:
             self._marks.popleft().synchronize()
 
     def read_async(self, value: torch.Tensor) -> Callable[[], float | None]:
-        """Fetch a scalar beside the work that is queued."""
+        """Fetch a scalar without waiting: what is returned gives None until it is there."""
         import torch
 
         host = torch.empty((), dtype=value.dtype, pin_memory=True)
@@ -195,11 +197,11 @@ class Cuda:
         """Turn the allocator's and the driver's out-of-memory into OutOfMemory."""
         import torch
 
-        told = None
+        message = None
         try:
             yield
         except torch.OutOfMemoryError as error:
-            told = str(error)
+            message = str(error)
             clear_frames(error)
         except RuntimeError as error:
             # cuBLAS and the driver have no type for it; a batch too large for a kernel shows as NOT_SUPPORTED.
@@ -207,12 +209,12 @@ class Cuda:
             causes = (error, error.__context__)
             if not any(words in str(cause) for cause in causes for words in _CUDA_OUT_OF_MEMORY):
                 raise
-            told = str(error.__context__ or error)
+            message = str(error.__context__ or error)
             clear_frames(error)
-        if told is not None:
+        if message is not None:
             if self.memory_taken_by_others():
                 raise DeviceFull(CROWDED)
-            raise out_of_memory(told)
+            raise out_of_memory(message)
 
     def memory_taken_by_others(self) -> bool:
         """Whether the card had less to give at some time than the cap allows: others hold it."""

@@ -1,4 +1,4 @@
-"""The seam to hardware: a memory cap, a peak, a clock and out-of-memory, for CUDA, for the CPU, and for laws in tests.
+"""The seam to hardware: a memory cap, a peak and out-of-memory, for CUDA (cuda.py) and for the CPU.
 
 A device is opened once per process, before the first allocation. Out-of-memory is recognised here and in cuda.py,
 nowhere else.
@@ -40,16 +40,23 @@ class Cpu:
             torch.channels_last
         )  # 1.3 to 1.7 times faster for convolutions on the CPU (measured: 64 px, batch 64, two cores)
         self._sampler: Sampler | None = None
-        self._limit = self._mapped = self._staged = 0
+        self._limit = 0
+        self._mapped = 0
+        self._staged = 0
 
     def set_memory_cap(
         self, limit_bytes: int, accounting: str, non_allocator_bytes: int = 0, staged_bytes: int = 0
     ) -> None:
-        """Bound memory growth; starts the thread pools first, since under the limit no thread may start."""
+        """Bound the growth of this process's memory; call once, before the first allocation.
+
+        ``staged_bytes`` is the host's memory in which batches are made. Thread pools are started first, since under the
+        limit no thread may start.
+        """
         import torch
 
         del accounting, non_allocator_bytes  # there is one memory and one count of it
-        self._limit, self._staged = limit_bytes, staged_bytes
+        self._limit = limit_bytes
+        self._staged = staged_bytes
         with torch.no_grad():  # starts OpenMP's threads
             torch.nn.functional.conv2d(torch.zeros(2, 3, 64, 64), torch.zeros(8, 3, 3, 3)).relu().sum()
         base, held, shared = (status_bytes(field) for field in ("RssAnon", "VmData", "RssShmem"))
@@ -65,7 +72,7 @@ class Cpu:
             resource.setrlimit(resource.RLIMIT_DATA, (held + max(0, limit_bytes - staged_bytes), hard))
 
     def non_allocator_bytes(self) -> int:
-        """Nothing."""
+        """0: there is no allocator with a count of its own."""
         return 0
 
     def usable_bytes(self) -> int:
@@ -94,7 +101,7 @@ class Cpu:
         return self._sampler.peak
 
     def memory_taken_by_others(self) -> bool:
-        """Nobody can tell."""
+        """False: nobody can know."""
         return False
 
     def retries(self) -> int:
@@ -105,7 +112,7 @@ class Cpu:
         """The CPU is always done."""
 
     def empty_cache(self) -> None:
-        """There is none."""
+        """There is nothing to give back."""
 
     def limit_run_ahead(self) -> None:
         """The CPU cannot run ahead of itself."""
@@ -119,19 +126,19 @@ class Cpu:
         """Turn torch's and Python's words for a failed allocation into OutOfMemory."""
         import torch
 
-        told = None
+        message = None
         try:
             yield
         except (torch.OutOfMemoryError, MemoryError) as error:
-            told = str(error)
+            message = str(error)
             clear_frames(error)
         except (RuntimeError, SystemError) as error:
             if not _is_cpu_out_of_memory(error):
                 raise
-            told = str(error)
+            message = str(error)
             clear_frames(error)
-        if told is not None:
-            raise out_of_memory(told)
+        if message is not None:
+            raise out_of_memory(message)
 
 
 #: How libraries below torch say that an allocation failed; none of them has a type of its own. The last two are

@@ -23,7 +23,8 @@ class Sampler:
 
     def __init__(self, gauge: Callable[[], int], every_s: float = SAMPLE_S) -> None:
         self.peak = 0
-        self._gauge, self._every_s = gauge, every_s
+        self._gauge = gauge
+        self._every_s = every_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="memory-sampler", daemon=True)
         self._thread.start()
@@ -82,7 +83,8 @@ class DriverGauge:
         """Look at the device that torch knows by this UUID; NVML's own numbering ignores CUDA_VISIBLE_DEVICES."""
         for name, (handle, base) in self._base.items():
             if name.removeprefix("GPU-") == uuid.removeprefix("GPU-"):
-                self._handle, self._used_before = handle, base
+                self._handle = handle
+                self._used_before = base
                 return
         raise DeviceError(f"the driver does not list the device {uuid}; --memory-accounting allocator does without it")
 
@@ -159,9 +161,9 @@ def required_limit_bytes(trace: Iterable[Mapping[str, Any]], reserved_bytes: int
     return demanded
 
 
-def out_of_memory(told: str) -> OutOfMemory:
-    """The error for a backend's own words."""
-    lines = told.strip().splitlines()
+def out_of_memory(message: str) -> OutOfMemory:
+    """The error to raise for a backend's message."""
+    lines = message.strip().splitlines()
     return OutOfMemory(f"the memory cap was reached ({lines[0][:200] if lines else 'no details'})")
 
 

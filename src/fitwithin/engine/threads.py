@@ -28,30 +28,30 @@ class Threads:
 
     def __init__(self, count: int, close: Callable[[], None]) -> None:
         self._close = close
-        self._begun: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        self._over: SimpleQueue[Future[Any]] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._done: SimpleQueue[Future[Any]] = SimpleQueue()
         self._threads = [Thread(target=self._work, name=f"slot-{n}", daemon=True) for n in range(count)]
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """It begins at once if a thread is free."""
+        """The future of ``work``, which begins at once if a thread is free."""
         future: Future[T] = Future()
-        self._begun.put((future, work))
+        self._queue.put((future, work))
         return future
 
     def wait(self) -> Future[Any]:
-        """Sleep until something has ended; an interrupt wakes it too."""
+        """The future of the work that ended next; sleeps until then, and an interrupt wakes it too."""
         while True:
             with suppress(Empty):
-                return self._over.get(timeout=LOOK_S)
+                return self._done.get(timeout=LOOK_S)
 
     def _work(self) -> None:
-        while (begun := self._begun.get()) is not None:
-            future, work = begun
+        while (submitted := self._queue.get()) is not None:
+            future, work = submitted
             try:
                 future.set_result(work())
             except BaseException as error:
                 future.set_exception(error)
-            self._over.put(future)
+            self._done.put(future)
 
     def __enter__(self) -> Threads:
         for thread in self._threads:
@@ -63,9 +63,9 @@ class Threads:
     ) -> None:
         with suppress(Empty):
             while True:  # what no thread was free for does not begin any more
-                self._begun.get_nowait()
+                self._queue.get_nowait()
         for _ in self._threads:
-            self._begun.put(None)
+            self._queue.put(None)
         if kind is not None:
             self._close()
         for thread in self._threads:

@@ -47,7 +47,7 @@ class Sampling:
 USUAL = Sampling(run_up_s=0.5, least_s=0.5, most_s=3.0, steps=6, steady=0.003)
 BRIEF = Sampling(run_up_s=0.1, least_s=0.15, most_s=0.3, steps=3, steady=0.02, error=0.05)
 
-#: A brief timing looks at so many batches of an evaluation, and for so many seconds at more, up to so many. (Three told
+#: A brief timing looks at so many batches of an evaluation, and for so many seconds at more, up to so many. (Three gave
 #: 0.12 to 0.54 s for validations that took 0.13 to 0.34, too much as often as too little: 64 and 80 px, H100.)
 BRIEF_BATCHES, BRIEF_EVALUATION_S, BRIEF_MOST = 3, 0.15, 12
 
@@ -67,9 +67,10 @@ CHANGE_STEPS = 3
 def measure(
     learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: PrefetchLoader, startup_s: float, scratch: Path
 ) -> Timing:
-    """The pace of the device, of the loader and of both together, and what happens beside steps.
+    """Seconds of everything that a plan needs: steps of the device, of the loader and of both together, evaluation,
+    checkpoint.
 
-    As a turn does, it begins with the smallest size of progressive resizing and goes on to the next. The pace is that
+    As a trial does, it begins with the smallest size of progressive resizing and goes on to the next. The pace is that
     of the step as it was recorded first: recorded again after an evaluation, ResNeSt's float16 steps were 1.2 to 1.8 %
     faster than the turns that followed (H100). Nothing else may start meanwhile: beside a start, eight of 40
     samples had an interval of 1 to 3.4 %, where 0.1 is usual, and two dummy paces were 15 and 16 % slow.
@@ -243,14 +244,14 @@ def _evaluation(learner: Learner, job: ProbeJob, feeder: PrefetchLoader, px: int
     per image of the others, and those of the device alone."""
     marks = [time.monotonic()]
 
-    def note() -> bool:
+    def on_batch() -> bool:
         marks.append(time.monotonic())
         seen, since_s = len(marks) - 1, marks[-1] - marks[0]
         return not job.quick or seen < BRIEF_BATCHES or (seen < BRIEF_MOST and since_s < BRIEF_EVALUATION_S)
 
     size, n = eval_batch(job.batch // job.accum_steps), len(feeder.pack.indices("val"))
     views = [View(px=px, flip=False)]
-    split_logits(learner, feeder, "val", views, crop=job.setting.recipe.crop_pct, batch=size, on_batch=note)
+    split_logits(learner, feeder, "val", views, crop=job.setting.recipe.crop_pct, batch=size, on_batch=on_batch)
     whole_s, device_s = marks[-1] - marks[0], ms_per_image(learner, views[0], size, eager=False) / 1e3
     if len(marks) < 3:
         return 0.0, whole_s / n, device_s

@@ -13,7 +13,7 @@ from fitwithin.profiling.profile import Rejection
 #: A variant is kept while it may be within this of the best: a percent or two may turn round at large batches.
 MARGIN = 0.02
 
-#: A reason tells of first steps where they take so many seconds more than the best variant's.
+#: A reason speaks of first steps where they take so many seconds more than the best variant's.
 NOTICEABLE_S = 1.0
 
 
@@ -35,12 +35,12 @@ def layouts(variants: Sequence[Candidate]) -> tuple[Candidate, ...]:
 
 
 def slower(
-    paces: Mapping[Candidate, StepTiming], turn_s: float = math.inf, sizes: Mapping[int, int] | None = None
+    paces: Mapping[Candidate, StepTiming], trial_s: float = math.inf, sizes: Mapping[int, int] | None = None
 ) -> dict[Candidate, str]:
     """The variants that lose by more than the noise and MARGIN, each with the reason.
 
     Args:
-        turn_s: how long a turn is; a variant whose first steps take most of that loses to a slower one.
+        trial_s: seconds that a trial lasts; a variant whose first steps take most of that loses to a slower one.
         sizes: how many sizes progressive resizing goes through, by the size at its end; one where it is not said.
     """
     if not paces:
@@ -48,19 +48,19 @@ def slower(
 
     def amortised_s(candidate: Candidate, errors: float = 0.0) -> float:
         pace = paces[candidate]
-        return pace.amortised_s(turn_s, (sizes or {}).get(candidate.train_px, 1), errors * pace.error_s)
+        return pace.amortised_s(trial_s, (sizes or {}).get(candidate.train_px, 1), errors * pace.error_s)
 
     best = min(paces, key=lambda candidate: (amortised_s(candidate), paces[candidate].step_s, candidate))
     most_s = amortised_s(best, 1) * (1 + MARGIN)
     return {
-        candidate: f"{_told(candidate, pace, pace.first_s > paces[best].first_s + NOTICEABLE_S)}, where "
+        candidate: f"{_describe(candidate, pace, pace.first_s > paces[best].first_s + NOTICEABLE_S)}, where "
         f"{_variant(best)} takes {paces[best].step_s * 1e3:.3g}: too slow to be profiled"
         for candidate, pace in paces.items()
         if amortised_s(candidate, -1) > most_s
     }
 
 
-def _told(candidate: Candidate, pace: StepTiming, first: bool) -> str:
+def _describe(candidate: Candidate, pace: StepTiming, first: bool) -> str:
     more = f" after {pace.first_s:.1f} s for the first ones" if first else ""
     return f"{pace.step_s * 1e3:.3g} ms for {pace.batch} images at {candidate.train_px} px{more}"
 
