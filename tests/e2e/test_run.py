@@ -187,7 +187,7 @@ def test_unlabelled_test_pictures_and_broken_files(door: Door, shapes: Path, tmp
     assert "torn.png" in strict.err
     assert not run.exists()
 
-    door.fine("run", data, *TINY, *SIZES, *ONE, "--time", "22s", "--out", run)
+    door.fine("run", data, *TINY, *SIZES, *ONE, "--time", "30s", "--out", run)
     facts = report(run)
     assert [Path(item["path"]).name for item in facts["data"]["broken"]] == ["torn.png"]
     assert facts["data"]["broken"][0]["reason"]
