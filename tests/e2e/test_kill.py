@@ -80,7 +80,7 @@ def resumed(door: Door, run: Path, killed_s: float, *, kills: int = 1, time_s: f
     assert wall_s <= time_s + teardown_s()
     # An abandoned entry is charged its last beat and two seconds, so rather too much than too little. What comes after
     # the receipt is no more than a guess in it.
-    assert killed_s + told_s - 1.0 <= spent_s <= wall_s + 3.0 * kills, (killed_s, ended.wall_s, paper["phases"])
+    assert killed_s + told_s - 1.0 * kills <= spent_s <= wall_s + 3.0 * kills, (killed_s, ended.wall_s, paper["phases"])
     assert sum(phase["spent_s"] for phase in paper["phases"]) == pytest.approx(spent_s)
     row = delivered(run)
     assert row["validation"]["correct"] / row["validation"]["total"] >= 0.5
