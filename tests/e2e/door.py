@@ -36,10 +36,23 @@ SIZES = ("--sizes", "32", "--test-sizes", "32,40")
 MODELS = ("--models", "test_resnet,test_byobnet,test_efficientnet")
 
 
+def load() -> float:
+    """How many processes want each core, now or in the last minute, whichever is more."""
+    mean, _, _, running, _ = Path("/proc/loadavg").read_text(encoding="ascii").split()
+    return max(float(mean), int(running.partition("/")[0])) / (os.cpu_count() or 1)
+
+
 def teardown_s() -> float:
     """What leaving a Python process may take beyond the instant up to which its budget counts, in seconds: so much
     longer on busy cores as there are others that want them."""
-    return 0.3 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    return 0.3 * max(1.0, load())
+
+
+def budget_s(quiet_s: float) -> float:
+    """A time budget, in whole seconds: so many where the tests have the machine to themselves, up to four times as many
+    beside others. (A start of 5 s takes 25 where five want each core, and a run that is too short for it is refused.)
+    """
+    return float(round(quiet_s * min(4.0, max(1.0, load() / 1.5))))
 
 
 @dataclass(frozen=True, kw_only=True)

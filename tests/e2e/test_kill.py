@@ -21,6 +21,7 @@ from e2e.door import (
     TINY,
     Alive,
     Door,
+    budget_s,
     delivered,
     draw,
     events,
@@ -33,9 +34,9 @@ from e2e.door import (
 from fitwithin.engine.results import CHECKPOINT, WEIGHTS
 
 #: Far more than the plans below need, so that a busy machine and a second start fit in.
-BUDGET_S = 90
+BUDGET_S = 180
 
-#: Of the run that is profiled anew and started three times.
+#: Of the run that is profiled anew and started three times, on a quiet machine.
 PROFILED_S = 44
 
 ONE = ("--models", "test_byobnet")
@@ -63,7 +64,7 @@ def pair(ground: Path, plan: Path) -> Path:
     return excerpt(plan, ground / "pair.json", {"test_byobnet": 120, "test_efficientnet": 90})
 
 
-def resumed(door: Door, run: Path, killed_s: float, *, kills: int = 1, budget_s: float = BUDGET_S) -> None:
+def resumed(door: Door, run: Path, killed_s: float, *, kills: int = 1, time_s: float = BUDGET_S) -> None:
     """`resume` ends well: a model, balanced books, all processes' time counted; once more, and nothing changes."""
     began_at = time.time()
     ended = door.fine("resume", run)
@@ -76,10 +77,10 @@ def resumed(door: Door, run: Path, killed_s: float, *, kills: int = 1, budget_s:
     assert all(limit["kept"] for limit in paper["limits"]), paper["limits"]
     spent_s = next(limit["spent"] for limit in paper["limits"] if limit["name"] == "time")
     wall_s = killed_s + ended.wall_s
-    assert wall_s <= budget_s + teardown_s()
+    assert wall_s <= time_s + teardown_s()
     # An abandoned entry is charged its last beat and two seconds, so rather too much than too little. What comes after
     # the receipt is no more than a guess in it.
-    assert killed_s + told_s - 1.0 <= spent_s <= wall_s + 3.0 * kills, (killed_s, ended.wall_s, paper["phases"])
+    assert killed_s + told_s - 1.0 * kills <= spent_s <= wall_s + 3.0 * kills, (killed_s, ended.wall_s, paper["phases"])
     assert sum(phase["spent_s"] for phase in paper["phases"]) == pytest.approx(spent_s)
     row = delivered(run)
     assert row["validation"]["correct"] / row["validation"]["total"] >= 0.5
@@ -122,8 +123,8 @@ def test_killed_and_resumed(
     door: Door, start: Callable[..., Alive], shapes: Path, short: Path, tmp_path: Path, series: list[str]
 ) -> None:
     """One process after the other is killed, each at a later moment; the last one comes to the end."""
-    run, budget_s = tmp_path / "run", BUDGET_S * (1 + len(series)) / 2
-    words: tuple[object, ...] = ("run", shapes, "--plan", short, "--time", f"{budget_s}s", "--out", run)
+    run, time_s = tmp_path / "run", BUDGET_S * (1 + len(series)) / 2
+    words: tuple[object, ...] = ("run", shapes, "--plan", short, "--time", f"{time_s}s", "--out", run)
     killed_s = 0.0
     for name in series:
         with start(*words) as alive:
@@ -132,7 +133,7 @@ def test_killed_and_resumed(
             alive.nothing_left()
         assert not (run / "ensemble.json").exists() or phase_of(run) == "report"
         words = ("resume", run)
-    resumed(door, run, killed_s, kills=len(series), budget_s=budget_s)
+    resumed(door, run, killed_s, kills=len(series), time_s=time_s)
     predicts(door, run, shapes, tmp_path / "x.csv")
 
 
@@ -162,8 +163,8 @@ def test_killed_while_packing_and_again_while_profiling(
         door.cache, tmp_path / "cache", ignore=shutil.ignore_patterns("packs", "profiles"), copy_function=copied
     )
     door = Door(tmp_path / "cache", tmp_path)
-    run = tmp_path / "run"
-    words = ("run", large, *TINY, *SIZES, *ONE, "--time", f"{PROFILED_S}s", "--out", run)
+    run, time_s = tmp_path / "run", budget_s(PROFILED_S)
+    words = ("run", large, *TINY, *SIZES, *ONE, "--time", f"{time_s}s", "--out", run)
     packs = tmp_path / "cache" / "packs"
     with start(*words, through=door) as alive:
         alive.when(lambda: phase_of(run) == "data" and any(packs.glob("*@*/images.u8")), why="packing")
@@ -184,7 +185,7 @@ def test_killed_while_packing_and_again_while_profiling(
     assert paper["balanced"]
     assert all(limit["kept"] for limit in paper["limits"]), paper["limits"]
     spent_s = next(limit["spent"] for limit in paper["limits"] if limit["name"] == "time")
-    assert killed_s + ended.wall_s - 1.0 <= spent_s <= PROFILED_S
+    assert killed_s + ended.wall_s - 1.0 <= spent_s <= time_s
     assert delivered(run)["validation"] is not None
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from e2e.door import SIZES, TINY, Door, delivered, receipt, report, write_shapes
+from e2e.door import SIZES, TINY, Door, budget_s, delivered, receipt, report, write_shapes
 
 
 def test_two_processes_share_a_budget_of_gpu_seconds(door: Door, shapes: Path, tmp_path: Path) -> None:
-    limit_s, run = 56.0, tmp_path / "run"
+    limit_s, run = budget_s(56), tmp_path / "run"
     asked = ("--models", "test_byobnet", "--gpu-time", f"{limit_s}s", "--data-parallel", "2")
     ended = door.fine("run", shapes, *TINY, *SIZES, *asked, "--out", run)
     assert ended.err == ""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from e2e.door import Door, write_shapes
+from e2e.door import Door, budget_s, write_shapes
 
 RECIPE = """
 [optimizer]
@@ -91,7 +91,7 @@ def test_a_held_batch_is_accumulated_and_trains(ground: Path, door: Door, shapes
     recipe.write_text(text, encoding="utf-8")
     run = ground / "held-run"
     limits = ("--device", "cpu", "--memory", "1GiB", "--models", "test_resnet", "--sizes", "32", "--recipe", recipe)
-    door.fine("run", shapes, *limits, "--time", "24s", "--out", run)
+    door.fine("run", shapes, *limits, "--time", f"{budget_s(24)}s", "--out", run)
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     (row,) = report["candidates"]
     assert row["status"] == "trained"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.door import SIZES, TINY, Alive, Door, phase_of, processes_with, receipt, report, until
+from e2e.door import SIZES, TINY, Alive, Door, budget_s, phase_of, processes_with, receipt, report, until
 from e2e.test_kill import BUDGET_S, excerpt, model_bytes, resumed
 from fitwithin.engine.results import CHECKPOINT
 
@@ -138,7 +138,7 @@ def test_a_cluster_of_its_own_goes_with_the_driver_and_the_run_goes_on_without_r
 
 def test_two_candidates_at_once_on_two_nodes(beside: Door, address: str, shapes: Path, tmp_path: Path) -> None:
     """Each is a task of its own; the books count both."""
-    run, limit_s = tmp_path / "run", 38
+    run, limit_s = tmp_path / "run", budget_s(38)
     cluster = ("--engine", "ray", "--ray-address", address)
     words = (*TINY, *SIZES, "--models", "test_byobnet,test_efficientnet", *cluster)
     ended = beside.fine("run", shapes, *words, "--gpus", "2", "--time", f"{limit_s}s", "--out", run)

@@ -51,6 +51,9 @@ from simulation import on_cpu
 CANDIDATE = Candidate(model="test_efficientnet", train_px=32, precision="fp32")
 BATCH, STEPS, N_TRAIN, N_VAL = 8, 36, 32, 8  # 4 steps an epoch
 
+#: The planned pace.
+STEP_S = 0.02
+
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
@@ -88,7 +91,7 @@ def job(images: Pack, folder: Path, **changed: Any) -> TrainJob:
         steps=STEPS,
         folder=str(folder),
         until_at=time.monotonic() + 120,
-        step_s=0.02,
+        step_s=STEP_S,
         validation_s=0.05,
         save_s=0.02,
         checkpoint_every_s=1000.0,
@@ -106,20 +109,22 @@ def advance(wanted: TrainJob, images: Pack, emit: Any = None, evaluator: Any = N
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimulatedClock:
-    """The turn's and the test's: time passes by steps alone, as planned, and by what a test adds.
+    """The turn's and the test's: time passes by steps alone, as planned (slow ones, so that they are few), and by what
+    a test adds.
 
     The loaders go by the true one, which is far behind: they do not run out of time.
     """
     clock, take = SimulatedClock(time.monotonic() + 1000.0), Learner.step
 
     def step(self: Learner, *arguments: Any) -> torch.Tensor:
-        clock.sleep(0.02)
+        clock.sleep(STEP_S)
         return take(self, *arguments)
 
     simulated = SimpleNamespace(monotonic=clock.now, sleep=clock.sleep)
     monkeypatch.setattr(Learner, "step", step)
     monkeypatch.setattr(turns, "time", simulated)
     monkeypatch.setitem(globals(), "time", simulated)
+    monkeypatch.setitem(globals(), "STEP_S", 0.08)
     return clock
 
 
