@@ -153,7 +153,7 @@ def test_from_one_training_alone_there_is_no_forecast() -> None:
 
 @pytest.mark.parametrize(("gpu_s", "correct", "total"), [(0.0, 1, 2), (-1.0, 1, 2), (1.0, 3, 2), (1.0, 0, 0)])
 def test_a_point_refuses_nonsense(gpu_s: float, correct: int, total: int) -> None:
-    with pytest.raises(ValueError, match="is no (training|share)"):
+    with pytest.raises(ValueError, match=r"is no (training|share)"):
         point(gpu_s, correct, total)
 
 

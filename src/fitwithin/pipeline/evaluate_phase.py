@@ -169,7 +169,7 @@ def choose_winner(run: RunContext, plan: Plan) -> tuple[TrialPlan, str]:
 
 
 def evaluate(run: RunContext, plan: Plan, winner: TrialPlan, at_work: Callable[[], None]) -> list[Member]:
-    """Evaluate the winner, and the same candidate in the other precision, under all views, on validation and test, once:
+    """Evaluate the winner, and the same candidate in the other precision, under all views on validation and test, once;
     the winner comes first. ``at_work`` is called whenever the evaluation shows progress."""
     ended = run.store.events("turn", "trial")
     trained, _ = events.outcomes(ended)

@@ -18,7 +18,7 @@ from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.report import pareto
 from fitwithin.report.candidate_row import candidate_row
 from fitwithin.report.schema import CandidateRow, Limit, MethodRow, PhaseRow, Receipt, Report, ViewRow
-from fitwithin.report.search_report import SearchReport, build_search_report, charges, measured_points
+from fitwithin.report.search_report import SearchReport, build_search_report, measured_points
 from fitwithin.request import Request
 from fitwithin.store import Event, latest
 from fitwithin.version import __version__
@@ -175,7 +175,7 @@ def report(
     rows = candidate_rows(plan, events, books, n_val, standing)
     search = None
     if plan.search is not None and standing is not None:
-        search = build_search_report(plan.search, standing, charges(books))
+        search = build_search_report(plan.search, standing, books)
     won = next((row for row in rows if row.name == winner), None)
     return Report(
         title=title,
