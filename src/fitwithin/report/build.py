@@ -47,7 +47,7 @@ def candidate_rows(
             candidate_row(
                 candidate,
                 profile=known.get(candidate.name),
-                turn=turn,
+                trial=turn,
                 trained=trained.get(name),
                 reason=failed.get(name),
                 status=status,
@@ -68,7 +68,7 @@ def candidate_rows(
             candidate_row(
                 rejection.candidate,
                 profile=known.get(rejection.candidate.name),
-                turn=None,
+                trial=None,
                 trained=None,
                 reason=rejection.reason,
                 status="rejected",

@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fitwithin.ledger import Entry, Ledger
 from fitwithin.planning.forecast import MeasuredPoint
 from fitwithin.planning.halving import Halving
-from fitwithin.planning.plan import SearchPlan
 from fitwithin.planning.search import FINAL, Trial
 from fitwithin.planning.stats import Accuracy, FailedTrial, accuracy_from_dict, confidence
 from fitwithin.units import format_duration
+
+if TYPE_CHECKING:  # it needs numpy, which a page can do without
+    from fitwithin.planning.plan import SearchPlan
 
 
 class TrialState(StrEnum):
