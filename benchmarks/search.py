@@ -133,9 +133,9 @@ def run(arguments: argparse.Namespace, seed: int, rows: list[dict[str, Any]]) ->
             environment["FITWITHIN_CACHE"] = str(without_profiles(Path(scratch)))
         begun_at = time.monotonic()
         command = [sys.executable, "-m", "fitwithin", *words, "--out", str(folder)]
-        told = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         wall_s = time.monotonic() - begun_at
-        assert told.returncode == 0, told.stderr
+        assert ended.returncode == 0, ended.stderr
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         entries, turns, timings = ground.entries(folder), ground.turns(folder), ground.timings(folder)
     receipt = report["receipt"]

@@ -28,7 +28,7 @@ from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.machine import cpu_name
 from fitwithin.planning.halving import Halving
 from fitwithin.planning.search import SearchCandidate, Trial
-from fitwithin.planning.stats import Score
+from fitwithin.planning.stats import Accuracy
 from pages import GREY, PALETTE, save, table, text
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "search_scale.json"
@@ -38,7 +38,7 @@ CANDIDATES, GPUS, SEEDS = 2000, (1, 4, 16, 64, 256), (0, 1, 2)
 #: GPU-seconds in all: 300 hours.
 BUDGET_S = 300 * 3600.0
 
-#: GPUs of a host; a trial stays on one.
+#: GPUs of a host, which are equally slow.
 HOST = 8
 
 #: A worker dies once in so many seconds of its life, is back after some, and has lost what it did since its checkpoint.
@@ -47,16 +47,16 @@ LIFE_S, BACK_S, CHECKPOINTS = 24 * 3600.0, 60.0, 10
 #: One host in so many takes so many times as long for everything.
 SLOW_HOSTS, SLOWNESS = 16, 2.0
 
-#: Beside steps a trial takes so long; on several GPUs a step's work is shared but for this part of it.
-FIXED_S, SERIAL = 5.0, 0.02
+#: Beside steps a trial takes so long.
+OVERHEAD_S = 5.0
 
 #: The data: images to train and to validate on, classes, and images/s of a backbone of weight 1.
 N_TRAIN, N_VAL, CLASSES, PACE = 100_000, 5_000, 100, 5_000.0
 
 
 @dataclass
-class Turn:
-    """A trial at work: what it was charged, and what it has learnt in, both in GPU-seconds."""
+class Running:
+    """A trial on a GPU: what it was charged, and what it has learnt in, both in GPU-seconds."""
 
     trial: Trial
     charged_s: float = 0.0
@@ -65,11 +65,11 @@ class Turn:
 
 @dataclass(order=True)
 class Event:
-    """A turn's worker ends, or has died and is back."""
+    """A trial's worker ends, or has died and is back."""
 
     at: float
     number: int
-    turn: Turn = field(compare=False)
+    running: Running = field(compare=False)
     host: int = field(compare=False)
     lasted_s: float = field(compare=False)
     died: bool = field(compare=False)
@@ -85,34 +85,32 @@ class Cluster:
         self._slowness = [SLOWNESS if host % SLOW_HOSTS == SLOW_HOSTS - 1 else 1.0 for host in range(count)]
         self.deaths = 0
 
-    def place(self, gpus: int) -> int:
-        """The host with the most free GPUs gives that many of them."""
+    def place(self) -> int:
+        """The host with the most free GPUs gives one of them."""
         host = max(range(len(self.free)), key=lambda place: self.free[place])
-        assert self.free[host] >= gpus
-        self.free[host] -= gpus
+        self.free[host] -= 1
         return host
 
-    def begin(self, turn: Turn, host: int, now: float) -> Event:
+    def begin(self, running: Running, host: int, now: float) -> Event:
         """Work until all that was allotted is charged, or the worker dies."""
-        gpus = turn.trial.gpus
-        left_s = (turn.trial.seconds - turn.charged_s) / gpus
-        life_s = float(self.rng.exponential(LIFE_S / gpus))
+        left_s = running.trial.seconds - running.charged_s
+        life_s = float(self.rng.exponential(LIFE_S))
         lasted_s, died = min(life_s, left_s), life_s < left_s
-        return Event(now + lasted_s, turn.trial.number, turn, host, lasted_s, died)
+        return Event(now + lasted_s, running.trial.number, running, host, lasted_s, died)
 
     def end(self, event: Event) -> None:
-        """Charge the turn; of a worker that died what came after its last checkpoint is lost."""
-        turn, gpus = event.turn, event.turn.trial.gpus
-        every_s = turn.trial.seconds / gpus / CHECKPOINTS
-        kept_s = event.lasted_s // every_s * every_s if event.died else event.lasted_s
-        turn.charged_s += event.lasted_s * gpus
-        turn.worked_s += kept_s * gpus / (1 + SERIAL * (gpus - 1)) / self._slowness[event.host]
+        """Charge the trial; of a worker that died what came after its last checkpoint is lost."""
+        running = event.running
+        every_s = running.trial.seconds / CHECKPOINTS
+        saved_s = event.lasted_s // every_s * every_s if event.died else event.lasted_s
+        running.charged_s += event.lasted_s
+        running.worked_s += saved_s / self._slowness[event.host]
         self.deaths += event.died
 
 
 def accuracy(law: SimulatedMachine, candidate: Candidate, seconds: float) -> float:
     """The law's, after so many GPU-seconds."""
-    epochs = max(0.0, seconds - FIXED_S) * PACE / law.weight(candidate) / N_TRAIN
+    epochs = max(0.0, seconds - OVERHEAD_S) * PACE / law.weight(candidate) / N_TRAIN
     return law.accuracy(candidate, epochs, 0.0, CLASSES)
 
 
@@ -120,33 +118,33 @@ def simulated(gpus: int, seed: int) -> dict[str, Any]:
     """One search."""
     law, cluster, now = SimulatedMachine(seed=seed, ceiling=0.95), Cluster(gpus, seed), 0.0
     candidates = [Candidate(model=f"backbone{n:04}", train_px=160, precision="amp") for n in range(CANDIDATES)]
-    entrants = [SearchCandidate(candidate=candidate, fixed_s=FIXED_S) for candidate in candidates]
-    search = Halving(entrants, budget_s=BUDGET_S, devices=gpus, width=HOST)
+    entrants = [SearchCandidate(candidate=candidate, overhead_s=OVERHEAD_S) for candidate in candidates]
+    search = Halving(entrants, budget_s=BUDGET_S, devices=gpus)
     left_s, held_s = BUDGET_S, 0.0
     events: list[Event] = []
     learnt_s: dict[Candidate, float] = {}
     while True:
-        while (free := max(cluster.free)) and (trial := search.ask(left_s=left_s, free=free)) is not None:
+        while any(cluster.free) and (trial := search.ask(left_s=left_s)) is not None:
             left_s -= trial.seconds
-            heapq.heappush(events, cluster.begin(Turn(trial), cluster.place(trial.gpus), now))
+            heapq.heappush(events, cluster.begin(Running(trial), cluster.place(), now))
         if not events:
             break
         event = heapq.heappop(events)
-        now, turn, trial = event.at, event.turn, event.turn.trial
-        if event.lasted_s == 0.0 and turn.charged_s > 0.0:  # it is back
-            heapq.heappush(events, cluster.begin(turn, event.host, now))
+        now, running, trial = event.at, event.running, event.running.trial
+        if event.lasted_s == 0.0 and running.charged_s > 0.0:  # it is back
+            heapq.heappush(events, cluster.begin(running, event.host, now))
             continue
         cluster.end(event)
-        held_s += event.lasted_s * trial.gpus
+        held_s += event.lasted_s
         if event.died:
-            heapq.heappush(events, Event(now + BACK_S, trial.number, turn, event.host, 0.0, died=False))
+            heapq.heappush(events, Event(now + BACK_S, trial.number, running, event.host, 0.0, died=False))
             continue
-        cluster.free[event.host] += trial.gpus
+        cluster.free[event.host] += 1
         # A final training goes on from what its candidate has learnt.
-        learnt_s[trial.candidate] = turn.worked_s + (learnt_s[trial.candidate] if trial.final else 0.0)
+        learnt_s[trial.candidate] = running.worked_s + (learnt_s[trial.candidate] if trial.final else 0.0)
         share = accuracy(law, trial.candidate, learnt_s[trial.candidate])
         correct = int(cluster.rng.binomial(N_VAL, share))
-        search.tell(trial.number, Score(correct=correct, total=N_VAL))
+        search.tell(trial.number, Accuracy(correct=correct, total=N_VAL))
     best = search.best
     assert best is not None
     learnt = learnt_s[best.candidate]
@@ -209,7 +207,7 @@ def write_page(value: dict[str, Any], docs: Path) -> None:
         for gpus, found in groups.items()
     ]
     summary, seeds = value["summary"], len(next(iter(groups.values())))
-    told = (
+    how = (
         f"{summary['candidates']:,} candidates, {summary['budget_gpu_s'] / 3600:.0f} GPU-hours, hosts of {HOST} GPUs, "
         f"a worker that dies every {LIFE_S / 3600:.0f} hours of its life, every {SLOW_HOSTS}th host {SLOWNESS:g} times "
         f"as slow; {seeds} seeds each. No hardware: made by `benchmarks/search_scale.py` on {value['date']} at commit "
@@ -220,7 +218,7 @@ def write_page(value: dict[str, Any], docs: Path) -> None:
     )
     head = ["GPUs", "Trials by rung", "Utilisation, %", "Makespan, h", "Deaths", "Regret, points"]
     parts = [
-        ["# The search on paper", "", *text(told)],
+        ["# The search on paper", "", *text(how)],
         ["![Utilisation and makespan by GPUs](../images/search_scale.svg)", ""],
         table(head, lines),
     ]

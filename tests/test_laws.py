@@ -411,11 +411,12 @@ def draw_up(
 
 
 def rank(*args: Any, **room: Any) -> tuple[int, float]:
-    """The plan's rank; a refusal is below every plan."""
+    """How many candidates get their schedule, then the shortest of these; a refusal is below every plan."""
     try:
-        return draw_up(*args, **room).rank
+        trials = draw_up(*args, **room).trials
     except BudgetError:
         return (0, 0.0)
+    return len(trials), min((trial.epochs for trial in trials), default=0.0)
 
 
 @tries(300)

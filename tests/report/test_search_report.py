@@ -20,7 +20,7 @@ from fitwithin.planning.search import Score, SearchCandidate, Trial
 from fitwithin.planning.stats import Accuracy, FailedTrial
 from fitwithin.report import build
 from fitwithin.report.schema import Report, from_json
-from fitwithin.report.search_report import Charge, SearchReport, TrialState, build_search_report, charges
+from fitwithin.report.search_report import SearchReport, TrialState, build_search_report
 from planning.test_search import entrants, play, steady
 from simulation import CountedImages, Stage, request, without_pages
 
@@ -145,14 +145,16 @@ def test_a_plan_has_its_bracket_and_no_trials(begin: Begin) -> None:
     assert report.forecast is None
 
 
-def described(search: Halving, truth: Callable[[Trial], Score], budget_s: float = 100.0) -> SearchReport:
-    """A search played through with these truths, reported without a ledger."""
+def described(
+    search: Halving, truth: Callable[[Trial], Score], budget_s: float = 100.0, ledger: Ledger | None = None
+) -> SearchReport:
+    """A search played through with these truths, reported with or without a ledger."""
     play(search, truth, budget_s=budget_s)
     counts, seconds = (search.bracket.counts, search.bracket.seconds) if search.bracket else ((), ())
     facts = SearchPlan(
         entrants=search.entrants, budget_s=budget_s, counts=counts, seconds=seconds, final_s=search.final_s
     )
-    return build_search_report(facts, search, {})
+    return build_search_report(facts, search, ledger or Ledger())
 
 
 def test_a_final_training_that_did_harm_is_reported() -> None:
@@ -189,15 +191,16 @@ def test_where_all_failed_nothing_is_handed_over() -> None:
 
 
 def test_charges_are_summed_by_trial_whatever_stands_between() -> None:
+    one, other = (each.candidate.name for each in entrants(2))
     ledger = Ledger()
     for number, (key, phase, charged_s, gpus) in enumerate(
         (
-            ("a", "profile", 5.0, 1),
-            ("a", "train", 2.0, 2),
-            ("b", "train", 1.0, 1),
-            ("a", "train", 3.0, 2),
-            ("a", "evaluate", 7.0, 1),
-            ("b", "train", None, 1),
+            (one, "profile", 5.0, 1),
+            (one, "train", 2.0, 2),
+            (other, "train", 1.0, 1),
+            (one, "train", 3.0, 2),
+            (one, "evaluate", 7.0, 1),
+            (other, "train", None, 1),
         ),
         1,
     ):
@@ -205,11 +208,11 @@ def test_charges_are_summed_by_trial_whatever_stands_between() -> None:
         ledger.add(EntryOpened(number=number, phase=phase, key=key, gpus=gpus, reserved_s=reserved_s))
         if charged_s is not None:
             ledger.add(EntrySettled(number=number, charged_s=charged_s))
-    found = charges(ledger)
-    assert found == {
-        "a": Charge(seconds=5.0, gpu_s=10.0, promised_s=8.0),
-        "b": Charge(seconds=1.0, gpu_s=1.0, promised_s=7.0),
-    }
+    found = described(Halving(entrants(2), budget_s=100.0), steady(0), ledger=ledger)
+    charged = {trial.name: (trial.charged_s, trial.gpu_s, trial.promised_s) for trial in found.trials}
+    assert charged[one] == (5.0, 10.0, 8.0)
+    assert charged[other] == (1.0, 1.0, 7.0)
+    assert charged[f"{one}-final"] == (0.0, 0.0, found.trials[-1].promised_s)
 
 
 def test_trials_have_the_names_of_their_folders() -> None:

@@ -79,30 +79,22 @@ def table1_rows(member: Member, labels: Mapping[str, Labels], views: Sequence[Vi
         ways.append((f"Asymmetric sizes{amp}", [View(px=largest, flip=False)]))
     if len(views) > 1:
         ways.append((f"Asymmetric sizes + ensemble{amp}" if largest != train_px else f"Ensemble{amp}", list(views)))
-    return [
-        MethodRow(
-            method=name,
-            candidate=member.candidate.name,
-            train_px=train_px,
-            test_px=describe(used),
-            validation=_accuracy(member, "val", used, labels),
-            test=_accuracy(member, "test", used, labels),
-        )
-        for name, used in ways
-    ]
+    return [_method_row(name, member, labels, used) for name, used in ways]
 
 
 def delivered_row(member: Member, labels: Mapping[str, Labels], choice: Choice) -> MethodRow:
     """The row of what is delivered: the average of the chosen views."""
+    return replace(_method_row("Delivered", member, labels, choice.views), note=choice.why, delivered=True)
+
+
+def _method_row(name: str, member: Member, labels: Mapping[str, Labels], views: Sequence[View]) -> MethodRow:
     return MethodRow(
-        method="Delivered",
+        method=name,
         candidate=member.candidate.name,
         train_px=member.candidate.train_px,
-        test_px=describe(choice.views),
-        validation=_accuracy(member, "val", choice.views, labels),
-        test=_accuracy(member, "test", choice.views, labels),
-        note=choice.why,
-        delivered=True,
+        test_px=describe(views),
+        validation=_accuracy(member, "val", views, labels),
+        test=_accuracy(member, "test", views, labels),
     )
 
 

@@ -122,11 +122,6 @@ class Plan:
     profiles: tuple[Profile, ...] = ()
     schema: int = SCHEMA
 
-    @property
-    def rank(self) -> tuple[int, float]:
-        """Plans compare by how many candidates get their schedule, then by the shortest schedule among them."""
-        return len(self.trials), min((trial.epochs for trial in self.trials), default=0.0)
-
     def to_json(self) -> str:
         """The plan as JSON text; :func:`from_json` is its inverse."""
         return to_json(self, indent=1)

@@ -20,7 +20,7 @@ from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.report import pareto
 from fitwithin.report.candidate_row import candidate_row
 from fitwithin.report.schema import CandidateRow, CandidateStatus, Limit, MethodRow, PhaseRow, Receipt, Report, ViewRow
-from fitwithin.report.search_report import SearchReport, build_search_report, charges, measured_points
+from fitwithin.report.search_report import SearchReport, build_search_report, measured_points
 from fitwithin.request import Request
 from fitwithin.store import Store
 from fitwithin.version import __version__
@@ -49,7 +49,7 @@ def candidate_rows(
             candidate_row(
                 candidate,
                 profile=known.get(candidate.name),
-                turn=turn,
+                trial=turn,
                 trained=trained.get(name),
                 reason=failed.get(name),
                 status=status,
@@ -70,7 +70,7 @@ def candidate_rows(
             candidate_row(
                 rejection.candidate,
                 profile=known.get(rejection.candidate.name),
-                turn=None,
+                trial=None,
                 trained=None,
                 reason=rejection.reason,
                 status="rejected",
@@ -177,7 +177,7 @@ def report(
     rows = candidate_rows(plan, store, ledger, n_val, standing)
     search = None
     if plan.search is not None and standing is not None:
-        search = build_search_report(plan.search, standing, charges(ledger))
+        search = build_search_report(plan.search, standing, ledger)
     won = next((row for row in rows if row.name == winner), None)
     return Report(
         title=title,

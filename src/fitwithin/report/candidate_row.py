@@ -48,7 +48,7 @@ def candidate_row(
     candidate: Candidate,
     *,
     profile: Profile | None,
-    turn: TrialPlan | None,
+    trial: TrialPlan | None,
     trained: TrainResult | None,
     reason: str | None,
     status: CandidateStatus,
@@ -57,7 +57,7 @@ def candidate_row(
     had: Sequence[TrialPlan] = (),
     taken: Mapping[str, int] | None = None,
 ) -> CandidateRow:
-    """One row of the report, of the trial ``turn`` among all that the candidate ``had``.
+    """One row of the report, of one ``trial`` among all that the candidate ``had``.
 
     Args:
         trained: how that trial ended; None where it did not, or failed for this ``reason``.
@@ -80,25 +80,25 @@ def candidate_row(
         image_s = profile.timing.eval_image_s.get(candidate.train_px)
         facts["inference_ms"] = None if image_s is None else 1e3 * image_s
     started = {entry.key for entry in entries}
-    if turn is not None:
-        counted = [each for each in had if each.name in started] or [turn]
+    if trial is not None:
+        counted = [each for each in had if each.name in started] or [trial]
         expected = [_predicted_s(each, (taken or {}).get(each.name, each.steps)) for each in counted]
         facts.update(
-            parameters=turn.parameters,
-            batch=turn.batch,
-            images_per_s=turn.images_per_s,
-            dummy_images_per_s=turn.dummy_images_per_s,
-            epochs=turn.epochs,
-            steps=turn.steps,
+            parameters=trial.parameters,
+            batch=trial.batch,
+            images_per_s=trial.images_per_s,
+            dummy_images_per_s=trial.dummy_images_per_s,
+            epochs=trial.epochs,
+            steps=trial.steps,
             predicted_s=math.fsum(whole_s for whole_s, _, _ in expected),
             predicted_low_s=math.fsum(low_s for _, low_s, _ in expected),
             predicted_high_s=math.fsum(high_s for _, _, high_s in expected),
         )
-        reason = reason if reason is not None else turn.why["epochs"]
+        reason = reason if reason is not None else trial.why["epochs"]
     if entries:
         facts["actual_s"] = sum(entry.charged_s or 0.0 for entry in entries)
         facts["allotted_s"] = math.fsum(each.allotted_s for each in had if each.name in started)
-    if trained is not None and turn is not None:
+    if trained is not None and trial is not None:
         peaks = [entry.peak_bytes for entry in entries if entry.peak_bytes is not None]
         facts.update(
             epochs=trained.epochs,
@@ -107,13 +107,13 @@ def candidate_row(
             validation=None if trained.best is None else Accuracy(correct=trained.best, total=n_val),
             validations=tuple(decode(Validation, validation) for validation in trained.validations),
             curve=tuple(decode(CurvePoint, point) for point in trained.curve),
-            predicted_startup_s=turn.startup_s,
+            predicted_startup_s=trial.startup_s,
             actual_startup_s=trained.startup_s,
             # the first steps' extra cost included
-            predicted_training_s=turn.warmup_s + trained.steps * turn.batch / turn.images_per_s,
+            predicted_training_s=trial.warmup_s + trained.steps * trial.batch / trial.images_per_s,
             actual_training_s=trained.training_s,
         )
-        reason = _how_it_ended(turn, trained)
+        reason = _how_it_ended(trial, trained)
     return CandidateRow(
         name=candidate.name,
         model=candidate.model,

@@ -5,17 +5,20 @@ A fold of the search as it stands and of the ledger; nothing is decided here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from fitwithin.ledger import Ledger
+from fitwithin.ledger import Entry, Ledger
 from fitwithin.planning.forecast import MeasuredPoint
 from fitwithin.planning.halving import Halving
-from fitwithin.planning.plan import SearchPlan
 from fitwithin.planning.search import FINAL, Trial
 from fitwithin.planning.stats import Accuracy, FailedTrial, confidence
 from fitwithin.units import format_duration
+
+if TYPE_CHECKING:  # it needs numpy, which a page can do without
+    from fitwithin.planning.plan import SearchPlan
 
 
 class TrialState(StrEnum):
@@ -110,35 +113,12 @@ class SearchReport:
     runner_up: RunnerUp | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Charge:
-    """What a trial was charged: ``seconds``, and those times the GPUs that it held; ``promised_s`` it was to take.
-
-    The promise is what was reserved when it began: of a final training whose process stays for the evaluation of its
-    model, the time for that too, of which it may use what the evaluation does not need.
-    """
-
-    seconds: float = 0.0
-    gpu_s: float = 0.0
-    promised_s: float | None = None
-
-
-def charges(ledger: Ledger) -> dict[str, Charge]:
-    """What each training was charged, by its name: the sum of its entries."""
-    found: dict[str, Charge] = {}
+def build_search_report(facts: SearchPlan, search: Halving, ledger: Ledger) -> SearchReport:
+    """The search for the report, with what the ledger says of its trials."""
+    entries: dict[str, list[Entry]] = {trial.name: [] for trial in search.trials}
     for entry in ledger.entries:
-        if entry.phase == "train":
-            before, seconds = found.get(entry.key, Charge()), entry.charged_s or 0.0
-            found[entry.key] = Charge(
-                seconds=before.seconds + seconds,
-                gpu_s=before.gpu_s + seconds * entry.gpus,
-                promised_s=entry.reserved_s if before.promised_s is None else before.promised_s,
-            )
-    return found
-
-
-def build_search_report(facts: SearchPlan, search: Halving, charged: Mapping[str, Charge]) -> SearchReport:
-    """The search for the report, with what its trials were ``charged`` by name."""
+        if entry.phase == "train" and entry.key in entries:
+            entries[entry.key].append(entry)
     tried = {trial.candidate for trial in search.trials}
     best = search.best
     eliminations = [
@@ -155,7 +135,7 @@ def build_search_report(facts: SearchPlan, search: Halving, charged: Mapping[str
         summary=facts.summary,
         rungs=tuple(RungRow(count=n, seconds=s) for n, s in zip(facts.counts, facts.seconds, strict=True)),
         final_s=facts.final_s / facts.slots,
-        trials=tuple(_row(trial, search, charged.get(trial.name, Charge())) for trial in search.trials),
+        trials=tuple(_row(trial, search, entries[trial.name]) for trial in search.trials),
         eliminations=tuple(eliminations),
         delivered=best.name if best is not None else None,
         delivered_why=_delivered_why(search, best) if best is not None else "",
@@ -163,16 +143,16 @@ def build_search_report(facts: SearchPlan, search: Halving, charged: Mapping[str
     )
 
 
-def _row(trial: Trial, search: Halving, charge: Charge) -> TrialRow:
+def _row(trial: Trial, search: Halving, entries: Sequence[Entry]) -> TrialRow:
     score = search.scores.get(trial.number)
     return TrialRow(
         number=trial.number,
         candidate=trial.candidate.name,
         name=trial.name,
         rung=trial.rung,
-        promised_s=trial.seconds if charge.promised_s is None else charge.promised_s,
-        charged_s=charge.seconds,
-        gpu_s=charge.gpu_s,
+        promised_s=entries[0].reserved_s if entries else trial.seconds,
+        charged_s=sum(entry.charged_s or 0.0 for entry in entries),
+        gpu_s=sum((entry.charged_s or 0.0) * entry.gpus for entry in entries),
         accuracy=search.accuracy(trial),
         state=_state(trial, search),
         why=score.reason if isinstance(score, FailedTrial) else trial.why,
@@ -199,16 +179,18 @@ def _delivered_why(search: Halving, best: Trial) -> str:
         than = "" if best.previous is None else f", no less than the {accuracies[best.previous].percent} before it"
         return f"the model of the final training: {reached}{than}"
     finals = [trial for trial in search.trials if trial.final]
-    validated = [accuracies[trial.number] for trial in finals if trial.number in accuracies]
-    if validated:
-        final = f"the final training reached only {max(validated, key=lambda accuracy: accuracy.share).percent}"
-    elif finals:
-        score = search.scores.get(finals[0].number)
-        failed = f"left no model ({score.reason})" if isinstance(score, FailedTrial) else "has not ended"
-        final = f"the final training {failed}"
+    shares = {number: accuracy.share for number, accuracy in accuracies.items()}
+    final = max(finals, key=lambda trial: shares.get(trial.number, -1.0), default=None)
+    if final is None:
+        why = "there was no time for a final training"
+    elif final.number in accuracies:
+        why = f"the final training reached only {accuracies[final.number].percent}"
     else:
-        final = "there was no time for a final training"
-    return f"the model of {rung_name(best.rung)}: {reached}; {final}"
+        score = search.scores.get(final.number)
+        why = (
+            f"the final training left no model ({score.reason if isinstance(score, FailedTrial) else 'it still runs'})"
+        )
+    return f"the model of {rung_name(best.rung)}: {reached}; {why}"
 
 
 def _runner_up(search: Halving) -> RunnerUp | None:

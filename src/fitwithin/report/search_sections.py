@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from fitwithin.planning.forecast import Forecast, format_points
 from fitwithin.planning.search import FINAL
@@ -10,7 +10,17 @@ from fitwithin.planning.stats import format_confidence
 from fitwithin.report.schema import Report
 from fitwithin.report.search_report import EliminationRow, SearchReport, TrialRow, TrialState, rung_name
 from fitwithin.report.summary import capitalize, format_accuracy
-from fitwithin.report.tables import DASH, Cell, Column, Section, Table, accuracy_cell, format_or_dash, table_of
+from fitwithin.report.tables import (
+    DASH,
+    Cell,
+    Column,
+    Columns,
+    Section,
+    Table,
+    accuracy_cell,
+    format_or_dash,
+    table_by_column,
+)
 from fitwithin.units import format_duration
 
 _TONES = {TrialState.DELIVERED: "good", TrialState.STOPPED: "muted", TrialState.FAILED: "bad"}
@@ -52,41 +62,30 @@ def _outcome(search: SearchReport) -> list[str]:
 
 def _rungs(search: SearchReport) -> Table:
     """What each rung was promised, and what it took."""
-    columns = (
-        Column("Rung"),
-        Column("Planned", number=True),
-        Column("Each", number=True),
-        Column("Tried", number=True),
-        Column("Failed", number=True, rank=2),
-        Column("Time", number=True, rank=3),
-        Column("GPU time", number=True),
-        Column("Share", number=True, rank=1),
-    )
     all_s = sum(trial.gpu_s for trial in search.trials)
-    planned = [(rung, f"{each.count}", format_duration(each.seconds)) for rung, each in enumerate(search.rungs)]
-    finals = [trial for trial in search.trials if trial.rung == FINAL]
-    planned.append((FINAL, f"{max(1, len(finals))}", f"≥ {format_duration(search.final_s)}"))
-    rows = [
-        (_rung(rung), count, each, *_spent([t for t in search.trials if t.rung == rung], all_s))
-        for rung, count, each in planned
+    on = {rung: [trial for trial in search.trials if trial.rung == rung] for rung in (*range(len(search.rungs)), FINAL)}
+    groups = [*on.values(), *([list(search.trials)] if search.trials else [])]
+    counts = [f"{each.count}" for each in search.rungs] + [f"{max(1, len(on[FINAL]))}"]
+    seconds = [format_duration(each.seconds) for each in search.rungs] + [f"≥ {format_duration(search.final_s)}"]
+    nothing = [DASH] * (len(groups) - len(on))
+    failed = [sum(trial.state == TrialState.FAILED for trial in trials) for trials in groups]
+    gpu_s = [sum(trial.gpu_s for trial in trials) for trials in groups]
+    columns: Columns = [
+        (Column("Rung"), [_rung(rung) for rung in on] + ["All"] * len(nothing)),
+        (Column("Planned", number=True), counts + nothing),
+        (Column("Each", number=True), seconds + nothing),
+        (Column("Tried", number=True), [f"{len(trials)}" if trials else None for trials in groups]),
+        (Column("Failed", number=True, rank=2), [f"{count}" if count else None for count in failed]),
+        (Column("Time", number=True, rank=3), [_time(trials) for trials in groups]),
+        (Column("GPU time", number=True), [format_duration(s) if s else None for s in gpu_s]),
+        (Column("Share", number=True, rank=1), [f"{100 * s / all_s:.0f} %" if s else None for s in gpu_s]),
     ]
-    if search.trials:
-        rows.append(("All", DASH, DASH, *_spent(search.trials, all_s)))
-    return table_of("GPU time promised and spent on each rung", columns, rows, len(rows) - 1 if all_s else None)
+    return table_by_column("GPU time promised and spent on each rung", columns, len(on) if all_s else None)
 
 
 def _rung(rung: int) -> str:
     """A rung as a title."""
     return "Final" if rung == FINAL else capitalize(rung_name(rung))
-
-
-def _spent(trials: Sequence[TrialRow], all_s: float) -> tuple[str, ...]:
-    """How many there were, how many failed, and what they took."""
-    if not trials:
-        return (DASH,) * 5
-    gpu_s, failed = sum(trial.gpu_s for trial in trials), sum(trial.state == TrialState.FAILED for trial in trials)
-    part = f"{100 * gpu_s / all_s:.0f} %" if all_s else DASH
-    return f"{len(trials)}", f"{failed}" if failed else DASH, _time(trials), format_duration(gpu_s), part
 
 
 def _time(trials: Collection[TrialRow]) -> str:
@@ -100,32 +99,28 @@ def _accuracy_by_rung(report: Report, search: SearchReport) -> Table:
     """A row for each candidate that was tried: how it did on every rung, what it took, and why it is out."""
     rungs = sorted({trial.rung for trial in search.trials} - {FINAL})
     rungs += [FINAL] if any(trial.rung == FINAL for trial in search.trials) else []
-    columns = (
-        Column("Candidate"),
-        *(Column(_rung(rung), number=True, rank=1 if place else 3) for place, rung in enumerate(rungs)),
-        Column("Time", number=True, rank=4),
-        Column("GPU time", number=True, rank=2),
-        Column("Out"),
-        Column("How sure", number=True),
-        Column("Why", wrap=True, rank=5),
-    )
     out = {each.candidate: each for each in search.eliminations}
     by_candidate: dict[str, dict[int, TrialRow]] = {}
     for trial in search.trials:
         by_candidate.setdefault(trial.candidate, {})[trial.rung] = trial
     names = sorted(by_candidate, key=lambda name: _order(name == report.winner, by_candidate[name]))
-    rows: list[tuple[Cell | str, ...]] = [
-        (
-            name,
-            *(_reached(by_candidate[name].get(rung)) for rung in rungs),
-            _time(by_candidate[name].values()),
-            format_duration(sum(trial.gpu_s for trial in by_candidate[name].values())),
-            *_out(out.get(name), by_candidate[name]),
-        )
-        for name in names
+    trials = [by_candidate[name] for name in names]
+    why = [_out(out.get(name), by_candidate[name]) for name in names]
+    gpu_s = [sum(trial.gpu_s for trial in each.values()) for each in trials]
+    columns: Columns = [
+        (Column("Candidate"), names),
+        *(
+            (Column(_rung(rung), number=True, rank=1 if place else 3), [_reached(each.get(rung)) for each in trials])
+            for place, rung in enumerate(rungs)
+        ),
+        (Column("Time", number=True, rank=4), [_time(each.values()) for each in trials]),
+        (Column("GPU time", number=True, rank=2), [format_duration(seconds) for seconds in gpu_s]),
+        (Column("Out"), [each[0] for each in why]),
+        (Column("How sure", number=True), [each[1] for each in why]),
+        (Column("Why", wrap=True, rank=5), [each[2] for each in why]),
     ]
     highlighted = next((place for place, name in enumerate(names) if name == report.winner), None)
-    return table_of("Validation accuracy on every rung, and who is out when", columns, rows, highlighted)
+    return table_by_column("Validation accuracy on every rung, and who is out when", columns, highlighted)
 
 
 def _order(won: bool, trials: dict[int, TrialRow]) -> tuple[bool, int, float]:
@@ -170,20 +165,14 @@ def _trial(trial: TrialRow) -> str:
 def _forecasts(report: Report, forecast: Forecast) -> Table:
     """The expected accuracies beside the one that was reached."""
     limit_s = report.request.get("time_s") or report.request.get("gpu_time_s")
-    columns = (
-        Column("Time"),
-        Column("Limit", number=True, rank=1),
-        Column("Expected val", number=True),
-        Column("More", number=True),
-    )
     reached = forecast.points[-1].accuracy.share
-    rows = [
-        (
-            _TIMES.get(each.factor, f"{each.factor:g} times"),
-            format_or_dash(limit_s and limit_s * each.factor, format_duration),
-            Cell(f"{100 * each.share:.1f} %", f"{100 * each.low:.1f}–{100 * each.high:.1f}"),
-            f"{format_points(each.share - reached)} points",
-        )
-        for each in forecast.forecasts
+    found = forecast.forecasts
+    limits = [format_or_dash(limit_s and limit_s * each.factor, format_duration) for each in found]
+    shares = [Cell(f"{100 * each.share:.1f} %", f"{100 * each.low:.1f}–{100 * each.high:.1f}") for each in found]
+    columns: Columns = [
+        (Column("Time"), [_TIMES.get(each.factor, f"{each.factor:g} times") for each in found]),
+        (Column("Limit", number=True, rank=1), limits),
+        (Column("Expected val", number=True), shares),
+        (Column("More", number=True), [f"{format_points(each.share - reached)} points" for each in found]),
     ]
-    return table_of("Expected of a longer run, with 95 % intervals", columns, rows)
+    return table_by_column("Expected of a longer run, with 95 % intervals", columns)

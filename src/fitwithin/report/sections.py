@@ -12,7 +12,19 @@ from typing import Any
 from fitwithin.report import pareto, search_sections
 from fitwithin.report.schema import CandidateRow, Report
 from fitwithin.report.summary import STATUSES, capitalize, delivered_method, format_amount, is_plan
-from fitwithin.report.tables import DASH, Cell, Column, Section, Table, accuracy_cell, clean, format_or_dash, table_of
+from fitwithin.report.tables import (
+    DASH,
+    Cell,
+    Column,
+    Columns,
+    Section,
+    Table,
+    accuracy_cell,
+    clean,
+    format_or_dash,
+    table_by_column,
+    table_of,
+)
 from fitwithin.units import format_count, format_duration, format_size
 
 METHODS = (
@@ -80,73 +92,46 @@ def _data(report: Report) -> Section:
 
 def candidates(report: Report) -> Table:
     """The candidates, best first: a plan's with what each would take, a run's with what each reached."""
-    ranked = _ranked(report)
-    highlighted = next((place for place, row in enumerate(ranked) if row.name == report.winner), None)
-    if is_plan(report):
-        columns = (
-            Column("Candidate"),
-            Column("Status", rank=7),
-            Column("Params", number=True, rank=3),
-            Column("Precision", rank=8),
-            Column("px", number=True, rank=8),
-            Column("Batch", number=True),
-            Column("Epochs", number=True),
-            Column("Images/s", number=True, rank=2),
-            Column("on dummies", number=True, rank=9),
-            Column("Predicted", number=True),
-            Column("Range", number=True, rank=6),
-            Column("Peak", number=True, rank=5),
-        )
-        rows: list[tuple[Cell | str | None, ...]] = [
-            (
-                Cell(row.name, below=row.reason),
-                _status(row, report),
-                format_or_dash(row.parameters, format_count),
-                row.precision,
-                str(row.train_px),
-                format_or_dash(row.batch, str),
-                format_or_dash(row.epochs, "{:.1f}".format),
-                format_or_dash(row.images_per_s, "{:,.0f}".format),
-                format_or_dash(row.dummy_images_per_s, "{:,.0f}".format),
-                format_or_dash(row.predicted_s, format_duration),
-                _range(row),
-                format_or_dash(row.peak_bytes, format_size),
-            )
-            for row in ranked
-        ]
-        return table_of("What fits, and what it would take", columns, rows)
-    columns = (
-        Column("Candidate"),
-        Column("Status", rank=1),
-        Column("Val", number=True),
-        Column("Params", number=True, rank=6),
-        Column("Batch", number=True, rank=3),
-        Column("Epochs", number=True, rank=2),
-        Column("Images/s", number=True, rank=7),
-        Column("Predicted", number=True, rank=4),
-        Column("Actual", number=True, rank=4),
-        Column("ms/image", number=True, rank=6),
-        Column("Peak", number=True, rank=5),
-        Column("Front", rank=3),
-    )
-    rows = [
+    rows, plan = _ranked(report), is_plan(report)
+    parameters = [format_or_dash(row.parameters, format_count) for row in rows]
+    paces = [format_or_dash(row.images_per_s, "{:,.0f}".format) for row in rows]
+    dummies = [format_or_dash(row.dummy_images_per_s, "{:,.0f}".format) for row in rows]
+    predicted = [format_or_dash(row.predicted_s, format_duration) for row in rows]
+    columns: Columns = [
+        (Column("Candidate"), [_name(row) for row in rows]),
+        (Column("Status", rank=7 if plan else 1), [_status(row, report) for row in rows]),
+        (Column("Val", number=True), [accuracy_cell(row.validation) for row in rows]),
+        (Column("Params", number=True, rank=3 if plan else 6), parameters),
+        (Column("Precision", rank=8), [row.precision if plan else None for row in rows]),
+        (Column("px", number=True, rank=8), [str(row.train_px) if plan else None for row in rows]),
+        (Column("Batch", number=True, rank=0 if plan else 3), [format_or_dash(row.batch, str) for row in rows]),
+        (Column("Epochs", number=True, rank=2), [format_or_dash(row.epochs, "{:.1f}".format) for row in rows]),
+        (Column("Images/s", number=True, rank=2 if plan else 7), paces),
+        (Column("on dummies", number=True, rank=9), dummies if plan else [None] * len(rows)),
+        (Column("Predicted", number=True, rank=0 if plan else 4), predicted),
+        (Column("Range", number=True, rank=6), [_range(row) if plan else None for row in rows]),
+        (Column("Actual", number=True, rank=4), [format_or_dash(row.actual_s, format_duration) for row in rows]),
         (
-            Cell(row.name, below="; ".join(filter(None, (row.reason, _dominated(row))))),
-            _status(row, report),
-            accuracy_cell(row.validation),
-            format_or_dash(row.parameters, format_count),
-            format_or_dash(row.batch, str),
-            format_or_dash(row.epochs, "{:.1f}".format),
-            format_or_dash(row.images_per_s, "{:,.0f}".format),
-            format_or_dash(row.predicted_s, format_duration),
-            format_or_dash(row.actual_s, format_duration),
-            format_or_dash(row.inference_ms, "{:.3g}".format),
-            format_or_dash(row.peak_bytes, format_size),
-            None if row.front is None else Cell("yes", tone="good") if row.front else Cell("no", tone="muted"),
-        )
-        for row in ranked
+            Column("ms/image", number=True, rank=6),
+            [None if plan else format_or_dash(row.inference_ms, "{:.3g}".format) for row in rows],
+        ),
+        (Column("Peak", number=True, rank=5), [format_or_dash(row.peak_bytes, format_size) for row in rows]),
+        (Column("Front", rank=3), [_front(row) for row in rows]),
     ]
-    return table_of("The paper's Table 2 on this data and machine", columns, rows, highlighted)
+    highlighted = next((place for place, row in enumerate(rows) if row.name == report.winner), None)
+    caption = "What fits, and what it would take" if plan else "The paper's Table 2 on this data and machine"
+    return table_by_column(caption, columns, highlighted)
+
+
+def _name(row: CandidateRow) -> Cell:
+    better = f"not on the front, {row.dominated_by} is better" if row.dominated_by else ""
+    return Cell(row.name, below="; ".join(filter(None, (row.reason, better))))
+
+
+def _front(row: CandidateRow) -> Cell:
+    if row.front is None:
+        return Cell()
+    return Cell("yes", tone="good") if row.front else Cell("no", tone="muted")
 
 
 def _status(row: CandidateRow, report: Report) -> Cell:
@@ -167,10 +152,6 @@ def _front_note(report: Report) -> str:
     return f"{note} {INFERENCE}" if any(row.inference_ms is not None for row in tried) else note
 
 
-def _dominated(row: CandidateRow) -> str:
-    return f"not on the front, {row.dominated_by} is better" if row.dominated_by else ""
-
-
 def choices(report: Report) -> list[tuple[str, str]]:
     """Every candidate that has one, with the reason for its status and its settings."""
     found = [(row.name, clean("; ".join(filter(None, (row.reason, _settings(row)))))) for row in _ranked(report)]
@@ -178,101 +159,67 @@ def choices(report: Report) -> list[tuple[str, str]]:
 
 
 def _promises(report: Report) -> Table:
-    columns = (
-        Column("Promise"),
-        Column("Limit", number=True),
-        Column("Spent", number=True),
-        Column("Used", number=True, rank=1),
-        Column("Kept"),
-        Column("Note", wrap=True, rank=2),
-    )
-    rows = [
-        (
-            capitalize(limit.name),
-            format_amount(limit.limit, limit.unit),
-            format_amount(limit.spent, limit.unit),
-            f"{100 * limit.spent / limit.limit:.1f} %" if limit.limit else None,
-            Cell("✓ yes", tone="good") if limit.kept else Cell("✗ NO", tone="bad"),
-            limit.note,
-        )
-        for limit in report.receipt.limits
+    limits = report.receipt.limits
+    used = [f"{100 * limit.spent / limit.limit:.1f} %" if limit.limit else None for limit in limits]
+    columns: Columns = [
+        (Column("Promise"), [capitalize(limit.name) for limit in limits]),
+        (Column("Limit", number=True), [format_amount(limit.limit, limit.unit) for limit in limits]),
+        (Column("Spent", number=True), [format_amount(limit.spent, limit.unit) for limit in limits]),
+        (Column("Used", number=True, rank=1), used),
+        (Column("Kept"), [_yes(limit.kept, no=Cell("✗ NO", tone="bad")) for limit in limits]),
+        (Column("Note", wrap=True, rank=2), [limit.note for limit in limits]),
     ]
-    return table_of("What was promised and what was spent", columns, rows)
+    return table_by_column("What was promised and what was spent", columns)
+
+
+def _yes(value: bool, no: Cell) -> Cell:
+    return Cell("✓ yes", tone="good") if value else no
 
 
 def _methods(report: Report) -> Table:
-    columns = (
-        Column("Method", wrap=True),
-        Column("Candidate", rank=3),
-        Column("Train px", number=True, rank=2),
-        Column("Test px", wrap=True, rank=1),
-        Column("Val", number=True),
-        Column("Test", number=True),
-        Column("Note", wrap=True, rank=4),
-    )
-    rows = [
-        (
-            method.method,
-            method.candidate if method.candidate != report.winner else None,
-            str(method.train_px),
-            method.test_px,
-            accuracy_cell(method.validation),
-            accuracy_cell(method.test),
-            method.note,
-        )
-        for method in report.methods
+    methods, used = report.methods, delivered_method(report)
+    others = [method.candidate if method.candidate != report.winner else None for method in methods]
+    columns: Columns = [
+        (Column("Method", wrap=True), [method.method for method in methods]),
+        (Column("Candidate", rank=3), others),
+        (Column("Train px", number=True, rank=2), [str(method.train_px) for method in methods]),
+        (Column("Test px", wrap=True, rank=1), [method.test_px for method in methods]),
+        (Column("Val", number=True), [accuracy_cell(method.validation) for method in methods]),
+        (Column("Test", number=True), [accuracy_cell(method.test) for method in methods]),
+        (Column("Note", wrap=True, rank=4), [method.note for method in methods]),
     ]
-    used = delivered_method(report)
-    highlighted = next((place for place, method in enumerate(report.methods) if method is used), None)
-    return table_of("Ways to use the winner", columns, rows, highlighted)
+    highlighted = next((place for place, method in enumerate(methods) if method is used), None)
+    return table_by_column("Ways to use the winner", columns, highlighted)
 
 
 def _views(report: Report) -> Table:
-    columns = (
-        Column("View"),
-        Column("Val", number=True),
-        Column("ms/image", number=True),
-        Column("Averaged"),
-        Column("Reason", wrap=True, rank=1),
-    )
-    rows = [
-        (
-            view.name,
-            accuracy_cell(view.validation),
-            f"{view.ms_per_image:.3g}",
-            Cell("✓ yes", tone="good") if view.chosen else Cell("no", tone="muted"),
-            view.reason,
-        )
-        for view in report.views
+    views = report.views
+    columns: Columns = [
+        (Column("View"), [view.name for view in views]),
+        (Column("Val", number=True), [accuracy_cell(view.validation) for view in views]),
+        (Column("ms/image", number=True), [f"{view.ms_per_image:.3g}" for view in views]),
+        (Column("Averaged"), [_yes(view.chosen, no=Cell("no", tone="muted")) for view in views]),
+        (Column("Reason", wrap=True, rank=1), [view.reason for view in views]),
     ]
-    return table_of("Views of the winner, one by one", columns, rows)
+    return table_by_column("Views of the winner, one by one", columns)
 
 
 def _phases(report: Report) -> Table:
     phases = report.receipt.phases
-    columns = (
-        Column("Phase"),
-        Column("Time", number=True),
-        Column("GPU time", number=True),
-        Column("Peak memory", number=True),
-        Column("Entries", number=True, rank=1),
-    )
-    rows: list[tuple[Cell | str | None, ...]] = [
-        (
-            capitalize(phase.phase),
-            format_duration(phase.spent_s),
-            format_duration(phase.gpu_s),
-            format_or_dash(phase.peak_bytes, format_size),
-            str(phase.entries),
-        )
-        for phase in phases
+    peaks = [phase.peak_bytes for phase in phases]
+    peaks += [max((peak for peak in peaks if peak is not None), default=None)]
+    times = [[phase.spent_s for phase in phases], [phase.gpu_s for phase in phases]]
+    spent, gpu = ([format_duration(each) for each in (*column, sum(column))] for column in times)
+    entries = [phase.entries for phase in phases]
+    columns: Columns = [
+        (Column("Phase"), [*(capitalize(phase.phase) for phase in phases), "All"]),
+        (Column("Time", number=True), spent),
+        (Column("GPU time", number=True), gpu),
+        (Column("Peak memory", number=True), [format_or_dash(peak, format_size) for peak in peaks]),
+        (Column("Entries", number=True, rank=1), [str(count) for count in (*entries, sum(entries))]),
     ]
-    if rows:
-        spent, gpu = sum(phase.spent_s for phase in phases), sum(phase.gpu_s for phase in phases)
-        peak = max((phase.peak_bytes for phase in phases if phase.peak_bytes is not None), default=None)
-        entries = str(sum(phase.entries for phase in phases))
-        rows.append(("All", format_duration(spent), format_duration(gpu), format_or_dash(peak, format_size), entries))
-    return table_of("What each phase took", columns, rows, len(rows) - 1 if rows else None)
+    table = table_by_column("What each phase took", columns, len(phases))
+    return table if phases else table._replace(rows=())
 
 
 def _facts(caption: str, facts: Mapping[str, Any], nothing: str = DASH) -> Table:

@@ -77,6 +77,16 @@ def table_of(
     return Table(caption, tuple(columns[place] for place in places), kept, highlighted)
 
 
+#: Columns, each with its cells.
+Columns = Sequence[tuple[Column, Sequence[Cell | str | None]]]
+
+
+def table_by_column(caption: str, columns: Columns, highlighted: int | None = None) -> Table:
+    """The same from columns with their cells."""
+    heads, cells = [head for head, _ in columns], [column for _, column in columns]
+    return table_of(caption, heads, list(zip(*cells, strict=True)), highlighted)
+
+
 def accuracy_cell(accuracy: Accuracy | None) -> Cell:
     """An accuracy with its interval beside it."""
     return Cell(*format_accuracy(accuracy)) if accuracy else Cell()
