@@ -136,7 +136,7 @@ def test_a_rescue_is_told_of(tmp_path: Path) -> None:
     plan = flow.draw_up(stage.run())
     again = build.report(stage.request, plan, stage.store, ledgers.read(stage.store))
     assert again.row(row.name).reason.startswith(
-        f"{row.reason}; 2 times the loss was not a number: went back to the checkpoint"
+        f"{row.reason}; 2 times the loss was not a number: training went back to the checkpoint"
     )
 
 
