@@ -517,7 +517,7 @@ def searched(peaks: Sequence[int], cap: int, *, scouting: bool = False) -> tuple
         passed = peaks[batch] <= cap
         half = next(b for b in range(batch, len(peaks)) if peaks[b] > cap / 2 or b == len(peaks) - 1)
         points = ((half, peaks[half]),) if scouting and len(asked) == 1 and half > batch else ()
-        return Probe(batch=batch, passed=passed, peak_bytes=peaks[batch], points=points)
+        return Probe(batch=batch, passed=passed, peak_bytes=peaks[batch], scouted=points)
 
     return largest_batch(run, cap_bytes=cap, limit=len(peaks) - 1)
 

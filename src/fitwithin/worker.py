@@ -169,7 +169,7 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
         feeder = PrefetchLoader(store, setting.workers, rings, pin=setting.device.is_cuda)
         if isinstance(job, ProbeJob) and job.timed:
             if seat.is_main:
-                asked_at += locked.enter_context(gpu_lock.timing_lock(probe.scratch_folder(job), setting.device))
+                asked_at += locked.enter_context(gpu_lock.timing_lock(probe.scratch_folder(job), str(setting.device)))
             else:
                 distributed.await_first(seat)
         if not isinstance(job, ProbeJob) or job.timed:

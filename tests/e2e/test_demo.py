@@ -16,9 +16,9 @@ LIMIT_S = 75
 
 #: The demo with two of its five backbones and half its time, on a quiet machine.
 SHORT = """
-from fitwithin import cli, demo
+from fitwithin.cli import demo, main
 demo.MODELS, demo.TIME = ("test_resnet", "test_byobnet"), "{time_s}s"
-cli.main()
+main.main()
 """
 SHORT_S = 36
 

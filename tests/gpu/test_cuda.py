@@ -387,7 +387,7 @@ print(json.dumps(told))
 def test_canvases_are_resized_alike_by_gpu_and_cpu() -> None:
     """In float32 but for the order of sums, in float16 to half of a whole; TF32 is not used unless it is asked for."""
     found = fresh(f"""{CANVASES}
-from fitwithin.training.resample import resized
+from fitwithin.training.augment import resized
 told = {{}}
 for name, dtype in (("whole", torch.float32), ("half", torch.float16)):
     far = 0.0
@@ -465,7 +465,7 @@ print(json.dumps({"losses": [float(loss) for loss in losses], "recorded": one.ca
 def test_a_recorded_step_augments_anew_every_time() -> None:
     found = fresh("""
 from dataclasses import replace
-setting = replace(setting, recipe=replace(setting.recipe, jitter=0.3, cutmix=0.5))
+setting = replace(setting, recipe=replace(setting.recipe, color_jitter=0.3, cutmix=0.5))
 one = learner("amp-bf16", "channels_last")
 losses = [one.step(*batches[0], 0.0) for _ in range(8)]
 print(json.dumps({"losses": [float(loss) for loss in losses], "recorded": one.capture_s}))

@@ -93,11 +93,11 @@ def test_the_weak_get_little_and_the_winner_what_is_left(begin: Begin) -> None:
 @pytest.mark.parametrize("kind", [None, "died"])
 def test_who_has_the_final_training_is_evaluated_without_another_start(begin: Begin, kind: str | None) -> None:
     """And has the time that was kept for it. (One that died before long is taken up again.)"""
-    stage = begin(law=SimulatedMachine(half_epochs=20, startup_s=4.0))
+    stage = begin(law=SimulatedMachine(half_epochs=20, startup_s=4.0), time_s=590.0)
     run = stage.run()
     flow.draw_up(run)
     if kind is not None:
-        stage.engine.law = replace(stage.engine.law, troubles=(Fault(at_s=800.0, kind=kind),))
+        stage.engine.law = replace(stage.engine.law, troubles=(Fault(at_s=500.0, kind=kind),))
     report = flow.tell(run)
     final = [job for job in stage.engine.jobs if isinstance(job, TrainJob) and job.folder.endswith("-final")]
     assert len(final) == (1 if kind is None else 2)
@@ -109,7 +109,7 @@ def test_who_has_the_final_training_is_evaluated_without_another_start(begin: Be
     (delivered,) = (row for row in report.methods if row.delivered)
     assert delivered.test is not None
     assert all(limit.kept for limit in report.receipt.limits)
-    assert run.accountant.ledger().spent_s() > 900 - run.closing_s - 1
+    assert run.accountant.ledger().spent_s() > 590 - run.closing_s - 1
 
 
 def test_what_a_final_training_that_dies_leaves_is_the_second_ones(begin: Begin) -> None:
@@ -162,7 +162,7 @@ def test_a_model_goes_on_where_the_recipe_lets_it(begin: Begin) -> None:
     for warm_start in (False, True):
         stage = begin(folder=str(warm_start), warm_start=warm_start)
         flow.tell(stage.run())
-        starts = {Path(job.folder).name: job.start for job in stage.engine.jobs if isinstance(job, TrainJob)}
+        starts = {Path(job.folder).name: job.init_from for job in stage.engine.jobs if isinstance(job, TrainJob)}
         final = next(name for name in starts if name.endswith("-final"))
         rung = final.replace("-final", "-rung1")
         assert Path(starts[final]).name == (rung if warm_start else "")
@@ -311,7 +311,7 @@ def test_side_by_side_all_get_more_and_as_many_finals_as_slots(begin: Begin, slo
 
 
 @pytest.mark.parametrize("limit", ["time_s", "gpu_time_s"])
-@pytest.mark.parametrize(("time_s", "startup_s"), [(900.0, 4.0), (110.0, 1.0)])
+@pytest.mark.parametrize(("time_s", "startup_s"), [(290.0, 4.0), (110.0, 1.0)])
 def test_side_by_side_whoever_wins_is_evaluated_without_another_start(
     begin: Begin, limit: str, time_s: float, startup_s: float
 ) -> None:

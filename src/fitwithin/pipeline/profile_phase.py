@@ -72,7 +72,7 @@ def profile(run: RunContext, *, refresh: bool = False) -> list[Profile | Rejecti
 
     def record_and_cache(found: Profile | Rejection) -> None:
         if isinstance(found, Profile):
-            cache.write_atomic(found)
+            cache.put(found)
         record(found)
 
     for candidate in run.candidates:

@@ -70,7 +70,7 @@ class ProfileCache:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def write_atomic(self, profile: Profile) -> None:
+    def put(self, profile: Profile) -> None:
         """Store a profile, whole or not at all."""
         self._write(_name(profile.candidate, profile.quick), {"key": self.key, "profile": asdict(profile)})
 
