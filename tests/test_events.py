@@ -31,8 +31,8 @@ def test_all_that_a_run_writes_is_read_back(tmp_path: Path, monkeypatch: pytest.
     asked = replace(request(models=("a", "b", "c", "d"), time_s=900.0), search=search)
     stage = Stage(SimulatedMachine(), asked, tmp_path, CountedImages())
     stage.store.append(RunRequested(request=asked))
-    flow.tell(stage.run())
-    plan = flow.draw_up(stage.run())
+    flow.execute(stage.run())
+    plan = flow.make_plan(stage.run())
     stage.store.append(PlanGiven(plan=plan))
     told = events.read_all(stage.store)
     assert {type(event) for event in told} >= set(EVENTS) - {TrialAsked, events.CandidateRejected, *LEDGER_EVENTS}

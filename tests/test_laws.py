@@ -144,7 +144,7 @@ def stages(draw: st.DrawFn) -> Callable[[Path], Stage]:
 def tell(stage: Stage) -> Report | None:
     """The run's report; None where it was refused for a reason that is a whole sentence."""
     try:
-        return flow.tell(stage.run())
+        return flow.execute(stage.run())
     except (BudgetError, TrainingError) as error:
         event(type(error).__name__)
         told = str(error)
@@ -298,7 +298,7 @@ def test_telling_a_finished_story_again_changes_nothing(build: Callable[[Path], 
         if report is None:
             return
         jobs, trained = len(stage.engine.jobs), events.outcomes(stage.store)
-        again = flow.tell(stage.run())
+        again = flow.execute(stage.run())
         assert len(stage.engine.jobs) == jobs, "something was done twice"
         assert events.outcomes(stage.store) == trained
         assert (again.winner, again.methods, again.views) == (report.winner, report.methods, report.views)
@@ -315,7 +315,7 @@ def test_on_a_steady_machine_plans_come_true(seed: int, time_s: float, several: 
         )
         report = tell(stage)
         assert report is not None
-        planned = {turn.candidate.name for turn in flow.draw_up(stage.run()).trials}
+        planned = {turn.candidate.name for turn in flow.make_plan(stage.run()).trials}
         assert planned
         for row in report.candidates:
             if row.name not in planned:
@@ -333,10 +333,10 @@ def test_a_frozen_plan_keeps_its_steps_on_another_machine() -> None:
     with empty_folder() as folder:
         first = Stage(SimulatedMachine(), request(time_s=300.0), folder)
         run = first.run()
-        plan = flow.draw_up(run)
+        plan = flow.make_plan(run)
     with empty_folder() as folder:
         slower = Stage(SimulatedMachine(image_s=1.1e-3), request(time_s=600.0), folder)
-        flow.tell(slower.run(), replace(plan, frozen=True))
+        flow.execute(slower.run(), replace(plan, frozen=True))
         trained, _ = events.outcomes(slower.store)
         assert [turn.steps for turn in trained.values()] == [turn.steps for turn in plan.trials]
 
@@ -347,7 +347,7 @@ def test_the_least_that_a_refusal_names_would_really_do(law: SimulatedMachine, t
     calm = replace(law, drifts=(), stalls=(), troubles=(), pace_noise=0.0, memory_noise=0.0)
     with empty_folder() as folder:
         try:
-            flow.tell(Stage(calm, request(time_s=time_s), folder).run())
+            flow.execute(Stage(calm, request(time_s=time_s), folder).run())
             return
         except BudgetError as error:
             told = str(error)
@@ -356,7 +356,7 @@ def test_the_least_that_a_refusal_names_would_really_do(law: SimulatedMachine, t
     least_s = duration(told.rpartition(" is ")[2])
     assert least_s > time_s
     with empty_folder() as folder:
-        assert flow.tell(Stage(calm, request(time_s=least_s), folder).run()).winner is not None
+        assert flow.execute(Stage(calm, request(time_s=least_s), folder).run()).winner is not None
 
 
 # --- more never gives less -------------------------------------------------------------------------------------------
@@ -603,7 +603,7 @@ def test_validation_and_evaluation_of_the_simulation_agree(seed: int) -> None:
     """The double itself: the plain view at the training size is right as often as the best validation was."""
     with empty_folder() as folder:
         stage = Stage(SimulatedMachine(seed=seed), request(time_s=200.0, test_sizes=(160, 224)), folder)
-        report = flow.tell(stage.run())
+        report = flow.execute(stage.run())
         (row,) = report.candidates
         (symmetric,) = (m for m in report.methods if m.method.startswith("Symmetric"))
         assert symmetric.validation == row.validation
@@ -615,7 +615,7 @@ def test_a_gpu_budget_is_spent_on_all_gpus_at_once(limit: str) -> None:
     """With two GPUs at a time, 600 GPU seconds are 300 by the clock, but for what one of them does alone."""
     with empty_folder() as folder:
         stage = Stage(SimulatedMachine(), request(data_parallel=2, **{limit: 600.0}), folder)
-        report = flow.tell(stage.run())
+        report = flow.execute(stage.run())
         books = ledger_after_each(stage.store)[-1]
     held = {entry.phase: entry.gpus for entry in books.entries}
     assert (held["profile"], held["train"], held["evaluate"], held["report"]) == (2, 2, 1, 0)

@@ -94,7 +94,7 @@ def _begin(
             store.append(PlanGiven(plan=fixed_plan))
         accountant = start.open_accountant(store, request.budget, engine.now, started_at)
         context = start.open_run(request, folder, engine, store, reporter, accountant, dataset)
-        return flow.tell(context, fixed_plan)
+        return flow.execute(context, fixed_plan)
     except UsageError:
         planned = store.latest(PlanMade) is not None
         store.close()
@@ -148,7 +148,7 @@ def resume(
                 raise UsageError(f"the images in {request.data} have changed since this run began; start a new run")
             context = start.open_run(request, path, workers, store, reporter, accountant, dataset, hands_over=late)
             given = store.latest(PlanGiven)
-            report = flow.tell(context, None if given is None else given.plan)
+            report = flow.execute(context, None if given is None else given.plan)
     return Result(folder=path, report=report)
 
 
@@ -172,7 +172,7 @@ def plan(
             dataset = _scan(request, reporter)
             store = MemoryStore()
             accountant = start.open_accountant(store, request.budget, engine.now, started_at)
-            made = flow.draw_up(start.open_run(request, Path(), engine, store, reporter, accountant, dataset))
+            made = flow.make_plan(start.open_run(request, Path(), engine, store, reporter, accountant, dataset))
             return made, build.report(request, made, store, accountant.ledger())
 
 

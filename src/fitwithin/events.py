@@ -184,7 +184,7 @@ def rejected(store: Store) -> dict[str, Rejection]:
 
 
 def history(store: Store) -> list[AskEvent | TellEvent]:
-    """What a search was asked and told, in the order of events."""
+    """The trials that a search proposed and their results, in the order of events."""
     found: list[AskEvent | TellEvent] = []
     both: list[TrialAsked | TrialEnded] = store.read(TrialAsked, TrialEnded)
     for event in both:

@@ -154,7 +154,7 @@ def test_too_short_a_time_names_one_that_does(door: Door, place: Place, plan: Pa
     del plan  # its profiles are in the cache
     run = tmp_path / "new" / "run"
     before = tree(door.cwd, tmp_path)
-    told = refused(door("run", place.shapes, *options(time="4s"), "--out", run), "4.0s are too short", "the least")
+    told = refused(door("run", place.shapes, *options(time="4s"), "--out", run), "4.0s is too short", "the least")
     assert tree(door.cwd, tmp_path) == before
     least_s = float(re.search(r"least that would do, also after a slower start, is ([\d.]+)s$", told)[1])  # type: ignore[index]
     assert 4 < least_s < 60

@@ -40,7 +40,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def planned(folder: Path, *models: str, time_s: float) -> Plan:
     asked = replace(request(models=models, recipe="fast", time_s=time_s), search="halving")
-    return flow.draw_up(Stage(SlowToEvaluate(), asked, folder, IMAGES).run())
+    return flow.make_plan(Stage(SlowToEvaluate(), asked, folder, IMAGES).run())
 
 
 @pytest.mark.parametrize("time_s", [300.0, 600.0])
@@ -80,7 +80,7 @@ def test_one_candidate_more_never_makes_a_run_impossible(
         for known in ([one], [one, other]):
             monkeypatch.setattr(flow.profile_phase, "profile", lambda run, known=known: known)
             try:
-                told.append(len(flow.draw_up(Stage(SimulatedMachine(), asked, tmp_path).run()).trials))
+                told.append(len(flow.make_plan(Stage(SimulatedMachine(), asked, tmp_path).run()).trials))
             except BudgetError:
                 told.append(0)
     alone, together = told[::2], told[1::2]

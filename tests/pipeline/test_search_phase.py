@@ -67,8 +67,8 @@ def asked(stage: Stage) -> list[tuple[str, int, float]]:
 
 def test_the_weak_get_little_and_the_winner_what_is_left(begin: Begin) -> None:
     stage = begin()
-    report = flow.tell(stage.run())
-    plan = flow.draw_up(stage.run())
+    report = flow.execute(stage.run())
+    plan = flow.make_plan(stage.run())
     assert plan.search is not None
     assert plan.search.counts == (16, 4)
     trials = asked_trials(stage.store)
@@ -95,10 +95,10 @@ def test_who_has_the_final_training_is_evaluated_without_another_start(begin: Be
     """And has the time that was kept for it. (One that died before long is taken up again.)"""
     stage = begin(law=SimulatedMachine(half_epochs=20, startup_s=4.0), time_s=590.0)
     run = stage.run()
-    flow.draw_up(run)
+    flow.make_plan(run)
     if kind is not None:
         stage.engine.law = replace(stage.engine.law, troubles=(Fault(at_s=500.0, kind=kind),))
-    report = flow.tell(run)
+    report = flow.execute(run)
     final = [job for job in stage.engine.jobs if isinstance(job, TrainJob) and job.folder.endswith("-final")]
     assert len(final) == (1 if kind is None else 2)
     assert all(evaluates_in_process(job) for job in final)
@@ -115,13 +115,13 @@ def test_who_has_the_final_training_is_evaluated_without_another_start(begin: Be
 def test_what_a_final_training_that_dies_leaves_is_the_second_ones(begin: Begin) -> None:
     """It dies again and again before it has left a model: the rest of the run is another's, who is evaluated."""
     calm = begin(folder="calm")
-    first = flow.tell(calm.run()).winner
+    first = flow.execute(calm.run()).winner
     entries = calm.run().accountant.ledger().entries
     place = next(n for n, entry in enumerate(entries) if entry.key.endswith("-final"))
     begun_s = sum(entry.charged_s or 0.0 for entry in entries[:place])
     troubles = tuple(Fault(at_s=begun_s + at_s, kind="died") for at_s in (0.5, 0.6, 0.7))
     stage = begin(folder="troubled", law=SimulatedMachine(half_epochs=20, troubles=troubles))
-    report = flow.tell(stage.run())
+    report = flow.execute(stage.run())
     died, final = (trial for trial in asked_trials(stage.store) if trial.final)
     assert died.candidate.name == first
     assert final.candidate.name == report.winner != first
@@ -139,7 +139,7 @@ def test_what_a_final_training_that_dies_leaves_is_the_second_ones(begin: Begin)
 
 def test_time_that_gains_too_little_is_left_unspent_and_the_report_says_so(begin: Begin) -> None:
     greedy, frugal = begin(), begin(folder="frugal", min_gain=500.0)
-    reports = [flow.tell(stage.run()) for stage in (greedy, frugal)]
+    reports = [flow.execute(stage.run()) for stage in (greedy, frugal)]
     spent = [limit.spent for each in reports for limit in each.receipt.limits if limit.name == "time"]
     final = asked_trials(frugal.store)[-1]
     assert final.final
@@ -148,20 +148,20 @@ def test_time_that_gains_too_little_is_left_unspent_and_the_report_says_so(begin
     (note,) = (note for note in reports[1].notes if "left unspent" in note)
     assert not any("left unspent" in note for note in reports[0].notes)
     assert "one GPU-hour more would gain less than 500 points" in note
-    plan = flow.draw_up(frugal.run())
+    plan = flow.make_plan(frugal.run())
     assert planning.from_json(plan.to_json()) == plan
 
 
 def test_where_there_is_time_for_one_there_is_no_search(begin: Begin) -> None:
     stage = begin(time_s=40.0)
-    flow.tell(stage.run())
+    flow.execute(stage.run())
     assert asked(stage) == []
 
 
 def test_a_model_goes_on_where_the_recipe_lets_it(begin: Begin) -> None:
     for warm_start in (False, True):
         stage = begin(folder=str(warm_start), warm_start=warm_start)
-        flow.tell(stage.run())
+        flow.execute(stage.run())
         starts = {Path(job.folder).name: job.init_from for job in stage.engine.jobs if isinstance(job, TrainJob)}
         final = next(name for name in starts if name.endswith("-final"))
         rung = final.replace("-final", "-rung1")
@@ -173,12 +173,12 @@ def test_a_model_goes_on_where_the_recipe_lets_it(begin: Begin) -> None:
 def test_a_search_that_was_interrupted_asks_what_it_would_have_asked(begin: Begin, cut: int) -> None:
     """The store ends after so many events, as where the process was killed: the rest is told again."""
     whole = begin(folder="whole")
-    flow.tell(whole.run())
+    flow.execute(whole.run())
     assert len(whole.store.all()) > cut
     again = begin(folder="whole")
     again.store = cut_off(whole.store, cut)
     there = asked_trials(again.store)
-    report = flow.tell(again.run())
+    report = flow.execute(again.run())
     assert asked_trials(again.store)[: len(there)] == there
     assert sum(trial.rung == 0 for trial in asked_trials(again.store)) == 16
     assert report.receipt.balanced
@@ -191,13 +191,13 @@ def test_killed_at_the_end_of_the_final_training_no_more_is_promised_than_there_
     whole = begin(folder="whole", law=SimulatedMachine(half_epochs=20, startup_s=4.0))
     limits = {"time_s": None, "gpu_time_s": None, limit: 900.0}
     whole.request = replace(whole.request, budget=replace(whole.request.budget, **limits))
-    flow.tell(whole.run())
+    flow.execute(whole.run())
     (opened,) = (e for e in whole.store.read(EntryOpened) if e.key.endswith("-final") and e.phase == "train")
     happened = events.read_all(whole.store)
     again = replace(whole, store=cut_off(whole.store, happened.index(opened) + 1))
     again.store.beat(opened.number, Heartbeat(number=opened.number, elapsed_s=opened.reserved_s - 1.0))
     (whole.folder / "candidates" / opened.key / OUTCOME).unlink(missing_ok=True)
-    report = flow.tell(again.run())
+    report = flow.execute(again.run())
     assert all(kept.kept for kept in report.receipt.limits)
     for books in ledger_after_each(again.store):
         gpu = limit == "gpu_time_s"
@@ -205,7 +205,7 @@ def test_killed_at_the_end_of_the_final_training_no_more_is_promised_than_there_
 
 
 def test_the_plan_of_a_search_is_json(begin: Begin) -> None:
-    plan = flow.draw_up(begin().run())
+    plan = flow.make_plan(begin().run())
     again = planning.from_json(plan.to_json())
     assert (again.search, again.trials, again.profiles) == (plan.search, plan.trials, plan.profiles)
     assert json.loads(plan.to_json())["search"]["counts"] == [16, 4]
@@ -223,11 +223,11 @@ def steps(stage: Stage) -> dict[str, int]:
 def test_a_frozen_search_has_its_steps_on_another_machine(begin: Begin, slots: int) -> None:
     """A faster one takes no more of them, a slower one as many where it has the time, and none of both profiles."""
     drawn = begin(folder="drawn", slots=slots)
-    plan = replace(flow.draw_up(drawn.run()), frozen=True)
+    plan = replace(flow.make_plan(drawn.run()), frozen=True)
     told = {}
     for name, image_s, time_s in (("same", 1e-3, 900.0), ("faster", 0.8e-3, 900.0), ("slower", 1.3e-3, 1300.0)):
         stage = begin(folder=name, slots=slots, law=SimulatedMachine(half_epochs=20, image_s=image_s), time_s=time_s)
-        report = flow.tell(stage.run(), plan)
+        report = flow.execute(stage.run(), plan)
         assert all(limit.kept for limit in report.receipt.limits)
         assert not any(entry.phase == "profile" for entry in stage.run().accountant.ledger().entries)
         told[name] = report.winner, steps(stage), sorted(asked(stage))
@@ -241,28 +241,28 @@ def test_a_frozen_search_has_its_steps_on_another_machine(begin: Begin, slots: i
 @pytest.mark.parametrize("cut", [0.3, 0.6, 0.9])
 def test_a_frozen_search_that_was_interrupted_is_the_uninterrupted_one(begin: Begin, cut: float) -> None:
     """The store ends after so many events, as where the process was killed."""
-    plan = replace(flow.draw_up(begin(folder="drawn").run()), frozen=True)
+    plan = replace(flow.make_plan(begin(folder="drawn").run()), frozen=True)
     whole = begin(folder="whole")
-    report = flow.tell(whole.run(), plan)
+    report = flow.execute(whole.run(), plan)
     again = begin(folder="whole")
     again.store = cut_off(whole.store, int(cut * len(whole.store.all())))
-    resumed = flow.tell(again.run(), plan)
+    resumed = flow.execute(again.run(), plan)
     assert resumed.winner == report.winner
     assert steps(again) == steps(whole)
     assert asked(again) == asked(whole)
 
 
 def test_a_frozen_search_without_the_time_is_cut_and_keeps_the_limit(begin: Begin) -> None:
-    plan = replace(flow.draw_up(begin(folder="drawn").run()), frozen=True)
+    plan = replace(flow.make_plan(begin(folder="drawn").run()), frozen=True)
     stage = begin(folder="short", time_s=500.0)
-    report = flow.tell(stage.run(), plan)
+    report = flow.execute(stage.run(), plan)
     assert all(limit.kept for limit in report.receipt.limits)
     trained, _ = events.outcomes(stage.store)
     assert any(one.ended == "cut" for one in trained.values())
 
 
 def test_the_bracket_is_said_in_a_sentence(begin: Begin) -> None:
-    plan = flow.draw_up(begin().run())
+    plan = flow.make_plan(begin().run())
     assert plan.search is not None
     told = plan.search.summary
     assert told.startswith("Successive halving: 16 trials of ")
@@ -288,9 +288,9 @@ def spans(stage: Stage) -> list[tuple[str, float, float]]:
 def test_side_by_side_all_get_more_and_as_many_finals_as_slots(begin: Begin, slots: int) -> None:
     alone, several = begin(folder="alone"), begin(slots=slots)
     several.store = Timed(several.engine.now)
-    flow.tell(alone.run())
-    report = flow.tell(several.run())
-    first, plan = flow.draw_up(alone.run()), flow.draw_up(several.run())
+    flow.execute(alone.run())
+    report = flow.execute(several.run())
+    first, plan = flow.make_plan(alone.run()), flow.make_plan(several.run())
     assert plan.search is not None
     assert first.search is not None
     assert plan.search.slots == slots
@@ -322,7 +322,7 @@ def test_side_by_side_whoever_wins_is_evaluated_without_another_start(
     limits = {"time_s": time_s} if limit == "time_s" else {"time_s": None, "gpu_time_s": 2 * time_s}
     stage.request = replace(stage.request, budget=replace(stage.request.budget, **limits))
     run = stage.run()
-    report = flow.tell(run)
+    report = flow.execute(run)
     final = [job for job in stage.engine.jobs if isinstance(job, TrainJob) and job.folder.endswith("-final")]
     assert len(final) == 2
     assert all(evaluates_in_process(job) for job in final)
@@ -343,8 +343,8 @@ def test_a_plan_gives_every_turn_its_allotment_on_slots(begin: Begin) -> None:
     stage = begin(slots=3, time_s=400.0)
     stage.request = replace(stage.request, search="exhaustive")
     stage.store = Timed(stage.engine.now)
-    flow.tell(stage.run())
-    plan = flow.draw_up(stage.run())
+    flow.execute(stage.run())
+    plan = flow.make_plan(stage.run())
     assert len(plan.trials) > 3
     trained, _ = events.outcomes(stage.store)
     assert set(trained) == {turn.name for turn in plan.trials}
@@ -361,8 +361,8 @@ def test_a_plan_gives_every_turn_its_allotment_on_slots(begin: Begin) -> None:
 def test_where_each_has_a_slot_there_is_nothing_to_search(begin: Begin) -> None:
     stage = begin(slots=4)
     stage.request = replace(stage.request, models=MODELS[:2])
-    flow.tell(stage.run())
-    plan = flow.draw_up(stage.run())
+    flow.execute(stage.run())
+    plan = flow.make_plan(stage.run())
     assert plan.search is None
     assert len(plan.trials) == 4
     assert min(turn.allotted_s for turn in plan.trials) > 800
@@ -372,7 +372,7 @@ def test_where_each_has_a_slot_there_is_nothing_to_search(begin: Begin) -> None:
 def test_a_search_that_was_killed_with_several_trials_open_takes_all_of_them_up(begin: Begin, cut: float) -> None:
     """The store ends after so many events: who was asked for and had no end is asked for first, and no one else's."""
     whole = begin(folder="whole", slots=3)
-    flow.tell(whole.run())
+    flow.execute(whole.run())
     kept = int(cut * len(whole.store.all()))
     again = begin(folder="whole", slots=3)
     again.store = cut_off(whole.store, kept)
@@ -380,7 +380,7 @@ def test_a_search_that_was_killed_with_several_trials_open_takes_all_of_them_up(
     ended_before = {event.name for event in again.store.read(TrialEnded)}
     still_open = [trial.name for trial in asked_before if trial.name not in ended_before]
     assert len(still_open) <= 3
-    report = flow.tell(again.run())
+    report = flow.execute(again.run())
     later = events.read_all(again.store)[kept:]
     opened = [event.key for event in later if isinstance(event, EntryOpened) and event.concurrent]
     trained_again = [key for key in opened if not key.startswith("profile")]
@@ -399,7 +399,7 @@ def test_a_search_that_was_killed_with_several_trials_open_takes_all_of_them_up(
 def test_those_cuts_leave_several_open(begin: Begin) -> None:
     """The test above means what it says."""
     whole = begin(folder="whole", slots=3)
-    flow.tell(whole.run())
+    flow.execute(whole.run())
     most = 0
     for cut in CUTS:
         kept = cut_off(whole.store, int(cut * len(whole.store.all())))
@@ -414,7 +414,7 @@ def test_a_run_told_twice_is_the_same_run(begin: Begin, tmp_path: Path, monkeypa
     for folder in ("one", "two"):
         monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / f"cache-{folder}"))
         stage = begin(folder=folder, slots=4, law=SimulatedMachine(half_epochs=20, pace_noise=0.2))
-        flow.tell(stage.run())
+        flow.execute(stage.run())
         told.append(events.read_all(stage.store))
     assert told[0] == told[1]
 
@@ -433,9 +433,9 @@ def test_a_turn_that_fails_leaves_its_slot_to_others(begin: Begin) -> None:
     """The others' trials go on as they were."""
     law = Cursed(half_epochs=20)
     stage = begin(slots=2, law=law)
-    flow.draw_up(stage.run())
+    flow.make_plan(stage.run())
     stage.engine.law = replace(law, cursed=frozenset(f"resnet34-amp-{px}" for px in (160, 224)))
-    report = flow.tell(stage.run())
+    report = flow.execute(stage.run())
     trained, failed = events.outcomes(stage.store)
     assert {name.partition("-")[0] for name in failed} == {"resnet34"}
     assert {turn.ended for turn in trained.values()} == {"complete"}
@@ -445,14 +445,14 @@ def test_a_turn_that_fails_leaves_its_slot_to_others(begin: Begin) -> None:
 @pytest.mark.parametrize("slots", [1, 2])
 def test_where_all_that_entered_fail_those_left_out_have_what_is_left(begin: Begin, slots: int) -> None:
     law = Cursed(half_epochs=20, startup_s=1.0)
-    flow.draw_up(begin(folder="before", slots=slots, law=law).run())  # all are profiled
+    flow.make_plan(begin(folder="before", slots=slots, law=law).run())  # all are profiled
     stage = begin(slots=slots, law=law, time_s=30.0 * slots)
-    plan = flow.draw_up(stage.run())
+    plan = flow.make_plan(stage.run())
     assert plan.search is not None
     others = {row.candidate.name for row in plan.rejections if row.reason.startswith("left out")}
     assert others
     stage.engine.law = replace(law, cursed=frozenset(turn.candidate.name for turn in plan.trials))
-    report = flow.tell(stage.run())
+    report = flow.execute(stage.run())
     names = [row.name for row in report.candidates]
     assert len(names) == len(set(names)) == 16
     assert report.winner in others

@@ -95,7 +95,7 @@ def test_what_there_is_is_handed_over_without_workers(
         engine = Simulated(SimulatedMachine(warmup_s=0.1, startup_s=0.1), images, SimulatedClock(1000.0))
         accountant = start.open_accountant(store, request.budget, engine.now, engine.now())
         run = start.open_run(request, run_folder, engine, store, Silent(), accountant, dataset)
-        plan = flow.draw_up(run)
+        plan = flow.make_plan(run)
         if over:
             flow.train(run, plan)
             spent(store, 60.0 - HAND_OVER_S / 2 - run.accountant.ledger().spent_s())

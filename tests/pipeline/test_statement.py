@@ -39,7 +39,7 @@ def test_an_open_entry_is_reserved_in_full() -> None:
         "open, 7.0s at its last heartbeat",
         "1.00 GiB",
     ]
-    assert "4.0s settled and 1m 00s reserved of 1m 40s; 36.0s left" in found.told()[0]
+    assert "4.0s settled and 1m 00s reserved of 1m 40s; 36.0s left" in found.sentences()[0]
 
 
 def test_an_abandoned_one_is_charged_and_said_to_be() -> None:

@@ -32,7 +32,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
     def build(law: SimulatedMachine | None = None, **asked: Any) -> tuple[RunContext, Plan]:
         made = Stage(SimulatedMachine(), request(**{"time_s": 300.0, **asked}), tmp_path, CountedImages())
         run = made.run()
-        plan = flow.draw_up(run)
+        plan = flow.make_plan(run)
         made.engine.law = law or SimulatedMachine()
         made.engine.started_at = made.engine.now()
         made.engine.jobs.clear()
@@ -248,9 +248,9 @@ def test_on_a_machine_that_has_become_slower_there_is_time_for_the_evaluation(
     law = SimulatedMachine(eval_share=60.0)
     made = Stage(law, request(recipe="fast", time_s=300.0), tmp_path, CountedImages())
     run = made.run()
-    assert flow.draw_up(run).trials[0].evaluation_s > 10
+    assert flow.make_plan(run).trials[0].evaluation_s > 10
     made.engine.law = replace(law, drifts=((0.0, slower),))
-    report = flow.tell(run)
+    report = flow.execute(run)
     (delivered,) = (row for row in report.methods if row.delivered)
     assert delivered.test is not None
     assert not any("time was over" in note for note in report.notes), "all views were evaluated on both splits"
@@ -267,10 +267,10 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
         before = replace(law, troubles=(), drifts=())
         made = Stage(before, request(**{"recipe": "fast", "time_s": 300.0, **asked}), tmp_path, CountedImages())
         run = made.run()
-        (_,) = flow.draw_up(run).trials
+        (_,) = flow.make_plan(run).trials
         made.engine.law, made.engine.started_at = law, made.engine.now()
         made.engine.jobs.clear()
-        return run, flow.tell(run)
+        return run, flow.execute(run)
 
     return told
 
@@ -324,7 +324,7 @@ def test_in_a_long_run_another_process_evaluates(alone: Any) -> None:
     assert whole(report)
     assert [evaluates_in_process(job) for job in run.engine.jobs] == [False, False]
     job, evaluation = run.engine.jobs
-    (turn,) = flow.draw_up(run).trials
+    (turn,) = flow.make_plan(run).trials
     assert evaluation.until_at - job.until_at >= turn.evaluation_s + train_phase.SEPARATE_MARGIN_S
     assert all(limit.kept for limit in report.receipt.limits)
 

@@ -107,7 +107,7 @@ def test_a_run_samples_its_candidates_and_goes_on_where_it_was(tmp_path: Path, m
     profile_phase.profile(begin("before", time_s=10_000.0).run())  # all are known from then on
     whole = begin("whole")
     report = run.tell(whole.run())
-    plan = run.draw_up(whole.run())
+    plan = run.make_plan(whole.run())
     assert planning.from_json(plan.to_json()) == plan
     assert plan.search is not None
     assert plan.search.seed == 7

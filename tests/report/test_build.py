@@ -35,7 +35,7 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def told(tmp_path: Path, law: SimulatedMachine | None = None, **asked: Any) -> tuple[Stage, Report]:
     stage = Stage(law or SimulatedMachine(), request(**{"time_s": 300.0, **asked}), tmp_path)
-    return stage, flow.tell(stage.run())
+    return stage, flow.execute(stage.run())
 
 
 def test_every_candidate_has_its_row_and_its_reason(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_phases_add_up_to_what_was_spent(tmp_path: Path) -> None:
 )
 def test_every_limit_that_was_set_is_answered_for(tmp_path: Path, asked: dict[str, Any], names: list[str]) -> None:
     stage = Stage(SimulatedMachine(), request(**asked), tmp_path)
-    report = flow.tell(stage.run())
+    report = flow.execute(stage.run())
     assert [limit.name for limit in report.receipt.limits] == names
     assert all(limit.kept and 0 < limit.spent <= limit.limit for limit in report.receipt.limits)
 
@@ -133,7 +133,7 @@ def test_a_rescue_is_told_of(tmp_path: Path) -> None:
     (ended,) = stage.store.read(TrialEnded)
     assert ended.trained is not None
     stage.store.append(replace(ended, trained=replace(ended.trained, nan_restarts=2)))
-    plan = flow.draw_up(stage.run())
+    plan = flow.make_plan(stage.run())
     again = build.report(stage.request, plan, stage.store, ledgers.read(stage.store))
     assert again.row(row.name).reason.startswith(
         f"{row.reason}; 2 times the loss was not a number: training went back to the checkpoint"
@@ -143,7 +143,7 @@ def test_a_rescue_is_told_of(tmp_path: Path) -> None:
 def test_a_plan_alone_has_no_limits_and_no_winner(tmp_path: Path) -> None:
     stage = Stage(SimulatedMachine(), request(time_s=300.0), tmp_path)
     run = stage.run()
-    plan = flow.draw_up(run)
+    plan = flow.make_plan(run)
     report = build.report(stage.request, plan, stage.store, ledgers.read(stage.store))
     assert (report.winner, report.receipt.limits, report.receipt.finished) == (None, (), False)
     assert [row.status for row in report.candidates] == ["planned"]
@@ -190,7 +190,7 @@ def test_a_report_that_takes_long_to_write_is_charged_and_written_again(
         written.append(report)
 
     monkeypatch.setattr(finish, "write_report", slowly)
-    report = flow.tell(stage.run())
+    report = flow.execute(stage.run())
     assert written[-1] == report
     assert len(written) == 2
     (limit,) = (each for each in report.receipt.limits if each.name == "time")
@@ -199,7 +199,7 @@ def test_a_report_that_takes_long_to_write_is_charged_and_written_again(
 
 def test_a_turn_of_less_than_an_epoch_tells_how_much_less(tmp_path: Path) -> None:
     """To the digit that was planned: "planned 0.071 epochs, took 0.1: slower than profiled" told nothing."""
-    (turn,) = flow.draw_up(Stage(SimulatedMachine(), request(), tmp_path).run()).trials
+    (turn,) = flow.make_plan(Stage(SimulatedMachine(), request(), tmp_path).run()).trials
     trained = TrainResult(
         steps=30,
         planned_steps=36,

@@ -137,7 +137,7 @@ def test_a_trial_that_died_has_its_reason(begin: Begin) -> None:
 
 def test_a_plan_has_its_bracket_and_no_trials(begin: Begin) -> None:
     stage = begin()
-    plan = run.draw_up(stage.run())
+    plan = run.make_plan(stage.run())
     report = build.report(stage.request, plan, stage.store, ledgers.read(stage.store))
     assert report.search is not None
     assert report.search.summary == plan.search.summary

@@ -43,10 +43,10 @@ def console() -> Any:
     return screen if screen.is_terminal else Console(width=160)
 
 
-def print_ledger(books: Statement, as_json: bool) -> None:
+def print_ledger(statement: Statement, as_json: bool) -> None:
     """Print a statement of the ledger on the terminal, or as JSON."""
     if as_json:
-        typer.echo(json.dumps(books.to_dict(), indent=1))
+        typer.echo(json.dumps(statement.to_dict(), indent=1))
         return
     from rich.table import Table
 
@@ -55,10 +55,10 @@ def print_ledger(books: Statement, as_json: bool) -> None:
     table = Table(box=None, header_style="bold")
     for place, column in enumerate(COLUMNS):
         table.add_column(column, justify="left" if place in (1, 2) else "right")
-    for row in books.rows():
+    for row in statement.rows():
         table.add_row(*row)
     screen = console()
-    screen.print(table, "", *books.told(), sep="\n", highlight=False)
+    screen.print(table, "", *statement.sentences(), sep="\n", highlight=False)
 
 
 def print_accuracy(found: Evaluation, as_json: bool) -> None:

@@ -30,7 +30,7 @@ MESSAGE = struct.Struct("=ci")
 #: How long importing torch and timm may take before something is wrong.
 READY_WITHIN_S = 180.0
 
-#: PyTorch's CUDA allocator is told to grow its segments: memory then is a line in the batch, where blocks of fixed size
+#: PyTorch's CUDA allocator grows its segments: memory then is a line in the batch, where blocks of fixed size
 #: left 16 to 36 % of it unused (H200: resnet18 amp at 520 images reserved 5,414 MiB for 3,438, and 3,476 this way).
 #: A setting of the user's own stays.
 ALLOCATOR = "PYTORCH_ALLOC_CONF"
@@ -77,9 +77,9 @@ class Server:
                 return False
             with suppress(subprocess.TimeoutExpired):  # its last word comes after the socket's end
                 self.process.wait(timeout=1)
-            told = self.log.read_text(errors="replace").strip().splitlines()[-1:] if self.log else []
+            last_line = self.log.read_text(errors="replace").strip().splitlines()[-1:] if self.log else []
             raise DeviceError(
-                f"the worker server, which imports torch and timm, did not start: {''.join(told)}"
+                f"the worker server, which imports torch and timm, did not start: {''.join(last_line)}"
             ) from error
         assert kind == READY
         self.ready = True
@@ -121,7 +121,7 @@ def environment() -> dict[str, str]:
 
 
 def allocator() -> str:
-    """What PyTorch's CUDA allocator is told; its variable's older name counts where it is set."""
+    """The settings of PyTorch's CUDA allocator; the variable's older name counts where it is set."""
     return os.environ.get(ALLOCATOR) or os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or GROWING
 
 

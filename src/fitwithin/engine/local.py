@@ -142,11 +142,11 @@ class Local:
     def _fork(self) -> Child:
         """A fresh process."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        status, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        status, reports = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         connection = Connection(ours.detach())
         try:
-            with theirs, told:
-                self._ask([theirs.fileno(), told.fileno()])
+            with theirs, reports:
+                self._ask([theirs.fileno(), reports.fileno()])
             kind, pid = receive(status, STARTED_WITHIN_S)
             assert kind == STARTED
         except BaseException:
@@ -188,7 +188,7 @@ class Local:
                 for child in children:  # an interrupt: nothing may go on behind our back, other jobs apart
                     child.kill()
                 raise
-        return ended or merged([child.told() for child in children])
+        return ended or merged([child.outcome() for child in children])
 
     def _stayed(self, job: Job, open_things: ExitStack) -> list[Child]:
         """The process that stays for that job. Others that must end for it are killed: where it is not done by one that

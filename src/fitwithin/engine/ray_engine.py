@@ -227,8 +227,8 @@ class Cluster:
         except TaskCancelledError:
             return _failed("died", "its task was cancelled")
         except RayError as error:  # a killed worker, a lost node, a host out of memory
-            told = " ".join(str(error).split())[:200]
-            return _failed("died", f"its worker process or its node was lost ({told})", lost=True)
+            reason = " ".join(str(error).split())[:200]
+            return _failed("died", f"its worker process or its node was lost ({reason})", lost=True)
 
     def _kill(self, task: Any) -> None:
         """End the task and its worker, or take it off the queue; wait shortly until its device is free."""

@@ -71,9 +71,9 @@ class TaskResponse:
 
 
 class ProgressActor:
-    """An actor on the driver's own node, so that its clock is the driver's: tasks tell of progress, the driver hears.
+    """An actor on the driver's own node, so that its clock is the driver's: tasks report progress, the driver reads it.
 
-    Nothing depends on it. Without it progress is not seen, and the time that a call took is told by calendar clocks.
+    Nothing depends on it. Without it progress is not seen, and the time of a call is measured by calendar clocks.
     """
 
     def __init__(self) -> None:

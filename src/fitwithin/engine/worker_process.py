@@ -26,7 +26,7 @@ LAST_WORDS_S = 0.5
 
 @dataclass
 class Child:
-    """A process: what is said to it, what is told of its end, its number; then its answer and its exit status."""
+    """A worker process: the connection to it, the socket that reports its end, its number; later answer and exit code."""
 
     connection: Connection
     status: socket.socket
@@ -63,7 +63,7 @@ class Child:
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
-    def told(self) -> Outcome | None:
+    def outcome(self) -> Outcome | None:
         """Its answer; of one that went without, how it ended; nothing of one that was ended for another's sake."""
         if self.answer is not None or (self.killed and not self.gone):
             return self.answer
@@ -110,20 +110,20 @@ def listen(
     return None
 
 
-def merged(told: Sequence[Outcome | None]) -> Outcome:
+def merged(outcomes: Sequence[Outcome | None]) -> Outcome:
     """What the answers of processes that work together come to: the first one's, with the memory of the largest.
 
-    Of several that failed, it is the one that tells most: that memory is held by others, that it was not enough, then
-    what befell one; last, that one was deserted. None stands for a process that was ended before it could say anything.
+    Of several that failed, the failure that says most counts: memory held by others, then too little memory, then what
+    happened to one; last, that one was deserted. None stands for a process that was ended before it could say anything.
     """
-    failures = [answer for answer in told if answer is not None and _failed(answer)]
+    failures = [answer for answer in outcomes if answer is not None and _failed(answer)]
     if failures:
         failure = min(failures, key=_rank)
         if isinstance(failure, Failure) and failure.kind == "deserted":
             return replace(failure, kind="died")
         return failure
-    answers = [answer for answer in told if answer is not None]
-    assert len(answers) == len(told), "whoever is ended has no answer because another failed"
+    answers = [answer for answer in outcomes if answer is not None]
+    assert len(answers) == len(outcomes), "whoever is ended has no answer because another failed"
     first = answers[0]
     if isinstance(first, TrainResult):
         peaks = [answer.peak_bytes for answer in answers if isinstance(answer, TrainResult)]

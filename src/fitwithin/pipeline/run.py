@@ -26,17 +26,17 @@ from fitwithin.report.schema import Report
 from fitwithin.units import format_duration
 
 
-def tell(run: RunContext, frozen: Plan | None = None) -> Report:
+def execute(run: RunContext, frozen: Plan | None = None) -> Report:
     """Carry a run from where it stands to its report."""
-    plan = draw_up(run, frozen)
+    plan = make_plan(run, frozen)
     train(run, plan)
-    train_phase.tidy(run)
+    train_phase.clean_trials(run)
     winner, why = evaluate_phase.choose_winner(run, plan)
     return finish.close(run, plan, evaluate_phase.evaluate(run, plan, winner), winner, why)
 
 
-def draw_up(run: RunContext, frozen: Plan | None = None) -> Plan:
-    """The plan: the stored one, the frozen one, or one drawn up from a profile of every candidate."""
+def make_plan(run: RunContext, frozen: Plan | None = None) -> Plan:
+    """The plan: the stored one, the frozen one, or one made from a profile of every candidate."""
     stored = run.store.latest(PlanMade)
     if stored is not None:
         return stored.plan
@@ -54,8 +54,10 @@ def _planned(run: RunContext) -> Plan:
     profiles = [found for found in known if isinstance(found, Profile)]
     rejections = [found for found in known if isinstance(found, Rejection)]
     if rejections and not profiles and all(rejection.reason == OUT_OF_TIME for rejection in rejections):
-        told = format_duration(run.request.limit_s)
-        raise BudgetError(f"{told} are too short: they were over before any candidate was profiled; give twice as much")
+        limit = format_duration(run.request.limit_s)
+        raise BudgetError(
+            f"{limit} is too short: the time was over before any candidate was profiled; give twice as much"
+        )
     workload = run.workload
     if budget.scope == "total":
         profiles, too_expensive = affordable_to_evaluate(profiles, left.usable_s, workload)
@@ -120,22 +122,21 @@ def train(run: RunContext, plan: Plan) -> None:
             evaluates_in_process=in_process,
         )
         at_work[turn.name] = ends_at
-        told = f"{number + 1} of {len(plan.trials)}"
-        return train_phase.begun(
+        return train_phase.start_trial(
             run,
             turn,
             slot,
             ends_at=ends_at,
             frozen=plan.frozen,
-            told=told,
+            label=f"{number + 1} of {len(plan.trials)}",
             last=not waiting,
             evaluates_in_process=in_process,
         )
 
-    def told(ended: tuple[TrialPlan, TrainResult | Failure]) -> None:
+    def record(ended: tuple[TrialPlan, TrainResult | Failure]) -> None:
         turn, outcome = ended
         del at_work[turn.name]
-        train_phase.conclude(run, turn, outcome)
+        train_phase.record_trial(run, turn, outcome)
 
     def reserved_s() -> float:
         """All of them, by the clock."""
@@ -144,7 +145,7 @@ def train(run: RunContext, plan: Plan) -> None:
         return run.remaining().less(kept_s).usable_s
 
     if waiting:
-        slots.run_on_slots(run, "train", reserved_s=reserved_s, next_work=ask, on_done=told)
+        slots.run_on_slots(run, "train", reserved_s=reserved_s, next_work=ask, on_done=record)
 
 
 def _kept_s(plan: Plan, run: RunContext, *, evaluates_in_process: bool) -> float:

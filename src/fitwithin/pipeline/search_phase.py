@@ -78,13 +78,13 @@ class _TrialRunner:
                 evaluating_s = self._evaluating_s() if in_process else 0.0
                 ends_at += evaluating_s
                 self._running[planned.name] = _RunningTrial(trial, ends_at, evaluating_s)
-                return train_phase.begun(
+                return train_phase.start_trial(
                     self.run,
                     planned,
                     slot,
                     ends_at=ends_at,
                     frozen=self.frozen,
-                    told=_describe(trial, self.search),
+                    label=_describe(trial, self.search),
                     last=trial.final,
                     evaluates_in_process=in_process,
                 )
@@ -96,7 +96,7 @@ class _TrialRunner:
         """Record how a trial ended."""
         planned, outcome = ended
         was = self._running.pop(planned.name)
-        train_phase.conclude(self.run, planned, outcome)
+        train_phase.record_trial(self.run, planned, outcome)
         self._score(was.trial, outcome)
         if self._running and was.evaluating_s and isinstance(outcome, TrainResult):
             # Its process holds its device until the last final training has ended: so does its entry in the ledger.

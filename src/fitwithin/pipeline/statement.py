@@ -59,7 +59,7 @@ class Statement:
             for entry in self.entries
         ]
 
-    def told(self) -> list[str]:
+    def sentences(self) -> list[str]:
         """The accounts in a sentence each."""
         return [
             f"{account.name}: {format_duration(account.settled_s)} settled and {format_duration(account.reserved_s)} "

@@ -202,14 +202,14 @@ def evaluation(run: RunContext, turn: TrialPlan, *, until_at: float) -> Evaluate
     )
 
 
-def begun(
+def start_trial(
     run: RunContext,
     turn: TrialPlan,
     slot: int,
     *,
     ends_at: float,
     frozen: bool,
-    told: str,
+    label: str,
     last: bool,
     evaluates_in_process: bool = False,
 ) -> Callable[[], tuple[TrialPlan, TrainResult | Failure]]:
@@ -220,7 +220,7 @@ def begun(
     """
     evaluated = last or run.request.budget.scope == "candidate"
     opened = run.book("train", turn.name, reserved_s=ends_at - run.engine.now())
-    run.reporter.begin(f"training {turn.name} ({told})", turn.steps, run.lane(slot))
+    run.reporter.begin(f"training {turn.name} ({label})", turn.steps, run.lane(slot))
 
     def carry_out() -> tuple[TrialPlan, TrainResult | Failure]:
         with opened:
@@ -241,7 +241,7 @@ def begun(
     return carry_out
 
 
-def conclude(run: RunContext, turn: TrialPlan, outcome: TrainResult | Failure) -> None:
+def record_trial(run: RunContext, turn: TrialPlan, outcome: TrainResult | Failure) -> None:
     """A turn has ended: its end is among the run's events from now on."""
     name = turn.name
     if isinstance(outcome, Failure):
@@ -262,8 +262,8 @@ def _salvage(folder: Path, failure: Failure) -> TrainResult | Failure:
     return left if left is not None and (folder / WEIGHTS).is_file() else failure
 
 
-def tidy(run: RunContext) -> None:
-    """All turns have ended: remove what one kept that was to go when the run was interrupted."""
+def clean_trials(run: RunContext) -> None:
+    """All trials have ended: remove the checkpoints of those that an interrupt left unfinished."""
     for event in run.store.read(TrialEnded):
         clean(run.folder / CANDIDATES / event.name)
 

@@ -284,7 +284,7 @@ def make_plan(
         overhead_s = limit_s - available_s
         needed_s = _round_up(overhead_s + min(REFUSAL_MARGIN * overhead_s, REFUSAL_MARGIN_S) + least_s(paired, data))
         raise BudgetError(
-            f"{format_duration(limit_s)} are too short for any candidate: after start-up, profiling and evaluation "
+            f"{format_duration(limit_s)} is too short for any candidate: after start-up, profiling and evaluation "
             f"{format_duration(max(available_s, 0.0))} are left, less than one epoch takes; "
             f"the least that would do, also after a slower start, is {format_duration(needed_s)}"
         )

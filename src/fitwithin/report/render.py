@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.table import Table as RichTable
 
-#: A terminal is told of so many trials of a search; the files have them all.
+#: A terminal shows so many trials of a search; the files have them all.
 MOST_TRIALS = 24
 
 _WRAP_AT = 16  # characters a wrapping column may shrink to before whole columns fall away
@@ -110,7 +110,7 @@ def html(report: Report) -> str:
     them whole.
     """
     report = charts.thinned(report)
-    every_section, told = sections(report), clean(headline(report))
+    every_section, sentence = sections(report), clean(headline(report))
     before = [section.anchor for section in every_section if section.anchor in ("candidates", "views")]
     made = {chart.anchor: chart for chart in charts.charts(report)}
     climbs = made.pop("chart-rungs", None)
@@ -121,8 +121,8 @@ def html(report: Report) -> str:
         created_at=clean(report.created_at),
         why=_kept(clean(f"{report.winner_why} {search_sentence(report)}")),
         plan=is_plan(report),
-        headline=told,
-        headline_set=_kept(told),
+        headline=sentence,
+        headline_set=_kept(sentence),
         caution=trust_note(report),
         tiles=list(tiles(report)),
         sections=every_section,

@@ -71,10 +71,10 @@
     });
   }
 
-  // What the pointer is over: ``told`` of the nearest of these points.
+  // What the pointer is over: ``label`` of the nearest of these points.
   function tip(points, width) {
     const look = { fill: "var(--card)", stroke: "var(--soft)", fontSize: FONT_PX, lineWidth: Math.min(26, width / 18) };
-    return Plot.tip(points, Plot.pointer({ x: "x", y: "y", title: "told", maxRadius: 60, ...look }));
+    return Plot.tip(points, Plot.pointer({ x: "x", y: "y", title: "label", maxRadius: 60, ...look }));
   }
 
   // A legend's key is drawn with the marks that it explains, in a square from 0 to 2.
@@ -101,10 +101,10 @@
       const [x, y, low, high] = each.points[0];
       const front = each.front === null ? [] : [each.front ? "on the Pareto front" : "not on the Pareto front"];
       const said = [`${withUnit(y, chart.y)}, ${intervalText(low, high)}`, `${chart.x.title} ${withUnit(x, chart.x)}`];
-      const told = [each.name + (each.winner ? " (winner)" : ""), ...said, each.group, ...front].join("\n");
+      const label = [each.name + (each.winner ? " (winner)" : ""), ...said, each.group, ...front].join("\n");
       const colour = colourOf(each.group);
       const fill = each.front === false ? "var(--card)" : colour;
-      return { ...each, x, y, low, high, told, colour, fill, shape: shapeOf(each.group) };
+      return { ...each, x, y, low, high, label, colour, fill, shape: shapeOf(each.group) };
     });
     const look = { symbol: "shape", stroke: "colour", fill: "fill", r: 4.5, strokeWidth: 1.6 };
     const ring = { r: 9, stroke: "currentColor", strokeWidth: 1.4 };
@@ -126,7 +126,7 @@
     const hollow = Plot.dot(middle, { stroke: "currentColor", r: 4.5 });
     if (data.some((each) => each.front === false)) legend.push(key("not on the Pareto front", hollow));
     if (chart.cap !== null) legend.push(key(`cap ${chart.cap.toFixed(2)} GiB`, Plot.line(across, line)));
-    return { svg, legend, told: data };
+    return { svg, legend, targets: data };
   }
 
   // Names points, those on the front first: each where nothing is drawn, or at least no mark and no other name.
@@ -181,7 +181,7 @@
         const ends = low === undefined ? "" : `, ${intervalText(low, high)}`;
         const said = [`${chart.y.title} ${withUnit(y, chart.y)}${ends}`, `${chart.x.title} ${withUnit(x, chart.x)}`];
         const handed = n === each.delivered ? ["delivered"] : [];
-        return { x, y, low, high, told: [each.name + (each.winner ? " (winner)" : ""), ...said, ...handed].join("\n") };
+        return { x, y, low, high, label: [each.name + (each.winner ? " (winner)" : ""), ...said, ...handed].join("\n") };
       });
       return { ...each, named, data, look: { ...look, strokeOpacity: named ? 1 : 0.45 }, dots };
     });
@@ -211,7 +211,7 @@
       const other = chart.marks ? Plot.dot(middle, dots) : Plot.line(across, look);
       legend.push(key(`${rest} more`, other));
     }
-    return { svg, legend, told: everything };
+    return { svg, legend, targets: everything };
   }
 
   function spans(chart, width) {
@@ -219,7 +219,7 @@
       const between = each.low < each.high ? `, interval ${figure(each.low)}–${figure(each.high)}` : "";
       const predicted = `predicted ${withUnit(each.predicted, chart.x)}${between}`;
       const actual = `actual ${withUnit(each.actual, chart.x)} (${each.error})`;
-      return { ...each, x: each.actual, y: place, told: `${each.name}\n${predicted}\n${actual}` };
+      return { ...each, x: each.actual, y: place, label: `${each.name}\n${predicted}\n${actual}` };
     });
     const band = { stroke: PALETTE[5], strokeWidth: 7, strokeOpacity: 0.5 };
     const bar = { stroke: "currentColor", strokeWidth: 2 };
@@ -250,14 +250,14 @@
     ];
     const rest = chart.series.length - rows.length;
     if (rest > 0) legend.push(`${rest} more are in the table`);
-    return { svg, legend, told: rows };
+    return { svg, legend, targets: rows };
   }
 
-  // With the chart in focus, the arrow keys go from point to point as the pointer does, and a screen reader is told.
-  function takeKeys(svg, told, live) {
+  // With the chart in focus, the arrow keys go from point to point as the pointer does, and a screen reader reads it.
+  function takeKeys(svg, targets, live) {
     const x = svg.scale("x").apply;
     const y = svg.scale("y").apply;
-    const ordered = [...told].sort((a, b) => a.x - b.x || a.y - b.y);
+    const ordered = [...targets].sort((a, b) => a.x - b.x || a.y - b.y);
     let at = -1;
     svg.addEventListener("keydown", (event) => {
       if (event.key === "Escape") svg.dispatchEvent(new PointerEvent("pointerleave", { pointerType: "mouse" }));
@@ -268,7 +268,7 @@
       const point = new DOMPoint(x(ordered[at].x), y(ordered[at].y)).matrixTransform(svg.getScreenCTM());
       const where = { clientX: point.x, clientY: point.y, pointerType: "mouse" };
       svg.dispatchEvent(new PointerEvent("pointermove", where));
-      live.textContent = ordered[at].told;
+      live.textContent = ordered[at].label;
     });
   }
 
@@ -278,7 +278,7 @@
     const width = Math.floor(place.clientWidth);
     if (!width || place.dataset.width === `${width}`) return;
     place.dataset.width = `${width}`;
-    const { svg, legend, told } = KINDS[chart.kind](chart, width);
+    const { svg, legend, targets } = KINDS[chart.kind](chart, width);
     svg.setAttribute("role", "img");
     svg.setAttribute("aria-label", `${title}. The table below has the values; the arrow keys go through them.`);
     svg.setAttribute("tabindex", "0");
@@ -288,7 +288,7 @@
     const live = document.createElement("p");
     live.className = "unseen";
     live.setAttribute("aria-live", "polite");
-    takeKeys(svg, told, live);
+    takeKeys(svg, targets, live);
     place.replaceChildren(svg, keys, live);
   }
 
