@@ -26,7 +26,7 @@ LAST_WORDS_S = 0.5
 
 @dataclass
 class Child:
-    """A worker process: the connection to it, the socket that reports its end, its number; later answer and exit code."""
+    """A worker process: the connection to it, the socket that reports its end, its number; later answer and exit."""
 
     connection: Connection
     status: socket.socket
