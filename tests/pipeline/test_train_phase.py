@@ -135,7 +135,7 @@ def test_a_worker_that_hangs_when_there_is_no_time_for_another_is_ended(stage: A
     run, plan = stage(SimulatedMachine(troubles=(Fault(at_s=at_s, kind="hang"),)))
     ends_at = run.engine.now() + at_s + 5.0
     outcome = train(run, plan, ends_at=ends_at)
-    assert run.engine.now() == pytest.approx(ends_at - train_phase.ENDING_S)
+    assert run.engine.now() == pytest.approx(ends_at - train_phase.KILL_BEFORE_S)
     if at_s < 1:  # before its first step
         assert isinstance(outcome, Failure)
         assert outcome.kind == "deadline"

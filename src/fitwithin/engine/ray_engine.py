@@ -23,6 +23,7 @@ from typing import Any
 
 from fitwithin.engine.jobs import EvaluateJob, Job, TrainJob
 from fitwithin.engine.launch import READY_WITHIN_S
+from fitwithin.engine.margins import RAY_ANSWER_S
 from fitwithin.engine.ray_task import ProgressActor, TaskRequest, TaskResponse, carry_out
 from fitwithin.engine.results import Failure, FailureKind, Outcome, Progress
 from fitwithin.engine.threads import Threads
@@ -32,9 +33,6 @@ from fitwithin.machine import DeviceName
 
 #: Seconds between looks at the board.
 LOOK_S = 0.2
-
-#: A worker ends its job itself at the job's end; if its word is not here so many seconds later, Ray kills the worker.
-WORD_S = 0.2
 
 #: After a task was killed its device is waited for so long, in seconds.
 FREED_WITHIN_S = 1.0
@@ -197,7 +195,7 @@ class Cluster:
         from ray.exceptions import RayError
 
         question: Any = None
-        while (left_s := call.until_at + WORD_S - time.monotonic()) > 0:
+        while (left_s := call.until_at + RAY_ANSWER_S - time.monotonic()) > 0:
             if ray.wait([task], timeout=min(left_s, LOOK_S))[0]:
                 return True
             if question is not None and ray.wait([question], timeout=0)[0]:

@@ -14,14 +14,10 @@ from multiprocessing.connection import Connection, wait
 from typing import Generic, TypeVar
 
 from fitwithin.engine.jobs import EvaluateJob, Job, TrainJob
+from fitwithin.engine.margins import LAST_WORDS_S
 from fitwithin.engine.results import Failure, Outcome, Probe, Progress, TrainResult
 
 P = TypeVar("P")
-
-
-#: Of processes that work together, the others are given so long to say what befell them once one has failed: who only
-#: notices that another is gone may speak first.
-LAST_WORDS_S = 0.5
 
 
 @dataclass

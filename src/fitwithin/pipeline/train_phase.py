@@ -12,7 +12,17 @@ from fitwithin.accountant import Accountant, OpenEntry
 from fitwithin.budget import Budget
 from fitwithin.engine.base import Engine
 from fitwithin.engine.jobs import EvaluateJob, JobSettings, TrainJob
-from fitwithin.engine.margins import WATCHDOG_S
+from fitwithin.engine.margins import (
+    IN_PROCESS_BELOW_S,
+    IN_PROCESS_FROM,
+    KILL_BEFORE_S,
+    PATIENCE_S,
+    PATIENCE_SHARE,
+    PATIENCE_STEPS,
+    SEPARATE_MARGIN_S,
+    SILENCE_FACTOR,
+    WATCHDOG_S,
+)
 from fitwithin.engine.results import (
     CARD,
     CHECKPOINT,
@@ -35,21 +45,6 @@ CANDIDATES = "candidates"
 
 #: After running out of memory in spite of its certificate, a turn goes on with this share of its batch.
 SMALLER = 7 / 8
-
-#: A turn that does not end by itself is ended so long before its time is over: the evaluation begins on time.
-ENDING_S = 0.05
-
-#: A batch that is so late (seconds; this share of a turn within those limits; steps of the plan) will not come.
-PATIENCE_S, PATIENCE_SHARE, PATIENCE_STEPS = (5.0, 60.0), 0.05, 20
-
-#: A trainer is silent for so many times what its start, a validation and two checkpoints take only if it hangs.
-SILENCE_FACTOR = 5
-
-#: In runs shorter than IN_PROCESS_BELOW_S the process that trained a model evaluates it too, which saves 1 to 3 s, if
-#: the trial is IN_PROCESS_FROM times as long as its start and the evaluation: trying the evaluation out must pay. In
-#: longer runs another process evaluates, and SEPARATE_MARGIN_S more are kept for it: a host that has worked for long
-#: starts a process slower (the same evaluations took 2.3 s after 90 s, and 2.8 after 300: docs/log.md).
-IN_PROCESS_BELOW_S, IN_PROCESS_FROM, SEPARATE_MARGIN_S = 600.0, 3, 3.0
 
 #: A turn whose process died or ran out of memory is taken up again so often.
 ATTEMPTS = 3
@@ -157,7 +152,7 @@ def train(
     for _ in range(ATTEMPTS):
         if engine.now() >= job.until_at:
             break
-        answer = engine.run(job, until_at=ends_at - ENDING_S, on_progress=note)
+        answer = engine.run(job, until_at=ends_at - KILL_BEFORE_S, on_progress=note)
         assert isinstance(answer, TrainResult | Failure)
         outcome = answer
         opened.peak(answer.peak_bytes)

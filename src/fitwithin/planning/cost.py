@@ -9,21 +9,10 @@ from dataclasses import dataclass
 
 from fitwithin.data.dataset import DataFacts
 from fitwithin.engine.jobs import Stage
-from fitwithin.engine.margins import EXIT_S, VIEW_S, WATCHDOG_S
+from fitwithin.engine.margins import EVALUATION_MARGIN, EXIT_S, FIXED_MARGIN, MARGIN, VIEW_S, WATCHDOG_S
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.recipe import Recipe
 from fitwithin.units import format_duration
-
-#: Relative safety on every predicted cost: the machine's own jitter between a two-second sample and a long run.
-MARGIN = 0.02
-
-#: Fixed costs are single measurements; they get a wider one.
-FIXED_MARGIN = 0.25
-
-#: The machine may be busier when the model is evaluated, and a host that has worked for minutes starts a process more
-#: slowly: the same evaluations took 2.3 s after 90 s, and 2.8 after 300 (docs/log.md). If it became slower while the
-#: model was trained, the trial ends earlier for it.
-EVALUATION_MARGIN = 0.2
 
 #: The time of the longest evaluation is set aside, whoever wins. A candidate whose evaluation needs more than this
 #: share of what is left, and more than so many times what the shortest one needs, takes no part.

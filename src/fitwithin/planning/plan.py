@@ -14,19 +14,16 @@ from fitwithin.budget import Remaining
 from fitwithin.candidate import Candidate
 from fitwithin.data.dataset import DataFacts
 from fitwithin.engine.jobs import Stage
+from fitwithin.engine.margins import FIXED_MARGIN, MARGIN, REFUSAL_MARGIN, REFUSAL_MARGIN_S
 from fitwithin.errors import BudgetError, UsageError
 from fitwithin.files import decode, to_json
-from fitwithin.planning.cost import FIXED_MARGIN, MARGIN, Costs, Workload, costs, evaluation_reserve_s, stages_of
+from fitwithin.planning.cost import Costs, Workload, costs, evaluation_reserve_s, stages_of
 from fitwithin.planning.search import SearchCandidate
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.request import Request
 from fitwithin.units import format_count, format_duration
 
 SCHEMA = 2
-
-#: The time that a refusal asks for allows for so much more beside training, so many seconds at most: with that time it
-#: must not be refused again. (Of 6.0 s named, on two busy cores, the start took 2 s more when they were given.)
-REFUSAL_MARGIN, REFUSAL_MARGIN_S = 0.5, 5.0
 
 
 @dataclass(frozen=True, kw_only=True)

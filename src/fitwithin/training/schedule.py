@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fitwithin.engine.jobs import CURVE_POINTS, READING_S, Stage, TrainJob
-from fitwithin.engine.margins import EXIT_S, HANDOVER_S, MEANWHILE_S, REHEARSED_MARGIN
+from fitwithin.engine.margins import EXIT_S, HANDOVER_S, REHEARSED_MARGIN
 
 
 def cosine(step: int, total: int) -> float:
@@ -210,8 +210,7 @@ def steps_end_at(job: TrainJob, model_s: float, evaluation_s: float = 0.0) -> fl
     the evaluation by the same process, if there is one, ``evaluation_s``."""
     if job.evaluation is None:
         return job.until_at - EXIT_S - 1.2 * model_s
-    least_s = MEANWHILE_S if job.setting.device.is_cuda else 0.0
-    return job.until_at - 1.2 * model_s - HANDOVER_S - max(least_s, (1 + REHEARSED_MARGIN) * evaluation_s)
+    return job.until_at - 1.2 * model_s - HANDOVER_S - (1 + REHEARSED_MARGIN) * evaluation_s
 
 
 def reading_every_s(trial_s: float) -> float:
