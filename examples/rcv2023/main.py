@@ -21,8 +21,7 @@ from fitwithin import units
 from fitwithin.cli.progress import Plain
 from fitwithin.data.decode import is_image
 from fitwithin.engine.device import open_device
-from fitwithin.machine import parse as parse_device
-from fitwithin.machine import process_started_at
+from fitwithin.machine import process_started_at, resolve_device
 
 SUBMISSION = Path("submission.csv")
 
@@ -136,9 +135,11 @@ def predicted(
         return {name: answers.get(f"test/{name}", "") for name in pictures}
     except fitwithin.UsageError as error:
         print(f"the test pictures are predicted now: {error}", file=sys.stderr)
-    if (chosen := parse_device(device)) != "cpu":
-        open_device(chosen).cap(units.size(memory), "allocator")  # this process has not touched the GPU so far
-    answers_now = result.predict([data / "test" / name for name in pictures], device=chosen)
+    if (chosen := resolve_device(device)).is_cuda:
+        open_device(chosen).set_memory_cap(
+            units.size(memory), "allocator"
+        )  # this process has not touched the GPU so far
+    answers_now = result.predict([data / "test" / name for name in pictures], device=str(chosen))
     return {name: answer.label for name, answer in zip(pictures, answers_now, strict=True)}
 
 

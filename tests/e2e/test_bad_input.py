@@ -58,7 +58,7 @@ def place(ground: Path, shapes: Path) -> Place:
     write_shapes(root / "other", 6, seed=5)
     (root / "held").mkdir()
     (root / "held" / "letter.txt").write_text("dear", encoding="utf-8")
-    (root / "half.json").write_text('{"schema": 1}', encoding="utf-8")
+    (root / "half.json").write_text('{"schema": 2}', encoding="utf-8")
     (root / "hollow.json").write_text(
         json.dumps({"trials": [], "rejections": [], "request": {}, "fingerprint": "", "frozen": False, "schema": 2}),
         encoding="utf-8",

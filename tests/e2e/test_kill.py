@@ -104,12 +104,12 @@ def model_bytes(run: Path) -> dict[str, bytes]:
     return {path.parent.name: path.read_bytes() for path in sorted(run.glob(f"candidates/*/{WEIGHTS}"))}
 
 
+#: The end of a run is over too soon to be met from outside: tests/test_faults.py kills there under a simulated clock.
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "start-up": lambda run: phase_of(run) == "start-up",
     "train, before its first checkpoint": lambda run: phase_of(run) == "train",
     "train, after its first checkpoint": lambda run: any(run.glob(f"candidates/*/{CHECKPOINT}")),
     "evaluate": lambda run: phase_of(run) == "evaluate",
-    "report": lambda run: phase_of(run) == "report",
 }
 
 
@@ -131,7 +131,7 @@ def test_killed_and_resumed(
             alive.when(lambda moment=MOMENTS[name]: moment(run), why=name)
             killed_s += alive.kill()
             alive.nothing_left()
-        assert not (run / "ensemble.json").exists() or phase_of(run) == "report"
+        assert not (run / "ensemble.json").exists()
         words = ("resume", run)
     resumed(door, run, killed_s, kills=len(series), time_s=time_s)
     predicts(door, run, shapes, tmp_path / "x.csv")

@@ -40,4 +40,4 @@ def test_devices_that_are_not_there_are_named(door: Door, shapes: Path, tmp_path
     assert "no CUDA device" in ended.err
     ended = door("run", shapes, "--device", "cpu", *limits[:-4], "--data-parallel", "0")
     assert ended.code == 2
-    assert "--data-parallel 0 is out of range; choose from 1 to 16" in ended.err
+    assert "--data-parallel 0 is out of range; choose a whole number from 1 to 16" in ended.err

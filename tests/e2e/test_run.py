@@ -124,7 +124,7 @@ def test_small_commands(door: Door) -> None:
     assert door.fine("--version").out.strip() == __version__
     ended = door.fine("doctor")
     assert "torch" in ended.out
-    assert all(finding["fine"] for finding in json.loads(door.fine("doctor", "--json").out) if finding["needed"])
+    assert all(finding["ok"] for finding in json.loads(door.fine("doctor", "--json").out) if finding["needed"])
 
 
 def test_a_plan_trains_nothing(plan: Path, door: Door, shapes: Path, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_gpus_that_cannot_be_shared_out_are_named(door: Door, shapes: Path, tmp_
     limits = ("--memory", "1GiB", "--time", "60s", "--device", "cpu", "--out", tmp_path / "run")
     ended = door("run", shapes, *limits, "--gpus", "3", "--data-parallel", "2")
     assert (ended.code, ended.out) == (2, "")
-    assert "--gpus 3 cannot be shared out to candidates that take 2 each" in ended.err
+    assert "--gpus 3 cannot be divided among candidates that take 2 each" in ended.err
     ended = door("run", shapes, *limits, "--gpus", "0")
     assert ended.code == 2
     assert "--gpus 0 is out of range; choose from 1 to 64" in ended.err

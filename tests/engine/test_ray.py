@@ -177,7 +177,7 @@ def turn(px: int, *, steps: int = STEPS, allotted_s: float = 40.0) -> TrialPlan:
 
 
 def planned(run: RunContext, *turns: TrialPlan) -> Plan:
-    return Plan(turns=turns, rejections=(), request=run.request, fingerprint="", frozen=True)
+    return Plan(trials=turns, rejections=(), request=run.request, fingerprint="", frozen=True)
 
 
 @dataclass
@@ -463,7 +463,7 @@ def test_without_the_board_a_job_goes_on(ground: Ground, run: RunContext, tmp_pa
 def test_several_threads_have_jobs_on_several_nodes(ground: Ground, run: RunContext, tmp_path: Path) -> None:
     assert run.engine.max_parallel(8, 2**30) >= 2
     assert run.engine.max_parallel(1, 2**30) == 1
-    until_at = run.engine.now() + 40.0
+    until_at = run.engine.now() + 80.0
     with ThreadPoolExecutor(2) as pool:
         done: list[Future[Any]] = [
             pool.submit(
@@ -474,7 +474,7 @@ def test_several_threads_have_jobs_on_several_nodes(ground: Ground, run: RunCont
             )
             for number in range(2)
         ]
-        until(lambda: sum(bool(children) for *_, children in ground.servers()) == 2, 30, why="both are at work at once")
+        until(lambda: sum(bool(children) for *_, children in ground.servers()) == 2, 60, why="both are at work at once")
         assert all(isinstance(each.result(), TrainResult) for each in done)
 
 
