@@ -132,7 +132,7 @@ class Driver:
 
     def drive(self) -> None:
         self.listen()
-        run.tell(self.stage.run())
+        run.execute(self.stage.run())
 
 
 def forked(work: Callable[[], None]) -> int:

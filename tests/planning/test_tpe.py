@@ -106,7 +106,7 @@ def test_a_run_samples_its_candidates_and_goes_on_where_it_was(tmp_path: Path, m
 
     profile_phase.profile(begin("before", time_s=10_000.0).run())  # all are known from then on
     whole = begin("whole")
-    report = run.tell(whole.run())
+    report = run.execute(whole.run())
     plan = run.make_plan(whole.run())
     assert planning.from_json(plan.to_json()) == plan
     assert plan.search is not None
@@ -121,7 +121,7 @@ def test_a_run_samples_its_candidates_and_goes_on_where_it_was(tmp_path: Path, m
         assert name in entered or "left out" in row.reason
     again = begin("whole")
     again.store = cut_off(whole.store, int(0.8 * len(whole.store.all())))
-    run.tell(again.run())
+    run.execute(again.run())
     assert asked_trials(again.store)[: len(trials) // 2] == trials[: len(trials) // 2]
 
 

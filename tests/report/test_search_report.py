@@ -74,7 +74,7 @@ def holds(report: Report) -> SearchReport:
 
 def test_a_search_is_reported_whole(begin: Begin) -> None:
     stage = begin()
-    report = run.tell(stage.run())
+    report = run.execute(stage.run())
     search = holds(report)
     assert from_json((stage.folder / "report.json").read_text()).search == search
     assert [rung.count for rung in search.rungs] == [16, 4]
@@ -94,14 +94,14 @@ def test_a_search_is_reported_whole(begin: Begin) -> None:
 
 
 def test_predicted_and_actual_time_are_of_the_same_trials(begin: Begin) -> None:
-    report = run.tell(begin().run())
+    report = run.execute(begin().run())
     for row in report.candidates:
         assert row.predicted_low_s * 0.98 <= row.actual_s <= row.predicted_high_s * 1.02, row.name
 
 
 def test_the_forecast_goes_by_the_winners_last_two_trials(begin: Begin) -> None:
     for warm_start in (False, True):
-        report = run.tell(begin(folder=str(warm_start), warm_start=warm_start).run())
+        report = run.execute(begin(folder=str(warm_start), warm_start=warm_start).run())
         assert report.search is not None
         assert report.forecast is not None
         own = [trial for trial in report.search.trials if trial.candidate == report.winner]
@@ -114,7 +114,7 @@ def test_the_forecast_goes_by_the_winners_last_two_trials(begin: Begin) -> None:
 def test_without_a_search_one_training_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
     without_pages(monkeypatch)
-    report = run.tell(Stage(SimulatedMachine(), request(time_s=300.0), tmp_path).run())
+    report = run.execute(Stage(SimulatedMachine(), request(time_s=300.0), tmp_path).run())
     assert report.search is None
     assert report.forecast is not None
     assert len(report.forecast.points) == 1
@@ -123,11 +123,11 @@ def test_without_a_search_one_training_says_nothing(tmp_path: Path, monkeypatch:
 
 def test_a_trial_that_died_has_its_reason(begin: Begin) -> None:
     """The first trial of a run that goes as the calm one did until then dies again and again."""
-    report = run.tell(begin(folder="calm").run())
+    report = run.execute(begin(folder="calm").run())
     calm = holds(report)
     profiled_s = sum(phase.spent_s for phase in report.receipt.phases if phase.phase == "profile")
     troubles = tuple(Fault(at_s=profiled_s + at_s, kind="died") for at_s in (0.5, 0.6, 0.7))
-    search = holds(run.tell(begin(folder="troubled", law=SimulatedMachine(half_epochs=20, troubles=troubles)).run()))
+    search = holds(run.execute(begin(folder="troubled", law=SimulatedMachine(half_epochs=20, troubles=troubles)).run()))
     assert search.trials[0].candidate == calm.trials[0].candidate
     assert search.trials[0].state == TrialState.FAILED
     assert search.trials[0].why.startswith("simulated: died")

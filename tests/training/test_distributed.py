@@ -25,6 +25,7 @@ from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import Seat, Stage, TrainJob
 from fitwithin.engine.results import CARD, CHECKPOINT, WEIGHTS
 from fitwithin.errors import LoaderTimeout, PeerLost
+from fitwithin.machine import DeviceName
 from fitwithin.training import loop
 from fitwithin.training import trainer as turns
 from fitwithin.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
@@ -335,5 +336,5 @@ def test_one_that_is_alone_says_what_it_was_told() -> None:
 
 
 def test_devices_follow_each_other() -> None:
-    assert [Seat(rank=rank, world_size=2).device("cuda:1") for rank in (0, 1)] == ["cuda:1", "cuda:2"]
-    assert Seat(rank=1, world_size=2).device("cpu") == "cpu"
+    assert [str(DeviceName.parse("cuda:1").next(rank)) for rank in (0, 1)] == ["cuda:1", "cuda:2"]
+    assert DeviceName.parse("cpu").next(1) == DeviceName.parse("cpu")
