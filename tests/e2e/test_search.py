@@ -146,5 +146,5 @@ def test_gpus_that_cannot_be_shared_out_are_named(door: Door, shapes: Path, tmp_
     assert "--gpus 3 cannot be divided among candidates that take 2 each" in ended.err
     ended = door("run", shapes, *limits, "--gpus", "0")
     assert ended.code == 2
-    assert "--gpus 0 is out of range; choose from 1 to 64" in ended.err
+    assert "--gpus 0 is out of range; choose a whole number from 1 to 64" in ended.err
     assert not (tmp_path / "run").exists()
