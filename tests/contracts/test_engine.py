@@ -417,15 +417,19 @@ def test_a_process_that_stays_evaluates_in_time_what_it_trained(
     evaluated = carried_out(stayers, job.evaluation)
     took_s = stayers.engine.now() - ended_at
     assert isinstance(evaluated, EvalResult), evaluated
-    assert len(evaluated.done) == 8
-    assert set(evaluated.ms_per_image) == {view.name for view in job.evaluation.views}
+    # On a machine that became busier it does fewer views, but those of a size on both splits.
+    assert {split for split, _ in evaluated.done[:4]} == {"val", "test"}
+    assert set(evaluated.ms_per_image) >= {view for _, view in evaluated.done}
     assert stayers.engine.now() <= job.until_at + 0.15
     plain = read_logits(tmp_path, "val", job.evaluation.views[0])
     assert int((plain.argmax(axis=1) == _labels(stayers)).sum()) == trained.best, "it evaluates the best model"
     (tmp_path / EVALUATED).unlink()
     again = replace(job.evaluation, until_at=stayers.engine.now() + 60)
     begun_at, before = stayers.engine.now(), len(forks)
-    assert carried_out(stayers, again).done == evaluated.done, "asked again, another process does it"
+    whole = carried_out(stayers, again)
+    assert len(whole.done) == 8, "asked again, another process does it"
+    assert set(whole.done) >= set(evaluated.done)
+    assert set(whole.ms_per_image) == {view.name for view in job.evaluation.views}
     if isinstance(stayers.engine, Local):
         assert (before, len(forks)) == (1, 2)
     else:
