@@ -2,7 +2,7 @@
 
 Shape suffixes: B batch, H W pixels (bytes lie as B H W 3 until the device permutes them), P side after resizing.
 
-A device that resizes training images itself (training/resample.py) gets each crop as it is stored, in the top left
+A device that resizes training images itself (training/augment.py) gets each crop as it is stored, in the top left
 corner of a canvas. Its labels are rows of three: class, height and width.
 
 Every random draw is a function of (seed, epoch, position), so that batch ``i`` is the same however many workers make

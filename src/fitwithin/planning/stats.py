@@ -52,11 +52,6 @@ class FailedTrial:
     reason: str
 
 
-def accuracy_from_dict(value: dict[str, int] | None) -> Accuracy | None:
-    """The accuracy that was written as JSON; None for null."""
-    return None if value is None else Accuracy(**value)
-
-
 def standard_error(one: Accuracy, other: Accuracy) -> float:
     """Standard error of the difference of two shares, taken as independent.
 

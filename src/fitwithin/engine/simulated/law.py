@@ -16,9 +16,6 @@ from fitwithin.candidate import Candidate, View
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
 
-#: What can happen to a job.
-FAULTS = ("died", "hang", "memory")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
