@@ -19,6 +19,9 @@ from fitwithin.store import SqliteStore
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# The simulated machine lies beside the tests that it was written for.
+sys.path.append(str(ROOT / "tests"))
+
 #: What of the machine's description stands under "versions".
 VERSIONS = ("torch", "timm", "python", "driver", "cudnn")
 

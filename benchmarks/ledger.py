@@ -27,11 +27,11 @@ import ground
 from fitwithin import ledger as ledgers
 from fitwithin.accountant import Accountant
 from fitwithin.budget import Budget
-from fitwithin.engine.simulated.clock import SimulatedClock
 from fitwithin.ledger import Heartbeat
 from fitwithin.machine import cpu_name
 from fitwithin.store import SqliteStore
 from pages import Target, save, targets, text
+from simulated.clock import SimulatedClock
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "ledger.json"
 

@@ -3,7 +3,7 @@
     python benchmarks/search_scale.py
 
 The scheduler is the product's (planning/halving.py), the machines are a discrete-event simulation, and how well a
-candidate learns in a time is the law that the simulated engine goes by (engine/simulated/law.py). Utilisation:
+candidate learns in a time is the law that the simulated engine goes by (tests/simulated/law.py). Utilisation:
 GPU-seconds that were held by trials over GPUs times makespan. Regret: what an oracle that trains every candidate for as
 long as the winner was trained in the end would reach, less what the search handed over; both by the law, without noise.
 The search itself sees counts of right validation images, with their noise.
@@ -24,12 +24,12 @@ import numpy as np
 
 import ground
 from fitwithin.candidate import Candidate
-from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.machine import cpu_name
 from fitwithin.planning.halving import Halving
 from fitwithin.planning.search import SearchCandidate, Trial
 from fitwithin.planning.stats import Accuracy
 from pages import GREY, PALETTE, save, table, text
+from simulated.law import SimulatedMachine
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "search_scale.json"
 

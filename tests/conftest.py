@@ -1,4 +1,4 @@
-"""What every test shares. tests/ is on the path, so ``from simulation import ...`` works in every folder below."""
+"""What every test shares. tests/ is on the path, so ``from simulated.run import ...`` works in every folder below."""
 
 import os
 from pathlib import Path

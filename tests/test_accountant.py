@@ -11,10 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from fitwithin import ledger as ledgers
 from fitwithin.accountant import Accountant, OpenEntry
 from fitwithin.budget import Budget
-from fitwithin.engine.simulated.clock import SimulatedClock
 from fitwithin.ledger import EntryOpened, EntrySettled, Heartbeat
 from fitwithin.store import Event, MemoryStore, Record
-from simulation import ledger_after_each, tries
+from simulated.clock import SimulatedClock
+from simulated.run import ledger_after_each, tries
 
 #: When an interrupt comes while an event is written, if one does.
 BREAKS = st.sampled_from(["", "", "", "before", "after"])

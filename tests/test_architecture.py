@@ -23,7 +23,6 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("data", "data"),
     ("engine", "engine"),
     ("training", "training"),
-    ("simulated", "engine.simulated"),
     ("profiling", "profiling"),
     ("planning", "planning"),
     ("inference", "inference"),
@@ -183,7 +182,7 @@ def test_whatever_is_public_is_explained(path: Path) -> None:
 def test_the_library_and_its_command_line_start_without_torch() -> None:
     program = (
         "import sys, fitwithin, fitwithin.cli.main, fitwithin.api\n"
-        "import fitwithin.engine.simulated.engine, fitwithin.engine.connect\n"
+        "import fitwithin.engine.connect\n"
         "print(sorted({'torch', 'timm', 'torchvision', 'matplotlib', 'ray'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout

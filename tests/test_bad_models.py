@@ -29,7 +29,7 @@ from fitwithin.pipeline import slots
 from fitwithin.profiling import candidate_profiler
 from fitwithin.profiling.candidate_profiler import CandidateProfiler
 from fitwithin.profiling.profile import Profile, Rejection
-from simulation import measure
+from simulated.run import measure
 
 pytestmark = pytest.mark.slow
 

@@ -10,14 +10,14 @@ from typing import ClassVar
 import pytest
 
 from fitwithin import api, events
-from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.errors import RunFolderError
 from fitwithin.events import EVENTS, ModelEvaluated, PlanGiven, RunRequested, TrialAsked
 from fitwithin.files import from_json, to_json
 from fitwithin.pipeline import run as flow
 from fitwithin.planning.plan import Plan
 from fitwithin.store import Event, SqliteStore
-from simulation import CountedImages, Stage, request, without_pages
+from simulated.law import SimulatedMachine
+from simulated.run import CountedImages, Stage, request, without_pages
 
 
 def test_every_kind_has_a_name_of_its_own() -> None:

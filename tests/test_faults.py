@@ -26,15 +26,15 @@ from fitwithin import ledger
 from fitwithin.accountant import Accountant, OpenEntry
 from fitwithin.budget import Budget
 from fitwithin.engine.results import CHECKPOINT, WEIGHTS
-from fitwithin.engine.simulated.clock import SimulatedClock
-from fitwithin.engine.simulated.engine import Simulated
-from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.inference import bundle
 from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled
 from fitwithin.pipeline import run
 from fitwithin.report import schema as reports
 from fitwithin.store import Event, SqliteStore
-from simulation import CountedImages, Stage, request, without_pages
+from simulated.clock import SimulatedClock
+from simulated.engine import Simulated
+from simulated.law import Fault, SimulatedMachine
+from simulated.run import CountedImages, Stage, request, without_pages
 
 #: So many runs, in groups that share a process of the test runner. The first group is part of every test run.
 RUNS, GROUPS = 200, 8

@@ -1,6 +1,6 @@
 """Laws of the whole: whatever the machine does, a run ends within its limits or says why not.
 
-The machine is a Law (fitwithin.engine.simulated.engine) drawn by hypothesis; everything above it is the real thing.
+The machine is a Law (simulated.engine) drawn by hypothesis; everything above it is the real thing.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from fitwithin.budget import Remaining
 from fitwithin.engine.jobs import Job, TrainJob
 from fitwithin.engine.margins import ENDING_S
 from fitwithin.engine.results import CARD, WEIGHTS, Failure, Outcome, Probe, Progress
-from fitwithin.engine.simulated.engine import Simulated
-from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.errors import BudgetError, TrainingError
 from fitwithin.inference import bundle
 from fitwithin.ledger import Heartbeat, Ledger
@@ -41,7 +39,9 @@ from fitwithin.profiling.profile import Profile
 from fitwithin.report.schema import Report
 from fitwithin.store import MemoryStore
 from fitwithin.units import duration
-from simulation import (
+from simulated.engine import Simulated
+from simulated.law import Fault, SimulatedMachine
+from simulated.run import (
     FACTS,
     GIB,
     CountedImages,

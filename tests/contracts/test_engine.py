@@ -42,12 +42,12 @@ from fitwithin.engine.results import (
     logits_path,
     read_logits,
 )
-from fitwithin.engine.simulated.engine import Simulated
-from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.files import read_json
 from fitwithin.machine import CPU, DeviceName
 from fitwithin.request import parse
-from simulation import CountedImages
+from simulated.engine import Simulated
+from simulated.law import Fault, SimulatedMachine
+from simulated.run import CountedImages
 
 MIB = 2**20
 CANDIDATE = Candidate(model="test_resnet", train_px=32, precision="fp32")

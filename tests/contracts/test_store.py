@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from fitwithin.errors import RunFolderError
 from fitwithin.ledger import Heartbeat
 from fitwithin.store import SCHEMA, Event, MemoryStore, SqliteStore, Store
-from simulation import tries
+from simulated.run import tries
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from fitwithin.candidate import Candidate
-from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.errors import BudgetError
 from fitwithin.pipeline import run as flow
 from fitwithin.planning.plan import Plan
-from simulation import CountedImages, Stage, profile, request, without_pages
+from simulated.law import SimulatedMachine
+from simulated.run import CountedImages, Stage, profile, request, without_pages
 
 #: Few images to validate on and many to test: a slow evaluation takes little of the profile phase.
 IMAGES = CountedImages((800, 10, 200))

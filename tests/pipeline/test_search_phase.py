@@ -16,14 +16,14 @@ from fitwithin.candidate import Candidate
 from fitwithin.engine.jobs import TrainJob, evaluates_in_process
 from fitwithin.engine.margins import ENDING_S
 from fitwithin.engine.results import OUTCOME
-from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.events import TrialEnded
 from fitwithin.inference import bundle
 from fitwithin.ledger import EntryOpened, Heartbeat
 from fitwithin.pipeline import profile_phase
 from fitwithin.pipeline import run as flow
 from fitwithin.planning import plan as planning
-from simulation import (
+from simulated.law import Fault, SimulatedMachine
+from simulated.run import (
     GIB,
     CountedImages,
     Stage,

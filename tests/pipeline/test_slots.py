@@ -16,13 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitwithin.engine.simulated.clock import Cancelled, SimulatedClock, SimulatedExecutor
-from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.engine.threads import Threads
 from fitwithin.machine import DeviceName
 from fitwithin.pipeline import slots
 from fitwithin.pipeline.context import RunContext
-from simulation import Stage, request
+from simulated.clock import Cancelled, SimulatedClock, SimulatedExecutor
+from simulated.law import SimulatedMachine
+from simulated.run import Stage, request
 
 
 def run_of(**asked: Any) -> RunContext:

@@ -14,9 +14,6 @@ from fitwithin import request as requests
 from fitwithin.data import image_folder, pack_builder
 from fitwithin.engine import launch
 from fitwithin.engine.margins import CLOSING_S, HAND_OVER_S
-from fitwithin.engine.simulated.clock import SimulatedClock
-from fitwithin.engine.simulated.engine import Simulated
-from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.events import RunRequested
 from fitwithin.ledger import EntryOpened, EntrySettled, Heartbeat
 from fitwithin.pipeline import run as flow
@@ -24,7 +21,10 @@ from fitwithin.pipeline import start
 from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Silent
 from fitwithin.store import MemoryStore, SqliteStore, Store
-from simulation import CountedImages
+from simulated.clock import SimulatedClock
+from simulated.engine import Simulated
+from simulated.law import SimulatedMachine
+from simulated.run import CountedImages
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from fitwithin.events import RunRequested
 from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled, Heartbeat, LedgerEvent, fold
 from fitwithin.pipeline import statement
 from fitwithin.store import SqliteStore
-from simulation import request
+from simulated.run import request
 
 
 def events(*, ended: bool) -> list[LedgerEvent]:

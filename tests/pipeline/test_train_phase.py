@@ -9,19 +9,18 @@ from typing import Any
 
 import pytest
 
-import simulation
 from fitwithin.engine.jobs import EvaluateJob, Job, TrainJob, evaluates_in_process
 from fitwithin.engine.margins import WATCHDOG_S
 from fitwithin.engine.results import CHECKPOINT, OUTCOME, SALVAGE, WEIGHTS, Failure, Outcome, Progress, TrainResult
-from fitwithin.engine.simulated.engine import Simulated
-from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.pipeline import run as flow
 from fitwithin.pipeline import train_phase
 from fitwithin.pipeline.context import RunContext
 from fitwithin.planning.cost import evaluation_reserve_s
 from fitwithin.planning.plan import Plan
 from fitwithin.report.schema import Report
-from simulation import CountedImages, Stage, request
+from simulated.engine import Simulated
+from simulated.law import Fault, SimulatedMachine
+from simulated.run import CountedImages, Stage, request, without_pages
 
 
 @pytest.fixture
@@ -261,7 +260,7 @@ def test_on_a_machine_that_has_become_slower_there_is_time_for_the_evaluation(
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RunContext, Report]]:
     """A run whose plan is one turn, under a law that holds from the turn's start on."""
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
-    simulation.without_pages(monkeypatch)
+    without_pages(monkeypatch)
 
     def told(law: SimulatedMachine, **asked: Any) -> tuple[RunContext, Report]:
         before = replace(law, troubles=(), drifts=())

@@ -23,7 +23,7 @@ from fitwithin.planning.forecast import (
 from fitwithin.planning.halving import Halving
 from fitwithin.planning.search import SearchCandidate
 from fitwithin.planning.stats import Accuracy
-from simulation import tries
+from simulated.run import tries
 
 seconds = st.floats(0.1, 1e6)
 factors = st.floats(1.0, 100.0)

@@ -20,7 +20,7 @@ from fitwithin.planning.cost import Workload, checkpoint_every_s, checkpoints, c
 from fitwithin.planning.plan import Plan, from_json, least_s, make_plan
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.units import duration
-from simulation import FACTS, profile, request
+from simulated.run import FACTS, profile, request
 
 PAPER = recipes.load("paper")
 

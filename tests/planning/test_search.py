@@ -15,7 +15,7 @@ from fitwithin.candidate import Candidate
 from fitwithin.planning.halving import ETA, MIN_OVERHEAD_RATIO, Halving, make_bracket
 from fitwithin.planning.search import FINAL, Score, Search, SearchCandidate, Trial
 from fitwithin.planning.stats import Accuracy, FailedTrial, confidence, format_confidence
-from simulation import tries
+from simulated.run import tries
 
 N_VAL = 1000
 

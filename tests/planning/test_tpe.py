@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fitwithin.candidate import Candidate
-from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.errors import UsageError
 from fitwithin.pipeline import profile_phase, run
 from fitwithin.planning import plan as planning
@@ -20,7 +19,8 @@ from fitwithin.planning.halving import Halving
 from fitwithin.planning.search import SearchCandidate, Trial
 from fitwithin.planning.stats import Accuracy
 from fitwithin.request import parse
-from simulation import CountedImages, Stage, asked_trials, cut_off, request, tries, without_pages
+from simulated.law import SimulatedMachine
+from simulated.run import CountedImages, Stage, asked_trials, cut_off, request, tries, without_pages
 
 pytest.importorskip("optuna", reason="Optuna is not installed")
 

@@ -11,12 +11,12 @@ import pytest
 
 from fitwithin.engine.jobs import JobSettings
 from fitwithin.engine.results import StepTiming
-from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.errors import UsageError
 from fitwithin.machine import DeviceName
 from fitwithin.profiling.cache import ProfileCache, data_shape, export, import_profiles
 from fitwithin.profiling.profile import Profile
-from simulation import CountedImages, Stage, profile, request
+from simulated.law import SimulatedMachine
+from simulated.run import CountedImages, Stage, profile, request
 
 MACHINE = {"name": "H100", "driver": "580", "device": "cuda:0", "python": "3.12", "cpu": "Xeon", "cores": 16}
 SHAPE = {"train": 800, "val": 100, "classes": 4, "mean_size": [224, 288]}

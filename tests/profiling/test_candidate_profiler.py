@@ -14,15 +14,15 @@ from fitwithin import recipe as recipes
 from fitwithin.candidate import grid
 from fitwithin.engine.jobs import CompareJob, Job, ProbeJob
 from fitwithin.engine.results import CompareResult, Failure, Outcome, Probe, Progress, StepTiming
-from fitwithin.engine.simulated.engine import Simulated
-from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.machine import DeviceName
 from fitwithin.pipeline import profile_phase
 from fitwithin.pipeline.context import RunContext
 from fitwithin.profiling.candidate_profiler import OUT_OF_TIME, PROBE_WITHIN_S, SMALLEST_BATCH
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.request import Request
-from simulation import GIB, CountedImages, Stage, measure, profile, request
+from simulated.engine import Simulated
+from simulated.law import Fault, SimulatedMachine
+from simulated.run import GIB, CountedImages, Stage, measure, profile, request
 
 
 def run_of(law: SimulatedMachine, n_train: int = 800, **asked: Any) -> RunContext:

@@ -15,7 +15,7 @@ from fitwithin.engine.results import Probe
 from fitwithin.planning.cost import Workload, costs
 from fitwithin.profiling.interpolate import interpolate_profile, interpolate_profiles, interpolate_step_s, largest
 from fitwithin.profiling.profile import Profile
-from simulation import profile, tries
+from simulated.run import profile, tries
 
 FAST = recipes.load("fast")
 DATA = DataFacts(train=8000, val=900, test=900, classes=10)

@@ -11,7 +11,7 @@ from fitwithin.engine.results import Probe
 from fitwithin.files import from_json, to_json
 from fitwithin.profiling.batch_search import largest_batch
 from fitwithin.profiling.profile import Prior, Profile, prior
-from simulation import profile
+from simulated.run import profile
 
 
 def machine(edge: int, base: int = 100, slope: int = 10, fatal: str = "") -> object:

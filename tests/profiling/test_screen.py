@@ -12,7 +12,7 @@ from fitwithin.engine.jobs import CompareJob, JobSettings
 from fitwithin.errors import OutOfMemory
 from fitwithin.profiling import screen
 from fitwithin.training.learner import Learner
-from simulation import on_cpu
+from simulated.run import on_cpu
 
 RESNET, EFFICIENTNET = "test_resnet", "test_efficientnet"  # the latter has depthwise convolutions
 

@@ -14,7 +14,6 @@ from fitwithin import ledger as ledgers
 from fitwithin.candidate import Candidate
 from fitwithin.engine.margins import ENDING_S
 from fitwithin.engine.results import TrainResult
-from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.errors import BudgetError
 from fitwithin.events import CandidateProfiled, CandidateRejected, TrialEnded
 from fitwithin.pipeline import finish
@@ -23,7 +22,8 @@ from fitwithin.profiling.profile import Rejection
 from fitwithin.report import build, candidate_row
 from fitwithin.report.schema import Report, from_json
 from fitwithin.store import MemoryStore
-from simulation import GIB, Stage, profile, request, without_pages
+from simulated.law import Fault, SimulatedMachine
+from simulated.run import GIB, Stage, profile, request, without_pages
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fitwithin.report.pareto import dominated_by, dominates, known_objectives, with_pareto
 from report.test_schema import trained, untrained
-from simulation import tries
+from simulated.run import tries
 
 few = st.integers(0, 4)  # so few that ties abound
 objectives = st.dictionaries(st.text("abcdefgh", min_size=1, max_size=3), st.tuples(few, few, few, few), max_size=12)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from fitwithin import ledger as ledgers
-from fitwithin.engine.simulated.law import Fault, SimulatedMachine
 from fitwithin.inference import bundle
 from fitwithin.ledger import EntryOpened, EntrySettled, Ledger
 from fitwithin.pipeline import run
@@ -22,7 +21,8 @@ from fitwithin.report import build
 from fitwithin.report.schema import Report, from_json
 from fitwithin.report.search_report import SearchReport, TrialState, build_search_report
 from planning.test_search import entrants, play, steady
-from simulation import CountedImages, Stage, request, without_pages
+from simulated.law import Fault, SimulatedMachine
+from simulated.run import CountedImages, Stage, request, without_pages
 
 MODELS = ("resnet18", "resnet26", "resnet34", "resnet50", "resnet101", "resnet152", "vgg11", "vgg13")
 

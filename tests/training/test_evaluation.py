@@ -20,13 +20,13 @@ from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import EvaluateJob
 from fitwithin.engine.results import EVALUATED, EvalResult
-from fitwithin.engine.simulated.clock import SimulatedClock
 from fitwithin.files import read_json
 from fitwithin.training import evaluation
 from fitwithin.training import model as models
 from fitwithin.training.evaluation import feeder_rings
 from fitwithin.training.learner import Learner
-from simulation import on_cpu
+from simulated.clock import SimulatedClock
+from simulated.run import on_cpu
 
 CANDIDATE = Candidate(model="test_efficientnet", train_px=32, precision="fp32")
 BATCH, N = 4, 12

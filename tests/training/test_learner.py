@@ -13,12 +13,12 @@ import torch
 from fitwithin.candidate import Candidate
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import JobSettings
-from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.training import model as models
 from fitwithin.training.evaluation import eval_batch, feeder_rings
 from fitwithin.training.learner import Learner
 from fitwithin.training.model import amp_dtype
-from simulation import CountedImages, Stage, request
+from simulated.law import SimulatedMachine
+from simulated.run import CountedImages, Stage, request
 
 #: A backbone with layer norm: batch norm sees the parts one by one, so that there only the gradients' sum is the same.
 CANDIDATE = Candidate(model="test_vit", train_px=64, precision="fp32")

@@ -35,7 +35,6 @@ from fitwithin.engine.results import (
     Progress,
     TrainResult,
 )
-from fitwithin.engine.simulated.clock import SimulatedClock
 from fitwithin.errors import LoaderTimeout, TrainingError
 from fitwithin.files import read_json
 from fitwithin.training import evaluation, loop, progress
@@ -46,7 +45,8 @@ from fitwithin.training.learner import Learner
 from fitwithin.training.model import load
 from fitwithin.training.progress import EvalEstimate, TrialProgress
 from fitwithin.training.schedule import cosine, steps_end_at
-from simulation import on_cpu
+from simulated.clock import SimulatedClock
+from simulated.run import on_cpu
 
 CANDIDATE = Candidate(model="test_efficientnet", train_px=32, precision="fp32")
 BATCH, STEPS, N_TRAIN, N_VAL = 8, 36, 32, 8  # 4 steps an epoch

@@ -15,7 +15,7 @@ from fitwithin.engine.device import Cpu
 from fitwithin.recipe import OPTIMIZERS, Recipe
 from fitwithin.training.learner import Learner
 from fitwithin.training.optimizer import make, parameter_groups
-from simulation import on_cpu
+from simulated.run import on_cpu
 
 CANDIDATE = Candidate(model="test_resnet", train_px=32, precision="fp32")
 

@@ -13,7 +13,7 @@ from fitwithin.candidate import Candidate
 from fitwithin.engine.jobs import TrainJob
 from fitwithin.errors import TrainingError
 from fitwithin.training.progress import MAX_NAN_RESTARTS, NAN_RESTART_RATE, CheckpointState, Due, TrialProgress
-from simulation import on_cpu
+from simulated.run import on_cpu
 
 CANDIDATE = Candidate(model="test_efficientnet", train_px=32, precision="fp32")
 

@@ -1,6 +1,4 @@
-"""Where jobs run: :class:`~fitwithin.engine.local.Local`, a fresh process per job on this machine, and
-:class:`~fitwithin.engine.simulated.engine.Simulated`, a law in place of hardware.
-"""
+"""Where jobs run: in fresh processes on this machine (:class:`~fitwithin.engine.local.Local`) or on a Ray cluster."""
 
 from __future__ import annotations
 

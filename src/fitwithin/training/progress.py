@@ -1,7 +1,7 @@
 """A trial between its steps, without torch, clock or files: what is due, what a checkpoint holds, what came of it.
 
-Two drivers share it: :mod:`fitwithin.training.trainer` trains, :mod:`fitwithin.engine.simulated.trial` lets the time of
-a simulated machine pass. So what is tested on simulated machines is what runs on real ones. All instants are passed in.
+:mod:`fitwithin.training.trainer` trains by it, and the tests' simulated machines let time pass by it: so what is
+tested there is what runs on real ones. All instants are passed in.
 """
 
 from __future__ import annotations

@@ -22,9 +22,6 @@ from fitwithin.data.dataset import DataFacts
 from fitwithin.engine.base import Engine
 from fitwithin.engine.jobs import JobSettings
 from fitwithin.engine.results import Progress, Timing
-from fitwithin.engine.simulated.clock import SimulatedClock
-from fitwithin.engine.simulated.engine import Simulated
-from fitwithin.engine.simulated.law import SimulatedMachine
 from fitwithin.events import EVENTS, DataPacked, MachineDescribed, ProcessStarted, TrialAsked
 from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled, Ledger
 from fitwithin.machine import CPU
@@ -37,6 +34,9 @@ from fitwithin.recipe import Recipe
 from fitwithin.report import render
 from fitwithin.request import Request
 from fitwithin.store import Event, MemoryStore, Store
+from simulated.clock import SimulatedClock
+from simulated.engine import Simulated
+from simulated.law import SimulatedMachine
 
 GIB = 2**30
 
@@ -168,7 +168,7 @@ def request(
     """A request in plain numbers; ``limits`` are the budget's."""
     return Request(
         data="photos",
-        budget=Budget(memory_bytes=memory_bytes, **({} if limits else {"time_s": 600.0}), **limits),
+        budget=Budget(memory_bytes=memory_bytes, **(limits or {"time_s": 600.0})),
         recipe=recipes.load(recipe),
         models=models,
         precisions=precisions,
@@ -234,6 +234,7 @@ def ledger_after_each(store: Store) -> list[Ledger]:
     """The ledger as it stood after each of its events, heartbeats left out."""
     ledger, found = Ledger(), []
     for event in store.read(EntryOpened, EntrySettled, EntryAbandoned):
+        assert isinstance(event, EntryOpened | EntrySettled | EntryAbandoned)
         ledger.add(event)
         found.append(ledger.copy())
     return found

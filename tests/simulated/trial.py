@@ -27,7 +27,7 @@ from fitwithin.files import read_json, to_json, write_atomic, write_text_atomic
 from fitwithin.training.progress import CheckpointState, Due, EvalEstimate, TrialProgress
 
 if TYPE_CHECKING:
-    from fitwithin.engine.simulated.engine import Simulated
+    from simulated.engine import Simulated
 
 #: Far from its end a trial is simulated in strides of this share of its steps left; at the end, step by step.
 STRIDES = 64

@@ -46,11 +46,11 @@ from fitwithin.engine.results import (
     Timing,
     logits_path,
 )
-from fitwithin.engine.simulated.clock import SimulatedClock, SimulatedExecutor
-from fitwithin.engine.simulated.law import SimulatedMachine
-from fitwithin.engine.simulated.trial import read_accuracy, train
 from fitwithin.engine.worker_process import Standby
 from fitwithin.files import read_json, to_json
+from simulated.clock import SimulatedClock, SimulatedExecutor
+from simulated.law import SimulatedMachine
+from simulated.trial import read_accuracy, train
 
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Images
