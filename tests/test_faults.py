@@ -30,7 +30,7 @@ from fitwithin.inference import bundle
 from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled
 from fitwithin.pipeline import run
 from fitwithin.report import schema as reports
-from fitwithin.store import Event, SqliteStore
+from fitwithin.store import Event, Store
 from simulated.clock import SimulatedClock
 from simulated.engine import Simulated
 from simulated.law import Fault, SimulatedMachine
@@ -83,7 +83,7 @@ class Driver:
     def __init__(self, stage: Stage, memory: mmap.mmap, kill: Kill) -> None:
         self.kill, self.writes = kill, 0
         self.clock = SharedClock(memory)
-        self.store = SqliteStore(stage.folder)
+        self.store = Store(stage.folder)
         self.store._db.execute("PRAGMA synchronous = OFF")  # the machine stays up: what was written is read
         self.append = self.store.append
         self.store.append = self.written  # type: ignore[method-assign]
@@ -232,7 +232,7 @@ def test_whatever_is_killed_the_books_balance_and_a_model_is_handed_over(
 
 def check(seed: int, stage: Stage, ended_at: float) -> None:
     """A run that was killed and taken up again is as good as any other."""
-    with SqliteStore(stage.folder, write=False) as store:
+    with Store(stage.folder, write=False) as store:
         entries = store.read(EntryOpened, EntrySettled, EntryAbandoned)
         books = ledger.read(store)
     assert books.balanced, f"run {seed}"

@@ -37,7 +37,7 @@ from fitwithin.planning import plan as planning
 from fitwithin.profiling.batch_search import largest_batch
 from fitwithin.profiling.profile import Profile
 from fitwithin.report.schema import Report
-from fitwithin.store import MemoryStore
+from fitwithin.store import Store
 from fitwithin.units import duration
 from simulated.engine import Simulated
 from simulated.law import Fault, SimulatedMachine
@@ -240,7 +240,7 @@ class Mortal:
 
     def __init__(self, inner: Simulated, store: Timed, last: int) -> None:
         self.inner, self.store, self.last = inner, store, last
-        self.left: MemoryStore | None = None
+        self.left: Store | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)

@@ -21,7 +21,7 @@ from fitwithin.ledger import (
     fold,
     read,
 )
-from fitwithin.store import MemoryStore
+from fitwithin.store import Store
 
 
 def opened(
@@ -213,7 +213,7 @@ def _told(books: Ledger) -> list[LedgerEvent]:
 def test_what_a_store_holds_is_the_ledger_of_its_events(story: Story) -> None:
     """Heartbeats are kept in place, the last of each entry, and say what all of them said; other events pass by."""
     told, _ = story
-    store = MemoryStore()
+    store = Store()
     for event in told:
         store.append(ProcessStarted(pid=1))
         if isinstance(event, Heartbeat):
@@ -234,7 +234,7 @@ def test_a_copy_stays_as_it_was() -> None:
 
 
 def test_a_store_that_contradicts_itself_is_named() -> None:
-    store = MemoryStore()
+    store = Store()
     store.append(settled(7, 1.0))
     with pytest.raises(RunFolderError, match=r"contradicts itself \(ledger.settle of entry 7, which is not open\)"):
         read(store)

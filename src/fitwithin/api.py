@@ -29,7 +29,7 @@ from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.report import build
 from fitwithin.report.schema import Report
 from fitwithin.request import Request
-from fitwithin.store import MemoryStore, SqliteStore
+from fitwithin.store import Store
 from fitwithin.training import model_names
 
 #: Profiling alone has no time budget; a request must have one.
@@ -87,7 +87,7 @@ def _begin(
     match(request.models, model_names.known_models(engine.prepare))
     reporter.say(f"the run's folder is {folder}")
     made = files.create_run_dir(folder)
-    store = SqliteStore(folder)
+    store = Store(folder)
     try:
         store.append(RunRequested(request=request))
         if fixed_plan is not None:
@@ -127,7 +127,7 @@ def resume(
     path = Path(folder)
     if not (path / "run.db").is_file():
         raise RunFolderError(f"{path} holds no run (no run.db); start one with `fitwithin run`")
-    with SqliteStore(path) as store:
+    with Store(path) as store:
         events.read_all(store)  # what cannot be read is named before anything is spent
         if store.latest(RunFinished) is not None:
             return load(path)
@@ -168,9 +168,8 @@ def plan(
     reporter = reporter or Silent()
     with launch.launched(server) as server, _site(None, limits, server) as site:
         request = _parsed(site, data, limits)
-        with site.open(request, None) as engine:
+        with site.open(request, None) as engine, Store() as store:
             dataset = _scan(request, reporter)
-            store = MemoryStore()
             accountant = start.open_accountant(store, request.budget, engine.now, started_at)
             made = flow.make_plan(start.open_run(request, Path(), engine, store, reporter, accountant, dataset))
             return made, build.report(request, made, store, accountant.ledger())
@@ -204,9 +203,8 @@ def profile(
             imported = cache.import_profiles(Path(import_from), files.cache_root() / "profiles")
         if export is not None:
             files.check_writable(Path(export))
-        with site.open(request, None) as engine:
+        with site.open(request, None) as engine, Store() as store:
             dataset = _scan(request, reporter)
-            store = MemoryStore()
             accountant = start.open_accountant(store, request.budget, engine.now, time.monotonic())
             context = start.open_run(request, Path(), engine, store, reporter, accountant, dataset)
             key = profile_phase.open_cache(context).key

@@ -11,7 +11,7 @@ from fitwithin.errors import RunFolderError
 from fitwithin.events import RunRequested
 from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled, Heartbeat, LedgerEvent, fold
 from fitwithin.pipeline import statement
-from fitwithin.store import SqliteStore
+from fitwithin.store import Store
 from simulated.run import request
 
 
@@ -70,7 +70,7 @@ def test_what_stands_beside_the_chain_counts_for_the_devices_alone() -> None:
 
 
 def test_it_can_be_read_while_another_process_writes(tmp_path: Path) -> None:
-    with SqliteStore(tmp_path) as store:
+    with Store(tmp_path) as store:
         with pytest.raises(RunFolderError, match="it holds no request"):
             statement.read(tmp_path)
         store.append(RunRequested(request=request(time_s=100.0)))

@@ -21,7 +21,7 @@ from fitwithin.pipeline import run as flow
 from fitwithin.profiling.profile import Rejection
 from fitwithin.report import build, candidate_row
 from fitwithin.report.schema import Report, from_json
-from fitwithin.store import MemoryStore
+from fitwithin.store import Store
 from simulated.law import Fault, SimulatedMachine
 from simulated.run import GIB, Stage, profile, request, without_pages
 
@@ -167,7 +167,7 @@ def test_missing_views_are_noted(tmp_path: Path) -> None:
 
 
 def test_the_store_is_read_back_into_nouns() -> None:
-    store = MemoryStore()
+    store = Store()
     found = profile()
     turned = Candidate(model="vgg19", train_px=224, precision="fp32")
     store.append(CandidateProfiled(profile=found))

@@ -33,7 +33,7 @@ from fitwithin.profiling.profile import Profile, Rejection, prior
 from fitwithin.recipe import Recipe
 from fitwithin.report import render
 from fitwithin.request import Request
-from fitwithin.store import Event, MemoryStore, Store
+from fitwithin.store import Event, Store
 from simulated.clock import SimulatedClock
 from simulated.engine import Simulated
 from simulated.law import SimulatedMachine
@@ -97,7 +97,7 @@ def measure(
     return found
 
 
-class Timed(MemoryStore):
+class Timed(Store):
     """A store that knows when its entries were opened."""
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -118,7 +118,7 @@ class Stage:
     request: Request
     folder: Path
     images: CountedImages = CountedImages()
-    store: Store = field(default_factory=MemoryStore)
+    store: Store = field(default_factory=Store)
     engine: Any = None
 
     def __post_init__(self) -> None:
@@ -240,9 +240,9 @@ def ledger_after_each(store: Store) -> list[Ledger]:
     return found
 
 
-def cut_off(store: Store, count: int) -> MemoryStore:
+def cut_off(store: Store, count: int) -> Store:
     """A store with the first events of another, as it was when its process was killed."""
-    left = MemoryStore()
+    left = Store()
     for record in store.all()[:count]:
         left.append(record.event(*EVENTS))
     return left
