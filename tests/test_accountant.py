@@ -92,7 +92,7 @@ def test_the_last_entry_is_charged_ahead_and_leaves_no_gap() -> None:
     accountant = book(store, clock)
     with accountant.entry("report") as opened:
         clock.sleep(2.0)
-        opened.charge_ahead(1.5)
+        opened.ahead_s = 1.5
     assert accountant.ledger().spent_s() == 3.5
     clock.sleep(1.5)
     assert accountant.remaining().time_s == 1000.0 - 3.5

@@ -18,10 +18,10 @@ from fitwithin.ledger import (
     Ledger,
     LedgerEvent,
     abandonment,
-    fold,
     read,
 )
 from fitwithin.store import Store
+from simulated.run import fold
 
 
 def opened(

@@ -176,7 +176,7 @@ def _rises(progress: tuple[tuple[float, float], ...]) -> bool:
         return True
     if any(len(pair) != 2 for pair in progress):
         return False
-    since, shares = [pair[0] for pair in progress], [pair[1] for pair in progress]
+    since, shares = zip(*progress, strict=True)
     rising = all(a < b for column in (since, shares) for a, b in itertools.pairwise(column))
     return rising and since[0] == 0 and since[-1] < 1 and shares[0] > 0 and shares[-1] == 1
 
@@ -213,8 +213,7 @@ def load(name: str) -> Recipe:
     for section, entries in table.items():
         if section not in _SECTIONS or not isinstance(entries, dict):
             raise UsageError(f"recipe {name!r}: unknown section [{section}]; known are {', '.join(sorted(_SECTIONS))}")
-        for key, value in entries.items():
-            values[key] = value
+        values |= entries
     try:
         return decode(Recipe, values)
     except ValueError as error:

@@ -9,10 +9,10 @@ import pytest
 
 from fitwithin.errors import RunFolderError
 from fitwithin.events import RunRequested
-from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled, Heartbeat, LedgerEvent, fold
+from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled, Heartbeat, LedgerEvent
 from fitwithin.pipeline import statement
 from fitwithin.store import Store
-from simulated.run import request
+from simulated.run import fold, request
 
 
 def events(*, ended: bool) -> list[LedgerEvent]:

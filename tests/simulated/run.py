@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from fitwithin.engine.base import Engine
 from fitwithin.engine.jobs import JobSettings
 from fitwithin.engine.results import Progress, Timing
 from fitwithin.events import EVENTS, DataPacked, MachineDescribed, ProcessStarted, TrialAsked
-from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled, Ledger
+from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled, Ledger, LedgerEvent
 from fitwithin.machine import CPU
 from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Silent
@@ -228,6 +228,14 @@ def profile(model: str = "resnet18", *, precision: str = "amp", px: int = 160, b
 
 
 FACTS = DataFacts(train=800, val=100, test=100, classes=4)
+
+
+def fold(events: Iterable[LedgerEvent]) -> Ledger:
+    """The ledger that these events make."""
+    ledger = Ledger()
+    for event in events:
+        ledger.add(event)
+    return ledger
 
 
 def ledger_after_each(store: Store) -> list[Ledger]:

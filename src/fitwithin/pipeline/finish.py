@@ -44,7 +44,7 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
     run.reporter.begin("writing the report")
     for _ in range(2):
         with run.accountant.entry("report", reserved_s=run.promise_s(run.closing_s, gpus=0)) as opened:
-            opened.charge_ahead(ENDING_S)
+            opened.ahead_s = ENDING_S
         charged_until_at = run.engine.now() + ENDING_S
         report = build.report(
             run.request,
