@@ -57,7 +57,6 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
             views=evaluate_phase.view_rows(chief, labels, choice),
             ensemble_why=choice.why,
             notes=_notes(run, plan, members),
-            finished=True,
         )
         write_report(report, run.folder)
         if run.engine.now() + LEAVING_S <= charged_until_at:
