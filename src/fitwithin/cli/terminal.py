@@ -82,5 +82,5 @@ def print_report(result: Result, as_json: bool) -> None:
     from fitwithin.report import render
 
     screen = console()
-    render.print_report(result.report, screen)
+    screen.print(render.render_text(result.report))
     screen.print(f"\nReport: {(result.folder / 'report.html').resolve()}", soft_wrap=True, highlight=False)

@@ -27,13 +27,14 @@ def _how_it_ended(plan: TrialPlan, trained: TrainResult) -> str:
     else:
         text = f"{went}: its time was over before the last step; the model is the last one saved"
     if trained.nan_restarts:
-        restarts = "training went back to the checkpoint, with half the learning rate"
-        text += f"; {trained.nan_restarts} times the loss was not a number: {restarts}"
+        text += f"; {trained.nan_restarts} times the loss was not a number: training went back to the checkpoint, "
+        text += "with half the learning rate"
     return text
 
 
-def _predicted_s(plan: TrialPlan, steps: int) -> tuple[float, float, float]:
-    """What a trial that took ``steps`` (planned or more) should take in all, and the ends of that interval."""
+def _predicted_s(plan: TrialPlan, result: TrainResult | None) -> tuple[float, float, float]:
+    """Seconds that a trial should take for the steps that it took, else for those planned; the ends of the interval."""
+    steps = plan.steps if result is None else result.steps
     grown = steps / plan.steps
     whole_s = plan.predicted_s + (steps - plan.steps) * plan.batch / plan.images_per_s
     return (
@@ -82,9 +83,7 @@ def candidate_row(
     started = {entry.key for entry in entries}
     if trial is not None:
         counted = [each for each in trials if each.name in started] or [trial]
-        expected = [
-            _predicted_s(each, results[each.name].steps if each.name in results else each.steps) for each in counted
-        ]
+        expected = [_predicted_s(each, results.get(each.name)) for each in counted]
         facts.update(
             parameters=trial.parameters,
             batch=trial.batch,

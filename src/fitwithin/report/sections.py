@@ -250,8 +250,7 @@ def _ranked(report: Report) -> list[CandidateRow]:
     """Trained by validation accuracy, the winner first among equals; then planned, failed and rejected."""
 
     def key(row: CandidateRow) -> tuple[int, float, bool]:
-        order = STATUSES.index(row.status) if row.status in STATUSES else len(STATUSES)
-        return order, -row.validation.share if row.validation else 0.0, row.name != report.winner
+        return STATUSES.index(row.status), -row.validation.share if row.validation else 0.0, row.name != report.winner
 
     return sorted(report.candidates, key=key)
 
