@@ -63,7 +63,7 @@ def test_an_entry_that_fails_is_settled_too() -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     (entry,) = accountant.ledger().entries
-    assert (entry.charged_s, entry.peak_bytes, entry.open) == (3.0, 70, False)
+    assert (entry.charged_s, entry.peak_bytes) == (3.0, 70)
 
 
 @given(st.floats(0, 90), st.floats(0, 10))
@@ -351,7 +351,7 @@ class Accounts(RuleBasedStateMachine):
     def what_is_in_memory_is_what_the_store_holds(self) -> None:
         ledger, held = self.accountant.ledger(), ledgers.read(self.store)
         assert ledger == held
-        closed = [entry for entry in ledger.entries if not entry.open]
+        closed = [entry for entry in ledger.entries if entry.charged_s is not None]
         assert ledger.spent_s() == pytest.approx(sum(e.charged_s for e in closed if not e.concurrent))
         assert ledger.spent_s(gpu=True) == pytest.approx(sum(e.charged_s * e.gpus for e in closed))
         for key in "abc":

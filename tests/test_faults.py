@@ -26,7 +26,7 @@ from fitwithin import ledger
 from fitwithin.accountant import Accountant, OpenEntry
 from fitwithin.budget import Budget
 from fitwithin.engine.results import CHECKPOINT, WEIGHTS
-from fitwithin.inference import bundle
+from fitwithin.inference.ensemble import read_ensemble
 from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled
 from fitwithin.pipeline import run
 from fitwithin.report import schema as reports
@@ -241,7 +241,7 @@ def check(seed: int, stage: Stage, ended_at: float) -> None:
     report = reports.from_json((stage.folder / "report.json").read_text(encoding="utf-8"))
     assert report.receipt.balanced
     assert all(limit.kept for limit in report.receipt.limits), f"run {seed}"
-    folder = stage.folder / bundle.read(stage.folder).folder
+    folder = stage.folder / read_ensemble(stage.folder).folder
     assert (folder / WEIGHTS).is_file()
     assert not (folder / CHECKPOINT).exists(), "only an unfinished turn needs it"
     assert report.winner in {row.name for row in report.candidates if row.status == "trained"}

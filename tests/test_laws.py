@@ -28,7 +28,7 @@ from fitwithin.engine.jobs import Job, TrainJob
 from fitwithin.engine.margins import ENDING_S
 from fitwithin.engine.results import CARD, WEIGHTS, Failure, Outcome, Probe, Progress
 from fitwithin.errors import BudgetError, TrainingError
-from fitwithin.inference import bundle
+from fitwithin.inference.ensemble import read_ensemble
 from fitwithin.ledger import Heartbeat, Ledger
 from fitwithin.pipeline import run as flow
 from fitwithin.pipeline.context import RunContext
@@ -178,7 +178,7 @@ def _accounts(books: Ledger, stage: Stage) -> Iterator[tuple[float, float, float
     if budget.scope == "candidate":
         for name in {entry.key for entry in books.entries if entry.key}:
             mine = [entry for entry in books.entries if entry.key == name and entry.phase != "profile"]
-            reserved = [entry.reserved_s for entry in mine if entry.open]
+            reserved = [entry.reserved_s for entry in mine if entry.charged_s is None]
             yield sum(entry.charged_s or 0.0 for entry in mine), sum(reserved), stage.request.limit_s
         return
     if budget.time_s is not None:
@@ -208,7 +208,7 @@ def check_turns(stage: Stage, report: Report) -> None:
 
 def check_handover(stage: Stage, report: Report) -> None:
     """There is a model and an ensemble of it, and what validation said holds for the logits that were written."""
-    ensemble = bundle.read(stage.folder)
+    ensemble = read_ensemble(stage.folder)
     folder = stage.folder / ensemble.folder
     assert ensemble.candidate == report.winner
     assert (folder / WEIGHTS).is_file()

@@ -100,7 +100,7 @@ def test_spending_never_falls_and_no_prefix_contradicts(story: Any) -> None:
 def test_abandoning_what_is_open_closes_the_books(story: Any) -> None:
     told, _ = story
     books = fold(told)
-    left = [entry for entry in books.entries if entry.open]
+    left = [entry for entry in books.entries if entry.charged_s is None]
     after = fold([*told, *(abandonment(entry) for entry in left)])
     assert after.balanced
     assert after.reserved_s() == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 from fitwithin import events, files
 from fitwithin import request as requests
@@ -70,7 +70,7 @@ def run(
                 request = replace(planned, data=str(data), device=device)
             else:
                 request = _parsed(site, data, limits)
-            folder = Path(out) if out is not None else files.default_folder(Path(data))
+            folder = Path(out or f"runs/{Path(data).resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}")
             files.check_free(folder)
             with site.open(request, folder) as engine:
                 report = _begin(request, folder, engine, reporter or Silent(), started_at, fixed_plan)
@@ -198,9 +198,7 @@ def profile(
     wanted: Limits = {"time": PROFILE_TIME, **limits, "scope": "candidate"}
     with launch.launched() as server, _site(None, wanted, server) as site:
         request = _parsed(site, data, wanted)
-        imported: list[tuple[dict[str, Any], Profile]] = []
-        if import_from is not None:
-            imported = cache.import_profiles(Path(import_from), files.cache_root() / "profiles")
+        imported = cache.import_profiles(Path(import_from), files.cache_root() / "profiles") if import_from else []
         if export is not None:
             files.check_writable(Path(export))
         with site.open(request, None) as engine, Store() as store:
@@ -209,9 +207,9 @@ def profile(
             context = start.open_run(request, Path(), engine, store, reporter, accountant, dataset)
             key = profile_phase.open_cache(context).key
             if imported:
-                num_fitting = sum(other == key for other, _ in imported)
-                fits = f"{num_fitting} are of such a machine, these limits and data of this shape"
-                reporter.say(f"{len(imported)} profiles imported; {fits}")
+                fit = sum(other == key for other, _ in imported)
+                shape = "of such a machine, these limits and data of this shape"
+                reporter.say(f"{len(imported)} profiles imported; {fit} are {shape}")
             found = profile_phase.profile(context, refresh=refresh)
     if export is not None:
         cache.export([each for each in found if isinstance(each, Profile)], key, Path(export))

@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from enum import EnumType
@@ -185,11 +184,6 @@ def check_writable(path: Path) -> None:
         raise RunFolderError(f"{path} is a folder; give the name of a file")
     if not parent.is_dir() or not os.access(path if path.exists() else parent, os.W_OK):
         raise RunFolderError(f"{path} cannot be written, since {parent} is not a writable folder; give another file")
-
-
-def default_folder(data: Path) -> Path:
-    """The folder of a run on this data by default: ``runs/<data>-<time>``."""
-    return Path("runs") / f"{data.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def check_free(folder: Path) -> None:

@@ -94,11 +94,6 @@ class Entry:
     #: It lasts while an entry of the chain does: it counts for the GPUs that it holds, not for the clock.
     concurrent: bool = False
 
-    @property
-    def open(self) -> bool:
-        """Whether it has neither been settled nor abandoned."""
-        return self.charged_s is None
-
     def weighted(self, seconds: float, *, gpu: bool) -> float:
         """What so many seconds of it are by the clock; with ``gpu`` what they are for the GPUs that it holds."""
         if gpu:
@@ -124,7 +119,7 @@ class Ledger:
 
     @property
     def open_entries(self) -> tuple[Entry, ...]:
-        """Those that have neither been settled nor abandoned, in order of opening."""
+        """Those that have been neither settled nor abandoned, in order of opening."""
         return tuple(self._open.values())
 
     def __contains__(self, number: int) -> bool:

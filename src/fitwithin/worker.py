@@ -20,6 +20,7 @@ import time
 import traceback
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -40,15 +41,9 @@ KINDS: dict[type[FitwithinError], FailureKind] = {PeerLost: "deserted", LoaderTi
 def serve(control: socket.socket) -> None:
     """Fork a child for every request until the other side closes; then end those still at work."""
     gc.disable()  # nothing is thrown away while torch and timm are imported; looking for it took 0.6 of 2.4 s
-    from fitwithin.profiling import (
-        probe,  # noqa: F401 - imported here, before any fork
-        screen,  # noqa: F401 - imported here, before any fork
-    )
-    from fitwithin.training import (
-        evaluation,  # noqa: F401 - imported here, before any fork
-        loop,  # noqa: F401 - imported here, before any fork
-        model_names,
-    )
+    for module in ("profiling.probe", "profiling.screen", "training.evaluation", "training.loop"):
+        import_module(f"fitwithin.{module}")  # before any fork
+    from fitwithin.training import model_names
 
     with suppress(OSError):  # a cache that cannot be written is reported where it is needed
         model_names.known_models()
@@ -99,7 +94,7 @@ def _notify(status: socket.socket, kind: bytes, value: int) -> None:
 
 
 def _run_child(fd: int) -> None:
-    """Carry out the job that arrives on ``fd``, then leave without running the server's exit handlers."""
+    """Carry out the job that arrives on ``fd``, then exit without running the server's exit handlers."""
     die_with_parent()
     connection = Connection(fd)
     code = 1

@@ -226,7 +226,7 @@ class Assassin:
 
     def at(self) -> str | None:
         """The turn whose entry is open."""
-        return next((entry.key for entry in self.run.accountant.ledger().entries if entry.open), None)
+        return next((entry.key for entry in self.run.accountant.ledger().entries if entry.charged_s is None), None)
 
 
 def carried_out(run: RunContext, plan: Plan, assassin: Assassin) -> dict[str, TrainResult]:

@@ -80,7 +80,7 @@ def test_it_can_be_read_while_another_process_writes(tmp_path: Path) -> None:
             else:
                 store.append(event)
         entries = statement.read(tmp_path).entries
-        assert [(entry.open, entry.heartbeat_s) for entry in entries] == [(False, 0.0), (True, 7.0)]
+        assert [(entry.charged_s is None, entry.heartbeat_s) for entry in entries] == [(False, 0.0), (True, 7.0)]
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:

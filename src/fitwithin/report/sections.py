@@ -218,8 +218,7 @@ def _phases(report: Report) -> Table:
         (Column("Peak memory", number=True), [format_or_dash(peak, format_size) for peak in peaks]),
         (Column("Entries", number=True, rank=1), [str(count) for count in (*entries, sum(entries))]),
     ]
-    table = table_by_column("What each phase took", columns, len(phases))
-    return table if phases else table._replace(rows=())
+    return table_by_column("What each phase took", columns, len(phases))
 
 
 def _facts(caption: str, facts: Mapping[str, Any], nothing: str = DASH) -> Table:
