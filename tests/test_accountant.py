@@ -134,22 +134,22 @@ def test_a_thread_beats_while_an_entry_lasts_and_ends_with_it(monkeypatch: pytes
 
 
 @given(st.lists(st.tuples(st.floats(0, 60), st.integers(1, 4)), max_size=4), st.floats(0, 60))
-def test_what_stands_beside_the_chain_is_no_time_of_the_clock(turns: list[tuple[float, int]], rest_s: float) -> None:
+def test_what_stands_beside_the_chain_is_no_time_of_the_clock(trials: list[tuple[float, int]], rest_s: float) -> None:
     """Nested like the stretch in which slots work: opened together, settled one after the other."""
     store, clock = Store(), SimulatedClock(50.0)
     accountant = book(store, clock)
     clock.sleep(3.0)
     with accountant.entry("train", reserved_s=300.0):
-        at_work = [accountant.entry("train", "a", gpus=gpus, reserved_s=60.0, concurrent=True) for _, gpus in turns]
+        at_work = [accountant.entry("train", "a", gpus=gpus, reserved_s=60.0, concurrent=True) for _, gpus in trials]
         began_at = clock.now()
-        for (lasts_s, _), opened in sorted(zip(turns, at_work, strict=True), key=lambda pair: pair[0][0]):
+        for (lasts_s, _), opened in sorted(zip(trials, at_work, strict=True), key=lambda pair: pair[0][0]):
             clock.wait_until(began_at + lasts_s)
             accountant.settle(opened)
         clock.sleep(rest_s)
     books = accountant.ledger()
     assert books.balanced
     assert books.spent_s() == pytest.approx(clock.now() - 50.0)
-    assert books.spent_s(gpu=True) == pytest.approx(sum(lasts_s * gpus for lasts_s, gpus in turns))
+    assert books.spent_s(gpu=True) == pytest.approx(sum(lasts_s * gpus for lasts_s, gpus in trials))
     with accountant.entry("evaluate", "a", gpus=1):
         clock.sleep(1.0)
     assert accountant.ledger().spent_s() == pytest.approx(clock.now() - 50.0), "the chain has no gap"
@@ -191,7 +191,7 @@ def test_what_an_interrupt_left_open_is_settled_with_the_chain() -> None:
 
 @pytest.mark.parametrize("written", [True, False])
 def test_an_interrupt_while_an_entry_is_opened_leaves_none_open(written: bool) -> None:
-    """Ctrl-C just after it was written that a turn begins, or just before."""
+    """Ctrl-C just after it was written that a trial begins, or just before."""
 
     class Interrupting(Store):
         armed = False
@@ -239,14 +239,14 @@ def test_many_threads_keep_the_books_together(monkeypatch: pytest.MonkeyPatch) -
     store, started_at = Store(), time.monotonic()
     accountant = Accountant(store, BUDGET, time.monotonic, started_at=started_at)
 
-    def turns(name: str) -> None:
+    def trials(name: str) -> None:
         for _ in range(5):
             with accountant.entry("train", name, gpus=2, reserved_s=10.0, concurrent=True) as opened:
                 opened.peak(7)
                 time.sleep(0.003)
 
     with accountant.entry("train", reserved_s=100.0):
-        threads = [threading.Thread(target=turns, args=(f"slot {n}",)) for n in range(6)]
+        threads = [threading.Thread(target=trials, args=(f"slot {n}",)) for n in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:

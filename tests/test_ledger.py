@@ -180,7 +180,7 @@ def test_gpu_seconds_count_every_gpu_that_was_held() -> None:
 
 
 def test_several_at_once_share_a_stretch_of_the_clock() -> None:
-    """Two turns beside one entry of the chain: 40 s by the clock, 40 + 30 of them on two GPUs each."""
+    """Two trials beside one entry of the chain: 40 s by the clock, 40 + 30 of them on two GPUs each."""
     books = fold(
         [
             opened(1, key="", gpus=0, reserved_s=60.0),

@@ -80,7 +80,7 @@ def run(
 def _begin(
     request: Request, folder: Path, engine: Engine, reporter: Reporter, started_at: float, fixed_plan: Plan | None
 ) -> Report:
-    """A run in a folder of its own, which is removed again if nothing could be trained."""
+    """The run in its new folder, which is removed again if there is no plan."""
     dataset = _scan(request, reporter)
     if fixed_plan is not None:
         flow.check_plan(fixed_plan, dataset.fingerprint)

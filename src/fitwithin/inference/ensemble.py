@@ -85,10 +85,10 @@ def choose(
 ) -> Choice:
     """The views to average, chosen on validation data: ``labels_N`` must never be test labels.
 
-    Without a limit it is the paper's ensemble of all views, less those that clearly harm it: a view is left out while
-    that wins more images than one standard error of the paired difference. With a limit in milliseconds per image, the
-    best affordable single view comes first; then, while one fits and helps, the one with the largest gain per
-    millisecond. The cost of a set is the sum of its views': each is one forward pass.
+    Without a limit: all views (the paper's ensemble), less those that clearly harm it. A view is left out if that makes
+    more images right than one standard error of the paired difference. With a limit in milliseconds per image: the best
+    affordable single view, then, while one fits and helps, the one with the largest gain per millisecond. The cost of a
+    set is the sum of its views': each is one forward pass.
     """
     found = {view: softmax(rows) for view, rows in logits.items()}  # once: each is averaged again and again
     return _without_harm(found, labels_N) if limit_ms is None else _greedily(found, labels_N, ms_per_image, limit_ms)

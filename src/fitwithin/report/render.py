@@ -10,14 +10,13 @@ import functools
 import json
 import re
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fitwithin.files import write_text_atomic
-from fitwithin.planning.stats import Accuracy
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.report import charts
 from fitwithin.report.schema import Report
@@ -186,17 +185,6 @@ def profile_table(found: Sequence[Profile | Rejection]) -> list[RenderableType]:
         )
         reasons.append((each.candidate.name, each.batch_why))
     return [table, *_reason_lines(reasons)]
-
-
-def accuracy_table(top1: Accuracy, by_class: Mapping[str, Accuracy]) -> RichTable:
-    """How many images were classified right, overall and by class."""
-    from rich.table import Table as RichTable
-
-    low, high = top1.interval
-    table = RichTable("class", "images", "right", title=f"{top1.share:.1%} ({low:.1%} to {high:.1%}) of {top1.total:,}")
-    for name, estimate in by_class.items():
-        table.add_row(name, f"{estimate.total:,}", f"{estimate.share:.1%}")
-    return table
 
 
 def _md(text: str) -> str:
