@@ -103,7 +103,7 @@ class Accountant:
         """
         budget = self._budget
         with self._lock:
-            passed_s = self._ledger.spent_s() + self._clock() - self._since
+            passed_s = self._ledger.spent_s() + (self._clock() - self._since)
             held_s = self._ledger.spent_s(gpu=True) + self._ledger.reserved_s(gpu=True)
         return Remaining(
             time_s=math.inf if budget.time_s is None else budget.time_s - passed_s,
