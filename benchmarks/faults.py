@@ -36,7 +36,7 @@ from fitwithin.engine.local import Local
 from fitwithin.events import ProcessStarted
 from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled, Ledger
 from fitwithin.machine import CPU
-from fitwithin.store import SqliteStore
+from fitwithin.store import Store
 from stalls import children_of
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "faults.json"
@@ -146,7 +146,7 @@ def killed(data: Path, budget: str, seed: int, number: int, core: int) -> dict[s
 
 def _begun(folder: Path) -> bool:
     """Whether there is a run to go on with: its first event is written with its folder."""
-    with suppress(Exception), SqliteStore(folder, write=False) as store:
+    with suppress(Exception), Store(folder, write=False) as store:
         return store.latest(ProcessStarted) is not None
     return False
 
@@ -169,7 +169,7 @@ def _strike(driver: subprocess.Popen[bytes], victim: str) -> bool:
 def _found(folder: Path, data: Path, limit_s: float) -> dict[str, Any]:
     """What the run left: its books at every instant, its receipt, its report, and a model that predicts."""
     found: dict[str, Any] = {"balanced": False, "over_s": None, "kept": False, "valid": False}
-    with suppress(Exception), SqliteStore(folder, write=False) as store:
+    with suppress(Exception), Store(folder, write=False) as store:
         books, over_s = Ledger(), [0.0]
         for event in store.read(EntryOpened, EntrySettled, EntryAbandoned):
             books.add(event)

@@ -15,7 +15,7 @@ from fitwithin import request as requests
 from fitwithin.data import image_folder, pack, pack_builder
 from fitwithin.engine.jobs import JobSettings
 from fitwithin.files import cache_root
-from fitwithin.store import SqliteStore
+from fitwithin.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -95,7 +95,7 @@ def entries(run: Path) -> list[list[Any]]:
 def turns(run: Path) -> dict[str, dict[str, Any]]:
     """How a run's turns went, by name: steps, the seconds of their start and of the steps, and how often the loss was
     no number."""
-    with SqliteStore(run, write=False) as store:
+    with Store(run, write=False) as store:
         trained, _ = events.outcomes(store)
     names = ("steps", "planned_steps", "ended", "startup_s", "training_s", "nan_restarts", "evaluation_s")
     return {name: {key: getattr(one, key) for key in names} for name, one in trained.items()}
@@ -103,7 +103,7 @@ def turns(run: Path) -> dict[str, dict[str, Any]]:
 
 def timings(run: Path) -> dict[str, dict[str, Any]]:
     """What a run's profiles say that a turn takes beside steps, by candidate, in seconds."""
-    with SqliteStore(run, write=False) as store:
+    with Store(run, write=False) as store:
         found = events.profiled(store)
     names = ("startup_s", "warmup_s", "save_s", "capture_s", "step_s", "eval_first_s", "stage_change_s")
     return {name: {key: getattr(one.timing, key) for key in names} for name, one in found.items()}

@@ -29,7 +29,7 @@ from fitwithin.accountant import Accountant
 from fitwithin.budget import Budget
 from fitwithin.ledger import Heartbeat
 from fitwithin.machine import cpu_name
-from fitwithin.store import SqliteStore
+from fitwithin.store import Store
 from pages import Target, save, targets, text
 from simulated.clock import SimulatedClock
 
@@ -69,7 +69,7 @@ def main() -> None:
             folder = Path(scratch) / str(number)
             shutil.copytree(built, folder)
             begun_at = time.perf_counter()
-            with SqliteStore(folder) as store:
+            with Store(folder) as store:
                 accountant = Accountant(store, BUDGET, time.monotonic, started_at=time.monotonic())
                 rows.append({"what": "open", "seconds": time.perf_counter() - begun_at})
                 if number == OPENED - 1:
@@ -106,7 +106,7 @@ def write_page(value: dict[str, Any], docs: Path) -> None:
 def build(folder: Path, seconds: float, entries: int) -> int:
     """A run that was killed after so many seconds and entries; how many heartbeats it wrote."""
     clock, beats = SimulatedClock(), 0
-    with SqliteStore(folder) as store:
+    with Store(folder) as store:
         store._db.execute("PRAGMA synchronous = OFF")  # the machine stays up: what was written is read
         accountant = Accountant(store, BUDGET, clock.now, started_at=clock.now(), beating=False)
         rounds = (entries - 2) // SLOTS

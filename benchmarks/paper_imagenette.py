@@ -22,7 +22,7 @@ import fitwithin
 from fitwithin import ledger, units
 from fitwithin.candidate import TABLE_2
 from fitwithin.cli.progress import Plain
-from fitwithin.store import SqliteStore
+from fitwithin.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "paper_imagenette.json"
@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace, name: str, models: list[str], precision: 
 
 def rows_of(name: str, result: fitwithin.Result, limit_s: float) -> list[dict[str, Any]]:
     """One flat row per candidate."""
-    with SqliteStore(result.folder) as store:
+    with Store(result.folder) as store:
         books = ledger.read(store)
     rows = []
     for row in result.report.candidates:

@@ -28,7 +28,7 @@ from fitwithin import units
 from fitwithin.engine.local import Local
 from fitwithin.errors import FitwithinError
 from fitwithin.ledger import EntryOpened
-from fitwithin.store import SqliteStore
+from fitwithin.store import Store
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "stalls.json"
 
@@ -137,7 +137,7 @@ def _stall(run: subprocess.Popen[bytes], folder: Path, victim: str, length_s: fl
 
 def _turn(folder: Path) -> tuple[str, float] | None:
     """The turn that is open in the run's ledger, and the seconds reserved for it."""
-    with suppress(FitwithinError, sqlite3.Error), SqliteStore(folder, write=False) as store:
+    with suppress(FitwithinError, sqlite3.Error), Store(folder, write=False) as store:
         opened = [event for event in store.read(EntryOpened) if event.phase == "train"]
         return (opened[-1].key, opened[-1].reserved_s) if opened else None
     return None

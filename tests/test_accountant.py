@@ -12,7 +12,7 @@ from fitwithin import ledger as ledgers
 from fitwithin.accountant import Accountant, OpenEntry
 from fitwithin.budget import Budget
 from fitwithin.ledger import EntryOpened, EntrySettled, Heartbeat
-from fitwithin.store import Event, MemoryStore, Record
+from fitwithin.store import Event, Record, Store
 from simulated.clock import SimulatedClock
 from simulated.run import ledger_after_each, tries
 
@@ -22,7 +22,7 @@ BREAKS = st.sampled_from(["", "", "", "before", "after"])
 BUDGET = Budget(memory_bytes=1, time_s=1000.0, gpu_time_s=500.0)
 
 
-def book(store: MemoryStore, clock: SimulatedClock, *, beating: bool = False) -> Accountant:
+def book(store: Store, clock: SimulatedClock, *, beating: bool = False) -> Accountant:
     return Accountant(store, BUDGET, clock.now, started_at=clock.now(), beating=beating)
 
 
@@ -32,7 +32,7 @@ spans = st.lists(st.tuples(st.floats(0, 60), st.floats(0, 60), st.booleans()), m
 @given(st.floats(0, 1e6), spans)
 def test_charges_add_up_to_the_clock(started_at: float, spans: list[tuple[float, float, bool]]) -> None:
     """What passes between two entries belongs to the second: there are no gaps."""
-    store, clock = MemoryStore(), SimulatedClock(started_at)
+    store, clock = Store(), SimulatedClock(started_at)
     accountant = book(store, clock)
     for between_s, inside_s, gpu in spans:
         clock.sleep(between_s)
@@ -49,7 +49,7 @@ def test_charges_add_up_to_the_clock(started_at: float, spans: list[tuple[float,
 
 
 def test_an_entry_that_fails_is_settled_too() -> None:
-    store, clock = MemoryStore(), SimulatedClock()
+    store, clock = Store(), SimulatedClock()
     accountant = book(store, clock)
 
     def interrupted() -> None:
@@ -63,12 +63,12 @@ def test_an_entry_that_fails_is_settled_too() -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     (entry,) = accountant.ledger().entries
-    assert (entry.charged_s, entry.peak_bytes, entry.open) == (3.0, 70, False)
+    assert (entry.charged_s, entry.peak_bytes) == (3.0, 70)
 
 
 @given(st.floats(0, 90), st.floats(0, 10))
 def test_what_a_killed_process_left_open_is_charged(elapsed_s: float, later_s: float) -> None:
-    store, clock = MemoryStore(), SimulatedClock()
+    store, clock = Store(), SimulatedClock()
     first = book(store, clock)
     with first.entry("start-up"):
         clock.sleep(1.0)
@@ -88,18 +88,18 @@ def test_what_a_killed_process_left_open_is_charged(elapsed_s: float, later_s: f
 
 
 def test_the_last_entry_is_charged_ahead_and_leaves_no_gap() -> None:
-    store, clock = MemoryStore(), SimulatedClock()
+    store, clock = Store(), SimulatedClock()
     accountant = book(store, clock)
     with accountant.entry("report") as opened:
         clock.sleep(2.0)
-        opened.charge_ahead(1.5)
+        opened.ahead_s = 1.5
     assert accountant.ledger().spent_s() == 3.5
     clock.sleep(1.5)
     assert accountant.remaining().time_s == 1000.0 - 3.5
 
 
 def test_without_a_limit_there_is_no_end() -> None:
-    store, clock = MemoryStore(), SimulatedClock()
+    store, clock = Store(), SimulatedClock()
     accountant = Accountant(store, Budget(memory_bytes=1, gpu_time_s=9.0), clock.now, started_at=0.0, beating=False)
     assert accountant.remaining().time_s == float("inf")
     assert accountant.remaining().usable_s == 9.0
@@ -109,7 +109,7 @@ def test_a_thread_beats_while_an_entry_lasts_and_ends_with_it(monkeypatch: pytes
     monkeypatch.setattr(ledgers, "HEARTBEAT_S", 0.01)
     told: list[float] = []
 
-    class Listening(MemoryStore):
+    class Listening(Store):
         def beat(self, entry: int, heartbeat: Event) -> None:
             assert isinstance(heartbeat, Heartbeat)
             told.append(heartbeat.elapsed_s)
@@ -134,29 +134,29 @@ def test_a_thread_beats_while_an_entry_lasts_and_ends_with_it(monkeypatch: pytes
 
 
 @given(st.lists(st.tuples(st.floats(0, 60), st.integers(1, 4)), max_size=4), st.floats(0, 60))
-def test_what_stands_beside_the_chain_is_no_time_of_the_clock(turns: list[tuple[float, int]], rest_s: float) -> None:
+def test_what_stands_beside_the_chain_is_no_time_of_the_clock(trials: list[tuple[float, int]], rest_s: float) -> None:
     """Nested like the stretch in which slots work: opened together, settled one after the other."""
-    store, clock = MemoryStore(), SimulatedClock(50.0)
+    store, clock = Store(), SimulatedClock(50.0)
     accountant = book(store, clock)
     clock.sleep(3.0)
     with accountant.entry("train", reserved_s=300.0):
-        at_work = [accountant.entry("train", "a", gpus=gpus, reserved_s=60.0, concurrent=True) for _, gpus in turns]
+        at_work = [accountant.entry("train", "a", gpus=gpus, reserved_s=60.0, concurrent=True) for _, gpus in trials]
         began_at = clock.now()
-        for (lasts_s, _), opened in sorted(zip(turns, at_work, strict=True), key=lambda pair: pair[0][0]):
+        for (lasts_s, _), opened in sorted(zip(trials, at_work, strict=True), key=lambda pair: pair[0][0]):
             clock.wait_until(began_at + lasts_s)
             accountant.settle(opened)
         clock.sleep(rest_s)
     books = accountant.ledger()
     assert books.balanced
     assert books.spent_s() == pytest.approx(clock.now() - 50.0)
-    assert books.spent_s(gpu=True) == pytest.approx(sum(lasts_s * gpus for lasts_s, gpus in turns))
+    assert books.spent_s(gpu=True) == pytest.approx(sum(lasts_s * gpus for lasts_s, gpus in trials))
     with accountant.entry("evaluate", "a", gpus=1):
         clock.sleep(1.0)
     assert accountant.ledger().spent_s() == pytest.approx(clock.now() - 50.0), "the chain has no gap"
 
 
 def test_what_is_reserved_beside_the_chain_is_left_to_nobody() -> None:
-    store, clock = MemoryStore(), SimulatedClock()
+    store, clock = Store(), SimulatedClock()
     accountant = book(store, clock)
     with accountant.entry("train", reserved_s=900.0):
         with accountant.entry("train", "a", gpus=2, reserved_s=100.0, concurrent=True):
@@ -172,7 +172,7 @@ def test_what_is_reserved_beside_the_chain_is_left_to_nobody() -> None:
 
 def test_what_an_interrupt_left_open_is_settled_with_the_chain() -> None:
     """It came before the work that was to have the entry could begin."""
-    store, clock = MemoryStore(), SimulatedClock()
+    store, clock = Store(), SimulatedClock()
     accountant = Accountant(store, BUDGET, clock.now, started_at=clock.now())
 
     def interrupted() -> None:
@@ -191,9 +191,9 @@ def test_what_an_interrupt_left_open_is_settled_with_the_chain() -> None:
 
 @pytest.mark.parametrize("written", [True, False])
 def test_an_interrupt_while_an_entry_is_opened_leaves_none_open(written: bool) -> None:
-    """Ctrl-C just after it was written that a turn begins, or just before."""
+    """Ctrl-C just after it was written that a trial begins, or just before."""
 
-    class Interrupting(MemoryStore):
+    class Interrupting(Store):
         armed = False
 
         def append(self, event: Event) -> int:
@@ -224,7 +224,7 @@ def test_an_interrupt_while_an_entry_is_opened_leaves_none_open(written: bool) -
 
 def test_no_beat_follows_the_end_of_an_entry() -> None:
     """The thread that beats begins late: the entry has been settled meanwhile."""
-    store = MemoryStore()
+    store = Store()
     accountant = Accountant(store, BUDGET, time.monotonic, started_at=time.monotonic(), beating=False)
     with accountant.entry("train") as opened:
         pass
@@ -236,17 +236,17 @@ def test_no_beat_follows_the_end_of_an_entry() -> None:
 def test_many_threads_keep_the_books_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each promises no more than is left: what is settled and reserved stays within the budget at every event."""
     monkeypatch.setattr(ledgers, "HEARTBEAT_S", 0.001)
-    store, started_at = MemoryStore(), time.monotonic()
+    store, started_at = Store(), time.monotonic()
     accountant = Accountant(store, BUDGET, time.monotonic, started_at=started_at)
 
-    def turns(name: str) -> None:
+    def trials(name: str) -> None:
         for _ in range(5):
             with accountant.entry("train", name, gpus=2, reserved_s=10.0, concurrent=True) as opened:
                 opened.peak(7)
                 time.sleep(0.003)
 
     with accountant.entry("train", reserved_s=100.0):
-        threads = [threading.Thread(target=turns, args=(f"slot {n}",)) for n in range(6)]
+        threads = [threading.Thread(target=trials, args=(f"slot {n}",)) for n in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -262,7 +262,7 @@ def test_many_threads_keep_the_books_together(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_a_killed_process_left_open_goes_no_further_than_its_end() -> None:
-    store, clock = MemoryStore(), SimulatedClock()
+    store, clock = Store(), SimulatedClock()
     first = book(store, clock)
     for reserved_s, elapsed_s in ((99.0, 5.0), (6.0, 5.0)):
         opened = first.entry("train", "a", gpus=1, reserved_s=reserved_s, concurrent=reserved_s < 99)
@@ -274,7 +274,7 @@ def test_what_a_killed_process_left_open_goes_no_further_than_its_end() -> None:
 # --- in memory -------------------------------------------------------------------------------------------------------
 
 
-class Breaking(MemoryStore):
+class Breaking(Store):
     """An interrupt comes while one event in some is written: just before, or just after."""
 
     due: str = ""
@@ -351,7 +351,7 @@ class Accounts(RuleBasedStateMachine):
     def what_is_in_memory_is_what_the_store_holds(self) -> None:
         ledger, held = self.accountant.ledger(), ledgers.read(self.store)
         assert ledger == held
-        closed = [entry for entry in ledger.entries if not entry.open]
+        closed = [entry for entry in ledger.entries if entry.charged_s is not None]
         assert ledger.spent_s() == pytest.approx(sum(e.charged_s for e in closed if not e.concurrent))
         assert ledger.spent_s(gpu=True) == pytest.approx(sum(e.charged_s * e.gpus for e in closed))
         for key in "abc":
@@ -363,7 +363,7 @@ TestAccounts.settings = settings(tries(60), stateful_step_count=30)
 
 
 def test_a_look_does_not_read_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    store, clock = MemoryStore(), SimulatedClock()
+    store, clock = Store(), SimulatedClock()
     accountant = book(store, clock)
     with accountant.entry("start-up"):
         clock.sleep(1.0)

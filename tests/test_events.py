@@ -15,7 +15,7 @@ from fitwithin.events import EVENTS, ModelEvaluated, PlanGiven, RunRequested, Tr
 from fitwithin.files import from_json, to_json
 from fitwithin.pipeline import run as flow
 from fitwithin.planning.plan import Plan
-from fitwithin.store import Event, SqliteStore
+from fitwithin.store import Event, Store
 from simulated.law import SimulatedMachine
 from simulated.run import CountedImages, Stage, request, without_pages
 
@@ -57,7 +57,7 @@ class Later(Event):
 
 
 def test_a_run_with_an_unknown_event_is_not_carried_on(tmp_path: Path) -> None:
-    with SqliteStore(tmp_path) as store:
+    with Store(tmp_path) as store:
         store.append(RunRequested(request=request()))
         store.append(Later())
     with pytest.raises(RunFolderError, match=r"event 2 of this run is of a kind .* \('later'\)"):
@@ -65,7 +65,7 @@ def test_a_run_with_an_unknown_event_is_not_carried_on(tmp_path: Path) -> None:
 
 
 def test_a_run_with_a_damaged_event_is_not_carried_on(tmp_path: Path) -> None:
-    with SqliteStore(tmp_path) as store:
+    with Store(tmp_path) as store:
         store.append(RunRequested(request=request()))
     with sqlite3.connect(tmp_path / "run.db") as database:
         database.execute("""UPDATE events SET body = replace(body, '"jobs": 1', '"jobs": "one"')""")

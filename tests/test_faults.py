@@ -26,11 +26,11 @@ from fitwithin import ledger
 from fitwithin.accountant import Accountant, OpenEntry
 from fitwithin.budget import Budget
 from fitwithin.engine.results import CHECKPOINT, WEIGHTS
-from fitwithin.inference import bundle
+from fitwithin.inference.ensemble import read_ensemble
 from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled
 from fitwithin.pipeline import run
 from fitwithin.report import schema as reports
-from fitwithin.store import Event, SqliteStore
+from fitwithin.store import Event, Store
 from simulated.clock import SimulatedClock
 from simulated.engine import Simulated
 from simulated.law import Fault, SimulatedMachine
@@ -83,7 +83,7 @@ class Driver:
     def __init__(self, stage: Stage, memory: mmap.mmap, kill: Kill) -> None:
         self.kill, self.writes = kill, 0
         self.clock = SharedClock(memory)
-        self.store = SqliteStore(stage.folder)
+        self.store = Store(stage.folder)
         self.store._db.execute("PRAGMA synchronous = OFF")  # the machine stays up: what was written is read
         self.append = self.store.append
         self.store.append = self.written  # type: ignore[method-assign]
@@ -232,7 +232,7 @@ def test_whatever_is_killed_the_books_balance_and_a_model_is_handed_over(
 
 def check(seed: int, stage: Stage, ended_at: float) -> None:
     """A run that was killed and taken up again is as good as any other."""
-    with SqliteStore(stage.folder, write=False) as store:
+    with Store(stage.folder, write=False) as store:
         entries = store.read(EntryOpened, EntrySettled, EntryAbandoned)
         books = ledger.read(store)
     assert books.balanced, f"run {seed}"
@@ -241,7 +241,7 @@ def check(seed: int, stage: Stage, ended_at: float) -> None:
     report = reports.from_json((stage.folder / "report.json").read_text(encoding="utf-8"))
     assert report.receipt.balanced
     assert all(limit.kept for limit in report.receipt.limits), f"run {seed}"
-    folder = stage.folder / bundle.read(stage.folder).folder
+    folder = stage.folder / read_ensemble(stage.folder).folder
     assert (folder / WEIGHTS).is_file()
-    assert not (folder / CHECKPOINT).exists(), "only an unfinished turn needs it"
+    assert not (folder / CHECKPOINT).exists(), "only an unfinished trial needs it"
     assert report.winner in {row.name for row in report.candidates if row.status == "trained"}

@@ -18,10 +18,10 @@ from fitwithin.ledger import (
     Ledger,
     LedgerEvent,
     abandonment,
-    fold,
     read,
 )
-from fitwithin.store import MemoryStore
+from fitwithin.store import Store
+from simulated.run import fold
 
 
 def opened(
@@ -100,7 +100,7 @@ def test_spending_never_falls_and_no_prefix_contradicts(story: Any) -> None:
 def test_abandoning_what_is_open_closes_the_books(story: Any) -> None:
     told, _ = story
     books = fold(told)
-    left = [entry for entry in books.entries if entry.open]
+    left = [entry for entry in books.entries if entry.charged_s is None]
     after = fold([*told, *(abandonment(entry) for entry in left)])
     assert after.balanced
     assert after.reserved_s() == 0
@@ -180,7 +180,7 @@ def test_gpu_seconds_count_every_gpu_that_was_held() -> None:
 
 
 def test_several_at_once_share_a_stretch_of_the_clock() -> None:
-    """Two turns beside one entry of the chain: 40 s by the clock, 40 + 30 of them on two GPUs each."""
+    """Two trials beside one entry of the chain: 40 s by the clock, 40 + 30 of them on two GPUs each."""
     books = fold(
         [
             opened(1, key="", gpus=0, reserved_s=60.0),
@@ -213,7 +213,7 @@ def _told(books: Ledger) -> list[LedgerEvent]:
 def test_what_a_store_holds_is_the_ledger_of_its_events(story: Story) -> None:
     """Heartbeats are kept in place, the last of each entry, and say what all of them said; other events pass by."""
     told, _ = story
-    store = MemoryStore()
+    store = Store()
     for event in told:
         store.append(ProcessStarted(pid=1))
         if isinstance(event, Heartbeat):
@@ -234,7 +234,7 @@ def test_a_copy_stays_as_it_was() -> None:
 
 
 def test_a_store_that_contradicts_itself_is_named() -> None:
-    store = MemoryStore()
+    store = Store()
     store.append(settled(7, 1.0))
     with pytest.raises(RunFolderError, match=r"contradicts itself \(ledger.settle of entry 7, which is not open\)"):
         read(store)

@@ -12,38 +12,31 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fitwithin.errors import (
+    BudgetError,
+    DataError,
+    DeviceError,
+    FitwithinError,
+    OutOfMemory,
+    RunFolderError,
+    TrainingError,
+    UsageError,
+)
 from fitwithin.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from fitwithin.api import plan, resume, run
-    from fitwithin.errors import (
-        BudgetError,
-        DataError,
-        DeviceError,
-        FitwithinError,
-        OutOfMemory,
-        RunFolderError,
-        TrainingError,
-        UsageError,
-    )
     from fitwithin.inference.predictions import Prediction
     from fitwithin.pipeline.result import Result, load
     from fitwithin.planning.plan import Plan
     from fitwithin.report.schema import Report
 
+#: The modules of what is imported when it is first used.
 _HOMES = {
-    "BudgetError": "errors",
-    "DataError": "errors",
-    "DeviceError": "errors",
-    "FitwithinError": "errors",
-    "OutOfMemory": "errors",
     "Plan": "planning.plan",
     "Prediction": "pipeline.result",
     "Report": "report.schema",
     "Result": "pipeline.result",
-    "RunFolderError": "errors",
-    "TrainingError": "errors",
-    "UsageError": "errors",
     "load": "pipeline.result",
     "plan": "api",
     "resume": "api",

@@ -1,17 +1,18 @@
 """Keeps the ledger while a run lasts: one entry after the other without gaps, so that they add up to the wall clock.
 
 An entry begins where the one before ended (the first where the process started) and ends when its block does. A
-concurrent one begins when it is asked for: several may be open at once, opened and settled from any thread. A thread
-for each writes a heartbeat every second, so that a killed process leaves at most that much unknown.
+concurrent one begins when it is asked for: several may be open at once, opened and settled from any thread. Each entry
+has a thread that writes a heartbeat every second.
 
-The accountant is the only writer of these events. It keeps the ledger in memory and adds each event to it as it is
-written: what is left of a budget is known without reading the store.
+The accountant alone writes these events. It also keeps the ledger in memory: what is left of a budget is known without
+reading the store.
 """
 
 from __future__ import annotations
 
 import math
 import threading
+from dataclasses import dataclass, field
 
 from fitwithin import ledger as ledgers
 from fitwithin.budget import Budget, Clock, Remaining
@@ -19,22 +20,20 @@ from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled, Heartbea
 from fitwithin.store import Store
 
 
+@dataclass(eq=False, kw_only=True)
 class OpenEntry:
-    """An entry while it lasts, which is a block: tell it the peak memory that was seen."""
+    """An entry while its block lasts."""
 
-    def __init__(self, accountant: Accountant, number: int, began_at: float, *, concurrent: bool) -> None:
-        self._accountant = accountant
-        self.number = number
-        self.began_at = began_at
-        self.concurrent = concurrent
-        self.peak_bytes: int | None = None
-        self.ahead_s = 0.0
-        self.over = threading.Event()
-        self.heartbeats: threading.Thread | None = None
-
-    def charge_ahead(self, seconds: float) -> None:
-        """Charge what will follow the entry's end: the last entry of a run cannot wait for its own receipt."""
-        self.ahead_s = seconds
+    accountant: Accountant
+    number: int
+    began_at: float
+    concurrent: bool
+    #: The most memory that was seen.
+    peak_bytes: int | None = None
+    #: Seconds after its end that are charged too: the last entry of a run ends before its own receipt is written.
+    ahead_s: float = 0.0
+    over: threading.Event = field(default_factory=threading.Event)
+    heartbeats: threading.Thread | None = None
 
     def peak(self, n_bytes: int | None) -> None:
         """Note a peak; the largest counts."""
@@ -45,18 +44,7 @@ class OpenEntry:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._accountant.settle(self)
-
-
-def _left(budget: Budget, ledger: Ledger, unbooked_s: float, gpus: int = 1, slots: int = 1) -> Remaining:
-    """The budget less what is settled, reserved by concurrent entries, and not booked yet."""
-    held_s = ledger.spent_s(gpu=True) + ledger.reserved_s(gpu=True)
-    return Remaining(
-        time_s=math.inf if budget.time_s is None else budget.time_s - ledger.spent_s() - unbooked_s,
-        gpu_time_s=math.inf if budget.gpu_time_s is None else budget.gpu_time_s - held_s,
-        gpus=gpus,
-        slots=slots,
-    )
+        self.accountant.settle(self)
 
 
 class Accountant:
@@ -110,11 +98,19 @@ class Accountant:
     def remaining(self, gpus: int = 1, slots: int = 1) -> Remaining:
         """What is left of the whole run's budget now (scope ``total``) for ``slots`` at once with so many GPUs each.
 
-        To be asked between entries of the chain, or while one lasts during which slots work; what concurrent entries
-        have reserved is left to nobody.
+        To be asked between entries of the chain, or while one lasts during which slots work. Concurrent entries keep
+        the GPU seconds that they have reserved.
         """
+        budget = self._budget
         with self._lock:
-            return _left(self._budget, self._ledger, self._clock() - self._since, gpus, slots)
+            passed_s = self._ledger.spent_s() + (self._clock() - self._since)
+            held_s = self._ledger.spent_s(gpu=True) + self._ledger.reserved_s(gpu=True)
+        return Remaining(
+            time_s=math.inf if budget.time_s is None else budget.time_s - passed_s,
+            gpu_time_s=math.inf if budget.gpu_time_s is None else budget.gpu_time_s - held_s,
+            gpus=gpus,
+            slots=slots,
+        )
 
     def now(self) -> float:
         """The present on the engine's clock."""
@@ -135,7 +131,7 @@ class Accountant:
         """
         with self._lock:
             began_at = self._clock() if concurrent else self._since
-            opened = OpenEntry(self, self._next, began_at, concurrent=concurrent)
+            opened = OpenEntry(accountant=self, number=self._next, began_at=began_at, concurrent=concurrent)
             self._next += 1
             if concurrent:  # before it is written: an interrupt may come in between
                 self._concurrent.add(opened)
@@ -158,8 +154,7 @@ class Accountant:
     def settle(self, opened: OpenEntry) -> None:
         """Close an entry with what it took, and with one of the chain whatever an interrupt left open beside it."""
         if not opened.concurrent and self._concurrent:
-            written = self.ledger()
-            for left in [each for each in self._concurrent if each.number in written]:
+            for left in [each for each in self._concurrent if each.number in self._ledger]:
                 self.settle(left)
         opened.over.set()
         if opened.heartbeats is not None and opened.heartbeats.is_alive():
@@ -178,12 +173,8 @@ class Accountant:
         """Write heartbeats until the entry is over; who settles it waits for the last one."""
         while not opened.over.is_set():
             now = self._clock()
-            heartbeat = Heartbeat(
-                number=opened.number,
-                elapsed_s=now - opened.began_at,
-                at_s=now,
-                peak_bytes=opened.peak_bytes,
-            )
+            elapsed_s, peak_bytes = now - opened.began_at, opened.peak_bytes
+            heartbeat = Heartbeat(number=opened.number, elapsed_s=elapsed_s, at_s=now, peak_bytes=peak_bytes)
             self._store.beat(opened.number, heartbeat)  # without the lock: the disk may take its time
             with self._lock:
                 self._ledger.add(heartbeat)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 from fitwithin import events, files
 from fitwithin import request as requests
@@ -29,7 +29,7 @@ from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.report import build
 from fitwithin.report.schema import Report
 from fitwithin.request import Request
-from fitwithin.store import MemoryStore, SqliteStore
+from fitwithin.store import Store
 from fitwithin.training import model_names
 
 #: Profiling alone has no time budget; a request must have one.
@@ -70,7 +70,7 @@ def run(
                 request = replace(planned, data=str(data), device=device)
             else:
                 request = _parsed(site, data, limits)
-            folder = Path(out) if out is not None else files.default_folder(Path(data))
+            folder = Path(out or f"runs/{Path(data).resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}")
             files.check_free(folder)
             with site.open(request, folder) as engine:
                 report = _begin(request, folder, engine, reporter or Silent(), started_at, fixed_plan)
@@ -80,14 +80,14 @@ def run(
 def _begin(
     request: Request, folder: Path, engine: Engine, reporter: Reporter, started_at: float, fixed_plan: Plan | None
 ) -> Report:
-    """A run in a folder of its own, which is removed again if nothing could be trained."""
+    """The run in its new folder, which is removed again if there is no plan."""
     dataset = _scan(request, reporter)
     if fixed_plan is not None:
         flow.check_plan(fixed_plan, dataset.fingerprint)
     match(request.models, model_names.known_models(engine.prepare))
     reporter.say(f"the run's folder is {folder}")
     made = files.create_run_dir(folder)
-    store = SqliteStore(folder)
+    store = Store(folder)
     try:
         store.append(RunRequested(request=request))
         if fixed_plan is not None:
@@ -127,7 +127,7 @@ def resume(
     path = Path(folder)
     if not (path / "run.db").is_file():
         raise RunFolderError(f"{path} holds no run (no run.db); start one with `fitwithin run`")
-    with SqliteStore(path) as store:
+    with Store(path) as store:
         events.read_all(store)  # what cannot be read is named before anything is spent
         if store.latest(RunFinished) is not None:
             return load(path)
@@ -168,9 +168,8 @@ def plan(
     reporter = reporter or Silent()
     with launch.launched(server) as server, _site(None, limits, server) as site:
         request = _parsed(site, data, limits)
-        with site.open(request, None) as engine:
+        with site.open(request, None) as engine, Store() as store:
             dataset = _scan(request, reporter)
-            store = MemoryStore()
             accountant = start.open_accountant(store, request.budget, engine.now, started_at)
             made = flow.make_plan(start.open_run(request, Path(), engine, store, reporter, accountant, dataset))
             return made, build.report(request, made, store, accountant.ledger())
@@ -199,21 +198,18 @@ def profile(
     wanted: Limits = {"time": PROFILE_TIME, **limits, "scope": "candidate"}
     with launch.launched() as server, _site(None, wanted, server) as site:
         request = _parsed(site, data, wanted)
-        imported: list[tuple[dict[str, Any], Profile]] = []
-        if import_from is not None:
-            imported = cache.import_profiles(Path(import_from), files.cache_root() / "profiles")
+        imported = cache.import_profiles(Path(import_from), files.cache_root() / "profiles") if import_from else []
         if export is not None:
             files.check_writable(Path(export))
-        with site.open(request, None) as engine:
+        with site.open(request, None) as engine, Store() as store:
             dataset = _scan(request, reporter)
-            store = MemoryStore()
             accountant = start.open_accountant(store, request.budget, engine.now, time.monotonic())
             context = start.open_run(request, Path(), engine, store, reporter, accountant, dataset)
             key = profile_phase.open_cache(context).key
             if imported:
-                num_fitting = sum(other == key for other, _ in imported)
-                fits = f"{num_fitting} are of such a machine, these limits and data of this shape"
-                reporter.say(f"{len(imported)} profiles imported; {fits}")
+                fit = sum(other == key for other, _ in imported)
+                shape = "of such a machine, these limits and data of this shape"
+                reporter.say(f"{len(imported)} profiles imported; {fit} are {shape}")
             found = profile_phase.profile(context, refresh=refresh)
     if export is not None:
         cache.export([each for each in found if isinstance(each, Profile)], key, Path(export))

@@ -58,7 +58,7 @@ class Budget:
 class Remaining:
     """What is left of a budget at an instant: wall-clock and device seconds; infinity where there is no limit.
 
-    It is to be spent on what holds ``gpus`` devices at once: one turn after the other, or ``slots`` side by side.
+    It is for trials that hold ``gpus`` devices each: one after the other, or ``slots`` side by side.
     """
 
     time_s: float
@@ -68,19 +68,19 @@ class Remaining:
 
     @property
     def usable_s(self) -> float:
-        """Wall-clock seconds that a turn holding the devices may last."""
+        """Wall-clock seconds that one trial may last."""
         return min(self.time_s, self.slot_s)
 
     @property
     def slot_s(self) -> float:
-        """Seconds of turns that the device time pays for, whether they follow each other or not."""
+        """Seconds of trials that the device time pays for, added up."""
         return self.gpu_time_s / self.gpus
 
     @property
     def together_s(self) -> float:
-        """Seconds that turns in all slots may last, added up."""
+        """Seconds that trials in all slots may last, added up."""
         return min(self.slots * self.time_s, self.slot_s)
 
     def less(self, seconds: float) -> Remaining:
-        """What is left if a turn of so many seconds shall follow."""
+        """What is left if a trial of so many seconds shall follow."""
         return replace(self, time_s=self.time_s - seconds, gpu_time_s=self.gpu_time_s - seconds * self.gpus)

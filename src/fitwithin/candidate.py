@@ -84,38 +84,35 @@ def match(patterns: Iterable[str], known: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _words(value: str | Sequence[object]) -> list[str]:
-    """The words of a list, or of a text with commas between them."""
+def _words(value: str | Sequence[object], none_given: str) -> list[str]:
+    """The words of a list, or of a text with commas between them; UsageError(``none_given``) if there is none."""
     parts = value.split(",") if isinstance(value, str) else map(str, value)
-    return [part.strip() for part in parts if part.strip()]
+    if not (words := [part.strip() for part in parts if part.strip()]):
+        raise UsageError(none_given)
+    return words
 
 
 def parse_models(value: str | Sequence[str]) -> tuple[str, ...]:
     """The names and patterns in ``resnet*,resnest26d``; UsageError if there is none."""
-    if not (words := _words(value)):
-        raise UsageError("no model was given; write timm names or patterns, as in 'resnet*,resnest26d'")
-    return tuple(words)
+    return tuple(_words(value, "no model was given; write timm names or patterns, as in 'resnet*,resnest26d'"))
 
 
 def parse_precisions(value: str | Sequence[str]) -> tuple[str, ...]:
     """The precisions in ``amp,fp32``; UsageError for any other word."""
-    words = [word.lower() for word in _words(value)]
+    choose = f"choose from {', '.join(PRECISIONS)}"
+    words = [word.lower() for word in _words(value, f"no precision was given; {choose}")]
     for word in words:
         if word not in PRECISIONS:
-            raise UsageError(f"{word!r} is not a precision; choose from {', '.join(PRECISIONS)}")
-    if not words:
-        raise UsageError(f"no precision was given; choose from {', '.join(PRECISIONS)}")
+            raise UsageError(f"{word!r} is not a precision; {choose}")
     return tuple(dict.fromkeys(words))
 
 
 def parse_sizes(value: str | Sequence[int]) -> tuple[int, ...]:
     """The sizes in pixels in ``160,224``, ascending; UsageError unless each is a whole number from 8 to 1024."""
-    words = _words(value)
+    words = _words(value, "no image size was given; write pixels, as in 160,224")
     for word in words:
         if not (word.isdecimal() and len(word) <= 4 and 8 <= int(word) <= 1024):
             raise UsageError(f"{word!r} is not an image size; write pixels from 8 to 1024, as in 160,224")
-    if not words:
-        raise UsageError("no image size was given; write pixels, as in 160,224")
     return tuple(sorted({int(word) for word in words}))
 
 
@@ -133,7 +130,7 @@ class View:
 
 
 def views_of(sizes: Sequence[int], *, flips: bool) -> list[View]:
-    """Sizes x {plain, flipped}; plain alone where the recipe does not flip (mirrored digits are other digits)."""
+    """Sizes x {plain, flipped}; plain alone where the recipe does not flip."""
     return [View(px=px, flip=flip) for px in sorted(set(sizes)) for flip in ((False, True) if flips else (False,))]
 
 

@@ -1,6 +1,6 @@
-"""The events of a run, one class for each kind, and what several of them say together. Those of the ledger: ledger.py.
+"""The events of a run, one class for each kind; those of the ledger are in ledger.py.
 
-A run that was interrupted is carried on from these: what they say has happened is not done again.
+An interrupted run goes on from these: what they say has happened is not done again.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ class PlanGiven(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessStarted(Event):
-    """A process began to work on the run. ``boot`` names the boot of its machine, all of whose processes share one
-    clock; empty where that is not known."""
+    """A process began to work on the run. ``boot`` names the boot of its machine; empty where that is not known."""
 
     kind: ClassVar[str] = "start"
     pid: int
@@ -48,25 +47,20 @@ class ProcessStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class DataPacked(Event):
-    """The images were read and packed.
-
-    Attributes:
-        path: the folder that was asked for.
-        fingerprint: what identifies its images.
-        classes: their names, in the order of the labels.
-        counts: the images of each split, without the broken ones.
-        split: where the split comes from, in a sentence.
-        broken: the files that cannot be decoded.
-        ignored: how many files were left out.
-    """
+    """The images in the folder ``path`` were read and packed."""
 
     kind: ClassVar[str] = "data"
     path: str
     fingerprint: str
+    #: Their names, in the order of the labels.
     classes: tuple[str, ...]
+    #: The images of each split, without the broken ones.
     counts: dict[str, int]
+    #: Where the split comes from, in a sentence.
     split: str = ""
+    #: The files that cannot be decoded.
     broken: tuple[Broken, ...] = ()
+    #: How many files were left out.
     ignored: int = 0
 
 
@@ -104,19 +98,15 @@ class PlanMade(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialAsked(Event):
-    """A search was asked what to try.
-
-    Attributes:
-        left_s: GPU-seconds that nobody had been promised.
-        time_left_s: seconds by the clock until all must be over; None without such a limit.
-        trial: what the search answered.
-        plan: the training that its seconds pay for; None where they pay for none.
-    """
+    """A search was asked what to try, and answered ``trial``."""
 
     kind: ClassVar[str] = "trial"
+    #: GPU-seconds that no trial had been promised.
     left_s: float
+    #: Seconds by the clock until all must be over; None without such a limit.
     time_left_s: float | None = None
     trial: Trial
+    #: The training that its seconds pay for; None where they pay for none.
     plan: TrialPlan | None
 
 
@@ -196,10 +186,10 @@ def history(store: Store) -> list[AskEvent | TellEvent]:
     return found
 
 
-def turns(plan: Plan, store: Store) -> dict[str, TrialPlan]:
-    """All planned trainings by name: the plan's, and those that a search has had since, in order."""
+def planned_trials(plan: Plan, store: Store) -> dict[str, TrialPlan]:
+    """All planned trials by name, in order: the plan's, and those of its search."""
     later = [event.plan for event in store.read(TrialAsked) if event.plan is not None]
-    return {turn.name: turn for turn in (*plan.trials, *later)}
+    return {trial.name: trial for trial in (*plan.trials, *later)}
 
 
 def outcomes(store: Store) -> tuple[dict[str, TrainResult], dict[str, str]]:

@@ -1,5 +1,4 @@
-"""Where files go: whole or not at all, into a run's folder that was checked before, and into the cache. Values of
-dataclasses as JSON, and back."""
+"""Files: written whole or not at all, the folders of runs and of the cache, and dataclasses as JSON and back."""
 
 from __future__ import annotations
 
@@ -10,7 +9,6 @@ import os
 import shutil
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from enum import EnumType
@@ -28,11 +26,10 @@ NEW = ".new"
 
 
 def write_atomic(path: Path, write: Callable[[Path], object], *, fsync: bool = False, shared: bool = False) -> None:
-    """Let ``write(temporary path)`` make a file and replace ``path`` by it in one step: a reader finds the old file or
-    the new one, also where this process is killed.
+    """Write ``path`` by ``write(temporary path)`` and one rename: a reader finds the old file or the new one, whole.
 
     Args:
-        fsync: wait until the new file is on the disk before the old one goes, so that it survives a power cut.
+        fsync: wait until the new file is on the disk: it survives a power cut.
         shared: several processes may write the file at once, as in the cache; the last one's stays.
     """
     own = f".{os.getpid()}-{threading.get_ident()}" if shared else ""
@@ -65,10 +62,10 @@ def read_json(kind: type[T], path: Path) -> T | None:
 
 
 def decode(kind: type[T], value: Any) -> T:
-    """The value of type ``kind`` that ``dataclasses.asdict`` and JSON made plain.
+    """The value of type ``kind`` from plain JSON values.
 
     ``kind`` is a dataclass, or what a field of one may be: a plain type, a tuple, a dict whose keys are text or whole
-    numbers, a literal, an enumeration of texts, a union of these, or anything (``Any``).
+    numbers, a literal, an enumeration of texts, a union of these, or ``Any``.
 
     Raises:
         ValueError: ``value`` is of another type, lacks a field or has one too many; the message says which.
@@ -145,11 +142,10 @@ def cache_root() -> Path:
 
 
 def bytecode_dir() -> Path | None:
-    """Where bytecode is kept if Python keeps none beside torch; None where it does, or may write some there.
+    """Where bytecode is kept if there is none beside torch and Python writes none there; else None.
 
-    Containers often have none: uv compiles nothing when it installs, PYTHONDONTWRITEBYTECODE is set, or the packages
-    belong to another user. Then each start would compile everything anew, which takes 12 s for torch and timm and 0.4 s
-    for the command line (two cores).
+    So it is in many containers: uv compiles nothing when it installs, PYTHONDONTWRITEBYTECODE is set, or the packages
+    belong to another user. Compiling at each start takes 12 s for torch and timm (two cores).
     """
     torch = importlib.util.find_spec("torch")
     if torch is None or torch.origin is None:
@@ -162,7 +158,7 @@ def bytecode_dir() -> Path | None:
 
 
 def bytecode_environment() -> dict[str, str]:
-    """This process's environment, for a process that shall keep bytecode in :func:`bytecode_dir`."""
+    """The environment for a child that keeps bytecode in :func:`bytecode_dir`."""
     value = dict(os.environ)
     if (folder := bytecode_dir()) is not None:
         value.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -171,7 +167,7 @@ def bytecode_environment() -> dict[str, str]:
 
 
 def keep_bytecode() -> None:
-    """Keep bytecode in :func:`bytecode_dir`: that of what this process imports from now on, and its children."""
+    """Let this process, from now on, and its children keep bytecode in :func:`bytecode_dir`."""
     if (folder := bytecode_dir()) is not None:
         sys.pycache_prefix, sys.dont_write_bytecode = str(folder), False
         os.environ["PYTHONPYCACHEPREFIX"] = str(folder)
@@ -185,11 +181,6 @@ def check_writable(path: Path) -> None:
         raise RunFolderError(f"{path} is a folder; give the name of a file")
     if not parent.is_dir() or not os.access(path if path.exists() else parent, os.W_OK):
         raise RunFolderError(f"{path} cannot be written, since {parent} is not a writable folder; give another file")
-
-
-def default_folder(data: Path) -> Path:
-    """The folder of a run on this data by default: ``runs/<data>-<time>``."""
-    return Path("runs") / f"{data.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def check_free(folder: Path) -> None:

@@ -1,16 +1,15 @@
-"""The ledger of a run: every second belongs to an entry that is opened with an upper bound and closed with the truth.
+"""The ledger of a run: every second belongs to an entry.
 
 An entry is opened (its seconds are reserved), has heartbeats while it lasts, and is settled with what it took. One that
 a killed process left open is abandoned: it is charged up to its last heartbeat, and a grace. At every instant settled +
 reserved stays within the budget.
 
-Entries follow each other in a chain that adds up to the wall clock. Where several work at once, the chain has one entry
-for that stretch, and what each of them holds is a concurrent entry: GPU seconds, but no wall-clock seconds.
+Entries follow each other in a chain that adds up to the wall clock. Where several trials run at once, the chain has one
+entry for that time, and each trial has a concurrent entry, which counts GPU seconds but no wall-clock seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -71,38 +70,29 @@ LedgerEvent = EntryOpened | Heartbeat | EntrySettled | EntryAbandoned
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One stretch of a run.
+    """One part of a run's time."""
 
-    Attributes:
-        number: its place among all entries, counting from 1.
-        phase: start-up, data, profile, train, evaluate or report.
-        key: what it is for: a trial, a candidate, or nothing in particular.
-        gpus: how many GPUs it holds.
-        reserved_s: seconds that it may take at most.
-        heartbeat_s: seconds that had passed at its last heartbeat.
-        heartbeat_at: when that was (at first, when it was opened), by the clock of its process.
-        charged_s: seconds that it took; None while it is open.
-        peak_bytes: the most memory that was seen.
-        abandoned: its process died.
-        concurrent: it lasts while an entry of the chain does: it counts for the GPUs that it holds, not for the clock.
-    """
-
+    #: Its place among all entries, counting from 1.
     number: int
+    #: start-up, data, profile, train, evaluate or report.
     phase: str
+    #: The name of a trial or candidate; empty where it is for none.
     key: str
+    #: How many GPUs it holds.
     gpus: int
+    #: Seconds that it may take at most.
     reserved_s: float
+    #: Seconds that had passed at its last heartbeat, and the instant of that (at first, when it was opened).
     heartbeat_s: float = 0.0
     heartbeat_at: float | None = None
+    #: Seconds that it took; None while it is open.
     charged_s: float | None = None
+    #: The most memory that was seen.
     peak_bytes: int | None = None
+    #: Its process died.
     abandoned: bool = False
+    #: It lasts while an entry of the chain does: it counts for the GPUs that it holds, not for the clock.
     concurrent: bool = False
-
-    @property
-    def open(self) -> bool:
-        """Whether it has neither been settled nor abandoned."""
-        return self.charged_s is None
 
     def weighted(self, seconds: float, *, gpu: bool) -> float:
         """What so many seconds of it are by the clock; with ``gpu`` what they are for the GPUs that it holds."""
@@ -113,7 +103,7 @@ class Entry:
 
 @dataclass(kw_only=True)
 class Ledger:
-    """All entries and what they add up to, folded one event at a time: sums cost the same however long a run lasts."""
+    """All entries, and their sums, which each event updates: a sum costs the same however long a run lasts."""
 
     _entries: dict[int, Entry] = field(default_factory=dict)
     _open: dict[int, Entry] = field(default_factory=dict)
@@ -129,7 +119,7 @@ class Ledger:
 
     @property
     def open_entries(self) -> tuple[Entry, ...]:
-        """Those that have neither been settled nor abandoned, in order of opening."""
+        """Those that have been neither settled nor abandoned, in order of opening."""
         return tuple(self._open.values())
 
     def __contains__(self, number: int) -> bool:
@@ -176,22 +166,13 @@ class Ledger:
         entry = self._open.get(event.number)
         if entry is None:
             raise ValueError(f"{event.kind} of entry {event.number}, which is not open")
+        if not isinstance(event, EntryAbandoned):
+            entry = replace(entry, peak_bytes=max(entry.peak_bytes or 0, event.peak_bytes or 0) or None)
         if isinstance(event, Heartbeat):
-            entry = replace(
-                entry,
-                heartbeat_s=event.elapsed_s,
-                heartbeat_at=event.at_s,
-                peak_bytes=_larger(entry.peak_bytes, event.peak_bytes),
-            )
+            entry = replace(entry, heartbeat_s=event.elapsed_s, heartbeat_at=event.at_s)
             self._entries[entry.number] = self._open[entry.number] = entry
             return
-        peak_bytes = event.peak_bytes if isinstance(event, EntrySettled) else None
-        entry = replace(
-            entry,
-            charged_s=event.charged_s,
-            peak_bytes=_larger(entry.peak_bytes, peak_bytes),
-            abandoned=isinstance(event, EntryAbandoned),
-        )
+        entry = replace(entry, charged_s=event.charged_s, abandoned=isinstance(event, EntryAbandoned))
         self._entries[entry.number] = entry
         del self._open[entry.number]
         self._spent_s += entry.weighted(event.charged_s, gpu=False)
@@ -212,22 +193,6 @@ class Ledger:
             concurrent=event.concurrent,
         )
         self._entries[entry.number] = self._open[entry.number] = entry
-
-
-def _larger(one: int | None, other: int | None) -> int | None:
-    return max((peak for peak in (one, other) if peak is not None), default=None)
-
-
-def fold(events: Iterable[LedgerEvent]) -> Ledger:
-    """The ledger that these events make.
-
-    Raises:
-        ValueError: an event contradicts an earlier one.
-    """
-    ledger = Ledger()
-    for event in events:
-        ledger.add(event)
-    return ledger
 
 
 def read(store: Store) -> Ledger:
@@ -252,11 +217,10 @@ def read(store: Store) -> Ledger:
 
 
 def abandonment(entry: Entry, died_before: float | None = None) -> EntryAbandoned:
-    """The event that closes an entry whose process died: its last heartbeat plus the grace, no further than the instant
-    ``died_before`` of the same clock, if that is known.
+    """The event that closes an entry whose process died: it is charged up to its last heartbeat, plus the grace.
 
-    What had something reserved would have been ended when that was over: the grace goes no further. (Of an evaluation
-    at the end of a candidate's time, or of several trials at once, it might be more than the budget has left.)
+    The grace ends at the instant ``died_before`` of the same clock, if that is known, and where the reserved seconds
+    end: the process would have been ended then.
     """
     grace_s = GRACE_S
     if died_before is not None and entry.heartbeat_at is not None and died_before >= entry.heartbeat_at:

@@ -1,4 +1,4 @@
-"""What this machine is: its processor and cores, its GPUs, and the names of devices. CUDA is not started here."""
+"""This machine's processor and GPUs, and the names of devices. CUDA is not started here."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def resolve_device(
 def _check_same_kind(listed: list[list[str]], first: int, gpus: int) -> None:
     """UsageError unless so many GPUs from the ``first`` on are of one kind.
 
-    torch counts the fastest GPU first unless CUDA_DEVICE_ORDER says otherwise; nvidia-smi counts by slot. Only with
-    CUDA_DEVICE_ORDER=PCI_BUS_ID do the numbers agree. Otherwise all visible GPUs must be of one kind.
+    torch counts the fastest GPU first, nvidia-smi by slot. Their numbers agree with CUDA_DEVICE_ORDER=PCI_BUS_ID;
+    otherwise all visible GPUs must be of one kind.
     """
     kinds = _kinds(listed)
     if os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
@@ -107,7 +107,7 @@ def _kinds(listed: list[list[str]]) -> list[tuple[str, str]]:
 
 
 def cuda_count() -> int:
-    """How many CUDA devices torch could use, asked in a process of its own: here CUDA must not start."""
+    """How many CUDA devices are visible."""
     return _count(_listed())
 
 
@@ -118,8 +118,7 @@ def _count(listed: list[list[str]]) -> int:
 
 
 def _listed() -> list[list[str]]:
-    """Number, UUID, name and memory of the machine's GPUs, asked for once, since nvidia-smi takes up to a second; none
-    where it does not tell, or where none is visible."""
+    """Number, UUID, name and memory of the machine's GPUs; none if nvidia-smi fails, or if none is visible."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1"):
         return []
@@ -148,7 +147,7 @@ def cores() -> int:
 
 
 def boot_id() -> str:
-    """What identifies this boot of the system, whose monotonic clock all processes share; nothing where it has none."""
+    """The name of this boot of the system, all of whose processes share one monotonic clock; empty if unknown."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:

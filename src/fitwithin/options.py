@@ -1,7 +1,5 @@
-"""The options of a run. The command line, the keywords of the library and the reference page are all made from here.
-
-fitwithin run photos --memory 6GiB      # the command line: fitwithin.cli.options
-fitwithin.run("photos", memory="6GiB")  # the library: Limits types the keywords, fitwithin.request parses them
+"""The options of a run: for the command line (cli/options.py), the keywords of the library (request.py) and the
+reference page.
 """
 
 from __future__ import annotations
@@ -39,8 +37,7 @@ class Option:
     with_plan: bool = False
     #: The option of the command line; by default ``--`` and the keyword, with dashes.
     flag: str = ""
-    #: The keyword of the library, and what the command line takes for it: set in OPTIONS.
-    name: str = ""
+    #: What the command line takes for it: set in OPTIONS.
     kind: type = str
 
     def read(self, value: Any) -> Any:
@@ -166,7 +163,7 @@ def _named(name: str, hint: Any) -> Option:
     option: Option
     kind, option = get_args(hint)
     flag = option.flag or "--" + name.replace("_", "-")
-    return replace(option, name=name, flag=flag, kind=kind if kind in (bool, int, float) else str)
+    return replace(option, flag=flag, kind=kind if kind in (bool, int, float) else str)
 
 
 #: Every option by its keyword, in the order in which the command line and the reference page have them.

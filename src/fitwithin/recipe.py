@@ -27,8 +27,8 @@ OPTIMIZERS = ("adamw", "muon")
 #: The recipe where none is named.
 DEFAULT = "fast"
 
-#: Progressive resizing has no smaller images, in pixels: after a stride of 32 the last kernels of 3x3 would see one
-#: pixel and its padding. (Gradients of these in bfloat16 hold what was in memory before: torch 2.14.1 on a CPU.)
+#: The smallest size of progressive resizing, in pixels. Below it the last 3x3 kernels at a stride of 32 see one pixel
+#: and padding; their gradients in bfloat16 are then uninitialized memory (torch 2.14.1 on a CPU).
 SMALLEST_PX = 32
 
 
@@ -137,11 +137,9 @@ class Recipe:
         return replace(self, color_jitter=share * self.color_jitter, cutmix=share * self.cutmix)
 
     def stages(self, train_px: int) -> tuple[tuple[float, int], ...]:
-        """``(share of the steps, px)`` of each stage, ascending in both. There is at least one; the last has
-        ``train_px``.
+        """``(share of the steps, px)`` of each stage, ascending in both; the last has ``train_px``.
 
         Sizes are multiples of 32 pixels, the stride of most backbones, for a training size of 128 or more, else of 8.
-        None is below SMALLEST_PX.
         """
         stages: list[tuple[float, int]] = []
         for since, share in self.progressive_resizing or ((0.0, 1.0),):
@@ -176,7 +174,7 @@ def _rises(progress: tuple[tuple[float, float], ...]) -> bool:
         return True
     if any(len(pair) != 2 for pair in progress):
         return False
-    since, shares = [pair[0] for pair in progress], [pair[1] for pair in progress]
+    since, shares = zip(*progress, strict=True)
     rising = all(a < b for column in (since, shares) for a, b in itertools.pairwise(column))
     return rising and since[0] == 0 and since[-1] < 1 and shares[0] > 0 and shares[-1] == 1
 
@@ -213,8 +211,7 @@ def load(name: str) -> Recipe:
     for section, entries in table.items():
         if section not in _SECTIONS or not isinstance(entries, dict):
             raise UsageError(f"recipe {name!r}: unknown section [{section}]; known are {', '.join(sorted(_SECTIONS))}")
-        for key, value in entries.items():
-            values[key] = value
+        values |= entries
     try:
         return decode(Recipe, values)
     except ValueError as error:

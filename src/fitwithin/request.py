@@ -21,8 +21,8 @@ from fitwithin.recipe import Recipe
 #: The sizes of the paper.
 SIZES = (160, 224)
 
-#: How candidates share the time: a little for all, more for the best (the default); the same, with entrants proposed by
-#: Optuna; or all alike (the default where each candidate has the whole time).
+#: How candidates share the time: a little for all, more for the best; the same, with entrants proposed by Optuna; or
+#: equal shares (the default if each candidate has the whole time).
 SEARCHES = ("halving", "optuna", "exhaustive")
 
 #: Where jobs may run.
@@ -148,16 +148,15 @@ class Request:
 
     @property
     def canvas_px(self) -> int | None:
-        """The side of the canvases on which crops travel to a GPU, which resizes them; None on the CPU, where loaders
-        do.
+        """The side in pixels of the canvases that carry crops to a GPU, which resizes them; None on the CPU.
 
-        It is the side at which images are stored, rounded up to a multiple of 8 for matrix products on tensor cores.
+        It is ``pack_side``, rounded up to a multiple of 8 for matrix products on tensor cores.
         """
         return -(-self.pack_side // 8) * 8 if self.device.is_cuda else None
 
 
 def with_engine(request: Request, engine: str | None, ray_address: str | None) -> Request:
-    """The request for another engine or another cluster, where they are given: a plan or a run may go on elsewhere."""
+    """The request with another engine or cluster, where they are given."""
     engine = engine or request.engine
     cluster = engine == "ray"
     return replace(

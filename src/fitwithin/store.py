@@ -6,14 +6,12 @@ Each kind of event is a frozen dataclass (fitwithin/events.py and fitwithin/ledg
 from __future__ import annotations
 
 import fcntl
-import json
 import sqlite3
 import threading
 import time
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar, Self, TypeVar
+from typing import IO, ClassVar, Self, TypeVar
 
 from fitwithin.errors import RunFolderError
 from fitwithin.files import from_json, to_json
@@ -47,11 +45,6 @@ class Record:
     kind: str
     text: str
 
-    @property
-    def body(self) -> dict[str, Any]:
-        """The event's fields as plain JSON values."""
-        return dict(json.loads(self.text))
-
     def event(self, *kinds: type[E]) -> E:
         """The event itself, which is of one of these classes.
 
@@ -73,94 +66,23 @@ class Record:
         )
 
 
-class Store(ABC):
-    """Where events are kept. Appending is durable when the call returns; reading sees everything appended."""
+class Store:
+    """Events in ``RUN/run.db``, written by one process at a time (an advisory lock on ``RUN/lock``).
 
-    @abstractmethod
-    def append(self, event: Event) -> int:
-        """Add an event; returns its number, counting from 1."""
+    Without a folder they are in memory: for plans and simulations.
+    """
 
-    @abstractmethod
-    def beat(self, entry: int, heartbeat: Event) -> None:
-        """Write the heartbeat of an entry in place of the one before: only the last of each entry is kept."""
-
-    @abstractmethod
-    def all(self, *kinds: str) -> list[Record]:
-        """The events of those kinds (all without any), in order. Heartbeats are not among them."""
-
-    @abstractmethod
-    def beats(self) -> list[Record]:
-        """The last heartbeat of each entry that had one."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Let go of the file and of the right to write."""
-
-    def read(self, *kinds: type[E]) -> list[E]:
-        """The events of these classes, in order; RunFolderError if one of them is damaged."""
-        return [record.event(*kinds) for record in self.all(*(kind.kind for kind in kinds))]
-
-    def latest(self, kind: type[E]) -> E | None:
-        """The last event of that class, None without one; RunFolderError if it is damaged."""
-        found = self.all(kind.kind)
-        return found[-1].event(kind) if found else None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.close()
-
-
-class MemoryStore(Store):
-    """Events in a list: for plans, simulations and tests."""
-
-    def __init__(self) -> None:
-        self._records: list[Record] = []
-        self._beats: dict[int, Record] = {}
-        self._lock = threading.Lock()
-
-    def append(self, event: Event) -> int:
-        """Add an event."""
-        text = to_json(event)
-        with self._lock:
-            number = len(self._records) + 1
-            self._records.append(Record(number=number, at=time.time(), kind=event.kind, text=text))
-            return number
-
-    def beat(self, entry: int, heartbeat: Event) -> None:
-        """Keep it as the entry's last."""
-        text = to_json(heartbeat)
-        with self._lock:
-            self._beats[entry] = Record(number=entry, at=time.time(), kind=heartbeat.kind, text=text)
-
-    def all(self, *kinds: str) -> list[Record]:
-        """The events of those kinds, in order."""
-        return [record for record in self._records if not kinds or record.kind in kinds]
-
-    def beats(self) -> list[Record]:
-        """The last heartbeat of each entry, in the order of entries."""
-        with self._lock:
-            return [self._beats[entry] for entry in sorted(self._beats)]
-
-    def close(self) -> None:
-        """Nothing to let go of."""
-
-
-class SqliteStore(Store):
-    """Events in ``RUN/run.db``, written by one process at a time (an advisory lock on ``RUN/lock``)."""
-
-    def __init__(self, folder: Path, *, write: bool = True) -> None:
+    def __init__(self, folder: Path | None = None, *, write: bool = True) -> None:
         self._lock = threading.Lock()
         self._held: IO[str] | None = None
-        if write:
+        if write and folder is not None:
             self._held = (folder / "lock").open("w")
             try:
                 fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 self._held.close()
                 raise RunFolderError(f"another process is working on {folder}; wait for it or end it") from error
-        path = folder / "run.db"
+        path = ":memory:" if folder is None else folder / "run.db"
         # One connection shared under a lock: the heartbeat threads write through it too.
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._db.execute("PRAGMA synchronous = FULL")
@@ -176,36 +98,39 @@ class SqliteStore(Store):
             self._db.execute(f"PRAGMA user_version = {SCHEMA}")
 
     def append(self, event: Event) -> int:
-        """Add an event; it is on disk when this returns."""
-        text = to_json(event)
+        """Add an event, which is on disk when this returns; returns its number, counting from 1."""
+        row = (time.time(), event.kind, to_json(event))
         with self._lock:
-            cursor = self._db.execute(
-                "INSERT INTO events (at, kind, body) VALUES (?, ?, ?)", (time.time(), event.kind, text)
-            )
-            return int(cursor.lastrowid or 0)
+            return int(self._db.execute("INSERT INTO events (at, kind, body) VALUES (?, ?, ?)", row).lastrowid or 0)
 
     def beat(self, entry: int, heartbeat: Event) -> None:
-        """Replace the entry's heartbeat; it is on disk when this returns."""
-        text = to_json(heartbeat)
+        """Write the heartbeat of an entry in place of the one before; it is on disk when this returns."""
+        row = (entry, time.time(), heartbeat.kind, to_json(heartbeat))
         with self._lock:
-            self._db.execute(
-                "INSERT OR REPLACE INTO heartbeats (entry, at, kind, body) VALUES (?, ?, ?, ?)",
-                (entry, time.time(), heartbeat.kind, text),
-            )
+            self._db.execute("INSERT OR REPLACE INTO heartbeats (entry, at, kind, body) VALUES (?, ?, ?, ?)", row)
 
     def all(self, *kinds: str) -> list[Record]:
-        """The events of those kinds, in order."""
+        """The events of those kinds (all without any), in order. Heartbeats are not among them."""
         where = f" WHERE kind IN ({','.join('?' * len(kinds))})" if kinds else ""
         return self._records(f"SELECT number, at, kind, body FROM events{where} ORDER BY number", kinds)  # noqa: S608 - only ?s are joined in
 
     def beats(self) -> list[Record]:
-        """The last heartbeat of each entry, in the order of entries."""
+        """The last heartbeat of each entry that had one, in the order of entries."""
         return self._records("SELECT entry, at, kind, body FROM heartbeats ORDER BY entry", ())
 
     def _records(self, query: str, values: tuple[str, ...]) -> list[Record]:
         with self._lock:
             rows = self._db.execute(query, values).fetchall()
         return [Record(number=n, at=at, kind=kind, text=text) for n, at, kind, text in rows]
+
+    def read(self, *kinds: type[E]) -> list[E]:
+        """The events of these classes, in order; RunFolderError if one of them is damaged."""
+        return [record.event(*kinds) for record in self.all(*(kind.kind for kind in kinds))]
+
+    def latest(self, kind: type[E]) -> E | None:
+        """The last event of that class, None without one; RunFolderError if it is damaged."""
+        found = self.all(kind.kind)
+        return found[-1].event(kind) if found else None
 
     def close(self) -> None:
         """Close the file and let another process write."""
@@ -214,3 +139,9 @@ class SqliteStore(Store):
         if self._held is not None:
             self._held.close()
             self._held = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()

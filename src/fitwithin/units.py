@@ -1,4 +1,4 @@
-"""Bytes, seconds and counts: parsed at the door, printed on the way out; nothing else knows a suffix."""
+"""Bytes, seconds and counts: from text, and to text. No other module knows a suffix."""
 
 from __future__ import annotations
 
@@ -7,18 +7,9 @@ import re
 
 from fitwithin.errors import UsageError
 
-_BYTES = {
-    "": 1,
-    "b": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "tb": 10**12,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "tib": 2**40,
-}
+_BYTES = {"": 1, "b": 1}
+for _power, _prefix in enumerate("kmgt", start=1):
+    _BYTES |= {f"{_prefix}b": 1000**_power, f"{_prefix}ib": 1024**_power}
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _NUMBER = r"(\d+(?:\.\d+)?|\.\d+)"
 
@@ -67,12 +58,12 @@ def duration(value: str | float) -> float:
 def format_size(n_bytes: float) -> str:
     """``6.00 GiB``, ``310 MiB``, ``12 B``: binary units, three significant digits."""
     value = float(n_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(value) < 1024 or unit == "TiB":
-            digits = 0 if unit == "B" or abs(value) >= 100 else (1 if abs(value) >= 10 else 2)
-            return f"{value:.{digits}f} {unit}"
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while abs(value) >= 1024 and len(units) > 1:
         value /= 1024
-    raise AssertionError("unreachable")
+        units.pop(0)
+    digits = 0 if units[0] == "B" or abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:.{digits}f} {units[0]}"
 
 
 def format_duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""What a person sees while a run lasts, when one turn goes on and when several do."""
+"""What a person sees while a run lasts, when one trial goes on and when several do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def lines(screen: io.StringIO) -> list[str]:
 
 
 def test_plain_lines_name_their_stretch(screen: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two turns side by side tell of themselves every so often, each by its own name and its own clock."""
+    """Two trials side by side tell of themselves every so often, each by its own name and its own clock."""
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     plain = Plain(Console(file=screen, width=80))

@@ -1,7 +1,8 @@
-"""One suite for every store; SqliteStore keeps promises about its file beside."""
+"""One suite for a store in memory and one in a file, which keeps promises about its file beside."""
 
 from __future__ import annotations
 
+import json
 import math
 import sqlite3
 import subprocess
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from fitwithin.errors import RunFolderError
 from fitwithin.ledger import Heartbeat
-from fitwithin.store import SCHEMA, Event, MemoryStore, SqliteStore, Store
+from fitwithin.store import SCHEMA, Event, Store
 from simulated.run import tries
 
 
@@ -48,7 +49,7 @@ class Never(Event):
     kind: ClassVar[str] = "a' OR '1'='1"
 
 
-STORES = {"memory": lambda folder: MemoryStore(), "sqlite": SqliteStore}
+STORES = {"memory": lambda folder: Store(), "file": Store}
 
 
 @pytest.fixture(params=sorted(STORES))
@@ -63,7 +64,7 @@ def test_events_come_back_in_order_with_numbers_from_one(store: Store) -> None:
     told = [Counted(n=0), Named(name="b"), Counted(n=2), Named(name="d")]
     assert [store.append(event) for event in told] == [1, 2, 3, 4]
     records = store.all()
-    assert [(record.number, record.kind, record.body) for record in records] == [
+    assert [(record.number, record.kind, json.loads(record.text)) for record in records] == [
         (1, "counted", {"n": 0}),
         (2, "named", {"name": "b", "whatever": None}),
         (3, "counted", {"n": 2}),
@@ -110,7 +111,7 @@ def test_of_heartbeats_the_last_one_of_each_entry_is_kept(store: Store) -> None:
     ],
 )
 def test_a_damaged_event_is_named_with_what_is_wrong(tmp_path: Path, text: str, why: str) -> None:
-    with SqliteStore(tmp_path) as store:
+    with Store(tmp_path) as store:
         store.append(Counted(n=1))
         store._db.execute("UPDATE events SET body = ?", (text,))
         for reading in (lambda: store.read(Counted), lambda: store.latest(Counted)):
@@ -188,10 +189,10 @@ def test_threads_may_append_at_once(store: Store) -> None:
 
 
 def test_events_are_there_when_the_file_is_opened_again(tmp_path: Path) -> None:
-    with SqliteStore(tmp_path) as store:
+    with Store(tmp_path) as store:
         store.append(Named(name="ä"))
         store.beat(1, Named(name="ö"))
-    with SqliteStore(tmp_path) as store:
+    with Store(tmp_path) as store:
         assert store.read(Named) == [Named(name="ä")]
         assert [record.event(Named).name for record in store.beats()] == ["ö"]
         assert store.append(Named()) == 2
@@ -203,56 +204,56 @@ def test_events_survive_a_writer_that_was_killed(tmp_path: Path) -> None:
         "import os, signal, sys\n"
         "from pathlib import Path\n"
         "from fitwithin.ledger import Heartbeat\n"
-        "from fitwithin.store import SqliteStore\n"
-        "store = SqliteStore(Path(sys.argv[1]))\n"
+        "from fitwithin.store import Store\n"
+        "store = Store(Path(sys.argv[1]))\n"
         "for n in range(20): store.append(Heartbeat(number=n, elapsed_s=0.0))\n"
         "for n in range(20): store.beat(7, Heartbeat(number=7, elapsed_s=n))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     ended = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
     assert ended.returncode == -9
-    with SqliteStore(tmp_path) as store:
+    with Store(tmp_path) as store:
         assert [event.number for event in store.read(Heartbeat)] == list(range(20))
         assert [record.event(Heartbeat).elapsed_s for record in store.beats()] == [19]
         assert store.append(Counted(n=0)) == 21
 
 
 def test_a_second_writer_is_refused_and_a_reader_is_not(tmp_path: Path) -> None:
-    with SqliteStore(tmp_path) as store:
+    with Store(tmp_path) as store:
         store.append(Counted(n=1))
         with pytest.raises(RunFolderError, match=r"another process is working on .*; wait for it or end it"):
-            SqliteStore(tmp_path)
-        reader = SqliteStore(tmp_path, write=False)
+            Store(tmp_path)
+        reader = Store(tmp_path, write=False)
         assert len(reader.all()) == 1
         store.append(Counted(n=1))
         assert len(reader.all()) == 2
         reader.close()
-    SqliteStore(tmp_path).close()
+    Store(tmp_path).close()
 
 
 def test_a_refused_writer_leaves_the_lock_with_its_holder(tmp_path: Path) -> None:
-    first = SqliteStore(tmp_path)
+    first = Store(tmp_path)
     for _ in range(2):
         with pytest.raises(RunFolderError):
-            SqliteStore(tmp_path)
+            Store(tmp_path)
     first.close()
     first.close()  # twice does no harm
 
 
 def test_another_schema_is_refused_and_the_lock_let_go(tmp_path: Path) -> None:
-    SqliteStore(tmp_path).close()
+    Store(tmp_path).close()
     with sqlite3.connect(tmp_path / "run.db") as database:
         database.execute(f"PRAGMA user_version = {SCHEMA + 1}")
     database.close()
     for _ in range(2):
         with pytest.raises(RunFolderError, match=f"has schema {SCHEMA + 1}, this version of fitwithin reads {SCHEMA}"):
-            SqliteStore(tmp_path)
+            Store(tmp_path)
 
 
 def test_opening_a_finished_run_changes_nothing(tmp_path: Path) -> None:
-    with SqliteStore(tmp_path) as store:
+    with Store(tmp_path) as store:
         store.append(Counted(n=1))
     before = (tmp_path / "run.db").read_bytes()
-    with SqliteStore(tmp_path) as store:
+    with Store(tmp_path) as store:
         assert len(store.all()) == 1
     assert (tmp_path / "run.db").read_bytes() == before

@@ -39,7 +39,7 @@ from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Silent
 from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.request import Request, parse
-from fitwithin.store import MemoryStore
+from fitwithin.store import Store
 
 MARKER = f"FITWITHIN_RAY_TEST={os.urandom(8).hex()}"
 
@@ -136,7 +136,7 @@ def run(ground: Ground, tmp_path: Path) -> Iterator[RunContext]:
     request = asked()
     with ground.site.open(request, None) as engine:
         began_at = engine.now()
-        store = MemoryStore()
+        store = Store()
         yield RunContext(
             request=request,
             folder=tmp_path / "run",
@@ -226,7 +226,7 @@ class Assassin:
 
     def at(self) -> str | None:
         """The turn whose entry is open."""
-        return next((entry.key for entry in self.run.accountant.ledger().entries if entry.open), None)
+        return next((entry.key for entry in self.run.accountant.ledger().entries if entry.charged_s is None), None)
 
 
 def carried_out(run: RunContext, plan: Plan, assassin: Assassin) -> dict[str, TrainResult]:

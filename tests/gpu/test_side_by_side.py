@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import threading
@@ -18,7 +19,7 @@ import fitwithin
 from fitwithin import ledger as ledgers
 from fitwithin.ledger import EntryOpened, EntrySettled
 from fitwithin.machine import cuda_count
-from fitwithin.store import Record, SqliteStore
+from fitwithin.store import Record, Store
 
 pytestmark = [
     pytest.mark.gpu,
@@ -63,10 +64,11 @@ def watched(seen: list[set[str]]) -> Iterator[None]:
 
 
 def spans(records: list[Record]) -> list[tuple[str, float, float]]:
-    """Each turn's key, and between which instants of the calendar its entry was open."""
-    opened = {r.body["number"]: r for r in records if r.kind == EntryOpened.kind and r.body["concurrent"]}
-    settled = {r.body["number"]: r.at for r in records if r.kind == EntrySettled.kind}
-    return [(r.body["key"], r.at, settled[n]) for n, r in opened.items() if r.body["phase"] == "train"]
+    """Each trial's key, and between which instants of the calendar its entry was open."""
+    told = [(r, json.loads(r.text)) for r in records]
+    opened = {body["number"]: (r, body) for r, body in told if r.kind == EntryOpened.kind and body["concurrent"]}
+    settled = {body["number"]: r.at for r, body in told if r.kind == EntrySettled.kind}
+    return [(body["key"], r.at, settled[n]) for n, (r, body) in opened.items() if body["phase"] == "train"]
 
 
 def test_two_turns_run_at_once_on_two_devices(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +91,7 @@ def test_two_turns_run_at_once_on_two_devices(folder: Path, tmp_path: Path, monk
         )
     wall_s = time.monotonic() - begun_at
     assert wall_s <= TIME_S
-    with SqliteStore(tmp_path / "run", write=False) as store:
+    with Store(tmp_path / "run", write=False) as store:
         records, books = store.all(), ledgers.read(store)
     assert books.balanced
     assert wall_s - 2.0 <= books.spent_s() <= wall_s + 2.0

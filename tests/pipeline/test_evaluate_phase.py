@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fitwithin.candidate import LAYOUTS, PRECISIONS, Candidate, View, grid, views_of
 from fitwithin.engine.results import EvalResult, TrainResult, logits_path, read_logits
 from fitwithin.errors import RunFolderError
-from fitwithin.inference.bundle import Ensemble, read, write
+from fitwithin.inference.ensemble import Ensemble, read_ensemble, write_ensemble
 from fitwithin.pipeline.evaluate_phase import (
     Member,
     best_trial,
@@ -96,14 +96,14 @@ def test_what_the_paper_did_not_try_has_no_twin() -> None:
 
 def test_the_ensemble_on_disk_reads_back(tmp_path: Path) -> None:
     ensemble = Ensemble(candidate="resnet18-amp-160", folder="candidates/x", views=tuple(VIEWS[1:3]), batch=32)
-    write(ensemble, tmp_path)
-    assert read(tmp_path) == ensemble
+    write_ensemble(ensemble, tmp_path)
+    assert read_ensemble(tmp_path) == ensemble
     assert [path.name for path in tmp_path.iterdir()] == ["ensemble.json"]
 
 
 def test_a_folder_without_an_ensemble_says_how_to_finish(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"no finished model .*`fitwithin resume .*` finishes a run"):
-        read(tmp_path)
+        read_ensemble(tmp_path)
 
 
 def test_logits_have_a_file_each(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from fitwithin.engine.jobs import TrainJob, evaluates_in_process
 from fitwithin.engine.margins import ENDING_S
 from fitwithin.engine.results import OUTCOME
 from fitwithin.events import TrialEnded
-from fitwithin.inference import bundle
+from fitwithin.inference.ensemble import read_ensemble
 from fitwithin.ledger import EntryOpened, Heartbeat
 from fitwithin.pipeline import profile_phase
 from fitwithin.pipeline import run as flow
@@ -77,7 +77,7 @@ def test_the_weak_get_little_and_the_winner_what_is_left(begin: Begin) -> None:
     assert final.final
     assert final.candidate.name == report.winner
     assert final.seconds >= plan.search.final_s
-    assert bundle.read(stage.folder).folder.endswith(f"{report.winner}-final")
+    assert read_ensemble(stage.folder).folder.endswith(f"{report.winner}-final")
     rows = {row.name: row for row in report.candidates}
     assert len(rows) == 16
     out = [row for row in rows.values() if row.name != report.winner]
@@ -125,7 +125,7 @@ def test_what_a_final_training_that_dies_leaves_is_the_second_ones(begin: Begin)
     died, final = (trial for trial in asked_trials(stage.store) if trial.final)
     assert died.candidate.name == first
     assert final.candidate.name == report.winner != first
-    assert bundle.read(stage.folder).folder.endswith(f"{report.winner}-final")
+    assert read_ensemble(stage.folder).folder.endswith(f"{report.winner}-final")
     rows = {row.name: row for row in report.candidates}
     assert "of those whose final training did not fail" in report.winner_why
     assert "simulated: died" in rows[str(first)].reason

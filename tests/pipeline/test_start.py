@@ -20,7 +20,7 @@ from fitwithin.pipeline import run as flow
 from fitwithin.pipeline import start
 from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Silent
-from fitwithin.store import MemoryStore, SqliteStore, Store
+from fitwithin.store import Store
 from simulated.clock import SimulatedClock
 from simulated.engine import Simulated
 from simulated.law import SimulatedMachine
@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "images"
 
 
-def opened(folder: Path, store: MemoryStore, **limits: Any) -> RunContext:
+def opened(folder: Path, store: Store, **limits: Any) -> RunContext:
     """A process opens the run; its clock stands still."""
     engine = Simulated(SimulatedMachine(), CountedImages(), SimulatedClock(1000.0))
     asked = {"memory": "1GiB", "time": "60s", "models": "test_resnet", "sizes": "32", "device": "cpu", **limits}
@@ -56,13 +56,13 @@ def spent(store: Store, seconds: float) -> None:
 
 
 def test_time_for_closing_is_kept(folder: Path) -> None:
-    run = opened(folder, MemoryStore())
+    run = opened(folder, Store())
     assert run.closing_s == CLOSING_S
     assert (len(run.candidates), run.data.classes, run.data.train) == (2, 2, 32)
 
 
 def test_each_has_a_budget_of_its_own_and_closing_has_none(folder: Path) -> None:
-    assert opened(folder, MemoryStore(), scope="candidate").closing_s == 0.0
+    assert opened(folder, Store(), scope="candidate").closing_s == 0.0
 
 
 @pytest.mark.parametrize("left_s", [30.0, HAND_OVER_S + 0.1, HAND_OVER_S - 0.1, 0.5, -1.0])
@@ -70,7 +70,7 @@ def test_a_run_resumed_at_the_end_of_its_time_waits_for_no_workers(
     folder: Path, monkeypatch: pytest.MonkeyPatch, left_s: float
 ) -> None:
     """All that is left is kept for closing it."""
-    store = MemoryStore()
+    store = Store()
     first = opened(folder, store)
     spent(store, 60.0 - left_s)
     waited: list[float] = []
@@ -90,7 +90,7 @@ def test_what_there_is_is_handed_over_without_workers(
     request = requests.parse(folder, memory="1GiB", time="60s", models="test_resnet", sizes="32", device="cpu")
     dataset = image_folder.scan(folder)
     images = pack_builder.build(dataset, request.pack_side)
-    with SqliteStore(run_folder) as store:
+    with Store(run_folder) as store:
         store.append(RunRequested(request=request))
         engine = Simulated(SimulatedMachine(warmup_s=0.1, startup_s=0.1), images, SimulatedClock(1000.0))
         accountant = start.open_accountant(store, request.budget, engine.now, engine.now())
@@ -122,7 +122,7 @@ def test_what_a_killed_process_left_open_ends_where_the_next_one_starts(
     folder: Path, monkeypatch: pytest.MonkeyPatch, boot: str, charged_s: float
 ) -> None:
     """On one boot all processes have one clock."""
-    store = MemoryStore()
+    store = Store()
     monkeypatch.setattr(start, "boot_id", lambda: "this")
     now = opened(folder, store).engine.now()
     store.append(EntryOpened(number=99, phase="data", key="", gpus=0, reserved_s=0.0, at_s=now - 4))

@@ -9,10 +9,10 @@ import pytest
 
 from fitwithin.errors import RunFolderError
 from fitwithin.events import RunRequested
-from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled, Heartbeat, LedgerEvent, fold
+from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled, Heartbeat, LedgerEvent
 from fitwithin.pipeline import statement
-from fitwithin.store import SqliteStore
-from simulated.run import request
+from fitwithin.store import Store
+from simulated.run import fold, request
 
 
 def events(*, ended: bool) -> list[LedgerEvent]:
@@ -70,7 +70,7 @@ def test_what_stands_beside_the_chain_counts_for_the_devices_alone() -> None:
 
 
 def test_it_can_be_read_while_another_process_writes(tmp_path: Path) -> None:
-    with SqliteStore(tmp_path) as store:
+    with Store(tmp_path) as store:
         with pytest.raises(RunFolderError, match="it holds no request"):
             statement.read(tmp_path)
         store.append(RunRequested(request=request(time_s=100.0)))
@@ -80,7 +80,7 @@ def test_it_can_be_read_while_another_process_writes(tmp_path: Path) -> None:
             else:
                 store.append(event)
         entries = statement.read(tmp_path).entries
-        assert [(entry.open, entry.heartbeat_s) for entry in entries] == [(False, 0.0), (True, 7.0)]
+        assert [(entry.charged_s is None, entry.heartbeat_s) for entry in entries] == [(False, 0.0), (True, 7.0)]
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from fitwithin.pipeline import run as flow
 from fitwithin.profiling.profile import Rejection
 from fitwithin.report import build, candidate_row
 from fitwithin.report.schema import Report, from_json
-from fitwithin.store import MemoryStore
+from fitwithin.store import Store
 from simulated.law import Fault, SimulatedMachine
 from simulated.run import GIB, Stage, profile, request, without_pages
 
@@ -111,8 +111,8 @@ def test_an_inference_limit_that_nothing_keeps_is_not_called_kept(tmp_path: Path
     assert not limit.kept
 
 
-def test_a_failed_turn_keeps_its_reason(tmp_path: Path) -> None:
-    """The first turn dies before its first step, again and again; the other one wins."""
+def test_a_failed_trial_keeps_its_reason(tmp_path: Path) -> None:
+    """The first trial dies before its first step, again and again; the other one wins."""
     models = ("resnet18", "resnet50")
     _, calm = told(tmp_path, models=models)
     first = next(row for row in calm.candidates if row.status == "trained")
@@ -167,14 +167,14 @@ def test_missing_views_are_noted(tmp_path: Path) -> None:
 
 
 def test_the_store_is_read_back_into_nouns() -> None:
-    store = MemoryStore()
+    store = Store()
     found = profile()
-    turned = Candidate(model="vgg19", train_px=224, precision="fp32")
+    rejected = Candidate(model="vgg19", train_px=224, precision="fp32")
     store.append(CandidateProfiled(profile=found))
-    store.append(CandidateRejected(rejection=Rejection(candidate=turned, reason="2 images do not fit")))
+    store.append(CandidateRejected(rejection=Rejection(candidate=rejected, reason="2 images do not fit")))
     store.append(TrialEnded(name="a", reason="it died"))
     assert events.profiled(store) == {found.candidate.name: found}
-    assert events.rejected(store)[turned.name].candidate == turned
+    assert events.rejected(store)[rejected.name].candidate == rejected
     assert events.outcomes(store) == ({}, {"a": "it died"})
 
 
@@ -197,9 +197,9 @@ def test_a_report_that_takes_long_to_write_is_charged_and_written_again(
     assert stage.engine.now() - 1000.0 <= limit.spent <= stage.engine.now() - 1000.0 + ENDING_S
 
 
-def test_a_turn_of_less_than_an_epoch_tells_how_much_less(tmp_path: Path) -> None:
+def test_a_trial_of_less_than_an_epoch_tells_how_much_less(tmp_path: Path) -> None:
     """To the digit that was planned: "planned 0.071 epochs, took 0.1: slower than profiled" told nothing."""
-    (turn,) = flow.make_plan(Stage(SimulatedMachine(), request(), tmp_path).run()).trials
+    (trial,) = flow.make_plan(Stage(SimulatedMachine(), request(), tmp_path).run()).trials
     trained = TrainResult(
         steps=30,
         planned_steps=36,
@@ -211,5 +211,5 @@ def test_a_turn_of_less_than_an_epoch_tells_how_much_less(tmp_path: Path) -> Non
         peak_bytes=1,
         startup_s=1.0,
     )
-    told = candidate_row._how_it_ended(replace(turn, epochs=0.071), trained)
+    told = candidate_row._how_it_ended(replace(trial, epochs=0.071), trained)
     assert told.startswith("planned 0.071 epochs, took 0.069: the machine was slower")

@@ -4,8 +4,6 @@ import dataclasses
 
 import pytest
 
-from fitwithin.planning.stats import Accuracy
-from fitwithin.report.schema import MethodRow
 from fitwithin.report.summary import delivered_method, headline, search_sentence, tiles, trust_note
 from report.test_schema import REPORTS, complete, plan, receipt, searched, small, trained, untrained
 
@@ -45,29 +43,6 @@ def test_the_figures_are_those_of_the_headline(make):
     assert first.value in headline(report)
     assert [tile.kept for tile in limits] == [limit.kept for limit in report.receipt.limits]
     assert all(0.0 <= tile.percent <= 100.0 for tile in limits)
-
-
-def test_without_a_mark_the_method_is_chosen_by_validation_never_by_test_accuracy():
-    name = "resnet18-amp-160"
-    better_test = MethodRow(
-        method="SS",
-        candidate=name,
-        train_px=160,
-        test_px="160",
-        validation=Accuracy(correct=80, total=100),
-        test=Accuracy(correct=99, total=100),
-    )
-    better_val = dataclasses.replace(
-        better_test,
-        method="AS",
-        test_px="224",
-        validation=Accuracy(correct=90, total=100),
-        test=Accuracy(correct=85, total=100),
-    )
-    report = complete(
-        candidates=(trained("resnet18", "amp", 160, 900),), winner=name, methods=(better_test, better_val), views=()
-    )
-    assert "tested at 224) reaches 85.0 %" in headline(report)
 
 
 def test_the_trust_note_counts_the_rivals():

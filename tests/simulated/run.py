@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from fitwithin.engine.base import Engine
 from fitwithin.engine.jobs import JobSettings
 from fitwithin.engine.results import Progress, Timing
 from fitwithin.events import EVENTS, DataPacked, MachineDescribed, ProcessStarted, TrialAsked
-from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled, Ledger
+from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled, Ledger, LedgerEvent
 from fitwithin.machine import CPU
 from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Silent
@@ -33,7 +33,7 @@ from fitwithin.profiling.profile import Profile, Rejection, prior
 from fitwithin.recipe import Recipe
 from fitwithin.report import render
 from fitwithin.request import Request
-from fitwithin.store import Event, MemoryStore, Store
+from fitwithin.store import Event, Store
 from simulated.clock import SimulatedClock
 from simulated.engine import Simulated
 from simulated.law import SimulatedMachine
@@ -97,7 +97,7 @@ def measure(
     return found
 
 
-class Timed(MemoryStore):
+class Timed(Store):
     """A store that knows when its entries were opened."""
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -118,7 +118,7 @@ class Stage:
     request: Request
     folder: Path
     images: CountedImages = CountedImages()
-    store: Store = field(default_factory=MemoryStore)
+    store: Store = field(default_factory=Store)
     engine: Any = None
 
     def __post_init__(self) -> None:
@@ -230,6 +230,14 @@ def profile(model: str = "resnet18", *, precision: str = "amp", px: int = 160, b
 FACTS = DataFacts(train=800, val=100, test=100, classes=4)
 
 
+def fold(events: Iterable[LedgerEvent]) -> Ledger:
+    """The ledger that these events make."""
+    ledger = Ledger()
+    for event in events:
+        ledger.add(event)
+    return ledger
+
+
 def ledger_after_each(store: Store) -> list[Ledger]:
     """The ledger as it stood after each of its events, heartbeats left out."""
     ledger, found = Ledger(), []
@@ -240,9 +248,9 @@ def ledger_after_each(store: Store) -> list[Ledger]:
     return found
 
 
-def cut_off(store: Store, count: int) -> MemoryStore:
+def cut_off(store: Store, count: int) -> Store:
     """A store with the first events of another, as it was when its process was killed."""
-    left = MemoryStore()
+    left = Store()
     for record in store.all()[:count]:
         left.append(record.event(*EVENTS))
     return left

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import metadata
 
 from fitwithin.files import cache_root
 from fitwithin.machine import cores, cpu_name, cuda_count
@@ -33,33 +33,21 @@ def examine() -> list[Finding]:
     """All findings; CUDA is asked in a process of its own, so that it does not start in this one."""
     return [
         Finding(name="python", found=platform.python_version(), ok=sys.version_info >= (3, 11)),
-        *(_package(name) for name in _NEEDED),
+        *(_package(name, f"pip install {name}") for name in _NEEDED),
         Finding(name="processor", found=cpu_name(), ok=cores() > 1, needed=False),
         _memory_cap(),
         *_gpus(),
-        _nvml(),
+        _package("nvidia-ml-py", "--memory-accounting process needs it: pip install nvidia-ml-py", needed=False),
         _cache(),
-        Finding(
-            name="scikit-learn (for the demo)",
-            found=_version("scikit-learn") or "not installed",
-            ok=_version("scikit-learn") is not None,
-            needed=False,
-            hint="" if _version("scikit-learn") else "pip install 'fitwithin[demo]'",
-        ),
+        _package("scikit-learn", "the demo needs it: pip install 'fitwithin[demo]'", needed=False),
     ]
 
 
-def _version(name: str) -> str | None:
+def _package(name: str, hint: str, *, needed: bool = True) -> Finding:
     try:
-        return metadata.version(name)
+        return Finding(name=name, found=metadata.version(name), needed=needed)
     except metadata.PackageNotFoundError:
-        return None
-
-
-def _package(name: str) -> Finding:
-    version = _version(name)
-    hint = "" if version else f"pip install {name}"
-    return Finding(name=name, found=version or "not installed", ok=version is not None, hint=hint)
+        return Finding(name=name, found="not installed", ok=False, needed=needed, hint=hint)
 
 
 def _memory_cap() -> Finding:
@@ -81,27 +69,13 @@ def _gpus() -> list[Finding]:
     lines = asked.stdout.strip().splitlines()
     if asked.returncode or not lines:
         last = asked.stderr.strip().splitlines()[-1:] or ["no answer"]
-        return [
-            Finding(
-                name="CUDA",
-                found=f"torch cannot use it: {last[0]}",
-                ok=False,
-                hint="compare the driver's version with the CUDA version of torch",
-            )
-        ]
+        hint = "compare the driver's version with the CUDA version of torch"
+        return [Finding(name="CUDA", found=f"torch cannot use it: {last[0]}", ok=False, hint=hint)]
     findings = [Finding(name="CUDA", found=f"torch's CUDA and cuDNN {lines[0]}")]
     for number, line in enumerate(lines[1:]):
         name, _, total = line.partition("|")
         findings.append(Finding(name=f"cuda:{number}", found=f"{name}, {format_size(int(total))}"))
     return findings
-
-
-def _nvml() -> Finding:
-    there = util.find_spec("pynvml") is not None
-    found = "the driver's memory count can be read" if there else "not installed: --memory-accounting process needs it"
-    return Finding(
-        name="nvidia-ml-py", found=found, ok=there, needed=False, hint="" if there else "pip install nvidia-ml-py"
-    )
 
 
 def _cache() -> Finding:

@@ -28,9 +28,8 @@ GRACE_S = 10.0
 def interruptible() -> Iterator[None]:
     """Ctrl-C ends what is inside and says how to continue; GRACE_S later it kills the process.
 
-    Python raises KeyboardInterrupt between any two of its instructions, also where nothing can handle it: in a
-    destructor, which loses it, or in a lock's own code, which then stays taken or raises another error (docs/log.md).
-    Workers end with this process, and a run can be resumed from wherever it was ended.
+    KeyboardInterrupt may be raised where nothing can handle it: in a destructor, which loses it, or in a lock's own
+    code, which then stays taken or raises another error (docs/log.md). Workers end with this process.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)

@@ -140,14 +140,7 @@ def profile(
     from fitwithin.report import render
 
     with terminal.reporter(as_json) as reporter:
-        found = api.profile(
-            data,
-            refresh=refresh,
-            export=export,
-            import_from=import_from,
-            reporter=reporter,
-            **limits,
-        )
+        found = api.profile(data, refresh=refresh, export=export, import_from=import_from, reporter=reporter, **limits)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(each) for each in found]))
         return
@@ -255,7 +248,3 @@ def demo(
 
         result = digits.run(out, reporter=reporter, started_at=process_started_at(), server=server)
     terminal.print_report(result, as_json)
-
-
-if __name__ == "__main__":
-    main()

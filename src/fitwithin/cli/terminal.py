@@ -66,9 +66,14 @@ def print_accuracy(found: Evaluation, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1))
         return
-    from fitwithin.report import render
+    from rich.table import Table
 
-    console().print(render.accuracy_table(found.top1, found.by_class))
+    low, high = found.top1.interval
+    title = f"{found.top1.share:.1%} ({low:.1%} to {high:.1%}) of {found.top1.total:,}"
+    table = Table("class", "images", "right", title=title)
+    for name, accuracy in found.by_class.items():
+        table.add_row(name, f"{accuracy.total:,}", f"{accuracy.share:.1%}")
+    console().print(table)
     typer.echo(f"right class among the first five: {found.top5.share:.1%}")
     for path in found.unreadable:
         typer.echo(f"  not readable: {path}", err=True)
@@ -82,5 +87,5 @@ def print_report(result: Result, as_json: bool) -> None:
     from fitwithin.report import render
 
     screen = console()
-    render.print_report(result.report, screen)
+    screen.print(render.render_text(result.report))
     screen.print(f"\nReport: {(result.folder / 'report.html').resolve()}", soft_wrap=True, highlight=False)

@@ -7,15 +7,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from fitwithin.candidate import View
+from fitwithin.errors import RunFolderError
+from fitwithin.files import read_json, to_json, write_text_atomic
 
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
+
+
+ENSEMBLE = "ensemble.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """What is delivered: the winner's folder within the run, the views to average, and the images in a forward pass."""
+
+    candidate: str
+    folder: str
+    views: tuple[View, ...]
+    batch: int
+
+
+def write_ensemble(ensemble: Ensemble, run: Path) -> None:
+    """Keep the ensemble in the run's folder."""
+    write_text_atomic(run / ENSEMBLE, to_json(ensemble, indent=1))
+
+
+def read_ensemble(run: Path) -> Ensemble:
+    """The ensemble that a run delivered; RunFolderError if it has not (yet)."""
+    ensemble = read_json(Ensemble, run / ENSEMBLE)
+    if ensemble is None:
+        raise RunFolderError(f"{run} holds no finished model (no {ENSEMBLE}); `fitwithin resume {run}` finishes a run")
+    return ensemble
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +85,10 @@ def choose(
 ) -> Choice:
     """The views to average, chosen on validation data: ``labels_N`` must never be test labels.
 
-    Without a limit it is the paper's ensemble of all views, less those that clearly harm it: a view is left out while
-    that wins more images than one standard error of the paired difference. With a limit in milliseconds per image, the
-    best affordable single view comes first; then, while one fits and helps, the one with the largest gain per
-    millisecond. The cost of a set is the sum of its views': each is one forward pass.
+    Without a limit: all views (the paper's ensemble), less those that clearly harm it. A view is left out if that makes
+    more images right than one standard error of the paired difference. With a limit in milliseconds per image: the best
+    affordable single view, then, while one fits and helps, the one with the largest gain per millisecond. The cost of a
+    set is the sum of its views': each is one forward pass.
     """
     found = {view: softmax(rows) for view, rows in logits.items()}  # once: each is averaged again and again
     return _without_harm(found, labels_N) if limit_ms is None else _greedily(found, labels_N, ms_per_image, limit_ms)
@@ -113,8 +142,10 @@ def _greedily(
         reasons[view] = f"{gained} of {len(labels_N)} validation images for {ms_per_image[view]:.3g} ms"
         chosen.append(view)
         best, left_ms = score[view], left_ms - ms_per_image[view]
-    if not chosen:
-        return _cheapest(ms_per_image, limit_ms)
+    if not chosen:  # nothing fits: the receipt will say that the limit was not kept
+        view = min(ms_per_image, key=lambda view: (ms_per_image[view], view))
+        why = f"the cheapest view takes {ms_per_image[view]:.3g} ms per image, more than the {limit_ms:.3g} ms allowed"
+        return Choice(views=(view,), why=why, reasons={view: why})
     for view in (view for view in probabilities if view not in chosen):
         cost = ms_per_image[view]
         fits = cost <= left_ms
@@ -122,10 +153,3 @@ def _greedily(
     spent = limit_ms - left_ms
     why = f"{len(chosen)} of {len(probabilities)} views fit and help: {spent:.3g} of {limit_ms:.3g} ms per image"
     return Choice(views=tuple(chosen), why=why, reasons=reasons)
-
-
-def _cheapest(ms_per_image: Mapping[View, float], limit_ms: float) -> Choice:
-    """Nothing fits: the cheapest view is delivered, and the receipt will say that the limit was not kept."""
-    view = min(ms_per_image, key=lambda view: (ms_per_image[view], view))
-    why = f"the cheapest view takes {ms_per_image[view]:.3g} ms per image, more than the {limit_ms:.3g} ms allowed"
-    return Choice(views=(view,), why=why, reasons={view: why})

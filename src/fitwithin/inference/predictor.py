@@ -16,8 +16,7 @@ from PIL import Image
 from fitwithin.data.batches import centre_box, resize
 from fitwithin.data.decode import UNREADABLE, read_rgb
 from fitwithin.engine.device import open_device
-from fitwithin.inference.bundle import Ensemble
-from fitwithin.inference.ensemble import average
+from fitwithin.inference.ensemble import Ensemble, average
 from fitwithin.machine import DeviceName
 from fitwithin.training import model as models
 

@@ -158,14 +158,14 @@ def choose_winner(run: RunContext, plan: Plan) -> tuple[TrialPlan, str]:
     name, why = best_trial(trained)
     if plan.search is not None:
         name, why = search_phase.best_trial(run, plan.search) or (name, why)
-    return events.turns(plan, run.store)[name], why
+    return events.planned_trials(plan, run.store)[name], why
 
 
 def evaluate(run: RunContext, plan: Plan, winner: TrialPlan) -> list[Member]:
     """Evaluate the winner, and the same candidate in the other precision, under all views, on validation and on test,
     once: the winner comes first."""
     trained, _ = events.outcomes(run.store)
-    turns = events.turns(plan, run.store)
+    turns = events.planned_trials(plan, run.store)
     chosen = [winner.name]
     if plan.search is None:
         other = other_precision(winner.candidate, [turns[key].candidate for key in trained])

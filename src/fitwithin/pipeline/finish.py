@@ -10,8 +10,7 @@ import numpy as np
 
 from fitwithin.engine.margins import ENDING_S, LEAVING_S
 from fitwithin.events import RunFinished
-from fitwithin.inference import bundle
-from fitwithin.inference.bundle import Ensemble
+from fitwithin.inference.ensemble import Ensemble, write_ensemble
 from fitwithin.pipeline import evaluate_phase, search_phase, train_phase
 from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.evaluate_phase import Member
@@ -36,7 +35,7 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
     rows.append(evaluate_phase.delivered_row(chief, labels, choice))
     folder = train_phase.turn_folder(Path(), winner)
     batch = chief.evaluated.batch
-    bundle.write(
+    write_ensemble(
         Ensemble(candidate=winner.candidate.name, folder=str(folder), views=choice.views, batch=batch), run.folder
     )
     tested = [run.images.paths[int(i)] for i in run.images.indices("test")]
@@ -44,7 +43,7 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
     run.reporter.begin("writing the report")
     for _ in range(2):
         with run.accountant.entry("report", reserved_s=run.promise_s(run.closing_s, gpus=0)) as opened:
-            opened.charge_ahead(ENDING_S)
+            opened.ahead_s = ENDING_S
         charged_until_at = run.engine.now() + ENDING_S
         report = build.report(
             run.request,
@@ -57,7 +56,6 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
             views=evaluate_phase.view_rows(chief, labels, choice),
             ensemble_why=choice.why,
             notes=_notes(run, plan, members),
-            finished=True,
         )
         write_report(report, run.folder)
         if run.engine.now() + LEAVING_S <= charged_until_at:

@@ -13,8 +13,7 @@ import numpy as np
 from fitwithin.engine import results
 from fitwithin.engine.results import CARD
 from fitwithin.errors import DataError, RunFolderError, UsageError
-from fitwithin.inference import bundle
-from fitwithin.inference.ensemble import average
+from fitwithin.inference.ensemble import average, read_ensemble
 from fitwithin.inference.predictions import Evaluation, Prediction, image_files, labelled_files, prediction
 from fitwithin.machine import resolve_device
 from fitwithin.pipeline.progress import Reporter, Silent
@@ -102,7 +101,7 @@ class Result:
         Raises:
             UsageError: the data has no test pictures, or the run's time was over before they were evaluated.
         """
-        ensemble = bundle.read(self.folder)
+        ensemble = read_ensemble(self.folder)
         paths = json.loads((self.folder / "test-paths.json").read_text(encoding="utf-8"))
         if not paths:
             raise UsageError(f"the data of {self.folder} has no test pictures; use predict with paths")
@@ -119,7 +118,7 @@ class Result:
 
     def _classes(self) -> tuple[str, ...]:
         """The classes the model knows, in the order of its outputs."""
-        card = self.folder / bundle.read(self.folder).folder / CARD
+        card = self.folder / read_ensemble(self.folder).folder / CARD
         return tuple(json.loads(card.read_text(encoding="utf-8"))["classes"])
 
     def _predicted(
@@ -130,7 +129,7 @@ class Result:
         reporter.begin("loading the model", len(files))
         from fitwithin.inference.predictor import Predictor
 
-        predictor = Predictor(self.folder, bundle.read(self.folder), resolve_device(device))
+        predictor = Predictor(self.folder, read_ensemble(self.folder), resolve_device(device))
         reporter.begin("looking at images", len(files))
         for number, (path, row, error) in enumerate(predictor.files(files)):
             reporter.advance(number + 1, len(files))

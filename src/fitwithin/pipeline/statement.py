@@ -11,7 +11,7 @@ from fitwithin.errors import RunFolderError
 from fitwithin.events import RunRequested
 from fitwithin.ledger import Entry, Ledger
 from fitwithin.request import Request
-from fitwithin.store import SqliteStore
+from fitwithin.store import Store
 from fitwithin.units import format_duration, format_size
 
 
@@ -103,7 +103,7 @@ def read(folder: Path) -> Statement:
     """
     if not (folder / "run.db").is_file():
         raise RunFolderError(f"{folder} is no run's folder (no run.db); `fitwithin run` makes one")
-    with SqliteStore(folder, write=False) as store:
+    with Store(folder, write=False) as store:
         asked, ledger = store.latest(RunRequested), ledgers.read(store)
     if asked is None:
         raise RunFolderError(f"the run in {folder} has not begun: it holds no request")

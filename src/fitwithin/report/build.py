@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fitwithin.candidate import Candidate
-from fitwithin.events import DataPacked, MachineDescribed, ProcessStarted, history, outcomes, profiled, turns
+from fitwithin.events import DataPacked, MachineDescribed, ProcessStarted, history, outcomes, planned_trials, profiled
 from fitwithin.files import to_json
 from fitwithin.ledger import Ledger
 from fitwithin.planning import search_plan
@@ -25,67 +25,52 @@ from fitwithin.request import Request
 from fitwithin.store import Store
 from fitwithin.version import __version__
 
+#: Seconds that are sums of differences are exact to some 1e-13.
+ROUNDING = 1e-12
 
-def candidate_rows(
+_VERSIONS = ("fitwithin", "torch", "torchvision", "timm", "numpy", "pillow", "python", "cudnn")
+
+
+def _candidate_rows(
     plan: Plan, store: Store, ledger: Ledger, n_val: int, search: Halving | None
 ) -> tuple[CandidateRow, ...]:
-    """Every candidate: the planned ones in order, then those that were turned away; the tried ones with their front."""
+    """Every candidate: the planned ones in order, then those that were rejected; the tried ones with their front."""
     known = profiled(store)
     trained, failed = outcomes(store)
-    rows = []
-    taken = {name: one.steps for name, one in trained.items()}
+    entries = ledger.by_phase().get("train", ())
     by_candidate: dict[Candidate, list[TrialPlan]] = {}
-    for turn in turns(plan, store).values():
-        by_candidate.setdefault(turn.candidate, []).append(turn)
+    for trial in planned_trials(plan, store).values():
+        by_candidate.setdefault(trial.candidate, []).append(trial)
     why_out = {out.candidate: out.reason for out in search.eliminations()} if search is not None else {}
     delivered = search.best.name if search is not None and search.best is not None else ""
-    for candidate, had in by_candidate.items():
-        # What is delivered counts, else what it was trained last, if that left a model.
-        turn = next((turn for turn in reversed(had) if turn.name in trained), had[-1])
-        turn = next((each for each in had if each.name == delivered), turn)
-        name = turn.name
+    rows = []
+    for candidate, trials in by_candidate.items():
+        # The trial that is delivered counts, else the last one that left a model, else the last one.
+        last = next((trial for trial in reversed(trials) if trial.name in trained), trials[-1])
+        trial = next((trial for trial in trials if trial.name == delivered), last)
+        name = trial.name
         status: CandidateStatus = "trained" if name in trained else "failed" if name in failed else "planned"
-        rows.append(
-            candidate_row(
-                candidate,
-                profile=known.get(candidate.name),
-                trial=turn,
-                trained=trained.get(name),
-                reason=failed.get(name),
-                status=status,
-                ledger=ledger,
-                n_val=n_val,
-                had=had,
-                taken=taken,
-            )
+        row = candidate_row(
+            candidate,
+            known.get(candidate.name),
+            status,
+            failed.get(name),
+            trial=trial,
+            trials=trials,
+            results=trained,
+            entries=[entry for entry in entries if entry.key in {trial.name for trial in trials}],
+            n_val=n_val,
         )
         if candidate in why_out and name in trained:
-            rows[-1] = replace(rows[-1], reason=f"{why_out[candidate]} ({rows[-1].reason})")
+            row = replace(row, reason=f"{why_out[candidate]} ({row.reason})")
         elif candidate in why_out and status == "planned":  # others entered in its place
-            rows[-1] = replace(rows[-1], status="rejected", reason=why_out[candidate])
+            row = replace(row, status="rejected", reason=why_out[candidate])
+        rows.append(row)
     for rejection in plan.rejections:
-        if rejection.candidate in by_candidate:  # left out, and tried when those that entered had failed
-            continue
-        rows.append(
-            candidate_row(
-                rejection.candidate,
-                profile=known.get(rejection.candidate.name),
-                trial=None,
-                trained=None,
-                reason=rejection.reason,
-                status="rejected",
-                ledger=ledger,
-                n_val=n_val,
-            )
-        )
+        candidate = rejection.candidate
+        if candidate not in by_candidate:  # else it was left out, and tried when those that entered had failed
+            rows.append(candidate_row(candidate, known.get(candidate.name), "rejected", rejection.reason))
     return pareto.with_pareto(rows)
-
-
-def _search(plan: Plan, store: Store, n_val: int) -> Halving | None:
-    """The plan's search as it stands; None without one."""
-    if plan.search is None:
-        return None
-    return search_plan.replay(plan.search, history(store), n_val)
 
 
 def _forecast(request: Request, winner: CandidateRow, search: SearchReport | None) -> Forecast:
@@ -127,11 +112,10 @@ def _limits(request: Request, ledger: Ledger, plan: Plan, views: Sequence[ViewRo
         limits.append(_limit("memory", budget.memory_bytes, max(peaks), "bytes", counted))
     if budget.scope == "candidate":
         names = [trial.candidate.name for trial in plan.trials]
-        most = {name: _candidate_s(ledger, name) for name in names}
-        if most:
-            slowest = max(most, key=lambda name: most[name])
-            note = f"each candidate's training and evaluation; the longest was {slowest}"
-            limits.append(_limit("time per candidate", request.limit_s, most[slowest], "s", note))
+        spent = [(sum(ledger.charged_s(name, phase=p) for p in ("train", "evaluate")), name) for name in names]
+        longest_s, longest = max(spent)
+        note = f"each candidate's training and evaluation; the longest was {longest}"
+        limits.append(_limit("time per candidate", request.limit_s, longest_s, "s", note))
     else:
         if budget.time_s is not None:
             limits.append(_limit("time", budget.time_s, ledger.spent_s(), "s", "wall clock from process start"))
@@ -145,10 +129,6 @@ def _limits(request: Request, ledger: Ledger, plan: Plan, views: Sequence[ViewRo
     if budget.inference_ms is not None and chosen:
         limits.append(_limit("inference", budget.inference_ms, sum(chosen), "ms/image", "sum of the chosen views"))
     return tuple(limits)
-
-
-def _candidate_s(ledger: Ledger, name: str) -> float:
-    return ledger.charged_s(name, phase="train") + ledger.charged_s(name, phase="evaluate")
 
 
 def _limit(name: str, limit: float, spent: float, unit: str, note: str) -> Limit:
@@ -167,20 +147,32 @@ def report(
     views: Sequence[ViewRow] = (),
     ensemble_why: str = "",
     notes: Sequence[str] = (),
-    finished: bool = False,
 ) -> Report:
-    """The report of a run as far as it has come by its store and its ledger, or of a plan."""
-    data = _data(store)
-    title = f"fitwithin {'run' if winner else 'plan'}: {Path(request.data).name or request.data}"
-    n_val = data.get("counts", {}).get("val", 0)
-    standing = _search(plan, store, n_val)
-    rows = candidate_rows(plan, store, ledger, n_val, standing)
+    """The report of a finished run by its store and its ledger; without a ``winner`` that of a plan."""
+    packed = store.latest(DataPacked)
+    assert packed is not None, "images are packed before there is a plan"
+    data = json.loads(to_json(packed))
+    n_val = packed.counts["val"]
+    standing = None if plan.search is None else search_plan.replay(plan.search, history(store), n_val)
+    rows = _candidate_rows(plan, store, ledger, n_val, standing)
     search = None
     if plan.search is not None and standing is not None:
         search = build_search_report(plan.search, standing, ledger)
     won = next((row for row in rows if row.name == winner), None)
+    described = store.latest(MachineDescribed)
+    machine = described.facts if described is not None else {}
+    receipt = Receipt(
+        limits=() if winner is None else _limits(request, ledger, plan, views),
+        phases=_phases(ledger),
+        balanced=ledger.balanced,
+        starts=len(store.read(ProcessStarted)),
+        device={key: value for key, value in machine.items() if key not in _VERSIONS},
+        versions={key: str(value) for key, value in machine.items() if key in _VERSIONS},
+        data_fingerprint=packed.fingerprint,
+        finished=winner is not None,
+    )
     return Report(
-        title=title,
+        title=f"fitwithin {'run' if winner else 'plan'}: {Path(request.data).name or request.data}",
         created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         request={**_flat(request), "fitwithin": __version__},
         data=data,
@@ -190,48 +182,11 @@ def report(
         methods=tuple(methods),
         views=tuple(views),
         ensemble_why=ensemble_why,
-        receipt=receipt(request, plan if winner else None, store, ledger, views=views, finished=finished),
+        receipt=receipt,
         notes=tuple(notes),
         search=search,
         forecast=_forecast(request, won, search) if won is not None else None,
     )
-
-
-def receipt(
-    request: Request,
-    plan: Plan | None,
-    store: Store,
-    ledger: Ledger,
-    *,
-    views: Sequence[ViewRow],
-    finished: bool,
-) -> Receipt:
-    """The receipt of a run as far as its ledger has come; without a ``plan`` nothing was promised yet."""
-    described = store.latest(MachineDescribed)
-    machine = described.facts if described is not None else {}
-    versions = {name: str(machine[name]) for name in machine if name in _VERSIONS}
-    return Receipt(
-        limits=() if plan is None else _limits(request, ledger, plan, views),
-        phases=_phases(ledger),
-        balanced=ledger.balanced,
-        starts=len(store.read(ProcessStarted)),
-        device={key: value for key, value in machine.items() if key not in versions},
-        versions=versions,
-        data_fingerprint=_data(store).get("fingerprint", ""),
-        finished=finished,
-    )
-
-
-def _data(store: Store) -> dict[str, Any]:
-    """What is known of the images, as plain JSON values; nothing before they were packed."""
-    packed = store.latest(DataPacked)
-    return json.loads(to_json(packed)) if packed is not None else {}
-
-
-#: Seconds that are sums of differences are exact to some 1e-13.
-ROUNDING = 1e-12
-
-_VERSIONS = ("fitwithin", "torch", "torchvision", "timm", "numpy", "pillow", "python", "cudnn")
 
 
 def _flat(request: Request) -> dict[str, Any]:

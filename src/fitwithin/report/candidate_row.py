@@ -9,7 +9,7 @@ from typing import Any
 from fitwithin.candidate import Candidate
 from fitwithin.engine.results import TrainResult
 from fitwithin.files import decode
-from fitwithin.ledger import Ledger
+from fitwithin.ledger import Entry
 from fitwithin.planning.plan import TrialPlan
 from fitwithin.planning.stats import Accuracy
 from fitwithin.profiling.profile import Profile
@@ -27,14 +27,14 @@ def _how_it_ended(plan: TrialPlan, trained: TrainResult) -> str:
     else:
         text = f"{went}: its time was over before the last step; the model is the last one saved"
     if trained.nan_restarts:
-        restarts = "training went back to the checkpoint, with half the learning rate"
-        text += f"; {trained.nan_restarts} times the loss was not a number: {restarts}"
+        text += f"; {trained.nan_restarts} times the loss was not a number: training went back to the checkpoint, "
+        text += "with half the learning rate"
     return text
 
 
-def _predicted_s(plan: TrialPlan, steps: int) -> tuple[float, float, float]:
-    """What a trial of so many steps should take in all, and the ends of that interval: a trial takes more steps than
-    planned while its time lasts."""
+def _predicted_s(plan: TrialPlan, result: TrainResult | None) -> tuple[float, float, float]:
+    """Seconds that a trial should take for the steps that it took, else for those planned; the ends of the interval."""
+    steps = plan.steps if result is None else result.steps
     grown = steps / plan.steps
     whole_s = plan.predicted_s + (steps - plan.steps) * plan.batch / plan.images_per_s
     return (
@@ -46,25 +46,26 @@ def _predicted_s(plan: TrialPlan, steps: int) -> tuple[float, float, float]:
 
 def candidate_row(
     candidate: Candidate,
-    *,
     profile: Profile | None,
-    trial: TrialPlan | None,
-    trained: TrainResult | None,
-    reason: str | None,
     status: CandidateStatus,
-    ledger: Ledger,
-    n_val: int,
-    had: Sequence[TrialPlan] = (),
-    taken: Mapping[str, int] | None = None,
+    reason: str | None,
+    *,
+    trial: TrialPlan | None = None,
+    trials: Sequence[TrialPlan] = (),
+    results: Mapping[str, TrainResult] | None = None,
+    entries: Sequence[Entry] = (),
+    n_val: int = 0,
 ) -> CandidateRow:
-    """One row of the report, of one ``trial`` among all that the candidate ``had``.
+    """One row of the report, about one ``trial`` of the candidate, if it had any.
 
     Args:
-        trained: how that trial ended; None where it did not, or failed for this ``reason``.
-        taken: by trial, the steps of those that have ended.
+        reason: why the candidate was rejected, or the trial failed.
+        trials: all trials of the candidate.
+        results: by name, those of all trials that left a model.
+        entries: what the ledger holds of the candidate's trials.
+        n_val: how many validation images there are.
     """
-    keys = {each.name for each in had}
-    entries = [entry for entry in ledger.entries if entry.key in keys and entry.phase == "train"]
+    results = results or {}
     facts: dict[str, Any] = {}
     if profile is not None:
         facts.update(
@@ -81,8 +82,8 @@ def candidate_row(
         facts["inference_ms"] = None if image_s is None else 1e3 * image_s
     started = {entry.key for entry in entries}
     if trial is not None:
-        counted = [each for each in had if each.name in started] or [trial]
-        expected = [_predicted_s(each, (taken or {}).get(each.name, each.steps)) for each in counted]
+        counted = [each for each in trials if each.name in started] or [trial]
+        expected = [_predicted_s(each, results.get(each.name)) for each in counted]
         facts.update(
             parameters=trial.parameters,
             batch=trial.batch,
@@ -97,8 +98,9 @@ def candidate_row(
         reason = reason if reason is not None else trial.why["epochs"]
     if entries:
         facts["actual_s"] = sum(entry.charged_s or 0.0 for entry in entries)
-        facts["allotted_s"] = math.fsum(each.allotted_s for each in had if each.name in started)
-    if trained is not None and trial is not None:
+        facts["allotted_s"] = math.fsum(each.allotted_s for each in trials if each.name in started)
+    if trial is not None and trial.name in results:
+        trained = results[trial.name]
         peaks = [entry.peak_bytes for entry in entries if entry.peak_bytes is not None]
         facts.update(
             epochs=trained.epochs,

@@ -21,29 +21,41 @@ PAGE_READINGS, LEAST_READINGS, MOST_READINGS = 4000, 40, 200
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """One chart of the page.
-
-    Attributes:
-        anchor: its id in the page.
-        title: what it shows.
-        data: what is drawn, as JSON values: ``kind`` (points, lines or spans), axes, and ``series``, a list of
-            candidates with their ``points`` [x, y] or [x, y, low, high], the most important first.
-        table: the same figures.
-        readings: every single reading, a line for each candidate, where that is too much for the table.
-    """
+    """One chart of the page; ``anchor`` is its id there."""
 
     anchor: str
     title: str
+    #: What is drawn, as JSON values: ``kind`` (points, lines or spans), axes, and ``series``, a list of candidates with
+    #: their ``points`` [x, y] or [x, y, low, high], the most important first.
     data: dict[str, Any]
+    #: The same figures.
     table: Table
+    #: Every single reading, a line for each candidate, where that is too much for the table.
     readings: tuple[str, ...] = ()
 
 
 def charts(report: Report) -> list[Chart]:
     """The charts for which the report has something to show; the search's own is the last, if there is one."""
+    scale, unit = time_unit([row.actual_s for row in report.candidates if row.validation and row.actual_s is not None])
+    cap = report.request.get("memory_bytes")
     made = (
-        accuracy_against_time(report),
-        accuracy_against_memory(report),
+        _points(
+            report,
+            anchor="chart-time",
+            title="Validation accuracy against training time",
+            x_title="training time",
+            unit=unit,
+            x_of=lambda row: None if row.actual_s is None else row.actual_s / scale,
+        ),
+        _points(
+            report,
+            anchor="chart-memory",
+            title="Validation accuracy against peak memory",
+            x_title="peak memory",
+            unit="GiB",
+            x_of=lambda row: row.peak_bytes / 2**30 if row.peak_bytes else None,
+            cap=cap / 2**30 if cap else None,
+        ),
         loss_curves(report),
         predicted_against_actual(report),
         accuracy_over_rungs(report),
@@ -71,33 +83,6 @@ def thin(curve: tuple[CurvePoint, ...], most: int) -> tuple[CurvePoint, ...]:
     return tuple(curve[place] for place in sorted(places))
 
 
-def accuracy_against_time(report: Report) -> Chart | None:
-    """Validation accuracy against the time that each candidate's training took."""
-    scale, unit = time_unit([row.actual_s for row in report.candidates if row.validation and row.actual_s is not None])
-    return _points(
-        report,
-        anchor="chart-time",
-        title="Validation accuracy against training time",
-        x_title="training time",
-        unit=unit,
-        x_of=lambda row: None if row.actual_s is None else row.actual_s / scale,
-    )
-
-
-def accuracy_against_memory(report: Report) -> Chart | None:
-    """Validation accuracy against the most memory that each candidate held, with the cap."""
-    cap = report.request.get("memory_bytes")
-    return _points(
-        report,
-        anchor="chart-memory",
-        title="Validation accuracy against peak memory",
-        x_title="peak memory",
-        unit="GiB",
-        x_of=lambda row: row.peak_bytes / 2**30 if row.peak_bytes else None,
-        cap=cap / 2**30 if cap else None,
-    )
-
-
 def _points(
     report: Report,
     *,
@@ -110,7 +95,7 @@ def _points(
 ) -> Chart | None:
     """A point for each candidate that was validated; those on the report's one Pareto front are marked."""
     series, cells = [], []
-    for row in sorted(report.candidates, key=lambda row: _rank(report, row)):
+    for row in _ranked(report):
         x = x_of(row)
         if row.validation is None or x is None:
             continue
@@ -122,13 +107,8 @@ def _points(
         return None
     axes = {"x": _axis(x_title, unit), "y": _axis("validation accuracy", "%")}
     data = {"kind": "points", **axes, "cap": cap, "series": series}
-    columns = (
-        Column("Candidate"),
-        Column("Precision"),
-        Column(f"{x_title.capitalize()} ({unit})", number=True),
-        Column("Val", number=True),
-        Column("Front"),
-    )
+    figures = _figures(f"{x_title.capitalize()} ({unit})", "Val")
+    columns = (Column("Candidate"), Column("Precision"), *figures, Column("Front"))
     caption = f"{title}, with 95 % intervals" + ("" if cap is None else f"; the cap is {cap:.2f} GiB")
     return Chart(anchor=anchor, title=title, data=data, table=table_of(caption, columns, cells, _highlighted(series)))
 
@@ -136,7 +116,7 @@ def _points(
 def loss_curves(report: Report) -> Chart | None:
     """Training loss against epochs for each trained candidate; the axis is logarithmic where it spans a decade."""
     series, cells, readings = [], [], []
-    for row in sorted(report.candidates, key=lambda row: _rank(report, row)):
+    for row in _ranked(report):
         points = [[point.epoch, point.loss] for point in row.curve if math.isfinite(point.loss)]
         if row.status != "trained" or len(points) < 2:
             continue
@@ -150,26 +130,22 @@ def loss_curves(report: Report) -> Chart | None:
     drawn = [loss for each in series for _, loss in each["points"]]
     decades = min(drawn) > 0 and max(drawn) / min(drawn) > 10
     title = "Training loss against epochs"
+    columns = (Column("Candidate"), *_figures("Epochs", "First loss", "Lowest", "Last"))
     return Chart(
         anchor="chart-loss",
         title=title,
-        data={
-            "kind": "lines",
-            "x": _axis("epochs"),
-            "y": _axis("training loss", log=decades),
-            "series": series,
-        },
-        table=table_of(title, _figures("Epochs", "First loss", "Lowest", "Last"), cells, _highlighted(series)),
+        data={"kind": "lines", "x": _axis("epochs"), "y": _axis("training loss", log=decades), "series": series},
+        table=table_of(title, columns, cells, _highlighted(series)),
         readings=tuple(readings),
     )
 
 
 def predicted_against_actual(report: Report) -> Chart | None:
     """What each candidate's training was predicted to take, with the interval, what it took, and the error."""
-    rows = [row for row in report.candidates if row.predicted_s and row.actual_s is not None]
+    rows = [row for row in _ranked(report) if row.predicted_s and row.actual_s is not None]
     scale, unit = time_unit([row.actual_s or 0.0 for row in rows])
     series, cells = [], []
-    for row in sorted(rows, key=lambda row: _rank(report, row)):
+    for row in rows:
         predicted, actual = (row.predicted_s or 0.0) / scale, (row.actual_s or 0.0) / scale
         low = predicted if row.predicted_low_s is None else row.predicted_low_s / scale
         high = predicted if row.predicted_high_s is None else row.predicted_high_s / scale
@@ -181,7 +157,7 @@ def predicted_against_actual(report: Report) -> Chart | None:
     if not series:
         return None
     title = "Predicted against actual training time"
-    columns = _figures(f"Predicted ({unit})", f"Actual ({unit})", "Error")
+    columns = (Column("Candidate"), *_figures(f"Predicted ({unit})", f"Actual ({unit})", "Error"))
     return Chart(
         anchor="chart-prediction",
         title=title,
@@ -201,23 +177,17 @@ def accuracy_over_rungs(report: Report) -> Chart | None:
     scale, unit = time_unit([gpu_s for climb in climbs.values() for gpu_s, _ in climb])
     title, series, cells = "Validation accuracy against GPU time, rung by rung", [], []
     for name, climb in climbs.items():
-        turns = [trial.name for _, trial in climb]
-        delivered = turns.index(report.search.delivered) if report.search.delivered in turns else None
+        names = [trial.name for _, trial in climb]
+        delivered = names.index(report.search.delivered) if report.search.delivered in names else None
         points = []
         for gpu_s, trial in climb:
-            if trial.accuracy is None:
-                continue
+            assert trial.accuracy is not None
             points.append([gpu_s / scale, 100 * trial.accuracy.share, *(100 * end for end in trial.accuracy.interval)])
             what = rung_name(trial.rung) + (", delivered" if trial.name == report.search.delivered else "")
             cells.append((_label(report, name), what, f"{gpu_s / scale:.4g}", accuracy_cell(trial.accuracy)))
         series.append({**_named(report, name), "points": points, "delivered": delivered})
     axes = {"x": _axis("GPU time of the candidate so far", unit, log=True), "y": _axis("validation accuracy", "%")}
-    columns = (
-        Column("Candidate"),
-        Column("Trained", wrap=True),
-        Column(f"GPU time so far ({unit})", number=True),
-        Column("Val", number=True),
-    )
+    columns = (Column("Candidate"), Column("Trained", wrap=True), *_figures(f"GPU time so far ({unit})", "Val"))
     return Chart(
         anchor="chart-rungs",
         title=title,
@@ -252,9 +222,12 @@ def _axis(title: str, unit: str = "", *, log: bool = False) -> dict[str, Any]:
     return {"title": title, "unit": unit, "log": log}
 
 
-def _rank(report: Report, row: CandidateRow) -> tuple[bool, float]:
+def _ranked(report: Report) -> list[CandidateRow]:
     """The winner first, then by accuracy."""
-    return row.name != report.winner, -row.validation.share if row.validation else 1.0
+    return sorted(
+        report.candidates,
+        key=lambda row: (row.name != report.winner, -row.validation.share if row.validation else 1.0),
+    )
 
 
 def _named(report: Report, name: str) -> dict[str, Any]:
@@ -266,8 +239,7 @@ def _label(report: Report, name: str) -> str:
 
 
 def _figures(*titles: str) -> tuple[Column, ...]:
-    """Columns of figures behind the candidate's name."""
-    return Column("Candidate"), *(Column(title, number=True) for title in titles)
+    return tuple(Column(title, number=True) for title in titles)
 
 
 def _highlighted(series: Sequence[dict[str, Any]]) -> int | None:

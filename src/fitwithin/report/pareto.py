@@ -1,8 +1,8 @@
-"""The Pareto front of the candidates that were tried: accuracy against training time, inference and memory. Pure.
+"""The Pareto front of the candidates that were tried: accuracy against training time, inference time and memory.
 
 A candidate is on the front if no other is at least as good in all of them and better in one. Training time is what it
-was given, not what it took: stopping a moment earlier makes a candidate no better. What was measured is compared to two
-digits. What is not known of every candidate (a run by a frozen plan has no profiles) is left out for all.
+was given, not what it took. Times and memory are compared to two digits. What is not known of every candidate (a run by
+a frozen plan has no profiles) is left out for all.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from fitwithin.report.schema import CandidateRow
 
-#: Times and memory are compared to so many digits: a timing of a second is good to no more.
+#: Digits to which times and memory are compared: a timing of a second is good to no more.
 DIGITS = 2
 
 #: What is compared, in words, by the field of a candidate's row.

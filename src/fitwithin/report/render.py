@@ -10,14 +10,13 @@ import functools
 import json
 import re
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fitwithin.files import write_text_atomic
-from fitwithin.planning.stats import Accuracy
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.report import charts
 from fitwithin.report.schema import Report
@@ -58,16 +57,9 @@ def render_text(report: Report) -> RenderableType:
                 more = f", and {len(lines) - 12:,} more" if len(lines) > 12 else ""
                 parts.append(Text.assemble((f" {summary}: ", "bold"), ", ".join(lines[:12]) + more))
             else:
-                parts += [
-                    Text(f"\n {summary}", style="bold"),
-                    *_reason_lines([line.partition(": ")[::2] for line in lines])[1:],
-                ]
+                reasons = [line.partition(": ")[::2] for line in lines]
+                parts += [Text(f"\n {summary}", style="bold"), *_reason_lines(reasons)[1:]]
     return Group(*parts)
-
-
-def print_report(report: Report, console: Console) -> None:
-    """Print the report on a rich console."""
-    console.print(render_text(report))
 
 
 def plan_table(report: Report) -> RenderableType:
@@ -105,17 +97,16 @@ def markdown(report: Report) -> str:
 def html(report: Report) -> str:
     """The report as one HTML file that asks nothing of the network; its own script draws the charts (report/charts.py).
 
-    The report stands in it once more as JSON (``<script type="application/json" id="report">``), which
-    ``fitwithin.report.schema.from_json`` reads. There and in the charts long curves are thinned; report.json has
-    them whole.
+    The file also holds the report as JSON (``<script type="application/json" id="report">``), which
+    :func:`fitwithin.report.schema.from_json` reads. Long curves are thinned; report.json has them whole.
     """
     report = charts.thinned(report)
     every_section, sentence = sections(report), clean(headline(report))
     before = [section.anchor for section in every_section if section.anchor in ("candidates", "views")]
-    made = {chart.anchor: chart for chart in charts.charts(report)}
-    climbs = made.pop("chart-rungs", None)
-    everything = [*made.values(), *([climbs] if climbs else [])]
-    scripts = [_part("vendor/plot.min.js"), _part("charts.js")] if everything else []
+    made = charts.charts(report)
+    climbs = next((chart for chart in made if chart.anchor == "chart-rungs"), None)
+    alone = [chart for chart in made if chart is not climbs]
+    scripts = [_part("vendor/plot.min.js"), _part("charts.js")] if made else []
     return _template().render(
         title=clean(report.title),
         created_at=clean(report.created_at),
@@ -126,11 +117,11 @@ def html(report: Report) -> str:
         caution=trust_note(report),
         tiles=list(tiles(report)),
         sections=every_section,
-        charts=list(made.values()),
+        charts=alone,
         beside={"search": climbs} if climbs else {},
-        charts_after=before[-1] if made and before else None,
+        charts_after=before[-1] if alone and before else None,
         data=_inert(report.to_json(indent=None)),
-        drawn=_inert(json.dumps({chart.anchor: chart.data for chart in everything}, allow_nan=False)),
+        drawn=_inert(json.dumps({chart.anchor: chart.data for chart in made}, allow_nan=False)),
         scripts=scripts,
         # No other script runs, whatever stands in the report.
         allowed=" ".join(f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in scripts),
@@ -166,7 +157,7 @@ def _kept(text: str) -> str:
 
 
 def profile_table(found: Sequence[Profile | Rejection]) -> list[RenderableType]:
-    """What profiling found: batches, trials and paces; and why a candidate was turned away."""
+    """What profiling found: batches, trials and paces; and why a candidate was rejected."""
     from rich import box
     from rich.table import Table as RichTable
 
@@ -196,17 +187,6 @@ def profile_table(found: Sequence[Profile | Rejection]) -> list[RenderableType]:
     return [table, *_reason_lines(reasons)]
 
 
-def accuracy_table(top1: Accuracy, by_class: Mapping[str, Accuracy]) -> RichTable:
-    """How many images were classified right, overall and by class."""
-    from rich.table import Table as RichTable
-
-    low, high = top1.interval
-    table = RichTable("class", "images", "right", title=f"{top1.share:.1%} ({low:.1%} to {high:.1%}) of {top1.total:,}")
-    for name, estimate in by_class.items():
-        table.add_row(name, f"{estimate.total:,}", f"{estimate.share:.1%}")
-    return table
-
-
 def _md(text: str) -> str:
     """Text that Markdown shows as it is; underscores inside words are safe and stay readable."""
     text = clean(text).replace("&", "&amp;").replace("<", "&lt;")
@@ -214,7 +194,7 @@ def _md(text: str) -> str:
 
 
 class _Fitted:
-    """A table that knows the width it is printed in, and drops its least important columns until it fits."""
+    """A table that drops its least important columns until it fits into the width it is printed in."""
 
     def __init__(self, table: Table) -> None:
         self.table = table
@@ -222,8 +202,13 @@ class _Fitted:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.text import Text
 
-        places = self.places(options.max_width)
-        yield self.drawn(places, rigid=self.width(places) <= options.max_width)
+        places = list(range(len(self.table.columns)))
+        while not (fits := self.width(places) <= options.max_width):
+            last = max(places, key=lambda place: (self.table.columns[place].rank, place))
+            if self.table.columns[last].rank == 0:
+                break  # those of rank 0 stay and wrap
+            places.remove(last)
+        yield self.drawn(places, rigid=fits)
         gone = [column.title for place, column in enumerate(self.table.columns) if place not in places]
         if gone:
             yield Text(f" {options.max_width} characters leave no room for: {', '.join(gone)}", style="dim")
@@ -238,16 +223,6 @@ class _Fitted:
             longest = max(cell_len(text) for text in (column.title, *(row[place].line for row in self.table.rows)))
             total += (min(longest, _WRAP_AT) if column.wrap else longest) + 3
         return total
-
-    def places(self, width: int) -> list[int]:
-        """The columns that go into ``width`` characters; those of rank 0 stay and wrap."""
-        places = list(range(len(self.table.columns)))
-        while self.width(places) > width:
-            last = max(places, key=lambda place: (self.table.columns[place].rank, place))
-            if self.table.columns[last].rank == 0:
-                break
-            places.remove(last)
-        return places
 
     def drawn(self, places: Sequence[int], *, rigid: bool) -> RichTable:
         """The rich table of these columns; ``rigid`` where nothing but wrapping columns may wrap."""

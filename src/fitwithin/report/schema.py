@@ -45,17 +45,12 @@ class Validation:
 class CandidateRow:
     """One candidate from profile to validation. Fields that were never reached are None.
 
-    Of a trial's ``predicted_s`` (for the steps that it took) and ``actual_s`` the start-up and the training steps stand
-    apart: the rest is validation, checkpoints and the process's end.
+    A search trains a candidate several times: ``predicted_s``, ``actual_s`` and ``allotted_s`` are of all its trials
+    together, the rest is of the one that is delivered, else of the last that left a model.
 
-    ``reason`` says why for those that were rejected or failed, and how it ended for those that were trained (for
-    example "planned 46 epochs; shortened to 44.1, the machine was 4 % slower than profiled").
-
-    A search trains a candidate several times: ``predicted_s`` and ``actual_s`` are of all its trials together, the rest
-    is of the one that is delivered, else of the last that left a model. ``allotted_s`` is the time that it was given,
-    ``inference_ms`` what the profile measured for an image at the training size. ``front``: it is on the Pareto front,
-    no other that was tried is at least as good in accuracy, time given, inference time and memory, and better in one;
-    else ``dominated_by`` names one on the front that is. None where it was not tried.
+    ``reason`` says why it was rejected or failed, or how its training ended. ``predicted_s`` is for the steps that were
+    taken. ``inference_ms`` is what the profile measured for an image at the training size. ``front`` says whether it is
+    on the Pareto front (report/pareto.py); if not, ``dominated_by`` names one that is. None where it was not tried.
     """
 
     name: str
@@ -93,7 +88,7 @@ class CandidateRow:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRow:
-    """One row of the paper's Table 1: a way of using the winner. ``test`` is None without a labelled test split.
+    """A way of using the winner, as in the paper's Table 1. ``test`` is None without a labelled test split.
 
     ``delivered`` marks the row that is the result of the run.
     """
@@ -187,10 +182,7 @@ class Report:
 
     def row(self, name: str) -> CandidateRow:
         """The candidate called ``name``; KeyError if there is none."""
-        for row in self.candidates:
-            if row.name == name:
-                return row
-        raise KeyError(name)
+        return {row.name: row for row in self.candidates}[name]
 
     def to_json(self, *, indent: int | None = 1) -> str:
         """The report as JSON text; :func:`from_json` is its inverse. Without ``indent`` it is on one line."""

@@ -46,22 +46,22 @@ class RungRow:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRow:
-    """One trial of a search; ``rung`` counts from 0, the final training has -1; ``name`` is that of its folder.
-
-    ``promised_s`` are the seconds reserved for it when it began (with the evaluation's, where its process stays for
-    that), ``charged_s`` those that it took by the ledger, ``gpu_s`` these times the GPUs that it held. ``accuracy`` is
-    None where it left no validated model. ``why`` is the search's reason to try it, or why it failed.
-    """
+    """One trial of a search."""
 
     number: int
     candidate: str
+    #: That of its folder.
     name: str
+    #: Counts from 0; -1 is the final training.
     rung: int
+    #: Seconds reserved when it began; those charged by the ledger; and these times the GPUs that it held.
     promised_s: float
     charged_s: float
     gpu_s: float
+    #: None where it left no validated model.
     accuracy: Accuracy | None
     state: TrialState
+    #: Why the search tried it, or why it failed.
     why: str
 
 
@@ -96,20 +96,19 @@ class RunnerUp:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchReport:
-    """A search: its bracket, every trial in order, why each candidate is out, and what is delivered.
+    """A search: every trial in order, why each candidate is out, and what is delivered."""
 
-    ``summary`` is the bracket in a sentence, ``final_s`` the GPU-seconds set aside for a final training. ``delivered``
-    names the trial whose model is the result, with ``delivered_why``; None before the end, and where none could be
-    validated. ``runner_up`` is None where no other candidate got as far.
-    """
-
+    #: The bracket in a sentence.
     summary: str
     rungs: tuple[RungRow, ...]
+    #: GPU-seconds set aside for a final training.
     final_s: float
     trials: tuple[TrialRow, ...]
     eliminations: tuple[EliminationRow, ...]
+    #: The name of the trial whose model is the result; None before the end, and where none could be validated.
     delivered: str | None
     delivered_why: str
+    #: None where no other candidate got as far.
     runner_up: RunnerUp | None
 
 
@@ -121,7 +120,7 @@ def build_search_report(facts: SearchPlan, search: Halving, ledger: Ledger) -> S
             entries[entry.key].append(entry)
     tried = {trial.candidate for trial in search.trials}
     best = search.best
-    eliminations = [
+    eliminations = tuple(
         EliminationRow(
             candidate=out.candidate.name,
             rung=out.rung if out.candidate in tried else None,
@@ -130,13 +129,13 @@ def build_search_report(facts: SearchPlan, search: Halving, ledger: Ledger) -> S
             cutoff=out.cutoff,
         )
         for out in search.eliminations()
-    ]
+    )
     return SearchReport(
         summary=facts.summary,
         rungs=tuple(RungRow(count=n, seconds=s) for n, s in zip(facts.counts, facts.seconds, strict=True)),
         final_s=facts.final_s / facts.slots,
         trials=tuple(_row(trial, search, entries[trial.name]) for trial in search.trials),
-        eliminations=tuple(eliminations),
+        eliminations=eliminations,
         delivered=best.name if best is not None else None,
         delivered_why=_delivered_why(search, best) if best is not None else "",
         runner_up=_runner_up(search),
@@ -179,17 +178,16 @@ def _delivered_why(search: Halving, best: Trial) -> str:
         than = "" if best.previous is None else f", no less than the {accuracies[best.previous].percent} before it"
         return f"the model of the final training: {reached}{than}"
     finals = [trial for trial in search.trials if trial.final]
-    shares = {number: accuracy.share for number, accuracy in accuracies.items()}
-    final = max(finals, key=lambda trial: shares.get(trial.number, -1.0), default=None)
-    if final is None:
+    reached_by_final = [accuracies[trial.number] for trial in finals if trial.number in accuracies]
+    if not finals:
         why = "there was no time for a final training"
-    elif final.number in accuracies:
-        why = f"the final training reached only {accuracies[final.number].percent}"
+    elif reached_by_final:
+        best_final = max(reached_by_final, key=lambda accuracy: accuracy.share)
+        why = f"the final training reached only {best_final.percent}"
     else:
-        score = search.scores.get(final.number)
-        why = (
-            f"the final training left no model ({score.reason if isinstance(score, FailedTrial) else 'it still runs'})"
-        )
+        score = search.scores.get(finals[0].number)
+        left = score.reason if isinstance(score, FailedTrial) else "it still runs"
+        why = f"the final training left no model ({left})"
     return f"the model of {rung_name(best.rung)}: {reached}; {why}"
 
 

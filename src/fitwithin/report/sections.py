@@ -218,8 +218,7 @@ def _phases(report: Report) -> Table:
         (Column("Peak memory", number=True), [format_or_dash(peak, format_size) for peak in peaks]),
         (Column("Entries", number=True, rank=1), [str(count) for count in (*entries, sum(entries))]),
     ]
-    table = table_by_column("What each phase took", columns, len(phases))
-    return table if phases else table._replace(rows=())
+    return table_by_column("What each phase took", columns, len(phases))
 
 
 def _facts(caption: str, facts: Mapping[str, Any], nothing: str = DASH) -> Table:
@@ -250,8 +249,7 @@ def _ranked(report: Report) -> list[CandidateRow]:
     """Trained by validation accuracy, the winner first among equals; then planned, failed and rejected."""
 
     def key(row: CandidateRow) -> tuple[int, float, bool]:
-        order = STATUSES.index(row.status) if row.status in STATUSES else len(STATUSES)
-        return order, -row.validation.share if row.validation else 0.0, row.name != report.winner
+        return STATUSES.index(row.status), -row.validation.share if row.validation else 0.0, row.name != report.winner
 
     return sorted(report.candidates, key=key)
 

@@ -111,15 +111,8 @@ def is_plan(report: Report) -> bool:
 
 
 def delivered_method(report: Report) -> MethodRow | None:
-    """The row that is the result of the run, as the report marks it.
-
-    Where none is marked: the winner's with the best validation accuracy, the later of equals; test accuracy has no say.
-    """
-    marked = next((method for method in report.methods if method.delivered), None)
-    own = [method for method in report.methods if method.candidate == report.winner]
-    return marked or max(
-        reversed(own), key=lambda method: method.validation.share if method.validation else -1.0, default=None
-    )
+    """The row that is marked as the result of the run; None without one."""
+    return next((method for method in report.methods if method.delivered), None)
 
 
 def format_amount(value: float, unit: str) -> str:
