@@ -38,6 +38,8 @@ LAYER_OF = {place: number for number, (_, places) in enumerate(LAYERS) for place
 TORCH = {
     "data.batches",
     "data.prefetch",
+    "engine.cuda",
+    "engine.device",
     "inference.predictor",
     "profiling.probe",
     "profiling.screen",

@@ -6,7 +6,7 @@
     │   ├── BudgetError         2   the limits leave no room for even one candidate
     │   └── RunFolderError      2   the output folder: taken, unwritable, or not a run
     ├── DeviceError             3   the device: absent, or it does not do what its driver promised
-    │   ├── OutOfMemory         3   the memory cap was reached (raised by engine/device.py and engine/cuda.py alone)
+    │   ├── OutOfMemory         3   the memory cap was reached (recognised in engine/memory.py alone)
     │   │   └── DeviceFull      3   others left less of the device's memory than the cap
     │   ├── CaptureError        3   a step or pass cannot be recorded as a CUDA graph; it can still run
     │   ├── LoaderTimeout       3   the loaders make no more batches; another process may continue
