@@ -587,7 +587,7 @@ class _Reference:
 
 def call(**words: Any) -> TaskRequest:
     usual = {"number": "1", "job": None, "device": CPU, "until_at": 1e6, "left_s": 100.0, "cache": "/x"}
-    return TaskRequest(**{**usual, "called_at": time.time(), **words})
+    return TaskRequest(**{**usual, "called_at": time.time(), "jobs_per_host": 1, "expected": None, **words})
 
 
 def test_the_end_is_the_drivers_whatever_the_worker_believes_the_time_to_be() -> None:
