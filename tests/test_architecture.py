@@ -50,7 +50,6 @@ TORCH = {
     "training.evaluation",
     "training.learner",
     "training.loop",
-    "training.loss_meter",
     "training.model",
     "training.optimizer",
     "training.trainer",

@@ -44,9 +44,10 @@ from fitwithin.training.evaluation import feeder_rings
 from fitwithin.training.learner import Learner
 from fitwithin.training.model import load
 from fitwithin.training.progress import EvalEstimate, TrialProgress
-from fitwithin.training.schedule import cosine, steps_end_at
+from fitwithin.training.schedule import steps_end_at
 from simulated.clock import SimulatedClock
 from simulated.run import on_cpu
+from training.test_schedule import cosine
 
 CANDIDATE = Candidate(model="test_efficientnet", train_px=32, precision="fp32")
 BATCH, STEPS, N_TRAIN, N_VAL = 8, 36, 32, 8  # 4 steps an epoch
