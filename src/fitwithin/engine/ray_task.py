@@ -202,7 +202,7 @@ def _objection(call: TaskRequest, job: Job, facts: dict[str, Any]) -> Failure | 
                 reason=f"node {_node()} has {name} {facts.get(name)}, another has {call.expected.get(name)}; "
                 f"a run needs nodes of one kind with the same libraries",
             )
-    # The folders are there on the driver; where a node does not see them, a turn would leave its model nowhere.
+    # The folders are there on the driver; a node that does not see them would leave a model nowhere.
     for path in [job.setting.pack, *([job.folder] if isinstance(job, TrainJob | EvaluateJob) else [])]:
         if not Path(path).is_dir():
             return Failure(
