@@ -35,7 +35,7 @@ def test_the_rate_never_rises(total: int, data: st.DataObject) -> None:
     assert 0.0 <= cosine(step + 1, total) <= cosine(step, total) <= 1.0
 
 
-def test_a_turn_of_one_step_trains() -> None:
+def test_a_trial_of_one_step_trains() -> None:
     assert cosine(0, 1) == 1.0
 
 
@@ -82,7 +82,7 @@ def test_a_frozen_schedule_keeps_its_steps_while_there_is_time(
 
 
 @given(st.integers(2, 50), st.floats(0.1, 5), st.booleans())
-def test_when_time_is_over_the_turn_is_cut(planned: int, step_s: float, frozen: bool) -> None:
+def test_when_time_is_over_the_trial_is_cut(planned: int, step_s: float, frozen: bool) -> None:
     schedule = schedule_of(planned, 0.0, step_s, frozen=frozen)
     schedule.step = 1
     schedule.observe(0.0)
@@ -205,7 +205,7 @@ def act(schedule: Schedule, slower: float = 1.0, *, change_s: float = 0.0, since
 
 
 @given(st.integers(10, 2000))
-def test_a_frozen_turn_spends_the_shares_of_its_steps_at_each_size(planned: int) -> None:
+def test_a_frozen_trial_spends_the_shares_of_its_steps_at_each_size(planned: int) -> None:
     sizes, _ = act(staged(planned, 1e9, frozen=True))
     counts = [sizes.count(px) for px in (96, 128, 160)]
     assert sizes == sorted(sizes)
@@ -220,7 +220,7 @@ def test_a_frozen_turn_spends_the_shares_of_its_steps_at_each_size(planned: int)
 def test_whatever_the_pace_sizes_never_fall_and_time_is_kept(
     planned: int, slower: float, share: float, change_s: float
 ) -> None:
-    """The whole turn at its planned pace takes 2.2 s a step."""
+    """The whole trial at its planned pace takes 2.2 s a step."""
     for open_ended in (False, True):
         ends_at = 2.3 * planned + 2 * change_s
         schedule = staged(planned, ends_at, open_ended=open_ended, change_s=change_s)
@@ -232,7 +232,7 @@ def test_whatever_the_pace_sizes_never_fall_and_time_is_kept(
 
 
 @given(st.integers(100, 1500), st.floats(0.4, 1.5))
-def test_an_open_ended_turn_fills_its_time_at_any_steady_pace(planned: int, slower: float) -> None:
+def test_an_open_ended_trial_fills_its_time_at_any_steady_pace(planned: int, slower: float) -> None:
     ends_at = 2.2 * planned
     sizes, now = act(staged(planned, ends_at, open_ended=True), slower)
     assert now >= ends_at - 8 * slower, "time for a step or more was left over"
@@ -252,7 +252,7 @@ def test_the_first_steps_at_a_size_say_nothing_of_the_pace() -> None:
 
 
 @given(st.integers(40, 800), st.floats(0.3, 1.4), st.integers(1, 3), st.floats(0, 20))
-def test_an_open_ended_turn_validates_its_last_epochs_once_each(
+def test_an_open_ended_trial_validates_its_last_epochs_once_each(
     planned: int, slower: float, validate_last_epochs: int, validation_s: float
 ) -> None:
     """The end moves on while validations take less than was kept for them; the last one is at the end."""

@@ -83,7 +83,8 @@ class PrefetchLoader:
         #: All of its memory, which is the host's.
         self.capacity_bytes = HEADER + sum(rings)
         self._pin = pin
-        self._pinned = False
+        #: The memory's address once it is pinned.
+        self._pinned_at = 0
         self._supervisor = 0
         self._opened = 0
         #: If a batch takes more seconds, the processes hang: it is ``stalled``, and no stream can be opened any more.
@@ -118,8 +119,8 @@ class PrefetchLoader:
         needed_bytes = ring_bytes([(batches.size, batches.px)])
         free = [n for n, size in enumerate(self._rings) if not self._current[n] and size >= needed_bytes]
         assert free, "no ring is free that has room"
-        if self._pin and not self._pinned:
-            self._register()
+        if self._pin and not self._pinned_at:
+            self._pin_memory()
         ring, self._opened = free[0], self._opened + 1
         self._current[ring] = self._opened
         opened = Stream(self, self._memory, self._opened, self._starts[ring], batches, until_at)
@@ -166,22 +167,19 @@ class PrefetchLoader:
             code = os.waitstatus_to_exitcode(status)
             raise DataError(f"a process that loads images died (status {code}); the machine may be short of memory")
 
-    def _register(self) -> None:
-        size = self.capacity_bytes
-        if failed := int(torch.cuda.cudart().cudaHostRegister(self._address(), size, 0)):  # type: ignore[no-untyped-call]
+    def _pin_memory(self) -> None:
+        size, address = self.capacity_bytes, int(self._current.ctypes.data)
+        if failed := int(torch.cuda.cudart().cudaHostRegister(address, size, 0)):  # type: ignore[no-untyped-call]
             raise DeviceError(f"{size} bytes of host memory could not be pinned for the GPU (CUDA error {failed})")
-        self._pinned = True
-
-    def _address(self) -> int:
-        return int(np.frombuffer(self._memory, np.uint8).ctypes.data)
+        self._pinned_at = address
 
     def close(self) -> None:
         """End the processes. The memory goes with the last batch that is held."""
-        if self._pinned:
+        if self._pinned_at:
             with suppress(RuntimeError):  # after an error of CUDA's nothing works; the process is about to end
                 torch.cuda.synchronize()
-                torch.cuda.cudart().cudaHostUnregister(self._address())  # type: ignore[no-untyped-call]
-            self._pinned = False
+                torch.cuda.cudart().cudaHostUnregister(self._pinned_at)  # type: ignore[no-untyped-call]
+            self._pinned_at = 0
         for command in self._commands:
             command.close()
         self._commands = []

@@ -183,8 +183,8 @@ class Cuda:
 HELD_BLOCK_BYTES = 2 * 2**20
 
 
-def hold(index: int, free_bytes: int) -> tuple[int, torch.Tensor]:
-    """Take the GPU's memory but ``free_bytes``: the bytes that are free then, and the tensor that holds the rest.
+def hold(index: int, free_bytes: int) -> torch.Tensor:
+    """A tensor that takes the GPU's memory but ``free_bytes``, while it lives.
 
     Libraries choose algorithms by the free memory (cuDNN's workspaces, pytorch#69688), so a cap alone does not show
     what a smaller card would do.
@@ -200,5 +200,4 @@ def hold(index: int, free_bytes: int) -> tuple[int, torch.Tensor]:
             f"only {format_size(free)} of the device are free, no card of {format_size(free_bytes)} can be emulated"
         )
     blocks = (free - free_bytes) // HELD_BLOCK_BYTES
-    held = torch.empty(blocks * HELD_BLOCK_BYTES, dtype=torch.uint8, device="cuda")
-    return int(torch.cuda.mem_get_info(index)[0]), held
+    return torch.empty(blocks * HELD_BLOCK_BYTES, dtype=torch.uint8, device="cuda")

@@ -117,8 +117,7 @@ def moved(job: Job, seconds: float) -> Job:
 class _Kept:
     """A process server, and a file without a name for what its workers print."""
 
-    def __init__(self, device: DeviceName, cache: str) -> None:
-        self.key = _key(device, cache)
+    def __init__(self, device: DeviceName) -> None:
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the server lives
         self._read = 0
         self.local = Local(device, Path(f"/proc/self/fd/{self._words.fileno()}"))
@@ -136,30 +135,22 @@ class _Kept:
         self._words.close()
 
 
-#: The one of this Ray worker process.
-_kept: _Kept | None = None
-
-
-def _key(device: DeviceName, cache: str) -> tuple[DeviceName | str | None, ...]:
-    """What a server's children inherit: the next task in this worker may get another GPU."""
-    return device, cache, os.environ.get("CUDA_VISIBLE_DEVICES")
+#: The one of this Ray worker process, by what its children inherit: device, cache, and the GPU that Ray shows the task.
+_kept: dict[tuple[DeviceName, str, str | None], _Kept] = {}
 
 
 def _keep(device: DeviceName, cache: str) -> _Kept:
-    global _kept
-    if _kept is not None and _kept.key != _key(device, cache):
+    key = (device, cache, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if key not in _kept:
         _drop()
-    if _kept is None:
         os.environ["FITWITHIN_CACHE"] = cache
-        _kept = _Kept(device, cache)
-    return _kept
+        _kept[key] = _Kept(device)
+    return _kept[key]
 
 
 def _drop() -> None:
-    global _kept
-    if _kept is not None:
-        _kept.close()
-    _kept = None
+    while _kept:
+        _kept.popitem()[1].close()
 
 
 def carry_out(call: TaskRequest, board: Any) -> TaskResponse:
@@ -187,7 +178,7 @@ def carry_out(call: TaskRequest, board: Any) -> TaskResponse:
         return TaskResponse(outcome=outcome, facts=facts, progress=last, words=kept.words())
     except (FitwithinError, OSError, EOFError) as error:
         # The server is gone or cannot start: the next task in this worker has another one.
-        words = _kept.words() if _kept is not None else b""
+        words = b"".join(kept.words() for kept in _kept.values())
         _drop()
         failure = Failure(kind="died", reason=f"on node {_node()}: {error}")
         return TaskResponse(outcome=failure, facts=facts, lost=True, progress=last, words=words)

@@ -123,13 +123,6 @@ class CompareResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reserved:
-    """The bytes that are free now."""
-
-    free_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainResult:
     """How a trial ended.
 
