@@ -38,6 +38,8 @@ LAYER_OF = {place: number for number, (_, places) in enumerate(LAYERS) for place
 TORCH = {
     "data.batches",
     "data.prefetch",
+    "engine.cuda",
+    "engine.device",
     "inference.predictor",
     "profiling.probe",
     "profiling.screen",
@@ -48,7 +50,6 @@ TORCH = {
     "training.evaluation",
     "training.learner",
     "training.loop",
-    "training.loss_meter",
     "training.model",
     "training.optimizer",
     "training.trainer",

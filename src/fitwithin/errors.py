@@ -1,4 +1,17 @@
-"""The exceptions of fitwithin; ``exit_code`` is that of a command which such an error ends.
+"""The exceptions of fitwithin, and the exit code with which each ends a command.
+
+    FitwithinError              1   any of those below
+    ├── UsageError              2   what was asked for cannot be done as asked
+    │   ├── DataError           2   the images: none, one class, a class too small, unreadable
+    │   ├── BudgetError         2   the limits leave no room for even one candidate
+    │   └── RunFolderError      2   the output folder: taken, unwritable, or not a run
+    ├── DeviceError             3   the device: absent, or it does not do what its driver promised
+    │   ├── OutOfMemory         3   the memory cap was reached (recognised in engine/memory.py alone)
+    │   │   └── DeviceFull      3   others left less of the device's memory than the cap
+    │   ├── CaptureError        3   a step or pass cannot be recorded as a CUDA graph; it can still run
+    │   ├── LoaderTimeout       3   the loaders make no more batches; another process may continue
+    │   └── PeerLost            3   a process that shares the job is gone
+    └── TrainingError           4   nothing that was tried left a usable model
 
 A message is a sentence: the value, the limit, and what to do next.
 """
@@ -13,13 +26,13 @@ class FitwithinError(Exception):
 
 
 class UsageError(FitwithinError):
-    """What was asked for cannot be done as asked."""
+    """The request cannot be carried out as written; nothing was spent or written."""
 
     exit_code = 2
 
 
 class DataError(UsageError):
-    """The images do not do: there are none, only one class, a class that is too small, or files that cannot be read."""
+    """The folder of images cannot serve as a classification data set."""
 
 
 class BudgetError(UsageError):
@@ -31,13 +44,13 @@ class RunFolderError(UsageError):
 
 
 class DeviceError(FitwithinError):
-    """The device is absent, or does not do what its driver promised."""
+    """The device is absent or cannot do what is asked."""
 
     exit_code = 3
 
 
 class OutOfMemory(DeviceError):
-    """The memory cap was reached. Only engine/device.py and engine/cuda.py raise this."""
+    """An allocation went past the memory cap."""
 
 
 class DeviceFull(OutOfMemory):

@@ -27,7 +27,7 @@ from typing import Any
 
 from fitwithin.engine.jobs import CompareJob, EvaluateJob, ProbeJob, ReserveMemoryJob, Seat, TrainJob
 from fitwithin.engine.launch import ENDED, MESSAGE, READY, STARTED
-from fitwithin.engine.results import Failure, FailureKind, Progress, Reserved
+from fitwithin.engine.results import Failure, FailureKind, Progress
 from fitwithin.errors import FitwithinError, LoaderTimeout, OutOfMemory, PeerLost
 from fitwithin.machine import die_with_parent
 
@@ -117,11 +117,11 @@ def _hold(job: ReserveMemoryJob, connection: Connection) -> None:
     from fitwithin.engine import cuda
 
     try:
-        free_bytes, held = cuda.hold(job.device.index, job.free_bytes)
+        held = cuda.hold(job.device.index, job.free_bytes)
     except FitwithinError as error:
         connection.send(("done", Failure(kind="error", reason=str(error))))
         return
-    connection.send(("done", Reserved(free_bytes=free_bytes)))
+    connection.send(("done", None))
     with suppress(EOFError):
         connection.recv()  # nothing comes: in the end the other side closes
     del held

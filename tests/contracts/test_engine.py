@@ -84,7 +84,7 @@ class Bench:
         )
 
     def train(self, folder: Path, steps: int, *, until_s: float = 60.0, told: list[Progress] | None = None) -> Any:
-        """What comes of a turn that believes it has a minute."""
+        """What comes of a trial that believes it has a minute."""
         seen = told if told is not None else []
         until_at = self.engine.now() + until_s
         return self.engine.run(self.train_job(folder, steps), until_at=until_at, on_progress=seen.append)
@@ -239,7 +239,7 @@ def test_training_leaves_a_model_and_tells_how_it_goes(bench: Bench, tmp_path: P
     assert 0 < length < (tmp_path / WEIGHTS).stat().st_size  # a safetensors header
 
     begun_at = bench.engine.now()
-    assert bench.train(tmp_path, steps) == done, "a finished turn is told again, not trained again"
+    assert bench.train(tmp_path, steps) == done, "a finished trial is told again, not trained again"
     assert bench.engine.now() - begun_at < 10
 
     views = tuple(views_of((32, 48), flips=True))
@@ -301,7 +301,7 @@ def test_a_job_beyond_its_end_is_a_deadline_and_returns_in_time(bench: Bench, tm
     assert 2.0 <= took_s < 2.6
 
 
-def test_a_turn_that_knows_its_end_leaves_in_time(bench: Bench, tmp_path: Path) -> None:
+def test_a_trial_that_knows_its_end_leaves_in_time(bench: Bench, tmp_path: Path) -> None:
     now = bench.engine.now()
     job = replace(bench.train_job(tmp_path, 10**6), until_at=now + 7.0)
     done = bench.engine.run(job, until_at=now + 9.0, on_progress=lambda progress: None)
@@ -364,7 +364,7 @@ def test_a_crew_has_several_jobs_at_work_at_once(bench: Bench, tmp_path: Path) -
 
 
 def staying(bench: Bench, folder: Path, within_s: float, **of: Any) -> TrainJob:
-    """A turn whose process stays for the evaluation of its model; both have so many seconds."""
+    """A trial whose process stays for the evaluation of its model; both have so many seconds."""
     until_at = bench.engine.now() + within_s
     job = replace(bench.train_job(folder, 10**6), until_at=until_at, evaluation_s=3.0, **of)
     evaluation = EvaluateJob(
@@ -385,9 +385,9 @@ def carried_out(bench: Bench, job: Any) -> Any:
 
 @pytest.fixture
 def stayers(bench: Bench) -> Bench:
-    """Those whose turns' processes can stay."""
+    """Those whose trials' processes can stay."""
     if not bench.engine.evaluates_in_process:
-        pytest.skip("its turns' processes do not stay")
+        pytest.skip("its trials' processes do not stay")
     return bench
 
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fitwithin.data.dataset import Broken, Dataset, Sample, drop_broken
-from fitwithin.data.image_folder import scan
-from fitwithin.data.splits import random_split
+from fitwithin.data.image_folder import random_split, scan
 from fitwithin.errors import DataError
 
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -41,6 +40,10 @@ def flat(root: Path, **sizes: int) -> Path:
 
 def splits(dataset: Dataset) -> dict[str, str]:
     return {sample.path: sample.split for sample in dataset.samples}
+
+
+def of(dataset: Dataset, split: str) -> list[Sample]:
+    return [sample for sample in dataset.samples if sample.split == split]
 
 
 # --- the split
@@ -143,7 +146,7 @@ def test_three_folders_are_kept(tmp_path: Path) -> None:
         ("valid/dog/b.png", 1, "val"),
     ]
     assert dataset.counts() == {"train": 2, "val": 2, "test": 1}
-    assert [s.path for s in dataset.of("test")] == ["test/cat/c.png"]
+    assert [s.path for s in of(dataset, "test")] == ["test/cat/c.png"]
     assert dataset.ignored == 2
     assert dataset.split_why == "train, val, test as the folders have them"
 
@@ -188,7 +191,7 @@ def test_unlabelled_test(tmp_path: Path) -> None:
     flat(tmp_path / "train", cat=5, dog=5)
     tree(tmp_path, "test/1.png", "test/2.png")
     dataset = scan(tmp_path)
-    assert [s.label for s in dataset.of("test")] == [-1, -1]
+    assert [s.label for s in of(dataset, "test")] == [-1, -1]
     assert dataset.split_why.endswith("the test images are unlabelled, so test figures will be missing")
 
 
@@ -290,7 +293,7 @@ def broken(*paths: str) -> list[Broken]:
 def test_without_drops_and_checks_again(tmp_path: Path) -> None:
     dataset = scan(flat(tmp_path, cat=10, dog=10))
     assert drop_broken(dataset, []) is dataset
-    gone = dataset.of("train")[0].path
+    gone = of(dataset, "train")[0].path
     left = drop_broken(dataset, broken(gone))
     assert {*splits(dataset)} - {*splits(left)} == {gone}
     assert left.fingerprint == dataset.fingerprint
@@ -298,4 +301,4 @@ def test_without_drops_and_checks_again(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no image to train the class 'cat' once the 10 unreadable files are left out"):
         drop_broken(dataset, broken(*cats))
     with pytest.raises(DataError, match=r"no image to validate on once the 2 unreadable"):
-        drop_broken(dataset, broken(*(s.path for s in dataset.of("val"))))
+        drop_broken(dataset, broken(*(s.path for s in of(dataset, "val"))))

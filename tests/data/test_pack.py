@@ -75,7 +75,7 @@ def assert_matches(pack: Pack, dataset: Dataset) -> None:
     assert list(pack.paths) == [s.path for s in dataset.samples]
     assert pack.labels.tolist() == [s.label for s in dataset.samples]
     for split in ("train", "val", "test"):
-        assert [pack.paths[i] for i in pack.indices(split)] == [s.path for s in dataset.of(split)]
+        assert [pack.paths[i] for i in pack.indices(split)] == [s.path for s in dataset.samples if s.split == split]
     for i, sample in enumerate(dataset.samples):
         assert np.array_equal(pack.image(i), np.asarray(read_rgb(dataset.root / sample.path)))
     assert len(pack) == len(dataset.samples)
@@ -417,16 +417,6 @@ def test_the_slower_thread_takes_the_faster_ones_pack(dataset: Dataset, cache: P
     assert len(packs) == 2
     for pack in packs:
         assert_matches(pack, dataset)
-    assert len(os.listdir(cache / "packs")) == 1
-
-
-def test_a_damaged_pack_that_appears_meanwhile_is_replaced(dataset: Dataset, cache: Path) -> None:
-    def intrude(done: int, total: int) -> None:
-        if done == total:
-            location(dataset, 32).mkdir()
-            (location(dataset, 32) / "images.u8").write_bytes(b"half")
-
-    assert_matches(build(dataset, 32, on_progress=intrude), dataset)
     assert len(os.listdir(cache / "packs")) == 1
 
 

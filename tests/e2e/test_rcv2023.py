@@ -110,7 +110,7 @@ def test_the_challenges_folder_becomes_class_folders(tmp_path: Path, entry: Modu
     dataset = scan(entry.arranged(tmp_path / "data", tmp_path / "links"))
     assert dataset.classes == tuple(sorted(COLOURS))
     assert dataset.counts() == {"train": 48, "val": 18, "test": len(truth)}
-    assert all(sample.label == -1 for sample in dataset.of("test"))
+    assert all(sample.label == -1 for sample in dataset.samples if sample.split == "test")
 
 
 def test_class_folders_stay_as_they_are(tmp_path: Path, entry: ModuleType) -> None:

@@ -132,7 +132,7 @@ def asked(**words: Any) -> Request:
 
 @pytest.fixture
 def run(ground: Ground, tmp_path: Path) -> Iterator[RunContext]:
-    """A run that stands before its first turn."""
+    """A run that stands before its first trial."""
     request = asked()
     with ground.site.open(request, None) as engine:
         began_at = engine.now()
@@ -151,11 +151,11 @@ def run(ground: Ground, tmp_path: Path) -> Iterator[RunContext]:
         )
 
 
-#: Of a turn's training: two or three seconds, more than twice the assassin's patience.
+#: Of a trial's training: two or three seconds, more than twice the assassin's patience.
 STEPS = 200
 
 
-def turn(px: int, *, steps: int = STEPS, allotted_s: float = 40.0) -> TrialPlan:
+def trial(px: int, *, steps: int = STEPS, allotted_s: float = 40.0) -> TrialPlan:
     """Some seconds of training at that size."""
     return TrialPlan(
         candidate=Candidate(model="test_resnet", train_px=px, precision="fp32"),
@@ -176,25 +176,25 @@ def turn(px: int, *, steps: int = STEPS, allotted_s: float = 40.0) -> TrialPlan:
     )
 
 
-def planned(run: RunContext, *turns: TrialPlan) -> Plan:
-    return Plan(trials=turns, rejections=(), request=run.request, fingerprint="", frozen=True)
+def planned(run: RunContext, *trials: TrialPlan) -> Plan:
+    return Plan(trials=trials, rejections=(), request=run.request, fingerprint="", frozen=True)
 
 
 @dataclass
 class Assassin:
-    """A thread that strikes at random moments of a turn, ``a_turn`` times in each of ``turns``, ``wanted`` in all.
+    """A thread that strikes at random moments of a trial, ``a_trial`` times in each of ``trials``, ``wanted`` in all.
 
-    From the second strike of a turn on there is a checkpoint to go on from.
+    From the second strike of a trial on there is a checkpoint to go on from.
 
-    ``struck`` is what it did: the turn, and the steps that had been taken at the turn's last checkpoint.
+    ``struck`` is what it did: the trial, and the steps that had been taken at the trial's last checkpoint.
     """
 
     ground: Ground
     run: RunContext
-    turns: tuple[TrialPlan, ...]
+    trials: tuple[TrialPlan, ...]
     strike: Callable[[Target], None]
     rng: random.Random
-    a_turn: int
+    a_trial: int
     wanted: int
     struck: list[tuple[str, int]] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
@@ -203,7 +203,7 @@ class Assassin:
         while not self.over.is_set() and len(self.struck) < self.wanted:
             name = self.at()
             strikes = sum(name == other for other, _ in self.struck)
-            target = self.ground.at_work() if name and strikes < self.a_turn else None
+            target = self.ground.at_work() if name and strikes < self.a_trial else None
             if target is None or name is None or (strikes and not self.steps_saved(name)):
                 time.sleep(0.02)
                 continue
@@ -219,18 +219,18 @@ class Assassin:
                 until(lambda server=target[0]: _gone(server), 4.0, why="the server outlived its Ray worker")
 
     def steps_saved(self, name: str) -> int:
-        """The steps that had been taken at the turn's last checkpoint."""
-        mine = next(each for each in self.turns if each.candidate.name == name)
+        """The steps that had been taken at the trial's last checkpoint."""
+        mine = next(each for each in self.trials if each.candidate.name == name)
         left = read_json(TrainResult, train_phase.turn_folder(self.run.folder, mine) / SALVAGE)
         return left.steps if left else 0
 
     def at(self) -> str | None:
-        """The turn whose entry is open."""
+        """The trial whose entry is open."""
         return next((entry.key for entry in self.run.accountant.ledger().entries if entry.charged_s is None), None)
 
 
 def carried_out(run: RunContext, plan: Plan, assassin: Assassin) -> dict[str, TrainResult]:
-    """The plan's turns, trained while somebody strikes; what the books must tell afterwards."""
+    """The plan's trials, trained while somebody strikes; what the books must tell afterwards."""
     thread = threading.Thread(target=assassin, name="assassin")
     began_at = run.accountant.started_at
     thread.start()
@@ -261,16 +261,16 @@ def carried_out(run: RunContext, plan: Plan, assassin: Assassin) -> dict[str, Tr
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("wanted", [2, pytest.param(20, marks=pytest.mark.soak)])
-def test_killed_workers_cost_no_turn(
+def test_killed_workers_cost_no_trial(
     ground: Ground, run: RunContext, monkeypatch: pytest.MonkeyPatch, wanted: int
 ) -> None:
-    """kill -9, twice a turn: of the Ray worker, with which its server and its job die, then of the job's process alone.
+    """kill -9, twice a trial: of the Ray worker, with which its server and its job die, then of the job alone.
 
-    The turn goes on from its checkpoint and ends whole.
+    The trial goes on from its checkpoint and ends whole.
     """
     monkeypatch.setattr(train_phase, "checkpoint_every_s", lambda *_: 0.2)
     sizes = range(24, 24 + wanted + 2, 2)
-    plan = planned(run, *(turn(px) for px in sizes))
+    plan = planned(run, *(trial(px) for px in sizes))
 
     killed: list[int] = []
 
@@ -279,13 +279,13 @@ def test_killed_workers_cost_no_turn(
         killed.append(job if len(killed) % 2 else worker)
         os.kill(killed[-1], signal.SIGKILL)
 
-    assassin = Assassin(ground, run, plan.trials, kill, random.Random(0), a_turn=2, wanted=wanted)
+    assassin = Assassin(ground, run, plan.trials, kill, random.Random(0), a_trial=2, wanted=wanted)
     begun_at = time.monotonic()
     outcomes = carried_out(run, plan, assassin)
     took_s = time.monotonic() - begun_at
     killed = {name for name, _ in assassin.struck}
     print(
-        f"{len(assassin.struck)} kills in {len(killed)} of {len(plan.trials)} turns, {took_s:.1f} s: {assassin.struck}"
+        f"{len(assassin.struck)} kills in {len(killed)} of {len(plan.trials)} trials, {took_s:.1f} s: {assassin.struck}"
     )
     assert len(assassin.struck) >= wanted
     assert all((trained.ended, trained.steps) == ("complete", STEPS) for trained in outcomes.values())
@@ -295,8 +295,10 @@ def test_killed_workers_cost_no_turn(
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("wanted", [1, pytest.param(3, marks=pytest.mark.soak)])
-def test_lost_nodes_cost_no_turn(ground: Ground, run: RunContext, monkeypatch: pytest.MonkeyPatch, wanted: int) -> None:
-    """The node that a turn is at work on is lost; others take over."""
+def test_lost_nodes_cost_no_trial(
+    ground: Ground, run: RunContext, monkeypatch: pytest.MonkeyPatch, wanted: int
+) -> None:
+    """The node that a trial is at work on is lost; others take over."""
     monkeypatch.setattr(train_phase, "checkpoint_every_s", lambda *_: 0.2)
 
     def lose(target: Target) -> None:
@@ -310,8 +312,8 @@ def test_lost_nodes_cost_no_turn(ground: Ground, run: RunContext, monkeypatch: p
 
     for _ in range(wanted):
         ground.add_node()
-    plan = planned(run, *(turn(px) for px in (32, 40, 48)[:wanted]))
-    assassin = Assassin(ground, run, plan.trials, lose, random.Random(1), a_turn=1, wanted=wanted)
+    plan = planned(run, *(trial(px) for px in (32, 40, 48)[:wanted]))
+    assassin = Assassin(ground, run, plan.trials, lose, random.Random(1), a_trial=1, wanted=wanted)
     begun_at = time.monotonic()
     outcomes = carried_out(run, plan, assassin)
     print(f"{len(assassin.struck)} nodes lost in {time.monotonic() - begun_at:.1f} s: {assassin.struck}")
@@ -323,7 +325,7 @@ def test_lost_nodes_cost_no_turn(ground: Ground, run: RunContext, monkeypatch: p
 
 
 def train_job(run: RunContext, folder: Path, **changes: Any) -> TrainJob:
-    """A turn that would last for a minute."""
+    """A trial that would last for a minute."""
     job = TrainJob(
         setting=run.setting,
         candidate=Candidate(model="test_resnet", train_px=32, precision="fp32"),
@@ -348,7 +350,7 @@ def test_a_killed_worker_died_and_says_so(ground: Ground, run: RunContext, tmp_p
             with suppress(ProcessLookupError):
                 os.kill(target[1], signal.SIGKILL)
 
-    job = train_job(run, tmp_path / "turn")
+    job = train_job(run, tmp_path / "trial")
     ended = run.engine.run(job, until_at=job.until_at, on_progress=kill)
     assert isinstance(ended, Failure)
     assert ended.kind == "died"
@@ -368,7 +370,7 @@ def test_a_lost_worker_says_nothing_of_the_batch_that_was_tried(ground: Ground, 
 
     thread = threading.Thread(target=kill)
     thread.start()
-    job = ProbeJob(setting=run.setting, candidate=turn(32).candidate, batch=8, timed=True)
+    job = ProbeJob(setting=run.setting, candidate=trial(32).candidate, batch=8, timed=True)
     found = run.engine.run(job, until_at=run.engine.now() + 120, on_progress=lambda progress: None)
     thread.join()
     assert len(killed) == 2
@@ -386,7 +388,7 @@ def test_the_server_alone_is_replaced(ground: Ground, run: RunContext, tmp_path:
             with suppress(ProcessLookupError):
                 os.kill(target[0], signal.SIGKILL)
 
-    job = train_job(run, tmp_path / "turn")
+    job = train_job(run, tmp_path / "trial")
     ended = run.engine.run(job, until_at=job.until_at, on_progress=kill)
     assert isinstance(ended, Failure)
     assert ended.kind == "died"
@@ -402,7 +404,7 @@ def test_a_job_that_falls_silent_hangs(ground: Ground, run: RunContext, tmp_path
         for pid in target[2] if target else []:
             os.kill(pid, signal.SIGSTOP)
 
-    job = train_job(run, tmp_path / "turn", heartbeat_timeout_s=2.0)
+    job = train_job(run, tmp_path / "trial", heartbeat_timeout_s=2.0)
     ended = run.engine.run(job, until_at=job.until_at, on_progress=stop)
     assert isinstance(ended, Failure)
     assert (ended.kind, ended.reason) == ("hung", "nothing was heard of the worker for 2 s")
@@ -420,7 +422,7 @@ def test_a_ray_worker_that_stands_still_is_given_up_at_the_end(ground: Ground, r
             os.kill(target[1], signal.SIGSTOP)
 
     until_at = run.engine.now() + 6.0
-    ended = run.engine.run(train_job(run, tmp_path / "turn", until_at=until_at), until_at=until_at, on_progress=stop)
+    ended = run.engine.run(train_job(run, tmp_path / "trial", until_at=until_at), until_at=until_at, on_progress=stop)
     late_s = run.engine.now() - until_at
     assert isinstance(ended, Failure)
     assert ended.kind == "deadline"
@@ -443,7 +445,7 @@ def test_without_the_board_a_job_goes_on(ground: Ground, run: RunContext, tmp_pa
         heard.append(progress)
 
     until_at = run.engine.now() + 60.0
-    job = train_job(run, tmp_path / "turn", steps=150, until_at=until_at)
+    job = train_job(run, tmp_path / "trial", steps=150, until_at=until_at)
     done = run.engine.run(job, until_at=until_at, on_progress=kill)
     assert isinstance(done, TrainResult), done
     assert heard
@@ -480,7 +482,7 @@ def test_several_threads_have_jobs_on_several_nodes(ground: Ground, run: RunCont
 
 @pytest.mark.slow
 def test_closing_ends_what_is_at_work(ground: Ground, run: RunContext, tmp_path: Path) -> None:
-    job = train_job(run, tmp_path / "turn")
+    job = train_job(run, tmp_path / "trial")
     with ThreadPoolExecutor(1) as pool:
         ended = pool.submit(run.engine.run, job, until_at=job.until_at, on_progress=lambda progress: None)
         target = until(ground.at_work, 20, why="it is at work")
@@ -497,7 +499,7 @@ def test_closing_ends_what_is_at_work(ground: Ground, run: RunContext, tmp_path:
 def test_a_node_that_does_not_see_the_data_says_which_and_what_to_do(
     ground: Ground, run: RunContext, tmp_path: Path
 ) -> None:
-    job = train_job(run, tmp_path / "turn")
+    job = train_job(run, tmp_path / "trial")
     ended = run.engine.run(
         replace(job, setting=replace(job.setting, pack="elsewhere")), until_at=job.until_at, on_progress=lambda _: None
     )
@@ -538,7 +540,7 @@ def test_on_gpus_a_task_holds_a_whole_one_of_the_kind_there_is_most_of(
             (server,) = [pid for pid, parent, _ in ground.servers() if "A" in _kind_of(ground, nodes, parent)]
             environment = Path(f"/proc/{server}/environ").read_bytes().split(b"\0")
             assert {b"CUDA_VISIBLE_DEVICES=0", b"CUDA_VISIBLE_DEVICES=1"} & set(environment)
-            job = train_job(run, tmp_path / "turn")
+            job = train_job(run, tmp_path / "trial")
             job = replace(job, setting=replace(job.setting, device=DeviceName(kind="cuda")))
             ended = engine.run(job, until_at=job.until_at, on_progress=lambda progress: None)
             assert isinstance(ended, Failure)
@@ -587,7 +589,7 @@ class _Reference:
 
 def call(**words: Any) -> TaskRequest:
     usual = {"number": "1", "job": None, "device": CPU, "until_at": 1e6, "left_s": 100.0, "cache": "/x"}
-    return TaskRequest(**{**usual, "called_at": time.time(), **words})
+    return TaskRequest(**{**usual, "called_at": time.time(), "jobs_per_host": 1, "expected": None, **words})
 
 
 def test_the_end_is_the_drivers_whatever_the_worker_believes_the_time_to_be() -> None:
@@ -635,7 +637,7 @@ def test_what_workers_print_comes_back_once_and_not_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))
-    kept = remote._Kept(CPU, str(tmp_path))
+    kept = remote._Kept(CPU)
     try:
         assert kept.words() == b""
         with kept.local.server.log.open("ab") as log:  # type: ignore[union-attr]

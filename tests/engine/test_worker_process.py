@@ -34,7 +34,7 @@ def test_a_probe_needs_what_the_largest_of_them_needs() -> None:
     assert merged([first]) == first
 
 
-def test_a_turn_is_told_by_the_first_with_the_peak_of_the_largest() -> None:
+def test_a_trial_is_told_by_the_first_with_the_peak_of_the_largest() -> None:
     assert merged([trained(10, 0.5), trained(20, 0.7)]) == trained(20, 0.5)
 
 

@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from fitwithin.engine.results import CARD, CHECKPOINT, WEIGHTS
 from fitwithin.errors import LoaderTimeout, PeerLost
 from fitwithin.machine import DeviceName
 from fitwithin.training import loop
-from fitwithin.training import trainer as turns
+from fitwithin.training import trainer as trainers
 from fitwithin.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
 from fitwithin.training.evaluation import feeder_rings
 from fitwithin.training.learner import Learner
@@ -148,11 +148,11 @@ def test_the_slices_of_an_update_are_the_batch_of_one_process(
             assert np.array_equal(np.concatenate(found), expected)
 
 
-# --- a turn ----------------------------------------------------------------------------------------------------------
+# --- a trial ---------------------------------------------------------------------------------------------------------
 
 
-def turn(images: Pack, folder: Path, **changed: Any) -> TrainJob:
-    """A turn of two processes: nine epochs of updates of BATCH images."""
+def trial(images: Pack, folder: Path, **changed: Any) -> TrainJob:
+    """A trial of two processes: nine epochs of updates of BATCH images."""
     usual = job(images, folder, **changed)
     return replace(usual, setting=replace(usual.setting, data_parallel=2))
 
@@ -186,12 +186,12 @@ def advanced(
 
 
 def ended_at(folder: Path) -> float:
-    """The instant at which the later of both turns came to its end. (Leaving a process takes time besides.)"""
+    """The instant at which the later of both trials came to its end. (Leaving a process takes time besides.)"""
     return max(float(path.read_text()) for path in folder.glob("ended-*"))
 
 
-def test_a_turn_of_two_takes_the_same_steps_in_both(images: Pack, tmp_path: Path) -> None:
-    wanted = turn(images, tmp_path / "turn")
+def test_a_trial_of_two_takes_the_same_steps_in_both(images: Pack, tmp_path: Path) -> None:
+    wanted = trial(images, tmp_path / "trial")
     (first, steps), (second, other_steps) = advanced(images, wanted, tmp_path / "meet")
     assert (first.ended, first.steps, first.epochs) == ("complete", STEPS, 9.0)
     assert second.steps == first.steps
@@ -206,7 +206,7 @@ def test_a_turn_of_two_takes_the_same_steps_in_both(images: Pack, tmp_path: Path
 
 def test_a_deadline_ends_both_at_the_same_step(images: Pack, tmp_path: Path) -> None:
     until_at = time.monotonic() + 5.0
-    wanted = turn(images, tmp_path / "turn", steps=100_000, until_at=until_at)
+    wanted = trial(images, tmp_path / "trial", steps=100_000, until_at=until_at)
     (first, steps), (second, other_steps) = advanced(images, wanted, tmp_path / "meet")
     assert ended_at(tmp_path / "meet") <= until_at
     assert (first.ended, first.steps) == ("shortened", second.steps)
@@ -214,8 +214,8 @@ def test_a_deadline_ends_both_at_the_same_step(images: Pack, tmp_path: Path) -> 
     assert steps[-1][1] == 0.0
 
 
-def test_an_open_ended_turn_of_two_uses_its_time_up(images: Pack, tmp_path: Path) -> None:
-    wanted = turn(images, tmp_path / "turn", steps=10, until_at=time.monotonic() + 6.0, stages=STAGES)
+def test_an_open_ended_trial_of_two_uses_its_time_up(images: Pack, tmp_path: Path) -> None:
+    wanted = trial(images, tmp_path / "trial", steps=10, until_at=time.monotonic() + 6.0, stages=STAGES)
     wanted = replace(wanted, open_ended=True)
     recipe = replace(wanted.setting.recipe, validate_last_epochs=1)
     wanted = replace(wanted, setting=replace(wanted.setting, recipe=recipe))
@@ -233,24 +233,24 @@ def test_an_open_ended_turn_of_two_uses_its_time_up(images: Pack, tmp_path: Path
     [((), {"color_jitter": 0.2, "cutmix": 0.3, "optimizer": "muon", "lr": 1e-3}), (STAGES, {})],
     ids=["augmented, with Muon", "three sizes"],
 )
-def test_killed_and_carried_on_gives_the_bytes_of_an_uninterrupted_turn(
+def test_killed_and_carried_on_gives_the_bytes_of_an_uninterrupted_trial(
     images: Pack, tmp_path: Path, stages: tuple[Stage, ...], augmented: dict[str, Any]
 ) -> None:
     """The model has dropout and batch norm; each process draws its own augmentation, and goes on drawing it."""
-    calm = turn(images, tmp_path / "whole", frozen=True, stages=stages)
+    calm = trial(images, tmp_path / "whole", frozen=True, stages=stages)
     calm = replace(calm, setting=replace(calm.setting, recipe=replace(calm.setting.recipe, **augmented)))
     (whole, _), _ = advanced(images, calm, tmp_path / "meet")
     often = replace(calm, folder=str(tmp_path / "killed"), save_s=0.0, checkpoint_every_s=1e-9)
 
     def dies_at(step: int, rank: int, team: ProcessGroup) -> None:
-        write = turns.write_checkpoint
+        write = trainers.write_checkpoint
 
         def note(path: Path, learner: Learner, facts: dict[str, Any]) -> None:
             write(path, learner, facts)
             if facts["step"] == step and team.rank == rank:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        turns.write_checkpoint = note
+        trainers.write_checkpoint = note
 
     killed, left = advanced(images, often, tmp_path / "meet", partial(dies_at, 5, 0))
     assert killed == -signal.SIGKILL
@@ -283,7 +283,9 @@ def test_weights_that_are_no_numbers_in_one_send_both_back(images: Pack, tmp_pat
 
         Learner.step = step  # type: ignore[method-assign]
 
-    (first, steps), (second, other_steps) = advanced(images, turn(images, tmp_path / "turn"), tmp_path / "meet", spoil)
+    (first, steps), (second, other_steps) = advanced(
+        images, trial(images, tmp_path / "trial"), tmp_path / "meet", spoil
+    )
     assert (first.ended, first.steps, first.nan_restarts, second.nan_restarts) == ("complete", STEPS, 1, 1)
     assert steps == other_steps
 
@@ -302,7 +304,7 @@ def torn_off(team: ProcessGroup) -> None:
 
 
 def test_a_loader_that_hangs_early_lets_other_processes_go_on(images: Pack, tmp_path: Path) -> None:
-    wanted = turn(images, tmp_path / "hung", frozen=True, loader_timeout_s=1.0)
+    wanted = trial(images, tmp_path / "hung", frozen=True, loader_timeout_s=1.0)
     for told, steps in advanced(images, wanted, tmp_path / "meet", torn_off):
         assert (told, len(steps)) == ("no batch came within 1 s after step 10", 10)
     (outcome, steps), _ = advanced(images, wanted, tmp_path / "meet")
@@ -311,25 +313,24 @@ def test_a_loader_that_hangs_early_lets_other_processes_go_on(images: Pack, tmp_
     assert (tmp_path / "hung" / WEIGHTS).read_bytes() == (tmp_path / "calm" / WEIGHTS).read_bytes()
 
 
-def test_a_loader_that_hangs_late_ends_the_turn_with_what_there_is(images: Pack, tmp_path: Path) -> None:
+def test_a_loader_that_hangs_late_ends_the_trial_with_what_there_is(images: Pack, tmp_path: Path) -> None:
     def late(team: ProcessGroup) -> None:
         torn_off(team)
-        turns.RESTARTS = 10**6
+        trainers.RESTARTS = 10**6
 
-    wanted = turn(images, tmp_path / "turn", loader_timeout_s=1.0)
+    wanted = trial(images, tmp_path / "trial", loader_timeout_s=1.0)
     (first, _), (second, _) = advanced(images, wanted, tmp_path / "meet", late)
     assert (first.ended, first.steps, second.ended, second.steps) == ("cut", 10, "cut", 10)
-    assert (tmp_path / "turn" / WEIGHTS).is_file()
+    assert (tmp_path / "trial" / WEIGHTS).is_file()
 
 
 # --- who is alone ----------------------------------------------------------------------------------------------------
 
 
 def test_one_that_is_alone_says_what_it_was_told() -> None:
-    batches: Iterator[int] = iter([1, 2])
-    assert SINGLE_PROCESS.lockstep(batches) is batches
+    assert list(SINGLE_PROCESS.lockstep(iter([1, 2]))) == [1, 2]
     assert SINGLE_PROCESS.broadcast([3, True]) == [3, True]
-    assert SINGLE_PROCESS.all_reduce_max(3, 4) == [3, 4]
+    assert SINGLE_PROCESS.max(3) == 3
     assert (SINGLE_PROCESS.any(True), SINGLE_PROCESS.any(False)) == (True, False)
     assert SINGLE_PROCESS.gather("x") == ["x"]
     assert init_process_group(Seat()) is SINGLE_PROCESS

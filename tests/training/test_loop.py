@@ -39,14 +39,15 @@ from fitwithin.errors import LoaderTimeout, TrainingError
 from fitwithin.files import read_json
 from fitwithin.training import evaluation, loop, progress
 from fitwithin.training import learner as learners
-from fitwithin.training import trainer as turns
+from fitwithin.training import trainer as trainers
 from fitwithin.training.evaluation import feeder_rings
 from fitwithin.training.learner import Learner
 from fitwithin.training.model import load
 from fitwithin.training.progress import EvalEstimate, TrialProgress
-from fitwithin.training.schedule import cosine, steps_end_at
+from fitwithin.training.schedule import steps_end_at
 from simulated.clock import SimulatedClock
 from simulated.run import on_cpu
+from training.test_schedule import cosine
 
 CANDIDATE = Candidate(model="test_efficientnet", train_px=32, precision="fp32")
 BATCH, STEPS, N_TRAIN, N_VAL = 8, 36, 32, 8  # 4 steps an epoch
@@ -82,7 +83,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Pack:
 
 
 def job(images: Pack, folder: Path, **changed: Any) -> TrainJob:
-    """A turn of nine epochs with ample time."""
+    """A trial of nine epochs with ample time."""
     setting = on_cpu("upright", pack=str(images.folder))
     usual = TrainJob(
         setting=setting,
@@ -109,7 +110,7 @@ def advance(wanted: TrainJob, images: Pack, emit: Any = None, evaluator: Any = N
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimulatedClock:
-    """The turn's and the test's: time passes by steps alone, as planned (slow ones, so that they are few), and by what
+    """The trial's and the test's: time passes by steps alone, as planned (slow ones, so that they are few), and by what
     a test adds.
 
     The loaders go by the true one, which is far behind: they do not run out of time.
@@ -122,7 +123,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimulatedClock:
 
     simulated = SimpleNamespace(monotonic=clock.now, sleep=clock.sleep)
     monkeypatch.setattr(Learner, "step", step)
-    monkeypatch.setattr(turns, "time", simulated)
+    monkeypatch.setattr(trainers, "time", simulated)
     monkeypatch.setitem(globals(), "time", simulated)
     monkeypatch.setitem(globals(), "STEP_S", 0.08)
     return clock
@@ -142,7 +143,7 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return seen
 
 
-def test_a_complete_turn_anneals_to_exactly_zero(images: Pack, tmp_path: Path, rates: list[float]) -> None:
+def test_a_complete_trial_anneals_to_exactly_zero(images: Pack, tmp_path: Path, rates: list[float]) -> None:
     wanted = job(images, tmp_path)
     told: list[Progress] = []
     outcome = advance(wanted, images, told.append)
@@ -161,7 +162,7 @@ def test_a_complete_turn_anneals_to_exactly_zero(images: Pack, tmp_path: Path, r
     assert read_json(TrainResult, tmp_path / OUTCOME) == outcome
 
 
-def test_a_turn_that_has_ended_is_not_taken_again(images: Pack, tmp_path: Path, rates: list[float]) -> None:
+def test_a_trial_that_has_ended_is_not_taken_again(images: Pack, tmp_path: Path, rates: list[float]) -> None:
     first = advance(job(images, tmp_path, steps=6), images)
     weights = (tmp_path / WEIGHTS).read_bytes()
     rates.clear()
@@ -183,7 +184,7 @@ class Foreseeing:
 
 
 def staying(images: Pack, folder: Path, within_s: float, **changed: Any) -> TrainJob:
-    """A turn of as many steps as there is time for, whose process stays for the evaluation."""
+    """A trial of as many steps as there is time for, whose process stays for the evaluation."""
     now = time.monotonic()
     wanted = job(images, folder, steps=10**6, until_at=now + within_s)
     evaluation = EvaluateJob(
@@ -207,7 +208,7 @@ def once(wanted: TrainJob) -> TrainJob:
 
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize(("rehearsed_s", "planned_s"), [(3.0, 5.0), (60.0, 3.0)])
-def test_a_turn_whose_process_stays_ends_in_time_for_the_evaluation(
+def test_a_trial_whose_process_stays_ends_in_time_for_the_evaluation(
     images: Pack, tmp_path: Path, rates: list[float], rehearsed_s: float, planned_s: float
 ) -> None:
     """As it was tried out, but never sooner than was planned for another process."""
@@ -239,7 +240,7 @@ def test_validation_has_the_time_that_was_tried_out(images: Pack, tmp_path: Path
 def test_who_was_never_validated_may_take_the_time_of_later_sizes_for_it(
     images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_s: float, validated: bool
 ) -> None:
-    """A validation that takes a second longer than was to be seen loses a turn only where there is one size."""
+    """A validation that takes a second longer than was to be seen loses a trial only where there is one size."""
     asked: list[float] = []
 
     def slow(*_: Any, until_at: float, **__: Any) -> int | None:
@@ -247,7 +248,7 @@ def test_who_was_never_validated_may_take_the_time_of_later_sizes_for_it(
         time.sleep(1.0)
         return 5 if time.monotonic() < until_at else None
 
-    monkeypatch.setattr(turns, "count_correct", slow)
+    monkeypatch.setattr(trainers, "count_correct", slow)
     wanted = once(staying(images, tmp_path, 8.0, evaluation_s=3.0))
     outcome = advance(wanted, images, evaluator=Foreseeing(3.0, first_s=first_s))
     assert asked == [pytest.approx(steps_end_at(wanted, 0.0, first_s))]
@@ -270,18 +271,18 @@ def test_a_checkpoint_that_is_due_before_the_end_is_counted_with(
 
 @pytest.mark.usefixtures("clock")
 def test_what_a_checkpoint_takes_is_measured(images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, found = turns.write_checkpoint, list[float]()
+    write, found = trainers.write_checkpoint, list[float]()
 
     def slow(*told: Any) -> None:
         time.sleep(0.3)
         write(*told)
 
-    class Seen(turns.Trainer):
+    class Seen(trainers.Trainer):
         def finish(self) -> TrainResult:
             found.append(self.progress.checkpoint_s)
             return super().finish()
 
-    monkeypatch.setattr(turns, "write_checkpoint", slow)
+    monkeypatch.setattr(trainers, "write_checkpoint", slow)
     monkeypatch.setattr(loop, "Trainer", Seen)
     advance(job(images, tmp_path), images)
     assert found == [pytest.approx(0.3)]
@@ -293,7 +294,7 @@ def test_what_a_validation_found_is_there_if_the_process_is_ended_after_it(
     def finish(self: Any) -> TrainResult:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(turns.Trainer, "finish", finish)
+    monkeypatch.setattr(trainers.Trainer, "finish", finish)
     with pytest.raises(KeyboardInterrupt):
         advance(job(images, tmp_path), images)
     left = read_json(TrainResult, tmp_path / SALVAGE)
@@ -307,7 +308,7 @@ def test_weights_that_are_the_saved_models_own_are_not_loaded_for_its_evaluation
 ) -> None:
     """Others are: an earlier validation had found the best model."""
     answers, evaluator = iter(found), Foreseeing(0.1)
-    monkeypatch.setattr(turns, "count_correct", lambda *_, **__: next(answers))
+    monkeypatch.setattr(trainers, "count_correct", lambda *_, **__: next(answers))
     advance(job(images, tmp_path, steps=12), images, evaluator=evaluator)
     assert evaluator.saved_dir == (str(tmp_path) if held else "")
 
@@ -322,7 +323,7 @@ def test_the_best_model_is_kept_the_later_on_a_tie(
         seen.append({name: value.clone() for name, value in learner.net.state_dict().items()})
         return next(answers)
 
-    monkeypatch.setattr(turns, "count_correct", count)
+    monkeypatch.setattr(trainers, "count_correct", count)
     outcome = advance(job(images, tmp_path, steps=12), images)
     assert outcome.best == max(found)
     saved = load(tmp_path, torch.device("cpu"))[0].state_dict()
@@ -330,7 +331,7 @@ def test_the_best_model_is_kept_the_later_on_a_tie(
     assert any(not torch.equal(saved[name], value) for name, value in seen[kept - 1].items())
 
 
-def test_a_loss_that_is_never_a_number_again_ends_the_turn_and_leaves_a_model(
+def test_a_loss_that_is_never_a_number_again_ends_the_trial_and_leaves_a_model(
     images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take, taken = Learner.step, []
@@ -385,7 +386,7 @@ def test_weights_that_are_no_numbers_are_taken_back(
 
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("frozen", [False, True])
-def test_a_near_deadline_ends_the_turn_in_time_with_a_model(
+def test_a_near_deadline_ends_the_trial_in_time_with_a_model(
     images: Pack, tmp_path: Path, rates: list[float], frozen: bool
 ) -> None:
     until_at = time.monotonic() + 4.0
@@ -429,7 +430,7 @@ def test_progressive_resizing_trains_on_each_size_in_turn(
 
 
 @pytest.mark.usefixtures("clock")
-def test_an_open_ended_turn_uses_its_time_up(images: Pack, tmp_path: Path, rates: list[float]) -> None:
+def test_an_open_ended_trial_uses_its_time_up(images: Pack, tmp_path: Path, rates: list[float]) -> None:
     """Planned for far fewer steps than there is time for; the validation at its end and the model are within."""
     wanted = job(images, tmp_path, steps=10, until_at=time.monotonic() + 6.0, open_ended=True)
     recipe_ = replace(wanted.setting.recipe, validate_last_epochs=1)
@@ -441,7 +442,7 @@ def test_an_open_ended_turn_uses_its_time_up(images: Pack, tmp_path: Path, rates
 
 
 def elsewhere(images: Pack, wanted: TrainJob, dies_at: int) -> tuple[int, list[int]]:
-    """Run the turn in another process, killed at its ``dies_at``-th checkpoint; its exit code and checkpoints.
+    """Run the trial in another process, killed at its ``dies_at``-th checkpoint; its exit code and checkpoints.
 
     The process is a fork, which spares the import of torch. (Fresh ones are killed in tests/e2e/test_kill.py.)
     """
@@ -449,7 +450,7 @@ def elsewhere(images: Pack, wanted: TrainJob, dies_at: int) -> tuple[int, list[i
     written.unlink(missing_ok=True)
 
     def work() -> None:
-        write, steps = turns.write_checkpoint, list[str]()
+        write, steps = trainers.write_checkpoint, list[str]()
 
         def note(path: Path, learner: Learner, facts: dict[str, Any]) -> None:
             write(path, learner, facts)
@@ -458,7 +459,7 @@ def elsewhere(images: Pack, wanted: TrainJob, dies_at: int) -> tuple[int, list[i
             if len(steps) == dies_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        turns.write_checkpoint = note
+        trainers.write_checkpoint = note
         advance(wanted, images)
 
     code = os.waitstatus_to_exitcode(os.waitpid(_fork(work), 0)[1])
@@ -506,7 +507,7 @@ def test_sizes_follow_each_other_on_canvases_too(
     ],
     ids=["one size", "three sizes", "three sizes on canvases", "augmented, with Muon"],
 )
-def test_killed_twice_and_carried_on_gives_the_bytes_of_an_uninterrupted_turn(
+def test_killed_twice_and_carried_on_gives_the_bytes_of_an_uninterrupted_trial(
     images: Pack, tmp_path: Path, stages: tuple[Stage, ...], augmented: dict[str, Any], canvas_px: int | None
 ) -> None:
     """The model has dropout and batch norm: generator and running statistics must be carried on too."""
@@ -541,7 +542,7 @@ class TornOff(TrainBatches):
         return super().prepare(number)
 
 
-def test_a_loader_that_hangs_shortens_the_turn(images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loader_that_hangs_shortens_the_trial(images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "TrainBatches", TornOff)
     until_at = time.monotonic() + 4.0
     outcome = advance(job(images, tmp_path, until_at=until_at), images)
@@ -568,7 +569,7 @@ def test_a_loader_that_hangs_late_is_not_waited_for(
     images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "TrainBatches", TornOff)
-    monkeypatch.setattr(turns, "RESTARTS", 10**6)
+    monkeypatch.setattr(trainers, "RESTARTS", 10**6)
     begun_at = time.monotonic()
     outcome = advance(job(images, tmp_path, loader_timeout_s=1.0), images)
     assert time.monotonic() - begun_at < 20.0

@@ -1,13 +1,25 @@
 """Laws of the schedule: within the plan, within the time, and down to a learning rate of exactly 0."""
 
 import math
+from typing import Any
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fitwithin.engine.jobs import Stage
 from fitwithin.recipe import SCHEDULES
-from fitwithin.training.schedule import PRIOR_STEPS, Schedule, cosine, rate_factor
+from fitwithin.training.schedule import PRIOR_STEPS, Schedule, rate_factor
+
+
+def cosine(step: int, total: int) -> float:
+    """The factor of a cosine without warm-up."""
+    return rate_factor(step, total, "cosine", 0.0)
+
+
+def schedule_of(planned: int, ends_at: float, step_s: float = 1.0, **more: Any) -> Schedule:
+    """A schedule of one image size."""
+    stages = (Stage(since=0.0, px=0, step_s=step_s),)
+    return Schedule(planned=planned, training_ends_at=ends_at, stages=stages, **more)
 
 
 @given(st.integers(2, 10**6))
@@ -23,7 +35,7 @@ def test_the_rate_never_rises(total: int, data: st.DataObject) -> None:
     assert 0.0 <= cosine(step + 1, total) <= cosine(step, total) <= 1.0
 
 
-def test_a_turn_of_one_step_trains() -> None:
+def test_a_trial_of_one_step_trains() -> None:
     assert cosine(0, 1) == 1.0
 
 
@@ -47,7 +59,7 @@ paces = st.lists(st.floats(0.01, 30), min_size=1, max_size=60)
 def test_never_beyond_the_plan_and_annealed_unless_cut(
     planned: int, ends_at: float, planned_step_s: float, taken: list[float]
 ) -> None:
-    schedule = Schedule(planned=planned, training_ends_at=ends_at, planned_step_s=planned_step_s)
+    schedule = schedule_of(planned, ends_at, planned_step_s)
     factors, now = play(schedule, taken)
     assert schedule.step == schedule.total <= planned
     assert len(factors) == schedule.step
@@ -62,7 +74,7 @@ def test_a_frozen_schedule_keeps_its_steps_while_there_is_time(
     planned: int, planned_step_s: float, taken: list[float]
 ) -> None:
     """However slow it is: only the deadline ends it."""
-    schedule = Schedule(planned=planned, training_ends_at=1e9, planned_step_s=planned_step_s, frozen=True)
+    schedule = schedule_of(planned, 1e9, planned_step_s, frozen=True)
     factors, _ = play(schedule, taken)
     assert schedule.step == planned
     assert not schedule.cut
@@ -70,8 +82,8 @@ def test_a_frozen_schedule_keeps_its_steps_while_there_is_time(
 
 
 @given(st.integers(2, 50), st.floats(0.1, 5), st.booleans())
-def test_when_time_is_over_the_turn_is_cut(planned: int, step_s: float, frozen: bool) -> None:
-    schedule = Schedule(planned=planned, training_ends_at=0.0, planned_step_s=step_s, frozen=frozen)
+def test_when_time_is_over_the_trial_is_cut(planned: int, step_s: float, frozen: bool) -> None:
+    schedule = schedule_of(planned, 0.0, step_s, frozen=frozen)
     schedule.step = 1
     schedule.observe(0.0)
     assert schedule.cut
@@ -80,7 +92,7 @@ def test_when_time_is_over_the_turn_is_cut(planned: int, step_s: float, frozen: 
 
 
 def test_overhead_alone_never_cuts() -> None:
-    schedule = Schedule(planned=1000, training_ends_at=100.0, planned_step_s=1.0)
+    schedule = schedule_of(1000, 100.0)
     schedule.step = 90
     schedule.observe(99.0, 40.0)
     assert (schedule.total, schedule.cut, schedule.lr_factor) == (91, False, 0.0)
@@ -88,7 +100,7 @@ def test_overhead_alone_never_cuts() -> None:
 
 def test_overhead_shortens_what_is_left() -> None:
     def total(overhead_s: float) -> int:
-        schedule = Schedule(planned=1000, training_ends_at=100.0, planned_step_s=1.0)
+        schedule = schedule_of(1000, 100.0)
         schedule.observe(0.0, overhead_s)
         return schedule.total
 
@@ -100,14 +112,14 @@ def test_overhead_shortens_what_is_left() -> None:
 def test_a_slow_start_does_not_shorten_for_good(planned: int, step_s: float, slower: float) -> None:
     """The first three steps (compilation, a cold loader) may be slow; if time allows for all steps, all are taken."""
     lost_s = 3 * (slower - 1) * step_s
-    schedule = Schedule(planned=planned, training_ends_at=planned * step_s * 1.02 + lost_s, planned_step_s=step_s)
+    schedule = schedule_of(planned, planned * step_s * 1.02 + lost_s, step_s)
     factors, _ = play(schedule, [slower * step_s] * 3 + [step_s])
     assert schedule.step == planned
     assert factors[-1] == 0.0
 
 
 def test_one_wild_reading_counts_ten_times_at_most() -> None:
-    schedule = Schedule(planned=1000, training_ends_at=1e9, planned_step_s=1.0)
+    schedule = schedule_of(1000, 1e9)
     schedule.observe(0.0)
     schedule.step = 1
     schedule.observe(1e6)
@@ -115,7 +127,7 @@ def test_one_wild_reading_counts_ten_times_at_most() -> None:
 
 
 def test_a_pause_is_no_step() -> None:
-    schedule = Schedule(planned=1000, training_ends_at=1e9, planned_step_s=1.0)
+    schedule = schedule_of(1000, 1e9)
     schedule.observe(0.0)
     schedule.step = 1
     schedule.pause()
@@ -125,7 +137,7 @@ def test_a_pause_is_no_step() -> None:
 
 @given(st.floats(1.0, 3.0))
 def test_a_machine_that_slows_down_gets_fewer_annealed_steps(slower: float) -> None:
-    schedule = Schedule(planned=1000, training_ends_at=1020.0, planned_step_s=1.0)
+    schedule = schedule_of(1000, 1020.0)
     factors, now = play(schedule, [1.0] * 300 + [slower])
     assert factors[-1] == 0.0
     assert now <= 1020.0 + slower
@@ -150,7 +162,8 @@ def test_a_rate_rises_and_then_falls_to_exactly_nothing(total: int, shape: str, 
 
 @given(step=st.integers(0, 500), total=st.integers(1, 500))
 def test_without_a_warm_up_the_cosine_is_the_papers(step: int, total: int) -> None:
-    assert rate_factor(step, total) == cosine(step, total)
+    paper = 0.5 * (1.0 + math.cos(math.pi * min(step, total - 1) / (total - 1))) if total > 1 else 1.0
+    assert cosine(step, total) == paper
 
 
 # --- progressive resizing ---------------------------------------------------------------------------------------------
@@ -163,7 +176,6 @@ def staged(
     return Schedule(
         planned=planned,
         training_ends_at=ends_at,
-        planned_step_s=1.0,
         frozen=frozen,
         open_ended=open_ended,
         stages=(
@@ -193,7 +205,7 @@ def act(schedule: Schedule, slower: float = 1.0, *, change_s: float = 0.0, since
 
 
 @given(st.integers(10, 2000))
-def test_a_frozen_turn_spends_the_shares_of_its_steps_at_each_size(planned: int) -> None:
+def test_a_frozen_trial_spends_the_shares_of_its_steps_at_each_size(planned: int) -> None:
     sizes, _ = act(staged(planned, 1e9, frozen=True))
     counts = [sizes.count(px) for px in (96, 128, 160)]
     assert sizes == sorted(sizes)
@@ -208,7 +220,7 @@ def test_a_frozen_turn_spends_the_shares_of_its_steps_at_each_size(planned: int)
 def test_whatever_the_pace_sizes_never_fall_and_time_is_kept(
     planned: int, slower: float, share: float, change_s: float
 ) -> None:
-    """The whole turn at its planned pace takes 2.2 s a step."""
+    """The whole trial at its planned pace takes 2.2 s a step."""
     for open_ended in (False, True):
         ends_at = 2.3 * planned + 2 * change_s
         schedule = staged(planned, ends_at, open_ended=open_ended, change_s=change_s)
@@ -220,7 +232,7 @@ def test_whatever_the_pace_sizes_never_fall_and_time_is_kept(
 
 
 @given(st.integers(100, 1500), st.floats(0.4, 1.5))
-def test_an_open_ended_turn_fills_its_time_at_any_steady_pace(planned: int, slower: float) -> None:
+def test_an_open_ended_trial_fills_its_time_at_any_steady_pace(planned: int, slower: float) -> None:
     ends_at = 2.2 * planned
     sizes, now = act(staged(planned, ends_at, open_ended=True), slower)
     assert now >= ends_at - 8 * slower, "time for a step or more was left over"
@@ -240,13 +252,13 @@ def test_the_first_steps_at_a_size_say_nothing_of_the_pace() -> None:
 
 
 @given(st.integers(40, 800), st.floats(0.3, 1.4), st.integers(1, 3), st.floats(0, 20))
-def test_an_open_ended_turn_validates_its_last_epochs_once_each(
+def test_an_open_ended_trial_validates_its_last_epochs_once_each(
     planned: int, slower: float, validate_last_epochs: int, validation_s: float
 ) -> None:
     """The end moves on while validations take less than was kept for them; the last one is at the end."""
     epoch, kept_s = planned / 8, 1.5 * validation_s
     ends_at = planned + validate_last_epochs * kept_s
-    schedule = Schedule(planned=planned, training_ends_at=ends_at, planned_step_s=1.0, open_ended=True)
+    schedule = schedule_of(planned, ends_at, open_ended=True)
     made: list[int] = []
     now = 0.0
 

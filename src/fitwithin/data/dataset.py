@@ -53,10 +53,9 @@ class Broken:
 class Dataset:
     """A folder of labelled images, sorted by path, each in exactly one split.
 
-    ``fingerprint`` is a BLAKE2b digest (32 hex digits) over every image's relative path, size in bytes and first
-    64 KiB, in the order of the paths (data/fingerprint.py). It covers a split that the folders
-    state, for that is part of the path, but not one drawn from the seed. ``split_why`` says where the split came from;
-    ``ignored`` counts the files left out: no images, or images outside every class folder.
+    ``fingerprint`` is a digest of the images in the order of their paths (data/fingerprint.py). It covers a split that
+    the folders state, which is part of the path, but not one drawn from the seed. ``split_why`` says where the split
+    came from; ``ignored`` counts the files left out: no images, or images outside every class folder.
     """
 
     root: Path
@@ -71,13 +70,9 @@ class Dataset:
         found = Counter(sample.split for sample in self.samples)
         return {split: found[split] for split in SPLITS}
 
-    def of(self, split: str) -> tuple[Sample, ...]:
-        """The samples of one split, in order."""
-        return tuple(sample for sample in self.samples if sample.split == split)
-
 
 def drop_broken(dataset: Dataset, broken: Sequence[Broken]) -> Dataset:
-    """The data set without its broken samples; the fingerprint stays, for it names what is in the folder.
+    """The data set without its broken samples; the fingerprint stays, since the folder does.
 
     Raises:
         DataError: what is left is no longer a valid data set.
@@ -116,7 +111,7 @@ def check(root: Path, classes: Sequence[str], samples: Sequence[Sample], *, afte
 
 
 class Images(Protocol):
-    """What a run needs to know of packed images (:class:`fitwithin.data.pack.Pack` is one)."""
+    """The part of :class:`fitwithin.data.pack.Pack` that a run uses."""
 
     @property
     def folder(self) -> Path:

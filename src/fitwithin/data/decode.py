@@ -41,14 +41,13 @@ UNREADABLE: tuple[type[Exception], ...] = (
 
 
 def read_rgb(file: Path | BinaryIO, *, at_least: int | None = None) -> Image.Image:
-    """An image file as 8-bit RGB: upright, transparency laid on white, 16 bits scaled, the first frame of a film.
+    """An image file as 8-bit RGB: upright, transparency laid on white, the first frame of a film; without warnings.
 
     16-bit grey is divided by 257; wider integers (mode I beyond 65535) and floats are stretched from their minimum
-    and maximum. ``at_least`` lets a JPEG be decoded at a half, quarter or eighth when both sides keep that many pixels.
-    Emits no Python warning, in any thread.
+    and maximum. ``at_least`` lets a JPEG be decoded at a half, quarter or eighth if both sides keep that many pixels.
 
     Raises:
-        OSError, ValueError, SyntaxError and the rest of ``UNREADABLE``: the file is damaged or no image.
+        OSError and the rest of ``UNREADABLE``: the file is damaged or no image.
     """
     with _quiet_pillow():
         try:
@@ -110,10 +109,10 @@ _quiet_scope: warnings.catch_warnings[None] | None = None
 
 @contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """Silence Pillow's warnings (bombs, odd EXIF, odd TIFF tags): a damaged file shows by an error of UNREADABLE.
+    """Silence Pillow's warnings (bombs, odd EXIF, odd TIFF tags): a damaged file raises one of UNREADABLE.
 
-    ``catch_warnings`` saves and restores process-wide filters, so overlapping threads would undo one another: the
-    first one in sets the filter, the last one out restores what was there.
+    ``catch_warnings`` changes process-wide filters, so overlapping threads would undo one another: the first one in
+    sets the filter, the last one out restores the old filters.
     """
     global _quiet_depth, _quiet_scope
     with _quiet_lock:

@@ -1,6 +1,6 @@
-"""Folders of images become a data set: who belongs to which class and split.
+"""Folders of images become a data set: the class and the split of each image.
 
-Laid out in one of two ways; data/pack.py decodes the images:
+There are two layouts:
     DATA/{train,val,test}/<class>/...   the folders' own split (val may be called valid or validation)
     DATA/<class>/...                    one folder per class; the split is drawn per class from the seed
 """
@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fitwithin.data.dataset import LAYOUT, SPLITS, Dataset, Sample, check
 from fitwithin.data.decode import is_image
-from fitwithin.data.fingerprint import fingerprint
-from fitwithin.data.splits import random_split
+from fitwithin.data.fingerprint import digest, fingerprint
 from fitwithin.errors import DataError
 
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -30,17 +29,13 @@ class _Folder:
     unlabelled: list[str]
     others: int
 
-    @property
-    def empty(self) -> bool:
-        return not self.unlabelled and not any(self.by_class.values())
-
 
 def scan(root: Path, *, seed: int = 0, cache_dir: Path | None = None) -> Dataset:
     """The data set in a folder; a split the folders do not state is drawn per class from the seed and the paths alone.
 
     Flat folders and ``train`` alone are drawn 80/10/10; ``train`` and ``test`` without ``val`` give 10 % of train to
-    val; ``train`` and ``val`` without ``test`` go without. A file that cannot be read stays in: decoding reports it.
-    In the folder ``cache_dir`` it is recorded what was read, so that files that did not change are not read again.
+    val; ``train`` and ``val`` without ``test`` have no test. A file that cannot be read stays in: decoding reports it.
+    ``cache_dir`` is a folder for the fingerprint's records: files that did not change are not read again.
 
     Raises:
         DataError: missing folder, fewer than two classes, a class too small, a class that train does not have.
@@ -50,7 +45,11 @@ def scan(root: Path, *, seed: int = 0, cache_dir: Path | None = None) -> Dataset
         raise DataError(f"the data folder {root} {found}; give a folder laid out as {LAYOUT}")
     layout, notes = _layout(root)
     folders = {split: _collect(root, name) for split, name in layout.items()}
-    folders = {split: folder for split, folder in folders.items() if split == "train" or not folder.empty}
+    folders = {
+        split: folder
+        for split, folder in folders.items()
+        if split == "train" or folder.unlabelled or any(folder.by_class.values())
+    }
     _check_labels(folders)
     flat = layout["train"] == ""
     top = [] if flat else [entry.name for entry in _entries(root) if _is_file(entry)]
@@ -63,7 +62,15 @@ def scan(root: Path, *, seed: int = 0, cache_dir: Path | None = None) -> Dataset
             ignored += len(folder.unlabelled)
 
     classes = tuple(sorted(folders["train"].by_class))
-    samples = _from_folders(folders, classes)
+    labels = {name: label for label, name in enumerate(classes)}
+    samples = [
+        Sample(path=path, label=labels[name], split=split)
+        for split, folder in folders.items()
+        for name, paths in folder.by_class.items()
+        for path in paths
+    ]
+    if "test" in folders:
+        samples += [Sample(path=path, label=-1, split="test") for path in folders["test"].unlabelled]
     if "val" not in folders:
         samples = random_split(samples, seed=seed, with_test="test" not in folders)
     samples = sorted(samples, key=lambda sample: sample.path)
@@ -93,7 +100,7 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    # A dangling link is a file that decoding will report (git-annex leaves such links behind); a pipe is not a file.
+    # A broken link is a file that decoding will report (git-annex leaves such links behind); a pipe is not a file.
     if entry.is_symlink():
         return os.path.isfile(entry.path) or not os.path.exists(entry.path)
     return entry.is_file()
@@ -135,7 +142,7 @@ def _collect(root: Path, name: str) -> _Folder:
 
 
 def _layout(root: Path) -> tuple[dict[str, str], list[str]]:
-    """The folder of each split ({"train": ""} when flat), and what there is to say about folders left out."""
+    """The folder of each split ({"train": ""} if flat), and notes about folders left out."""
     names = [entry.name for entry in _entries(root) if _is_dir(entry)]
     stated: dict[str, str] = {}
     for name in names:
@@ -164,7 +171,7 @@ def _layout(root: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def _check_labels(folders: dict[str, _Folder]) -> None:
-    """Every folder states classes as its split requires, and none that train does not have."""
+    """DataError unless every folder has classes as its split requires, and none that train does not have."""
     train = folders["train"]
     if not train.by_class:
         found = (
@@ -194,20 +201,6 @@ def _check_labels(folders: dict[str, _Folder]) -> None:
             )
 
 
-def _from_folders(folders: dict[str, _Folder], classes: Sequence[str]) -> list[Sample]:
-    """The samples as the folders have them."""
-    labels = {name: label for label, name in enumerate(classes)}
-    samples = [
-        Sample(path=path, label=labels[name], split=split)
-        for split, folder in folders.items()
-        for name, paths in folder.by_class.items()
-        for path in paths
-    ]
-    if "test" in folders:
-        samples += [Sample(path=path, label=-1, split="test") for path in folders["test"].unlabelled]
-    return samples
-
-
 def _split_why(folders: dict[str, _Folder], samples: Sequence[Sample], *, flat: bool, seed: int) -> str:
     if "val" in folders:
         why = f"{', '.join(split for split in SPLITS if split in folders)} as the folders have them"
@@ -223,3 +216,24 @@ def _split_why(folders: dict[str, _Folder], samples: Sequence[Sample], *, flat: 
     if tested[0].label < 0:
         return f"{why}; the test images are unlabelled, so test figures will be missing"
     return why
+
+
+def random_split(samples: Sequence[Sample], *, seed: int, with_test: bool) -> list[Sample]:
+    """Train samples spread over val, test (if asked) and train, class by class.
+
+    They are drawn in the order of BLAKE2b(seed, path), so their order never depends on other files.
+    """
+    by_label: dict[int, list[Sample]] = {}
+    for sample in samples:
+        if sample.split == "train":
+            by_label.setdefault(sample.label, []).append(sample)
+    result = [sample for sample in samples if sample.split != "train"]
+    for mine in by_label.values():
+        mine.sort(key=lambda sample: digest(f"{seed}:{sample.path}".encode("utf-8", "surrogateescape")))
+        tenth = round(len(mine) / 10)
+        n_val = min(max(1, tenth), len(mine) - 1)
+        n_test = tenth if with_test else 0
+        for rank, sample in enumerate(mine):
+            split = "val" if rank < n_val else "test" if rank < n_val + n_test else "train"
+            result.append(replace(sample, split=split))
+    return result

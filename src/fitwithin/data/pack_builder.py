@@ -31,22 +31,21 @@ from PIL import Image, UnidentifiedImageError
 
 from fitwithin.data.dataset import SPLITS, Broken, Dataset, Sample, drop_broken
 from fitwithin.data.decode import UNREADABLE, read_rgb
-from fitwithin.data.fingerprint import Status, mtimes_settled, status_of
+from fitwithin.data.fingerprint import mtimes_settled, status_of
 from fitwithin.data.pack import SCHEMA, Pack, open_pack
 from fitwithin.errors import DataError
 from fitwithin.files import cache_root, write_text_atomic
 from fitwithin.machine import cores
 from fitwithin.units import format_size
 
-CHECK_ALL_BYTES = 4 * 2**30  # up to here every image is checked where the file is not known to be as it was
+#: Up to this size all images are checked if the file may have changed; else so many, drawn at random.
+CHECK_ALL_BYTES, CHECK_SAMPLE = 4 * 2**30, 256
 
-CHECK_SAMPLE = 256  # else this many images drawn at random
-
-#: Of a pack's folder: the status of its pixels' file when they were last checked, all of them.
+#: In a pack's folder: the status of its pixels' file when all of them were last checked.
 CHECKED = "checked.json"
 
-
-MEAN_ASPECT = 1.35  # mean of longer side / shorter side taken for the estimate: between 4:3 and 3:2
+#: Longer side / shorter side, taken for the estimate of space: between 4:3 and 3:2.
+MEAN_ASPECT = 1.35
 
 _WAY_OUT = "free some space or set FITWITHIN_CACHE to a folder on a larger disk"
 
@@ -56,7 +55,7 @@ _NO_ENTRY = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST
 
 
 def location(dataset: Dataset, shorter_px: int) -> Path:
-    """The folder of the pack of these pixels, classes and splits, whether it exists or not."""
+    """The folder of the pack of these pixels, classes and splits; it need not exist."""
     digest = blake2b(digest_size=8)
     for fact in (*dataset.classes, *(f"{s.path}\0{s.label}\0{s.split}" for s in dataset.samples)):
         digest.update(fact.encode("utf-8", "surrogateescape") + b"\n\0")
@@ -72,11 +71,11 @@ def build(
     strict: bool = False,
     before_decoding: Callable[[], None] | None = None,
 ) -> Pack:
-    """The pack of a data set: the stored one when it is complete, undamaged and matches, else one decoded now.
+    """The pack of a data set: the stored one if it is complete, undamaged and matches, else one decoded now.
 
     Images whose shorter side is above ``shorter_px`` are scaled down to it, aspect ratio kept; none is enlarged. Files
     that cannot be decoded are left out and listed in ``broken``; ``strict`` refuses them. ``on_progress`` gets (done,
-    total) after each image; ``before_decoding`` is called if there is anything to decode.
+    total) after each image; ``before_decoding`` is called if something must be decoded.
 
     Raises:
         DataError: no space, a cache that cannot be written, broken files under ``strict``, or too few whole ones.
@@ -108,10 +107,9 @@ def _reusable(target: Path, dataset: Dataset, shorter_px: int) -> Pack | None:
         pack = open_pack(target)
     except DataError:
         return None
-    named = (*pack.paths, *(item.path for item in pack.broken))
     if (pack.fingerprint, pack.shorter_px, pack.classes) != (dataset.fingerprint, shorter_px, dataset.classes):
         return None
-    if sorted(named) != [sample.path for sample in dataset.samples]:
+    if sorted([*pack.paths, *(item.path for item in pack.broken)]) != [sample.path for sample in dataset.samples]:
         return None
     # A file may have been broken by a share that was away for a moment, or mended beyond what the fingerprint reads.
     if any(not isinstance(_decode(dataset.root, item.path, shorter_px), Broken) for item in pack.broken):
@@ -130,23 +128,18 @@ def _build(
     _check_space(dataset, shorter_px, packs)
     with _temporary(target) as folder:
         _write(dataset, shorter_px, folder, on_progress, workers)
-        while True:
-            try:
-                os.rename(folder, target)
-                return open_pack(target)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-            # Another process was faster; its pack is as good as this one, unless it was damaged since.
-            if (theirs := _reusable(target, dataset, shorter_px)) is not None:
-                return theirs
-            _remove(target)
+        try:
+            os.rename(folder, target)
+        except OSError as error:  # another process was faster: its pack is as good as this one
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    return open_pack(target)
 
 
 def _write(
     dataset: Dataset, shorter_px: int, folder: Path, on_progress: Callable[[int, int], None], workers: int
 ) -> None:
-    """The three files of a pack; raises DataError if too few images can be decoded."""
+    """Write the three files of a pack; DataError if too few images can be decoded."""
     kept: list[Sample] = []
     broken: list[Broken] = []
     rows: list[tuple[int, int, int, int]] = []
@@ -191,7 +184,7 @@ def _write(
 
 
 def _decoded(dataset: Dataset, shorter_px: int, workers: int) -> Generator[npt.NDArray[np.uint8] | Broken, None, None]:
-    """Every sample's pixels in order. Pillow frees the interpreter lock; the window bounds what waits in memory."""
+    """Every sample's pixels in order. Pillow frees the interpreter lock; the window bounds the memory."""
     pool = ThreadPoolExecutor(workers)
     try:
         futures = (pool.submit(_decode, dataset.root, sample.path, shorter_px) for sample in dataset.samples)
@@ -226,7 +219,7 @@ def _reason(file: Path, error: Exception) -> str:
 
 
 def _check_space(dataset: Dataset, shorter_px: int, packs: Path) -> None:
-    """Refuses before decoding what will not fit; small images are measured, for they are stored as they are."""
+    """DataError before decoding if the pack will not fit; small images are measured, as they are not scaled."""
     free, n_images = shutil.disk_usage(packs).free, len(dataset.samples)
     needed = int(n_images * shorter_px * shorter_px * 3 * MEAN_ASPECT)
     if needed > free:
@@ -242,7 +235,7 @@ def _check_space(dataset: Dataset, shorter_px: int, packs: Path) -> None:
 
 @contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
-    """A sibling of ``target`` that names its host and process, removed if it is still there at the end."""
+    """A sibling of ``target`` that names its host and process, removed at the end if it is still there."""
     folder = target.with_name(f"{target.name}@{socket.gethostname()}@{os.getpid()}@{secrets.token_hex(4)}")
     folder.mkdir()
     try:
@@ -252,62 +245,37 @@ def _temporary(target: Path) -> Iterator[Path]:
 
 
 def _remove(target: Path) -> None:
-    """Takes ``target`` away whole: renamed first, so that nobody ever opens half of it."""
+    """Remove ``target`` whole: renamed first, so that nobody ever opens half of it."""
     with _temporary(target) as folder, suppress(FileNotFoundError):
         os.rename(target, folder / "old")
 
 
 def _remove_stale(packs: Path) -> None:
-    """Removes what killed builds of this host left behind."""
+    """Remove what killed builds of this host left behind."""
     for folder in packs.glob("*@*@*@*"):
         _, host, pid, _ = folder.name.rsplit("@", 3)
-        if host == socket.gethostname() and pid.isdigit() and not _alive(int(pid)):
+        if host == socket.gethostname() and not os.path.exists(f"/proc/{pid}"):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it exists, and is somebody else's
-        return True
-    return True
 
 
 def is_intact(pack: Pack) -> bool:
     """Whether the checksums of the pack's pixels hold.
 
-    All are checked, up to CHECK_ALL_BYTES, unless they were when the file had the inode, size and dates that it has
-    now; what rots on the disk without a write is found by the sample alone then.
+    All are checked, up to CHECK_ALL_BYTES, unless they were when the file had its present inode, size and dates; then
+    only the sample finds what rots on the disk without a write.
     """
     began_at, found = time.time(), status_of(os.stat(pack.folder / "images.u8"))
-    known = found == _checked(pack.folder)
+    record, known = pack.folder / CHECKED, False
+    with suppress(OSError, ValueError):
+        known = json.loads(record.read_text(encoding="utf-8")) == list(found)
     places = np.arange(len(pack))
     if sampled := known or len(pack.pixels) > CHECK_ALL_BYTES:
         places = np.random.default_rng().choice(places, size=min(CHECK_SAMPLE, len(pack)), replace=False)
-    if not _checksums_hold(pack, places):
-        return False
-    if not sampled and mtimes_settled([found], began_at):
-        _write_checked(pack.folder, found)
-    return True
-
-
-def _checksums_hold(pack: Pack, places: npt.NDArray[np.int64]) -> bool:
-    """Whether those images' pixels are what was stored. In threads: the checksum frees the interpreter lock."""
     chunks = [places[start : start + 256].tolist() for start in range(0, len(places), 256)]
-    with ThreadPoolExecutor(cores()) as pool:
-        return all(pool.map(lambda chunk: all(zlib.crc32(pack.image(i).data) == pack.crcs[i] for i in chunk), chunks))
-
-
-def _checked(folder: Path) -> Status | None:
-    try:
-        device, inode, size, modified, changed = json.loads((folder / CHECKED).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return None
-    return device, inode, size, modified, changed
-
-
-def _write_checked(folder: Path, found: Status) -> None:
-    with suppress(OSError):  # somebody else's cache: all are checked again
-        write_text_atomic(folder / CHECKED, json.dumps(found), shared=True)
+    with ThreadPoolExecutor(cores()) as pool:  # the checksum frees the interpreter lock
+        same = pool.map(lambda chunk: all(zlib.crc32(pack.image(i).data) == pack.crcs[i] for i in chunk), chunks)
+        intact = all(same)
+    if intact and not sampled and mtimes_settled([found], began_at):
+        with suppress(OSError):  # somebody else's cache: all are checked again
+            write_text_atomic(record, json.dumps(found), shared=True)
+    return intact

@@ -1,8 +1,8 @@
-"""Batches made by processes into memory that they share with this one, pinned for the GPU: nothing is copied twice.
+"""Batches made by processes in memory shared with this one and pinned for the GPU: nothing is copied twice.
 
 Threads share one interpreter: twelve made 2,000 to 5,000 images/s at 160 px (an H100's host, 16 cores). PyTorch's
 DataLoader passes every batch through a file of shared memory, at 1 GB/s. Here each process writes its part of every
-batch where the GPU fetches it. All are forked before CUDA starts, by one process of their own.
+batch where the GPU fetches it. A supervisor process forks all of them before CUDA starts.
 """
 
 from __future__ import annotations
@@ -36,31 +36,32 @@ from fitwithin.data.pack import Pack
 from fitwithin.errors import DataError, DeviceError
 from fitwithin.machine import die_with_parent
 
-#: Batches lie in so many slots, one after the other; a slot is filled again HELD batches later, when the device has
-#: long fetched what was in it (Cuda.limit_run_ahead lets the host run two steps ahead).
+#: A ring has so many slots for batches. A slot is filled again HELD batches later, when the device has fetched its
+#: batch long ago (Cuda.limit_run_ahead lets the host run two steps ahead).
 SLOTS, HELD = 5, 3
 
-#: What a worker says of its part of a batch: the stream's number, the batch's, and why it failed if it did.
+#: A worker's message about its part of a batch: the stream's number, the batch's, and the error if it failed.
 DONE = struct.Struct("=ii248s")
 
 #: The memory begins with the number of the stream that is open in each ring; whole pages keep the slots aligned.
 HEADER = 4096
 
-#: How often a silent worker is looked after, in seconds.
+#: How often a silent worker is checked, in seconds.
 LOOK_S = 1.0
 
 #: Linux: make all pages now (linux/mman.h; Python has no name for it yet).
 MADV_POPULATE_WRITE = 23
+
 MakeBatches = Callable[..., Batches]
 
 
 def slot_bytes(batch: int, px: int) -> int:
-    """What a batch of images and its labels, three numbers each at most, take in whole pages."""
+    """The bytes of a batch of images with labels of up to three numbers, in whole pages."""
     return -(-batch * (px * px * 3 + 3 * 8) // HEADER) * HEADER
 
 
 def ring_bytes(shapes: Sequence[tuple[int, int]]) -> int:
-    """What a ring takes that serves batches of these (images, pixels a side)."""
+    """The bytes of a ring for batches of these (images, pixels a side)."""
     return SLOTS * max(slot_bytes(batch, px) for batch, px in shapes)
 
 
@@ -68,10 +69,10 @@ class PrefetchLoader:
     """The processes and their rings. Start it before CUDA and before any thread.
 
     Args:
-        pack: whose images are loaded; the processes inherit it.
-        workers: how many processes.
-        rings: bytes of each ring, from :func:`ring_bytes`; so many streams can be open at a time.
-        pin: whether a GPU is to fetch from them.
+        pack: its images are loaded; the processes inherit it.
+        workers: the number of processes.
+        rings: bytes of each ring, from :func:`ring_bytes`; each serves one stream at a time.
+        pin: whether a GPU fetches from them.
     """
 
     def __init__(self, pack: Pack, workers: int, rings: Sequence[int], *, pin: bool) -> None:
@@ -79,20 +80,18 @@ class PrefetchLoader:
         self.workers = workers
         self._rings = tuple(rings)
         self._starts = tuple(HEADER + sum(rings[:ring]) for ring in range(len(rings)))
+        #: All of its memory, which is the host's.
+        self.capacity_bytes = HEADER + sum(rings)
         self._pin = pin
-        self._pinned = False
+        #: The memory's address once it is pinned.
+        self._pinned_at = 0
         self._supervisor = 0
         self._opened = 0
-        #: A batch not made within so many seconds never will be: then the processes hang, and nothing can be opened.
+        #: If a batch takes more seconds, the processes hang: it is ``stalled``, and no stream can be opened any more.
         self.loader_timeout_s = math.inf
         self.stalled = False
         self._commands: list[Connection] = []
         self._streams: dict[int, Stream] = {}
-
-    @property
-    def capacity_bytes(self) -> int:
-        """All of its memory, which lies on the host."""
-        return HEADER + sum(self._rings)
 
     def start(self) -> PrefetchLoader:
         """Fork the processes."""
@@ -111,7 +110,7 @@ class PrefetchLoader:
     def stream(self, batches_cls: MakeBatches, *, until_at: float = math.inf, **arguments: Any) -> Iterator[Stream]:
         """Open a stream of the batches of ``batches_cls(pack, **arguments)``, in the first ring that has room.
 
-        The stream ends where a batch is not there by ``until_at`` (monotonic), or within ``loader_timeout_s``.
+        The stream ends if a batch is not there by ``until_at`` (monotonic), or within ``loader_timeout_s``.
 
         Raises:
             DataError: (while it is read) a worker failed or died.
@@ -120,8 +119,8 @@ class PrefetchLoader:
         needed_bytes = ring_bytes([(batches.size, batches.px)])
         free = [n for n, size in enumerate(self._rings) if not self._current[n] and size >= needed_bytes]
         assert free, "no ring is free that has room"
-        if self._pin and not self._pinned:
-            self._register()
+        if self._pin and not self._pinned_at:
+            self._pin_memory()
         ring, self._opened = free[0], self._opened + 1
         self._current[ring] = self._opened
         opened = Stream(self, self._memory, self._opened, self._starts[ring], batches, until_at)
@@ -130,7 +129,7 @@ class PrefetchLoader:
         try:
             yield opened
         finally:
-            self._current[ring] = 0  # what was asked for and is not begun is not made any more
+            self._current[ring] = 0  # batches that were asked for and are not begun are not made any more
             if not self.stalled:
                 with suppress(DataError):
                     opened.drain()
@@ -139,11 +138,11 @@ class PrefetchLoader:
     def command(self, message: tuple[Any, ...]) -> None:
         """Send every worker a message."""
         for command in self._commands:
-            with suppress(BrokenPipeError):  # it will be missed soon enough
+            with suppress(BrokenPipeError):  # :meth:`listen` will notice
                 command.send(message)
 
     def listen(self, until_at: float) -> None:
-        """Let the streams know what is done since; waits until there is something, or until ``until_at``.
+        """Note the parts of batches that are done; waits until there is one, or until ``until_at``.
 
         Raises:
             DataError: a worker died.
@@ -154,44 +153,38 @@ class PrefetchLoader:
                 self.stalled = True
                 return
         if not (data := os.read(self._done_reader, 64 * DONE.size)):
-            if self._supervisor:
-                os.waitid(os.P_PID, self._supervisor, os.WEXITED | os.WNOWAIT)
-            self._check_alive()
-        for start in range(0, len(data), DONE.size):
-            stream, number, text = DONE.unpack_from(data, start)
+            self._check_alive(0)
+        for stream, number, text in DONE.iter_unpack(data):
             self._streams[stream].note(number, text.rstrip(b"\0").decode("utf-8", "replace"))
 
-    def _check_alive(self) -> None:
-        if self._supervisor:
-            pid, status = os.waitpid(self._supervisor, os.WNOHANG)
-            if not pid:
-                return
+    def _check_alive(self, options: int = os.WNOHANG) -> None:
+        """DataError if the supervisor has ended; with ``options`` 0 once it has."""
+        if not self._supervisor:
+            raise DataError("the processes that load images have ended")
+        pid, status = os.waitpid(self._supervisor, options)
+        if pid:
             self._supervisor = 0
             code = os.waitstatus_to_exitcode(status)
             raise DataError(f"a process that loads images died (status {code}); the machine may be short of memory")
-        raise DataError("the processes that load images have ended")
 
-    def _register(self) -> None:
-        size = self.capacity_bytes
-        if failed := int(torch.cuda.cudart().cudaHostRegister(self._address(), size, 0)):  # type: ignore[no-untyped-call]
+    def _pin_memory(self) -> None:
+        size, address = self.capacity_bytes, int(self._current.ctypes.data)
+        if failed := int(torch.cuda.cudart().cudaHostRegister(address, size, 0)):  # type: ignore[no-untyped-call]
             raise DeviceError(f"{size} bytes of host memory could not be pinned for the GPU (CUDA error {failed})")
-        self._pinned = True
-
-    def _address(self) -> int:
-        return int(np.frombuffer(self._memory, np.uint8).ctypes.data)
+        self._pinned_at = address
 
     def close(self) -> None:
-        """End the processes. The ring's pages go with the last batch that is held."""
-        if self._pinned:
+        """End the processes. The memory goes with the last batch that is held."""
+        if self._pinned_at:
             with suppress(RuntimeError):  # after an error of CUDA's nothing works; the process is about to end
                 torch.cuda.synchronize()
-                torch.cuda.cudart().cudaHostUnregister(self._address())  # type: ignore[no-untyped-call]
-            self._pinned = False
+                torch.cuda.cudart().cudaHostUnregister(self._pinned_at)  # type: ignore[no-untyped-call]
+            self._pinned_at = 0
         for command in self._commands:
             command.close()
         self._commands = []
         if self._supervisor:
-            os.kill(self._supervisor, signal.SIGKILL)  # who hangs does not end by itself; the workers end with this one
+            os.kill(self._supervisor, signal.SIGKILL)  # the workers, also those that hang, end with it
             os.waitpid(self._supervisor, 0)
             os.close(self._done_reader)
             self._supervisor = 0
@@ -213,7 +206,7 @@ class Stream:
     start: int
     batches: Batches
     until_at: float
-    #: Batches that are made before they are asked for.
+    #: Batches that are made ahead.
     prefetch: ClassVar[int] = SLOTS - HELD + 1
     _asked: int = 0
     _taken: int = 0
@@ -239,14 +232,14 @@ class Stream:
         self._failed = self._failed or failed
 
     def _wait(self, number: int) -> bool:
-        """Until all of that batch is made, or failed to be; whether that came to pass in time."""
+        """Wait until all parts of that batch are made or failed; whether they were in time."""
         until_at = min(self.until_at, time.monotonic() + self.loader.loader_timeout_s)
         while self._made[number] < self.loader.workers and not self.loader.stalled:
             self.loader.listen(until_at)
         return self._made.pop(number, 0) == self.loader.workers
 
     def drain(self) -> None:
-        """Wait until nothing that was asked for is still being made."""
+        """Wait until no batch that was asked for is being made."""
         for number in range(self._taken, self._asked):
             self._wait(number)
 
@@ -263,7 +256,7 @@ def _views(
 
 
 def _fork(work: Callable[[], None]) -> int:
-    """Let a process of its own do ``work`` and end."""
+    """Fork a process that does ``work`` and ends; its number."""
     parent = os.getpid()
     with warnings.catch_warnings():
         # Python 3.12 warns where there are threads: their locks stay as they are in the child, which uses none of them.
@@ -289,7 +282,7 @@ def _fork(work: Callable[[], None]) -> int:
 def _supervise(
     pack: Pack, inputs: list[Connection], commands: list[Connection], done_fd: int, memory: mmap.mmap
 ) -> None:
-    """Fork the workers, make the ring's pages, and end as soon as a worker does; whoever is left ends with this."""
+    """Fork the workers, make the memory's pages, and end as soon as a worker does; the others end with this process."""
     for command in commands:
         command.close()  # or no worker would see the end of its commands
     for worker_id, receiver in enumerate(inputs):
@@ -303,7 +296,7 @@ def _supervise(
 
 
 def _work(pack: Pack, worker_id: int, workers: int, commands: Connection, done_fd: int, memory: mmap.mmap) -> None:
-    """Fill the ``worker_id``-th part of every batch that is asked for, until no more commands can come."""
+    """Fill the ``worker_id``-th part of every batch that is asked for, until the commands end."""
     torch.set_num_threads(1)
     current = np.frombuffer(memory, np.int64, HEADER // 8)
     streams: dict[int, _Described] = {}

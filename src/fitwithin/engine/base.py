@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import Future
-from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from fitwithin.engine.jobs import Job
@@ -15,9 +14,9 @@ T = TypeVar("T")
 
 
 class Executor(Protocol):
-    """Runs work side by side in the engine's time, a thread for each; a block, at whose end all of it has ended.
+    """Runs work side by side in the engine's time, a thread for each piece.
 
-    Where the block ends with an error or an interrupt, whatever is at work is ended at once.
+    It is a block that ends when all work has ended; after an error or an interrupt the work is ended at once.
     """
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
@@ -26,21 +25,17 @@ class Executor(Protocol):
     def wait(self) -> Future[Any]:
         """The future of the work that ended next, well or not; each is returned once."""
 
-    def __enter__(self) -> Executor:
-        """The executor itself."""
+    def __enter__(self) -> Executor: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Wait until all has ended; end it where there was an error."""
+    def __exit__(self, *error: object) -> None: ...
 
 
 class Engine(Protocol):
-    """Carries out jobs, each in a process of its own, and never past its end; from several threads at once if asked.
+    """Carries out jobs, each in a fresh process that ends at its deadline; several threads may ask at once.
 
-    Where ``evaluates_in_process`` is true, a process that has trained can wait for the evaluation of a model of its
-    candidate (:attr:`TrainJob.evaluation`), which then needs no start. Several may wait; an evaluation ends the others,
-    any other job those that have its device.
+    Where ``evaluates_in_process`` is true, a process that has trained can wait for the evaluation of its model
+    (:attr:`TrainJob.evaluation`), which then needs no start. Several may wait; an evaluation ends the others, any other
+    job those on its device.
     """
 
     evaluates_in_process: bool
@@ -49,11 +44,10 @@ class Engine(Protocol):
         """Facts of the device and of the libraries that decide its speed and memory: the key of cached profiles."""
 
     def prepare(self, until_at: float = math.inf) -> bool:
-        """Wait until jobs can start at once, no longer than ``until_at``; whether they can. DeviceError if they never
-        will."""
+        """Wait until jobs can start at once, or ``until_at``; whether they can. DeviceError if they never will."""
 
     def max_parallel(self, wanted: int, memory_bytes: int) -> int:
-        """How many jobs that take ``memory_bytes`` each fit at once, ``wanted`` at most and one at least."""
+        """How many jobs that take ``memory_bytes`` each fit at once, from one to ``wanted``."""
 
     def now(self) -> float:
         """The present on the engine's clock, in monotonic seconds."""
@@ -62,13 +56,13 @@ class Engine(Protocol):
         """Let so many seconds pass on the engine's clock."""
 
     def run(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
-        """The job's outcome; one still running at ``until_at`` is ended there: a Failure of kind ``deadline``.
+        """The job's outcome; a job still running at ``until_at`` is ended there: a Failure of kind ``deadline``.
 
         One that is silent for :func:`fitwithin.engine.jobs.heartbeat_timeout_s` is ended too: kind ``hung``.
         """
 
     def crew(self, count: int) -> Executor:
-        """An executor for so many pieces of work at once, whose jobs this engine carries out."""
+        """An executor of ``count`` threads, whose jobs this engine carries out."""
 
     def close(self) -> None:
         """End everything that was started."""

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from fitwithin import machine
@@ -32,9 +31,9 @@ class Site:
 
     Args:
         engine: ``local`` or ``ray``.
-        ray_address: ``HOST:PORT`` of a cluster's head, or ``auto``: the one that this machine is a node of. None:
-            $RAY_ADDRESS, else a cluster of this machine alone, which begins and ends with the site.
-        server: the local worker server that was launched; a site on a cluster has no use for it and ends it.
+        ray_address: ``HOST:PORT`` of a cluster's head, or ``auto``: the cluster of this node. None: $RAY_ADDRESS, else
+            a cluster of this machine alone, which begins and ends with the site.
+        server: the local worker server that was launched; a site on a cluster does not need it and ends it.
 
     Raises:
         UsageError: ray is not installed.
@@ -67,18 +66,13 @@ class Site:
 
     @contextmanager
     def open(self, request: Request, folder: Path | None) -> Iterator[Engine]:
-        """The engine that carries the request out; what workers print is kept in the run's folder, if there is one."""
-        log = self._server.log
+        """The engine that carries the request out; the run's folder, if there is one, gets the workers' output."""
+        log, emulated, gpus = self._server.log, request.emulate_bytes, request.num_gpus
         engine: Engine
         if self.engine == "ray":
             engine = _cluster(request.device, request.gpus, log)
         else:
-            engine = Local(
-                request.device,
-                emulate_bytes=request.emulate_bytes,
-                server=self._server,
-                gpus=request.num_gpus,
-            )
+            engine = Local(request.device, emulate_bytes=emulated, server=self._server, gpus=gpus)
         try:
             yield engine
         finally:
@@ -90,9 +84,7 @@ class Site:
     def __enter__(self) -> Site:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._ours:
             import ray
 
@@ -100,7 +92,7 @@ class Site:
 
 
 def _connect(address: str | None) -> bool:
-    """Connect to the cluster, unless this process is connected already; whether we did."""
+    """Connect to the cluster; false if this process is connected already."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # a cluster that we start reports nothing to Ray's makers
     try:
         import ray
@@ -126,7 +118,11 @@ def _connect(address: str | None) -> bool:
             f"there is no Ray cluster at {where} ({reason}); start one with "
             f"`ray start --head`, its other nodes with `ray start --address HOST:PORT`, and run fitwithin on one"
         ) from error
-    _hush()
+    # Ray must not print to standard output when a worker dies: the run reports that itself (and --json).
+    with suppress(ImportError, AttributeError):
+        from ray._private import worker
+
+        worker._worker_logs_enabled = False
     return True
 
 
@@ -142,14 +138,6 @@ def _reach(where: str) -> None:
         socket.create_connection((host, int(port)), timeout=HEAD_WITHIN_S).close()
 
 
-def _hush() -> None:
-    """Keep Ray from printing to standard output when a worker dies: the run reports that itself (and --json)."""
-    with suppress(ImportError, AttributeError):
-        from ray._private import worker
-
-        worker._worker_logs_enabled = False
-
-
 def _nodes() -> list[dict[str, float]]:
     import ray
 
@@ -157,7 +145,7 @@ def _nodes() -> list[dict[str, float]]:
 
 
 def _resources(kind: str) -> tuple[int, int]:
-    """How many of ``GPU`` or ``CPU`` the cluster has, and the most that one node has."""
+    """The cluster's number of ``GPU`` or ``CPU``, and the most on one node."""
     counts = [int(node.get(kind, 0)) for node in _nodes()]
     return sum(counts), max(counts, default=0)
 
@@ -172,17 +160,17 @@ def _check(device: DeviceName) -> None:
 
 
 def _cluster(device: DeviceName, wanted: int, log: Path | None) -> Engine:
-    """The cluster as an engine; on GPUs of the kind of which it has most: a profile is of one kind.
+    """The cluster as an engine, on GPUs of the kind of which it has most: a profile is of one kind.
 
     Raises:
-        UsageError: it has not so many as are ``wanted`` at once.
+        UsageError: it has fewer than are ``wanted`` at once.
     """
     from fitwithin.engine.ray_engine import Cluster
 
     _check(device)
     kind, word = None, "GPU" if device.is_cuda else "CPU"
     slots, most = _resources(word)
-    if word == "GPU":
+    if device.is_cuda:
         kinds: Counter[str] = Counter()
         for node in _nodes():
             name = next((name.partition(":")[2] for name in node if name.startswith("accelerator_type:")), "")

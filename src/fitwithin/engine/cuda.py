@@ -3,44 +3,39 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
-from fitwithin.engine.memory import DriverGauge, Sampler, clear_frames, out_of_memory, required_limit_bytes
+import torch
+
+from fitwithin.engine.memory import DriverGauge, Sampler, guarded, required_limit_bytes
 from fitwithin.errors import DeviceError, DeviceFull, OutOfMemory
 from fitwithin.units import format_size
-
-if TYPE_CHECKING:
-    import torch
 
 #: Room between the allocator's limit and the cap for kernels that the driver loads later (measured growth after the
 #: warm-up steps stays below it; :meth:`Cuda.update_limit` measures again).
 SLACK_BYTES = 32 * 2**20
 
-#: How often the driver's count is read. What lies outside the allocator only grows, and of the rest the allocator keeps
-#: the peak, so rare readings do; frequent ones stop the thread that launches kernels.
+#: Seconds between readings of the driver's count. Memory outside the allocator only grows, and the allocator keeps its
+#: own peak, so rare readings are enough; frequent ones stop the thread that launches kernels.
 DRIVER_SAMPLE_S = 0.1
 
-CROWDED = "other processes hold so much of the device's memory that the cap could not be reached"
-
-_CUDA_OUT_OF_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+#: cuBLAS and the driver have no error type for it.
+OUT_OF_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class Cuda:
     """A CUDA device. ``process`` bounds what the driver counts for this process (context, workspaces, allocator);
     ``allocator`` bounds PyTorch's caching allocator alone, as the challenge's organisers did.
 
-    The allocator's limit is the cap less what lies outside it, which is measured (the context is not known to the
-    allocator, pytorch#58466) and measured again once the kernels are loaded. The peak is the larger of what the driver
-    was seen to count and of what the allocator's own peak implies, which misses nothing.
+    The allocator's limit is the cap less the memory outside it. That is measured, since the allocator does not know the
+    context (pytorch#58466), and measured again once the kernels are loaded. The peak is the larger of the driver's
+    largest count, and the memory outside plus the allocator's own peak.
     """
 
     kind = "cuda"
 
     def __init__(self, index: int) -> None:
-        import torch
-
         self.index = index
         self.torch_device = torch.device("cuda", index)
         self.amp_dtype = torch.float16
@@ -58,15 +53,12 @@ class Cuda:
     ) -> None:
         """Bound this process's memory on the device; call once, before the first allocation.
 
-        ``non_allocator_bytes`` is what an earlier process like this one came to hold outside the allocator, 0 if that
-        is unknown. Kernels are loaded there while the first steps run: without a figure to expect, a process at the
-        edge of its cap was seen 117 MB above it for a moment.
+        ``non_allocator_bytes`` is what an earlier process like this one held outside the allocator, 0 if unknown.
+        Kernels are loaded there during the first steps: without this figure a process was seen 117 MB above its cap.
 
         Raises:
             DeviceError: the cap does not even cover the CUDA context, or the driver's count cannot be read.
         """
-        import torch
-
         del staged_bytes  # in the host's memory
         self._limit = limit_bytes
         self._outside = non_allocator_bytes
@@ -92,7 +84,7 @@ class Cuda:
         self.update_limit()
 
     def non_allocator_bytes(self) -> int:
-        """Context and kernels, the most that was measured; 0 under ``allocator``, which leaves them out."""
+        """The most measured for context and kernels; 0 under ``allocator``, which leaves them out."""
         return self._outside if self._gauge is not None else 0
 
     def usable_bytes(self) -> int:
@@ -100,9 +92,7 @@ class Cuda:
         return self._limit - (SLACK_BYTES if self._gauge is not None else 0)
 
     def record_allocations(self) -> None:
-        """Begin to record what is asked of the allocator; costs a little time at every request."""
-        import torch
-
+        """Begin to record the allocator's requests; each takes a little longer then."""
         torch.cuda.memory._record_memory_history(None)
         self._watched_from = int(torch.cuda.memory_reserved(self.index))
         torch.cuda.memory._record_memory_history("all", context=None, stacks="python", device=self.index)
@@ -110,21 +100,17 @@ class Cuda:
     def needed_bytes(self) -> int:
         """The least cap under which everything since :meth:`record_allocations` would have passed; the peak where
         nothing is recorded."""
-        import torch
-
         if self._watched_from is None:
             return self.peak_bytes()
         trace = torch.cuda.memory._snapshot(self.index)["device_traces"][self.index]
         return self.non_allocator_bytes() + required_limit_bytes(trace, self._watched_from)
 
     def num_other_processes(self) -> int:
-        """How many processes that are not of this run use the device; 0 under ``allocator``, where nobody can tell."""
+        """How many processes of others use the device; 0 under ``allocator``, where it is unknown."""
         return self._gauge.num_other_processes() if self._gauge is not None else 0
 
     def update_limit(self) -> None:
-        """Measure what lies outside the allocator and set the allocator's limit to what is left of the cap."""
-        import torch
-
+        """Measure the memory outside the allocator and set the allocator's limit to what is left of the cap."""
         if self._gauge is None or self._sampler is None:
             return
         torch.cuda.synchronize(self.index)
@@ -141,8 +127,6 @@ class Cuda:
 
     def peak_bytes(self) -> int:
         """The most memory held so far, by the chosen accounting."""
-        import torch
-
         reserved = int(torch.cuda.max_memory_reserved(self.index))
         if self._sampler is None:
             return reserved
@@ -150,32 +134,24 @@ class Cuda:
         return max(self._sampler.peak, self._outside + reserved)
 
     def retries(self) -> int:
-        """The allocator's own count of retries, and of refusals.
+        """How often the allocator gave memory back and tried again, or refused.
 
-        A library that is refused its workspace may take a slower algorithm without a word; while a step is recorded the
-        allocator refuses at once. (H100: resnet18 amp at 806 images took 136 ms a step so, 61 with its workspace.)
+        A library without its workspace silently takes a slower algorithm; while a step is recorded the allocator
+        refuses at once. (H100, resnet18 amp at 806 images: 136 ms a step without its workspace, 61 with it.)
         """
-        import torch
-
         counts = torch.cuda.memory_stats(self.index)
         return int(counts.get("num_alloc_retries", 0)) + int(counts.get("num_ooms", 0))
 
     def synchronize(self) -> None:
         """Wait for the device."""
-        import torch
-
         torch.cuda.synchronize(self.index)
 
     def empty_cache(self) -> None:
         """Give unused blocks back, so that training's and evaluation's shapes do not add up."""
-        import torch
-
         torch.cuda.empty_cache()
 
     def limit_run_ahead(self) -> None:
         """Let the host run at most two steps ahead of the device, so that the pace seen is the device's."""
-        import torch
-
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         self._marks.append(event)
@@ -183,43 +159,19 @@ class Cuda:
             self._marks.popleft().synchronize()
 
     def read_async(self, value: torch.Tensor) -> Callable[[], float | None]:
-        """Fetch a scalar without waiting: what is returned gives None until it is there."""
-        import torch
-
+        """Fetch a scalar without waiting: the returned function gives None until it is there."""
         host = torch.empty((), dtype=value.dtype, pin_memory=True)
         host.copy_(value, non_blocking=True)
         fetched = torch.cuda.Event()  # type: ignore[no-untyped-call]
         fetched.record()
         return lambda: float(host) if fetched.query() else None  # type: ignore[no-untyped-call]
 
-    @contextmanager
-    def guard(self) -> Iterator[None]:
+    def guard(self) -> AbstractContextManager[None]:
         """Turn the allocator's and the driver's out-of-memory into OutOfMemory."""
-        import torch
-
-        message = None
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            message = str(error)
-            clear_frames(error)
-        except RuntimeError as error:
-            # cuBLAS and the driver have no type for it; a batch too large for a kernel shows as NOT_SUPPORTED.
-            # A recording that is broken off complains too, of what came after.
-            causes = (error, error.__context__)
-            if not any(words in str(cause) for cause in causes for words in _CUDA_OUT_OF_MEMORY):
-                raise
-            message = str(error.__context__ or error)
-            clear_frames(error)
-        if message is not None:
-            if self.memory_taken_by_others():
-                raise DeviceFull(CROWDED)
-            raise out_of_memory(message)
+        return guarded((torch.OutOfMemoryError,), OUT_OF_MEMORY, self.memory_taken_by_others)
 
     def memory_taken_by_others(self) -> bool:
         """Whether the card had less to give at some time than the cap allows: others hold it."""
-        import torch
-
         free_bytes, _ = torch.cuda.mem_get_info(self.index)
         if self._gauge is None:
             return free_bytes + int(torch.cuda.memory_reserved(self.index)) < self._limit - SLACK_BYTES
@@ -227,21 +179,19 @@ class Cuda:
         return self._gauge.min_available_bytes < self._limit - SLACK_BYTES
 
 
-#: Blocks in which memory is held.
+#: Memory is held in blocks of this size.
 HELD_BLOCK_BYTES = 2 * 2**20
 
 
-def hold(index: int, free_bytes: int) -> tuple[int, torch.Tensor]:
-    """Take the GPU's memory but ``free_bytes``: what is free then, and what holds the rest while it lives.
+def hold(index: int, free_bytes: int) -> torch.Tensor:
+    """A tensor that takes the GPU's memory but ``free_bytes``, while it lives.
 
-    Libraries see what is free and choose algorithms by it (cuDNN's workspaces, pytorch#69688), so a cap alone does not
-    show what a smaller card would do.
+    Libraries choose algorithms by the free memory (cuDNN's workspaces, pytorch#69688), so a cap alone does not show
+    what a smaller card would do.
 
     Raises:
         DeviceFull: less than that is free.
     """
-    import torch
-
     torch.cuda.set_device(index)
     torch.zeros(1, device="cuda")
     free, _ = torch.cuda.mem_get_info(index)
@@ -250,5 +200,4 @@ def hold(index: int, free_bytes: int) -> tuple[int, torch.Tensor]:
             f"only {format_size(free)} of the device are free, no card of {format_size(free_bytes)} can be emulated"
         )
     blocks = (free - free_bytes) // HELD_BLOCK_BYTES
-    held = torch.empty(blocks * HELD_BLOCK_BYTES, dtype=torch.uint8, device="cuda")
-    return int(torch.cuda.mem_get_info(index)[0]), held
+    return torch.empty(blocks * HELD_BLOCK_BYTES, dtype=torch.uint8, device="cuda")

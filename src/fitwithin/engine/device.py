@@ -1,44 +1,49 @@
 """The seam to hardware: a memory cap, a peak and out-of-memory, for CUDA (cuda.py) and for the CPU.
 
-A device is opened once per process, before the first allocation. Out-of-memory is recognised here and in cuda.py,
-nowhere else.
+A device is opened once per process, before the first allocation.
 """
 
 from __future__ import annotations
 
-import platform
 import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
 
 from fitwithin.engine.cuda import Cuda
-from fitwithin.engine.memory import Sampler, clear_frames, out_of_memory, status_bytes
+from fitwithin.engine.memory import Sampler, guarded, status_bytes
 from fitwithin.machine import DeviceName, cpu_name
 
-if TYPE_CHECKING:
-    import torch
+#: How libraries below torch say that an allocation failed; none of them has a type of its own. The last two are
+#: CPython's, where a MemoryError got lost on its way (a cap of 1 MiB, while a model was built).
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "std::bad_alloc",
+    "could not create a memory",
+    "could not create a primitive",
+    "can't start new thread",
+    "returned NULL without setting an exception",
+    "error return without exception set",
+)
 
 
 class Cpu:
     """The CPU: the cap bounds the growth of this process's own memory, enforced by the kernel (RLIMIT_DATA).
 
     The peak is the growth of its anonymous resident memory, read every 10 ms, and of the memory in which batches are
-    made; pages that were mapped before the cap and are only touched now are none of it. Memory-mapped images do not
-    count: they are the page cache's.
+    made, without pages that were mapped before the cap. Memory-mapped images do not count: they are in the page cache.
     """
 
     kind = "cpu"
 
     def __init__(self) -> None:
-        import torch
-
         self.name = cpu_name()
         self.torch_device = torch.device("cpu")
         self.amp_dtype = torch.bfloat16
-        self.memory_format = (
-            torch.channels_last
-        )  # 1.3 to 1.7 times faster for convolutions on the CPU (measured: 64 px, batch 64, two cores)
+        # 1.3 to 1.7 times faster for convolutions on the CPU (measured: 64 px, batch 64, two cores).
+        self.memory_format = torch.channels_last
         self._sampler: Sampler | None = None
         self._limit = 0
         self._mapped = 0
@@ -49,15 +54,13 @@ class Cpu:
     ) -> None:
         """Bound the growth of this process's memory; call once, before the first allocation.
 
-        ``staged_bytes`` is the host's memory in which batches are made. Thread pools are started first, since under the
-        limit no thread may start.
+        ``staged_bytes`` is the host's memory in which batches are made. OpenMP's threads are started first, since under
+        the limit no thread may start.
         """
-        import torch
-
         del accounting, non_allocator_bytes  # there is one memory and one count of it
         self._limit = limit_bytes
         self._staged = staged_bytes
-        with torch.no_grad():  # starts OpenMP's threads
+        with torch.no_grad():
             torch.nn.functional.conv2d(torch.zeros(2, 3, 64, 64), torch.zeros(8, 3, 3, 3)).relu().sum()
         base, held, shared = (status_bytes(field) for field in ("RssAnon", "VmData", "RssShmem"))
 
@@ -67,9 +70,8 @@ class Cpu:
             return min(status_bytes("RssAnon") - base, mapped) + status_bytes("RssShmem") - shared
 
         self._sampler = Sampler(own_bytes)
-        if platform.system() == "Linux":
-            _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-            resource.setrlimit(resource.RLIMIT_DATA, (held + max(0, limit_bytes - staged_bytes), hard))
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (held + max(0, limit_bytes - staged_bytes), hard))
 
     def non_allocator_bytes(self) -> int:
         """0: there is no allocator with a count of its own."""
@@ -121,42 +123,9 @@ class Cpu:
         """It is there at once."""
         return lambda: float(value)
 
-    @contextmanager
-    def guard(self) -> Iterator[None]:
+    def guard(self) -> AbstractContextManager[None]:
         """Turn torch's and Python's words for a failed allocation into OutOfMemory."""
-        import torch
-
-        message = None
-        try:
-            yield
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            message = str(error)
-            clear_frames(error)
-        except (RuntimeError, SystemError) as error:
-            if not _is_cpu_out_of_memory(error):
-                raise
-            message = str(error)
-            clear_frames(error)
-        if message is not None:
-            raise out_of_memory(message)
-
-
-#: How libraries below torch say that an allocation failed; none of them has a type of its own. The last two are
-#: CPython's, where a MemoryError got lost on its way (a cap of 1 MiB, while a model was built).
-_CPU_OUT_OF_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "std::bad_alloc",
-    "could not create a memory",
-    "could not create a primitive",
-    "can't start new thread",
-    "returned NULL without setting an exception",
-    "error return without exception set",
-)
-
-
-def _is_cpu_out_of_memory(error: RuntimeError | SystemError) -> bool:
-    return any(words in str(error) for words in _CPU_OUT_OF_MEMORY)
+        return guarded((torch.OutOfMemoryError, MemoryError), OUT_OF_MEMORY, self.memory_taken_by_others)
 
 
 def open_device(name: DeviceName) -> Cpu | Cuda:

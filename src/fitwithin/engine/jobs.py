@@ -14,12 +14,10 @@ from fitwithin.recipe import Recipe
 #: MIN_RATIO times the other, and of several the largest two.
 MIN_RATIO = 1.2
 
-#: Shares of what seems to fit at which a scout runs two further batches. A small batch's workspaces make its images
-#: look larger than they are: the first share of what seems to be all comes to 40 to 70 % of the largest batch. A line
-#: through it is good to 6 to 11 %; a second point short of that makes it good to an image or two. (Reckoned from the
-#: probes of 20 candidates on an H100, which had run at other sizes.)
+#: Shares of the largest batch that seems to fit, at which a scout runs two further batches. A small batch's workspaces
+#: make its images look larger than they are, so the first share comes to 40 to 70 % of the largest batch. A line
+#: through it is good to 6 to 11 %; a second point makes it good to an image or two (20 candidates, H100).
 SCOUTED = (0.9, 0.93)
-
 
 #: Seconds between readings of a trial's loss: reading waits for the device. A long trial has CURVE_POINTS of them.
 READING_S, CURVE_POINTS = 1.0, 1000
@@ -29,10 +27,9 @@ READING_S, CURVE_POINTS = 1.0, 1000
 class JobSettings:
     """What every job of a run shares: the device, its cap, the packed images and the recipe.
 
-    ``workers`` is the number of loader processes; ``view_sizes`` the sizes in pixels that evaluation uses.
-    ``data_parallel`` processes train a candidate together, on devices that follow each other; each has its loaders. The
-    ``jobs_per_host``, so many jobs at a time, have the machine's cores. With ``canvas_px`` the device resizes training
-    images, which travel on canvases of that side; else the loaders do.
+    ``workers`` is the number of loader processes of each process; ``view_sizes`` are in pixels. ``data_parallel``
+    processes train a candidate together, on consecutive devices. ``jobs_per_host`` jobs share the machine's cores. With
+    ``canvas_px`` the device resizes training images, which come on canvases of that side; else the loaders do.
     """
 
     device: DeviceName
@@ -51,7 +48,7 @@ class JobSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Seat:
-    """Which of the ``world_size`` processes that do a job together this one is, and the file at which they meet."""
+    """Which of the ``world_size`` processes of a job this one is, and the file at which they meet."""
 
     rank: int = 0
     world_size: int = 1
@@ -65,13 +62,12 @@ class Seat:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeJob:
-    """Run the real step at ``batch`` under the cap; with ``timed`` also measure everything a plan needs.
+    """Run the real step at ``batch`` images a process under the cap; with ``timed`` measure all that a plan needs.
 
-    ``batch`` is what each process takes, where several train together. A ``scout`` goes on in the same process to about
-    two thirds of what seems to fit, so that one start gives two points of memory against batch; never beyond ``limit``.
-    ``non_allocator_bytes`` is what earlier probes held outside the allocator. With ``cuda_graph`` the step is recorded
-    as a CUDA graph, if the device is a GPU. An update takes ``batch`` images in ``accum_steps`` parts; with ``rates``
-    smaller batches are timed too. A ``quick`` timing takes a fraction of the time, and is less certain.
+    A ``scout`` goes on in the same process with larger batches, up to ``limit``, so that one start gives several points
+    of memory against batch. ``non_allocator_bytes`` is what earlier probes held outside the allocator. With
+    ``cuda_graph`` the step is recorded as a CUDA graph, if the device is a GPU. An update takes the batch in
+    ``accum_steps`` parts; with ``rates`` smaller batches are timed too. A ``quick`` timing is less certain.
     """
 
     setting: JobSettings
@@ -97,16 +93,14 @@ class TrainJob:
     """Train for ``steps`` and leave a model in ``folder`` before ``until_at``; goes on from a checkpoint found there.
 
     ``step_s``, ``validation_s`` and ``save_s`` are the profile's seconds of a step, a validation and a checkpoint; one
-    is written every ``checkpoint_every_s``. Where a batch is not there within ``loader_timeout_s``, or the process is
-    silent for ``heartbeat_timeout_s``, it hangs and another one goes on. An ``open_ended`` job goes beyond its steps
-    while time lasts, a ``frozen`` one keeps them. ``non_allocator_bytes`` is what the profile held outside the
-    allocator; with ``cuda_graph`` the step is recorded as a CUDA graph; an update takes ``batch`` images in
-    ``accum_steps`` parts. Processes that train together take equal shares of them, each in so many parts. ``stages``
-    are the sizes of images and the seconds of a step at each; without any all have the candidate's size, at
-    ``step_s``. ``init_from`` is the folder of a model whose weights it begins with; without one they are drawn.
-    ``evaluation_s`` is reserved behind the training for evaluating its model; on a machine that has become slower the
-    training ends the earlier for it. With an ``evaluation`` the same process does that: it estimates its time at the
-    start, and the training ends in time for it, ``evaluation_s`` at most.
+    is written every ``checkpoint_every_s``. If a batch takes longer than ``loader_timeout_s``, or the process is silent
+    for ``heartbeat_timeout_s``, it hangs and another one goes on. An ``open_ended`` job goes beyond its steps while
+    time lasts, a ``frozen`` one keeps them. ``non_allocator_bytes`` is what the profile held outside the allocator.
+    ``batch`` images make an update; processes that train together take equal shares, each in ``accum_steps`` parts.
+    ``stages`` are the sizes of images; without any all have the candidate's size. ``init_from`` is the folder of a
+    model to begin with; without one the weights are drawn. ``evaluation_s`` is kept after the training for evaluating
+    the model; on a machine that became slower the training ends earlier for it. With an ``evaluation`` the same process
+    does that: it measures at the start how long that takes, at most ``evaluation_s``.
     """
 
     setting: JobSettings
@@ -139,9 +133,8 @@ class TrainJob:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateJob:
-    """Compute the logits of the model in ``folder`` for all views on the splits, as far as ``until_at`` allows, but for
-    what an earlier process was done with, as its EVALUATED says. With ``cuda_graph``
-    its passes are recorded."""
+    """Compute the logits of the model in ``folder`` for all views on the splits until ``until_at``, without those that
+    an earlier process has noted in EVALUATED. With ``cuda_graph`` its passes are recorded."""
 
     setting: JobSettings
     candidate: Candidate
@@ -174,26 +167,21 @@ class ReserveMemoryJob:
 Job = ProbeJob | TrainJob | EvaluateJob | CompareJob
 
 
-def processes(job: Job) -> int:
-    """How many processes do the job together: training is what several share."""
-    return job.setting.data_parallel if isinstance(job, ProbeJob | TrainJob) else 1
-
-
 def heartbeat_timeout_s(job: Job) -> float:
-    """The seconds of silence after which a process of the job counts as hanging; infinite where silence is usual."""
+    """Seconds of silence after which a process of the job hangs; infinite where silence is usual."""
     return job.heartbeat_timeout_s if isinstance(job, TrainJob) else math.inf
 
 
 def evaluates_in_process(job: Job) -> TypeGuard[TrainJob]:
-    """Whether the process that trains will also evaluate its model."""
+    """Whether the process will evaluate its model after the training."""
     return isinstance(job, TrainJob) and job.evaluation is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """From the share ``since`` of a trial's steps on, images of ``px`` pixels a side (progressive resizing).
+    """From the share ``since`` of a trial's steps on, images have ``px`` pixels a side (progressive resizing).
 
-    A step then takes ``step_s``; ``change_s`` is what getting there costs beside the steps.
+    A step then takes ``step_s``; the change to this size costs ``change_s`` more.
     """
 
     since: float

@@ -5,30 +5,29 @@ from __future__ import annotations
 import math
 import os
 import platform
-import signal
 import socket
 import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import ExitStack, closing, contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from fitwithin.engine.jobs import (
     Job,
+    ProbeJob,
     ReserveMemoryJob,
     Seat,
+    TrainJob,
     evaluates_in_process,
     heartbeat_timeout_s,
-    processes,
 )
-from fitwithin.engine.launch import ENDED, STARTED, Server, allocator, receive
+from fitwithin.engine.launch import STARTED, Server, allocator, receive
 from fitwithin.engine.results import Failure, Outcome, Progress, TrainResult
 from fitwithin.engine.threads import Threads
 from fitwithin.engine.worker_process import Child, Standby, listen, merged
@@ -49,12 +48,12 @@ class Local:
     Args:
         device: the first device; a job of several processes, or of another slot, uses those that follow it.
         log: a file for what workers print.
-        emulate_bytes: of the GPU's memory so much is left free, the rest is held: a small card inside a big one.
-        gpus: so many of them from ``device`` on are worked with.
+        emulate_bytes: so much of a GPU's memory is left free, the rest is held: a small card inside a big one.
+        gpus: the number of GPUs to use, from ``device`` on.
         server: a server that was launched already; it has a log of its own.
     """
 
-    #: The process of a turn can go on with its model's evaluation.
+    #: The process of a trial can evaluate its model too.
     evaluates_in_process = True
 
     def __init__(
@@ -74,30 +73,24 @@ class Local:
         #: The processes that stay for an evaluation, and what closes each.
         self._staying: Standby[tuple[Child, ExitStack]] = Standby()
         self._asking = threading.Lock()
-        #: nvidia-smi is a process to wait for; meanwhile there is something else to do.
-        self._facts: Future[dict[str, Any]] = Future()
-        threading.Thread(target=self._gather_facts, name="facts", daemon=True).start()
+        #: Gathered in a thread: nvidia-smi takes up to a second.
+        self._facts = ThreadPoolExecutor(1, "facts").submit(self._gather)
 
     def describe(self) -> dict[str, Any]:
         """Device, driver and versions, without starting CUDA here; gathered once."""
         return dict(self._facts.result())
 
-    def _gather_facts(self) -> None:
-        try:
-            self._facts.set_result(self._gather())
-        except BaseException as error:
-            self._facts.set_exception(error)
-
     def _gather(self) -> dict[str, Any]:
+        processor = cpu_name()
         facts: dict[str, Any] = {
             "device": str(self.device),
             "platform": platform.platform(),
             "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")},
+            "fitwithin": __version__,
+            "name": processor,
+            "cpu": processor,
         }
-        facts.update({name: metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")})
-        facts["fitwithin"] = __version__
-        facts["name"] = cpu_name()
-        facts["cpu"] = facts["name"]
         if self.device.is_cuda:
             name, driver, total = _nvidia_smi("name,driver_version,memory.total", self.device)
             cudnn = {d.name: d.version for d in metadata.distributions() if d.name.startswith("nvidia-cudnn")}
@@ -145,8 +138,8 @@ class Local:
         status, reports = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         connection = Connection(ours.detach())
         try:
-            with theirs, reports:
-                self._ask([theirs.fileno(), reports.fileno()])
+            with theirs, reports, self._asking:
+                socket.send_fds(self.server.control, [b"J"], [theirs.fileno(), reports.fileno()])
             kind, pid = receive(status, STARTED_WITHIN_S)
             assert kind == STARTED
         except BaseException:
@@ -183,7 +176,7 @@ class Local:
                     self._staying.add(job, (first, open_things.pop_all()))
                     return first.answer
                 for child in children:
-                    child.code = _end(child.status, child.pid, killed=child.killed)
+                    child.await_end()
             except BaseException:
                 for child in children:  # an interrupt: nothing may go on behind our back, other jobs apart
                     child.kill()
@@ -191,14 +184,16 @@ class Local:
         return ended or merged([child.outcome() for child in children])
 
     def _stayed(self, job: Job, open_things: ExitStack) -> list[Child]:
-        """The process that stays for that job. Others that must end for it are killed: where it is not done by one that
-        stays, it waits until they are gone with the memory that they had."""
+        """The process that stays for that job, if there is one; those that must end for the job are killed.
+
+        Without one, this waits until they are gone with their memory; else ``open_things`` does, in the end.
+        """
         able, others = self._staying.part(job)
         ending = ExitStack()
         for child, closes in others:
             child.kill()
             ending.push(closes)
-            ending.callback(_end, child.status, child.pid, killed=True)
+            ending.callback(child.await_end)
         if able is None:
             ending.close()
             return []
@@ -212,10 +207,6 @@ class Local:
         """Threads that may ask for jobs; they end with the server."""
         return Threads(count, self.close)
 
-    def _ask(self, fds: list[int]) -> None:
-        with self._asking:
-            socket.send_fds(self.server.control, [b"J"], fds)
-
     def close(self) -> None:
         """End the server, and with it any child."""
         for holder in self._holders:
@@ -227,47 +218,22 @@ class Local:
     def __enter__(self) -> Local:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
 @contextmanager
 def _seats(job: Job) -> Iterator[list[Seat]]:
-    """The seats of the processes that do the job together, and the folder of the file at which they meet."""
-    if (size := processes(job)) == 1:
-        yield [Seat()]
-        return
-    with tempfile.TemporaryDirectory(prefix="fitwithin-") as scratch:
+    """The seats of the processes that do the job together: training is what several share."""
+    size = job.setting.data_parallel if isinstance(job, ProbeJob | TrainJob) else 1
+    with tempfile.TemporaryDirectory(prefix="fitwithin-") if size > 1 else nullcontext("") as scratch:
         yield [Seat(rank=rank, world_size=size, rendezvous=str(Path(scratch) / "meeting")) for rank in range(size)]
 
 
-def _end(status: socket.socket, pid: int, *, killed: bool) -> int:
-    """Wait for a child's exit status; a child that answered but does not end is ended."""
-    for attempt in range(2):
-        try:
-            kind, code = receive(status, 10.0)
-        except TimeoutError:
-            if attempt or killed:
-                raise DeviceError(f"worker process {pid} does not end even when killed; the driver may hang") from None
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            continue
-        assert kind == ENDED
-        return code
-    raise AssertionError("unreachable")
-
-
 def _nvidia_smi(fields: str, device: DeviceName) -> list[str]:
-    """Those facts of the device, without starting CUDA here."""
-    number = _physical_index(device.index)
+    """Facts of the device, which nvidia-smi knows by its entry in CUDA_VISIBLE_DEVICES where that is set."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    number = visible.split(",")[device.index].strip() if visible else device.index
     query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", f"--id={number}"]
     line = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
     return [part.strip() for part in line.split(",")]
-
-
-def _physical_index(index: int) -> str:
-    """What nvidia-smi calls torch's GPU number ``index``: an entry of CUDA_VISIBLE_DEVICES where that is set."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",")[index].strip() if visible else str(index)

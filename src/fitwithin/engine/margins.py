@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-#: A trainer is given this much less than its watchdog, so that it ends by itself; EXIT_S is for leaving a process.
+#: A trainer ends WATCHDOG_S before it would be killed, so that it ends by itself; EXIT_S is for leaving a process.
 WATCHDOG_S, EXIT_S = 0.2, 0.3
 
-#: An evaluation by the process that trained is tried out on so many batches of each size, for at most this share of
-#: the trial; by that its time is known to REHEARSED_MARGIN; HANDOVER_S pass until it begins. (Without a margin to
-#: speak of, five evaluations of six took 0.15 to 0.7 s longer, and two did not get through test: docs/log.md.)
+#: The process that trained tries its evaluation out on so many batches of each size, for at most this share of the
+#: trial. That gives its time to within REHEARSED_MARGIN; HANDOVER_S pass until it begins. (With a margin near 0 five
+#: evaluations of six took 0.15 to 0.7 s longer, and two did not finish test: docs/log.md.)
 REHEARSED_BATCHES, REHEARSAL_SHARE, REHEARSED_MARGIN, HANDOVER_S = 8, 0.01, 0.1, 0.15
 
 #: A view's cost is measured over so many passes of a batch, fewer where they take so many seconds.
 VIEW_PASSES, VIEW_S = 5, 0.1
 
 #: The end of a run, in seconds. CLOSING_S are kept for it: choosing views, the report and the process's end. When the
-#: books close, ENDING_S are charged for what follows: writing the result, receipt and report takes 0.05 to 0.3 s (two
-#: cores, 80 candidates), ending the workers and the process 0.16 to 0.39 s, for which LEAVING_S must be left of them.
+#: books close, ENDING_S are charged for the rest: writing result, receipt and report takes 0.05 to 0.3 s (two cores, 80
+#: candidates), ending the workers and the process 0.16 to 0.39 s, for which LEAVING_S must be left of them.
 CLOSING_S, ENDING_S, LEAVING_S = 1.5, 0.6, 0.2
 
 #: A run that is resumed with fewer seconds left starts no worker, since a start takes 3 to 5 s on two cores: it
@@ -26,7 +26,7 @@ HAND_OVER_S = 5.0
 #: first report may come from one that only noticed that another is gone.
 LAST_WORDS_S = 0.5
 
-#: A worker ends its job itself at the job's deadline; if no answer is here so many seconds later, Ray kills the worker.
+#: A worker ends its job itself at the deadline; without an answer so many seconds later, Ray kills the worker.
 RAY_ANSWER_S = 0.2
 
 #: A trial that does not end by itself is killed so long before its time is over: the evaluation begins on time.
@@ -35,7 +35,7 @@ KILL_BEFORE_S = 0.05
 #: The loader hangs if a batch is so late: seconds at least and at most, a share of the trial's time, steps of the plan.
 PATIENCE_S, PATIENCE_SHARE, PATIENCE_STEPS = (5.0, 60.0), 0.05, 20
 
-#: A trainer hangs if it is silent for so many times what its start, a validation and two checkpoints take.
+#: A trainer hangs if it is silent for so many times the seconds of its start, a validation and two checkpoints.
 SILENCE_FACTOR = 5
 
 #: In runs shorter than IN_PROCESS_BELOW_S the process that trained a model evaluates it too, which saves 1 to 3 s, if
@@ -44,13 +44,12 @@ SILENCE_FACTOR = 5
 #: starts a process slower (the same evaluations took 2.3 s after 90 s, and 2.8 after 300: docs/log.md).
 IN_PROCESS_BELOW_S, IN_PROCESS_FROM, SEPARATE_MARGIN_S = 600.0, 3, 3.0
 
-#: The time that a refusal asks for allows for so much more beside training, so many seconds at most: with that time it
-#: must not be refused again. (Of 6.0 s named, on two busy cores, the start took 2 s more when they were given.)
+#: The time that a refusal asks for adds this share to the costs beside training, so many seconds at most: with that
+#: time the run must not be refused again. (When 6.0 s were named, on two busy cores, the next start took 2 s more.)
 REFUSAL_MARGIN, REFUSAL_MARGIN_S = 0.5, 5.0
 
-#: The machine may be busier when the model is evaluated, and a host that has worked for minutes starts a process more
-#: slowly: the same evaluations took 2.3 s after 90 s, and 2.8 after 300 (docs/log.md). If it became slower while the
-#: model was trained, the trial ends earlier for it.
+#: The machine may be busier at the evaluation, and a process starts slower after minutes of work (see above). If the
+#: machine became slower during the training, the trial ends earlier for it.
 EVALUATION_MARGIN = 0.2
 
 #: Relative safety on every predicted cost: the machine's own jitter between a two-second sample and a long run.

@@ -1,19 +1,18 @@
-"""How much memory this process holds: read from the kernel or the driver, and sampled by a thread."""
+"""How much memory this process holds, read from the kernel or the driver; and the one place that recognises
+out-of-memory."""
 
 from __future__ import annotations
 
 import os
-import platform
-import resource
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fitwithin.errors import DeviceError, OutOfMemory
+from fitwithin.errors import DeviceError, DeviceFull, OutOfMemory
 
 SAMPLE_S = 0.01
 
@@ -41,23 +40,16 @@ class Sampler:
 
 
 def status_bytes(field: str) -> int:
-    """A field of /proc/self/status in bytes; where there is none, the peak resident size as getrusage tells it."""
-    try:
-        with Path("/proc/self/status").open(encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith(field + ":"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    scale = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    """A field of /proc/self/status in bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
 class DriverGauge:
-    """This process's memory on a GPU as the driver counts it, through NVML.
+    """This process's memory on a GPU as the driver counts it, through NVML; to be made before CUDA starts.
 
-    Made before CUDA starts. Where the driver does not list this process (another PID namespace), the growth of the
-    whole device's use since then stands in: an upper bound, as long as no other process gives memory back.
+    Where the driver does not list this process (another PID namespace), the growth of the whole device's use counts: an
+    upper bound, as long as no other process gives memory back.
     """
 
     def __init__(self) -> None:
@@ -96,7 +88,7 @@ class DriverGauge:
         return own
 
     def num_other_processes(self) -> int:
-        """How many processes that are not of this run's use the device now, as far as the driver shows them."""
+        """How many processes of others use the device now, as far as the driver shows them."""
         listed = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
         return sum(not _is_sibling_process(int(process.pid)) for process in listed if process.pid != self._pid)
 
@@ -118,13 +110,12 @@ def _is_sibling_process(pid: int) -> bool:
     return False
 
 
-#: How PyTorch's caching allocator rounds what it asks the driver for (c10/core/CachingDeviceAllocator.h: kSmallSize,
-#: kSmallBuffer, kMinLargeAlloc, kLargeBuffer, kRoundLarge).
 _MIB = 2**20
 
 
 def asked_bytes(size: int) -> int:
-    """What the allocator asks the driver for when no cached block serves a request of ``size`` bytes."""
+    """The bytes that PyTorch's allocator asks the driver for when no cached block serves a request of ``size`` bytes
+    (c10/core/CachingDeviceAllocator.h: kSmallSize, kSmallBuffer, kMinLargeAlloc, kLargeBuffer, kRoundLarge)."""
     if size <= _MIB:
         return 2 * _MIB
     if size < 10 * _MIB:
@@ -135,9 +126,9 @@ def asked_bytes(size: int) -> int:
 def required_limit_bytes(trace: Iterable[Mapping[str, Any]], reserved_bytes: int) -> int:
     """The least limit under which the allocator's recorded history passes without giving memory back.
 
-    Before it maps new pages for a request the allocator checks that what it holds and the *whole* request stay within
-    the limit, though a part of the request may lie in pages that it holds (CUDACachingAllocator.cpp, alloc_block). So
-    a size can fail below the limit; with this figure memory is a line up to the limit.
+    Before the allocator maps new pages for a request it checks that its memory plus the *whole* request stay within the
+    limit, though a part of the request may lie in its own pages (CUDACachingAllocator.cpp, alloc_block). So a size can
+    fail below the limit; with this figure memory is a line up to the limit.
 
     Args:
         trace: the entries of ``torch.cuda.memory._snapshot()["device_traces"]``, oldest first.
@@ -161,14 +152,29 @@ def required_limit_bytes(trace: Iterable[Mapping[str, Any]], reserved_bytes: int
     return demanded
 
 
-def out_of_memory(message: str) -> OutOfMemory:
-    """The error to raise for a backend's message."""
-    lines = message.strip().splitlines()
-    return OutOfMemory(f"the memory cap was reached ({lines[0][:200] if lines else 'no details'})")
+@contextmanager
+def guarded(
+    kinds: tuple[type[Exception], ...], words: tuple[str, ...], taken_by_others: Callable[[], bool]
+) -> Iterator[None]:
+    """Turn a failed allocation, known by one of ``kinds`` or ``words``, into OutOfMemory.
 
-
-def clear_frames(error: BaseException | None) -> None:
-    """Clear the frames of the work that failed: while anybody looks at the error they would keep all its tensors."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__
+    Raises:
+        OutOfMemory: an allocation failed; DeviceFull if the memory was ``taken_by_others``.
+    """
+    try:
+        yield
+        return
+    except (RuntimeError, SystemError, MemoryError) as error:
+        # A recording that is broken off complains too, of what came after: the cause is its context.
+        causes = (error.__context__, error)
+        found = [str(each) for each in causes if isinstance(each, kinds) or any(word in str(each) for word in words)]
+        if not found:
+            raise
+        cause: BaseException | None = error
+        while cause is not None:  # its frames would keep all tensors of the work that failed
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__context__
+    if taken_by_others():
+        raise DeviceFull("other processes hold so much of the device's memory that the cap could not be reached")
+    lines = found[0].strip().splitlines()
+    raise OutOfMemory(f"the memory cap was reached ({lines[0][:200] if lines else 'no details'})")

@@ -1,9 +1,8 @@
 """The Ray engine: every job is a task of a Ray cluster, whose body is the local engine of the node that Ray chose.
 
-A task holds one whole GPU (on the CPU: one core) and is never repeated by Ray: what a job has spent is in the books,
-and what comes after a failure is decided above, in pipeline/train_phase.py. The ledger, the plan and the store
-stay with the driver, this process. Data and models go by path, on a file system that all nodes share. Nothing is
-detached: when the driver ends, however it ends, Ray ends its tasks.
+A task holds one whole GPU (on the CPU: one core). Ray never repeats it: pipeline/train_phase.py decides what follows a
+failure. The ledger, the plan and the store stay with the driver, this process. Data and models go by path, on a file
+system that all nodes share. When the driver ends, however it ends, Ray ends its tasks.
 
 ``import ray`` takes 0.8 s, so it stands inside functions.
 """
@@ -37,7 +36,7 @@ LOOK_S = 0.2
 #: After a task was killed its device is waited for so long, in seconds.
 FREED_WITHIN_S = 1.0
 
-#: What was lost with its worker or node is asked for so often; a turn is not, it goes on from its checkpoint.
+#: A job that was lost with its worker or node is tried so often; a trial is not, it goes on from its checkpoint.
 ATTEMPTS = 3
 
 
@@ -48,7 +47,7 @@ class Cluster:
         device: ``cpu``, or ``cuda:0``: the GPU that Ray shows the task.
         gpus: the kind of GPU (Ray's accelerator type) that jobs must run on, where the cluster has several.
         slots: how many jobs can be at work at once.
-        sharers: how many of them on one node.
+        jobs_per_host: how many of them on one node.
         log: a file for what workers print.
     """
 
@@ -59,15 +58,15 @@ class Cluster:
         self,
         device: DeviceName,
         *,
-        gpus: str | None = None,
-        slots: int = 1,
-        jobs_per_host: int = 1,
-        log: Path | None = None,
+        gpus: str | None,
+        slots: int,
+        jobs_per_host: int,
+        log: Path | None,
     ) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self.device, self._slots, self._sharers, self._log = device, slots, jobs_per_host, log
+        self.device, self._slots, self._jobs_per_host, self._log = device, slots, jobs_per_host, log
         # max_calls: Ray would end a worker after each GPU task, and with it the server that has imported torch.
         held: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1} if device.is_cuda else {"num_cpus": 1}
         if gpus is not None:
@@ -93,7 +92,7 @@ class Cluster:
             left_s=until_at - time.monotonic(),
             called_at=time.time(),
             cache=str(cache_root().resolve()),
-            jobs_per_host=self._sharers,
+            jobs_per_host=self._jobs_per_host,
             expected=self._facts,
         )
 
@@ -104,17 +103,20 @@ class Cluster:
         return task
 
     def describe(self) -> dict[str, Any]:
-        """The facts of the node that answered first; every other must agree with it in what decides speed.
+        """The facts of the node that answered first; every other must have the same device and libraries.
 
-        ``cores`` are those that one job may count on: a node's, shared among its GPUs.
+        ``cores`` are those of one job: a node's cores, shared among its GPUs.
         """
         self.prepare()
         assert self._facts is not None
         return dict(self._facts)
 
     def prepare(self, until_at: float = math.inf) -> bool:
-        """Wait until a node has imported torch and timm, no longer than ``until_at``; DeviceError if none can, or none
-        has room in time."""
+        """Wait until a node has imported torch and timm, or until ``until_at``; whether one has.
+
+        Raises:
+            DeviceError: no node can, or none became free within READY_WITHIN_S.
+        """
         import ray
 
         with self._preparing:
@@ -141,7 +143,7 @@ class Cluster:
             raise DeviceError(f"no job can start on the Ray cluster: {answer.outcome.reason}")
 
     def max_parallel(self, wanted: int, memory_bytes: int) -> int:
-        """How many jobs the cluster takes at once, ``wanted`` at most: each has a GPU, or a core, of its own."""
+        """How many jobs the cluster takes at once, from one to ``wanted``: each has a GPU, or a core, of its own."""
         del memory_bytes
         return max(1, min(wanted, self._slots))
 
@@ -156,13 +158,16 @@ class Cluster:
     def run(self, job: Job, *, until_at: float, on_progress: Callable[[Progress], None]) -> Outcome:
         """Run the job as a task until it ends or ``until_at`` comes; several threads may ask at once.
 
-        A turn whose Ray worker or node was lost is a Failure of kind ``died``, and goes on from its checkpoint if it is
-        asked for again. Other jobs are asked for again here while their time lasts: a lost node says nothing of the
-        batch that was tried there. (A node that falls silent without a word is lost when Ray says so.)
+        A trial whose Ray worker or node was lost is a Failure of kind ``died``; asked for again, it goes on from its
+        checkpoint. Other jobs are repeated here while their time lasts: a lost node says nothing of the batch.
         """
         if not self.prepare(until_at):
             return Failure(kind="deadline", reason="its time was over before a worker had started")
-        job = _placed(job)
+        setting = replace(job.setting, pack=os.path.abspath(job.setting.pack))
+        if isinstance(job, TrainJob | EvaluateJob):  # paths that mean the same on every node
+            job = replace(job, folder=os.path.abspath(job.folder))
+            Path(job.folder).mkdir(parents=True, exist_ok=True)
+        job = replace(job, setting=setting)
         for _ in range(ATTEMPTS):
             answer = self._attempt(job, until_at, on_progress)
             if not answer.lost or isinstance(job, TrainJob) or time.monotonic() >= until_at:
@@ -184,7 +189,9 @@ class Cluster:
         finally:
             with self._lock:
                 self._at_work.discard(task)
-        self._keep(answer.words)
+        if answer.words and self._log is not None:
+            with self._lock, self._log.open("ab") as log:
+                log.write(answer.words)
         if answer.progress is not None:
             on_progress(answer.progress)
         return answer
@@ -214,8 +221,6 @@ class Cluster:
         import ray
         from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 
-        with self._lock:
-            self._at_work.discard(task)
         try:
             answer: TaskResponse = ray.get(task)
             return answer
@@ -235,13 +240,6 @@ class Cluster:
         with suppress(Exception):  # the cluster may be gone, and the task with it
             ray.cancel(task, force=True)
             ray.wait([task], timeout=FREED_WITHIN_S)
-        with self._lock:
-            self._at_work.discard(task)
-
-    def _keep(self, words: bytes) -> None:
-        if words and self._log is not None:
-            with self._lock, self._log.open("ab") as log:
-                log.write(words)
 
     def crew(self, count: int) -> Threads:
         """Threads that may ask for tasks; Ray says where each of them runs."""
@@ -261,13 +259,3 @@ class Cluster:
 
 def _failed(kind: FailureKind, reason: str, *, lost: bool = False, trace: str = "") -> TaskResponse:
     return TaskResponse(outcome=Failure(kind=kind, reason=reason, trace=trace), facts={}, lost=lost)
-
-
-def _placed(job: Job) -> Job:
-    """The job with paths that mean the same on every node; a turn's folder is made here, where it must be seen."""
-    setting = replace(job.setting, pack=os.path.abspath(job.setting.pack))
-    if isinstance(job, TrainJob | EvaluateJob):
-        folder = os.path.abspath(job.folder)
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        return replace(job, setting=setting, folder=folder)
-    return replace(job, setting=setting)

@@ -1,12 +1,12 @@
 """What runs on the nodes of a Ray cluster: the body of a task, and the board on which tasks tell of their progress.
 
-Ray decides where a task runs and tells when its worker dies; carrying out a job is the local engine's. Each Ray worker
+Ray decides where a task runs and says when its worker dies; the local engine carries the job out. Each Ray worker
 process keeps one :class:`~fitwithin.engine.local.Local`, whose server has imported torch and forks a fresh process for
 every job; later tasks in the same worker find it ready. When the Ray worker ends, however it ends, so do the server and
-its children (:mod:`fitwithin.lifeline`): Ray runs a task in its worker's main thread, which is the server's parent.
+its children (:func:`fitwithin.machine.die_with_parent`): Ray runs a task in its worker's main thread, the server's
+parent.
 
-Monotonic clocks of two machines have nothing in common. A job's end is an instant on the driver's; :func:`ends_at` says
-where it lies on the worker's.
+Two machines' monotonic clocks differ. A job's end is an instant on the driver's; :func:`ends_at` gives the worker's.
 """
 
 from __future__ import annotations
@@ -28,21 +28,20 @@ from fitwithin.machine import DeviceName, cores
 #: The driver's clock is asked for so many seconds at most; a first connection on a busy machine takes 0.1.
 CLOCK_WITHIN_S = 2.0
 
-#: Of what workers print during one job, so many bytes come back to the driver.
+#: At most so many bytes of what workers print during one job come back to the driver.
 MOST_WORDS = 2**16
 
-#: Facts in which a node must agree with the one that was described: what was profiled there is used here.
+#: Facts that must be the same on every node: a profile made on one is used on the others.
 AGREED = ("fitwithin", "torch", "torchvision", "timm", "name")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRequest:
-    """A task's work: ``job``, or none where only the node's facts are wanted.
+    """A task's work: ``job``, or None where only the node's facts are wanted.
 
     ``until_at`` is an instant on the driver's monotonic clock, ``left_s`` the seconds until then when the call was
     made, at ``called_at`` by the driver's calendar clock (seconds since 1970). ``jobs_per_host`` jobs may be at work on
-    the node at once; ``cache`` is the driver's, on a file system that all nodes share. ``expected`` are the facts that
-    the node must agree with.
+    the node at once; ``cache`` is the driver's, which all nodes share. ``expected`` are the first node's facts.
     """
 
     number: str
@@ -52,15 +51,15 @@ class TaskRequest:
     left_s: float
     called_at: float
     cache: str
-    jobs_per_host: int = 1
-    expected: dict[str, Any] | None = None
+    jobs_per_host: int
+    expected: dict[str, Any] | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResponse:
-    """What a task gives back: the job's outcome, the node's facts, the last progress, and what workers printed.
+    """The job's outcome, the node's facts, the last progress, and what workers printed.
 
-    ``lost``: it is not the job that failed but what was to carry it out.
+    ``lost``: not the job failed but the worker or node that carried it out.
     """
 
     outcome: Outcome | None
@@ -71,9 +70,9 @@ class TaskResponse:
 
 
 class ProgressActor:
-    """An actor on the driver's own node, so that its clock is the driver's: tasks report progress, the driver reads it.
+    """An actor on the driver's node, with the driver's clock: tasks report progress, the driver reads it.
 
-    Nothing depends on it. Without it progress is not seen, and the time of a call is measured by calendar clocks.
+    Without it no progress is seen, and the time of a call is measured by calendar clocks.
     """
 
     def __init__(self) -> None:
@@ -84,7 +83,7 @@ class ProgressActor:
         return time.monotonic()
 
     def tell(self, number: str, progress: Progress) -> None:
-        """Progress of that call."""
+        """Keep the progress of that call."""
         self._latest[number] = progress
 
     def hear(self, number: str) -> Progress | None:
@@ -93,12 +92,11 @@ class ProgressActor:
 
 
 def ends_at(call: TaskRequest, board: Any) -> float:
-    """The call's ``until_at`` on this machine's monotonic clock: never later than it is, however long the call took.
+    """The call's ``until_at`` on this machine's monotonic clock; never too late, however long the call took.
 
-    The driver's clock is read from the board; what is left by it is counted from the instant before the question. So
-    the end is early by the time that the question took to arrive: a millisecond mostly, never more than the round
-    trip. Where the board does not answer, what has passed since the call was made is the difference of the two
-    machines' calendar clocks, and the error is the difference between these.
+    The board tells the driver's clock; the time left is counted from before the question. So the end is early by the
+    time that the question took, mostly a millisecond. If the board does not answer, the two machines' calendar clocks
+    give the time since the call, with the difference of these clocks as the error.
     """
     asked_at = time.monotonic()
     try:
@@ -110,23 +108,22 @@ def ends_at(call: TaskRequest, board: Any) -> float:
 
 
 def moved(job: Job, seconds: float) -> Job:
-    """The job with the instants in it moved by so many seconds, to another clock."""
+    """The job with its end moved by so many seconds, to another clock."""
     if isinstance(job, TrainJob | EvaluateJob):
         return replace(job, until_at=job.until_at + seconds)
     return job
 
 
 class _Kept:
-    """A process server and the file that its workers print to, which has no name and goes with this process."""
+    """A process server, and a file without a name for what its workers print."""
 
-    def __init__(self, device: DeviceName, cache: str) -> None:
-        self.key = _key(device, cache)
+    def __init__(self, device: DeviceName) -> None:
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the server lives
         self._read = 0
         self.local = Local(device, Path(f"/proc/self/fd/{self._words.fileno()}"))
 
     def words(self) -> bytes:
-        """What was printed since the last question; the end of it if it is long."""
+        """What was printed since the last call; its last MOST_WORDS bytes."""
         size = os.fstat(self._words.fileno()).st_size
         start, self._read = max(self._read, size - MOST_WORDS), size
         return os.pread(self._words.fileno(), size - start, start)
@@ -138,30 +135,22 @@ class _Kept:
         self._words.close()
 
 
-#: The one of this Ray worker process.
-_kept: _Kept | None = None
-
-
-def _key(device: DeviceName, cache: str) -> tuple[DeviceName | str | None, ...]:
-    """What a server's children inherit: Ray may show the next task in this worker another GPU."""
-    return device, cache, os.environ.get("CUDA_VISIBLE_DEVICES")
+#: The one of this Ray worker process, by what its children inherit: device, cache, and the GPU that Ray shows the task.
+_kept: dict[tuple[DeviceName, str, str | None], _Kept] = {}
 
 
 def _keep(device: DeviceName, cache: str) -> _Kept:
-    global _kept
-    if _kept is not None and _kept.key != _key(device, cache):
+    key = (device, cache, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if key not in _kept:
         _drop()
-    if _kept is None:
         os.environ["FITWITHIN_CACHE"] = cache
-        _kept = _Kept(device, cache)
-    return _kept
+        _kept[key] = _Kept(device)
+    return _kept[key]
 
 
 def _drop() -> None:
-    global _kept
-    if _kept is not None:
-        _kept.close()
-    _kept = None
+    while _kept:
+        _kept.popitem()[1].close()
 
 
 def carry_out(call: TaskRequest, board: Any) -> TaskResponse:
@@ -189,7 +178,7 @@ def carry_out(call: TaskRequest, board: Any) -> TaskResponse:
         return TaskResponse(outcome=outcome, facts=facts, progress=last, words=kept.words())
     except (FitwithinError, OSError, EOFError) as error:
         # The server is gone or cannot start: the next task in this worker has another one.
-        words = _kept.words() if _kept is not None else b""
+        words = b"".join(kept.words() for kept in _kept.values())
         _drop()
         failure = Failure(kind="died", reason=f"on node {_node()}: {error}")
         return TaskResponse(outcome=failure, facts=facts, lost=True, progress=last, words=words)
@@ -204,7 +193,7 @@ def _objection(call: TaskRequest, job: Job, facts: dict[str, Any]) -> Failure | 
                 reason=f"node {_node()} has {name} {facts.get(name)}, another has {call.expected.get(name)}; "
                 f"a run needs nodes of one kind with the same libraries",
             )
-    # The folders are there on the driver; where a node does not see them, a turn would leave its model nowhere.
+    # The folders are there on the driver; a node that does not see them would leave a model nowhere.
     for path in [job.setting.pack, *([job.folder] if isinstance(job, TrainJob | EvaluateJob) else [])]:
         if not Path(path).is_dir():
             return Failure(

@@ -13,18 +13,16 @@ if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
 
 #: The files of a trial's folder: what a later process goes on from, how the trial ended, how it stood at its last
-#: checkpoint, the model's weights and what is needed to use them, how far its evaluation got.
+#: checkpoint, the model's weights, what is needed to use them, how far its evaluation got.
 CHECKPOINT, OUTCOME, SALVAGE = "checkpoint.pt", "outcome.json", "salvage.json"
-
 WEIGHTS, CARD, EVALUATED = "model.safetensors", "card.json", "evaluated.json"
-
 
 #: How a training that left a model ended: with the planned steps or more, with fewer that were annealed to 0, or cut
 #: off because time was over.
 Ended = Literal["complete", "shortened", "cut"]
 
-#: Why a job gave no result: memory, its deadline, its process died or hung, an error; ``deserted`` where of several
-#: processes another one is gone, whose own failure says more.
+#: Why a job gave no result: memory, its deadline, its process died or hung, an error; ``deserted``: another process of
+#: the same job is gone, whose own failure says more.
 FailureKind = Literal["memory", "deadline", "died", "hung", "error", "deserted"]
 
 
@@ -32,17 +30,15 @@ FailureKind = Literal["memory", "deadline", "died", "hung", "error", "deserted"]
 class Timing:
     """Seconds measured on the real pipeline in a fresh process, at one batch size.
 
-    ``startup_s`` from asking for the process to a model on the device; ``warmup_s`` what the loader's start and the
-    first steps cost more than later ones; ``dummy_step_s`` a step fed with a batch already there (the paper's dummy
-    loader); ``step_s`` a step fed by the real loader, within ``step_low_s`` to ``step_high_s`` (its 95 % interval);
-    ``loader_step_s`` the time in which the loader alone makes a batch; ``num_other_processes`` how many processes of
-    others were seen on the device; ``eval_image_s`` seconds per image of evaluation by size, ``eval_device_s`` those of
-    its forward pass alone, which is what another view of a loaded image takes (as many, where it was not measured);
-    ``eval_first_s`` the extra cost of an evaluation's first batch by size (less where training has loaded the same
-    kernels); ``save_s`` writing a checkpoint; ``capture_s`` recording the step anew after an evaluation; ``rates``
-    images per second with the dummy loader by batch size, where several were asked for. Under progressive resizing
-    ``stage_step_s`` is the pace at each smaller size, ``stage_change_s`` what going on to the next size costs beside
-    steps, by that size.
+    ``startup_s``: from the request to a model on the device. ``warmup_s``: what the loader's start and the first steps
+    cost more than later ones. ``dummy_step_s``: a step with a batch already there (the paper's dummy loader).
+    ``step_s``: a step with the real loader, and its 95 % interval. ``loader_step_s``: the loader alone makes a batch.
+    ``num_other_processes``: processes of others on the device. By size, ``eval_image_s``: an image of an evaluation;
+    ``eval_device_s``: its forward pass alone, the cost of another view of a loaded image; ``eval_first_s``: the extra
+    cost of the first batch (less where training has loaded the kernels). ``save_s``: writing a checkpoint.
+    ``capture_s``: recording the step anew after an evaluation. ``rates``: images per second with the dummy loader by
+    batch. With progressive resizing ``stage_step_s`` is a step at each smaller size, ``stage_change_s`` the extra cost
+    of going on to a size.
     """
 
     startup_s: float
@@ -71,11 +67,11 @@ class Timing:
 class Probe:
     """One fresh process that ran the real step at ``batch``: whether it stayed within the cap, and its peak.
 
-    The batch was worked through in ``accum_steps`` parts. ``scouted`` are further batches that a scout ran in the same
-    process: they place later probes and prove nothing. ``needed_bytes`` is the least cap under which the run would have
-    passed (the peak, where the device cannot tell); it is a line in the batch. ``usable_bytes`` is what it may come to,
-    ``non_allocator_bytes`` what of it lay outside the allocator. ``memory_taken_by_others``: others held the memory;
-    ``graph_capture_failed``: step or pass cannot be recorded as a CUDA graph.
+    The batch was split into ``accum_steps`` parts. ``scouted`` are further batches of the same process with the memory
+    they needed: they place later probes and prove nothing. ``needed_bytes`` is the least cap under which the run would
+    have passed (the peak, where that is unknown), a line in the batch; ``usable_bytes`` is its limit,
+    ``non_allocator_bytes`` its part outside the allocator. ``memory_taken_by_others``: others held the memory;
+    ``graph_capture_failed``: the step or the pass cannot be recorded as a CUDA graph.
     """
 
     batch: int
@@ -103,18 +99,18 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True)
 class StepTiming:
-    """Seconds of a training step at ``batch`` images with a batch that lies ready, and half of its 95 % interval;
-    ``first_s`` is what the first steps at a size take beyond that: kernels are chosen or built, the step recorded."""
+    """Seconds of a training step with a batch that lies ready, and half of its 95 % interval; ``first_s`` is what the
+    first steps at a size take beyond that: kernels are chosen or built, the step recorded."""
 
     batch: int
     step_s: float
     error_s: float
     first_s: float = 0.0
 
-    def amortised_s(self, turn_s: float, sizes: int, error_s: float = 0.0) -> float:
-        """Seconds of a step, ``error_s`` more than measured, with its share of what the first ones take at so many
-        ``sizes`` in a turn of ``turn_s``; infinity where those take all of it."""
-        share = max(0.0, 1 - sizes * self.first_s / turn_s)
+    def amortised_s(self, trial_s: float, sizes: int, error_s: float) -> float:
+        """Seconds of a step, ``error_s`` more than measured, with its share of the first steps at so many ``sizes`` in
+        a trial of ``trial_s``; infinity where those take the whole trial."""
+        share = max(0.0, 1 - sizes * self.first_s / trial_s)
         return (self.step_s + error_s) / share if share else math.inf
 
 
@@ -127,21 +123,14 @@ class CompareResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reserved:
-    """The bytes that are free now."""
-
-    free_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainResult:
     """How a trial ended.
 
-    ``validations`` and ``curve`` hold plain values ready for the report; ``best`` is ``correct`` images of the best
-    validation, whose weights are in the folder (None if none took place: then the weights are the last ones).
-    ``training_s`` is the time of the steps alone, the loader's start included; ``nan_restarts`` how often the loss was
-    no number and the trial went back to its checkpoint, at a lower rate; ``evaluation_s`` what a process that will
-    evaluate its model itself expects that to take.
+    ``validations`` and ``curve`` hold plain values for the report; ``best`` is the number of correct images in the best
+    validation, whose weights are in the folder (None without one: then the weights are the last ones). ``training_s``
+    are the seconds of the steps, the loader's start included; ``nan_restarts`` how often the loss was not finite and
+    the trial went back to its checkpoint, at a lower rate; ``evaluation_s`` the expected seconds of an evaluation by
+    the same process.
     """
 
     steps: int
@@ -160,10 +149,10 @@ class TrainResult:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalResult:
-    """Where the logits are (one .npy per split and view under ``folder``), what was complete, and what each view costs.
+    """What an evaluation has written (:func:`logits_path`), and what each view costs.
 
-    ``done`` lists (split, view name) pairs in the order they were completed; ``ms_per_image`` is per view at
-    ``batch`` images a forward pass, on the device, without loading.
+    ``done`` lists (split, view name) in the order of completion; ``ms_per_image`` is the device's time of each view at
+    ``batch`` images a forward pass, without loading.
     """
 
     done: tuple[tuple[str, str], ...]
@@ -193,13 +182,13 @@ class Progress:
 
 
 def logits_path(folder: Path, split: str, view: View) -> Path:
-    """Where the logits [N, K] of a split under a view are kept."""
+    """The file of the logits [N, K] of a split under a view."""
     return folder / f"logits-{split}-{view.px}{'-flipped' if view.flip else ''}.npy"
 
 
 def read_logits(folder: Path, split: str, view: View) -> Floats:
     """The logits that an evaluation wrote."""
-    import numpy as np  # whoever only describes results needs no numpy
+    import numpy as np  # not at the top: most users of this module need none
 
     return np.asarray(np.load(logits_path(folder, split, view), allow_pickle=False), dtype=np.float32)
 

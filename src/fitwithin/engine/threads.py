@@ -7,23 +7,22 @@ from concurrent.futures import Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
-from types import TracebackType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-#: A signal that comes just before a thread falls asleep does not wake it: whoever waits looks up so often, in seconds.
+#: A signal that comes just before a thread falls asleep does not wake it, so a wait ends so often, in seconds.
 LOOK_S = 0.5
 
 
 class Threads:
     """:class:`~fitwithin.engine.base.Executor` of so many threads.
 
-    Not a ThreadPoolExecutor: giving that work takes locks written in Python, and an interrupt that comes between taking
-    one and the block that lets it go leaves it taken for ever (docs/log.md). Those of a SimpleQueue are written in C.
+    Not a ThreadPoolExecutor: an interrupt inside its ``submit`` can leave a lock taken for ever (docs/log.md). The
+    locks of a SimpleQueue are written in C.
 
     Args:
-        close: ends what they are at, so that an interrupt need not wait for it.
+        close: ends their work, so that an interrupt need not wait for it.
     """
 
     def __init__(self, count: int, close: Callable[[], None]) -> None:
@@ -58,15 +57,13 @@ class Threads:
             thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         with suppress(Empty):
             while True:  # what no thread was free for does not begin any more
                 self._queue.get_nowait()
         for _ in self._threads:
             self._queue.put(None)
-        if kind is not None:
+        if error[0] is not None:
             self._close()
         for thread in self._threads:
             thread.join()

@@ -14,8 +14,10 @@ from multiprocessing.connection import Connection, wait
 from typing import Generic, TypeVar
 
 from fitwithin.engine.jobs import EvaluateJob, Job, TrainJob
+from fitwithin.engine.launch import ENDED, receive
 from fitwithin.engine.margins import LAST_WORDS_S
 from fitwithin.engine.results import Failure, Outcome, Probe, Progress, TrainResult
+from fitwithin.errors import DeviceError
 
 P = TypeVar("P")
 
@@ -59,15 +61,32 @@ class Child:
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
+    def await_end(self) -> None:
+        """Wait for its exit status; a process that answered but does not end is killed.
+
+        Raises:
+            DeviceError: it does not end even when killed.
+        """
+        try:
+            kind, self.code = receive(self.status, 10.0)
+            assert kind == ENDED
+        except TimeoutError:
+            if self.killed:
+                raise DeviceError(
+                    f"worker process {self.pid} does not end even when killed; the driver may hang"
+                ) from None
+            self.kill()
+            self.await_end()
+
     def outcome(self) -> Outcome | None:
-        """Its answer; of one that went without, how it ended; nothing of one that was ended for another's sake."""
+        """Its answer; without one, how it ended; None if it was killed because another process had failed."""
         if self.answer is not None or (self.killed and not self.gone):
             return self.answer
         how = signal.Signals(-self.code).name if self.code < 0 else f"exit code {self.code}"
         return Failure(kind="died", reason=f"the worker process ended without an answer ({how})")
 
     def close(self) -> None:
-        """Nothing more is said or heard."""
+        """Close connection and socket."""
         self.connection.close()
         self.status.close()
 
@@ -78,11 +97,8 @@ def listen(
     heartbeat_timeout_s: float,
     on_progress: Callable[[Progress], None],
 ) -> Failure | None:
-    """Hear the processes of a job until all are over; a Failure if their time was, or if they were silent for
-    ``heartbeat_timeout_s``.
-
-    Once one has failed, the others are ended.
-    """
+    """Hear the processes of a job until all are over; a Failure if ``until_at`` came first, or if they were silent for
+    ``heartbeat_timeout_s``. Once one has failed, the others are killed."""
     heard_at, words_until_at = time.monotonic(), until_at
     while speaking := [child for child in children if not child.over]:
         now = time.monotonic()
@@ -95,10 +111,9 @@ def listen(
             if now < until_at:
                 return Failure(kind="hung", reason=f"nothing was heard of the worker for {now - heard_at:.0f} s")
             return Failure(kind="deadline", reason="its time was over and the worker was ended")
-        loader_timeout_s = min(ends_at - now, words_until_at - now, 0.5)
-        for ready in wait([child.connection for child in speaking], loader_timeout_s):
+        ready = wait([child.connection for child in speaking], min(ends_at - now, words_until_at - now, 0.5))
+        for child in (child for child in speaking if child.connection in ready):
             heard_at = time.monotonic()
-            child = next(child for child in speaking if child.connection is ready)
             if (progress := child.hear()) is not None:
                 on_progress(progress)
             if child.failed:
@@ -107,39 +122,33 @@ def listen(
 
 
 def merged(outcomes: Sequence[Outcome | None]) -> Outcome:
-    """What the answers of processes that work together come to: the first one's, with the memory of the largest.
+    """The answer of processes that work together: the first one's, with the memory of the largest.
 
-    Of several that failed, the failure that says most counts: memory held by others, then too little memory, then what
-    happened to one; last, that one was deserted. None stands for a process that was ended before it could say anything.
+    Of several failures the one that says most counts: memory held by others, then too little memory, then what happened
+    to one process; last, that another is gone. None stands for a process that was killed before it could answer.
     """
-    failures = [answer for answer in outcomes if answer is not None and _failed(answer)]
+    failures = [answer for answer in outcomes if _failed(answer)]
     if failures:
         failure = min(failures, key=_rank)
         if isinstance(failure, Failure) and failure.kind == "deserted":
             return replace(failure, kind="died")
+        assert failure is not None
         return failure
-    answers = [answer for answer in outcomes if answer is not None]
-    assert len(answers) == len(outcomes), "whoever is ended has no answer because another failed"
-    first = answers[0]
+    first = outcomes[0]
+    assert first is not None, "a process is killed only after another failed"
     if isinstance(first, TrainResult):
-        peaks = [answer.peak_bytes for answer in answers if isinstance(answer, TrainResult)]
-        return replace(first, peak_bytes=max(peaks))
-    if isinstance(first, Probe):
-        return _one(first, [answer for answer in answers if isinstance(answer, Probe)])
-    return first
-
-
-def _one(first: Probe, probes: Sequence[Probe]) -> Probe:
-    """The probe that several processes made together: each of them has to keep the cap."""
-    peaks = [probe.peak_bytes for probe in probes if probe.peak_bytes is not None]
-    needed = [probe.needed_bytes for probe in probes if probe.needed_bytes is not None]
-    usable = [probe.usable_bytes for probe in probes if probe.usable_bytes is not None]
+        return replace(first, peak_bytes=max(each.peak_bytes for each in outcomes if isinstance(each, TrainResult)))
+    if not isinstance(first, Probe):
+        return first
+    # Each of them has to keep the cap.
+    probes = [each for each in outcomes if isinstance(each, Probe)]
+    needed = [each.needed_bytes for each in probes if each.needed_bytes is not None]
     return replace(
         first,
-        peak_bytes=max(peaks, default=None),
+        peak_bytes=max((each.peak_bytes for each in probes if each.peak_bytes is not None), default=None),
         needed_bytes=max(needed, default=None),
-        usable_bytes=min(usable, default=None),
-        non_allocator_bytes=max(probe.non_allocator_bytes for probe in probes),
+        usable_bytes=min((each.usable_bytes for each in probes if each.usable_bytes is not None), default=None),
+        non_allocator_bytes=max(each.non_allocator_bytes for each in probes),
     )
 
 
@@ -147,7 +156,7 @@ def _failed(answer: Outcome | None) -> bool:
     return isinstance(answer, Failure) or (isinstance(answer, Probe) and not answer.passed)
 
 
-def _rank(failure: Outcome) -> int:
+def _rank(failure: Outcome | None) -> int:
     if isinstance(failure, Probe):
         return 0 if failure.memory_taken_by_others else 1
     assert isinstance(failure, Failure)
@@ -155,36 +164,29 @@ def _rank(failure: Outcome) -> int:
 
 
 class Standby(Generic[P]):
-    """Those that stay, with their turns; asked from any thread."""
+    """The processes that have trained and wait for an evaluation, with their jobs; asked from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._there: list[tuple[TrainJob, P]] = []
 
-    def add(self, turn: TrainJob, process: P) -> None:
-        """The process of that turn stays."""
+    def add(self, trial: TrainJob, process: P) -> None:
+        """The process of that trial stays."""
         with self._lock:
-            self._there.append((turn, process))
+            self._there.append((trial, process))
 
     def part(self, job: Job) -> tuple[P | None, list[P]]:
-        """The one that does the job, and those that must end for it: at an evaluation all others, else whoever has
-        its device (finals of a search side by side end one by one)."""
-        evaluates = isinstance(job, EvaluateJob)
+        """The process that does the job, one that evaluates a model of its candidate; and those that must end for it:
+        at an evaluation all others, else those on its device (finals of a search side by side end one by one)."""
+        evaluated = (job.candidate, job.setting.pack) if isinstance(job, EvaluateJob) else None
         with self._lock:
-            leave = [pair for pair in self._there if evaluates or pair[0].setting.device == job.setting.device]
+            leave = [pair for pair in self._there if evaluated or pair[0].setting.device == job.setting.device]
             self._there = [pair for pair in self._there if pair not in leave]
-        able = next((pair for pair in leave if _does(pair[0], job)), None)
+        able = next((pair for pair in leave if (pair[0].candidate, pair[0].setting.pack) == evaluated), None)
         return (able[1] if able else None), [pair[1] for pair in leave if pair is not able]
 
     def all(self) -> list[P]:
-        """Everyone; none stays any longer."""
+        """Every process; none stays any longer."""
         with self._lock:
             there, self._there = self._there, []
         return [process for _, process in there]
-
-
-def _does(turn: TrainJob, job: Job) -> bool:
-    """Whether the process of that turn can do the job: evaluate a model of its candidate."""
-    if not isinstance(job, EvaluateJob):
-        return False
-    return (turn.candidate, turn.setting.pack) == (job.candidate, job.setting.pack)

@@ -2,8 +2,8 @@
 
 Shape suffixes: B batch, C channels, H W pixels, K classes.
 
-Every draw is the device's own generator's, whose state a checkpoint keeps, and nothing waits for the device: a step
-with these in it can be recorded as a CUDA graph, and goes on from a checkpoint as if nothing had happened.
+Every draw comes from the device's own generator, whose state a checkpoint keeps, and nothing waits for the device: the
+step can be recorded as a CUDA graph, and goes on from a checkpoint as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -18,19 +18,15 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def horizontal_flip(x_bhwc: torch.Tensor, probability: float) -> torch.Tensor:
-    """Images [B, H, W, C], some of them mirrored.
-
-    (A loader takes 24 us to mirror one of 160 px, a quarter of all it does; a device takes less than it can show.)
-    """
+    """Images [B, H, W, C], some of them mirrored. (A loader needs 24 us for one of 160 px, a quarter of its time.)"""
     chosen = _uniform(x_bhwc, 1, 0.0, 1.0)[0] < probability
     return torch.where(chosen.view(-1, 1, 1, 1), x_bhwc.flip(2), x_bhwc)
 
 
 def color_jitter(x_bchw: torch.Tensor, most: float) -> torch.Tensor:
-    """Images [B, 3, H, W] of 0 to 255, each of another brightness, contrast and saturation.
+    """Images [B, 3, H, W] of 0 to 255, each with its own factors of brightness, contrast and saturation.
 
-    Each factor is drawn from 1 - ``most`` to 1 + ``most`` for every image (torchvision.transforms.ColorJitter, whose
-    order is drawn too; here it is brightness, contrast, saturation).
+    Each factor is drawn from 1 - ``most`` to 1 + ``most`` (torchvision.transforms.ColorJitter, but in fixed order).
     """
     brightness, contrast, saturation = _uniform(x_bchw, 3, 1 - most, 1 + most).view(3, -1, 1, 1, 1)
     x_bchw = (x_bchw * brightness).clamp_(0, 255)
@@ -39,7 +35,7 @@ def color_jitter(x_bchw: torch.Tensor, most: float) -> torch.Tensor:
 
 
 def _grey(x_bchw: torch.Tensor) -> torch.Tensor:
-    """Luma [B, 1, H, W]; by plain numbers, for a tensor of them could not be made while a step is recorded."""
+    """Luma [B, 1, H, W]; with plain numbers, since no tensor of them can be made while a step is recorded."""
     red, green, blue = (x_bchw[:, channel : channel + 1] * share for channel, share in enumerate(LUMA))
     return red + green + blue
 
@@ -47,10 +43,10 @@ def _grey(x_bchw: torch.Tensor) -> torch.Tensor:
 def cutmix(
     x_bchw: torch.Tensor, y_b: torch.Tensor, classes: int, probability: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images [B, C, H, W], some with a box out of their neighbour in the batch; targets [B, K] by what is to be seen.
+    """Images [B, C, H, W], some with a box out of their neighbour in the batch; targets [B, K] by the visible shares.
 
-    CutMix (Yun et al., ICCV 2019): the box covers a share drawn from 0 to 1 around a point drawn from all; here every
-    image has its own. Neighbours in a batch are strangers: an epoch's order is drawn.
+    CutMix (Yun et al., ICCV 2019): the box covers a share drawn from 0 to 1 around a point drawn from all; here each
+    image has its own. Neighbours in a batch are random: an epoch's order is drawn.
     """
     share, chosen, *centre = _uniform(x_bchw, 4, 0.0, 1.0)
     inside = [
@@ -71,10 +67,10 @@ def _uniform(like: torch.Tensor, rows: int, low: float, high: float) -> torch.Te
 
 
 def weights(sizes_n: torch.Tensor, side: int, px: int, dtype: torch.dtype) -> torch.Tensor:
-    """Weights [N, P, W] of the pixels of a line of ``side`` for each of ``px`` pixels of the resized one.
+    """Weights [N, P, W] of the ``side`` pixels of a line for each of the ``px`` pixels of the resized line.
 
-    Each line begins with ``sizes_n`` pixels of its image, whole numbers from 1 to ``side``. Bilinear and antialiased as
-    PyTorch and Pillow define it: a triangle around the pixel's centre, as wide as two pixels of the larger image.
+    The first ``sizes_n`` pixels of a line (1 to ``side``) are its image's. Bilinear and antialiased as in PyTorch and
+    Pillow: a triangle around the pixel's centre, as wide as two pixels of the larger image.
     """
     scale_n = sizes_n.view(-1, 1, 1).float() / px
     support_n = scale_n.clamp(min=1)
@@ -90,10 +86,8 @@ def weights(sizes_n: torch.Tensor, side: int, px: int, dtype: torch.dtype) -> to
 
 
 def resized(x_bhwc: torch.Tensor, sizes_b2: torch.Tensor, px: int, dtype: torch.dtype) -> torch.Tensor:
-    """Images [B, P, P, C] of 0 to 255, of ``dtype``, from canvases [B, H, W, C] and what each image takes of its own.
-
-    ``sizes_b2`` are heights and widths. First all columns become shorter (or longer), then all rows.
-    """
+    """Images [B, P, P, C] of 0 to 255, of ``dtype``, from canvases [B, H, W, C], whose images have the heights and
+    widths ``sizes_b2``. First all columns are resized, then all rows."""
     batch, side, _, channels = x_bhwc.shape
     down_bph, across_bpw = weights(sizes_b2.t().reshape(-1), side, px, dtype).chunk(2)
     x_bhcw = x_bhwc.transpose(2, 3).to(dtype, memory_format=torch.contiguous_format)

@@ -18,21 +18,21 @@ from fitwithin.errors import CaptureError
 class CapturedStep:
     """The recorded step. Its memory lies in a pool of its own until it is dropped and the cache emptied.
 
-    The next batch is fetched while a step still runs, on a stream of its own, as soon as the step has read its images.
-    The host's part of a step shrinks to a few launches: its pace is the device's, whatever else the host is at.
-    (H100, 160 px, 6 GiB: eager steps of resnet101 fp32 drifted between 38 and 53 ms with the host's load.)
+    The next batch is fetched on a second stream as soon as the running step has read its images. The host only launches
+    a few operations, so the pace is the device's, whatever the host's load. (H100, 160 px, 6 GiB: eager steps of
+    resnet101 fp32 drifted between 38 and 53 ms.)
 
     Args:
         update: computes the loss of images [B, H, W, C] with their labels and updates the weights; calls its third
-            argument once it has no more use for the images. It has run at this shape before, so that kernels are
-            loaded and the optimizer's state is there.
+            argument when it no longer needs the images. It has run at this shape before, so that kernels are loaded and
+            the optimizer's state is there.
         example: a batch of the shape.
-        device: where; its current stream, which is not the default one, is recorded.
+        device: its current stream, which is not the default one, is recorded.
 
     Raises:
         OutOfMemory: the step does not fit.
-        CaptureError: it waits for the device, or does something else that cannot be recorded. The process had better
-            end then: PyTorch does not clean up after a recording that failed.
+        CaptureError: the step waits for the device, or cannot be recorded for another reason. The process should end
+            then: PyTorch does not clean up after a recording that failed.
     """
 
     def __init__(
@@ -68,17 +68,16 @@ class CapturedStep:
 class CapturedForward:
     """The recorded pass of a net, whose weights it reads at each replay. It keeps memory as a CapturedStep does.
 
-    (H100, resnet18d in bfloat16, 128 images of 64 to 96 px: 2.4 to 3.7 ms kernel by kernel, of which the GPU works
+    (H100, resnet18d in bfloat16, 128 images of 64 to 96 px: 2.4 to 3.7 ms without recording, in which the GPU works
     0.65 to 1.04.)
 
     Args:
         net: computes the logits [B, K] of images [B, C, H, W]. It has run at this shape before.
-        example: images of the shape, and in the memory format, of those to come.
-        device: where; its current stream, which is not the default one, is recorded.
+        example: images of the same shape and memory format.
+        device: its current stream, which is not the default one, is recorded.
 
     Raises:
-        OutOfMemory: the pass does not fit.
-        CaptureError: as of a CapturedStep.
+        OutOfMemory, CaptureError: as of a CapturedStep.
     """
 
     def __init__(self, net: Callable[[torch.Tensor], torch.Tensor], example: torch.Tensor, device: Cuda) -> None:
@@ -98,7 +97,7 @@ class CapturedForward:
 
 
 def _capture(work: Callable[[], torch.Tensor], device: Cuda, what: str) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
-    """A recording of ``work``, and where each replay leaves what it returns."""
+    """A recording of ``work``, and the tensor that gets its result at each replay."""
     graph = torch.cuda.CUDAGraph()
     recording = torch.cuda.graph(
         graph,

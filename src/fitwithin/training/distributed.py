@@ -1,8 +1,8 @@
 """Processes that train one candidate together, a GPU each: each makes its share of an update, so all weights are equal.
 
-The gradients travel between the devices (NCCL; gloo between processes of the CPU), decisions between the hosts (gloo, a
-few numbers): the first process measures, decides, validates and saves, and the others do as it does. So all take the
-same number of steps, and none waits for a collective operation that never comes. Why not DistributedDataParallel:
+Gradients travel between the devices (NCCL; on the CPU gloo), decisions between the hosts (gloo, a few numbers): the
+first process measures, decides, validates and saves, and the others follow. So all take the same number of steps, and
+none waits for a collective operation that never comes. Why not DistributedDataParallel:
 docs/decisions/0010-data-parallel.md.
 """
 
@@ -28,13 +28,12 @@ from fitwithin.training.schedule import Schedule
 
 Item = TypeVar("Item")
 
-#: The engine ends a process that waits at its deadline at the latest; the libraries' own limits must not come first.
+#: The engine ends a waiting process at its deadline; the libraries' own limits must not come first.
 MAX_WAIT = timedelta(days=1)
 
-#: What a user sets stays. All are on this machine, so the hosts speak through its own interface, whatever the network
-#: is like. NVLink's multicast takes buffers of its own on every device, outside the allocator and under the cap. NCCL
-#: must not register the memory of recorded operations: the allocator's segments grow, and Megatron-LM refuses the two
-#: together for illegal memory accesses.
+#: Defaults of environment variables. All processes are on this machine, so they speak through its loopback interface.
+#: NVLink's multicast takes buffers on every device, outside the allocator and under the cap. NCCL must not register the
+#: memory of recorded operations: with growing segments Megatron-LM met illegal memory accesses and refuses both.
 SETTINGS = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_NVLS_ENABLE": "0", "NCCL_GRAPH_REGISTER": "0"}
 
 #: Seconds between looks for the first process, which may have to wait for the device.
@@ -48,7 +47,7 @@ class ProcessGroup:
         self.rank = seat.rank
         self.size = seat.world_size
         self.is_main = seat.is_main
-        #: Of the GPUs whose memory the gradients are in; without one they are in the hosts' memory.
+        #: The group of the GPUs; None where gradients are in the hosts' memory, which is the default group's.
         self._devices: dist.ProcessGroup | None = None
 
     def open(self, device: Cpu | Cuda) -> None:
@@ -66,7 +65,7 @@ class ProcessGroup:
     def average(self, loss: torch.Tensor, parameters: Iterable[nn.Parameter]) -> torch.Tensor:
         """Give every parameter the mean of all processes' gradients, and return the mean of their losses.
 
-        One operation for each type of number, after the backward pass: of float32, which all backbones have, one flat
+        One operation for each type of number (for most backbones float32 alone), after the backward pass, on a flat
         copy of the gradients. It runs on the stream of the step, so it can be recorded with it.
         """
         if self.size == 1:
@@ -74,21 +73,14 @@ class ProcessGroup:
         flat_by: dict[torch.dtype, list[torch.Tensor]] = {}
         for value in (loss, *(parameter.grad for parameter in parameters if parameter.grad is not None)):
             flat_by.setdefault(value.dtype, []).append(value)
-        with torch.no_grad():
+        with torch.no_grad(), _together():
             for values in flat_by.values():
                 flat = torch.cat([value.reshape(-1) for value in values]).div_(self.size)
-                self._sum(flat)
+                dist.all_reduce(flat, group=self._devices)
                 parts = torch.split(flat, [value.numel() for value in values])
                 for value, part in zip(values, parts, strict=True):
                     value.copy_(part.view(value.shape))
         return loss
-
-    def _sum(self, flat: torch.Tensor) -> None:
-        if self._devices is not None:
-            dist.all_reduce(flat, group=self._devices)
-            return
-        with _together():
-            dist.all_reduce(flat)
 
     def broadcast_weights(self, net: nn.Module) -> None:
         """Copy the first process's weights and statistics to all."""
@@ -110,21 +102,21 @@ class ProcessGroup:
             dist.broadcast(shared, 0)
         return [int(value) for value in shared.tolist()]
 
-    def all_reduce_max(self, *values: int) -> list[int]:
-        """The largest of all processes' numbers, one by one."""
+    def max(self, value: int) -> int:
+        """The largest of all processes' numbers."""
         if self.size == 1:
-            return list(values)
-        shared = torch.tensor(values, dtype=torch.int64)
+            return value
+        shared = torch.tensor(value, dtype=torch.int64)
         with _together():
             dist.all_reduce(shared, dist.ReduceOp.MAX)
-        return [int(value) for value in shared.tolist()]
+        return int(shared)
 
     def any(self, yes: bool) -> bool:
         """Whether it is true in one of them."""
-        return bool(self.all_reduce_max(yes)[0])
+        return bool(self.max(yes))
 
     def gather(self, value: Any) -> list[Any]:
-        """What each of them has, in the first one; nothing in the others."""
+        """Every process's value, in the first one; nothing in the others."""
         if self.size == 1:
             return [value]
         found: list[Any] | None = [None] * self.size if self.is_main else None
@@ -132,11 +124,8 @@ class ProcessGroup:
             dist.gather_object(value, found, 0)
         return found or []
 
-    def lockstep(self, batches: Iterable[Item]) -> Iterable[Item]:
+    def lockstep(self, batches: Iterable[Item]) -> Iterator[Item]:
         """The batches, as long as every process has one."""
-        return batches if self.size == 1 else self._lockstep(batches)
-
-    def _lockstep(self, batches: Iterable[Item]) -> Iterator[Item]:
         for batch in batches:
             if self.any(False):
                 return
@@ -144,7 +133,7 @@ class ProcessGroup:
         self.any(True)
 
     def sync_schedule(self, schedule: Schedule, due: int, nonfinite: bool) -> tuple[int, bool]:
-        """What is due and whether a value is not finite, as the first process has it; all schedules become as its."""
+        """What is due and whether a value is not finite, as in the first process; all take over its schedule."""
         if self.size == 1:
             return due, nonfinite
         total, cut, stage, due, first = self.broadcast([*schedule.state(), due, nonfinite])
@@ -157,7 +146,7 @@ SINGLE_PROCESS = ProcessGroup(Seat())
 
 
 def init_process_group(seat: Seat, jobs_per_host: int = 1) -> ProcessGroup:
-    """Connect to the other processes of a job, which share the cores of the host with those of ``jobs_per_host`` jobs.
+    """Connect to the other processes of a job; the processes of ``jobs_per_host`` such jobs share the host's cores.
 
     Call it before the memory cap, under which no thread can start on the CPU, and after the loaders were forked.
 
@@ -177,7 +166,7 @@ def init_process_group(seat: Seat, jobs_per_host: int = 1) -> ProcessGroup:
 
 
 def await_first(seat: Seat) -> None:
-    """Wait until the first process has opened the rendezvous: it may have to wait for the device."""
+    """Wait until the first process has opened the rendezvous."""
     while not seat.is_main and not Path(seat.rendezvous).exists():
         time.sleep(LOOK_S)
 

@@ -33,19 +33,18 @@ if TYPE_CHECKING:
 #: Evaluation needs no gradients: this many images at once keep a GPU busy, and the peak below training's.
 EVAL_BATCH = 256
 
-
 #: Seconds between messages about how far an evaluation is.
 EMIT_S = 0.1
 
-#: How many times writing a view's logits is timed: the disk may be busy with something else once.
+#: How many times writing a view's logits is timed: the disk may be busy once.
 WRITES = 3
 
 
 class Evaluator:
-    """Writes the logits of a saved model; with the ``learner`` of the trial that left it, or else with one of its own.
+    """Writes the logits of a saved model, with the ``learner`` of its trial, or else with one of its own.
 
-    ``saved_dir`` is the folder of the model whose weights that learner has, if any; ``ms_per_image`` holds the
-    milliseconds of each view that was timed, by its name.
+    ``saved_dir`` is the folder of the model whose weights the learner has, if any; ``ms_per_image`` holds the
+    milliseconds of each timed view, by its name.
     """
 
     def __init__(self, device: Cpu | Cuda, feeder: PrefetchLoader) -> None:
@@ -57,11 +56,11 @@ class Evaluator:
 
     def estimate_time(self, learner: Learner, job: EvaluateJob, most_s: float) -> EvalEstimate:
         """Try the evaluation out with that learner, whatever its weights; the seconds that it will take in this
-        process, with what it writes.
+        process, writing included.
 
-        Every view is timed first: what its kernels cost at first is paid then, and a GPU that rested has raised its
-        clocks. One batch, not counted, wakes the loaders. Then of each size REHEARSED_BATCHES of validation are looked
-        at, fewer where that takes more than ``most_s``.
+        Every view is timed first: that loads its kernels and raises an idle GPU's clocks. One batch, not counted, wakes
+        the loaders. Then REHEARSED_BATCHES of validation are evaluated at each size, fewer where that takes more than
+        ``most_s``.
         """
         self.learner = learner
         size, crop_pct = eval_batch(job.batch), job.setting.recipe.crop_pct
@@ -86,7 +85,7 @@ class Evaluator:
         writing_s = self._write_s(job)
         for number, views in enumerate(groups):
             marks = timed(views, REHEARSED_BATCHES, begun_at + most_s * (number + 1) / len(groups))
-            # Of a single batch the device's part is known.
+            # With a single batch the pace is the device's alone.
             alone_s = min(marks[1] - marks[0], sum(self.ms_per_image[view.name] for view in views) * size / 1e3)
             first_s, batch_s = max(0.0, marks[1] - marks[0] - alone_s), alone_s
             if len(marks) > 2:
@@ -100,8 +99,8 @@ class Evaluator:
     def evaluate(self, job: EvaluateJob, emit: Callable[[Progress], None]) -> EvalResult:
         """Write the logits of every split and view, size by size and split by split, while time lasts; time each view.
 
-        Where it does not last, fewer views are known, but those on every split. How far it got is written after every
-        split of a size: nothing of that is lost with the process.
+        With less time there are fewer views, but each on every split. EVALUATED is written after every split of a size:
+        nothing is lost with the process.
         """
         folder, device = Path(job.folder), self._device
         learner = self.learner or Learner(job.setting, job.candidate, device, cuda_graph=job.cuda_graph)
@@ -116,7 +115,7 @@ class Evaluator:
         seen, seen_at, emitted_at = 0, 0.0, -math.inf
 
         def in_time() -> bool:
-            """Whether this batch was the last one of its size, or the next, if it takes as long, is done in time."""
+            """Whether this batch ends a split of a size, or the next batch, if it takes as long, ends in time."""
             nonlocal seen, seen_at, emitted_at
             now = time.monotonic()
             seen, batch_s, seen_at = seen + 1, now - seen_at, now
@@ -148,11 +147,10 @@ class Evaluator:
                 write_atomic(logits_path(folder, split, view), partial(_save, rows), fsync=True)
                 if view.name not in self.ms_per_image:
                     self.ms_per_image[view.name] = ms_per_image(learner, view, size)
-            costs = {view.name: self.ms_per_image[view.name] for view in views}
             found = replace(
                 found,
-                done=(*found.done, *((split, view.name) for view in logits)),
-                ms_per_image={**found.ms_per_image, **costs},
+                done=(*found.done, *((split, view.name) for view in views)),
+                ms_per_image={**found.ms_per_image, **{view.name: self.ms_per_image[view.name] for view in views}},
                 peak_bytes=max(found.peak_bytes, device.peak_bytes()),
             )
             write_text_atomic(folder / EVALUATED, to_json(found), fsync=True)
@@ -160,20 +158,18 @@ class Evaluator:
         return replace(found, peak_bytes=max(found.peak_bytes, device.peak_bytes()))
 
     def _write_s(self, job: EvaluateJob) -> float:
-        """Seconds in which the logits of the larger split are on disk: the median of WRITES."""
+        """Seconds of writing the logits of the larger split: the median of WRITES."""
         path = Path(job.folder) / "timed.npy"
         most = max(len(self._feeder.pack.indices(split)) for split in job.splits)
         rows = np.zeros((most, job.setting.classes), dtype=np.float32)
-        taken: list[float] = []
-        while len(taken) < WRITES:
-            begun_at = time.monotonic()
+        marks = [time.monotonic()]
+        for _ in range(WRITES):
             write_atomic(path, partial(_save, rows), fsync=True)
-            taken.append(time.monotonic() - begun_at)
+            marks.append(time.monotonic())
         path.unlink()
-        return median(taken)
+        return median(np.diff(marks).tolist())
 
     def _batches(self, split: str, size: int) -> int:
-        """How many batches a split has."""
         return -(-len(self._feeder.pack.indices(split)) // size)
 
 
@@ -183,11 +179,11 @@ def _save(rows: Floats, path: Path) -> None:
 
 
 def first_and_pace(marks: Sequence[float]) -> tuple[float, float]:
-    """What the first batches took beyond the pace of the others, and seconds per batch of these, by when the first of
-    two or more was begun and each was done.
+    """The extra seconds of the first batches, and the seconds per batch of the others; ``marks`` are the instants at
+    which the first of two or more batches began and each was done.
 
-    The first is left out of the pace, and those that loaders made meanwhile, where more than as many follow; a pass is
-    recorded in one of them.
+    The pace leaves out the first batch, in which a pass may be recorded; and where there are many, also those that the
+    loaders made ahead.
     """
     ahead = Stream.prefetch
     since = 1 + ahead if len(marks) > 2 * (1 + ahead) else 1
@@ -196,8 +192,8 @@ def first_and_pace(marks: Sequence[float]) -> tuple[float, float]:
 
 
 def ms_per_image(learner: Learner, view: View, batch: int, *, eager: bool = True) -> float:
-    """Median milliseconds per image of one forward pass of ``batch`` images that are on the device already; unless it
-    is to be as in an evaluation, ``eager``: kernel by kernel, as where the model is used."""
+    """Median milliseconds per image of one forward pass of ``batch`` images that are on the device already; ``eager``
+    is kernel by kernel, as where the model is used, else as in an evaluation."""
     x_bhwc = torch.zeros((batch, view.px, view.px, 3), dtype=torch.uint8, device=learner.device.torch_device)
     taken: list[float] = []
     if learner.device.kind == "cuda":  # the first pass at a size loads and chooses its kernels, which takes 0.3 s
@@ -217,7 +213,7 @@ def eval_batch(batch: int) -> int:
 
 
 def feeder_rings(candidate: Candidate, setting: JobSettings, batch: int, *, trains: bool = True) -> tuple[int, ...]:
-    """Bytes of the rings: for training at ``batch``, if it ``trains``, and for evaluation at every size in between."""
+    """Bytes of the rings: for training at ``batch``, if it ``trains``, and for evaluation at every size."""
     views = ring_bytes([(eval_batch(batch), px) for px in (candidate.train_px, *setting.view_sizes)])
     return (ring_bytes([(batch, setting.canvas_px or candidate.train_px)]), views) if trains else (views,)
 
@@ -235,8 +231,7 @@ def split_logits(
 ) -> dict[View, Floats] | None:
     """Logits [N, K] of every image of a split under views of one size, in stored order.
 
-    ``on_batch`` is asked after every batch whether to go on; None is returned if it says no, or if a batch was not
-    there by ``until_at``.
+    ``on_batch`` says after every batch whether to go on; None if it says no, or if a batch came after ``until_at``.
     """
     px = views[0].px
     parts: dict[View, list[torch.Tensor]] = {view: [] for view in views}
@@ -253,19 +248,12 @@ def split_logits(
 
 
 def count_correct(
-    learner: Learner,
-    feeder: PrefetchLoader,
-    split: str,
-    *,
-    px: int,
-    crop: float,
-    batch: int,
-    until_at: float = math.inf,
+    learner: Learner, feeder: PrefetchLoader, *, px: int, crop: float, batch: int, until_at: float
 ) -> int | None:
-    """How many images of a labelled split the model gets right, one plain view at ``px``; None after ``until_at``."""
+    """How many validation images the model gets right, one plain view at ``px``; None after ``until_at``."""
     view = View(px=px, flip=False)
-    found = split_logits(learner, feeder, split, [view], crop=crop, batch=batch, until_at=until_at)
+    found = split_logits(learner, feeder, "val", [view], crop=crop, batch=batch, until_at=until_at)
     if found is None:
         return None
-    labels = feeder.pack.labels[feeder.pack.indices(split)]
+    labels = feeder.pack.labels[feeder.pack.indices("val")]
     return int((found[view].argmax(axis=1) == labels).sum())

@@ -1,7 +1,7 @@
-"""A model with its optimizer on a device: one training step, and logits. What is probed is what trains.
+"""A model with its optimizer on a device: one training step, and logits. Probes and trials use the same.
 
-Shape suffixes: B batch, C channels, H W pixels, K classes. Training images may lie on canvases; then their labels
-are [B, 3] and they are resized in the step (:func:`fitwithin.training.augment.resized`).
+Shape suffixes: B batch, C channels, H W pixels, K classes. Training images on canvases have labels [B, 3] and are
+resized in the step (:func:`fitwithin.training.augment.resized`).
 """
 
 from __future__ import annotations
@@ -30,22 +30,21 @@ from fitwithin.training.distributed import SINGLE_PROCESS, ProcessGroup
 #: Steps launched kernel by kernel before one is recorded: kernels are loaded and the optimizer's state made.
 UNRECORDED = 1
 
-#: What a recorded step reads in place of a rate of 0: no weight above 1e-20 moves at it. Optimizers that can be
-#: recorded divide by the rate before they add their epsilon, which is 0 / 0 where no gradient has ever arrived, as at
-#: a channel that never fires or the rim of a 5x5 kernel on 2x2 pixels (timm until 1.0.30; torch, pytorch#126514).
+#: A recorded step's rate in place of 0; no weight above 1e-20 moves at it. Optimizers that can be recorded divide by
+#: the rate before they add their epsilon: 0 / 0 where no gradient ever arrived, as at a channel that never fires (timm
+#: until 1.0.30; torch, pytorch#126514).
 SMALLEST_RATE = 1e-30
 
-#: Seeds of runs are below this: processes that train together have seeds that are no other run's.
+#: Seeds of runs are below this, so the seeds of processes that train together are no other run's.
 SEEDS = 2**31
 
 
 class Learner:
     """A candidate's model, its optimizer and, under float16, its loss scaler.
 
-    With ``cuda_graph`` its step is recorded as a CUDA graph (:class:`~.cuda_graph.CapturedStep`) once it has run, and
-    so is its pass without gradients, one in place of the other; on the CPU neither is. An update's gradient is
-    accumulated over ``accum_steps`` parts of its batch, and averaged over the ``team`` of processes that train
-    together.
+    With ``cuda_graph`` on a GPU, its step or its pass without gradients, whichever is in use, is recorded as a CUDA
+    graph (:class:`~.cuda_graph.CapturedStep`) once it has run. An update's gradient is accumulated over ``accum_steps``
+    parts of its batch, and averaged over the ``team`` of processes that train together.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class Learner:
         stages = setting.recipe.stages(candidate.train_px)
         sizes = (candidate.train_px, *setting.view_sizes, *(px for _, px in stages))
         net, self.arguments = models.build(candidate, setting.classes, sizes)
-        #: Buffers that are no numbers by design: gemma4_vit clamps to bounds that are infinite at first.
+        #: Buffers that are not finite by design: gemma4_vit clamps to bounds that are infinite at first.
         self._nonfinite_buffers = {name for name, value in net.named_buffers() if not torch.isfinite(value).all()}
         self.net = net.to(device.torch_device, memory_format=self._format)  # type: ignore[call-overload]
         self.parameters = models.parameters(net)
@@ -77,7 +76,7 @@ class Learner:
         if team.rank:  # equal weights, but dropout and augmentation of its own
             torch.manual_seed(setting.seed + team.rank * SEEDS)
         self._recorder = device if cuda_graph and isinstance(device, Cuda) else None
-        #: The learning rate where a recorded step finds it; without one it is a plain number.
+        #: The learning rate of a recorded step; without one it is a plain number.
         self._rate = torch.zeros((), device=device.torch_device) if self._recorder else None
         self.optimizer = optimizer.make(
             setting.recipe,
@@ -101,13 +100,13 @@ class Learner:
         self._pass: CapturedForward | None = None
         #: The shape of the images of the last pass that was launched kernel by kernel.
         self._passed: torch.Size | None = None
-        # What the last step's shapes follow from, and how many there were of it in a row.
+        # The last step's shapes, and how many steps in a row had them.
         self._last_shape: tuple[tuple[torch.Size, torch.Size, int] | None, int] = (None, 0)
-        #: Seconds that recording the step took, the last time.
+        #: Seconds of the last recording of the step.
         self.capture_s = 0.0
 
     def loader_args(self, px: int) -> dict[str, Any]:
-        """Train on images of ``px`` from here on; the arguments of TrainBatches for that."""
+        """Train on images of ``px`` from here on; the arguments of TrainBatches."""
         self.px = px
         return {
             "recipe": self._recipe,
@@ -131,7 +130,7 @@ class Learner:
         return x_bchw.sub_(self._mean).div_(self._std).contiguous(memory_format=self._format)
 
     def _augmented(self, x_bhwc: torch.Tensor, y_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images [B, 3, H, W] as the recipe wants them, and their targets: classes [B], or shares of them [B, K]."""
+        """Images [B, 3, H, W] by the recipe, and their targets: classes [B], or shares of them [B, K]."""
         recipe = self._recipe
         if y_b.ndim == 2:
             x_bhwc = augment.resized(x_bhwc, y_b[:, 1:], self.px, self._pixel_dtype)
@@ -176,7 +175,7 @@ class Learner:
             group["lr"] = lr
 
     def _update(self, x_bhwc: torch.Tensor, y_b: torch.Tensor, on_inputs_read: Callable[[], None]) -> torch.Tensor:
-        """One update; ``on_inputs_read`` is called once the images are on their way through the net."""
+        """One update; ``on_inputs_read`` is called when the images are no longer needed."""
         x_bhwc = x_bhwc.to(self.device.torch_device, non_blocking=True)
         y_b = y_b.to(self.device.torch_device, non_blocking=True)
         losses: list[torch.Tensor] = []
@@ -201,15 +200,15 @@ class Learner:
         return whole
 
     def release(self) -> None:
-        """Drop what is recorded and the memory that it keeps; the next step is recorded anew."""
+        """Drop the recording and its memory; the next step is recorded anew."""
         if self._graph is not None or self._pass is not None:
             self.device.synchronize()
             self._graph = self._pass = None
             self.device.empty_cache()
 
     def logits(self, x_bhwc: torch.Tensor, *, flip: bool = False, eager: bool = False) -> torch.Tensor:
-        """Float32 logits [B, K] on the device, of the images or of their mirror images; ``eager``: kernel by kernel, as
-        where the model is used.
+        """Float32 logits [B, K] on the device, of the images or of their mirror images; ``eager``: without recording,
+        as where the model is used.
 
         Raises:
             CaptureError: with ``cuda_graph``, the pass cannot be recorded.
@@ -236,7 +235,7 @@ class Learner:
         return self._pass.replay(x_bchw)
 
     def finite(self) -> bool:
-        """Whether all weights and statistics are numbers that were when they were made; waits for the device."""
+        """Whether all weights and statistics are finite, but for those that never were; waits for the device."""
         named = self.net.state_dict().items()
         judged = [value for name, value in named if name not in self._nonfinite_buffers]
         values = [value for value in judged if value.is_floating_point() and value.numel()]
@@ -247,8 +246,8 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """Everything that a later process needs to go on as if nothing had happened.
 
-        Processes that train together ask for it together. The first one's answer has every generator's state; the
-        others take over its batch norm's statistics, as they will where they go on from there.
+        Processes that train together call it together. The first one's answer has every generator's state; the others
+        take over its batch norm's statistics.
         """
         self.team.broadcast_weights(self.net)
         rng = {"cpu": torch.get_rng_state()}
@@ -288,10 +287,8 @@ def check_finite(candidate: Candidate, losses: list[torch.Tensor]) -> None:
 
 
 def write_checkpoint(path: Path, learner: Learner, facts: dict[str, Any]) -> None:
-    """Write everything needed to go on; an older checkpoint stays whole until replaced.
-
-    Processes that train together call it together; the first one writes.
-    """
+    """Write a checkpoint; an older one stays whole until replaced. Processes that train together call it together; the
+    first one writes."""
     state = learner.state()
     if learner.team.is_main:
         write_atomic(path, lambda new: torch.save({"learner": state, "facts": facts}, new), fsync=True)

@@ -33,13 +33,12 @@ def train(
 ) -> TrainResult:
     """Train; go on from the folder's checkpoint if there is one; leave the best model in the folder.
 
-    Where this process will evaluate the model, the ``evaluator`` tries that out first. The processes of a ``team``
-    train together, step by step; the first one decides, validates and writes.
+    If this process will evaluate the model, the ``evaluator`` tries that out first. The processes of a ``team`` train
+    together, step by step; the first one decides, validates and writes.
 
     Raises:
         OutOfMemory: the cap was reached; the checkpoint and the best model so far stay.
-        LoaderTimeout: the loaders make no more batches, and there is time to go on from the checkpoint in another
-            process.
+        LoaderTimeout: the loaders hang, and another process has time to go on from the checkpoint.
         TrainingError: the loss or a weight is no longer finite, whatever the rate.
     """
     if (finished := read_json(TrainResult, Path(job.folder) / OUTCOME)) is not None:

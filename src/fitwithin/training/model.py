@@ -35,10 +35,10 @@ class Card:
 def build(candidate: Candidate, classes: int, sizes: tuple[int, ...]) -> tuple[nn.Module, dict[str, Any]]:
     """An untrained backbone for all ``sizes`` (pixels), and the extra arguments timm needed for that.
 
-    Models of a fixed input size are asked to take any (``dynamic_img_size``), or are built for the one size.
+    A model of a fixed input size is built for the one size, or else with ``dynamic_img_size``.
 
     Raises:
-        UsageError: the model does not know a size, or cannot change between them; the message is a reason.
+        UsageError: a size is too small for the model, or it cannot change between them.
     """
     config = timm.get_pretrained_cfg(candidate.model)
     least = max(config.min_input_size[1:]) if config is not None and config.min_input_size else 0
@@ -62,17 +62,12 @@ def parameters(model: nn.Module) -> int:
 
 
 def depthwise(model: nn.Module) -> bool:
-    """Whether it has depthwise convolutions: under AMP in channels_last their kernels are built at run time."""
+    """Whether it has depthwise convolutions: with AMP in channels_last their kernels are built at run time."""
     return any(isinstance(part, nn.Conv2d) and 1 < part.groups == part.in_channels for part in model.modules())
 
 
-def known_models() -> list[str]:
-    """The names of all timm backbones, sorted."""
-    return list(timm.list_models())
-
-
 def amp_dtype(precision: str, usual: torch.dtype) -> torch.dtype | None:
-    """What autocast computes in; None without autocast. ``usual`` is what plain ``amp`` means on the device."""
+    """Autocast's type; None without autocast. ``usual`` is that of plain ``amp`` on the device."""
     return {"amp": usual, "amp-bf16": torch.bfloat16}.get(precision)
 
 
@@ -83,23 +78,17 @@ def save(model: nn.Module, card: Card, folder: Path) -> None:
     write_atomic(folder / WEIGHTS, lambda path: save_file(state, path), fsync=True)
 
 
-def load_card(folder: Path) -> Card:
-    """The card of a saved model; RunFolderError if there is none."""
-    card = read_json(Card, folder / CARD)
-    if card is None:
-        raise RunFolderError(f"there is no model in {folder} (no {CARD})")
-    return card
-
-
 def adopt(net: nn.Module, folder: str) -> None:
-    """Give ``net`` the weights of the same backbone's model in ``folder``; nothing without one."""
+    """Give ``net`` the weights of the model in ``folder``, which has the same backbone; nothing without a folder."""
     if folder:
         net.load_state_dict(load_file(Path(folder) / WEIGHTS))
 
 
 def load(folder: Path, device: torch.device) -> tuple[nn.Module, Card]:
-    """The saved model in evaluation mode on ``device``, and its card."""
-    card = load_card(folder)
+    """The saved model in evaluation mode on ``device``, and its card; RunFolderError if there is none."""
+    card = read_json(Card, folder / CARD)
+    if card is None:
+        raise RunFolderError(f"there is no model in {folder} (no {CARD})")
     model = timm.create_model(card.model, pretrained=False, num_classes=len(card.classes), **card.arguments)
     model.load_state_dict(load_file(folder / WEIGHTS, device=str(device)))
     return model.to(device).eval(), card

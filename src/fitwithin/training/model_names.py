@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
-from pathlib import Path
 
 from fitwithin.files import cache_root, write_text_atomic
 
@@ -16,21 +16,14 @@ def known_models(wait: Callable[[], object] | None = None) -> list[str]:
     ``wait`` returns when another process, which imports timm anyway, has called this: nothing is imported twice.
     """
     path = cache_root() / f"timm-{metadata.version('timm')}.json"
-    names = _kept(path)
-    if names is None and wait is not None:
-        wait()
-        names = _kept(path)
-    if names is None:
-        from fitwithin.training.model import known_models as ask_timm
-
-        names = ask_timm()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(path, json.dumps(names), shared=True)
-    return names
-
-
-def _kept(path: Path) -> list[str] | None:
-    try:
+    with suppress(OSError, ValueError):
         return [str(name) for name in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError):
-        return None
+    if wait is not None:
+        wait()
+        return known_models()
+    import timm
+
+    names = list(timm.list_models())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(path, json.dumps(names), shared=True)
+    return names

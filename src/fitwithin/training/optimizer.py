@@ -17,8 +17,8 @@ def make(
     """The recipe's optimizer over a network's learnable parameters.
 
     Args:
-        rate: the learning rate to begin with; a tensor on the device is read at every step, also by a recorded one.
-        fused: take AdamW's kernel for all parameters at once.
+        rate: the first learning rate; a tensor on the device is read at every step, also by a recorded one.
+        fused: use AdamW's kernel for all parameters at once.
         capturable: keep all state on the device, so that a step can be recorded as a CUDA graph.
     """
     groups = parameter_groups(net, recipe.weight_decay, decay_norms=recipe.decay_norms)
@@ -31,15 +31,10 @@ def make(
 
 
 def parameter_groups(net: nn.Module, weight_decay: float, *, decay_norms: bool) -> list[dict[str, Any]]:
-    """All learnable parameters with weight decay; or those of one dimension, norms' and biases, without."""
+    """All learnable parameters with weight decay; without ``decay_norms`` norms and biases get none."""
     learnable = [parameter for parameter in net.parameters() if parameter.requires_grad]
     if decay_norms:
         return [{"params": learnable, "weight_decay": weight_decay}]
-    flat = [parameter.ndim <= 1 for parameter in learnable]
-    return [
-        {
-            "params": [p for p, is_flat in zip(learnable, flat, strict=True) if not is_flat],
-            "weight_decay": weight_decay,
-        },
-        {"params": [p for p, is_flat in zip(learnable, flat, strict=True) if is_flat], "weight_decay": 0.0},
-    ]
+    decayed = [parameter for parameter in learnable if parameter.ndim > 1]
+    flat = [parameter for parameter in learnable if parameter.ndim <= 1]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": flat, "weight_decay": 0.0}]

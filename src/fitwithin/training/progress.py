@@ -1,7 +1,6 @@
-"""A trial between its steps, without torch, clock or files: what is due, what a checkpoint holds, what came of it.
+"""A trial between its steps, without torch, clock or files: what is due, what a checkpoint holds, and the result.
 
-:mod:`fitwithin.training.trainer` trains by it, and the tests' simulated machines let time pass by it: so what is
-tested there is what runs on real ones. All instants are passed in.
+:mod:`fitwithin.training.trainer` and the tests' simulated machines both train by it. All instants are passed in.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from fitwithin.engine.results import Ended, Progress, TrainResult
 from fitwithin.errors import TrainingError
 from fitwithin.training.schedule import make_schedule, rate_factor, reading_every_s, steps_end_at
 
-#: Where a loss is not finite a trial goes back to its checkpoint, MAX_NAN_RESTARTS times at most, each time at
+#: If a loss is not finite a trial goes back to its checkpoint, MAX_NAN_RESTARTS times at most, each time at
 #: NAN_RESTART_RATE times the learning rate.
 MAX_NAN_RESTARTS, NAN_RESTART_RATE = 3, 0.5
 
@@ -30,8 +29,7 @@ class Due(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalEstimate:
-    """Seconds that the evaluation of all views will take, those of its first size, and of that, if it is the training
-    size, validation without what it writes."""
+    """Seconds of the evaluation of all views, of its first size, and of a validation at the training size."""
 
     whole_s: float
     first_s: float
@@ -40,10 +38,10 @@ class EvalEstimate:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointState:
-    """What a checkpoint holds beside the weights; ``vars`` of it are plain values.
+    """A checkpoint's plain values beside the weights.
 
-    ``step`` steps of ``planned`` were taken, the last one at ``lr_factor`` times the peak rate; of the last epochs
-    ``reached`` have ended. ``elapsed_s`` and ``training_s`` are the seconds of the trial and of its steps so far.
+    ``step`` of ``planned`` steps were taken, the last one at ``lr_factor`` times the peak rate; ``reached`` of the last
+    epochs have ended. ``elapsed_s`` and ``training_s`` are the seconds of the trial and of its steps so far.
     """
 
     step: int
@@ -59,8 +57,8 @@ class CheckpointState:
 
 
 class TrialProgress:
-    """How far a trial is, on ``n_train`` images and validated on ``n_val``; its process was asked for at ``began_at``
-    and has its model on the device ``now``."""
+    """How far a trial is, on ``n_train`` and ``n_val`` images; its process was asked for at ``began_at`` and has its
+    model on the device ``now``."""
 
     def __init__(self, job: TrainJob, *, n_train: int, n_val: int, began_at: float, now: float) -> None:
         self.job = job
@@ -75,21 +73,18 @@ class TrialProgress:
         self.nan_restarts = 0
         self.peak_bytes = 0
         self.startup_s = now - began_at
-        #: Seconds of steps, those of earlier processes included.
+        #: Seconds of steps, with those of earlier processes.
         self.training_s = 0.0
         #: Seconds between readings of the loss.
         self.reading_s = reading_every_s(job.until_at - began_at)
         #: Seconds of the next validation, model and checkpoint: the profile's until one was measured.
         self.validation_s = job.validation_s
-        self.model_s = job.save_s
-        self.checkpoint_s = job.save_s
+        self.model_s = self.checkpoint_s = job.save_s
         #: Seconds of recording the step anew after a validation; part of ``validation_s`` until one was measured.
         self.recapture_s = 0.0
         #: Seconds of the evaluation that follows, and of its first size.
-        self.evaluation_s = job.evaluation_s
-        self.first_size_s = 0.0
-        self._began_at = began_at
-        self._earlier_s = 0.0
+        self.evaluation_s, self.first_size_s = job.evaluation_s, 0.0
+        self._began_at, self._earlier_s = began_at, 0.0
         self._saved_at = now
         #: Whether no checkpoint was written yet.
         self._first = True
@@ -100,7 +95,7 @@ class TrialProgress:
         return self.job.setting.recipe.learning_rate(self.job.batch) * NAN_RESTART_RATE**self.nan_restarts
 
     def elapsed_s(self, now: float) -> float:
-        """Seconds of the trial, those of earlier processes included."""
+        """Seconds of the trial, with those of earlier processes."""
         return self._earlier_s + now - self._began_at
 
     # --- checkpoints
@@ -148,9 +143,8 @@ class TrialProgress:
         self.schedule.resume(state.step, max(self.schedule.planned, self.schedule.total), state.reached)
 
     def checkpoint_saved(self, begun_at: float, now: float) -> None:
-        """A checkpoint was written, begun and done at these instants."""
-        self._saved_at = now
-        self._first = False
+        """A checkpoint was begun and done at these instants."""
+        self._saved_at, self._first = now, False
         self.checkpoint_s = now - begun_at
 
     # --- what is due
@@ -162,7 +156,7 @@ class TrialProgress:
         schedule.step += steps
 
     def observe(self, now: float) -> Due:
-        """Move the end of the schedule to where the time lasts; what is due now."""
+        """Move the schedule's end to where the time lasts; what is due now."""
         self.schedule.observe(now, self.overhead_s())
         if self.schedule.validation_due(self.steps_per_epoch, self.job.setting.recipe.validate_last_epochs):
             return Due.VALIDATION
@@ -176,8 +170,8 @@ class TrialProgress:
         return self.schedule.validation_steps(self.steps_per_epoch, self.job.setting.recipe.validate_last_epochs)
 
     def overhead_s(self) -> float:
-        """Seconds that the trial still needs beside its steps: validations, checkpoints, and what its evaluation will
-        take longer than is kept for it, all as much slower as the steps have become."""
+        """Seconds that the trial still needs beside its steps, slowed down as the steps were: validations, checkpoints,
+        and what its evaluation will take longer than planned."""
         schedule = self.schedule
         slow = max(1.0, schedule.slowdown)
         ahead = sum(step > schedule.step for step in self.validation_steps())
@@ -187,9 +181,10 @@ class TrialProgress:
         return slow * overhead_s + (slow - 1) * self.evaluation_s
 
     def expect_evaluation(self, estimate: EvalEstimate) -> None:
-        """The trial ends in time for an evaluation by its own process, of which this is known now.
+        """The trial ends in time for an evaluation by its own process, whose seconds are estimated now.
 
-        Where that took longer than the plan has for another process, which must start first, others were at work then.
+        The plan's seconds, which are for another process and its start, are the upper limit: an estimate above them was
+        made on a busy machine.
         """
         self.evaluation_s = min(estimate.whole_s, self.job.evaluation_s)
         self.first_size_s = min(estimate.first_s, self.evaluation_s)
@@ -202,8 +197,8 @@ class TrialProgress:
     def validation_ends_at(self) -> float:
         """The instant by which a validation must be done.
 
-        A trial that was never validated has lost, so its last chance may take the time of all sizes of the evaluation
-        but the first. (A final training of 48 s was not validated in time, and a model of 7 s was handed over.)
+        A trial without a validation has lost, so its last chance may take the time of all sizes of the evaluation but
+        the first. (A training of 48 s was not validated in time, and the model of another, of 7 s, was delivered.)
         """
         last_chance = self.schedule.done and self.best is None
         return steps_end_at(self.job, 0.0, self.first_size_s if last_chance else self.evaluation_s)
@@ -214,8 +209,7 @@ class TrialProgress:
 
     def validated(self, correct: int, seconds: float, recapture_s: float = 0.0) -> bool:
         """A validation found so many correct images; whether the model is the best so far (on a tie the later is)."""
-        self.validation_s = seconds
-        self.recapture_s = recapture_s
+        self.validation_s, self.recapture_s = seconds, recapture_s
         step = self.schedule.step
         accuracy = {"correct": correct, "total": self.n_val}
         self.validations.append({"step": step, "epoch": step / self.steps_per_epoch, "accuracy": accuracy})
@@ -231,7 +225,7 @@ class TrialProgress:
     # --- what is reported
 
     def record_loss(self, step: int, loss: float, now: float) -> Progress:
-        """Note the mean loss up to a step with the last step's learning rate; the message about it."""
+        """Note the mean loss up to a step, and the last learning rate; the message about it."""
         epoch = step / self.steps_per_epoch
         lr = self.peak_lr * self.lr_factor
         self.curve.append({"step": step, "epoch": epoch, "elapsed_s": self.elapsed_s(now), "loss": loss, "lr": lr})
@@ -240,7 +234,7 @@ class TrialProgress:
         return Progress(step=step, total=self.schedule.total, text=text, facts=facts)
 
     def result(self, *, finished: bool = False) -> TrainResult:
-        """How the trial stands; before it is ``finished``, as if time were over now."""
+        """The trial's result; before it is ``finished``, as if time were over now."""
         schedule = self.schedule
         whole: Ended = "complete" if schedule.step >= self.job.steps else "shortened"
         return TrainResult(

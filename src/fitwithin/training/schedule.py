@@ -1,9 +1,9 @@
 """The course of one trial: its steps, the image size of each, and a learning rate that ends at exactly 0.
 
-A trial is planned in steps. While it runs, the pace is measured; where the steps left no longer fit before the
-deadline, the end moves forward and the rate is drawn to the new end (Li, Yumer, Ramanan, "Budgeted Training", ICLR
-2020: a schedule must span exactly the budget). Where more would fit, an open-ended schedule moves it back. A frozen
-schedule keeps its steps, so that it can be replayed.
+A trial is planned in steps, and its pace is measured. If the steps left no longer fit before the deadline, the end
+moves forward and the rate follows it (Li, Yumer, Ramanan, "Budgeted Training", ICLR 2020: a schedule must span exactly
+the budget). If more would fit, an open-ended schedule moves it back. A frozen schedule keeps its steps, so that it can
+be replayed.
 """
 
 from __future__ import annotations
@@ -11,32 +11,26 @@ from __future__ import annotations
 import bisect
 import math
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fitwithin.engine.jobs import CURVE_POINTS, READING_S, Stage, TrainJob
 from fitwithin.engine.margins import EXIT_S, HANDOVER_S, REHEARSED_MARGIN
 
 
-def cosine(step: int, total: int) -> float:
-    """The learning-rate factor of step ``step`` (0-based) of ``total``: 1 at the first, exactly 0 at the last."""
-    if total <= 1:
-        return 1.0
-    return 0.5 * (1.0 + math.cos(math.pi * min(step, total - 1) / (total - 1)))
-
-
-def rate_factor(step: int, total: int, shape: str = "cosine", warmup: float = 0.0) -> float:
-    """The learning-rate factor of step ``step`` (0-based) of ``total``: it rises over the share ``warmup``, then falls.
+def rate_factor(step: int, total: int, shape: str, warmup: float) -> float:
+    """The learning-rate factor of step ``step`` (0-based) of ``total``: it rises over the share ``warmup``, then falls
+    as a ``cosine`` or ``linear``.
 
     The first of n warm-up steps has 1/n; the last step has exactly 0. In a total of one step the factor is 1.
     """
     rising = min(math.ceil(warmup * total), total - 1) if total > 1 else 0
     if step < rising:
         return (step + 1) / rising
-    step, total = step - rising, total - rising
-    if shape == "linear" and total > 1:
-        return 1.0 - min(step, total - 1) / (total - 1)
-    return cosine(step, total) if total > 1 or not rising else 0.0
+    last = total - rising - 1
+    if not last:
+        return 0.0 if rising else 1.0
+    step = min(step - rising, last)
+    return 1.0 - step / last if shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * step / last))
 
 
 #: The planned pace counts like this many measured steps, so that a slow start does not end a trial early; in a short
@@ -46,7 +40,6 @@ PRIOR_STEPS, PRIOR_SHARE = 20, 1 / 3
 #: Steps over which the pace is measured; a single reading counts at most OUTLIER times the planned pace.
 WINDOW, OUTLIER = 100, 10.0
 
-
 #: The first steps at another size are part of the change.
 UNSTEADY_STEPS = 3
 
@@ -55,20 +48,19 @@ UNSTEADY_STEPS = 3
 class Schedule:
     """Steps of one trial against its deadline.
 
-    ``training_ends_at`` is the deadline less everything that must follow the last step; ``planned_step_s`` the pace
-    that was planned, or that of each of the ``stages``. An ``open_ended`` schedule goes beyond its plan while time
-    lasts. ``cut``: the time ended before a last step at rate 0 could be taken.
+    ``training_ends_at`` is the deadline less everything that must follow the last step. ``stages`` have the planned
+    pace. An ``open_ended`` schedule goes beyond its plan while time lasts. ``reached`` counts the last epochs that have
+    ended. ``cut``: the time ended before a last step at rate 0 could be taken.
     """
 
     planned: int
     training_ends_at: float
-    planned_step_s: float
+    stages: tuple[Stage, ...]
     frozen: bool = False
     shape: str = "cosine"
     warmup: float = 0.0
-    stages: tuple[Stage, ...] = ()
     open_ended: bool = False
-    step: int = 0
+    step: int = field(default=0, init=False)
     reached: int = field(default=0, init=False)
     total: int = field(init=False)
     cut: bool = field(default=False, init=False)
@@ -80,8 +72,6 @@ class Schedule:
 
     def __post_init__(self) -> None:
         self.total = self.planned
-        if not self.stages:
-            self.stages = (Stage(since=0.0, px=0, step_s=self.planned_step_s),)
 
     @property
     def done(self) -> bool:
@@ -105,37 +95,36 @@ class Schedule:
         prior = max(1.0, min(PRIOR_STEPS, PRIOR_SHARE * self.planned))
         return (seen + prior) / (len(self._slow) + prior)
 
-    def _ahead(self, total: int) -> Iterator[tuple[Stage, int]]:
-        """The stages from this one on, each with the steps left in it if the last step is ``total``."""
-        later = [math.ceil(stage.since * total) for stage in self.stages[self._stage + 1 :]]
-        for stage, begin, end in zip(self.stages[self._stage :], [self.step, *later], [*later, total], strict=True):
-            yield stage, max(0, min(end, total) - max(begin, self.step))
-
     def _planned_s(self, total: int) -> float:
         """Seconds of the steps until ``total`` at the planned pace."""
-        return sum(steps * stage.step_s for stage, steps in self._ahead(total))
+        left = self.stages[self._stage :]
+        later = [math.ceil(stage.since * total) for stage in left[1:]]
+        spans = zip(left, [self.step, *later], [*later, total], strict=True)
+        return sum(max(0, min(end, total) - max(begin, self.step)) * stage.step_s for stage, begin, end in spans)
+
+    def _ends(self, steps_per_epoch: float, validate_last_epochs: int) -> dict[int, int]:
+        """The last epochs that are left, counted from the end, and the step that ends each, as the end stands now."""
+        return {k: self.total - round(k * steps_per_epoch) for k in range(validate_last_epochs - self.reached)}
 
     def validation_steps(self, steps_per_epoch: float, validate_last_epochs: int) -> list[int]:
         """The steps that end the last epochs, as the end stands now, ascending, without those that were reached."""
-        steps = {self.total - round(k * steps_per_epoch) for k in range(validate_last_epochs - self.reached)}
-        return sorted(step for step in steps if step > 0)
+        return sorted({step for step in self._ends(steps_per_epoch, validate_last_epochs).values() if step > 0})
 
     def validation_due(self, steps_per_epoch: float, validate_last_epochs: int) -> bool:
-        """Whether the end of one of the last epochs has been reached now, wherever the end of the trial moves then:
-        validation is due, once for each."""
-        ends = {k: self.total - round(k * steps_per_epoch) for k in range(validate_last_epochs - self.reached)}
-        over = [k for k, step in ends.items() if 0 < step <= self.step]
-        self.reached = validate_last_epochs - min(over, default=validate_last_epochs - self.reached)
+        """Whether the end of one of the last epochs has just been reached; true once for each of them."""
+        over = [k for k, step in self._ends(steps_per_epoch, validate_last_epochs).items() if 0 < step <= self.step]
+        if over:
+            self.reached = validate_last_epochs - min(over)
         return bool(over)
 
     def resume(self, step: int, planned: int, reached: int) -> None:
-        """Go on from ``step`` of an earlier process, with the end ``planned`` at the furthest and ``reached`` ends of
-        the last epochs behind."""
+        """Go on from ``step`` of an earlier process, which planned ``planned`` steps at most and of the last epochs had
+        ended ``reached``."""
         self.step, self.planned, self.total, self.reached = step, planned, planned, reached
         self._enter()
 
     def state(self) -> tuple[int, int, int]:
-        """What :meth:`sync` takes."""
+        """The arguments of :meth:`sync`."""
         return self.total, self.cut, self._stage
 
     def sync(self, total: int, cut: bool, stage: int) -> None:
@@ -151,13 +140,12 @@ class Schedule:
         self.total, self.cut = self.step, True
 
     def observe(self, now: float, overhead_s: float = 0.0) -> None:
-        """Take note that ``step`` steps are done at ``now``, and draw the end anew.
+        """Note that ``step`` steps are done at ``now``, and move the end to where the time lasts at the measured pace.
 
-        ``overhead_s`` is what the steps left will need beside themselves (validations, checkpoints). The end is where
-        the time lasts to at the measured pace, never beyond the plan's, and at least one step ahead, so that the last
-        step is taken at learning rate 0; only when the time itself is over already, the trial ends here. (A validation
-        that no longer fits is left out, so its overhead alone must not cut a trial: on machines that slowed down,
-        simulated, it did so to 56 of 244 trials; 2 are left.)
+        ``overhead_s`` is for validations and checkpoints to come. The end is never beyond the plan's, and at least one
+        step ahead, so that the last step has learning rate 0; only when the time itself is over, the trial ends here.
+        (A validation that no longer fits is left out, so its overhead alone must not cut a trial: on simulated machines
+        that slowed down it cut 56 of 244 trials; now 2.)
         """
         if self._unsteady:
             self._unsteady -= 1
@@ -191,23 +179,21 @@ class Schedule:
 
 
 def make_schedule(job: TrainJob) -> Schedule:
-    """The course of a job's training; its last model must be saved and its process end by ``job.until_at``."""
-    whole = Stage(since=0.0, px=job.candidate.train_px, step_s=job.step_s)
+    """The schedule of a job; its last model must be saved and its process end by ``job.until_at``."""
     return Schedule(
         planned=job.steps,
         training_ends_at=steps_end_at(job, job.save_s),
-        planned_step_s=job.step_s,
         frozen=job.frozen,
         shape=job.setting.recipe.schedule,
         warmup=job.setting.recipe.warmup,
-        stages=job.stages or (whole,),
+        stages=job.stages or (Stage(since=0.0, px=job.candidate.train_px, step_s=job.step_s),),
         open_ended=job.open_ended,
     )
 
 
 def steps_end_at(job: TrainJob, model_s: float, evaluation_s: float = 0.0) -> float:
-    """The instant by which steps and validations must have ended: writing the last model takes ``model_s`` seconds, and
-    the evaluation by the same process, if there is one, ``evaluation_s``."""
+    """The instant by which steps and validations must end: then the last model is written in ``model_s`` seconds, and
+    evaluated in ``evaluation_s``, if the same process does that."""
     if job.evaluation is None:
         return job.until_at - EXIT_S - 1.2 * model_s
     return job.until_at - 1.2 * model_s - HANDOVER_S - (1 + REHEARSED_MARGIN) * evaluation_s

@@ -1,13 +1,13 @@
 """What a trial does between its steps, on a device: validate, save the best model, write checkpoints, resume.
 
-What is due, and what came of it, :class:`~fitwithin.training.progress.TrialProgress` decides.
+:class:`~fitwithin.training.progress.TrialProgress` decides what is due, and keeps the results.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -24,7 +24,6 @@ from fitwithin.training import model as models
 from fitwithin.training.distributed import ProcessGroup
 from fitwithin.training.evaluation import Evaluator, count_correct, eval_batch
 from fitwithin.training.learner import Learner, read_checkpoint, write_checkpoint
-from fitwithin.training.loss_meter import LossMeter
 from fitwithin.training.progress import CheckpointState, Due, TrialProgress
 
 #: Another process goes on only if RESTARTS times the seconds of its start are left.
@@ -63,16 +62,16 @@ class Trainer:
             began_at=asked_at,
             now=time.monotonic(),
         )
-        #: Whether a loss or a weight was seen that is not finite.
+        #: Whether a loss or a weight is not finite.
         self.nonfinite = False
         self._losses = LossMeter(device, self.progress.reading_s)
         self._stepping_from = 0.0
-        #: The step after which the model was written that is on disk; -1 where none has the learner's weights.
+        #: The step after which the model on disk was written; -1 where none has the learner's weights.
         self._model_step = -1
         self._settled = False
 
     def resume(self) -> None:
-        """Go on from the checkpoint of an interrupted process; else load the weights that the job begins with."""
+        """Go on from the checkpoint of an interrupted process; else load the job's first weights, if it has any."""
         saved = read_checkpoint(self.folder / CHECKPOINT)
         if saved is None:
             models.adopt(self.learner.net, self.job.init_from)
@@ -81,7 +80,7 @@ class Trainer:
         self.progress.resume(CheckpointState(**saved["facts"]))
 
     def restore_checkpoint(self) -> None:
-        """Go back to the last checkpoint, whose weights are finite, and on from there at a lower rate.
+        """Go back to the last checkpoint, whose weights are finite, and on at a lower rate.
 
         Raises:
             TrainingError: there is none, or lower rates did not help.
@@ -108,24 +107,22 @@ class Trainer:
         return str(self.folder) if self._model_step == self.progress.schedule.step else ""
 
     def observe(self) -> Callable[[], None] | None:
-        """Move the end of the schedule to where the time lasts; what is due before the next step, if anything is.
-
-        In a team the first process decides.
-        """
+        """Move the schedule's end to where the time lasts; what is due before the next step, None if nothing is. In a
+        team the first process decides."""
         found = self.progress.observe(time.monotonic())
         due, self.nonfinite = self.team.sync_schedule(self.progress.schedule, found, self.nonfinite)
         return {Due.VALIDATION: self.validate, Due.CHECKPOINT: self.checkpoint}.get(Due(due))
 
     def start_timer(self) -> None:
-        """Time is spent on steps from now on."""
+        """Count time as that of steps from now on."""
         self._stepping_from = time.monotonic()
 
     def pause_for(self, other: Callable[[], None]) -> None:
-        """Do something other than steps, once the device has finished those before; not with weights that are NaN."""
+        """Do something other than steps, once the device has finished these; not if a weight is not finite."""
         self.device.synchronize()
         self.progress.training_s += time.monotonic() - self._stepping_from
         self.nonfinite = self.team.any(self.nonfinite or not self.learner.finite())
-        (self.progress.peak_bytes,) = self.team.all_reduce_max(self.device.peak_bytes())
+        self.progress.peak_bytes = self.team.max(self.device.peak_bytes())
         if not self.nonfinite:
             other()
         self.progress.schedule.pause()
@@ -145,7 +142,7 @@ class Trainer:
         schedule.stop()
 
     def read(self, loss: torch.Tensor) -> None:
-        """Keep the loss of a step; about once a second, and after the last step, note and emit the mean of losses."""
+        """Keep the loss of a step; about once a second, and after the last step, note and emit the losses' mean."""
         schedule = self.progress.schedule
         for step, mean in self._losses.read(schedule.step, loss, done=schedule.done):
             if not math.isfinite(mean):
@@ -170,7 +167,6 @@ class Trainer:
         correct = count_correct(
             self.learner,
             self.feeder,
-            "val",
             px=self.job.candidate.train_px,
             crop=self.job.setting.recipe.crop_pct,
             batch=eval_batch(self.job.share // self.job.accum_steps),
@@ -207,7 +203,7 @@ class Trainer:
             self.save_model()
 
     def checkpoint(self) -> None:
-        """Write the checkpoint, and the model as it is while no validation has chosen one: there always is a model."""
+        """Write the checkpoint; and the model as it is, while no validation has chosen one: there always is a model."""
         begun_at = time.monotonic()
         self.save_last_if_no_best()
         write_checkpoint(self.folder / CHECKPOINT, self.learner, dict(vars(self.progress.state(time.monotonic()))))
@@ -227,3 +223,37 @@ class Trainer:
 
     def _update_peak(self) -> None:
         self.progress.peak_bytes = max(self.progress.peak_bytes, self.device.peak_bytes())
+
+
+class LossMeter:
+    """Keeps the loss of every step on the device and gives means of them, at most one every ``every_s`` seconds."""
+
+    def __init__(self, device: Cpu | Cuda, every_s: float) -> None:
+        self._device = device
+        self._every_s = every_s
+        self._read_at = time.monotonic()
+        self._unread: list[torch.Tensor] = []
+        #: The step of the reading under way, and what gives the mean of the losses up to it, or None for now.
+        self._reading: tuple[int, Callable[[], float | None]] | None = None
+
+    def clear(self) -> None:
+        """Forget what was not read yet."""
+        self._unread.clear()
+        self._reading = None
+
+    def read(self, step: int, loss: torch.Tensor, *, done: bool) -> Iterator[tuple[int, float]]:
+        """Keep the loss of that step; the means that have become known, each with the step it reaches to.
+
+        It waits for the device only if the steps are ``done``: then nothing stays unread.
+        """
+        self._unread.append(loss)
+        for _ in range(2 if done else 1):  # a reading that was under way leaves losses for a second one
+            if self._reading is None and self._unread and (done or time.monotonic() - self._read_at >= self._every_s):
+                self._reading = step, self._device.read_async(torch.stack(self._unread).mean())
+                self._unread.clear()
+                self._read_at = time.monotonic()
+            if done:
+                self._device.synchronize()
+            if self._reading is not None and (mean := self._reading[1]()) is not None:
+                reached, self._reading = self._reading[0], None
+                yield reached, mean
