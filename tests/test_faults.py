@@ -243,5 +243,5 @@ def check(seed: int, stage: Stage, ended_at: float) -> None:
     assert all(limit.kept for limit in report.receipt.limits), f"run {seed}"
     folder = stage.folder / bundle.read(stage.folder).folder
     assert (folder / WEIGHTS).is_file()
-    assert not (folder / CHECKPOINT).exists(), "only an unfinished turn needs it"
+    assert not (folder / CHECKPOINT).exists(), "only an unfinished trial needs it"
     assert report.winner in {row.name for row in report.candidates if row.status == "trained"}

@@ -188,7 +188,7 @@ def _accounts(books: Ledger, stage: Stage) -> Iterator[tuple[float, float, float
         yield books.spent_s(gpu=True), held, budget.gpu_time_s
 
 
-def check_turns(stage: Stage, report: Report) -> None:
+def check_trials(stage: Stage, report: Report) -> None:
     """No peak above the cap; whoever was not cut ended at learning rate 0."""
     cap = stage.request.budget.memory_bytes
     for found in events.profiled(stage.store).values():
@@ -196,13 +196,13 @@ def check_turns(stage: Stage, report: Report) -> None:
         assert all(probe.peak_bytes is not None and probe.peak_bytes <= cap for probe in found.probes if probe.passed)
     trained, _ = events.outcomes(stage.store)
     assert trained
-    for turn in trained.values():
-        event(f"a turn ended {turn.ended}")
-        assert turn.steps > 0
-        assert turn.peak_bytes <= cap
-        if turn.ended in ("complete", "shortened"):
-            assert turn.curve[-1]["lr"] == 0.0
-            assert turn.curve[-1]["step"] == turn.steps
+    for trial in trained.values():
+        event(f"a trial ended {trial.ended}")
+        assert trial.steps > 0
+        assert trial.peak_bytes <= cap
+        if trial.ended in ("complete", "shortened"):
+            assert trial.curve[-1]["lr"] == 0.0
+            assert trial.curve[-1]["step"] == trial.steps
     assert report.winner in trained
 
 
@@ -227,7 +227,7 @@ def test_a_run_keeps_its_word_on_any_machine(build: Callable[[Path], Stage]) -> 
         event("a report")
         event(f"{stage.request.slots} slots")
         check_books(stage, report)
-        check_turns(stage, report)
+        check_trials(stage, report)
         check_handover(stage, report)
 
 
@@ -283,7 +283,7 @@ def test_a_run_that_is_killed_anywhere_is_carried_on_within_its_budget(
         event("carried on to a report")
         assert report.receipt.starts == 2
         assert report.receipt.balanced
-        check_turns(stage, report)
+        check_trials(stage, report)
         for books in ledger_after_each(stage.store):
             for spent_s, reserved_s, limit_s in _accounts(books, stage):
                 assert spent_s + reserved_s <= limit_s * (1 + 1e-9)
@@ -307,7 +307,7 @@ def test_telling_a_finished_story_again_changes_nothing(build: Callable[[Path], 
 @tries(20)
 @given(st.integers(0, 10**6), st.sampled_from([300.0, 900.0]), st.integers(1, 4), st.integers(1, 3))
 def test_on_a_steady_machine_plans_come_true(seed: int, time_s: float, several: int, slots: int) -> None:
-    """No drift, no stall, no trouble: every turn completes, within its predicted interval and its allotment."""
+    """No drift, no stall, no trouble: every trial completes, within its predicted interval and its allotment."""
     models = ("resnet18", "resnet50", "resnet34", "vgg11")[:several]
     with empty_folder() as folder:
         stage = Stage(
@@ -315,7 +315,7 @@ def test_on_a_steady_machine_plans_come_true(seed: int, time_s: float, several: 
         )
         report = tell(stage)
         assert report is not None
-        planned = {turn.candidate.name for turn in flow.make_plan(stage.run()).trials}
+        planned = {trial.candidate.name for trial in flow.make_plan(stage.run()).trials}
         assert planned
         for row in report.candidates:
             if row.name not in planned:
@@ -338,7 +338,7 @@ def test_a_frozen_plan_keeps_its_steps_on_another_machine() -> None:
         slower = Stage(SimulatedMachine(image_s=1.1e-3), request(time_s=600.0), folder)
         flow.execute(slower.run(), replace(plan, frozen=True))
         trained, _ = events.outcomes(slower.store)
-        assert [turn.steps for turn in trained.values()] == [turn.steps for turn in plan.trials]
+        assert [trial.steps for trial in trained.values()] == [trial.steps for trial in plan.trials]
 
 
 @tries(40)
@@ -490,18 +490,18 @@ def test_what_a_plan_promises_fits_into_its_allotments(
         plan = draw_up(known, available_s, scope, recipe, slots=slots, slot_s=slot_s)
     except BudgetError:
         return
-    shares = [turn.allotted_s for turn in plan.trials]
+    shares = [trial.allotted_s for trial in plan.trials]
     assert max(shares) <= available_s
     if scope == "total":
-        rounds, after_s = -(-len(shares) // slots), max(turn.evaluation_s for turn in plan.trials)
+        rounds, after_s = -(-len(shares) // slots), max(trial.evaluation_s for trial in plan.trials)
         event(f"{rounds} rounds of {slots}")
         assert rounds * max(shares) + after_s <= available_s * (1 + 1e-9)
         assert math.fsum(shares) + after_s <= slot_s * (1 + 1e-9)
-    for turn in plan.trials:
-        inside_s = turn.evaluation_s if scope == "candidate" else 0.0
-        assert turn.predicted_low_s <= turn.predicted_s <= turn.predicted_high_s
-        assert turn.predicted_high_s + inside_s <= turn.allotted_s
-    names = {turn.candidate for turn in plan.trials} | {rejection.candidate for rejection in plan.rejections}
+    for trial in plan.trials:
+        inside_s = trial.evaluation_s if scope == "candidate" else 0.0
+        assert trial.predicted_low_s <= trial.predicted_s <= trial.predicted_high_s
+        assert trial.predicted_high_s + inside_s <= trial.allotted_s
+    names = {trial.candidate for trial in plan.trials} | {rejection.candidate for rejection in plan.rejections}
     assert names == {p.candidate for p in known}
 
 

@@ -196,10 +196,10 @@ def history(store: Store) -> list[AskEvent | TellEvent]:
     return found
 
 
-def turns(plan: Plan, store: Store) -> dict[str, TrialPlan]:
+def trials(plan: Plan, store: Store) -> dict[str, TrialPlan]:
     """All planned trainings by name: the plan's, and those that a search has had since, in order."""
     later = [event.plan for event in store.read(TrialAsked) if event.plan is not None]
-    return {turn.name: turn for turn in (*plan.trials, *later)}
+    return {trial.name: trial for trial in (*plan.trials, *later)}
 
 
 def outcomes(store: Store) -> tuple[dict[str, TrainResult], dict[str, str]]:

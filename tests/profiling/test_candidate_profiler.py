@@ -626,12 +626,12 @@ def test_where_time_is_short_layouts_are_compared_by_one_process_for_all_backbon
         (model, "nchw" if model in ("model0", "model1") else "channels_last", px)
         for model in models
         for px in (128, 160)
-    }, "first steps of 10 s, three times over, are too many for turns of 22"
+    }, "first steps of 10 s, three times over, are too many for trials of 22"
     books = run.accountant.ledger()
     assert books.spent_s(gpu=True) > (slots - 0.2) * (books.spent_s() - began_s), "no slot waits for another"
 
 
-def test_in_long_turns_first_steps_count_for_little(
+def test_in_long_trials_first_steps_count_for_little(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faster_in_channels_last: list[CompareJob]
 ) -> None:
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))

@@ -158,27 +158,27 @@ def choose_winner(run: RunContext, plan: Plan) -> tuple[TrialPlan, str]:
     name, why = best_trial(trained)
     if plan.search is not None:
         name, why = search_phase.best_trial(run, plan.search) or (name, why)
-    return events.turns(plan, run.store)[name], why
+    return events.trials(plan, run.store)[name], why
 
 
 def evaluate(run: RunContext, plan: Plan, winner: TrialPlan) -> list[Member]:
     """Evaluate the winner, and the same candidate in the other precision, under all views, on validation and on test,
     once: the winner comes first."""
     trained, _ = events.outcomes(run.store)
-    turns = events.turns(plan, run.store)
+    trials = events.trials(plan, run.store)
     chosen = [winner.name]
     if plan.search is None:
-        other = other_precision(winner.candidate, [turns[key].candidate for key in trained])
+        other = other_precision(winner.candidate, [trials[key].candidate for key in trained])
         chosen += [other.name] if other is not None else []
-    return [_member(run, turns[key], trained[key].best is not None) for key in chosen]
+    return [_member(run, trials[key], trained[key].best is not None) for key in chosen]
 
 
-def _member(run: RunContext, turn: TrialPlan, validated: bool) -> Member:
-    name, folder = turn.name, train_phase.turn_folder(run.folder, turn)
+def _member(run: RunContext, trial: TrialPlan, validated: bool) -> Member:
+    name, folder = trial.name, train_phase.trial_folder(run.folder, trial)
     done = next((event for event in run.store.read(ModelEvaluated) if event.name == name), None)
     if done is None:
         run.reporter.begin(f"evaluating {name}")
-        done = ModelEvaluated(name=name, result=_evaluate(run, turn, folder), validated=validated)
+        done = ModelEvaluated(name=name, result=_evaluate(run, trial, folder), validated=validated)
         run.store.append(done)
     evaluated = done.result
     logits: dict[str, dict[View, Any]] = {}
@@ -186,7 +186,7 @@ def _member(run: RunContext, turn: TrialPlan, validated: bool) -> Member:
         for split in ("val", "test"):
             if (split, view.name) in evaluated.done:
                 logits.setdefault(split, {})[view] = read_logits(folder, split, view)
-    return Member(candidate=turn.candidate, evaluated=evaluated, logits=logits)
+    return Member(candidate=trial.candidate, evaluated=evaluated, logits=logits)
 
 
 def _evaluate(run: RunContext, trial: TrialPlan, folder: Path) -> EvalResult:

@@ -34,7 +34,7 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
     views = run.request.views
     rows = [row for member in reversed(members) for row in evaluate_phase.table1_rows(member, labels, views)]
     rows.append(evaluate_phase.delivered_row(chief, labels, choice))
-    folder = train_phase.turn_folder(Path(), winner)
+    folder = train_phase.trial_folder(Path(), winner)
     batch = chief.evaluated.batch
     bundle.write(
         Ensemble(candidate=winner.candidate.name, folder=str(folder), views=choice.views, batch=batch), run.folder

@@ -91,7 +91,7 @@ def _planned(run: RunContext) -> Plan:
 
 
 def train(run: RunContext, plan: Plan) -> None:
-    """The instantiation phase: every turn of the plan that has not ended yet, or the trials of its search."""
+    """The instantiation phase: every trial of the plan that has not ended yet, or the trials of its search."""
     # Whoever has no rival is the winner: its process goes on with its evaluation.
     alone = plan.search is None and len(plan.trials) == 1
     in_process = alone and train_phase.evaluates_in_process(run, plan.trials[0])
@@ -101,17 +101,18 @@ def train(run: RunContext, plan: Plan) -> None:
         search_phase.train(run, plan, left=lambda: run.remaining().less(kept_s), evaluating_s=evaluating_s)
         return
     trained, failed = events.outcomes(run.store)
-    waiting = [(n, turn) for n, turn in enumerate(plan.trials) if turn.name not in trained and turn.name not in failed]
-    at_work: dict[str, float] = {}  # the turns' names, and when each of them must have ended
+    ended = trained.keys() | failed.keys()
+    waiting = [(n, trial) for n, trial in enumerate(plan.trials) if trial.name not in ended]
+    at_work: dict[str, float] = {}  # the trials' names, and when each of them must have ended
 
     def ask(slot: int) -> slots.Work[tuple[TrialPlan, TrainResult | Failure]] | None:
         if not waiting:
             return None
-        number, turn = waiting.pop(0)
+        number, trial = waiting.pop(0)
         now = run.engine.now()
         idle = run.request.slots - 1 - len(at_work)
-        ends_at = train_phase.turn_ends_at(
-            turn,
+        ends_at = train_phase.trial_ends_at(
+            trial,
             run.request.budget,
             run.accountant,
             now,
@@ -121,10 +122,10 @@ def train(run: RunContext, plan: Plan) -> None:
             others_free_at=[*at_work.values(), *[now] * idle],
             evaluates_in_process=in_process,
         )
-        at_work[turn.name] = ends_at
+        at_work[trial.name] = ends_at
         return train_phase.start_trial(
             run,
-            turn,
+            trial,
             slot,
             ends_at=ends_at,
             frozen=plan.frozen,
@@ -134,9 +135,9 @@ def train(run: RunContext, plan: Plan) -> None:
         )
 
     def record(ended: tuple[TrialPlan, TrainResult | Failure]) -> None:
-        turn, outcome = ended
-        del at_work[turn.name]
-        train_phase.record_trial(run, turn, outcome)
+        trial, outcome = ended
+        del at_work[trial.name]
+        train_phase.record_trial(run, trial, outcome)
 
     def reserved_s() -> float:
         """All of them, by the clock."""
@@ -149,14 +150,14 @@ def train(run: RunContext, plan: Plan) -> None:
 
 
 def _kept_s(plan: Plan, run: RunContext, *, evaluates_in_process: bool) -> float:
-    """Under scope ``total``, what no turn may touch: evaluating the winner (and its twin, but not in a search, where
+    """Under scope ``total``, what no trial may touch: evaluating the winner (and its twin, but not in a search, where
     that was not trained as long), unless the only trial's process ``evaluates_in_process``, and closing."""
     if run.request.budget.scope == "candidate":
         return 0.0
     if evaluates_in_process:
         return run.closing_s
-    twins = 2 if plan.search is None and {turn.candidate.precision for turn in plan.trials} >= {"amp", "fp32"} else 1
-    evaluating_s = evaluation_reserve_s(max(turn.evaluation_s for turn in plan.trials)) * twins
+    twins = 2 if plan.search is None and {trial.candidate.precision for trial in plan.trials} >= {"amp", "fp32"} else 1
+    evaluating_s = evaluation_reserve_s(max(trial.evaluation_s for trial in plan.trials)) * twins
     return evaluating_s + train_phase.evaluation_margin_s(run) + run.closing_s
 
 

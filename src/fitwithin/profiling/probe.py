@@ -1,6 +1,6 @@
 """One probe: the real training step at one batch size, in this fresh process, under the cap.
 
-The step is that of training: optimizer state and all, followed by evaluation at the largest view, as in a turn.
+The step is that of training: optimizer state and all, followed by evaluation at the largest view, as in a trial.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ BRIEF = Sampling(run_up_s=0.1, least_s=0.15, most_s=0.3, steps=3, steady=0.02, e
 #: 0.12 to 0.54 s for validations that took 0.13 to 0.34, too much as often as too little: 64 and 80 px, H100.)
 BRIEF_BATCHES, BRIEF_EVALUATION_S, BRIEF_MOST = 3, 0.15, 12
 
-#: A timed process begins as a turn does, with so many steps: one, a checkpoint, the recording, and some in a row.
+#: A timed process begins as a trial does, with so many steps: one, a checkpoint, the recording, and some in a row.
 FIRST_STEPS = 4
 
 #: The dummy pace needs less: nothing but the device is in it.
@@ -72,7 +72,7 @@ def measure(
 
     As a trial does, it begins with the smallest size of progressive resizing and goes on to the next. The pace is that
     of the step as it was recorded first: recorded again after an evaluation, ResNeSt's float16 steps were 1.2 to 1.8 %
-    faster than the turns that followed (H100). Nothing else may start meanwhile: beside a start, eight of 40
+    faster than the trials that followed (H100). Nothing else may start meanwhile: beside a start, eight of 40
     samples had an interval of 1 to 3.4 %, where 0.1 is usual, and two dummy paces were 15 and 16 % slow.
 
     Processes that train together take the same steps; the first one says when it is enough.
@@ -129,7 +129,7 @@ def _beside_steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: P
         for px in reversed(sizes):
             passes[px] = _evaluation(learner, job, feeder, px) if px in seen else passes[larger]
             larger = px
-    learner.release()  # in a turn too the others do no more, and wait at the next step
+    learner.release()  # in a trial too the others do no more, and wait at the next step
     device.update_limit()
     device.empty_cache()
     return {
@@ -146,7 +146,7 @@ def _dummy_paces(learner: Learner, job: ProbeJob, device: Cpu | Cuda, ready: Bat
     for batch in batches_to_compare(job.batch) if job.rates else ():
         rates[batch] = batch / _dummy_pace(learner, device, _prepared(learner, job, device, batch))
     if len(rates) > 1:
-        learner.step(*ready, 1e-4)  # back at the batch of the turn
+        learner.step(*ready, 1e-4)  # back at the batch of the trial
     return {"dummy_step_s": dummy_s, "rates": rates if job.rates else {}}
 
 
@@ -158,7 +158,7 @@ def _first_steps(
     begun_at: float,
     scratch: Path,
 ) -> tuple[float, float]:
-    """What a turn begins with: the seconds of its first steps, and those of the checkpoint after the very first."""
+    """What a trial begins with: the seconds of its first steps, and those of the checkpoint after the very first."""
     losses = [learner.step(*next(batches), 1e-4)]
     device.synchronize()
     stepped_at = time.monotonic()

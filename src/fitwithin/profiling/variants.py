@@ -10,7 +10,7 @@ from fitwithin.candidate import Candidate
 from fitwithin.engine.results import StepTiming
 from fitwithin.profiling.profile import Rejection
 
-#: A variant is kept while it may be within this of the best: a percent or two may turn round at large batches.
+#: A variant is kept while it may be within this of the best: a percent or two may turnround at large batches.
 MARGIN = 0.02
 
 #: A reason speaks of first steps where they take so many seconds more than the best variant's.

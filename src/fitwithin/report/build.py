@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fitwithin.candidate import Candidate
-from fitwithin.events import DataPacked, MachineDescribed, ProcessStarted, history, outcomes, profiled, turns
+from fitwithin.events import DataPacked, MachineDescribed, ProcessStarted, history, outcomes, profiled, trials
 from fitwithin.files import to_json
 from fitwithin.ledger import Ledger
 from fitwithin.planning import search_plan
@@ -35,7 +35,7 @@ def candidate_rows(
     rows = []
     taken = {name: one.steps for name, one in trained.items()}
     by_candidate: dict[Candidate, list[TrialPlan]] = {}
-    for turn in turns(plan, store).values():
+    for turn in trials(plan, store).values():
         by_candidate.setdefault(turn.candidate, []).append(turn)
     why_out = {out.candidate: out.reason for out in search.eliminations()} if search is not None else {}
     delivered = search.best.name if search is not None and search.best is not None else ""
