@@ -70,8 +70,6 @@ def _planned(run: RunContext) -> Plan:
             left=left,
             request=run.request,
             fingerprint=run.images.fingerprint,
-            min_gain=run.request.min_gain,
-            seed=run.request.seed if run.request.search == "optuna" else None,
         )
         if found is not None:
             return found
