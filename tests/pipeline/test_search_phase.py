@@ -478,5 +478,5 @@ def test_profiles_are_made_on_all_slots_and_neighbours_learn_from_each_other(beg
     assert [(e.key, e.gpus) for e in entries if not e.concurrent] == [("", 0)]
     assert sorted(e.key for e in entries if e.concurrent) == sorted(candidate.name for candidate in other)
     assert all(e.peak_bytes for e in entries if e.concurrent)
-    trials = {px: [p.trials for c, p in other.items() if c.train_px == px] for px in (160, 224)}
+    trials = {px: [p.num_tried for c, p in other.items() if c.train_px == px] for px in (160, 224)}
     assert sum(trials[224]) < sum(trials[160]), "the larger size was placed by the smaller one"
