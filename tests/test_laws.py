@@ -407,7 +407,7 @@ def draw_up(
 ) -> planning.Plan:
     workload = costs.Workload(data=FACTS, recipe=recipes.load(recipe), view_sizes=(160, 224), scope=scope)
     left = Remaining(time_s=available_s, gpu_time_s=room.pop("slot_s", math.inf), **room)
-    return planning.make_plan(known, [], workload, left=left, limit_s=available_s, request=request(), fingerprint="f")
+    return planning.make_plan(known, [], workload, left=left, request=request(), fingerprint="f")
 
 
 def rank(*args: Any, **room: Any) -> tuple[int, float]:

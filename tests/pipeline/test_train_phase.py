@@ -43,16 +43,8 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
 def train(run: RunContext, plan: Plan, *, ends_at: float | None = None, frozen: bool = False) -> TrainResult | Failure:
     (trial,) = plan.trials
     with run.accountant.entry("train", trial.candidate.name, gpus=1) as opened:
-        return train_phase.train(
-            trial,
-            run.setting,
-            run.engine,
-            folder(run, plan),
-            opened,
-            ends_at=run.engine.now() + trial.allotted_s if ends_at is None else ends_at,
-            frozen=frozen,
-            on_progress=lambda progress: None,
-        )
+        ends_at = run.engine.now() + trial.allotted_s if ends_at is None else ends_at
+        return train_phase.train(run, trial, opened, ends_at=ends_at, frozen=frozen)
 
 
 def folder(run: RunContext, plan: Plan) -> Path:
@@ -200,22 +192,20 @@ def test_cleaning_leaves_the_model(stage: Any) -> None:
 def test_a_trial_ends_within_its_allotment_and_within_the_run(stage: Any, scope: str) -> None:
     run, plan = stage(scope=scope, time_s=300.0)
     (trial,) = plan.trials
-    now, budget = run.engine.now(), run.request.budget
+    now = run.engine.now()
     kept_s = 0.0 if scope == "candidate" else 20.0
-    ends_at = train_phase.trial_ends_at(trial, budget, run.accountant, now, kept_s=kept_s, later_s=[])
+    ends_at = train_phase.trial_ends_at(run, trial, kept_s=kept_s, later_s=[])
     if scope == "candidate":
         assert ends_at - now == pytest.approx(trial.allotted_s - evaluation_reserve_s(trial.evaluation_s))
     else:
         assert ends_at - now == pytest.approx(run.accountant.remaining().usable_s - kept_s)
     with run.accountant.entry("train", trial.candidate.name, gpus=1):
         run.engine.clock.sleep(50.0)
-    later = train_phase.trial_ends_at(trial, budget, run.accountant, run.engine.now(), kept_s=kept_s, later_s=[])
+    later = train_phase.trial_ends_at(run, trial, kept_s=kept_s, later_s=[])
     assert later == pytest.approx(ends_at)  # what was spent on it before counts
     waiting_s = run.accountant.remaining().usable_s
     if scope == "total":  # a trial that follows keeps its share
-        sooner = train_phase.trial_ends_at(
-            replace(trial, allotted_s=60.0), budget, run.accountant, run.engine.now(), kept_s=20.0, later_s=[waiting_s]
-        )
+        sooner = train_phase.trial_ends_at(run, replace(trial, allotted_s=60.0), kept_s=20.0, later_s=[waiting_s])
         assert sooner - run.engine.now() == pytest.approx(10.0)
 
 

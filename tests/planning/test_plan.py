@@ -43,8 +43,7 @@ def made(
         rejections,
         workload(scope, **changes),
         left=Remaining(time_s=available_s, gpu_time_s=math.inf),
-        limit_s=available_s if limit_s is None else limit_s,
-        request=request(),
+        request=request(time_s=available_s if limit_s is None else limit_s),
         fingerprint="f",
     )
 
@@ -129,6 +128,7 @@ def test_a_refusal_names_the_least_and_that_would_really_do(
 ) -> None:
     one = profile(batch=batch, step_s=step_s, step_high_s=step_s, step_low_s=step_s, save_s=save_s)
     limit_s = available_s + spent_s
+    assume(limit_s > 0)  # no request has another
     try:
         made([one], available_s, scope, limit_s=limit_s)
         refused = None

@@ -215,7 +215,6 @@ def make_plan(
     workload: Workload,
     *,
     left: Remaining,
-    limit_s: float,
     request: Request,
     fingerprint: str,
 ) -> Plan:
@@ -229,7 +228,6 @@ def make_plan(
         left: what each candidate has (scope ``candidate``) or all together (``total``), less what closing the run
             needs. Under ``total`` this function sets the evaluation aside, of the winner and of the same candidate in
             the other precision.
-        limit_s: the whole budget, for the message of a refusal.
 
     Raises:
         BudgetError: no candidate gets a single epoch; the message names the least that would do, also if everything
@@ -278,6 +276,7 @@ def make_plan(
             )
         left_out.append(Rejection(candidate=profile.candidate, reason=reason))
     if not trials:
+        limit_s = request.limit_s
         overhead_s = limit_s - available_s
         needed_s = _round_up(overhead_s + min(REFUSAL_MARGIN * overhead_s, REFUSAL_MARGIN_S) + least_s(paired, data))
         raise BudgetError(

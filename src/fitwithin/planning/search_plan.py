@@ -71,15 +71,6 @@ class TellEvent:
     outcome: TrainResult | str
 
 
-def entrants(known: Sequence[CostedCandidate]) -> list[SearchCandidate]:
-    """The candidates, the most images per second first: the order decides who is left out."""
-    ordered = sorted(known, key=lambda one: (one.usual.step_s / one.profile.batch, one.profile.candidate))
-    return [
-        SearchCandidate(candidate=one.profile.candidate, overhead_s=min(cost.overhead_s() for _, cost in one.schedules))
-        for one in ordered
-    ]
-
-
 def plan(
     profiles: Sequence[Profile],
     rejections: Sequence[Rejection],
@@ -95,8 +86,13 @@ def plan(
     """
     known = {profile.candidate: costed(profile, workload) for profile in profiles}
     reserve_s = evaluation_reserve_s(max(one.usual.evaluation_s for one in known.values()))
+    # The most images per second first: the order decides who is left out.
+    ordered = sorted(known.values(), key=lambda one: (one.usual.step_s / one.profile.batch, one.profile.candidate))
     facts = SearchPlan(
-        entrants=tuple(entrants([*known.values()])),
+        entrants=tuple(
+            SearchCandidate(candidate=one.profile.candidate, overhead_s=min(c.overhead_s() for _, c in one.schedules))
+            for one in ordered
+        ),
         budget_s=left.less(reserve_s).together_s,
         slots=left.slots,
         min_gain=request.min_gain,
@@ -129,9 +125,8 @@ def plan(
 def make_search(facts: SearchPlan) -> Halving:
     """The search at its beginning."""
     shape: dict[str, Any] = {"budget_s": facts.budget_s, "devices": facts.slots, "min_gain": facts.min_gain}
-    if facts.seed is None:
-        return Halving(facts.entrants, **shape)
-    return TPEHalving(facts.entrants, seed=facts.seed, **shape)
+    entrants, seed = facts.entrants, facts.seed
+    return Halving(entrants, **shape) if seed is None else TPEHalving(entrants, seed=seed, **shape)
 
 
 def score(outcome: TrainResult | str, n_val: int) -> Score:

@@ -36,8 +36,7 @@ class TPEHalving(Halving):
         """The bracket of as many trials as two rungs, else one, can be paid for; any entrant may enter."""
         overhead_s = max((entrant.overhead_s for entrant in self.entrants), default=0.0)
         counts = range(len(self.entrants), self.devices, -1)
-        brackets = [make_bracket(n, budget_s, overhead_s, devices=self.devices) for n in counts]
-        found = [bracket for bracket in brackets if bracket is not None]
+        found = [*filter(None, (make_bracket(n, budget_s, overhead_s, devices=self.devices) for n in counts))]
         if not found:
             return None, self.entrants[: self.devices]
         return next((each for each in found if len(each.counts) > 1), found[0]), self.entrants
