@@ -176,7 +176,7 @@ class Series:
             row = asdict(each) if isinstance(each, Profile) else {"reason": each.reason}
             self.rows[each.candidate.name] = {"candidate": each.candidate.name, "profile": row}
             if isinstance(each, Profile):
-                self.rows[each.candidate.name].update(trials=each.trials, certified=certified(each))
+                self.rows[each.candidate.name].update(trials=each.num_tried, certified=certified(each))
         self.save()
 
     def again(self, names: list[str], key: str, jobs: int) -> None:
@@ -392,7 +392,7 @@ def told(each: Profile | Rejection) -> str:
     timing = each.timing
     tried = " ".join(f"{p.batch}{'+' if p.passed else '-'}{p.wall_s:.1f}" for p in each.probes)
     return (
-        f"{each.candidate.name}: batch {each.batch}, trials {each.trials} [{tried}]; ms a step: dummy "
+        f"{each.candidate.name}: batch {each.batch}, trials {each.num_tried} [{tried}]; ms a step: dummy "
         f"{timing.dummy_step_s * 1e3:.2f}, loader {timing.loader_step_s * 1e3:.2f}, both {timing.step_s * 1e3:.2f} "
         f"(±{100 * (timing.step_high_s / timing.step_s - 1):.2f} %); start {timing.startup_s:.2f} s, warm-up "
         f"{timing.warmup_s:.2f}, first evaluation {max(timing.eval_first_s.values()):.2f}, save {timing.save_s:.2f}"

@@ -188,7 +188,7 @@ def _accounts(books: Ledger, stage: Stage) -> Iterator[tuple[float, float, float
         yield books.spent_s(gpu=True), held, budget.gpu_time_s
 
 
-def check_turns(stage: Stage, report: Report) -> None:
+def check_trials(stage: Stage, report: Report) -> None:
     """No peak above the cap; whoever was not cut ended at learning rate 0."""
     cap = stage.request.budget.memory_bytes
     for found in events.profiled(stage.store).values():
@@ -227,7 +227,7 @@ def test_a_run_keeps_its_word_on_any_machine(build: Callable[[Path], Stage]) -> 
         event("a report")
         event(f"{stage.request.slots} slots")
         check_books(stage, report)
-        check_turns(stage, report)
+        check_trials(stage, report)
         check_handover(stage, report)
 
 
@@ -283,7 +283,7 @@ def test_a_run_that_is_killed_anywhere_is_carried_on_within_its_budget(
         event("carried on to a report")
         assert report.receipt.starts == 2
         assert report.receipt.balanced
-        check_turns(stage, report)
+        check_trials(stage, report)
         for books in ledger_after_each(stage.store):
             for spent_s, reserved_s, limit_s in _accounts(books, stage):
                 assert spent_s + reserved_s <= limit_s * (1 + 1e-9)
@@ -407,7 +407,7 @@ def draw_up(
 ) -> planning.Plan:
     workload = costs.Workload(data=FACTS, recipe=recipes.load(recipe), view_sizes=(160, 224), scope=scope)
     left = Remaining(time_s=available_s, gpu_time_s=room.pop("slot_s", math.inf), **room)
-    return planning.make_plan(known, [], workload, left=left, limit_s=available_s, request=request(), fingerprint="f")
+    return planning.make_plan(known, [], workload, left=left, request=request(), fingerprint="f")
 
 
 def rank(*args: Any, **room: Any) -> tuple[int, float]:

@@ -183,8 +183,7 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
                 sent_at = time.monotonic()
 
         if isinstance(job, ProbeJob):
-            scratch = probe.candidate_scratch(job.candidate, probe.scratch_folder(job))
-            return probe.probe(job, opened, feeder, asked_at, scratch, team)
+            return probe.probe(job, opened, feeder, asked_at, team)
         evaluator = evaluation.Evaluator(opened, feeder)
         with opened.guard():
             if isinstance(job, TrainJob):

@@ -58,12 +58,12 @@ def test_who_could_not_be_evaluated_in_time_does_not_spoil_it_for_others(tmp_pat
 
 def test_with_enough_time_it_takes_part(tmp_path: Path) -> None:
     plan = planned(tmp_path, "resnet18", "resnet34", "resnet50", SLOW, time_s=3000.0)
-    assert SLOW in {turn.candidate.model for turn in plan.trials}
+    assert SLOW in {trial.candidate.model for trial in plan.trials}
 
 
 def test_who_is_alone_takes_part_whatever_its_evaluation_takes(tmp_path: Path) -> None:
-    (turn,) = planned(tmp_path, SLOW, time_s=700.0).trials
-    assert turn.candidate.model == SLOW
+    (trial,) = planned(tmp_path, SLOW, time_s=700.0).trials
+    assert trial.candidate.model == SLOW
 
 
 @pytest.mark.parametrize("search", ["exhaustive", "halving"])
@@ -85,4 +85,4 @@ def test_one_candidate_more_never_makes_a_run_impossible(
                 told.append(0)
     alone, together = told[::2], told[1::2]
     assert 0 in alone
-    assert [bool(turns) for turns in together] == [bool(turns) for turns in alone]
+    assert [bool(trials) for trials in together] == [bool(trials) for trials in alone]

@@ -209,11 +209,11 @@ def test_the_plan_of_a_search_is_json(begin: Begin) -> None:
     again = planning.from_json(plan.to_json())
     assert (again.search, again.trials, again.profiles) == (plan.search, plan.trials, plan.profiles)
     assert json.loads(plan.to_json())["search"]["counts"] == [16, 4]
-    assert {profile.candidate for profile in plan.profiles} == {turn.candidate for turn in plan.trials}
+    assert {profile.candidate for profile in plan.profiles} == {trial.candidate for trial in plan.trials}
 
 
 def steps(stage: Stage) -> dict[str, int]:
-    """The steps that every turn took."""
+    """The steps that every trial took."""
     trained, failed = events.outcomes(stage.store)
     assert failed == {}
     return {name: one.steps for name, one in trained.items()}
@@ -233,7 +233,7 @@ def test_a_frozen_search_has_its_steps_on_another_machine(begin: Begin, slots: i
         told[name] = report.winner, steps(stage), sorted(asked(stage))
     assert told["faster"] == told["same"]
     assert told["slower"] == told["same"]
-    first = {turn.name: turn.steps for turn in plan.trials}
+    first = {trial.name: trial.steps for trial in plan.trials}
     assert first.items() <= told["same"][1].items()
     assert len(told["same"][1]) > len(first) + slots
 
@@ -278,7 +278,7 @@ CUTS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
 def spans(stage: Stage) -> list[tuple[str, float, float]]:
-    """Every turn's entry beside the chain: its key, and when it was open by the simulated clock."""
+    """Every trial's entry beside the chain: its key, and when it was open by the simulated clock."""
     clock: dict[int, float] = stage.store.opened_at  # type: ignore[attr-defined]
     entries = [e for e in ledgers.read(stage.store).entries if e.concurrent and e.phase == "train"]
     return [(e.key, clock[e.number], clock[e.number] + (e.charged_s or 0.0)) for e in entries]
@@ -300,7 +300,7 @@ def test_side_by_side_all_get_more_and_as_many_finals_as_slots(begin: Begin, slo
     assert sum(trial.final for trial in trials) == slots
     trained, failed = events.outcomes(several.store)
     assert failed == {}
-    assert {turn.ended for turn in trained.values()} == {"complete"}, "the clock cut nobody's schedule"
+    assert {trial.ended for trial in trained.values()} == {"complete"}, "the clock cut nobody's schedule"
     assert report.winner in trained
     books = ledgers.read(several.store)
     assert books.spent_s() == pytest.approx(several.engine.now() - 1000.0 + ENDING_S)
@@ -339,7 +339,7 @@ def test_side_by_side_whoever_wins_is_evaluated_without_another_start(
     assert books.spent_s(gpu=limit == "gpu_time_s") > limits[limit] - run.closing_s - 2
 
 
-def test_a_plan_gives_every_turn_its_allotment_on_slots(begin: Begin) -> None:
+def test_a_plan_gives_every_trial_its_allotment_on_slots(begin: Begin) -> None:
     stage = begin(slots=3, time_s=400.0)
     stage.request = replace(stage.request, search="exhaustive")
     stage.store = Timed(stage.engine.now)
@@ -347,10 +347,10 @@ def test_a_plan_gives_every_turn_its_allotment_on_slots(begin: Begin) -> None:
     plan = flow.make_plan(stage.run())
     assert len(plan.trials) > 3
     trained, _ = events.outcomes(stage.store)
-    assert set(trained) == {turn.name for turn in plan.trials}
-    assert {turn.ended for turn in trained.values()} == {"complete"}
+    assert set(trained) == {trial.name for trial in plan.trials}
+    assert {trial.ended for trial in trained.values()} == {"complete"}
     rounds = -(-len(plan.trials) // 3)
-    assert {turn.allotted_s for turn in plan.trials} == {plan.trials[0].allotted_s}
+    assert {trial.allotted_s for trial in plan.trials} == {plan.trials[0].allotted_s}
     assert 0.6 * 400 < rounds * plan.trials[0].allotted_s < 400
     held: dict[str, float] = {}
     for key, begun_at, ended_at in spans(stage):
@@ -365,7 +365,7 @@ def test_where_each_has_a_slot_there_is_nothing_to_search(begin: Begin) -> None:
     plan = flow.make_plan(stage.run())
     assert plan.search is None
     assert len(plan.trials) == 4
-    assert min(turn.allotted_s for turn in plan.trials) > 800
+    assert min(trial.allotted_s for trial in plan.trials) > 800
 
 
 @pytest.mark.parametrize("cut", CUTS)
@@ -429,7 +429,7 @@ class Cursed(SimulatedMachine):
         return 2 * GIB if candidate.name in self.cursed else super().memory_bytes(candidate, batch, job)
 
 
-def test_a_turn_that_fails_leaves_its_slot_to_others(begin: Begin) -> None:
+def test_a_trial_that_fails_leaves_its_slot_to_others(begin: Begin) -> None:
     """The others' trials go on as they were."""
     law = Cursed(half_epochs=20)
     stage = begin(slots=2, law=law)
@@ -438,7 +438,7 @@ def test_a_turn_that_fails_leaves_its_slot_to_others(begin: Begin) -> None:
     report = flow.execute(stage.run())
     trained, failed = events.outcomes(stage.store)
     assert {name.partition("-")[0] for name in failed} == {"resnet34"}
-    assert {turn.ended for turn in trained.values()} == {"complete"}
+    assert {trial.ended for trial in trained.values()} == {"complete"}
     assert report.receipt.balanced
 
 
@@ -451,7 +451,7 @@ def test_where_all_that_entered_fail_those_left_out_have_what_is_left(begin: Beg
     assert plan.search is not None
     others = {row.candidate.name for row in plan.rejections if row.reason.startswith("left out")}
     assert others
-    stage.engine.law = replace(law, cursed=frozenset(turn.candidate.name for turn in plan.trials))
+    stage.engine.law = replace(law, cursed=frozenset(trial.candidate.name for trial in plan.trials))
     report = flow.execute(stage.run())
     names = [row.name for row in report.candidates]
     assert len(names) == len(set(names)) == 16
@@ -478,5 +478,5 @@ def test_profiles_are_made_on_all_slots_and_neighbours_learn_from_each_other(beg
     assert [(e.key, e.gpus) for e in entries if not e.concurrent] == [("", 0)]
     assert sorted(e.key for e in entries if e.concurrent) == sorted(candidate.name for candidate in other)
     assert all(e.peak_bytes for e in entries if e.concurrent)
-    trials = {px: [p.trials for c, p in other.items() if c.train_px == px] for px in (160, 224)}
+    trials = {px: [p.num_tried for c, p in other.items() if c.train_px == px] for px in (160, 224)}
     assert sum(trials[224]) < sum(trials[160]), "the larger size was placed by the smaller one"

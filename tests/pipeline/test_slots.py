@@ -36,7 +36,7 @@ def fill(run: RunContext, works: list[Callable[[], Any]]) -> list[Any]:
     slots.run_on_slots(
         run,
         "train",
-        reserved_s=lambda: 800.0,
+        reserved_s=800.0,
         next_work=lambda slot: waiting.pop(0) if waiting else None,
         on_done=told.append,
     )
@@ -106,9 +106,7 @@ def test_an_exception_loses_nothing_that_went_on_beside_it() -> None:
     told: list[int] = []
     waiting = [works[0], broken, *works[1:]]
     with pytest.raises(OSError, match="the disk is full"):
-        slots.run_on_slots(
-            run, "train", reserved_s=lambda: 800.0, next_work=lambda slot: waiting.pop(0), on_done=told.append
-        )
+        slots.run_on_slots(run, "train", reserved_s=800.0, next_work=lambda slot: waiting.pop(0), on_done=told.append)
     assert told == [0], "what was at work went on to its end"
     assert len(waiting) == 2, "and nothing new was begun"
     assert run.accountant.ledger().balanced
@@ -124,9 +122,7 @@ def test_an_interrupt_ends_all_at_once_and_tells_nothing() -> None:
     told: list[int] = []
     waiting = [*naps(run, [30.0], log), interrupted]
     with pytest.raises(KeyboardInterrupt):
-        slots.run_on_slots(
-            run, "train", reserved_s=lambda: 800.0, next_work=lambda slot: waiting.pop(0), on_done=told.append
-        )
+        slots.run_on_slots(run, "train", reserved_s=800.0, next_work=lambda slot: waiting.pop(0), on_done=told.append)
     assert told == []
     assert [what for what, _, _ in log] == ["begun"]
     assert run.engine.now() == 1005.0

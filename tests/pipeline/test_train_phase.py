@@ -1,4 +1,4 @@
-"""A planned turn is trained, come what may: out of memory, dead workers, deadlines."""
+"""A planned trial is trained, come what may: out of memory, dead workers, deadlines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from simulated.run import CountedImages, Stage, request, without_pages
 
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RunContext, Plan]]:
-    """A run whose plan is drawn up; ``law`` holds from then on, its instants counting from the turn's start."""
+    """A run whose plan is drawn up; ``law`` holds from then on, its instants counting from the trial's start."""
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
 
     def build(law: SimulatedMachine | None = None, **asked: Any) -> tuple[RunContext, Plan]:
@@ -41,33 +41,25 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
 
 
 def train(run: RunContext, plan: Plan, *, ends_at: float | None = None, frozen: bool = False) -> TrainResult | Failure:
-    (turn,) = plan.trials
-    with run.accountant.entry("train", turn.candidate.name, gpus=1) as opened:
-        return train_phase.train(
-            turn,
-            run.setting,
-            run.engine,
-            folder(run, plan),
-            opened,
-            ends_at=run.engine.now() + turn.allotted_s if ends_at is None else ends_at,
-            frozen=frozen,
-            on_progress=lambda progress: None,
-        )
+    (trial,) = plan.trials
+    with run.accountant.entry("train", trial.candidate.name, gpus=1) as opened:
+        ends_at = run.engine.now() + trial.allotted_s if ends_at is None else ends_at
+        return train_phase.train(run, trial, opened, ends_at=ends_at, frozen=frozen)
 
 
 def folder(run: RunContext, plan: Plan) -> Path:
-    return train_phase.turn_folder(run.folder, plan.trials[0])
+    return train_phase.trial_folder(run.folder, plan.trials[0])
 
 
 def test_a_calm_turn_takes_its_planned_steps_and_those_that_fit_beside_them(stage: Any) -> None:
     run, plan = stage()
-    (turn,), begun_at = plan.trials, run.engine.now()
+    (trial,), begun_at = plan.trials, run.engine.now()
     outcome = train(run, plan)
     assert isinstance(outcome, TrainResult)
-    assert (outcome.ended, outcome.planned_steps) == ("complete", turn.steps)
-    assert turn.steps < outcome.steps < 1.05 * turn.steps
-    left_s = begun_at + turn.allotted_s - run.engine.now()
-    assert 0 < left_s < 0.01 * turn.allotted_s + WATCHDOG_S
+    assert (outcome.ended, outcome.planned_steps) == ("complete", trial.steps)
+    assert trial.steps < outcome.steps < 1.05 * trial.steps
+    left_s = begun_at + trial.allotted_s - run.engine.now()
+    assert 0 < left_s < 0.01 * trial.allotted_s + WATCHDOG_S
     assert outcome.best == round(outcome.validations[-1]["accuracy"]["correct"])
     assert len(outcome.validations) == 3  # the last three epochs
     (entry,) = (e for e in run.accountant.ledger().entries if e.phase == "train")
@@ -197,36 +189,34 @@ def test_cleaning_leaves_the_model(stage: Any) -> None:
 
 
 @pytest.mark.parametrize("scope", ["total", "candidate"])
-def test_a_turn_ends_within_its_allotment_and_within_the_run(stage: Any, scope: str) -> None:
+def test_a_trial_ends_within_its_allotment_and_within_the_run(stage: Any, scope: str) -> None:
     run, plan = stage(scope=scope, time_s=300.0)
-    (turn,) = plan.trials
-    now, budget = run.engine.now(), run.request.budget
+    (trial,) = plan.trials
+    now = run.engine.now()
     kept_s = 0.0 if scope == "candidate" else 20.0
-    ends_at = train_phase.turn_ends_at(turn, budget, run.accountant, now, kept_s=kept_s, later_s=[])
+    ends_at = train_phase.trial_ends_at(run, trial, kept_s=kept_s, later_s=[])
     if scope == "candidate":
-        assert ends_at - now == pytest.approx(turn.allotted_s - evaluation_reserve_s(turn.evaluation_s))
+        assert ends_at - now == pytest.approx(trial.allotted_s - evaluation_reserve_s(trial.evaluation_s))
     else:
         assert ends_at - now == pytest.approx(run.accountant.remaining().usable_s - kept_s)
-    with run.accountant.entry("train", turn.candidate.name, gpus=1):
+    with run.accountant.entry("train", trial.candidate.name, gpus=1):
         run.engine.clock.sleep(50.0)
-    later = train_phase.turn_ends_at(turn, budget, run.accountant, run.engine.now(), kept_s=kept_s, later_s=[])
+    later = train_phase.trial_ends_at(run, trial, kept_s=kept_s, later_s=[])
     assert later == pytest.approx(ends_at)  # what was spent on it before counts
     waiting_s = run.accountant.remaining().usable_s
-    if scope == "total":  # a turn that follows keeps its share
-        sooner = train_phase.turn_ends_at(
-            replace(turn, allotted_s=60.0), budget, run.accountant, run.engine.now(), kept_s=20.0, later_s=[waiting_s]
-        )
+    if scope == "total":  # a trial that follows keeps its share
+        sooner = train_phase.trial_ends_at(run, replace(trial, allotted_s=60.0), kept_s=20.0, later_s=[waiting_s])
         assert sooner - run.engine.now() == pytest.approx(10.0)
 
 
 def test_a_short_turn_augments_less_than_it_was_profiled_with(stage: Any) -> None:
     run, plan = stage(recipe="fast", time_s=28.0)
-    turn = plan.trials[0]
+    trial = plan.trials[0]
     wanted = run.request.recipe
-    assert turn.epochs < wanted.augment_epochs
+    assert trial.epochs < wanted.augment_epochs
     train(run, plan)
     (job,) = run.engine.jobs
-    assert job.setting.recipe.cutmix == pytest.approx(wanted.cutmix * turn.epochs / wanted.augment_epochs)
+    assert job.setting.recipe.cutmix == pytest.approx(wanted.cutmix * trial.epochs / wanted.augment_epochs)
     assert run.setting.recipe == wanted
 
 
@@ -258,7 +248,7 @@ def test_on_a_machine_that_has_become_slower_there_is_time_for_the_evaluation(
 
 @pytest.fixture
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RunContext, Report]]:
-    """A run whose plan is one turn, under a law that holds from the turn's start on."""
+    """A run whose plan is one trial, under a law that holds from the trial's start on."""
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
     without_pages(monkeypatch)
 
@@ -310,10 +300,10 @@ def test_one_that_hangs_is_replaced_while_there_is_time(alone: Any, time_s: floa
 def test_of_one_that_hangs_later_the_last_saved_model_is_handed_over(alone: Any, time_s: float, at_s: float) -> None:
     """One heartbeat timeout is not over before the evaluation must begin; the run ends in time all the same."""
     run, report = alone(SimulatedMachine(startup_s=3.0, troubles=(Fault(at_s=at_s, kind="hang"),)), time_s=time_s)
-    (turn,) = (row for row in report.candidates if row.status == "trained")
-    assert "its time was over" in turn.reason
-    assert report.winner == turn.name
-    assert (run.folder / train_phase.CANDIDATES / turn.name / WEIGHTS).is_file()
+    (trial,) = (row for row in report.candidates if row.status == "trained")
+    assert "its time was over" in trial.reason
+    assert report.winner == trial.name
+    assert (run.folder / train_phase.CANDIDATES / trial.name / WEIGHTS).is_file()
     assert all(limit.kept for limit in report.receipt.limits)
 
 
@@ -323,12 +313,12 @@ def test_in_a_long_run_another_process_evaluates(alone: Any) -> None:
     assert whole(report)
     assert [evaluates_in_process(job) for job in run.engine.jobs] == [False, False]
     job, evaluation = run.engine.jobs
-    (turn,) = flow.make_plan(run).trials
-    assert evaluation.until_at - job.until_at >= turn.evaluation_s + train_phase.SEPARATE_MARGIN_S
+    (trial,) = flow.make_plan(run).trials
+    assert evaluation.until_at - job.until_at >= trial.evaluation_s + train_phase.SEPARATE_MARGIN_S
     assert all(limit.kept for limit in report.receipt.limits)
 
 
-def test_a_turn_too_short_for_that_is_evaluated_by_another_process(alone: Any) -> None:
+def test_a_trial_too_short_for_that_is_evaluated_by_another_process(alone: Any) -> None:
     run, report = alone(SimulatedMachine(startup_s=8.0), time_s=60.0)
     assert whole(report)
     assert [evaluates_in_process(job) for job in run.engine.jobs] == [False, False]

@@ -43,8 +43,7 @@ def made(
         rejections,
         workload(scope, **changes),
         left=Remaining(time_s=available_s, gpu_time_s=math.inf),
-        limit_s=available_s if limit_s is None else limit_s,
-        request=request(),
+        request=request(time_s=available_s if limit_s is None else limit_s),
         fingerprint="f",
     )
 
@@ -73,27 +72,27 @@ def test_what_is_no_plan_is_refused(text: str, message: str) -> None:
         from_json(text)
 
 
-def test_a_turn_keeps_free_what_its_profile_held_outside_the_allocator() -> None:
+def test_a_trial_keeps_free_what_its_profile_held_outside_the_allocator() -> None:
     probes = tuple(Probe(batch=b, passed=True, non_allocator_bytes=b) for b in (8, 32, 24))
-    (turn,) = made([replace(profile(), probes=probes)], 500.0).trials
-    assert turn.non_allocator_bytes == 32
+    (trial,) = made([replace(profile(), probes=probes)], 500.0).trials
+    assert trial.non_allocator_bytes == 32
 
 
-def test_every_number_of_a_turn_has_its_reason() -> None:
-    (turn,) = made([profile(batch=40)], 600.0).trials
-    assert list(turn.why) == ["batch", "pace", "epochs", "lr"]
-    assert turn.why["batch"] == "batch 40: 40 ran, 41 did not"
-    assert "667 images/s with the real loader, 800 with a dummy one: the loader costs 20%" in turn.why["pace"]
-    assert turn.why["epochs"].startswith(f"{turn.epochs:g} epochs: ")
-    assert turn.why["lr"] == "learning rate 0.000395: 0.001 x sqrt(40/256)"
-    assert turn.steps == turn.epochs * FACTS.train / 40
+def test_every_number_of_a_trial_has_its_reason() -> None:
+    (trial,) = made([profile(batch=40)], 600.0).trials
+    assert list(trial.why) == ["batch", "pace", "epochs", "lr"]
+    assert trial.why["batch"] == "batch 40: 40 ran, 41 did not"
+    assert "667 images/s with the real loader, 800 with a dummy one: the loader costs 20%" in trial.why["pace"]
+    assert trial.why["epochs"].startswith(f"{trial.epochs:g} epochs: ")
+    assert trial.why["lr"] == "learning rate 0.000395: 0.001 x sqrt(40/256)"
+    assert trial.steps == trial.epochs * FACTS.train / 40
 
 
 def test_shares_are_equal_and_the_slowest_is_left_out_with_a_reason() -> None:
     fast, middle, slow = (profile(n, step_s=s, step_high_s=s) for n, s in (("a", 0.05), ("b", 0.06), ("c", 0.5)))
     plan = made([slow, fast, middle], 160.0)
-    assert [turn.candidate.model for turn in plan.trials] == ["a", "b"]
-    assert len({turn.allotted_s for turn in plan.trials}) == 1
+    assert [trial.candidate.model for trial in plan.trials] == ["a", "b"]
+    assert len({trial.allotted_s for trial in plan.trials}) == 1
     (left_out,) = plan.rejections
     assert left_out.candidate.model == "c"
     assert "left out: in" in left_out.reason or "do not pay for one epoch" in left_out.reason
@@ -101,12 +100,12 @@ def test_shares_are_equal_and_the_slowest_is_left_out_with_a_reason() -> None:
 
 def test_under_scope_candidate_each_gets_everything() -> None:
     plan = made([profile("a"), profile("b"), profile("c", step_s=90.0, step_high_s=90.0)], 100.0, "candidate")
-    assert [turn.allotted_s for turn in plan.trials] == [100.0, 100.0]
+    assert [trial.allotted_s for trial in plan.trials] == [100.0, 100.0]
     (left_out,) = plan.rejections
     assert "do not pay for one epoch" in left_out.reason
     needed_s = duration(left_out.reason.split("; ")[1].removesuffix(" would"))
-    (turn,) = made([profile("c", step_s=90.0, step_high_s=90.0)], needed_s, "candidate").trials
-    assert turn.epochs >= 1
+    (trial,) = made([profile("c", step_s=90.0, step_high_s=90.0)], needed_s, "candidate").trials
+    assert trial.epochs >= 1
 
 
 def test_a_twin_in_the_other_precision_doubles_what_is_kept_for_evaluation() -> None:
@@ -129,6 +128,7 @@ def test_a_refusal_names_the_least_and_that_would_really_do(
 ) -> None:
     one = profile(batch=batch, step_s=step_s, step_high_s=step_s, step_low_s=step_s, save_s=save_s)
     limit_s = available_s + spent_s
+    assume(limit_s > 0)  # no request has another
     try:
         made([one], available_s, scope, limit_s=limit_s)
         refused = None
@@ -157,9 +157,9 @@ def test_a_batch_of_all_images_still_gets_two_steps_that_fit() -> None:
     one = profile(batch=800, step_s=10.0, step_low_s=10.0, step_high_s=10.0)
     cost = costs(one, workload("candidate", view_sizes=(160,)))
     assert cost.affordable_steps(cost.needed_s(1) + 1) == 0
-    (turn,) = made([one], cost.needed_s(2) + 0.1, "candidate", view_sizes=(160,)).trials
-    assert turn.steps == 2
-    assert turn.predicted_high_s <= turn.allotted_s
+    (trial,) = made([one], cost.needed_s(2) + 0.1, "candidate", view_sizes=(160,)).trials
+    assert trial.steps == 2
+    assert trial.predicted_high_s <= trial.allotted_s
 
 
 def test_the_least_is_the_cheapest_candidates() -> None:
@@ -186,9 +186,9 @@ def test_an_image_that_is_loaded_is_mirrored_by_the_device_alone() -> None:
 
 
 @given(st.floats(1, 1e5), st.floats(0, 1e4), st.floats(0, 60))
-def test_longer_turns_write_no_fewer_checkpoints_ten_at_most_at_a_hundredth_of_their_time(
-    turn_s: float, more_s: float, save_s: float
+def test_longer_trials_write_no_fewer_checkpoints_ten_at_most_at_a_hundredth_of_their_time(
+    trial_s: float, more_s: float, save_s: float
 ) -> None:
-    assert 0 <= checkpoints(turn_s, save_s) <= checkpoints(turn_s + more_s, save_s) <= 10
-    assert checkpoints(turn_s, save_s) * save_s <= turn_s / 100
-    assert turn_s / checkpoint_every_s(turn_s, save_s) == pytest.approx(checkpoints(turn_s, save_s), abs=1.0)
+    assert 0 <= checkpoints(trial_s, save_s) <= checkpoints(trial_s + more_s, save_s) <= 10
+    assert checkpoints(trial_s, save_s) * save_s <= trial_s / 100
+    assert trial_s / checkpoint_every_s(trial_s, save_s) == pytest.approx(checkpoints(trial_s, save_s), abs=1.0)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fitwithin.candidate import Candidate
 from fitwithin.planning.halving import ETA, MIN_OVERHEAD_RATIO, Halving, make_bracket
-from fitwithin.planning.search import FINAL, Score, Search, SearchCandidate, Trial
+from fitwithin.planning.search import FINAL, Score, SearchCandidate, Trial
 from fitwithin.planning.stats import Accuracy, FailedTrial, confidence, format_confidence
 from simulated.run import tries
 
@@ -53,7 +53,7 @@ class Played:
     least_left_s: float = math.inf
 
 
-def play(search: Search, truth: Truth, *, budget_s: float, gpus: int = 1) -> Played:
+def play(search: Halving, truth: Truth, *, budget_s: float, gpus: int = 1) -> Played:
     """Hand trials to devices as they come free, until there is nothing to do."""
     told = Played()
     left_s, free, now = budget_s, gpus, 0.0
@@ -404,7 +404,7 @@ def test_how_sure_a_difference_is() -> None:
     assert [format_confidence(each) for each in (0.5, 0.8149, 0.9951)] == ["50 %", "81 %", "more than 99 %"]
 
 
-def correct(search: Search, trial: Trial) -> int:
+def correct(search: Halving, trial: Trial) -> int:
     """How many images were right after it; 0 where it failed."""
     accuracy = search.accuracy(trial)
     return 0 if accuracy is None else accuracy.correct

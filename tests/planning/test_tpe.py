@@ -24,7 +24,7 @@ from simulated.run import CountedImages, Stage, asked_trials, cut_off, request, 
 
 pytest.importorskip("optuna", reason="Optuna is not installed")
 
-from fitwithin.planning.tpe import AT_RANDOM, TPEHalving, num_shared_traits, traits
+from fitwithin.planning.tpe import AT_RANDOM, TPEHalving, traits
 
 N_VAL = 1000
 FAMILIES = ("convnet", "densenet", "regnetx", "resnet", "vgg", "vit")
@@ -91,7 +91,7 @@ def test_traits_are_what_candidates_share() -> None:
     one = traits(Candidate(model="resnet18d.ra_in1k", train_px=160, precision="amp"), 0, 40)
     other = traits(Candidate(model="resnet50", train_px=224, precision="amp"), 39, 40)
     assert (one["family"], one["pace"], other["pace"]) == ("resnet", "0", "3")
-    assert num_shared_traits(one, other) == 2
+    assert dict(one.items() & other.items()) == {"family": "resnet", "variant": "amp nchw"}
     assert traits(Candidate(model="efficientnet_b0", train_px=160, precision="amp"), 0, 1)["family"] == "efficientnet"
 
 

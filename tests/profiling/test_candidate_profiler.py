@@ -290,8 +290,9 @@ def test_no_more_jobs_than_allowed_are_at_work_and_what_is_timed_is_alone() -> N
 
 def test_a_neighbour_takes_fewer_trials() -> None:
     _, found = side_by_side(SimulatedMachine(), 1)
-    of = {px: [f.trials for f in found if isinstance(f, Profile) and f.candidate.train_px == px] for px in (160, 224)}
-    assert sum(of[224]) < sum(of[160])
+    known = [each for each in found if isinstance(each, Profile)]
+    tried = {px: sum(each.num_tried for each in known if each.candidate.train_px == px) for px in (160, 224)}
+    assert tried[224] < tried[160]
 
 
 def test_side_by_side_ends_in_time() -> None:
@@ -626,12 +627,12 @@ def test_where_time_is_short_layouts_are_compared_by_one_process_for_all_backbon
         (model, "nchw" if model in ("model0", "model1") else "channels_last", px)
         for model in models
         for px in (128, 160)
-    }, "first steps of 10 s, three times over, are too many for turns of 22"
+    }, "first steps of 10 s, three times over, are too many for trials of 22"
     books = run.accountant.ledger()
     assert books.spent_s(gpu=True) > (slots - 0.2) * (books.spent_s() - began_s), "no slot waits for another"
 
 
-def test_in_long_turns_first_steps_count_for_little(
+def test_in_long_trials_first_steps_count_for_little(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faster_in_channels_last: list[CompareJob]
 ) -> None:
     monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))

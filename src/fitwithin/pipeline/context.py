@@ -21,10 +21,9 @@ from fitwithin.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """Everything a run works with. ``candidates`` is the grid that was asked for, ``images`` the packed data.
+    """Everything a run works with.
 
-    ``workers`` is how many processes load for each that trains;
-    ``closing_s`` is kept for writing the report and closing the books.
+    ``workers`` is the number of loader processes for each process that trains; ``closing_s`` is kept for the report.
     """
 
     request: Request
@@ -66,22 +65,18 @@ class RunContext:
     @property
     def workload(self) -> Workload:
         """What all its trials have in common, for the plan."""
-        request = self.request
-        scope = request.budget.scope
+        request, scope = self.request, self.request.budget.scope
         return Workload(data=self.data, recipe=request.recipe, view_sizes=request.test_sizes, scope=scope)
 
     def seated(self, slot: int) -> JobSettings:
-        """What the jobs of a slot share: its devices follow those of the slot before.
-
-        (On a cluster Ray says which GPU a task has.)
-        """
+        """What the jobs of a slot share: its devices follow those of the slot before."""
         setting = self.setting
-        if self.request.engine == "ray":
+        if self.request.engine == "ray":  # Ray assigns the GPUs
             return setting
         return replace(setting, device=setting.device.next(slot * self.request.data_parallel))
 
     def book(self, phase: str, key: str, *, reserved_s: float) -> OpenEntry:
-        """An entry of the ledger for what a slot does: where there are several, a concurrent one."""
+        """An entry of the ledger for the work of a slot; a concurrent one if there are several slots."""
         gpus, several = self.request.data_parallel, self.request.slots > 1
         return self.accountant.entry(phase, key, gpus=gpus, reserved_s=reserved_s, concurrent=several)
 
@@ -90,16 +85,16 @@ class RunContext:
         return self.accountant.remaining(self.request.data_parallel, self.request.slots)
 
     def promise_s(self, seconds: float, *, gpus: int) -> float:
-        """What the books may reserve for what should take ``seconds``: no more than the whole run has left."""
+        """``seconds``, but no more than the whole run has left: what the ledger may reserve."""
         if self.request.budget.scope == "candidate":
             return seconds
         left = self.accountant.remaining(max(1, gpus))
         return min(seconds, left.usable_s if gpus else left.time_s)
 
     def lane(self, slot: int) -> int | None:
-        """Where the reporter shows what a slot does; one alone needs no lane."""
+        """The reporter's lane of a slot; None if there is one slot."""
         return slot if self.request.slots > 1 else None
 
     def progress(self, progress: Progress, slot: int = 0) -> None:
-        """Hand a worker's sign of life on."""
+        """Report the progress of a slot's worker."""
         self.reporter.advance(progress.step, progress.total or None, progress.text, self.lane(slot))

@@ -1,4 +1,4 @@
-"""From trained candidates to the delivered ensemble: the winner, its views, and the ways of using it."""
+"""From trained candidates to the delivered ensemble: the winner, its evaluation, and the views to average."""
 
 from __future__ import annotations
 
@@ -13,14 +13,7 @@ import numpy.typing as npt
 from fitwithin import events
 from fitwithin.candidate import Candidate, View, describe
 from fitwithin.engine.margins import WATCHDOG_S
-from fitwithin.engine.results import (
-    EVALUATED,
-    EvalResult,
-    Failure,
-    Progress,
-    TrainResult,
-    read_logits,
-)
+from fitwithin.engine.results import EVALUATED, EvalResult, Failure, Progress, TrainResult, read_logits
 from fitwithin.errors import TrainingError
 from fitwithin.events import ModelEvaluated
 from fitwithin.files import read_json
@@ -38,29 +31,27 @@ Labels = npt.NDArray[np.int64]
 
 
 def best_trial(trained: Mapping[str, TrainResult]) -> tuple[str, str]:
-    """The name of the best trial by validation accuracy, and why; the first in order on a tie.
-
-    A trial that was cut before it could validate counts only where no trial validated.
-    """
+    """The name of the best trial by validation accuracy, the first on a tie, and why; without any validation the trial
+    that trained the longest."""
     validated = {name: result.best for name, result in trained.items() if result.best is not None}
     if not validated:
-        name = max(trained, key=lambda candidate: trained[candidate].epochs)
+        name = max(trained, key=lambda each: trained[each].epochs)
         return name, "No candidate was validated in its time; this one trained the longest."
-    name = max(validated, key=lambda candidate: validated[candidate])
+    name = max(validated, key=lambda each: validated[each])
     if len(validated) == 1:
         return name, "It is the only candidate that was validated."
     return name, f"It is the best of {len(validated)} candidates on validation data."
 
 
 def other_precision(winner: Candidate, others: Sequence[Candidate]) -> Candidate | None:
-    """The same candidate in the paper's other precision, if it was trained too: it completes the paper's Table 1."""
+    """The same candidate in the paper's other precision, if it was trained too, for the paper's Table 1."""
     other = replace(winner, precision={"amp": "fp32", "fp32": "amp"}.get(winner.precision, ""))
     return other if other in others else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """An evaluated candidate: its logits [N, K] by split and view, as far as they were computed."""
+    """An evaluated candidate: its logits [N, K] by split and view, as far as computed."""
 
     candidate: Candidate
     evaluated: EvalResult
@@ -68,7 +59,7 @@ class Member:
 
 
 def table1_rows(member: Member, labels: Mapping[str, Labels], views: Sequence[View]) -> list[MethodRow]:
-    """The rows of the paper's Table 1 for one candidate: symmetric, asymmetric, and the ensemble."""
+    """The rows of the paper's Table 1 for one candidate."""
     plain = [view.px for view in views if not view.flip]
     train_px, largest = member.candidate.train_px, max(plain)
     amp = {"amp": " + AMP", "amp-bf16": " + AMP (bfloat16)"}.get(member.candidate.precision, "")
@@ -101,7 +92,7 @@ def _method_row(name: str, member: Member, labels: Mapping[str, Labels], views: 
 def choose_views(member: Member, labels: Mapping[str, Labels], limit_ms: float | None) -> Choice:
     """Which of the views to average, by validation data alone; the training size if nothing was computed.
 
-    If the time was over before every view could be tested, the choice is among those that were, if one keeps the limit.
+    If the time was over before every view was tested, only the tested ones count, if one of them keeps the limit.
     """
     found = member.logits.get("val", {})
     if not found:
@@ -121,20 +112,18 @@ def choose_views(member: Member, labels: Mapping[str, Labels], limit_ms: float |
 
 def view_rows(member: Member, labels: Mapping[str, Labels], choice: Choice) -> list[ViewRow]:
     """One row for each view that was evaluated."""
-    rows = []
-    for view, logits in sorted(member.logits.get("val", {}).items()):
-        rows.append(
-            ViewRow(
-                name=view.name,
-                px=view.px,
-                flip=view.flip,
-                validation=Accuracy(correct=correct(softmax(logits), labels["val"]), total=len(labels["val"])),
-                ms_per_image=member.evaluated.ms_per_image[view.name],
-                chosen=view in choice.views,
-                reason=choice.reasons.get(view, ""),
-            )
+    return [
+        ViewRow(
+            name=view.name,
+            px=view.px,
+            flip=view.flip,
+            validation=Accuracy(correct=correct(softmax(logits), labels["val"]), total=len(labels["val"])),
+            ms_per_image=member.evaluated.ms_per_image[view.name],
+            chosen=view in choice.views,
+            reason=choice.reasons.get(view, ""),
         )
-    return rows
+        for view, logits in sorted(member.logits.get("val", {}).items())
+    ]
 
 
 def _accuracy(member: Member, split: str, views: Sequence[View], labels: Mapping[str, Labels]) -> Accuracy | None:
@@ -146,11 +135,7 @@ def _accuracy(member: Member, split: str, views: Sequence[View], labels: Mapping
 
 
 def choose_winner(run: RunContext, plan: Plan) -> tuple[TrialPlan, str]:
-    """The trial that won, and why.
-
-    Raises:
-        TrainingError: no trial left a model.
-    """
+    """The trial that won, and why; TrainingError if no trial left a model."""
     trained, failed = events.outcomes(run.store)
     if not trained:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
@@ -162,44 +147,42 @@ def choose_winner(run: RunContext, plan: Plan) -> tuple[TrialPlan, str]:
 
 
 def evaluate(run: RunContext, plan: Plan, winner: TrialPlan) -> list[Member]:
-    """Evaluate the winner, and the same candidate in the other precision, under all views, on validation and on test,
-    once: the winner comes first."""
+    """Evaluate the winner, then the same candidate in the other precision, once, under all views on validation and
+    test."""
     trained, _ = events.outcomes(run.store)
-    turns = events.planned_trials(plan, run.store)
+    trials = events.planned_trials(plan, run.store)
     chosen = [winner.name]
     if plan.search is None:
-        other = other_precision(winner.candidate, [turns[key].candidate for key in trained])
+        other = other_precision(winner.candidate, [trials[key].candidate for key in trained])
         chosen += [other.name] if other is not None else []
-    return [_member(run, turns[key], trained[key].best is not None) for key in chosen]
+    return [_member(run, trials[key], trained[key].best is not None) for key in chosen]
 
 
-def _member(run: RunContext, turn: TrialPlan, validated: bool) -> Member:
-    name, folder = turn.name, train_phase.turn_folder(run.folder, turn)
+def _member(run: RunContext, trial: TrialPlan, validated: bool) -> Member:
+    name, folder = trial.name, train_phase.trial_folder(run.folder, trial)
     done = next((event for event in run.store.read(ModelEvaluated) if event.name == name), None)
     if done is None:
         run.reporter.begin(f"evaluating {name}")
-        done = ModelEvaluated(name=name, result=_evaluate(run, turn, folder), validated=validated)
+        done = ModelEvaluated(name=name, result=_evaluate(run, trial, folder), validated=validated)
         run.store.append(done)
-    evaluated = done.result
-    logits: dict[str, dict[View, Any]] = {}
-    for view in run.request.views:
-        for split in ("val", "test"):
-            if (split, view.name) in evaluated.done:
-                logits.setdefault(split, {})[view] = read_logits(folder, split, view)
-    return Member(candidate=turn.candidate, evaluated=evaluated, logits=logits)
+    logits = {
+        split: {
+            view: read_logits(folder, split, view)
+            for view in run.request.views
+            if (split, view.name) in done.result.done
+        }
+        for split in ("val", "test")
+    }
+    return Member(candidate=trial.candidate, evaluated=done.result, logits=logits)
 
 
 def _evaluate(run: RunContext, trial: TrialPlan, folder: Path) -> EvalResult:
     def note(progress: Progress) -> None:
-        opened.peak(progress.facts.get("peak_bytes"))  # an evaluation that is killed has no other word of it
+        opened.peak(progress.facts.get("peak_bytes"))  # an evaluation that is killed reports no other
         run.progress(progress)
 
-    now = run.engine.now()
-    if run.request.budget.scope == "candidate":
-        ledger = run.accountant.ledger()
-        charged_s = ledger.charged_s(trial.name) - ledger.charged_s(trial.name, phase="profile")
-        left_s = trial.allotted_s - charged_s
-    else:
+    now, left_s = run.engine.now(), train_phase.allotment_left_s(run, trial)
+    if run.request.budget.scope == "total":
         left_s = run.accountant.remaining().usable_s - run.closing_s
     until_at = now + left_s
     job = train_phase.evaluation(run, trial, until_at=until_at - WATCHDOG_S)
@@ -214,7 +197,7 @@ def _evaluate(run: RunContext, trial: TrialPlan, folder: Path) -> EvalResult:
                 break
     if isinstance(outcome, Failure):
         run.reporter.say(f"  evaluating {trial.candidate.name} failed: {outcome.reason}")
-        found = read_json(EvalResult, folder / EVALUATED)  # what was done by then
-        return found or EvalResult(done=(), ms_per_image={}, batch=trial.batch, peak_bytes=outcome.peak_bytes or 0)
+        done = read_json(EvalResult, folder / EVALUATED)
+        return done or EvalResult(done=(), ms_per_image={}, batch=trial.batch, peak_bytes=outcome.peak_bytes or 0)
     assert isinstance(outcome, EvalResult)
     return outcome

@@ -1,4 +1,4 @@
-"""The end of a run: choose the views to average, hand the ensemble over, close the books, write the report."""
+"""The end of a run: choose the views to average, deliver the ensemble, close the ledger, write the report."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from fitwithin.units import format_duration
 
 
 def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialPlan, why: str) -> Report:
-    """Choose the views on validation data, hand the ensemble over, close the books and write the report.
+    """Choose the views on validation data, deliver the ensemble, close the ledger and write the report.
 
-    The receipt cannot hold what follows its writing, so ENDING_S are charged beforehand. Where writing took longer, as
-    on a slow disk, it is charged and written once more.
+    ENDING_S are charged beforehand for writing the receipt and leaving. If that took longer, as on a slow disk, it is
+    charged and written once more.
     """
     labels = {split: np.asarray(run.images.labels[run.images.indices(split)]) for split in ("val", "test")}
     chief = members[0]
@@ -33,7 +33,7 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
     views = run.request.views
     rows = [row for member in reversed(members) for row in evaluate_phase.table1_rows(member, labels, views)]
     rows.append(evaluate_phase.delivered_row(chief, labels, choice))
-    folder = train_phase.turn_folder(Path(), winner)
+    folder = train_phase.trial_folder(Path(), winner)
     batch = chief.evaluated.batch
     write_ensemble(
         Ensemble(candidate=winner.candidate.name, folder=str(folder), views=choice.views, batch=batch), run.folder
@@ -74,9 +74,9 @@ def _notes(run: RunContext, plan: Plan, members: Sequence[Member]) -> list[str]:
             notes.append(f"{format_duration(left_s)} of the budget are left unspent: {bounded.why}.")
     expected = len(run.request.views)
     for member in members:
-        for split in ("val", "test"):
-            there = len(member.logits.get(split, {}))
-            if there < expected and (split == "val" or run.data.test):
+        for split in ("val", "test") if run.data.test else ("val",):
+            there = len(member.logits[split])
+            if there < expected:
                 notes.append(
                     f"{member.candidate.name}: {there} of {expected} views were evaluated on {split}; time was over"
                 )

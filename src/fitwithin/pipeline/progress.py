@@ -1,4 +1,4 @@
-"""What a run tells of its progress, to whoever shows it."""
+"""What a run reports of its progress."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Protocol
 
 
 class Reporter(Protocol):
-    """Told what is going on, from any thread; decides how to show it. Where several work at once each has a lane."""
+    """Shows what is going on; called from any thread. Slots that work side by side have a lane each."""
 
     def begin(self, what: str, total: int | None = None, lane: int | None = None) -> None:
-        """A stretch of work begins; the one before has ended: that of its lane, or without a lane all of them."""
+        """A stretch of work begins, and the one before in its lane ends; without a lane all of them end."""
 
     def advance(self, done: int, total: int | None, text: str = "", lane: int | None = None) -> None:
-        """The stretch has come so far."""
+        """``done`` of ``total`` of the stretch is done."""
 
     def say(self, line: str) -> None:
-        """Something worth a line of its own."""
+        """A line to show as it is."""
 
 
 class Silent:

@@ -33,24 +33,22 @@ class Result:
 
     def table(self) -> list[dict[str, Any]]:
         """One plain dict per candidate, in the report's order: name, status, validation accuracy, seconds, ..."""
-        rows = []
-        for row in self.report.candidates:
-            rows.append(
-                {
-                    "name": row.name,
-                    "status": row.status,
-                    "validation": None if row.validation is None else row.validation.share,
-                    "epochs": row.epochs,
-                    "batch": row.batch,
-                    "parameters": row.parameters,
-                    "images_per_s": row.images_per_s,
-                    "predicted_s": row.predicted_s,
-                    "actual_s": row.actual_s,
-                    "peak_bytes": row.peak_bytes,
-                    "reason": row.reason,
-                }
-            )
-        return rows
+        return [
+            {
+                "name": row.name,
+                "status": row.status,
+                "validation": None if row.validation is None else row.validation.share,
+                "epochs": row.epochs,
+                "batch": row.batch,
+                "parameters": row.parameters,
+                "images_per_s": row.images_per_s,
+                "predicted_s": row.predicted_s,
+                "actual_s": row.actual_s,
+                "peak_bytes": row.peak_bytes,
+                "reason": row.reason,
+            }
+            for row in self.report.candidates
+        ]
 
     def predict(
         self, paths: Iterable[str | Path], *, device: str = "auto", reporter: Reporter | None = None
@@ -60,10 +58,9 @@ class Result:
         Raises:
             UsageError: a path does not exist, or a folder holds no image.
         """
-        return [
-            prediction(str(path), row, classes, error)
-            for path, row, error, classes in self._predicted(list(image_files(paths)), device, reporter)
-        ]
+        classes = self._classes()
+        predicted = self._predicted(list(image_files(paths)), device, reporter)
+        return [prediction(str(path), row, classes, error) for path, row, error in predicted]
 
     def evaluate(self, data: str | Path, *, device: str = "auto", reporter: Reporter | None = None) -> Evaluation:
         """Accuracy on ``DATA/<class>/*``; the classes must be among those the model knows.
@@ -71,32 +68,32 @@ class Result:
         Raises:
             DataError: no such folder, no class folders, or a class the model does not know.
         """
-        labelled = labelled_files(Path(data), self._classes())
-        right: dict[str, list[tuple[bool, bool]]] = {}
+        classes = self._classes()
+        labels = dict(labelled_files(Path(data), classes))
+        places: dict[str, list[int]] = {}  # by label, its place among each image's predictions, from 0
         unreadable = []
-        labels = dict(labelled)
-        for path, row, _, classes in self._predicted([path for path, _ in labelled], device, reporter):
+        for path, row, _ in self._predicted(list(labels), device, reporter):
             if row is None:
                 unreadable.append(str(path))
                 continue
-            order = np.argsort(-row, kind="stable")[:5]
-            hits = [classes[int(k)] == labels[path] for k in order]
-            right.setdefault(labels[path], []).append((hits[0], any(hits)))
-        every = [hit for hits in right.values() for hit in hits]
+            order = [classes[int(k)] for k in np.argsort(-row, kind="stable")]
+            places.setdefault(labels[path], []).append(order.index(labels[path]))
+        every = [place for found in places.values() for place in found]
         if not every:
-            raise DataError(f"none of the {len(labelled)} images in {data} can be read")
+            raise DataError(f"none of the {len(labels)} images in {data} can be read")
+
+        def within(found: list[int], first: int) -> Accuracy:
+            return Accuracy(correct=sum(place < first for place in found), total=len(found))
+
         return Evaluation(
-            top1=Accuracy(correct=sum(first for first, _ in every), total=len(every)),
-            top5=Accuracy(correct=sum(five for _, five in every), total=len(every)),
-            by_class={
-                name: Accuracy(correct=sum(first for first, _ in hits), total=len(hits))
-                for name, hits in sorted(right.items())
-            },
+            top1=within(every, 1),
+            top5=within(every, 5),
+            by_class={name: within(found, 1) for name, found in sorted(places.items())},
             unreadable=tuple(unreadable),
         )
 
     def test_predictions(self) -> list[Prediction]:
-        """Predictions for the data set's own test pictures, labelled or not, from the logits the run computed.
+        """Predictions for the data's own test pictures, labelled or not, from the logits of the run.
 
         Raises:
             UsageError: the data has no test pictures, or the run's time was over before they were evaluated.
@@ -105,8 +102,7 @@ class Result:
         paths = json.loads((self.folder / "test-paths.json").read_text(encoding="utf-8"))
         if not paths:
             raise UsageError(f"the data of {self.folder} has no test pictures; use predict with paths")
-        folder = self.folder / ensemble.folder
-        classes = self._classes()
+        folder, classes = self.folder / ensemble.folder, self._classes()
         try:
             logits = {view: results.read_logits(folder, "test", view) for view in ensemble.views}
         except OSError as error:
@@ -123,17 +119,17 @@ class Result:
 
     def _predicted(
         self, files: Sequence[Path], device: str, reporter: Reporter | None
-    ) -> Iterator[tuple[Path, Floats | None, str, tuple[str, ...]]]:
-        """Each file with its probabilities, or the reason why there are none, and the classes."""
+    ) -> Iterator[tuple[Path, Floats | None, str]]:
+        """Each file with its probabilities, or None and the reason."""
         reporter = reporter or Silent()
         reporter.begin("loading the model", len(files))
         from fitwithin.inference.predictor import Predictor
 
         predictor = Predictor(self.folder, read_ensemble(self.folder), resolve_device(device))
         reporter.begin("looking at images", len(files))
-        for number, (path, row, error) in enumerate(predictor.files(files)):
-            reporter.advance(number + 1, len(files))
-            yield path, row, error, predictor.card.classes
+        for number, found in enumerate(predictor.files(files), 1):
+            reporter.advance(number, len(files))
+            yield found
 
 
 def load(folder: str | Path) -> Result:

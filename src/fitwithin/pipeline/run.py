@@ -1,7 +1,7 @@
-"""The whole story of a run: profile, plan, train, choose the ensemble, write the report.
+"""A whole run: profile, plan, train, choose the ensemble, write the report.
 
-Everything that happens is an event in the run's store; a run that was interrupted is carried on by telling the same
-story again and skipping what has happened already.
+Everything that happens is an event in the run's store. A resumed run goes through the same phases and skips what has
+happened already.
 """
 
 from __future__ import annotations
@@ -62,25 +62,13 @@ def _planned(run: RunContext) -> Plan:
     if budget.scope == "total":
         profiles, too_expensive = affordable_to_evaluate(profiles, left.usable_s, workload)
         rejections += too_expensive
+    else:
+        left = replace(left, time_s=run.request.limit_s, gpu_time_s=math.inf)
+    facts: dict[str, Any] = {"left": left, "request": run.request, "fingerprint": run.images.fingerprint}
     if run.request.search != "exhaustive" and len(profiles) > 1:
-        found = search_plan.plan(
-            profiles,
-            rejections,
-            workload,
-            left=left,
-            request=run.request,
-            fingerprint=run.images.fingerprint,
-            min_gain=run.request.min_gain,
-            seed=run.request.seed if run.request.search == "optuna" else None,
-        )
+        found = search_plan.plan(profiles, rejections, workload, **facts)
         if found is not None:
             return found
-    facts: dict[str, Any] = {
-        "left": left if budget.scope == "total" else replace(left, time_s=run.request.limit_s, gpu_time_s=math.inf),
-        "limit_s": run.request.limit_s,
-        "request": run.request,
-        "fingerprint": run.images.fingerprint,
-    }
     try:
         return plans.make_plan(profiles, rejections, workload, **facts)
     except BudgetError:
@@ -91,8 +79,8 @@ def _planned(run: RunContext) -> Plan:
 
 
 def train(run: RunContext, plan: Plan) -> None:
-    """The instantiation phase: every turn of the plan that has not ended yet, or the trials of its search."""
-    # Whoever has no rival is the winner: its process goes on with its evaluation.
+    """The instantiation phase: every trial of the plan that has not ended yet, or the trials of its search."""
+    # The only trial is the winner: its process goes on with its evaluation.
     alone = plan.search is None and len(plan.trials) == 1
     in_process = alone and train_phase.evaluates_in_process(run, plan.trials[0])
     kept_s = _kept_s(plan, run, evaluates_in_process=in_process)
@@ -101,30 +89,27 @@ def train(run: RunContext, plan: Plan) -> None:
         search_phase.train(run, plan, left=lambda: run.remaining().less(kept_s), evaluating_s=evaluating_s)
         return
     trained, failed = events.outcomes(run.store)
-    waiting = [(n, turn) for n, turn in enumerate(plan.trials) if turn.name not in trained and turn.name not in failed]
-    at_work: dict[str, float] = {}  # the turns' names, and when each of them must have ended
+    done = trained.keys() | failed.keys()
+    waiting = [(n, trial) for n, trial in enumerate(plan.trials) if trial.name not in done]
+    at_work: dict[str, float] = {}  # when each running trial must have ended
 
     def ask(slot: int) -> slots.Work[tuple[TrialPlan, TrainResult | Failure]] | None:
         if not waiting:
             return None
-        number, turn = waiting.pop(0)
-        now = run.engine.now()
+        number, trial = waiting.pop(0)
         idle = run.request.slots - 1 - len(at_work)
-        ends_at = train_phase.turn_ends_at(
-            turn,
-            run.request.budget,
-            run.accountant,
-            now,
-            gpus=run.request.data_parallel,
+        ends_at = train_phase.trial_ends_at(
+            run,
+            trial,
             kept_s=kept_s,
             later_s=[later.allotted_s for _, later in waiting],
-            others_free_at=[*at_work.values(), *[now] * idle],
+            others_free_at=[*at_work.values(), *[run.engine.now()] * idle],
             evaluates_in_process=in_process,
         )
-        at_work[turn.name] = ends_at
+        at_work[trial.name] = ends_at
         return train_phase.start_trial(
             run,
-            turn,
+            trial,
             slot,
             ends_at=ends_at,
             frozen=plan.frozen,
@@ -134,29 +119,26 @@ def train(run: RunContext, plan: Plan) -> None:
         )
 
     def record(ended: tuple[TrialPlan, TrainResult | Failure]) -> None:
-        turn, outcome = ended
-        del at_work[turn.name]
-        train_phase.record_trial(run, turn, outcome)
-
-    def reserved_s() -> float:
-        """All of them, by the clock."""
-        if run.request.budget.scope == "candidate":
-            return run.request.limit_s * -(-len(waiting) // run.request.slots)
-        return run.remaining().less(kept_s).usable_s
+        trial, outcome = ended
+        del at_work[trial.name]
+        train_phase.record_trial(run, trial, outcome)
 
     if waiting:
+        reserved_s = run.remaining().less(kept_s).usable_s
+        if run.request.budget.scope == "candidate":
+            reserved_s = run.request.limit_s * -(-len(waiting) // run.request.slots)
         slots.run_on_slots(run, "train", reserved_s=reserved_s, next_work=ask, on_done=record)
 
 
 def _kept_s(plan: Plan, run: RunContext, *, evaluates_in_process: bool) -> float:
-    """Under scope ``total``, what no turn may touch: evaluating the winner (and its twin, but not in a search, where
-    that was not trained as long), unless the only trial's process ``evaluates_in_process``, and closing."""
+    """Seconds that no trial may use under scope ``total``: for closing, and for evaluation by another process, that of
+    the winner and (but not in a search) of the same candidate in the other precision."""
     if run.request.budget.scope == "candidate":
         return 0.0
     if evaluates_in_process:
         return run.closing_s
-    twins = 2 if plan.search is None and {turn.candidate.precision for turn in plan.trials} >= {"amp", "fp32"} else 1
-    evaluating_s = evaluation_reserve_s(max(turn.evaluation_s for turn in plan.trials)) * twins
+    twins = 2 if plan.search is None and {trial.candidate.precision for trial in plan.trials} >= {"amp", "fp32"} else 1
+    evaluating_s = evaluation_reserve_s(max(trial.evaluation_s for trial in plan.trials)) * twins
     return evaluating_s + train_phase.evaluation_margin_s(run) + run.closing_s
 
 

@@ -1,8 +1,8 @@
 """The instantiation phase by a search: its trials are trained in the slots of the run, within one budget.
 
-What was asked and how it ended are events of the run's store; a run that was interrupted repeats both to the search
-and goes on with the trials that were running. Under a frozen plan the search counts with the seconds that were planned,
-whatever the clock says, so that its trials have the steps that they would have had on the plan's machine.
+Trials and their ends are events of the run's store; a resumed run repeats them to the search and goes on with the
+trials that were running. Under a frozen plan the search counts planned seconds, whatever the clock says, so its trials
+have the same steps on any machine.
 """
 
 from __future__ import annotations
@@ -32,19 +32,18 @@ def train(run: RunContext, plan: Plan, *, left: Callable[[], Remaining], evaluat
 
     Args:
         left: what all trials to come may take together, now.
-        evaluating_s: what is set aside beside that for the winner's evaluation. The process of a final training stays
-            for it, and has that too: the winner had the final training, or was the best before it.
+        evaluating_s: what is set aside for the winner's evaluation. A final training has it too, since its process may
+            stay and do the evaluation.
     """
     trials = _TrialRunner(run, plan, left, evaluating_s)
     if not trials.search.finished:
-        slots.run_on_slots(
-            run, "train", reserved_s=lambda: left().usable_s, next_work=trials.next_work, on_done=trials.record
-        )
+        reserved_s = left().usable_s
+        slots.run_on_slots(run, "train", reserved_s=reserved_s, next_work=trials.next_work, on_done=trials.record)
 
 
 @dataclass(frozen=True)
 class _RunningTrial:
-    """A trial in a slot: the instant by which it must have ended, and what of that it has for the evaluation."""
+    """A trial in a slot: the instant by which it must have ended, and its seconds for the evaluation in that."""
 
     trial: Trial
     ends_at: float
@@ -62,11 +61,11 @@ class _TrialRunner:
         self.evaluating_s = evaluating_s
         self.search = current_search(run, plan.search)
         self._profiles = events.profiled(run.store)
-        #: Those that were running when the run was interrupted.
+        #: The trials that were running when the run was interrupted.
         self._interrupted = self.search.running
-        #: Those that are running, by their names.
+        #: The trials that are running, by name.
         self._running: dict[str, _RunningTrial] = {}
-        #: Of final trainings whose processes wait for the others': the entries of the ledger.
+        #: The ledger's entries of final trainings whose processes wait for the other final trainings.
         self._waiting: list[OpenEntry] = []
 
     def next_work(self, slot: int) -> Callable[[], tuple[TrialPlan, TrainResult | Failure]] | None:
@@ -89,7 +88,7 @@ class _TrialRunner:
                     evaluates_in_process=in_process,
                 )
             self.run.store.append(TrialEnded(name=trial.name, reason=TOO_SHORT))
-            self._score(trial, Failure(kind="deadline", reason=TOO_SHORT))
+            self._tell(trial, TOO_SHORT)
         return None
 
     def record(self, ended: tuple[TrialPlan, TrainResult | Failure]) -> None:
@@ -97,7 +96,7 @@ class _TrialRunner:
         planned, outcome = ended
         was = self._running.pop(planned.name)
         train_phase.record_trial(self.run, planned, outcome)
-        self._score(was.trial, outcome)
+        self._tell(was.trial, outcome.reason if isinstance(outcome, Failure) else outcome)
         if self._running and was.evaluating_s and isinstance(outcome, TrainResult):
             # Its process holds its device until the last final training has ended: so does its entry in the ledger.
             reserved_s = was.ends_at - self.run.engine.now()
@@ -106,27 +105,22 @@ class _TrialRunner:
             self.run.accountant.settle(self._waiting.pop())
 
     def _evaluating_s(self) -> float:
-        """What a final training has for the evaluation, which one of them will need: they share device time."""
+        """A final training's seconds for the evaluation, of which there is one: they share its device time."""
         shared = self.run.request.budget.gpu_time_s is not None
         return self.evaluating_s / (self.search.devices if shared else 1)
 
-    def _score(self, trial: Trial, outcome: TrainResult | Failure) -> None:
-        ended = outcome.reason if isinstance(outcome, Failure) else outcome
-        self.search.tell(trial.number, search_plan.score(ended, self.run.data.val))
+    def _tell(self, trial: Trial, outcome: TrainResult | str) -> None:
+        self.search.tell(trial.number, search_plan.score(outcome, self.run.data.val))
 
     def _resume_interrupted(self) -> tuple[Trial, TrialPlan | None, float] | None:
         """An interrupted trial with its plan and the instant by which it must have ended."""
         if not self._interrupted:
             return None
-        left_s = [self._allotment_left_s(trial) for trial in self._interrupted]
+        charged_s = self.run.accountant.ledger().charged_s
+        left_s = [max(0.0, trial.seconds - charged_s(trial.name, phase="train")) for trial in self._interrupted]
         trial = self._interrupted.pop(0)
         asked = next(event for event in self.run.store.read(TrialAsked) if event.trial.number == trial.number)
         return trial, asked.plan, self.run.engine.now() + self._time_limit_s(left_s[0], sum(left_s))
-
-    def _allotment_left_s(self, trial: Trial) -> float:
-        """What is left of a trial's seconds."""
-        charged_s = self.run.accountant.ledger().charged_s(trial.name, phase="train")
-        return max(0.0, trial.seconds - charged_s)
 
     def _new(self) -> tuple[Trial, TrialPlan | None, float] | None:
         """The trial that the search wants now, with its plan and the instant by which it must have ended."""
@@ -143,33 +137,28 @@ class _TrialRunner:
         return new, planned, run.engine.now() + self._time_limit_s(new.seconds, new.seconds)
 
     def _available(self) -> tuple[float, float]:
-        """The seconds of all slots that are not promised to a trial, and those by the clock until all must be over."""
+        """The seconds of all slots that are not promised to a trial, and the seconds by the clock until the end."""
         if self.frozen:
-            return self._planned_s(), math.inf
+            rungs_s = self.search.bracket.total_s if self.search.bracket is not None else 0.0
+            return self.search.final_s + rungs_s - math.fsum(trial.seconds for trial in self.search.trials), math.inf
         left, now = self._left(), self.run.engine.now()
-        # What is running may go on to its end; its device time is reserved already.
+        # A running trial may go on to its end; its device time is reserved already.
         busy_s = sum(max(0.0, one.ends_at - one.evaluating_s - now) for one in self._running.values())
         left_s = min(left.slots * left.time_s - busy_s, left.slot_s)
         return left_s, left.time_s if left.slots > 1 else math.inf
 
     def _left(self) -> Remaining:
-        """What is left for trials. (Device time for the evaluation is set aside beside that, and reserved by the final
-        trainings that have it.)"""
+        """What is left for trials. (The evaluation's device time is counted twice: it is set aside, and reserved by the
+        final trainings.)"""
         left = self.left()
         twice_s = math.fsum(one.evaluating_s for one in self._running.values())
         return replace(left, gpu_time_s=left.gpu_time_s + left.gpus * twice_s)
 
-    def _planned_s(self) -> float:
-        """What the plan has for trials that were not asked for yet."""
-        bracket = self.search.bracket
-        rungs_s = bracket.total_s if bracket is not None else 0.0
-        return self.search.final_s + rungs_s - math.fsum(trial.seconds for trial in self.search.trials)
-
     def _time_limit_s(self, own_s: float, waiting_s: float) -> float:
-        """How long a trial may last that was promised ``own_s``, where all that wait were promised ``waiting_s``.
+        """How long a trial may last that was promised ``own_s`` of the ``waiting_s`` promised to all that wait.
 
-        If the device time does not pay for those, its share. Under a frozen plan, whose steps may take longer here,
-        all that trials to come were not promised.
+        Without a frozen plan it has its share if the device time does not pay for all. With one, whose steps may take
+        longer here, it has all that was not promised to later trials.
         """
         left = self._left()
         if self.frozen:
@@ -181,7 +170,7 @@ class _TrialRunner:
 
 
 def _describe(trial: Trial, search: Halving) -> str:
-    """Which trial it is, in words: ``rung 1 of 2, 3 of 16``."""
+    """The trial in words: ``rung 1 of 2, 3 of 16``."""
     if trial.final:
         return "the final training"
     counts = search.bracket.counts if search.bracket else (1,)
@@ -205,9 +194,5 @@ def best_trial(run: RunContext, facts: SearchPlan) -> tuple[str, str] | None:
 
 
 def current_search(run: RunContext, facts: SearchPlan) -> Halving:
-    """The search as it stands by the events in the store.
-
-    Raises:
-        RunFolderError: this version's search would have gone another way.
-    """
+    """The search after the events in the store; RunFolderError if this version would have chosen other trials."""
     return search_plan.replay(facts, events.history(run.store), run.data.val)

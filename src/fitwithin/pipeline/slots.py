@@ -1,7 +1,7 @@
-"""Work on the slots of a run: one thing after the other where there is one, else side by side.
+"""Work on the slots of a run: one thing after the other if there is one slot, else side by side.
 
-This thread alone chooses what is done next and takes the results; threads beside it only do what they were given. So
-who plans needs no lock, and what was chosen and what came of it have one order, that of the run's events.
+Only this thread chooses what is done next and takes the results, so planning needs no lock and the run's events have
+one order.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from fitwithin.engine.base import Engine, Executor
+from fitwithin.engine.base import Engine
 from fitwithin.pipeline.context import RunContext
 
 T = TypeVar("T")
@@ -24,17 +24,17 @@ def run_on_slots(
     run: RunContext,
     phase: str,
     *,
-    reserved_s: Callable[[], float],
+    reserved_s: float,
     next_work: Callable[[int], Work[T] | None],
     on_done: Callable[[T], None],
 ) -> None:
     """Do work on the slots of the run, each on GPUs of its own, until there is none left.
 
-    Where there are several slots one entry of the ledger's chain lasts all the while; what they hold stands beside it.
+    With several slots, one entry of the ledger's chain lasts until the end; theirs are concurrent to it.
 
     Args:
-        reserved_s: the seconds that all of it may last by the clock.
-        next_work: work for that slot; None where there is nothing to do now, which may change when something ends.
+        reserved_s: the seconds by the clock that all of it may last.
+        next_work: work for that slot; None if there is nothing to do until something else ends.
         on_done: takes what a piece of work returned.
 
     Raises:
@@ -44,40 +44,34 @@ def run_on_slots(
         while (work := next_work(0)) is not None:
             on_done(work())
         return
-    with run.accountant.entry(phase, reserved_s=reserved_s()):
+    with run.accountant.entry(phase, reserved_s=reserved_s):
         side_by_side(run.engine, run.request.slots, next_work, on_done)
 
 
 def side_by_side(
     engine: Engine, count: int, next_work: Callable[[int], Work[T] | None], on_done: Callable[[T], None]
 ) -> None:
-    """Do so many pieces of work at once, in threads whose jobs the engine carries out.
+    """Do ``count`` pieces of work at once, in threads whose jobs the engine carries out.
 
     Raises:
-        Exception: the first that a piece of work raised. Nothing new is begun after it, and what goes on beside it
-            comes to its end first. An interrupt ends everything at once, and no more results are taken.
+        Exception: the first that a piece of work raised, after all other work that had begun has ended. (An interrupt
+            ends everything at once.)
     """
+    free, running = list(range(count)), dict[Future[T], int]()
+    failure: Exception | None = None
     with engine.crew(count) as executor:
-        failure = _work_through(executor, list(range(count)), next_work, on_done)
+        while True:
+            while free and failure is None and (work := next_work(free[0])) is not None:
+                running[executor.submit(work)] = free.pop(0)
+            if not running:
+                break
+            ended = executor.wait()
+            insort(free, running.pop(ended))
+            try:
+                outcome: T = ended.result()
+            except Exception as error:
+                failure = failure or error
+            else:
+                on_done(outcome)
     if failure is not None:
         raise failure
-
-
-def _work_through(
-    executor: Executor, free: list[int], next_work: Callable[[int], Work[T] | None], on_done: Callable[[T], None]
-) -> Exception | None:
-    running: dict[Future[Any], int] = {}
-    failure: Exception | None = None
-    while True:
-        while free and failure is None and (work := next_work(free[0])) is not None:
-            running[executor.submit(work)] = free.pop(0)
-        if not running:
-            return failure
-        ended = executor.wait()
-        insort(free, running.pop(ended))
-        try:
-            outcome: T = ended.result()
-        except Exception as error:
-            failure = failure or error
-        else:
-            on_done(outcome)

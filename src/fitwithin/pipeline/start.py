@@ -1,4 +1,4 @@
-"""The start of a run: the books opened, the images packed, the workers ready."""
+"""The start of a run: open the ledger, pack the images, start the workers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from fitwithin.request import Request
 from fitwithin.store import Store
 from fitwithin.training import model_names
 
-#: Loader processes: beyond these a batch is made faster than any GPU takes it (20,000 images/s at 160 px).
+#: The most loader processes: with these a batch is made faster than any GPU takes it (20,000 images/s at 160 px).
 MOST_WORKERS = 12
 
 
 def open_accountant(store: Store, budget: Budget, clock: Clock, started_at: float) -> Accountant:
-    """The accountant of a process that ``started_at`` then: what an earlier process left open is closed by now."""
+    """The accountant of a process that started then; entries that an earlier process left open are closed."""
     boot, before = boot_id(), store.latest(ProcessStarted)
     same_clock = bool(boot) and before is not None and before.boot == boot
     store.append(ProcessStarted(pid=os.getpid(), boot=boot))
@@ -33,7 +33,7 @@ def open_accountant(store: Store, budget: Budget, clock: Clock, started_at: floa
 
 
 def too_late_for_workers(accountant: Accountant) -> bool:
-    """Whether a run that is resumed has no time left to start workers in: it hands over what there is."""
+    """Whether a resumed run has no time left to start workers: it delivers what there is."""
     return accountant.ends_at() - accountant.now() < HAND_OVER_S
 
 
@@ -50,9 +50,8 @@ def open_run(
 ) -> RunContext:
     """Everything a run works with.
 
-    The server imports meanwhile, so that it is waited for in the end; before images are decoded, which may take
-    minutes on all cores, it must have started. A run that only ``hands_over`` starts nothing: all the time that is left
-    is kept for closing it.
+    The server imports meanwhile and is waited for at the end, or before images are decoded, which may take minutes on
+    all cores. A run that only ``hands_over`` starts no workers and keeps all the time that is left for closing.
     """
 
     def decoding() -> None:
@@ -90,7 +89,7 @@ def open_run(
             engine.prepare(accountant.ends_at() - closing_s)
     machine = store.latest(MachineDescribed)
     node_cores = cores() if machine is None else machine.facts.get("cores", cores())
-    # What a cluster's node says of its cores is of those that one job may count on.
+    # A cluster's node reports the cores of one job.
     jobs_per_host = request.data_parallel if request.engine == "ray" else request.num_gpus
     counts = ", ".join(f"{n:,} {split}" for split, n in whole.counts().items())
     reporter.say(f"{request.data}: {len(dataset.classes)} classes, {counts} images; {len(images.broken)} broken")

@@ -1,4 +1,4 @@
-"""The ledger of a run that has ended or not: every entry, what each came to, and what is left."""
+"""The ledger of a run, also while it lasts: every entry with its charge, and what is left."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Account:
 
     @property
     def left_s(self) -> float:
-        """What nobody has spent or been promised."""
+        """What is neither settled nor reserved."""
         return self.limit_s - self.settled_s - self.reserved_s
 
 
@@ -82,25 +82,17 @@ def _charged(entry: Entry) -> str:
 
 def make_statement(ledger: Ledger, request: Request) -> Statement:
     """The statement of a ledger under that request's budget."""
-    budget, accounts = request.budget, []
-    if budget.scope == "total":
-        if budget.time_s is not None:
-            accounts.append(_account("time", budget.time_s, ledger, gpu=False))
-        if budget.gpu_time_s is not None:
-            accounts.append(_account("device time", budget.gpu_time_s, ledger, gpu=True))
-    return Statement(entries=ledger.entries, accounts=tuple(accounts))
-
-
-def _account(name: str, limit_s: float, ledger: Ledger, *, gpu: bool) -> Account:
-    return Account(name=name, limit_s=limit_s, settled_s=ledger.spent_s(gpu=gpu), reserved_s=ledger.reserved_s(gpu=gpu))
+    budget = request.budget
+    accounts = tuple(
+        Account(name=name, limit_s=limit_s, settled_s=ledger.spent_s(gpu=gpu), reserved_s=ledger.reserved_s(gpu=gpu))
+        for name, limit_s, gpu in (("time", budget.time_s, False), ("device time", budget.gpu_time_s, True))
+        if budget.scope == "total" and limit_s is not None
+    )
+    return Statement(entries=ledger.entries, accounts=accounts)
 
 
 def read(folder: Path) -> Statement:
-    """The statement of the run in ``folder``, also while another process works on it.
-
-    Raises:
-        RunFolderError: there is no run.
-    """
+    """The statement of the run in ``folder``, also while another process works on it; RunFolderError without one."""
     if not (folder / "run.db").is_file():
         raise RunFolderError(f"{folder} is no run's folder (no run.db); `fitwithin run` makes one")
     with Store(folder, write=False) as store:

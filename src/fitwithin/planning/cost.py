@@ -14,20 +14,18 @@ from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.recipe import Recipe
 from fitwithin.units import format_duration
 
-#: The time of the longest evaluation is set aside, whoever wins. A candidate whose evaluation needs more than this
-#: share of what is left, and more than so many times what the shortest one needs, takes no part.
+#: The time of the longest evaluation is set aside, whoever wins. A candidate is rejected if its evaluation needs more
+#: than this share of what is left and more than EVALUATION_TIMES what the shortest one needs.
 EVALUATION_SHARE, EVALUATION_TIMES = 1 / 3, 1.5
 
-
-#: A trial writes a checkpoint after its first step and then every CHECKPOINT_SHARE of its time, less often where that
+#: A trial writes a checkpoint after its first step and then every CHECKPOINT_SHARE of its time, less often if that
 #: would cost more than CHECKPOINT_COST of it.
 CHECKPOINT_SHARE, CHECKPOINT_COST = 1 / 10, 1 / 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What all trials of a run have in common: the data's sizes, the recipe, the sizes of the views in pixels, and the
-    scope of the budget (``total`` or ``candidate``)."""
+    """What all trials of a run have in common; ``scope`` is the budget's, ``total`` or ``candidate``."""
 
     data: DataFacts
     recipe: Recipe
@@ -50,12 +48,12 @@ class Costs:
     step_high_s: float
 
     def training_s(self, steps: int, pace_s: float) -> float:
-        """Start-up to last save for ``steps`` at ``pace_s``: the evaluation of all views comes on top."""
+        """Seconds from start-up to the last save for ``steps`` of ``pace_s`` each, without the evaluation."""
         bare = self.startup_s + self.validations * self.validation_s + steps * pace_s
         return bare + self.save_s * (2 + checkpoints(bare, self.save_s))
 
     def overhead_s(self) -> float:
-        """Everything but the steps that a trial is expected to take, and what is set aside for its end."""
+        """Everything but the steps, as expected, and what is set aside for the trial's end."""
         return self.training_s(0, 0.0) + WATCHDOG_S + EXIT_S
 
     def overhead_limit_s(self) -> float:
@@ -70,15 +68,17 @@ class Costs:
         return self.overhead_limit_s() + steps * pace_s + saves_s * (1 + FIXED_MARGIN)
 
     def affordable_steps(self, allotted_s: float) -> int:
-        """The most steps whose upper prediction fits into ``allotted_s``; fewer than two are no schedule: 0."""
+        """The most steps whose upper prediction fits into ``allotted_s``; 0 if that is fewer than two."""
         most = int(max(0.0, allotted_s) / self.step_high_s)
         steps = bisect.bisect_right(range(most + 1), allotted_s, key=self.needed_s) - 1
         return steps if steps >= 2 else 0
 
 
 def evaluation_reserve_s(predicted_s: float) -> float:
-    """Seconds to set aside for evaluating a model under all views: as predicted, with a margin. WATCHDOG_S of the
-    margin lie before: the evaluation begins that much earlier than it must, unless the trainer had to be ended."""
+    """Seconds to set aside for evaluating a model under all views: as predicted, with a margin.
+
+    WATCHDOG_S of the margin are part of the training's allotment, which normally ends that much earlier.
+    """
     return predicted_s + EXIT_S + max(0.0, EVALUATION_MARGIN * predicted_s - WATCHDOG_S)
 
 
@@ -91,11 +91,7 @@ def affordable_to_evaluate(
     times: float = EVALUATION_TIMES,
 ) -> tuple[list[Profile], list[Rejection]]:
     """The candidates whose evaluation needs at most that ``share`` of ``left_s``, or ``times`` what the shortest one
-    needs; the others are rejected.
-
-    (On two cores resnet10t, which would have taken minutes for mini-imagenet's 15,000 images under six views, made a
-    run of 150 s impossible for seven candidates that took half a minute.)
-    """
+    needs; the others are rejected."""
     needed_s = [evaluation_reserve_s(costs(profile, workload).evaluation_s) for profile in profiles]
     most_s = max(share * left_s, times * min(needed_s, default=0.0))
     affordable, rejections = [], []
@@ -112,7 +108,7 @@ def affordable_to_evaluate(
 
 
 def checkpoints(trial_s: float, save_s: float) -> int:
-    """How many checkpoints, each of ``save_s``, a trial of that length writes between its first and its last."""
+    """The number of checkpoints, each of ``save_s``, between the first and the last of a trial of that length."""
     most = round(1 / CHECKPOINT_SHARE)
     return int(min(most, trial_s * CHECKPOINT_COST / save_s)) if save_s else most
 
@@ -123,11 +119,7 @@ def checkpoint_every_s(trial_s: float, save_s: float) -> float:
 
 
 def costs(profile: Profile, workload: Workload) -> Costs:
-    """What a trial of this profile costs.
-
-    Under scope ``candidate`` the evaluation of all its views is part of its allotment; under ``total`` only the winner
-    is evaluated, and the run sets time aside for that.
-    """
+    """What a trial of this profile costs; under scope ``candidate`` its allotment includes its evaluation."""
     timing, data, recipe = profile.timing, workload.data, workload.recipe
     flips = 2 if recipe.flips else 1
     per_image_s = math.fsum(timing.views_s(px, flips) for px in workload.view_sizes)

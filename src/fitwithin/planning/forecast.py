@@ -1,7 +1,6 @@
-"""What more time would buy: a forecast from the winner's own trainings, as far as they carry one. Pure.
+"""What more time would buy: a forecast from the winner's own trainings. Pure.
 
-Accuracy is taken to grow with the logarithm of the time, as it did from the last training but one to the last; a search
-that asks what a final training is worth uses the same line (:meth:`fitwithin.planning.halving.Halving.worth_s`).
+Accuracy is taken to grow with the logarithm of the time, on the line through the last two trainings.
 """
 
 from __future__ import annotations
@@ -13,20 +12,16 @@ from dataclasses import dataclass, replace
 from fitwithin.planning.stats import Accuracy, Z, standard_error
 from fitwithin.units import format_duration
 
-#: The forecast is for so many times the time of the last training.
+#: The forecasts are for this many times the time of the last training.
 FACTORS = (2, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredPoint:
-    """A training of ``gpu_s`` GPU-seconds and the validation accuracy after it; ValueError unless it took time."""
+    """A training of ``gpu_s`` GPU-seconds, more than 0, and the validation accuracy after it."""
 
     gpu_s: float
     accuracy: Accuracy
-
-    def __post_init__(self) -> None:
-        if not self.gpu_s > 0:
-            raise ValueError(f"{self.gpu_s:g} s is no training")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +38,9 @@ class ForecastPoint:
 class Forecast:
     """What more time would buy.
 
-    ``points`` are the winner's trainings by their time. ``doubling`` is the share gained for each doubling of the time
-    between the last two of them, from ``doubling_low`` to ``doubling_high`` (95 %); None with fewer than two points.
-    ``why`` says where the ``forecasts`` come from, or why there are none.
+    ``points`` are the winner's trainings by their time. ``doubling`` is the share gained per doubling of the time
+    between the last two, with its 95 % interval; None with fewer than two points. ``why`` says where the ``forecasts``
+    come from, or why there are none.
     """
 
     points: tuple[MeasuredPoint, ...]
@@ -57,15 +52,15 @@ class Forecast:
 
 
 def slope(before: MeasuredPoint, last: MeasuredPoint) -> float:
-    """The share that accuracy gains for every e-fold of the time; below 0 where it fell."""
+    """The share that accuracy gains when the time grows by a factor of e."""
     return (last.accuracy.share - before.accuracy.share) / math.log(last.gpu_s / before.gpu_s)
 
 
 def forecast_point(before: MeasuredPoint, last: MeasuredPoint, factor: float) -> ForecastPoint:
     """What ``factor`` times the last training's time would reach: the line through both points, level where it falls.
 
-    With b = ln(factor) / ln(last / before) the estimate is (1 + b) * last - b * before. Its interval carries both
-    shares' binomial variance through that sum (delta method), taken as independent. Nothing goes beyond 100 %.
+    With b = ln(factor) / ln(last / before) the estimate is (1 + b) * last - b * before, at most 100 %. Its interval is
+    the delta method's, with the two shares taken as independent.
     """
     further = math.log(factor) / math.log(last.gpu_s / before.gpu_s)
     share = min(1.0, last.accuracy.share + max(0.0, slope(before, last)) * math.log(factor))
@@ -74,7 +69,7 @@ def forecast_point(before: MeasuredPoint, last: MeasuredPoint, factor: float) ->
 
 
 def make_forecast(trainings: Sequence[MeasuredPoint]) -> Forecast:
-    """The forecast from the winner's trainings; its ``why`` says so where there is none."""
+    """The forecast from the winner's trainings."""
     points = tuple(sorted(trainings, key=lambda point: point.gpu_s))
     if len(points) < 2:
         seen = "was validated after one training only" if points else "was never validated"
@@ -82,9 +77,8 @@ def make_forecast(trainings: Sequence[MeasuredPoint]) -> Forecast:
     before, last = points[-2:]
     if last.gpu_s == before.gpu_s:
         return Forecast(points=points, why="No forecast: the winner's last two trainings were equally long.")
-    doublings = math.log2(last.gpu_s / before.gpu_s)
-    gained = (last.accuracy.share - before.accuracy.share) / doublings
-    half = Z * standard_error(before.accuracy, last.accuracy) / doublings
+    gained = slope(before, last) * math.log(2)
+    half = Z * standard_error(before.accuracy, last.accuracy) / math.log2(last.gpu_s / before.gpu_s)
     low, high = gained - half, gained + half
     measured = (
         f"The winner reached {before.accuracy.percent} after {format_duration(before.gpu_s)} of GPU time and "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from fitwithin.candidate import Candidate
 from fitwithin.planning.forecast import MeasuredPoint, slope
@@ -13,28 +12,25 @@ from fitwithin.planning.search import FINAL, Elimination, Search, SearchCandidat
 from fitwithin.planning.stats import FailedTrial
 from fitwithin.units import format_duration
 
-#: One in so many goes on to the next rung, where it has so many times as long for steps (Li et al., "A system for
-#: massively parallel hyperparameter tuning", MLSys 2020: 3 or 4); what a trial takes beside them comes on top.
+#: One in ETA goes on to the next rung, with ETA times the seconds for steps (Li et al., "A system for massively
+#: parallel hyperparameter tuning", MLSys 2020, use 3 or 4). A trial's overhead comes on top.
 ETA = 4
 
-#: The share of the budget that is set aside for the final training of the winner.
+#: The share of the budget for the final training of the winner.
 FINAL_SHARE = 0.4
 
-#: A trial takes at least so many times what it takes beside steps: start-up, validation, saving.
+#: A trial takes at least this many times its overhead (start-up, validation, saving).
 MIN_OVERHEAD_RATIO = 1.5
 
-#: More rungs than this say less than their time is worth.
 MOST_RUNGS = 6
 
-SECONDS_PER_HOUR = 3600.0
-
-#: What the sum of all rungs may be off by, as a share of the final training.
+#: Rounding error allowed in the sum of all rungs, as a share of the final training.
 ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bracket:
-    """The rungs of successive halving: how many are tried on each, and for how many GPU-seconds."""
+    """The rungs of successive halving: the number of trials on each, and the GPU-seconds of each trial."""
 
     counts: tuple[int, ...]
     seconds: tuple[float, ...]
@@ -45,11 +41,11 @@ class Bracket:
         return math.fsum(count * each_s for count, each_s in zip(self.counts, self.seconds, strict=True))
 
 
-def make_bracket(count: int, budget_s: float, overhead_s: float, *, eta: int = ETA, devices: int = 1) -> Bracket | None:
+def make_bracket(count: int, budget_s: float, overhead_s: float, *, devices: int = 1) -> Bracket | None:
     """The most rungs whose trials are worth their overhead; None if not even one rung of ``count`` candidates is.
 
-    The ``devices`` that are idle while the last trials of a rung end are paid for as if they were not: five trials on
-    four devices take as long as eight. No rung after the first has fewer trials than there are devices.
+    Idle devices are paid for: five trials on four devices cost as much as eight. No rung after the first has fewer
+    trials than there are ``devices``.
 
     Args:
         budget_s: GPU-seconds for all rungs.
@@ -59,35 +55,38 @@ def make_bracket(count: int, budget_s: float, overhead_s: float, *, eta: int = E
     for rungs in range(1, MOST_RUNGS + 1):
         counts = [count]
         # A rung for one alone would say nothing.
-        while len(counts) < rungs and -(-counts[-1] // eta) >= max(2, devices):
-            counts.append(-(-counts[-1] // eta))
+        while len(counts) < rungs and -(-counts[-1] // ETA) >= max(2, devices):
+            counts.append(-(-counts[-1] // ETA))
         if len(counts) < rungs:
             break
         billed = [_billed(n, devices) for n in counts]
-        first_s = (budget_s - overhead_s * sum(billed)) / sum(n * eta**rung for rung, n in enumerate(billed))
+        first_s = (budget_s - overhead_s * sum(billed)) / sum(n * ETA**rung for rung, n in enumerate(billed))
         if first_s < (MIN_OVERHEAD_RATIO - 1) * overhead_s or first_s <= 0:
             break
-        seconds = tuple(overhead_s + first_s * eta**rung for rung in range(rungs))
+        seconds = tuple(overhead_s + first_s * ETA**rung for rung in range(rungs))
         best = Bracket(counts=tuple(counts), seconds=seconds)
     return best
 
 
 def _billed(count: int, devices: int) -> int:
-    """How many trials could be done in the time that ``count`` take on the devices."""
+    """``count``, rounded up to a multiple of the devices."""
     return -(-count // devices) * devices
 
 
 class Halving(Search):
-    """Successive halving by promotion: all get a little, the best ETA-th of them ETA times the steps, and so on.
+    """Successive halving by promotion: a candidate goes on as soon as it cannot be overtaken on its rung any more.
 
-    No trial waits for a whole rung: a candidate that cannot be overtaken any more goes on at once. FINAL_SHARE of the
-    budget is set aside for the final training, which starts from the model that its candidate's last trial left: one
-    for each of the ``devices``, in equal shares, so the best few have one. If a final training fails, the next one gets
-    the rest of its time. With ``min_gain`` (points of accuracy per GPU-hour) it is no longer than it is worth, and the
-    rest is left unspent.
+        search = Halving(entrants, budget_s=left_s)
+        while not search.finished:
+            trial = search.ask(left_s=left_s)
+            search.tell(trial.number, Accuracy(correct=..., total=...))
 
-    Where the budget does not pay for a rung of all entrants, the last ones are left out. Where each of them can have a
-    device to itself until the end, there is no ``bracket`` and nothing to search.
+    Each of the ``devices`` has one final training, in equal shares of FINAL_SHARE of the budget, so the best few
+    candidates have one. If one fails, the next candidate gets the rest of its time. With ``min_gain`` (points of
+    accuracy per GPU-hour) a final training is no longer than it is worth, and the rest is left unspent.
+
+    If the budget does not pay for a rung of all entrants, the last ones are left out. If each entrant can have a device
+    of its own until the end, there is no ``bracket``.
     """
 
     def __init__(
@@ -95,56 +94,61 @@ class Halving(Search):
         entrants: Sequence[SearchCandidate],
         *,
         budget_s: float,
-        eta: int = ETA,
-        final_share: float = FINAL_SHARE,
         devices: int = 1,
         min_gain: float | None = None,
     ) -> None:
         super().__init__(entrants)
         self.devices = devices
-        self.eta = eta
         self.min_gain = min_gain
-        self.final_s = final_share * budget_s
-        #: The bracket, and who may enter; ``count`` of them do.
+        self.final_s = FINAL_SHARE * budget_s
+        #: ``count`` of the ``admitted`` enter the first rung.
         self.bracket, self.admitted = self._admit(budget_s - self.final_s)
         self.count = self.bracket.counts[0] if self.bracket is not None else len(self.admitted)
         #: Who may still have a final training, in order; None as long as the search goes on.
         self._queue: list[Trial | SearchCandidate] | None = None if self.entrants else []
 
     def _admit(self, budget_s: float) -> tuple[Bracket | None, tuple[SearchCandidate, ...]]:
-        """The bracket of as many entrants as it pays for, and those; without a bracket as many as there are devices.
+        """The bracket of as many entrants as the budget pays for, and those; without a bracket one per device.
 
-        Where some are left out and there is one rung, whose end all devices wait for, so many are that no device is
-        idle in its last round. (Nine trials on two devices left one idle for 5.5 s of 96.)
+        If some are left out and there is one rung only, its count is a multiple of the devices: none is idle in the
+        last round. (Nine trials on two devices left one idle for 5.5 s of 96.)
         """
         everyone = len(self.entrants)
         for count in range(everyone, self.devices, -1):
             overhead_s = max(entrant.overhead_s for entrant in self.entrants[:count])
-            found = make_bracket(count, budget_s, overhead_s, eta=self.eta, devices=self.devices)
-            if found is None or (count < everyone and self._leaves_idle(found)):
-                continue
-            return found, self.entrants[:count]
+            found = make_bracket(count, budget_s, overhead_s, devices=self.devices)
+            leaves_idle = found is not None and len(found.counts) == 1 and _billed(count, self.devices) > count
+            if found is not None and not (leaves_idle and count < everyone):
+                return found, self.entrants[:count]
         return None, self.entrants[: self.devices]
-
-    def _leaves_idle(self, bracket: Bracket) -> bool:
-        """Whether the last of several rounds of its only rung does not need all devices."""
-        (count, *more) = bracket.counts
-        return not more and count > self.devices and _billed(count, self.devices) > count
 
     @property
     def finished(self) -> bool:
-        """Whether the final training is over, or nothing is left that could be done."""
+        """Whether no trial is running and none will come."""
         return self._queue is not None and not self.running and not (self._queue and self._missing)
 
     @property
     def _missing(self) -> int:
-        """How many final trainings are not running and have left no model."""
+        """The number of final trainings that neither run nor have left a model."""
         return self.devices - len(self._ranked(FINAL)) - sum(trial.final for trial in self.running)
 
     @property
     def final_failed(self) -> bool:
-        """Whether a final training left no model: the next one had the rest of its time."""
+        """Whether a final training left no model."""
         return any(isinstance(self.scores.get(trial.number), FailedTrial) for trial in self._on(FINAL))
+
+    def ask(self, *, left_s: float, time_left_s: float = math.inf) -> Trial | None:
+        """The next trial for a device that is free; None if there is nothing to do now, or nothing any more.
+
+        Args:
+            left_s: GPU-seconds that are not promised to a trial.
+            time_left_s: seconds by the clock until all must be over.
+        """
+        trial = None if self.finished else self._next(left_s, time_left_s)
+        if trial is not None:
+            self.trials.append(trial)
+            self._rungs.setdefault(trial.rung, []).append(trial)
+        return trial
 
     def _next(self, left_s: float, time_left_s: float) -> Trial | None:
         if self._queue is None and self.bracket is not None:
@@ -164,15 +168,15 @@ class Halving(Search):
         return None
 
     def _fits(self, trial: Trial, left_s: float, time_left_s: float) -> bool:
-        """Whether the trial leaves the final training its share: of the devices' time, and of the clock.
+        """Whether the trial leaves the final trainings their share of the devices' time and of the clock.
 
-        (All devices have the final training at once, and none may begin it before the last trial has ended.)
+        (All final trainings run at the same time, after the last trial of the rungs.)
         """
         reserve_s = self.final_s * (1 - ROUNDING)
         return trial.seconds <= min(left_s - reserve_s, time_left_s - reserve_s / self.devices)
 
     def _final_queue(self) -> list[Trial | SearchCandidate]:
-        """Who may have a final training: the best of the highest rung first; where no trial has a score, everybody."""
+        """Who may have a final training: the best of the highest rung first; without any score, everybody."""
         best: dict[Candidate, Trial | SearchCandidate] = {}
         for rung in sorted(self._rungs, reverse=True):
             for trial in self._ranked(rung):
@@ -187,11 +191,11 @@ class Halving(Search):
         return self._new_trial(self._entrant().candidate, 0, seconds, f"all get {format_duration(seconds)}")
 
     def _entrant(self) -> SearchCandidate:
-        """Who enters next: in order."""
+        """Who enters the first rung next."""
         return self.admitted[len(self._on(0))]
 
     def _promotion(self) -> Trial | None:
-        """The next trial of a candidate that cannot be overtaken on its rung any more; the highest rungs first."""
+        """The next trial of a candidate that cannot be overtaken on its rung any more; highest rungs first."""
         assert self.bracket is not None
         for rung in range(len(self.bracket.counts) - 2, -1, -1):
             quota = self.bracket.counts[rung + 1]
@@ -209,7 +213,7 @@ class Halving(Search):
         return f"{accuracy.percent} after {format_duration(trial.seconds)}"
 
     def _expected(self, rung: int) -> int:
-        """How many trials that rung will have."""
+        """The number of trials that the rung will have."""
         assert self.bracket is not None
         if rung == 0:
             return self.count
@@ -217,7 +221,7 @@ class Halving(Search):
         return max(len(self._on(rung)), min(self.bracket.counts[rung], self._expected(rung - 1) - failed))
 
     def _final(self, of: Trial | SearchCandidate, seconds: float) -> Trial | None:
-        """The final training of an entrant, or of the candidate of a trial; None where there is no time for it."""
+        """The final training of an entrant, or of a trial's candidate; None if there is no time for it."""
         if isinstance(of, Trial):
             why = f"{self._reached(of)}, the best so far"
         elif self.bracket is not None:
@@ -237,8 +241,8 @@ class Halving(Search):
     def worth_s(self, candidate: Candidate) -> float | None:
         """Seconds after which a final training gains less than ``min_gain``; None without that, or if it is unknown.
 
-        Accuracy is taken to grow with the logarithm of the time, as it did from the candidate's last trial but one to
-        its last: then a second gains slope / seconds.
+        Accuracy is taken to grow with the logarithm of the time, as between the candidate's last two trials: after
+        ``t`` seconds one second more gains slope / t.
         """
         done = [
             MeasuredPoint(gpu_s=trial.seconds, accuracy=accuracy)
@@ -248,32 +252,30 @@ class Halving(Search):
         if self.min_gain is None or len(done) < 2:
             return None
         gained = 100 * max(0.0, slope(*done[-2:]))
-        return max(done[-1].gpu_s, gained * SECONDS_PER_HOUR / self.min_gain)
-
-    def _left_out(self) -> list[SearchCandidate]:
-        """Who may not enter, or did not while there was room."""
-        full = self.bracket is not None and len(self._on(0)) == self.count
-        may, tried = set() if full else set(self.admitted), {trial.candidate for trial in self.trials}
-        return [one for one in self.entrants if one not in may and one.candidate not in tried]
+        return max(done[-1].gpu_s, gained * 3600 / self.min_gain)
 
     def eliminations(self) -> list[Elimination]:
         """Those left out, those that failed, and those that were not among the best of their last rung."""
+        full = self.bracket is not None and len(self._on(0)) == self.count
+        may_enter, tried = set() if full else set(self.admitted), {trial.candidate for trial in self.trials}
         reason = f"left out: the time pays for {self.count} trials"
-        out = [Elimination(candidate=entrant.candidate, rung=0, reason=reason) for entrant in self._left_out()]
+        out = [
+            Elimination(candidate=entrant.candidate, rung=0, reason=reason)
+            for entrant in self.entrants
+            if entrant not in may_enter and entrant.candidate not in tried
+        ]
         best = self.best
-        for rung, above in pairwise([*range(len(self.bracket.counts) if self.bracket else 0), FINAL]):
-            promoted = {trial.candidate for trial in (*self._on(above), *self._on(FINAL))}
-            last = next((trial for trial in reversed(self._ranked(rung)) if trial.candidate in promoted), None)
+        rungs = [*range(len(self.bracket.counts) if self.bracket else 0), FINAL]
+        for rung, above in zip(rungs, [*rungs[1:], None], strict=True):
+            if above is None:
+                promoted, last = {best.candidate} if best else set(), best
+            else:
+                promoted = {trial.candidate for trial in (*self._on(above), *self._on(FINAL))}
+                last = next((trial for trial in reversed(self._ranked(rung)) if trial.candidate in promoted), None)
             cutoff = None if last is None else self.accuracy(last)
             out += [
                 eliminate(trial, self.scores[trial.number], cutoff, len(promoted))
                 for trial in self._on(rung)
                 if trial.number in self.scores and trial.candidate not in promoted and trial != best
             ]
-        cutoff = None if best is None else self.accuracy(best)
-        out += [
-            eliminate(trial, self.scores[trial.number], cutoff, 1)
-            for trial in self._on(FINAL)
-            if trial.number in self.scores and (best is None or trial.candidate != best.candidate)
-        ]
         return out

@@ -1,6 +1,6 @@
 """The plan: which candidates are trained, at which batch, for how many steps, and how long that is expected to take.
 
-What a trial costs: planning/cost.py. The upper end of that prediction must fit into the trial's allotment.
+The upper end of a trial's prediction (planning/cost.py) must fit into its allotment.
 """
 
 from __future__ import annotations
@@ -28,16 +28,19 @@ SCHEMA = 2
 
 @dataclass(frozen=True, kw_only=True)
 class TrialPlan:
-    """One candidate's planned training, at a mean of ``images_per_s`` over its ``stages`` of progressive resizing.
+    """One candidate's planned training.
 
-    ``allotted_s`` bounds it from start-up to its evaluation. ``suffix`` distinguishes a candidate's trials where it has
-    several (rungs of a search), ``warm_start_from`` names the trial whose model it starts from.
-
-    ``non_allocator_bytes`` is what its profile held outside the allocator, and is kept free from the start;
-    ``cuda_graph`` whether its step is recorded as a CUDA graph. An update takes ``batch`` images in ``accum_steps``
-    parts. ``startup_s`` and ``warmup_s`` are parts of ``predicted_s``. ``why`` holds the reasons by what they are for:
-    ``batch``, ``pace``, ``epochs`` and ``lr``, and where there is something to say ``resizing``, ``timing``, ``graph``
-    and ``search``.
+    Attributes:
+        batch: the images of an update, which takes them in ``accum_steps`` parts.
+        images_per_s: the mean over the ``stages`` of progressive resizing.
+        allotted_s: bounds the trial from start-up to its evaluation; ``startup_s`` and ``warmup_s`` are parts of
+            ``predicted_s``.
+        why: the reasons of ``batch``, ``pace``, ``epochs``, ``lr``, and if they apply ``resizing``, ``timing``,
+            ``graph`` and ``search``.
+        non_allocator_bytes: memory outside the allocator, kept free from the start.
+        cuda_graph: whether its step is recorded as a CUDA graph.
+        suffix: distinguishes the trials of one candidate (rungs of a search).
+        warm_start_from: the name of the trial whose model it starts from.
     """
 
     candidate: Candidate
@@ -66,16 +69,16 @@ class TrialPlan:
 
     @property
     def name(self) -> str:
-        """The candidate's with the suffix: the key of the trial's folder, its events and its entries."""
+        """The name of its folder, events and ledger entries."""
         return f"{self.candidate.name}-{self.suffix}" if self.suffix else self.candidate.name
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan:
-    """A search before it begins: who enters in which order, the seconds for all trials, and its bracket.
+    """A search before it begins: its entrants in order, its bracket, and its seconds, added up over all ``slots``.
 
-    So many ``slots`` work side by side; seconds are those of all slots, added up. The final training is no longer than
-    ``min_gain`` points of accuracy per GPU-hour are worth. With a ``seed`` who enters is sampled.
+    A final training ends when it gains less than ``min_gain`` points of accuracy per GPU-hour. With a ``seed`` the
+    entrants are sampled.
     """
 
     entrants: tuple[SearchCandidate, ...]
@@ -90,24 +93,21 @@ class SearchPlan:
     @property
     def summary(self) -> str:
         """The bracket in a sentence."""
-        rungs = [
-            f"{n} trials of {format_duration(each_s)}" for n, each_s in zip(self.counts, self.seconds, strict=True)
-        ]
-        bracket, final = ", then the best ".join(rungs), format_duration(self.final_s / self.slots)
-        if self.slots == 1:
-            return f"Successive halving: {bracket}, then {final} or more for the winner."
-        return (
-            f"Successive halving, {self.slots} side by side: {bracket}, then {final} or more for each of the best "
-            f"{self.slots}."
-        )
+        rungs = zip(self.counts, self.seconds, strict=True)
+        bracket = ", then the best ".join(f"{count} trials of {format_duration(each_s)}" for count, each_s in rungs)
+        how, whom = "", "the winner"
+        if self.slots > 1:
+            how, whom = f", {self.slots} side by side", f"each of the best {self.slots}"
+        final = format_duration(self.final_s / self.slots)
+        return f"Successive halving{how}: {bracket}, then {final} or more for {whom}."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What will be trained and what not, each with its reasons; ``frozen`` plans keep their steps whatever happens.
+    """What will be trained and what not, with the reasons; ``frozen`` plans keep their steps whatever happens.
 
-    With a ``search`` the ``trials`` are those of its first rung, and what follows depends on how they end; the
-    ``profiles``, without their probes, are what later trials' steps are computed from.
+    With a ``search`` the ``trials`` are those of its first rung; later ones are planned from the ``profiles``, which
+    are without their probes.
     """
 
     trials: tuple[TrialPlan, ...]
@@ -204,7 +204,7 @@ def least_s(paired: Sequence[tuple[Profile, Costs]], data: DataFacts) -> float:
 
 
 def _round_up(seconds: float) -> float:
-    """Rounded up to what :func:`format_duration` shows: a refusal must not name less than would do."""
+    """Rounded up to what :func:`format_duration` shows, so that a refusal does not name too little."""
     unit_s = 60 if seconds > 3600 else 1
     return math.ceil(seconds / unit_s) * unit_s
 
@@ -215,25 +215,23 @@ def make_plan(
     workload: Workload,
     *,
     left: Remaining,
-    limit_s: float,
     request: Request,
     fingerprint: str,
 ) -> Plan:
     """The plan for what is left of the budget.
 
+    Scope ``total``: the k fastest candidates are planned in equal shares, for the largest k that gives each of them the
+    recipe's ``min_epochs``; if not even one gets that, the fastest gets everything. Idle slots take further candidates
+    if that costs the planned ones nothing.
+
     Args:
         left: what each candidate has (scope ``candidate``) or all together (``total``), less what closing the run
-            needs. Under ``total`` the evaluation of the winner, and of the same candidate in the other precision where
-            there is one, is set aside here. So many trials go on side by side as ``left`` has slots.
-        limit_s: the whole budget, for the message of a refusal.
-
-    Under ``total`` the largest number k of candidates is planned for which the k fastest get the recipe's
-    ``min_epochs`` in equal shares; if not even one does, the fastest gets everything. Others go with it wherever
-    there are slots and device time that cost it nothing.
+            needs. Under ``total`` this function sets the evaluation aside, of the winner and of the same candidate in
+            the other precision.
 
     Raises:
-        BudgetError: no candidate gets a single epoch; the message names the least that would do, also if all that
-            comes beside training takes half as long again (by 5 s at most).
+        BudgetError: no candidate gets a single epoch; the message names the least that would do, also if everything
+            but training takes half as long again (by 5 s at most).
     """
     data, recipe, total = workload.data, workload.recipe, workload.scope == "total"
     paired = [(profile, costs(profile, workload)) for profile in profiles]
@@ -243,13 +241,13 @@ def make_plan(
         more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         raise BudgetError(f"no candidate can be trained within the limits ({reasons}{more})")
     reserve_s = 0.0
-    if total:  # of the winner, and to complete the paper's Table 1 of its like in the other precision
+    if total:  # the other precision completes the paper's Table 1
         evaluated = 2 if {profile.candidate.precision for profile in profiles} >= {"amp", "fp32"} else 1
         reserve_s = evaluation_reserve_s(max(cost.evaluation_s for _, cost in paired)) * evaluated
     available_s, slot_s = left.usable_s - reserve_s, left.slot_s - reserve_s
 
     def share(count: int) -> float:
-        """The seconds of each of so many trials, all of which the slots have done in time."""
+        """The seconds of each of ``count`` trials, so that the slots do all of them in time."""
         return min(available_s / -(-count // left.slots), slot_s / count)
 
     def ranked(share_s: float) -> list[tuple[float, Profile, Costs]]:
@@ -278,6 +276,7 @@ def make_plan(
             )
         left_out.append(Rejection(candidate=profile.candidate, reason=reason))
     if not trials:
+        limit_s = request.limit_s
         overhead_s = limit_s - available_s
         needed_s = _round_up(overhead_s + min(REFUSAL_MARGIN * overhead_s, REFUSAL_MARGIN_S) + least_s(paired, data))
         raise BudgetError(

@@ -1,19 +1,11 @@
-"""Which candidate is trained next, and for how long: a search is asked for trials and gets their scores. Pure.
+"""The trials of a search and their scores. Pure; planning/halving.py chooses the next trial.
 
-    search = Halving(entrants, budget_s=left_s)
-    while not search.finished:
-        trial = search.ask(left_s=left_s)
-        search.tell(trial.number, Accuracy(correct=..., total=...))
-
-The time of a trial is counted in GPU-seconds, and each is a complete schedule that ends at a learning rate of 0:
-candidates are compared after equal time, never in the middle of a cosine. The state of a search follows from what it
-was asked and got, so a run that was interrupted repeats both and goes on.
+Each trial is a complete schedule that ends at a learning rate of 0, so candidates are compared after equal time. The
+state of a search follows from what it was asked and told: an interrupted run repeats both and goes on.
 """
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,10 +21,7 @@ Score = Accuracy | FailedTrial
 
 @dataclass(frozen=True, kw_only=True)
 class SearchCandidate:
-    """A candidate in a search, and the seconds that any trial of it takes beside its steps.
-
-    Entrants come in the order in which they should be tried: prior knowledge orders, it decides nothing.
-    """
+    """A candidate in a search, and the seconds that any trial of it takes beside its steps."""
 
     candidate: Candidate
     overhead_s: float = 0.0
@@ -42,8 +31,8 @@ class SearchCandidate:
 class Trial:
     """A complete schedule of ``seconds`` GPU-seconds; ``rung`` counts from 0, the final training has -1.
 
-    ``previous`` is the number of the candidate's trial before, whose model it may start from. ``unspent_s`` are seconds
-    that it could have had and that were not worth it.
+    ``previous`` is the number of the candidate's trial before, whose model it may start from. ``unspent_s`` are the
+    seconds that were available but not worth using.
     """
 
     number: int
@@ -74,9 +63,9 @@ class Trial:
 class Elimination:
     """Why a candidate is out.
 
-    ``cutoff`` is what the worst of those that were promoted from its ``rung`` reached, ``confidence`` how sure it is
-    that this one is really better. Both are None for a candidate that failed or was never tried; with equal shares
-    there is no confidence.
+    ``cutoff`` is the accuracy of the worst candidate promoted from its ``rung``, ``confidence`` the probability that
+    that one is really better. Both are None for a candidate that failed or was never tried; ``confidence`` also for
+    equal shares.
     """
 
     candidate: Candidate
@@ -86,8 +75,8 @@ class Elimination:
     cutoff: Accuracy | None = None
 
 
-class Search(ABC):
-    """The trials of a search and their scores, whatever chooses the next one."""
+class Search:
+    """The trials of a search and their scores; ``entrants`` stand in the order in which they should be tried."""
 
     def __init__(self, entrants: Sequence[SearchCandidate]) -> None:
         self.entrants = tuple(entrants)
@@ -95,21 +84,6 @@ class Search(ABC):
         self.scores: dict[int, Score] = {}
         self._order = {entrant.candidate: place for place, entrant in enumerate(self.entrants)}
         self._rungs: dict[int, list[Trial]] = {}
-
-    def ask(self, *, left_s: float, time_left_s: float = math.inf) -> Trial | None:
-        """The next trial for a device that is free; None where there is nothing to do now, or nothing any more.
-
-        Args:
-            left_s: GPU-seconds that are not promised to a trial.
-            time_left_s: seconds by the clock until all must be over.
-        """
-        if self.finished:
-            return None
-        trial = self._next(left_s, time_left_s)
-        if trial is not None:
-            self.trials.append(trial)
-            self._rungs.setdefault(trial.rung, []).append(trial)
-        return trial
 
     def tell(self, number: int, score: Score) -> None:
         """Record how the trial of that number ended."""
@@ -123,20 +97,8 @@ class Search(ABC):
         return [trial for trial in self.trials if trial.number not in self.scores]
 
     @property
-    @abstractmethod
-    def finished(self) -> bool:
-        """Whether no trial is running and none will come."""
-
-    @abstractmethod
-    def _next(self, left_s: float, time_left_s: float) -> Trial | None: ...
-
-    @abstractmethod
-    def eliminations(self) -> list[Elimination]:
-        """Why each candidate that is out went no further."""
-
-    @property
     def best(self) -> Trial | None:
-        """The trial whose model is delivered: the best of the highest rung, or the final one if that is no worse."""
+        """The trial whose model is delivered: the final one, unless the best of the highest rung is better."""
         rungs = sorted((rung for rung in self._rungs if rung != FINAL), reverse=True)
         found = next((ranked[0] for rung in rungs if (ranked := self._ranked(rung))), None)
         final = next(iter(self._ranked(FINAL)), None)
@@ -146,7 +108,7 @@ class Search(ABC):
 
     @property
     def runner_up(self) -> tuple[Trial, Trial] | None:
-        """Where the best was last compared after equal time: its trial there, and that of the best of the others."""
+        """The best candidate's and the best other candidate's trial, on the highest rung that both were scored on."""
         best = self.best
         if best is None:
             return None
@@ -171,7 +133,7 @@ class Search(ABC):
         return self._rungs.get(rung, [])
 
     def _ranked(self, rung: int) -> list[Trial]:
-        """The validated trials of a rung, the best first; of equal ones that which was to be tried first."""
+        """The validated trials of a rung, the best first; equal ones in the order of the entrants."""
         validated = [trial for trial in self._on(rung) if self.accuracy(trial) is not None]
         return sorted(validated, key=lambda trial: (-self._share(trial), self._order[trial.candidate]))
 

@@ -1,4 +1,4 @@
-"""The plan of a search: who enters, what its bracket is, the plan of each trial, and where the search stands. Pure."""
+"""The plan of a search, the plan of each of its trials, and the state of the search after a history. Pure."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from fitwithin.units import format_duration
 
 @dataclass(frozen=True, kw_only=True)
 class CostedCandidate:
-    """A profile with the schedules by which its candidate can be trained, and what each costs: the recipe's, and if
-    that resizes progressively also the one at the whole size from the start, for trials too short for the changes."""
+    """A profile and the cost of each of its schedules: the recipe's, and if that resizes progressively also one at the
+    whole size from the start, for trials too short for the changes."""
 
     profile: Profile
     schedules: tuple[tuple[Workload, Costs], ...]
@@ -34,14 +34,10 @@ class CostedCandidate:
         """What the recipe's own schedule costs."""
         return self.schedules[0][1]
 
-    def best_within(self, seconds: float) -> tuple[Workload, Costs, int]:
-        """The schedule for which so many seconds pay for the most steps, what it costs, and those steps."""
-        counted = [(workload, cost, cost.affordable_steps(seconds)) for workload, cost in self.schedules]
-        return max(counted, key=lambda found: found[2])
-
     def trial_plan(self, seconds: float, trial: Trial | None = None) -> TrialPlan | None:
-        """What ``seconds`` pay for, named after its trial; None if that is fewer than two steps."""
-        workload, cost, steps = self.best_within(seconds)
+        """The most steps that ``seconds`` pay for, named after the trial; None if that is fewer than two."""
+        counted = [(cost.affordable_steps(seconds), cost, workload) for workload, cost in self.schedules]
+        steps, cost, workload = max(counted, key=lambda found: found[0])
         if steps < 2:
             return None
         planned = plan_trial(self.profile, cost, epochs_of(steps, self.profile, workload.data), seconds, workload)
@@ -60,7 +56,7 @@ def costed(profile: Profile, workload: Workload) -> CostedCandidate:
 
 @dataclass(frozen=True, kw_only=True)
 class AskEvent:
-    """A search was asked with ``left_s`` GPU-seconds and ``time_left_s`` by the clock, and answered ``trial``."""
+    """A search was asked with ``left_s`` GPU-seconds and ``time_left_s`` by the clock; its answer was ``trial``."""
 
     left_s: float
     trial: Trial
@@ -69,22 +65,10 @@ class AskEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class TellEvent:
-    """The trial of that name ended with ``outcome``; of one that failed, the reason."""
+    """The trial of that name ended with ``outcome``, or failed for that reason."""
 
     name: str
     outcome: TrainResult | str
-
-
-def entrants(known: Sequence[CostedCandidate]) -> list[SearchCandidate]:
-    """The candidates in the order in which they should be tried: the most images per second first.
-
-    Nothing else is known before the first rung. It decides only who is left out if the time does not pay for all.
-    """
-    ordered = sorted(known, key=lambda one: (one.usual.step_s / one.profile.batch, one.profile.candidate))
-    return [
-        SearchCandidate(candidate=one.profile.candidate, overhead_s=min(cost.overhead_s() for _, cost in one.schedules))
-        for one in ordered
-    ]
 
 
 def plan(
@@ -95,23 +79,24 @@ def plan(
     left: Remaining,
     request: Request,
     fingerprint: str,
-    min_gain: float | None = None,
-    seed: int | None = None,
 ) -> Plan | None:
     """The plan of a search: the trials of its first rung; None if there is time for one candidate only.
 
-    Args:
-        left: what all trials and the winner's evaluation may take.
-        seed: who enters is sampled by it; without one all do, as far as the time pays for them.
+    ``left`` is what all trials and the winner's evaluation may take.
     """
     known = {profile.candidate: costed(profile, workload) for profile in profiles}
     reserve_s = evaluation_reserve_s(max(one.usual.evaluation_s for one in known.values()))
+    # The most images per second first: the order decides who is left out.
+    ordered = sorted(known.values(), key=lambda one: (one.usual.step_s / one.profile.batch, one.profile.candidate))
     facts = SearchPlan(
-        entrants=tuple(entrants([*known.values()])),
+        entrants=tuple(
+            SearchCandidate(candidate=one.profile.candidate, overhead_s=min(c.overhead_s() for _, c in one.schedules))
+            for one in ordered
+        ),
         budget_s=left.less(reserve_s).together_s,
         slots=left.slots,
-        min_gain=min_gain,
-        seed=seed,
+        min_gain=request.min_gain,
+        seed=request.seed if request.search == "optuna" else None,
     )
     search = make_search(facts)
     if search.bracket is None:
@@ -140,13 +125,12 @@ def plan(
 def make_search(facts: SearchPlan) -> Halving:
     """The search at its beginning."""
     shape: dict[str, Any] = {"budget_s": facts.budget_s, "devices": facts.slots, "min_gain": facts.min_gain}
-    if facts.seed is None:
-        return Halving(facts.entrants, **shape)
-    return TPEHalving(facts.entrants, seed=facts.seed, **shape)
+    entrants, seed = facts.entrants, facts.seed
+    return Halving(entrants, **shape) if seed is None else TPEHalving(entrants, seed=seed, **shape)
 
 
 def score(outcome: TrainResult | str, n_val: int) -> Score:
-    """The score of a trial that ended so; ``outcome`` is the reason where it failed."""
+    """The score of a trial; ``outcome`` is the reason if it failed."""
     if isinstance(outcome, str):
         return FailedTrial(reason=outcome)
     if outcome.best is None:
@@ -155,10 +139,10 @@ def score(outcome: TrainResult | str, n_val: int) -> Score:
 
 
 def replay(facts: SearchPlan, history: Sequence[AskEvent | TellEvent], n_val: int) -> Halving:
-    """The search as it stands after ``history``, which is repeated in its order.
+    """The search after ``history``.
 
     Raises:
-        RunFolderError: this version's search would have gone another way.
+        RunFolderError: this version's search would have chosen other trials.
     """
     search = make_search(facts)
     numbers: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Accuracy counted on images: a share with its 95 % interval, and how sure it is that one is better than another."""
+"""Accuracy on images: a share with its 95 % interval, and the confidence that one share is better than another."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Accuracy:
 
     @property
     def variance(self) -> float:
-        """The share's binomial variance, with one image more on either side: above 0 even at none or all of them."""
+        """The share's binomial variance with one image more on either side, so it is never 0."""
         return (self.correct + 1) * (self.total - self.correct + 1) / (self.total + 2) ** 3
 
 
@@ -53,23 +53,17 @@ class FailedTrial:
 
 
 def standard_error(one: Accuracy, other: Accuracy) -> float:
-    """Standard error of the difference of two shares, taken as independent.
-
-    (They are of the same images, so a difference is in truth known better than this.)
-    """
+    """Standard error of the difference of two shares, taken as independent: an upper bound for the same images."""
     return math.sqrt(one.variance + other.variance)
 
 
 def confidence(one: Accuracy, other: Accuracy) -> float | None:
-    """How sure it is that ``one`` is really better, in [0, 1]: normal approximation to two binomial shares.
-
-    None where the shares are equal: "50 %" would say nothing.
-    """
+    """The probability that ``one`` is really better, by the normal approximation; None where the shares are equal."""
     if one.share == other.share:
         return None
     return NormalDist().cdf((one.share - other.share) / standard_error(one, other))
 
 
 def format_confidence(sure: float) -> str:
-    """A confidence in percent; it is never quite certain: ``81 %``, ``more than 99 %``."""
+    """A confidence in percent: ``81 %``, ``more than 99 %``."""
     return "more than 99 %" if sure >= 0.995 else f"{100 * sure:.0f} %"

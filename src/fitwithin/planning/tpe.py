@@ -10,20 +10,20 @@ from fitwithin.candidate import Candidate
 from fitwithin.planning.halving import Bracket, Halving, make_bracket
 from fitwithin.planning.search import SearchCandidate
 
-#: So many enter at random before there is anything to learn from.
+#: The number of entrants that are drawn at random first.
 AT_RANDOM = 6
 
-#: Into so many parts entrants are divided by their pace.
+#: The number of classes into which entrants are divided by their pace.
 PACES = 4
 
 
 class TPEHalving(Halving):
-    """:class:`~fitwithin.planning.halving.Halving` whose entrants are more than the time pays for.
+    """:class:`~fitwithin.planning.halving.Halving` with more entrants than the time pays for.
 
-    Who enters is proposed by a tree-structured Parzen estimator (Bergstra et al., "Algorithms for Hyper-Parameter
-    Optimization", NeurIPS 2011, in Optuna's implementation) over families of backbones, sizes, precisions and paces,
-    from the accuracies of the first rung so far: the entrant that is most like the proposal, the faster one of equals.
-    A proposal is a function of the seed and of these accuracies, so that an interrupted search goes on as it was.
+    A tree-structured Parzen estimator (Bergstra et al., "Algorithms for Hyper-Parameter Optimization", NeurIPS 2011,
+    in Optuna's implementation) proposes traits from the accuracies of the first rung so far. The entrant that shares
+    most of them enters, the faster one of equals. A proposal depends only on the seed and these accuracies, so an
+    interrupted search goes on as it was.
     """
 
     def __init__(self, entrants: Sequence[SearchCandidate], *, seed: int = 0, **more: Any) -> None:
@@ -33,28 +33,26 @@ class TPEHalving(Halving):
         self._traits = {one.candidate: traits(one.candidate, place, len(self.entrants)) for place, one in places}
 
     def _admit(self, budget_s: float) -> tuple[Bracket | None, tuple[SearchCandidate, ...]]:
-        """The bracket of as many as two rungs can be paid for, whoever enters, or one rung; any may enter."""
+        """The bracket of as many trials as two rungs, else one, can be paid for; any entrant may enter."""
         overhead_s = max((entrant.overhead_s for entrant in self.entrants), default=0.0)
         counts = range(len(self.entrants), self.devices, -1)
-        brackets = [make_bracket(n, budget_s, overhead_s, eta=self.eta, devices=self.devices) for n in counts]
-        found = [bracket for bracket in brackets if bracket is not None]
+        found = [*filter(None, (make_bracket(n, budget_s, overhead_s, devices=self.devices) for n in counts))]
         if not found:
             return None, self.entrants[: self.devices]
         return next((each for each in found if len(each.counts) > 1), found[0]), self.entrants
 
     def _entrant(self) -> SearchCandidate:
-        """Who enters next."""
         entered = [trial.candidate for trial in self._on(0)]
         waiting = [entrant for entrant in self.entrants if entrant.candidate not in entered]
         seen = [
             (self._traits[trial.candidate], self._share(trial)) for trial in self._on(0) if trial.number in self.scores
         ]
         wanted = proposal([*self._traits.values()], seen, self._seed + len(entered))
-        return max(waiting, key=lambda entrant: num_shared_traits(self._traits[entrant.candidate], wanted))
+        return max(waiting, key=lambda entrant: len(self._traits[entrant.candidate].items() & wanted.items()))
 
 
 def traits(candidate: Candidate, place: int, of: int) -> dict[str, str]:
-    """What a candidate has in common with others: its family, its size, its precision and layout, its pace."""
+    """What a candidate may share with others: its family, size, precision with layout, and class of pace."""
     family = re.match(r"[a-z]+", candidate.model.split(".")[0].split("_")[0])
     return {
         "family": family.group() if family else candidate.model,
@@ -64,15 +62,10 @@ def traits(candidate: Candidate, place: int, of: int) -> dict[str, str]:
     }
 
 
-def num_shared_traits(one: Mapping[str, str], other: Mapping[str, str]) -> int:
-    """How many traits two have in common."""
-    return sum(one[name] == other[name] for name in one)
-
-
 def proposal(
     pool: Sequence[Mapping[str, str]], seen: Sequence[tuple[Mapping[str, str], float]], seed: int
 ) -> dict[str, str]:
-    """The traits that are worth trying next, of those in the pool, from accuracies of some."""
+    """The traits of the pool to try next; ``seen`` are traits with the accuracies that were reached."""
     import optuna
 
     choices = {name: sorted({one[name] for one in pool}) for name in pool[0]}

@@ -1,4 +1,4 @@
-"""The search for a candidate's largest batch: a line, a jump, a bracket that closes. Pure: a probe is a callable."""
+"""The search for a candidate's largest batch: a line, a jump, a bracket that closes. Pure."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from fitwithin.engine.results import Probe
 from fitwithin.profiling.profile import Prior, memory_points, slope_of
 from fitwithin.units import format_count, format_size
 
-#: A batch near the knee reaches at least this share of the best throughput.
+#: Batch norm over one value fails in training (ResNeSt), so two images are the least.
+SMALLEST_BATCH = 2
+
+#: The knee is the smallest batch with at least this share of the best throughput.
 KNEE = 0.97
 
-#: An allocator that maps pages of 20 MiB leaves half of one on average.
+#: An allocator that maps pages of 20 MiB leaves half of one unused on average.
 HALF_PAGE_BYTES = 10 * 2**20
 
-#: A jump to more than MAX_EXTRAPOLATION times the largest point stops short of the prediction, at this share of it: it
-#: passes then, and the line through it is good to an image or two.
+#: A jump to more than MAX_EXTRAPOLATION times the largest point goes to this share of the prediction only: it passes,
+#: and the line through it is good to an image or two.
 UNDERSHOOT, MAX_EXTRAPOLATION = 0.95, 2.5
 
-#: From this stride on the line has been wrong so often that the bracket is halved.
+#: After strides beyond this one the bracket is halved: the line is not to be trusted.
 BISECT_FROM_STRIDE = 16
 
 
@@ -35,7 +38,6 @@ class _Search:
     probes: list[Probe] = field(default_factory=list)
 
     def probe(self, batch: int) -> Probe:
-        """Run a batch."""
         self.probes.append(self.run(batch))
         return self.probes[-1]
 
@@ -48,13 +50,9 @@ class _Search:
     def smallest_failed(self) -> int:
         return min((p.batch for p in self.probes if not p.passed), default=self.limit + 1)
 
-    @property
-    def points(self) -> list[tuple[int, int]]:
-        return memory_points(self.probes)
-
     def predicted(self) -> float | None:
         """Where the line meets the cap: through the two largest points MIN_RATIO apart, or with the prior's slope."""
-        points = self.points
+        points = memory_points(self.probes)
         if not points:
             return None
         high, high_bytes = points[-1]
@@ -75,69 +73,64 @@ def largest_batch(
     cap_bytes: int,
     limit: int,
     first: int = 8,
-    smallest: int = 2,
     prior: Prior | None = None,
     known: Iterable[Probe] = (),
 ) -> tuple[int, str, list[Probe]]:
     """The largest batch that passes, why the search ended there, and every probe in order.
 
-    Memory is close to affine in the batch, so two points give a line (one scout, or two small probes) and a jump to
-    its prediction; a neighbour's certificate gives both at once. Strides that double close the bracket. Memory need
-    not be monotone for the result to hold: it says that the batch passed and the next did not.
+    Memory is close to affine in the batch: two points (of one scout, or of two small probes) or a prior give a line,
+    and the search jumps to its prediction. Strides that double then close the bracket. The result also holds if memory
+    is not monotone: the batch passed and the next one did not.
 
     Args:
         run: runs one probe in a fresh process.
         cap_bytes: the memory cap, for the prediction only; a probe's ``passed`` decides.
-        limit: the largest batch worth asking for (training images, or the recipe's), at least ``smallest``.
-        first: where to start; ``smallest`` the least batch that can be trained (ResNeSt's batch norm needs 2).
-        prior: what a neighbour's certificate says; the search starts there.
-        known: probes of an earlier search; it goes on from there if one of them passed.
+        limit: the largest batch wanted, at least SMALLEST_BATCH.
+        first: where to start without a ``prior``.
+        known: probes of an earlier search, which goes on if one of them passed.
 
     Returns:
-        ``(batch, why, probes)``; batch is 0 if none passed, and ``why`` then is the reason.
+        ``(batch, why, probes)``; if none passed, batch is 0 and ``why`` the reason.
     """
     search = _Search(run=run, cap_bytes=cap_bytes, limit=limit, prior=prior, probes=list(known))
     if search.largest_passed:
-        return _close(search, smallest)
-    start = max(smallest, min(prior.batch if prior else first, limit))
+        return _close(search)
+    start = max(SMALLEST_BATCH, min(prior.batch if prior else first, limit))
     probe = search.probe(start)
     if probe.fatal:
         return 0, probe.reason, search.probes
-    if not probe.passed and start <= max(first, smallest):
-        smaller = search.probe(smallest) if start > smallest else probe
+    if not probe.passed and start <= max(first, SMALLEST_BATCH):
+        smaller = search.probe(SMALLEST_BATCH) if start > SMALLEST_BATCH else probe
         if not smaller.passed:
-            why = smaller.reason if smaller.fatal else f"{smallest} images do not fit: {smaller.reason}"
+            why = smaller.reason if smaller.fatal else f"{SMALLEST_BATCH} images do not fit: {smaller.reason}"
             return 0, why, search.probes
     elif probe.passed and start < limit and search.predicted() is None:
         search.probe(min(limit, 3 * start))
-    return _close(search, smallest)
+    return _close(search)
 
 
-def _close(search: _Search, smallest: int) -> tuple[int, str, list[Probe]]:
+def _close(search: _Search) -> tuple[int, str, list[Probe]]:
     """Close the bracket around the largest batch that passes."""
     stride = 1
     while (hi := search.smallest_failed) - (lo := search.largest_passed) > 1:
-        if lo == 0 and hi <= smallest:
-            return 0, f"{smallest} images do not fit: {search.probes[-1].reason}", search.probes
+        if lo == 0 and hi <= SMALLEST_BATCH:
+            return 0, f"{SMALLEST_BATCH} images do not fit: {search.probes[-1].reason}", search.probes
         guess, stride = _next_guess(search, lo, hi, stride)
-        search.probe(max(lo + 1, smallest, min(hi - 1, guess)))
+        search.probe(max(lo + 1, SMALLEST_BATCH, min(hi - 1, guess)))
     batch = search.largest_passed
     if batch == search.limit:
         return batch, f"{batch} is as large as the recipe or the data allow; memory would allow more", search.probes
     failure = next(p for p in search.probes if p.batch == batch + 1 and not p.passed)
-    return (
-        batch,
-        f"{batch} ran within {format_size(search.cap_bytes)}, {batch + 1} did not: {failure.reason}",
-        search.probes,
-    )
+    why = f"{batch} ran within {format_size(search.cap_bytes)}, {batch + 1} did not: {failure.reason}"
+    return batch, why, search.probes
 
 
 def _next_guess(search: _Search, lo: int, hi: int, stride: int) -> tuple[int, int]:
     """Where to look between ``lo`` (passed) and ``hi`` (failed, or beyond the limit), and the next stride."""
     predicted, failed = search.predicted(), hi <= search.limit
     if lo == 0 and search.prior is not None:
-        return hi - stride, 2 * stride  # the neighbour promised too much
-    largest_known = max([lo, *(batch for batch, _ in search.points if batch < hi)])
+        return hi - stride, 2 * stride  # the prior promised too much
+    largest_known = max([lo, *(batch for batch, _ in memory_points(search.probes) if batch < hi)])
     if failed and hi > MAX_EXTRAPOLATION * largest_known:
         return 3 * hi // 4, stride  # a far jump failed: what passes near it makes the line a good one
     if failed and (predicted is None or stride > BISECT_FROM_STRIDE):
@@ -154,11 +147,7 @@ def _next_guess(search: _Search, lo: int, hi: int, stride: int) -> tuple[int, in
 
 
 def knee(rates: Mapping[int, float]) -> tuple[int, str]:
-    """The smallest batch that reaches KNEE of the best throughput, and why it is taken.
-
-    Args:
-        rates: images per second by batch.
-    """
+    """The smallest batch that reaches KNEE of the best throughput, and why; ``rates`` are images/s by batch."""
     best = max(rates, key=lambda batch: rates[batch])
     taken = min(batch for batch in rates if rates[batch] >= KNEE * rates[best])
     measured = ", ".join(f"{format_count(rates[batch])} at {batch}" for batch in sorted(rates))
@@ -166,5 +155,5 @@ def knee(rates: Mapping[int, float]) -> tuple[int, str]:
 
 
 def accum_options(batch: int, largest: int) -> list[int]:
-    """Into how many equal parts of two images or more a batch can be divided to fit ``largest``, the fewest first."""
+    """The numbers of equal parts, of two images or more, in which a batch fits ``largest``; the fewest first."""
     return [n for n in range(1, batch // 2 + 1) if batch % n == 0 and batch // n <= largest]

@@ -1,4 +1,4 @@
-"""Profiles kept between runs, and handed from one machine to another of its kind: a team profiles once."""
+"""Profiles kept between runs, and their export to other machines of the same kind."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,17 +21,16 @@ from fitwithin.profiling.profile import Profile
 
 SCHEMA = 13
 
-#: What of a machine decides memory and pace. Not its number among others, its Python, or its operating system's name.
+T = TypeVar("T")
+
+#: The facts of a machine that decide memory and pace.
 MACHINE_KEY_FIELDS = (
     "name", "total_bytes", "emulated_bytes", "driver", "torch", "timm", "cudnn", "allocator", "cpu", "cores",
 )  # fmt: skip
 
 
 def data_shape(images: Images) -> dict[str, Any]:
-    """What of the data decides memory and pace: how many images of which sizes, not which ones.
-
-    Mean heights and widths are rounded to 16 pixels.
-    """
+    """The facts of the data that decide memory and pace; mean heights and widths are rounded to 16 pixels."""
     counts = {split: len(images.indices(split)) for split in ("train", "val")}
     sides = [getattr(images, name, None) for name in ("heights", "widths")]
     means = [round(float(np.mean(side)) / 16) * 16 for side in sides if side is not None and len(side)]
@@ -63,32 +62,29 @@ class ProfileCache:
 
     def get(self, candidate: Candidate, *, quick: bool = False) -> Profile | None:
         """The stored profile, the whole one or the ``quick``; None if there is none, or if its file is damaged."""
-        try:
-            name = _name(candidate, quick)
-            stored = json.loads(_path(self._folder, self.key, name).read_text(encoding="utf-8"))
-            return replace(decode(Profile, stored["profile"]), cached=True)
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        found = self._read(_name(candidate, quick), "profile", Profile)
+        return None if found is None else replace(found, cached=True)
 
     def put(self, profile: Profile) -> None:
         """Store a profile, whole or not at all."""
-        self._write(_name(profile.candidate, profile.quick), {"key": self.key, "profile": asdict(profile)})
+        self._write(_name(profile.candidate, profile.quick), "profile", asdict(profile))
 
     def get_step_timings(self, model: str) -> dict[str, StepTiming] | None:
         """The paces of a backbone's variants, by name; None if they are not known."""
-        try:
-            stored = json.loads(_path(self._folder, self.key, f"paces-{model}").read_text(encoding="utf-8"))
-            return decode(dict[str, StepTiming], stored["paces"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        return self._read(f"paces-{model}", "paces", dict[str, StepTiming])
 
     def put_step_timings(self, model: str, paces: dict[str, StepTiming]) -> None:
         """Store the paces of a backbone's variants."""
-        body = {name: asdict(pace) for name, pace in paces.items()}
-        self._write(f"paces-{model}", {"key": self.key, "paces": body})
+        self._write(f"paces-{model}", "paces", {name: asdict(pace) for name, pace in paces.items()})
 
-    def _write(self, name: str, body: dict[str, Any]) -> None:
-        write(_path(self._folder, self.key, name), json.dumps(body))
+    def _read(self, name: str, field: str, kind: type[T]) -> T | None:
+        try:
+            return decode(kind, json.loads(_path(self._folder, self.key, name).read_text(encoding="utf-8"))[field])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _write(self, name: str, field: str, value: dict[str, Any]) -> None:
+        write(_path(self._folder, self.key, name), json.dumps({"key": self.key, field: value}))
 
 
 def _name(candidate: Candidate, quick: bool) -> str:
@@ -107,18 +103,15 @@ def write(path: Path, text: str) -> None:
 
 
 def export(found: Iterable[Profile], key: dict[str, Any], path: Path) -> int:
-    """Write profiles with their key to one file for :func:`import_profiles` elsewhere; how many."""
+    """Write profiles with their key to one file for :func:`import_profiles`; returns their number."""
     entries = [{"key": key, "profile": asdict(profile)} for profile in found]
     write(path, json.dumps({"schema": SCHEMA, "profiles": entries}, indent=1))
     return len(entries)
 
 
 def import_profiles(path: Path, folder: Path) -> list[tuple[dict[str, Any], Profile]]:
-    """Put the profiles of an exported file into the cache, each under its own key: a run finds those that apply to it.
-
-    Raises:
-        UsageError: the file is none that ``fitwithin profile --export`` of this version wrote; nothing was imported.
-    """
+    """Put the profiles of an exported file into the cache, each under its own key; UsageError, and nothing is imported,
+    if ``fitwithin profile --export`` of this version did not write the file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if value["schema"] != SCHEMA:

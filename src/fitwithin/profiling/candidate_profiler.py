@@ -1,4 +1,4 @@
-"""A candidate while it is profiled: the search for its largest batch, probe by probe, and its timing."""
+"""A candidate while it is profiled: the search for its largest batch, and its timing."""
 
 from __future__ import annotations
 
@@ -9,24 +9,19 @@ from fitwithin.candidate import Candidate
 from fitwithin.engine.base import Engine
 from fitwithin.engine.jobs import JobSettings, ProbeJob
 from fitwithin.engine.results import Failure, Probe, Progress
-from fitwithin.profiling.batch_search import accum_options, knee, largest_batch
+from fitwithin.profiling.batch_search import SMALLEST_BATCH, accum_options, knee, largest_batch
 from fitwithin.profiling.profile import Prior, Profile, Rejection, max_batch_of
 
-#: Batch norm over one value fails in training (ResNeSt), so two images are the least.
-SMALLEST_BATCH = 2
+#: A limit of the recipe or the data up to here is tried first: one probe instead of three when memory is ample.
+#: Otherwise the search begins at SMALL_BATCH.
+TRY_LIMIT_FIRST, SMALL_BATCH = 64, 8
 
-#: A limit up to here (set by the recipe or the data) is tried first: one probe instead of three when memory is ample.
-TRY_LIMIT_FIRST = 64
-
-#: Otherwise the search begins here.
-SMALL_BATCH = 8
-
-#: No single probe lasts longer: a model that hangs is rejected, not waited for.
+#: The most seconds of a probe: a model that hangs is rejected.
 PROBE_WITHIN_S = 300.0
 
 OUT_OF_TIME = "no time was left to profile it"
 
-#: A probe that found the device's memory taken by others is repeated so often, after so many seconds.
+#: A probe that found the device's memory taken by others is repeated this often, after these seconds.
 CROWDED_RETRIES, CROWDED_PAUSE_S = 2, 5.0
 
 #: Takes the progress of probes; its text begins with the candidate's name.
@@ -38,9 +33,9 @@ class CandidateProfiler:
 
     Args:
         n_train: training images; no batch is larger.
-        on_progress: is called at the start of every probe, and with what the probes report.
-        on_peak: is called after every probe with its peak memory in bytes, None where that is not known.
-        brief: the recipe's limit is tried first, in one process if it fits, and timed briefly.
+        on_progress: called at the start of every probe, and with what the probes report.
+        on_peak: called after every probe with its peak memory in bytes, None if unknown.
+        quick: the recipe's limit is tried first, and timed briefly.
     """
 
     def __init__(
@@ -60,16 +55,16 @@ class CandidateProfiler:
         self._on_progress = on_progress
         self._on_peak = on_peak
         self._quick = quick
-        #: What an update takes for every candidate, if the recipe says so; in parts of max_batch at the most.
+        #: The images of an update that the recipe fixes for every candidate; 0 if it does not.
         self._fixed_batch = min(n_train, setting.recipe.batch) if isinstance(setting.recipe.batch, int) else 0
-        #: Processes that share an update. What is probed is the share of one; a limit is an update's.
+        #: The processes that share an update; a probe runs the share of one.
         self._ranks = setting.data_parallel
         self._limit = min(n_train, setting.recipe.max_batch or n_train, self._fixed_batch or n_train) // self._ranks
-        #: By batch and the parts in which it was timed, 0 if it was not.
+        #: By batch and the accumulation steps in which it was timed, 0 if it was not.
         self._by_batch: dict[tuple[int, int], Probe] = {}
         self._probes: list[Probe] = []
         self._until_at = 0.0
-        #: Why nothing more can be found out, if so.
+        #: Why no more probes can be run; empty if they can.
         self._stop_reason = ""
         self._has_prior = False
         self._cuda_graph = True
@@ -83,9 +78,9 @@ class CandidateProfiler:
         return self.search(until_at, prior) or self.time(until_at)
 
     def search(self, until_at: float, prior: Prior | None = None, *, alone: bool = True) -> Rejection | None:
-        """Find the largest batch that passes, before ``until_at``; the reason if there is none.
+        """Find the largest batch that passes, before ``until_at``; the rejection if there is none.
 
-        Where it is not ``alone`` on its device nothing is timed.
+        Nothing is timed if other candidates are searched on the device (not ``alone``).
         """
         if self._ranks > 1 and self._limit < SMALLEST_BATCH:
             reason = f"the recipe or the data allow {self._ranks} processes not even {SMALLEST_BATCH} images each"
@@ -96,12 +91,11 @@ class CandidateProfiler:
         first = self._limit if self._limit <= TRY_LIMIT_FIRST or self._quick else SMALL_BATCH
         time_limit = alone and self._setting.recipe.batch == "largest"
         self.batch, self._why, _ = largest_batch(
-            # A limit that is tried first is likely to be the result: it is timed at once.
+            # A limit that is tried first is probably the result, so it is timed at once.
             lambda batch: self._probe(batch, accum_steps=int(time_limit and batch == self._limit == first)),
             cap_bytes=self._setting.memory_bytes,
             limit=self._limit,
             first=first,
-            smallest=SMALLEST_BATCH,
             prior=None if self._quick else prior,
             known=[probe for (_, accum_steps), probe in self._by_batch.items() if not accum_steps],
         )
@@ -111,7 +105,7 @@ class CandidateProfiler:
 
     @property
     def max_batch(self) -> float | None:
-        """Where its memory meets the cap, in images; None if something else was the limit."""
+        """Where its memory meets the cap, in images; None if that is not known, or another limit ended the search."""
         return max_batch_of(self.batch, self._probes)
 
     @property
@@ -120,12 +114,12 @@ class CandidateProfiler:
         return tuple(self._probes)
 
     def time(self, until_at: float) -> Profile | Rejection:
-        """Time the batch that the recipe wants, in fresh processes; if the largest one fails there, search on below."""
+        """Time the batch that the recipe wants, in fresh processes; if the largest one fails there, search below it."""
         wanted = self._setting.recipe.batch
         while True:
             self._until_at = until_at
             if self._fixed_batch:
-                return self._profile_accumulated(self._fixed_batch)  # which tries smaller parts by itself
+                return self._profile_accumulated()
             timed = self._probe(self.batch, accum_steps=1, rates=wanted == "knee")
             found = self._to_profile(timed, self._why)
             if isinstance(found, Profile) and wanted == "knee":
@@ -154,15 +148,16 @@ class CandidateProfiler:
         )
 
     def _at_the_knee(self, largest: Profile) -> Profile:
-        """The profile at the knee of the throughput; the one at the largest batch if that is it, or if that failed."""
+        """The profile at the knee of the throughput; that at the largest batch if it is the knee, or if this fails."""
         batch, why = knee(largest.timing.rates)
         if batch == largest.batch // self._ranks:
             return replace(largest, batch_why=f"{largest.batch_why}; {why}")
         found = self._to_profile(self._probe(batch, accum_steps=1), f"{why}; {largest.batch_why}")
         return found if isinstance(found, Profile) else replace(largest, probes=self.probes)
 
-    def _profile_accumulated(self, batch: int) -> Profile | Rejection:
-        """The profile of an update of ``batch`` images, in as few accumulation steps as fit."""
+    def _profile_accumulated(self) -> Profile | Rejection:
+        """The profile of an update of the recipe's batch, in as few accumulation steps as fit."""
+        batch = self._fixed_batch
         found: Profile | Rejection = Rejection(candidate=self.candidate, reason=f"{batch} images cannot be divided")
         share, rest = divmod(batch, self._ranks)
         if rest:
@@ -178,10 +173,10 @@ class CandidateProfiler:
         return found
 
     def _probe(self, batch: int, *, accum_steps: int = 0, rates: bool = False) -> Probe:
-        """Probe a batch that was not probed before; with ``accum_steps`` it is timed, in so many parts."""
-        for known in ((batch, accum_steps), (batch, 1)):
-            if known in self._by_batch and accum_steps <= 1:
-                return self._by_batch[known]
+        """Probe a batch, or return its earlier probe; with ``accum_steps`` it is timed, in so many parts."""
+        known = self._by_batch.get((batch, accum_steps)) or self._by_batch.get((batch, 1))
+        if known is not None and accum_steps <= 1:
+            return known
         if self._stop_reason:
             return Probe(batch=batch, passed=False, reason=self._stop_reason, fatal=True)
         text = f"{self.candidate.name}: batch {batch}{', timed' if accum_steps else ''}"
@@ -194,13 +189,13 @@ class CandidateProfiler:
         return probe
 
     def _outcome(self, batch: int, *, accum_steps: int, rates: bool) -> Probe:
-        """What came of a probe, asked for again where that may change it."""
+        """The result of a probe, which is repeated if that may change it."""
         job = ProbeJob(
             setting=self._setting,
             candidate=self.candidate,
             batch=batch,
             timed=accum_steps > 0,
-            # Processes that train together would have to agree on where to look, and on who ran out of memory there.
+            # Processes that train together would have to agree on the scouted batches.
             scout=not self._probes and not accum_steps and batch < self._limit and self._ranks == 1,
             limit=self._limit,
             non_allocator_bytes=max([self._non_allocator_bytes, *(each.non_allocator_bytes for each in self._probes)]),
@@ -213,7 +208,7 @@ class CandidateProfiler:
         for pauses in range(CROWDED_RETRIES + 1):
             outcome = self._run(job, ends_at)
             if job.scout and isinstance(outcome, Failure) and outcome.kind != "deadline":
-                # It may have been the scouted size that failed: the small one is asked alone before it is judged.
+                # Perhaps a scouted batch failed: repeat the small one alone.
                 outcome = self._run(replace(job, scout=False), ends_at)
             if isinstance(outcome, Probe) and outcome.graph_capture_failed:
                 self._cuda_graph, job = False, replace(job, cuda_graph=False)
@@ -224,12 +219,11 @@ class CandidateProfiler:
                 self._engine.sleep(CROWDED_PAUSE_S)
         if isinstance(outcome, Probe):
             if outcome.memory_taken_by_others:
-                self._stop_reason = outcome.reason  # what others take is no fact of the candidate: nothing is certified
+                self._stop_reason = outcome.reason  # nothing is certified by what others take
             return outcome
-        if outcome.kind == "deadline" and self._engine.now() < self._until_at:
-            self._stop_reason = f"a step of {batch} images did not come to an end within {PROBE_WITHIN_S:g} s"
-        elif outcome.kind == "deadline":
-            self._stop_reason = OUT_OF_TIME
+        if outcome.kind == "deadline":
+            hung = f"a step of {batch} images did not come to an end within {PROBE_WITHIN_S:g} s"
+            self._stop_reason = hung if self._engine.now() < self._until_at else OUT_OF_TIME
         return Probe(
             batch=batch,
             passed=False,
@@ -245,9 +239,9 @@ class CandidateProfiler:
         return outcome
 
     def _at_any_size(self, failure: Failure, batch: int) -> bool:
-        """Whether it would fail like this at a smaller batch too; else one may do."""
+        """Whether a smaller batch would fail in the same way."""
         if batch <= SMALLEST_BATCH:
             return failure.kind in ("error", "died")
         first_and_small = not self._probes and not self._has_prior and batch <= SMALL_BATCH
-        ran_already = self.batch > 0  # what is timed has a size that ran: a full disk is no matter of size
+        ran_already = self.batch > 0  # this size ran before it was timed: the cause is another, such as a full disk
         return failure.kind == "error" and (first_and_small or ran_already)

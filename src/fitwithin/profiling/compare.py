@@ -1,8 +1,7 @@
-"""The comparison of backbones' precisions and layouts over an engine: which of them are not worth a profile."""
+"""The comparison of backbones' precisions and layouts: which of them are not worth a profile."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -13,10 +12,10 @@ from fitwithin.engine.results import CompareResult, Failure, Progress, StepTimin
 from fitwithin.profiling.cache import ProfileCache
 from fitwithin.profiling.candidate_profiler import PROBE_WITHIN_S, ProgressCallback
 from fitwithin.profiling.profile import Rejection
-from fitwithin.profiling.variants import layouts, pruned, slower, variants_to_compare
+from fitwithin.profiling.variants import pruned, slower, variants_to_compare
 
-#: How far precisions and layouts are compared: all of them, a process for each backbone; in one process for all of them
-#: the layouts of the first precision, but those that would take long; or only as far as they were compared before.
+#: What is compared: everything (``whole``), with a process for each backbone; the layouts of the first precision
+#: (``quick``), in one process, but those that take long; or only what the cache knows (``known``).
 Extent = Literal["whole", "quick", "known"]
 
 
@@ -29,19 +28,19 @@ def compare_variants(
     on_progress: ProgressCallback,
     on_peak: Callable[[int | None], None],
     cache: ProfileCache,
-    refresh: bool = False,
-    extent: Extent = "whole",
-    trial_s: float = math.inf,
+    refresh: bool,
+    extent: Extent,
+    trial_s: float,
 ) -> list[Rejection]:
-    """The candidates whose precision or layout loses at a small batch in trials of ``trial_s`` seconds; where nothing
-    could be measured none does.
+    """The candidates whose precision or layout loses at a small batch in trials of ``trial_s`` seconds; none where
+    nothing could be measured.
 
-    ``on_peak`` is called after every process with its peak memory in bytes, None where that is not known.
+    ``on_peak`` is called after every process with its peak memory in bytes, None if unknown.
     """
     wanted = variants_to_compare(candidates)
-    timings: dict[str, dict[str, StepTiming]] = {model: {} for model in wanted}
-    if not refresh:
-        timings = {model: cache.get_step_timings(model) or {} for model in wanted}
+    timings: dict[str, dict[str, StepTiming]] = {
+        model: {} if refresh else cache.get_step_timings(model) or {} for model in wanted
+    }
     unknown = [variants for model, variants in wanted.items() if any(v.name not in timings[model] for v in variants)]
     for job in _jobs(setting, unknown, extent):
         models = sorted({variant.model for variant in job.candidates})
@@ -66,10 +65,11 @@ def compare_variants(
 
 
 def _jobs(setting: JobSettings, unknown: Sequence[Sequence[Candidate]], extent: Extent) -> list[CompareJob]:
-    """What is to be timed of backbones' variants, process by process."""
+    """The processes that time backbones' variants."""
     if extent == "whole":
         return [CompareJob(setting=setting, candidates=tuple(variants)) for variants in unknown]
-    several = [found for variants in unknown if len(found := layouts(variants)) > 1]
-    if extent == "known" or not several:
-        return []
-    return [CompareJob(setting=setting, candidates=tuple(each for found in several for each in found), quick=True)]
+    quick: list[Candidate] = []
+    for variants in unknown if extent == "quick" else ():
+        layouts = [variant for variant in variants if variant.precision == variants[0].precision]
+        quick += layouts if len(layouts) > 1 else []
+    return [CompareJob(setting=setting, candidates=tuple(quick), quick=True)] if quick else []

@@ -1,4 +1,4 @@
-"""One timed process at a time on each device of this machine, whichever runs they belong to."""
+"""A lock, so that one process at a time is timed on each device of this machine, also across runs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,9 @@ from pathlib import Path
 
 @contextmanager
 def timing_lock(folder: Path, device: str) -> Iterator[float]:
-    """Nobody else times on the device while the block lasts; gives the seconds that were waited for that.
+    """Nobody else times on the device (``cpu`` or ``cuda:N``) while the block lasts; gives the seconds waited for it.
 
-    The lock is a file's, so it goes with whoever held it, however that ended.
-
-    Args:
-        folder: shared by all processes that time on this machine with the same cache.
-        device: ``cpu`` or ``cuda:N``.
+    The lock is that of a file in the ``folder``, so it ends with the process that holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"timing-{device.replace(':', '')}.lock").open("ab") as lock:

@@ -1,8 +1,4 @@
-"""The profile of a backbone at a smaller size, from its profile at a larger one. Pure.
-
-A smaller image needs less memory and time, and how much less follows from what the larger one took: where every
-profile counts against a short budget, one per backbone does.
-"""
+"""The profile of a backbone at a smaller size, from its profile at a larger one: for short budgets. Pure."""
 
 from __future__ import annotations
 
@@ -20,9 +16,8 @@ def interpolate_profile(
     """The candidate's profile from that of the same backbone at a larger size; None if ``known`` is no such, or if
     memory was its limit: then the candidate may have a larger batch.
 
-    The batch is that which ran at the larger size, and the peak that of the larger: both hold. Paces at the sizes of
-    progressive resizing are those that were measured, or lie on the line in the number of pixels through the two
-    measured ones next to them. An evaluation costs what it does at the next larger size that was measured.
+    Batch and peak memory are those of the larger size. Paces at the sizes of progressive resizing are measured ones, or
+    interpolated in the number of pixels. An evaluation costs what it does at the next larger size measured.
     """
     px = candidate.train_px
     if replace(known.candidate, train_px=px) != candidate or known.candidate.train_px <= px:
@@ -62,7 +57,7 @@ def interpolate_profile(
 def interpolate_step_s(paces: Mapping[int, float], px: int) -> float:
     """Seconds per step at ``px``, from those at other sizes: never negative, and never less at more pixels.
 
-    With a single one known they are taken to grow with the number of pixels.
+    With a single size known they are taken to be proportional to the number of pixels.
     """
     if px in paces:
         return paces[px]
@@ -81,7 +76,7 @@ def interpolate_step_s(paces: Mapping[int, float], px: int) -> float:
 def interpolate_profiles(
     known: Sequence[Profile], wanted: Sequence[Candidate], recipe: Recipe, view_sizes: Sequence[int]
 ) -> list[Profile]:
-    """The profiles of those wanted that follow from a known one, each from the nearest larger size."""
+    """The profiles of ``wanted`` that follow from a known one, each from the nearest larger size."""
     nearest = sorted(known, key=lambda profile: profile.candidate.train_px)
     found = (
         next((one for profile in nearest if (one := interpolate_profile(profile, candidate, recipe, view_sizes))), None)
@@ -91,7 +86,7 @@ def interpolate_profiles(
 
 
 def largest(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Each backbone at its largest size: what has to be measured for all."""
+    """Each backbone at its largest size."""
     most: dict[Candidate, int] = {}
     for candidate in candidates:
         key = replace(candidate, train_px=0)

@@ -1,6 +1,6 @@
 """One probe: the real training step at one batch size, in this fresh process, under the cap.
 
-The step is that of training: optimizer state and all, followed by evaluation at the largest view, as in a turn.
+As in a trial, the step has its optimizer state, and an evaluation at the largest view follows.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from fitwithin.candidate import Candidate
 from fitwithin.data.batches import dummy_batch
 from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.engine.cuda import Cuda
@@ -21,13 +20,13 @@ from fitwithin.training.distributed import SINGLE_PROCESS, ProcessGroup
 from fitwithin.training.evaluation import eval_batch
 from fitwithin.training.learner import Learner, check_finite
 
-#: Optimizer state appears in the first step and shows in the second step's peak. A recorded step has the same peak
-#: every time, and the second is the first that is recorded. So it is with evaluation's passes.
+#: The optimizer state appears in the first step and shows in the second step's peak. A recorded step has the same peak
+#: every time, and the second step (or pass of an evaluation) is the first that is recorded.
 UPDATES, RECORDED_UPDATES = 3, 1
 PASSES, RECORDED_PASSES = 1, 2
 
-#: A probe in which the allocator gives memory back, or refuses some, is at the edge: its speed is not the trend's.
-ALLOWED_RETRIES = 0
+#: Bytes per parameter that stay from step to step: float32 weights and AdamW's two moments.
+BYTES_PER_PARAMETER = 12
 
 
 def probe(
@@ -35,13 +34,12 @@ def probe(
     device: Cpu | Cuda,
     feeder: PrefetchLoader,
     requested_at: float,
-    scratch: Path,
     team: ProcessGroup = SINGLE_PROCESS,
 ) -> Probe:
-    """Run the real step at ``job.batch``; what it says of memory and, if asked, of time.
+    """Run the real step at ``job.batch`` and measure its memory and, if asked, its time.
 
-    ``requested_at`` is the instant the process was asked for, ``scratch`` a folder for a checkpoint that is timed. All
-    of a ``team`` take these steps. (A timed process has :func:`~fitwithin.profiling.gpu_lock.timing_lock`.)
+    ``requested_at`` is the instant the process was asked for. All processes of a ``team`` take these steps. (A timed
+    process has :func:`~fitwithin.profiling.gpu_lock.timing_lock`.)
     """
     started_at = time.monotonic()
     learner: Learner | None = None
@@ -58,6 +56,8 @@ def probe(
             )
             startup_s = time.monotonic() - requested_at
             if job.timed:
+                scratch = scratch_folder(job) / job.candidate.name
+                scratch.mkdir(parents=True, exist_ok=True)
                 timing = measure(learner, job, device, feeder, startup_s, scratch)
             else:
                 _step_and_evaluate(learner, job, device, job.batch)
@@ -72,11 +72,9 @@ def probe(
     retries = device.retries()
     if not reason and peak_bytes > job.setting.memory_bytes:
         reason = f"the peak was {peak_bytes - job.setting.memory_bytes} bytes above the cap"
-    if not reason and retries > ALLOWED_RETRIES:
-        reason, memory_taken_by_others = (
-            f"the allocator gave memory back or refused some {retries} times",
-            device.memory_taken_by_others(),
-        )
+    if not reason and retries:  # the batch is at the edge: its speed is not that of smaller ones
+        reason = f"the allocator gave memory back or refused some {retries} times"
+        memory_taken_by_others = device.memory_taken_by_others()
     if not reason and job.scout and learner is not None:
         scouted = _scout(learner, job, device)
     return Probe(
@@ -98,15 +96,8 @@ def probe(
     )
 
 
-#: Bytes per parameter that stay from step to step: float32 weights and AdamW's two moments.
-BYTES_PER_PARAMETER = 12
-
-
 def _scout(learner: Learner, job: ProbeJob, device: Cpu | Cuda) -> tuple[tuple[int, int], ...]:
-    """Two larger batches in the same process, as ``((batch, needed bytes), ...)``; what did not pass is left out.
-
-    Where they lie: :data:`fitwithin.engine.jobs.SCOUTED`.
-    """
+    """Run larger batches (SCOUTED) in the same process; ``((batch, needed bytes), ...)`` of those that passed."""
     points = [(job.batch, device.needed_bytes())]
     image_bytes = (points[0][1] - device.non_allocator_bytes() - BYTES_PER_PARAMETER * learner.parameters) / job.batch
     for share in SCOUTED:
@@ -132,10 +123,7 @@ def _scout(learner: Learner, job: ProbeJob, device: Cpu | Cuda) -> tuple[tuple[i
 
 
 def _step_and_evaluate(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -> None:
-    """Updates, an evaluation pass at the largest size, and updates again; on CUDA those are recorded ones.
-
-    What the allocator keeps from evaluation and from one update decides what the next ones need.
-    """
+    """Updates, an evaluation pass at the largest size, and updates again: memory that the allocator keeps counts."""
     x, y = dummy_batch(job.candidate.train_px, batch, job.setting.classes, job.setting.seed, job.setting.canvas_px)
     recorded = job.cuda_graph and device.kind == "cuda"
     updates, passes = (RECORDED_UPDATES, RECORDED_PASSES) if recorded else (UPDATES, PASSES)
@@ -149,17 +137,10 @@ def _step_and_evaluate(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batc
     device.update_limit()
     device.empty_cache()
     losses += [learner.step(x, y, 1e-4) for _ in range(updates)]
-    device.update_limit()  # a recorded step takes memory outside the allocator, which later probes keep free
+    device.update_limit()  # a recorded step takes memory outside the allocator
     check_finite(job.candidate, losses)
 
 
 def scratch_folder(job: ProbeJob) -> Path:
-    """Where the probes of all runs with this cache have their throw-away files, and their locks."""
+    """The folder of temporary files and locks, shared by all runs with this cache."""
     return Path(job.setting.pack).parent.parent / "scratch"
-
-
-def candidate_scratch(candidate: Candidate, folder: Path) -> Path:
-    """A folder of its own for a candidate's throw-away files."""
-    path = folder / candidate.name
-    path.mkdir(parents=True, exist_ok=True)
-    return path

@@ -1,7 +1,7 @@
-"""What profiling finds out about a candidate. Pure; the search for its largest batch is profiling/batch_search.py's.
+"""What profiling finds out about a candidate. Pure.
 
-A profile's claim is a certificate: a batch of ``batch`` ran the real training step under the cap in a fresh process,
-and ``batch + 1`` did not (or a stated limit other than memory ended the search). Nothing is returned that did not run.
+A profile is a certificate: a batch of ``batch`` ran the real training step under the cap in a fresh process, and
+``batch + 1`` did not (or a stated limit other than memory ended the search).
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from fitwithin.candidate import Candidate
 from fitwithin.engine.results import Probe, Timing
 
+if TYPE_CHECKING:
+    from fitwithin.profiling.candidate_profiler import CandidateProfiler
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
-    """What a neighbour's certificate says of a candidate: its largest batch, and bytes per image. It places probes.
-
-    ``non_allocator_bytes`` is what the neighbour held outside the allocator: the same backbone loads the same kernels.
-    """
+    """What another size's certificate suggests for a candidate: its largest batch, bytes per image, and bytes outside
+    the allocator (the same backbone loads the same kernels)."""
 
     batch: int
     image_bytes: float
@@ -29,11 +30,11 @@ class Prior:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """The measured facts of a candidate: parameters, its certified batch, and its timing at that batch.
+    """The measured facts of a candidate.
 
-    ``batch`` is what an update takes, in ``accum_steps`` parts; ``largest`` is the certified batch, ``batch`` if that
-    is 0. ``cuda_graph``: on CUDA its step ran, and has to run, as a recorded graph. ``quick``: its timing was short, or
-    is derived from that of a larger size.
+    ``batch`` is what an update takes, in ``accum_steps`` parts; ``largest`` is the certified batch, 0 if that is
+    ``batch``. ``cuda_graph``: on CUDA its step ran, and must run, as a recorded graph. ``quick``: its timing was short,
+    or is derived from that of a larger size.
     """
 
     candidate: Candidate
@@ -70,8 +71,8 @@ class Profile:
         return max_batch_of(self.certified, self.probes)
 
     @property
-    def trials(self) -> int:
-        """How many batch sizes were run to find the largest, repetitions and scouted ones included."""
+    def num_tried(self) -> int:
+        """The number of batches run to find the largest, with repetitions and scouted ones."""
         return sum(1 + len(probe.scouted) for probe in self.probes if not (probe.passed and probe.timing is not None))
 
     @property
@@ -93,32 +94,16 @@ class Rejection:
     reason: str
 
 
-class HasProbes(Protocol):
-    """A candidate whose largest batch was found (:class:`Profile` is one), or is about to be."""
-
-    @property
-    def candidate(self) -> Candidate:
-        """Whose."""
-
-    @property
-    def max_batch(self) -> float | None:
-        """Where its memory meets the cap, in images; None if that is not known, or if something else was the limit."""
-
-    @property
-    def probes(self) -> tuple[Probe, ...]:
-        """What was tried."""
-
-
 def max_batch_of(batch: int, probes: Iterable[Probe]) -> float | None:
     """Half an image above ``batch`` if the next one was tried and failed, else None."""
     return batch + 0.5 if any(not probe.passed and probe.batch == batch + 1 for probe in probes) else None
 
 
-def prior(known: Iterable[HasProbes], candidate: Candidate) -> Prior | None:
-    """What the profile of the same backbone at another size says, if there is one whose limit was memory.
+def prior(known: Iterable[Profile | CandidateProfiler], candidate: Candidate) -> Prior | None:
+    """What the same backbone's certificate at another size suggests; None without one whose limit was memory.
 
-    Activations grow with the number of pixels, and everything else stays: bytes per image scale by the square of the
-    size, and so does the batch. (Certified on an H200: within one image of the truth; benchmarks/profile_phase.py.)
+    Bytes per image scale with the number of pixels, and the batch with its inverse. (On an H200 within one image of the
+    truth; benchmarks/profile_phase.py.)
     """
     for other in known:
         if replace(other.candidate, train_px=candidate.train_px) != candidate or other.candidate == candidate:
@@ -136,7 +121,7 @@ def prior(known: Iterable[HasProbes], candidate: Candidate) -> Prior | None:
 
 
 def memory_points(probes: Iterable[Probe]) -> list[tuple[int, int]]:
-    """Batches and the memory they needed, ascending; for a batch that ran twice, the larger."""
+    """Batches and the memory they needed, ascending; the larger one for a batch that ran twice."""
     points: dict[int, int] = {}
     for batch, needed_bytes in (point for probe in probes for point in probe.memory_points):
         points[batch] = max(needed_bytes, points.get(batch, 0))

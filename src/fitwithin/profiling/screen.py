@@ -1,4 +1,4 @@
-"""The paces of backbones' precisions and layouts at one small batch, in one process: cheap evidence for pruning."""
+"""The paces of backbones' precisions and layouts at one small batch, in one process."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from fitwithin.errors import OutOfMemory
 from fitwithin.training import model as models
 from fitwithin.training.learner import Learner
 
-#: The batches to compare at: the first at which every variant runs within the cap.
+#: Variants are compared at the first of these batches at which all of them run within the cap.
 BATCHES = (64, 16, 4)
 
-#: Steps until a pace is steady, how many chunks of a pace are timed, and seconds of each.
+#: The steps until a pace is steady, the number of chunks that are timed, and the seconds of each.
 WARM, CHUNKS, CHUNK_S = 4, 5, 0.04
 
-#: Before anything is timed the first step of a process is taken, with so many images: libraries are loaded by it.
+#: The images of an untimed first step, which loads libraries.
 FIRST_BATCH = 4
 
 
 def screen(job: CompareJob, device: Cpu | Cuda) -> CompareResult:
-    """The pace of every variant; a backbone of which one fails, or does not fit with any of BATCHES, is left out: its
-    profile tells why.
+    """The pace of every variant; a backbone is left out if one of its variants fails or fits at none of BATCHES.
 
-    Where time is short (``quick``), variants whose kernels would be built for every shape are left out too, if there is
-    another: 10 s for each size of progressive resizing (H100, efficientnet_b0 and mobilenetv3 in channels_last).
+    A ``quick`` job also leaves out variants whose kernels are built for every shape, if there is another: that takes
+    10 s for each size of progressive resizing (H100, efficientnet_b0 and mobilenetv3 in channels_last).
     """
     paces: dict[str, StepTiming] = {}
-    with suppress(Exception):
-        _first_step(job, job.candidates[0], device)
+    with suppress(Exception), device.guard():
+        Learner(job.setting, job.candidates[0], device).step(*_batch(job, job.candidates[0], FIRST_BATCH), 1e-4)
+        device.synchronize()
     for _, variants in groupby(job.candidates, key=lambda candidate: candidate.model):
         device.update_limit()
         device.empty_cache()
@@ -47,17 +47,11 @@ def screen(job: CompareJob, device: Cpu | Cuda) -> CompareResult:
     return CompareResult(paces=paces, peak_bytes=device.peak_bytes())
 
 
-def _first_step(job: CompareJob, candidate: Candidate, device: Cpu | Cuda) -> None:
-    with device.guard():
-        Learner(job.setting, candidate, device).step(*_batch(job, candidate, FIRST_BATCH), 1e-4)
-        device.synchronize()
-
-
 def _paces(job: CompareJob, variants: list[Candidate], device: Cpu | Cuda) -> dict[str, StepTiming]:
-    """Those of one backbone."""
+    """The paces of one backbone's variants."""
     for batch in BATCHES:
         found = {}
-        try:
+        with suppress(OutOfMemory):
             for candidate in variants:
                 with device.guard():
                     pace = _pace(job, candidate, batch, device, builds=not job.quick or len(variants) == 1)
@@ -65,13 +59,9 @@ def _paces(job: CompareJob, variants: list[Candidate], device: Cpu | Cuda) -> di
                     found[candidate.name] = pace
                 device.update_limit()
                 device.empty_cache()
-        except OutOfMemory:
-            if batch == BATCHES[-1]:
-                raise
-            device.empty_cache()
-        else:
             return found
-    raise AssertionError("unreachable")
+        device.empty_cache()
+    return {}
 
 
 def _batch(job: CompareJob, candidate: Candidate, batch: int) -> Batch:
@@ -79,7 +69,7 @@ def _batch(job: CompareJob, candidate: Candidate, batch: int) -> Batch:
 
 
 def _pace(job: CompareJob, candidate: Candidate, batch: int, device: Cpu | Cuda, *, builds: bool) -> StepTiming | None:
-    """The pace of one variant; None if its kernels would have to be built and it must not."""
+    """The pace of one variant; None if its kernels must be built and ``builds`` is false."""
     torch.set_float32_matmul_precision("highest")  # a variant before this one may have lowered it
     learner = Learner(job.setting, candidate, device, cuda_graph=True)
     if not builds and candidate.layout == "channels_last" and learner.amp_dtype and models.depthwise(learner.net):

@@ -23,17 +23,15 @@ from fitwithin.training.evaluation import eval_batch, first_and_pace, ms_per_ima
 from fitwithin.training.learner import Learner, check_finite, write_checkpoint
 from fitwithin.training.loop import MAX_STEPS
 
-#: Seconds per step, and its 95 % interval.
-StepTiming = tuple[float, float, float]
+#: Seconds per step, and the ends of its 95 % interval.
+Interval = tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a pace is measured: after a run-up, over so many seconds and ``steps`` at least, until it is known to
-    ``steady`` (95 % interval over the mean) or ``most_s`` are over; ``error`` of it is uncertain at the least.
-
-    A GPU that rested takes a while to raise its clocks.
-    """
+    """How a pace is measured: after a run-up, in which a GPU raises its clocks, over ``least_s`` and ``steps`` or more,
+    until half its 95 % interval is at most ``steady`` of the mean or ``most_s`` are over. That half is taken to be at
+    least ``error`` of the mean."""
 
     run_up_s: float
     least_s: float
@@ -43,24 +41,24 @@ class Sampling:
     error: float = 0.0
 
 
-#: The usual one, and the one where a profile must take little time: as long as it takes to record a step.
+#: The usual sampling, and that of a quick profile, which takes as long as recording a step.
 USUAL = Sampling(run_up_s=0.5, least_s=0.5, most_s=3.0, steps=6, steady=0.003)
 BRIEF = Sampling(run_up_s=0.1, least_s=0.15, most_s=0.3, steps=3, steady=0.02, error=0.05)
 
-#: A brief timing looks at so many batches of an evaluation, and for so many seconds at more, up to so many. (Three gave
-#: 0.12 to 0.54 s for validations that took 0.13 to 0.34, too much as often as too little: 64 and 80 px, H100.)
+#: A quick timing looks at BRIEF_BATCHES of an evaluation, and at more for BRIEF_EVALUATION_S, up to BRIEF_MOST. (Three
+#: predicted 0.12 to 0.54 s for validations that took 0.13 to 0.34: 64 and 80 px, H100.)
 BRIEF_BATCHES, BRIEF_EVALUATION_S, BRIEF_MOST = 3, 0.15, 12
 
-#: A timed process begins as a turn does, with so many steps: one, a checkpoint, the recording, and some in a row.
+#: The steps with which a timed process begins, as a trial does: one, a checkpoint, the recording, and some in a row.
 FIRST_STEPS = 4
 
-#: The dummy pace needs less: nothing but the device is in it.
+#: The dummy pace needs fewer steps: it is the device's alone.
 DUMMY_SAMPLE_S, DUMMY_STEPS = 0.15, 6
 
-#: Steps after which a batch of another size has its steady pace.
+#: The steps until a batch of another size has its steady pace.
 PREPARED = 3
 
-#: What a change of the size costs shows in so many steps: one, its recording, and the first that is replayed.
+#: The steps that show the cost of another size: one, its recording, and the first that is replayed.
 CHANGE_STEPS = 3
 
 
@@ -70,18 +68,17 @@ def measure(
     """Seconds of everything that a plan needs: steps of the device, of the loader and of both together, evaluation,
     checkpoint.
 
-    As a trial does, it begins with the smallest size of progressive resizing and goes on to the next. The pace is that
-    of the step as it was recorded first: recorded again after an evaluation, ResNeSt's float16 steps were 1.2 to 1.8 %
-    faster than the turns that followed (H100). Nothing else may start meanwhile: beside a start, eight of 40
-    samples had an interval of 1 to 3.4 %, where 0.1 is usual, and two dummy paces were 15 and 16 % slow.
+    As in a trial, the sizes of progressive resizing follow each other. The pace is that of the step as recorded first:
+    recorded again after an evaluation, ResNeSt's float16 steps were 1.2 to 1.8 % faster than in trials (H100). No other
+    process may start meanwhile: beside a start, eight of 40 samples had an interval of 1 to 3.4 %, where 0.1 is usual.
 
-    Processes that train together take the same steps; the first one says when it is enough.
+    Processes that train together take the same steps; the first one decides when to stop.
     """
     candidate = job.candidate
     num_other_processes = device.num_other_processes()
     sizes = [px for _, px in job.setting.recipe.stages(candidate.train_px)]
     first_s = save_s = 0.0
-    paces: dict[int, StepTiming] = {}
+    paces: dict[int, Interval] = {}
     changes_s: dict[int, float] = {}
     fields: dict[str, Any] = {}
     for px in sizes:
@@ -117,19 +114,19 @@ def measure(
 
 
 def _beside_steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: PrefetchLoader) -> dict[str, Any]:
-    """What evaluations cost, by size."""
+    """The seconds of evaluations, by size."""
     device.update_limit()
     device.empty_cache()
     sizes = sorted({job.candidate.train_px, *job.setting.view_sizes})
     passes = dict.fromkeys(sizes, (0.0, 0.0, 0.0))
     if learner.team.is_main:
-        # Those between are taken to cost what the next larger one does.
+        # A size that is not measured is taken to cost what the next larger one does.
         larger = sizes[-1]
         seen = {job.candidate.train_px, larger} if job.quick else set(sizes)
         for px in reversed(sizes):
             passes[px] = _evaluation(learner, job, feeder, px) if px in seen else passes[larger]
             larger = px
-    learner.release()  # in a turn too the others do no more, and wait at the next step
+    learner.release()  # as in a trial, the other processes wait at the next step
     device.update_limit()
     device.empty_cache()
     return {
@@ -140,13 +137,13 @@ def _beside_steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: P
 
 
 def _dummy_paces(learner: Learner, job: ProbeJob, device: Cpu | Cuda, ready: Batch) -> dict[str, Any]:
-    """The pace with a batch that lies ready, and the rates of smaller ones where they are asked for."""
+    """The pace with a batch that lies ready, and if asked the images/s of smaller batches."""
     dummy_s = _dummy_pace(learner, device, ready)
     rates = {job.batch: job.batch / dummy_s}
     for batch in batches_to_compare(job.batch) if job.rates else ():
         rates[batch] = batch / _dummy_pace(learner, device, _prepared(learner, job, device, batch))
     if len(rates) > 1:
-        learner.step(*ready, 1e-4)  # back at the batch of the turn
+        learner.step(*ready, 1e-4)  # back at the batch of the trial
     return {"dummy_step_s": dummy_s, "rates": rates if job.rates else {}}
 
 
@@ -158,7 +155,7 @@ def _first_steps(
     begun_at: float,
     scratch: Path,
 ) -> tuple[float, float]:
-    """What a turn begins with: the seconds of its first steps, and those of the checkpoint after the very first."""
+    """The seconds of a trial's first steps, and of the checkpoint after the first one."""
     losses = [learner.step(*next(batches), 1e-4)]
     device.synchronize()
     stepped_at = time.monotonic()
@@ -204,17 +201,16 @@ def _dummy_pace(learner: Learner, device: Cpu | Cuda, ready: Batch) -> float:
 
 
 def _loader_pace(batches: Iterator[Batch], prefetch: int) -> float:
-    """Mean seconds in which the loader makes a batch while nothing else is done; it has none in stock afterwards."""
+    """Mean seconds in which the loader makes a batch while nothing else is done, after its stock is used up."""
     for _ in range(prefetch):
         next(batches)
-    begun_at, made = time.monotonic(), 0
-    while made < prefetch:
+    begun_at = time.monotonic()
+    for _ in range(prefetch):
         next(batches)
-        made += 1
-    return (time.monotonic() - begun_at) / made
+    return (time.monotonic() - begun_at) / prefetch
 
 
-def _pace(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch], sampling: Sampling) -> StepTiming:
+def _pace(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch], sampling: Sampling) -> Interval:
     """Mean seconds per step, and its 95 % interval from the spread of chunks of steps."""
     marks: list[float] = []
     begun_at, mean_s, error_s, enough = time.monotonic(), 0.0, 0.0, False
@@ -240,8 +236,8 @@ def _mean(steps_s: npt.NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _evaluation(learner: Learner, job: ProbeJob, feeder: PrefetchLoader, px: int) -> tuple[float, float, float]:
-    """An evaluation of the validation split at ``px`` with the real loader: what the first batch costs more, seconds
-    per image of the others, and those of the device alone."""
+    """An evaluation of the validation split at ``px`` with the real loader: the extra seconds of the first batch, the
+    seconds per image of the others, and those of the device alone."""
     marks = [time.monotonic()]
 
     def on_batch() -> bool:
@@ -255,6 +251,6 @@ def _evaluation(learner: Learner, job: ProbeJob, feeder: PrefetchLoader, px: int
     whole_s, device_s = marks[-1] - marks[0], ms_per_image(learner, views[0], size, eager=False) / 1e3
     if len(marks) < 3:
         return 0.0, whole_s / n, device_s
-    # All batches have the same size: the last is filled up.
+    # All batches have the same size: the last one is padded.
     first_s, batch_s = first_and_pace(marks)
     return first_s, batch_s / size if job.quick else (whole_s - first_s) / n, device_s

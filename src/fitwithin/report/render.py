@@ -174,7 +174,7 @@ def profile_table(found: Sequence[Profile | Rejection]) -> list[RenderableType]:
         table.add_row(
             each.candidate.name,
             f"{each.batch}" if each.accum_steps == 1 else f"{each.accum_steps} x {each.batch // each.accum_steps}",
-            "cached" if each.cached else str(each.trials),
+            "cached" if each.cached else str(each.num_tried),
             format_count(each.images_per_s),
             f"{timing.step_s * 1e3:.2f}",
             f"{100 * (timing.step_high_s / timing.step_s - 1):.1f}",
