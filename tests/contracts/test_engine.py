@@ -436,16 +436,21 @@ def test_a_process_that_stays_evaluates_in_time_what_it_trained(
         assert stayers.engine.now() - begun_at > took_s
 
 
-def test_a_process_that_stays_evaluates_another_model_of_its_candidate(stayers: Bench, tmp_path: Path) -> None:
+def test_a_process_that_stays_evaluates_another_model_of_its_candidate(
+    stayers: Bench, tmp_path: Path, forks: list[int]
+) -> None:
     """As of the trial before it, where that ended better."""
     before = stayers.train(tmp_path / "before", 12)
     assert isinstance(before, TrainResult), before
     job = staying(stayers, tmp_path / "final", 9.0)
     assert isinstance(carried_out(stayers, job), TrainResult)
     assert job.evaluation is not None
-    evaluated = carried_out(stayers, replace(job.evaluation, folder=str(tmp_path / "before")))
+    before_it = len(forks)
+    other = replace(job.evaluation, folder=str(tmp_path / "before"), until_at=stayers.engine.now() + 60)
+    evaluated = carried_out(stayers, other)
     assert isinstance(evaluated, EvalResult), evaluated
     assert len(evaluated.done) == 8
+    assert len(forks) == before_it, "no other process did it"
     plain = read_logits(tmp_path / "before", "val", job.evaluation.views[0])
     assert int((plain.argmax(axis=1) == _labels(stayers)).sum()) == before.best
 
