@@ -51,7 +51,7 @@ def folder(run: RunContext, plan: Plan) -> Path:
     return train_phase.trial_folder(run.folder, plan.trials[0])
 
 
-def test_a_calm_turn_takes_its_planned_steps_and_those_that_fit_beside_them(stage: Any) -> None:
+def test_a_calm_trial_takes_its_planned_steps_and_those_that_fit_beside_them(stage: Any) -> None:
     run, plan = stage()
     (trial,), begun_at = plan.trials, run.engine.now()
     outcome = train(run, plan)
@@ -144,7 +144,7 @@ def test_no_time_is_no_start(stage: Any) -> None:
     assert run.engine.jobs == []
 
 
-def test_a_frozen_turn_does_not_change_its_batch(stage: Any) -> None:
+def test_a_frozen_trial_does_not_change_its_batch(stage: Any) -> None:
     run, plan = stage(SimulatedMachine(fixed_bytes=400e6))
     outcome = train(run, plan, frozen=True)
     assert isinstance(outcome, Failure)
@@ -164,7 +164,7 @@ def test_an_error_is_not_tried_again(stage: Any) -> None:
     assert len(calls) == 1
 
 
-def test_a_finished_turn_is_not_trained_again(stage: Any) -> None:
+def test_a_finished_trial_is_not_trained_again(stage: Any) -> None:
     """The process was killed after the worker had ended and before the store knew."""
     run, plan = stage()
     first = train(run, plan)
@@ -209,7 +209,7 @@ def test_a_trial_ends_within_its_allotment_and_within_the_run(stage: Any, scope:
         assert sooner - run.engine.now() == pytest.approx(10.0)
 
 
-def test_a_short_turn_augments_less_than_it_was_profiled_with(stage: Any) -> None:
+def test_a_short_trial_augments_less_than_it_was_profiled_with(stage: Any) -> None:
     run, plan = stage(recipe="fast", time_s=28.0)
     trial = plan.trials[0]
     wanted = run.request.recipe

@@ -97,16 +97,11 @@ def largest_batch(
         return _close(search)
     start = max(SMALLEST_BATCH, min(prior.batch if prior else first, limit))
     probe = search.probe(start)
-    if probe.fatal:
-        return 0, probe.reason, search.probes
-    if not probe.passed and start <= max(first, SMALLEST_BATCH):
-        smaller = search.probe(SMALLEST_BATCH) if start > SMALLEST_BATCH else probe
-        if not smaller.passed:
-            why = smaller.reason if smaller.fatal else f"{SMALLEST_BATCH} images do not fit: {smaller.reason}"
-            return 0, why, search.probes
-    elif probe.passed and start < limit and search.predicted() is None:
+    if probe.passed and start < limit and search.predicted() is None:
         search.probe(min(limit, 3 * start))
-    return _close(search)
+    elif not probe.passed and not probe.fatal and SMALLEST_BATCH < start <= first:
+        probe = search.probe(SMALLEST_BATCH)
+    return (0, probe.reason, search.probes) if probe.fatal else _close(search)
 
 
 def _close(search: _Search) -> tuple[int, str, list[Probe]]:

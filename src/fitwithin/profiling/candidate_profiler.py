@@ -66,9 +66,8 @@ class CandidateProfiler:
         self._until_at = 0.0
         #: Why no more probes can be run; empty if they can.
         self._stop_reason = ""
-        self._has_prior = False
+        self._prior: Prior | None = None
         self._cuda_graph = True
-        self._non_allocator_bytes = 0
         self._why = ""
         #: The largest batch that passed; 0 before the search is over.
         self.batch = 0
@@ -86,13 +85,12 @@ class CandidateProfiler:
             reason = f"the recipe or the data allow {self._ranks} processes not even {SMALLEST_BATCH} images each"
             return Rejection(candidate=self.candidate, reason=f"{reason}; choose a smaller --data-parallel")
         self._until_at = until_at
-        self._has_prior = prior is not None
-        self._non_allocator_bytes = prior.non_allocator_bytes if prior is not None else self._non_allocator_bytes
+        self._prior = prior or self._prior
         first = self._limit if self._limit <= TRY_LIMIT_FIRST or self._quick else SMALL_BATCH
-        time_limit = alone and self._setting.recipe.batch == "largest"
+        limit_is_timed = alone and self._setting.recipe.batch == "largest"
         self.batch, self._why, _ = largest_batch(
             # A limit that is tried first is probably the result, so it is timed at once.
-            lambda batch: self._probe(batch, accum_steps=int(time_limit and batch == self._limit == first)),
+            lambda batch: self._probe(batch, accum_steps=int(limit_is_timed and batch == self._limit == first)),
             cap_bytes=self._setting.memory_bytes,
             limit=self._limit,
             first=first,
@@ -190,6 +188,7 @@ class CandidateProfiler:
 
     def _outcome(self, batch: int, *, accum_steps: int, rates: bool) -> Probe:
         """The result of a probe, which is repeated if that may change it."""
+        known = (self._prior, *self._probes)
         job = ProbeJob(
             setting=self._setting,
             candidate=self.candidate,
@@ -198,7 +197,7 @@ class CandidateProfiler:
             # Processes that train together would have to agree on the scouted batches.
             scout=not self._probes and not accum_steps and batch < self._limit and self._ranks == 1,
             limit=self._limit,
-            non_allocator_bytes=max([self._non_allocator_bytes, *(each.non_allocator_bytes for each in self._probes)]),
+            non_allocator_bytes=max((each.non_allocator_bytes for each in known if each), default=0),
             cuda_graph=self._cuda_graph,
             accum_steps=max(1, accum_steps),
             rates=rates,
@@ -242,6 +241,6 @@ class CandidateProfiler:
         """Whether a smaller batch would fail in the same way."""
         if batch <= SMALLEST_BATCH:
             return failure.kind in ("error", "died")
-        first_and_small = not self._probes and not self._has_prior and batch <= SMALL_BATCH
+        first_and_small = not self._probes and not self._prior and batch <= SMALL_BATCH
         ran_already = self.batch > 0  # this size ran before it was timed: the cause is another, such as a full disk
         return failure.kind == "error" and (first_and_small or ran_already)
