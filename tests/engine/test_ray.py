@@ -221,7 +221,7 @@ class Assassin:
     def steps_saved(self, name: str) -> int:
         """The steps that had been taken at the trial's last checkpoint."""
         mine = next(each for each in self.trials if each.candidate.name == name)
-        left = read_json(TrainResult, train_phase.turn_folder(self.run.folder, mine) / SALVAGE)
+        left = read_json(TrainResult, train_phase.trial_folder(self.run.folder, mine) / SALVAGE)
         return left.steps if left else 0
 
     def at(self) -> str | None:
