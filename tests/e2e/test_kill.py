@@ -219,13 +219,15 @@ def _validating(run: Path) -> bool:
     )
 
 
-def _second_turn(run: Path) -> bool:
-    """The first turn has ended, the second has its checkpoint."""
-    turns = sum(kind == "trial_ended" for kind, _ in events(run))
-    return turns == 1 and any(run.glob(f"candidates/*/{CHECKPOINT}"))
+def _second_trial(run: Path) -> bool:
+    """The first trial has ended, the second has its checkpoint."""
+    ended = sum(kind == "trial_ended" for kind, _ in events(run))
+    return ended == 1 and any(run.glob(f"candidates/*/{CHECKPOINT}"))
 
 
-@pytest.mark.parametrize(("kind", "moment"), [("pair", _validating), ("contest", _second_turn)])
+@pytest.mark.parametrize(
+    ("kind", "moment"), [("pair", _validating), pytest.param("contest", _second_trial, marks=pytest.mark.soak)]
+)
 def test_a_frozen_plan_killed_and_resumed_gives_the_same_bytes(
     door: Door,
     start: Callable[..., Alive],

@@ -81,6 +81,7 @@ def test_other_data_of_the_same_shape_needs_no_profile(ground: Path, door: Door,
     assert all(each["cached"] for each in again if "timing" in each)
 
 
+@pytest.mark.soak
 def test_a_held_batch_is_accumulated_and_trains(ground: Path, door: Door, shapes: Path) -> None:
     recipe = ground / "held.toml"
     text = (

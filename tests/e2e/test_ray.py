@@ -98,6 +98,7 @@ def test_the_local_engines_winner_to_the_byte(
     until(lambda: not servers(), 5.0, why="the driver has ended, and with it what it started")
 
 
+@pytest.mark.soak
 def test_a_killed_driver_takes_its_tasks_along_and_another_goes_on(
     beside: Door, address: str, start: Callable[..., Alive], shapes: Path, short: Path, tmp_path: Path
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_cluster_of_its_own_goes_with_the_driver_and_the_run_goes_on_without_r
     assert killed_s + ended.wall_s - 1.0 <= spent_s <= BUDGET_S
 
 
+@pytest.mark.soak
 def test_two_candidates_at_once_on_two_nodes(beside: Door, address: str, shapes: Path, tmp_path: Path) -> None:
     """Each is a task of its own; the books count both."""
     run, limit_s = tmp_path / "run", budget_s(38)

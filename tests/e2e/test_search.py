@@ -28,6 +28,7 @@ def ended(run: Path) -> set[str]:
     return {body["name"] for kind, body in events(run) if kind == "trial_ended"}
 
 
+@pytest.mark.soak
 def test_a_search_killed_twice_ends_within_its_time(
     door: Door, shapes: Path, plan: Path, start: Callable[..., Any], tmp_path: Path
 ) -> None:
