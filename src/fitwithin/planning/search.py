@@ -1,7 +1,7 @@
 """The trials of a search and their scores. Pure; planning/halving.py chooses the next trial.
 
 Each trial is a complete schedule that ends at a learning rate of 0, so candidates are compared after equal time. The
-state of a search follows from what it was asked and told: an interrupted run repeats both and goes on.
+state of a search follows from what it was asked and what came of it: an interrupted run repeats both and goes on.
 """
 
 from __future__ import annotations
