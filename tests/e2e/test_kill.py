@@ -155,6 +155,7 @@ def copied(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
+@pytest.mark.soak
 def test_killed_while_packing_and_again_while_profiling(
     door: Door, start: Callable[..., Alive], plan: Path, large: Path, tmp_path: Path
 ) -> None:
