@@ -171,7 +171,8 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
             feeder.start()
         team = distributed.init_process_group(seat, setting.jobs_per_host)
         opened = device.open_device(setting.device)
-        expected_bytes = 0 if evaluates else job.non_allocator_bytes
+        # An evaluation takes far less than the training step that was certified with the same views.
+        expected_bytes = 0 if evaluates else job.non_allocator_bytes or None
         opened.set_memory_cap(setting.memory_bytes, setting.accounting, expected_bytes, feeder.capacity_bytes)
         team.open(opened)
         sent_at = 0.0

@@ -16,8 +16,12 @@ from fitwithin.units import format_size
 #: warm-up steps stays below it; :meth:`Cuda.update_limit` measures again).
 SLACK_BYTES = 32 * 2**20
 
-#: Seconds between readings of the driver's count. Memory outside the allocator only grows, and the allocator keeps its
-#: own peak, so rare readings are enough; frequent ones stop the thread that launches kernels.
+#: The same room where nobody knows yet what the kernels take. (H100, efficientnet_b0 at 224 px, whose depthwise kernels
+#: are built for each shape: at least 152 MiB between two measurements.)
+UNKNOWN_KERNELS_BYTES = 256 * 2**20
+
+#: How often the driver's count is read. What lies outside the allocator only grows, and of the rest the allocator keeps
+#: the peak, so rare readings do; frequent ones stop the thread that launches kernels.
 DRIVER_SAMPLE_S = 0.1
 
 #: cuBLAS and the driver have no error type for it.
@@ -43,25 +47,27 @@ class Cuda:
         self.name = f"cuda:{index}"
         self._limit = 0
         self._outside = 0
+        self._room = SLACK_BYTES
         self._sampler: Sampler | None = None
         self._marks: deque[torch.cuda.Event] = deque()
         self._gauge: DriverGauge | None = None
         self._watched_from: int | None = None
 
     def set_memory_cap(
-        self, limit_bytes: int, accounting: str, non_allocator_bytes: int = 0, staged_bytes: int = 0
+        self, limit_bytes: int, accounting: str, non_allocator_bytes: int | None = None, staged_bytes: int = 0
     ) -> None:
         """Bound this process's memory on the device; call once, before the first allocation.
 
-        ``non_allocator_bytes`` is what an earlier process like this one held outside the allocator, 0 if unknown.
-        Kernels are loaded there during the first steps: without this figure a process was seen 117 MB above its cap.
+        ``non_allocator_bytes`` is what an earlier process like this one came to hold outside the allocator. Kernels are
+        loaded there while the first steps run. Where it is None, UNKNOWN_KERNELS_BYTES are kept free for them.
 
         Raises:
             DeviceError: the cap does not even cover the CUDA context, or the driver's count cannot be read.
         """
         del staged_bytes  # in the host's memory
         self._limit = limit_bytes
-        self._outside = non_allocator_bytes
+        self._outside = non_allocator_bytes or 0
+        self._room = UNKNOWN_KERNELS_BYTES if non_allocator_bytes is None else SLACK_BYTES
         gauge = DriverGauge() if accounting == "process" else None  # before the context, for its baseline
         if not torch.cuda.is_available():
             raise DeviceError(
@@ -88,8 +94,8 @@ class Cuda:
         return self._outside if self._gauge is not None else 0
 
     def usable_bytes(self) -> int:
-        """What :meth:`needed_bytes` may come to: the cap, less SLACK_BYTES for late kernels under ``process``."""
-        return self._limit - (SLACK_BYTES if self._gauge is not None else 0)
+        """What :meth:`needed_bytes` may come to: the cap, less the room for late kernels under ``process``."""
+        return self._limit - (self._room if self._gauge is not None else 0)
 
     def record_allocations(self) -> None:
         """Begin to record the allocator's requests; each takes a little longer then."""
@@ -114,23 +120,28 @@ class Cuda:
         if self._gauge is None or self._sampler is None:
             return
         torch.cuda.synchronize(self.index)
-        outside = self._sampler.read() - torch.cuda.memory_reserved(self.index)
-        self._outside = max(self._outside, outside)
-        allowed = self._limit - self._outside - SLACK_BYTES
+        self._measure_outside(self._sampler)
+        allowed = self._limit - self._outside - self._room
         if allowed < SLACK_BYTES:
-            least = format_size(self._outside + 3 * SLACK_BYTES)
+            least = format_size(self._outside + self._room + 2 * SLACK_BYTES)
             raise OutOfMemory(
                 f"{format_size(self._limit)} do not cover the CUDA context and kernels, {format_size(self._outside)}; "
                 f"at least {least} are needed, or --memory-accounting allocator, which leaves them out"
             )
         torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / self._total), self.index)
 
+    def _measure_outside(self, sampler: Sampler) -> None:
+        self._outside = max(self._outside, sampler.read() - int(torch.cuda.memory_reserved(self.index)))
+
     def peak_bytes(self) -> int:
-        """The most memory held so far, by the chosen accounting."""
+        """The most memory held so far, by the chosen accounting; never less than the driver saw.
+
+        Under ``process`` it is a bound: the allocator's peak with all that lies outside it now.
+        """
         reserved = int(torch.cuda.max_memory_reserved(self.index))
         if self._sampler is None:
             return reserved
-        self._sampler.read()
+        self._measure_outside(self._sampler)
         return max(self._sampler.peak, self._outside + reserved)
 
     def retries(self) -> int:

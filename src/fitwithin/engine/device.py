@@ -50,7 +50,7 @@ class Cpu:
         self._staged = 0
 
     def set_memory_cap(
-        self, limit_bytes: int, accounting: str, non_allocator_bytes: int = 0, staged_bytes: int = 0
+        self, limit_bytes: int, accounting: str, non_allocator_bytes: int | None = None, staged_bytes: int = 0
     ) -> None:
         """Bound the growth of this process's memory; call once, before the first allocation.
 

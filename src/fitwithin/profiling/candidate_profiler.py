@@ -209,6 +209,9 @@ class CandidateProfiler:
             if job.scout and isinstance(outcome, Failure) and outcome.kind != "deadline":
                 # Perhaps a scouted batch failed: repeat the small one alone.
                 outcome = self._run(replace(job, scout=False), ends_at)
+            if isinstance(outcome, Probe) and _failed_for_unknown_kernels(outcome, job):
+                job = replace(job, non_allocator_bytes=outcome.non_allocator_bytes, scout=False)
+                outcome = self._run(job, ends_at)
             if isinstance(outcome, Probe) and outcome.graph_capture_failed:
                 self._cuda_graph, job = False, replace(job, cuda_graph=False)
                 outcome = self._run(job, ends_at)
@@ -244,3 +247,9 @@ class CandidateProfiler:
         first_and_small = not self._probes and not self._prior and batch <= SMALL_BATCH
         ran_already = self.batch > 0  # this size ran before it was timed: the cause is another, such as a full disk
         return failure.kind == "error" and (first_and_small or ran_already)
+
+
+def _failed_for_unknown_kernels(probe: Probe, job: ProbeJob) -> bool:
+    """Whether it failed while much memory was kept free for kernels that nobody had measured; now they are."""
+    other = probe.passed or probe.fatal or probe.memory_taken_by_others or probe.graph_capture_failed
+    return not other and job.non_allocator_bytes == 0 and probe.non_allocator_bytes > 0
