@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -81,7 +82,7 @@ def _begin(
     request: Request, folder: Path, engine: Engine, reporter: Reporter, started_at: float, fixed_plan: Plan | None
 ) -> Report:
     """The run in its new folder, which is removed again if there is no plan."""
-    dataset = _scan(request, reporter)
+    dataset = _scan(request, reporter, started_at)
     if fixed_plan is not None:
         flow.check_plan(fixed_plan, dataset.fingerprint)
     match(request.models, model_names.known_models(engine.prepare))
@@ -142,7 +143,7 @@ def resume(
             _site(None if late else request, {}, server) as site,
             site.open(request, path) as workers,
         ):
-            dataset = _scan(request, reporter)
+            dataset = _scan(request, reporter, time.monotonic() - accountant.ledger().spent_s())
             known = store.latest(DataPacked)
             if known is not None and known.fingerprint != dataset.fingerprint:
                 raise UsageError(f"the images in {request.data} have changed since this run began; start a new run")
@@ -169,7 +170,7 @@ def plan(
     with launch.launched(server) as server, _site(None, limits, server) as site:
         request = _parsed(site, data, limits)
         with site.open(request, None) as engine, Store() as store:
-            dataset = _scan(request, reporter)
+            dataset = _scan(request, reporter, started_at)
             accountant = start.open_accountant(store, request.budget, engine.now, started_at)
             made = flow.make_plan(start.open_run(request, Path(), engine, store, reporter, accountant, dataset))
             return made, build.report(request, made, store, accountant.ledger())
@@ -202,7 +203,7 @@ def profile(
         if export is not None:
             files.check_writable(Path(export))
         with site.open(request, None) as engine, Store() as store:
-            dataset = _scan(request, reporter)
+            dataset = _scan(request, reporter, time.monotonic())
             accountant = start.open_accountant(store, request.budget, engine.now, time.monotonic())
             context = start.open_run(request, Path(), engine, store, reporter, accountant, dataset)
             key = profile_phase.open_cache(context).key
@@ -223,9 +224,17 @@ def _parsed(site: Site, data: str | Path, limits: Limits) -> Request:
     return requests.parse(data, **found)
 
 
-def _scan(request: Request, reporter: Reporter) -> dataset.Dataset:
+def _scan(request: Request, reporter: Reporter, started_at: float) -> dataset.Dataset:
+    """The data set, read within a share of the time; the time of a run counts from ``started_at``."""
     reporter.begin(f"reading {request.data}")
-    return folders.scan(Path(request.data), seed=request.seed, cache_dir=files.cache_root() / "folders")
+    budget = request.budget
+    whole_s = budget.time_s if budget.time_s is not None and budget.scope == "total" else math.inf
+    return folders.scan(
+        Path(request.data),
+        seed=request.seed,
+        cache_dir=files.cache_root() / "folders",
+        until_at=start.reading_ends_at(whole_s - (time.monotonic() - started_at)),
+    )
 
 
 def _site(planned: Request | None, limits: Limits, server: launch.Server) -> Site:

@@ -6,7 +6,7 @@ An interrupted run goes on from these: what they say has happened is not done ag
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from fitwithin.data.dataset import Broken
@@ -62,6 +62,12 @@ class DataPacked(Event):
     broken: tuple[Broken, ...] = ()
     #: How many files were left out.
     ignored: int = 0
+    #: What a user should know of the images.
+    notes: tuple[str, ...] = ()
+    #: How many images of val and test are copies of training images.
+    copies: dict[str, int] = field(default_factory=dict)
+    #: How many images there are, where time allowed to decode some of them only; else 0.
+    partial: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 
 from fitwithin.errors import UsageError
 
@@ -88,3 +89,10 @@ def format_count(count: float) -> str:
         if abs(count) >= factor:
             return f"{count / factor:.1f}{suffix}"
     return f"{count:.0f}"
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """Names in quotes, the first few of many."""
+    found = list(names)
+    more = f" and {len(found) - most:,} more" if len(found) > most else ""
+    return ", ".join(repr(name) for name in found[:most]) + more

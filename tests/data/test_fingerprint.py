@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fitwithin.data import fingerprint as module
-from fitwithin.data.fingerprint import fingerprint
+from fitwithin.data.fingerprint import contents
 
 NAMES = ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]
 
@@ -53,12 +53,12 @@ def no_reading(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 @pytest.mark.usefixtures("old")
 def test_what_did_not_change_is_not_read_again(root: Path, kept: Path, no_reading: Callable[[], None]) -> None:
-    found = fingerprint(root, NAMES)
-    assert fingerprint(root, NAMES, kept) == found
+    found = contents(root, NAMES)
+    assert contents(root, NAMES, kept) == found
     no_reading()
-    assert fingerprint(root, NAMES, kept) == found
+    assert contents(root, NAMES, kept) == found
     with pytest.raises(ReadAgainError):
-        fingerprint(root, NAMES)
+        contents(root, NAMES)
     assert len(list(kept.iterdir())) == 1
 
 
@@ -94,44 +94,44 @@ def longer(file: Path) -> None:
 @pytest.mark.usefixtures("old")
 @pytest.mark.parametrize("change", [rewritten, replaced, exchanged, longer])
 def test_whatever_changes_is_read(root: Path, kept: Path, change: Callable[[Path], None]) -> None:
-    before = fingerprint(root, NAMES, kept)
+    before = contents(root, NAMES, kept)
     change(root / "b/1.png")
-    after = fingerprint(root, NAMES, kept)
-    assert after == fingerprint(root, NAMES)
+    after = contents(root, NAMES, kept)
+    assert after == contents(root, NAMES)
     assert after != before
 
 
 @pytest.mark.usefixtures("old")
 def test_files_that_come_and_go_are_noticed(root: Path, kept: Path) -> None:
-    whole = fingerprint(root, NAMES, kept)
-    assert fingerprint(root, NAMES[:3], kept) == fingerprint(root, NAMES[:3]) != whole
-    assert fingerprint(root, NAMES, kept) == whole
+    whole = contents(root, NAMES, kept)
+    assert contents(root, NAMES[:3], kept) == contents(root, NAMES[:3]) != whole
+    assert contents(root, NAMES, kept) == whole
 
 
 @pytest.mark.usefixtures("old")
 def test_nothing_is_trusted_in_another_folder(root: Path, kept: Path, no_reading: Callable[[], None]) -> None:
     """Moved, its files are the same to their inodes and dates."""
-    fingerprint(root, NAMES, kept)
+    contents(root, NAMES, kept)
     (note,) = kept.iterdir()
     moved = root.rename(root.with_name("moved"))
     no_reading()
     with pytest.raises(ReadAgainError):
-        fingerprint(moved, NAMES, kept)
+        contents(moved, NAMES, kept)
     note.rename(note.with_name(module.digest(os.fsencode(moved)).hex() + ".json"))
     with pytest.raises(ReadAgainError):
-        fingerprint(moved, NAMES, kept)
+        contents(moved, NAMES, kept)
 
 
 @pytest.mark.usefixtures("old")
 def test_the_same_folder_under_another_name_is_known(root: Path, kept: Path, no_reading: Callable[[], None]) -> None:
-    found = fingerprint(root, NAMES, kept)
+    found = contents(root, NAMES, kept)
     (root.parent / "link").symlink_to(root)
     no_reading()
-    assert fingerprint(root.parent / "link", NAMES, kept) == found
+    assert contents(root.parent / "link", NAMES, kept) == found
 
 
 def test_a_file_changed_a_moment_ago_could_change_again_unseen(root: Path, kept: Path) -> None:
-    assert fingerprint(root, NAMES, kept) == fingerprint(root, NAMES)
+    assert contents(root, NAMES, kept) == contents(root, NAMES)
     assert not kept.exists()
 
 
@@ -148,7 +148,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(
         return found
 
     monkeypatch.setattr(module, "_statuses", late)
-    fingerprint(root, NAMES, kept)
+    contents(root, NAMES, kept)
     assert not kept.exists()
 
 
@@ -156,24 +156,24 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(
 def test_a_file_that_cannot_be_read_may_be_there_again(root: Path, kept: Path) -> None:
     (root / "a/0.png").rename(root / "away")
     (root / "a/0.png").symlink_to(root / "back")
-    without = fingerprint(root, NAMES, kept)
+    without = contents(root, NAMES, kept)
     assert not kept.exists()
     (root / "away").rename(root / "back")
-    assert fingerprint(root, NAMES, kept) != without
+    assert contents(root, NAMES, kept) != without
 
 
 @pytest.mark.usefixtures("old")
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"stamp": 1}'])
 def test_a_damaged_note_is_made_anew(root: Path, kept: Path, content: str, no_reading: Callable[[], None]) -> None:
-    found = fingerprint(root, NAMES, kept)
+    found = contents(root, NAMES, kept)
     (note,) = kept.iterdir()
     note.write_text(content)
-    assert fingerprint(root, NAMES, kept) == found
+    assert contents(root, NAMES, kept) == found
     no_reading()
-    assert fingerprint(root, NAMES, kept) == found
+    assert contents(root, NAMES, kept) == found
 
 
 @pytest.mark.usefixtures("old")
 def test_a_cache_that_cannot_be_written_costs_time_alone(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert fingerprint(root, NAMES, tmp_path / "file" / "folders") == fingerprint(root, NAMES)
+    assert contents(root, NAMES, tmp_path / "file" / "folders") == contents(root, NAMES)

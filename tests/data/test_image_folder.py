@@ -202,7 +202,8 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 def test_folders_and_images_left_out_are_told(tmp_path: Path) -> None:
     flat(tmp_path / "train", cat=5, dog=5)
     dataset = scan(tree(tmp_path, "train/stray.png", "devkit/readme.txt", "licence"))
-    assert dataset.ignored == 2
+    assert dataset.ignored == 3
+    assert dataset.notes == ("2 files are not an image: 1 .txt, 1 without ending",)
     assert "devkit/ is no split and was left out" in dataset.split_why
     assert f"1 images directly in {tmp_path / 'train'} belong to no class" in dataset.split_why
 
@@ -253,19 +254,25 @@ def test_no_folder(tmp_path: Path) -> None:
         (["train/1.png", "val/a/1.png"], "train has no class folders but 1 images directly in it"),
         (["a/1.png", "a/2.png"], "has one class, 'a'; add at least one more"),
         (["a/1.txt", "b/2.txt"], "has no image in 2 class folders; lay"),
-        (["a/1.png", "a/2.png", "b/1.txt"], "has no image to train the class 'b'; add some or remove its folder"),
+        (["a/1.png", "a/2.png", "b/1.txt"], "has no image to train the class 'b'; add some or remove the folder"),
         (["a/1.png", "a/2.png", "b/1.png"], "has 1 image of the class 'b' where 2 are needed, one to train on"),
         (["train/a/1.png", "train/b/1.png", "val/a/1.png"], "has 1 image of the class 'b' where 2 are needed"),
-        (["train/a/1.png", "train/b/1.png", "test/a/1.png"], "has 1 image of the class 'a' where 2 are needed"),
-        (["train/a/1.png", "train/b/1.png", "val/c/1.png"], "val has the class 'c' (1 such), which"),
+        (
+            ["train/a/1.png", "train/b/1.png", "test/a/1.png"],
+            "has 1 image of each of 2 classes ('a', 'b') where 2 are needed",
+        ),
+        (["train/a/1.png", "train/b/1.png", "val/c/1.png"], "val has the class 'c', which"),
         (["train/a/1.png", "train/b/1.png", "val/1.png"], "val has 1 images in no class; sort them into class"),
         (
-            ["train/a/1.png", "train/b/1.png", "test/images/1.png"],
-            "test has the class 'images' (1 such), which",
+            ["train/a/1.png", "train/b/1.png", "test/shots/1.png"],
+            "test has the class 'shots', which",
         ),
         (["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/1.png"], "in no class beside 1 class folders"),
         (["a/1.png", "b/1.png", "test/1.png"], "has test/ but no train/; put the class folders to learn from under"),
-        (["train/a/1.png", "val/a/1.png", "valid/a/1.png"], "has both val/ and valid/, two names of one split"),
+        (
+            ["train/a/1.png", "val/a/1.png", "valid/a/1.png"],
+            "has several folders of one split (val/ and valid/); keep one of each",
+        ),
         (["bus/1.png", "train/old/1.png"], "so train could be a split or a class; move bus/ away"),
     ],
 )

@@ -25,9 +25,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fitwithin.data import pack_builder
-from fitwithin.data.dataset import Dataset
-from fitwithin.data.decode import read_rgb
+from fitwithin.data import pack_builder, pack_check
+from fitwithin.data.dataset import Broken, Dataset
+from fitwithin.data.decode import ONE_COLOUR, Picture, read, read_rgb
 from fitwithin.data.image_folder import scan
 from fitwithin.data.pack import Pack, open_pack
 from fitwithin.data.pack_builder import build, location
@@ -65,7 +65,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         def fail(*_: object, **__: object) -> None:
             raise DecodedAgainError
 
-        monkeypatch.setattr(pack_builder, "read_rgb", fail)
+        monkeypatch.setattr(pack_builder, "read", fail)
 
     return forbid
 
@@ -130,7 +130,9 @@ def test_the_shorter_side_is_cut_to_side_and_never_enlarged(
     folder = tmp_path_factory.mktemp("one")
     Image.new("RGB", (width, height), "teal").save(folder / f"x.{kind}")
     found = pack_builder._decode(folder, f"x.{kind}", side)
-    assert isinstance(found, np.ndarray)
+    assert not isinstance(found, Broken)
+    found, remarks = found
+    assert remarks == ((ONE_COLOUR,) if width * height > 1 else ())
     assert found.dtype == np.uint8
     assert min(found.shape[:2]) == min(width, height, side)
     scale = min(1.0, side / min(width, height))
@@ -175,11 +177,11 @@ def test_the_window_keeps_order_and_is_bounded(dataset: Dataset, workers: int, m
     started = [0]
     lead = []
 
-    def counted(*args: Any, **kwargs: Any) -> Image.Image:
+    def counted(*args: Any, **kwargs: Any) -> Picture:
         started[0] += 1
-        return read_rgb(*args, **kwargs)
+        return read(*args, **kwargs)
 
-    monkeypatch.setattr(pack_builder, "read_rgb", counted)
+    monkeypatch.setattr(pack_builder, "read", counted)
     pack = build(dataset, 32, workers=workers, on_progress=lambda done, _: lead.append(started[0] - done))
     assert max(lead) <= 4 * workers
     assert_matches(pack, dataset)
@@ -222,13 +224,13 @@ def test_strict_refuses_broken_files_new_or_known(with_broken: Dataset) -> None:
 def test_a_mended_file_is_taken_in(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when the fingerprint cannot tell, as when a share was away for a moment."""
 
-    def away(file: Path, *, at_least: int) -> Image.Image:
+    def away(file: Path, *, at_least: int) -> Picture:
         if file.name == "3.png":
             raise OSError(errno.EIO, "Input/output error")
-        return read_rgb(file, at_least=at_least)
+        return read(file, at_least=at_least)
 
     with monkeypatch.context() as during:
-        during.setattr(pack_builder, "read_rgb", away)
+        during.setattr(pack_builder, "read", away)
         assert [(item.path, item.reason) for item in build(dataset, 32).broken] == [
             ("cat/3.png", "Input/output error"),
             ("dog/3.png", "Input/output error"),
@@ -272,7 +274,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "half a meta": lambda folder: os.truncate(folder / "meta.json", 50),
     "a list for meta": lambda folder: (folder / "meta.json").write_text("[]"),
     "another schema": lambda folder: (folder / "meta.json").write_text(
-        (folder / "meta.json").read_text().replace('"schema": 1', '"schema": 0')
+        (folder / "meta.json").read_text().replace('"schema": 2', '"schema": 0')
     ),
     "an empty folder": empty,
     "a file in its place": lambda folder: (shutil.rmtree(folder), folder.write_text("?")),
@@ -306,9 +308,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_all_pixels_are_checked_once_and_then_a_sample(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = build(dataset, 32).folder
-    monkeypatch.setattr(pack_builder, "CHECK_SAMPLE", 5)
+    monkeypatch.setattr(pack_check, "CHECK_SAMPLE", 5)
     later = time.time() + 60
-    monkeypatch.setattr(pack_builder, "time", SimpleNamespace(time=lambda: later))
+    monkeypatch.setattr(pack_check, "time", SimpleNamespace(time=lambda: later))
     checked = seen(monkeypatch)
     build(dataset, 32)
     assert len(set(checked)) == 20
@@ -318,7 +320,7 @@ def test_all_pixels_are_checked_once_and_then_a_sample(dataset: Dataset, monkeyp
     flip(folder / "images.u8", 5000)
     checked.clear()
     assert_matches(build(dataset, 32), dataset)
-    assert not (folder / pack_builder.CHECKED).exists(), "another file's"
+    assert not (folder / pack_check.CHECKED).exists(), "another file's"
 
 
 def test_pixels_that_were_just_written_are_all_checked_again(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,14 +331,14 @@ def test_pixels_that_were_just_written_are_all_checked_again(dataset: Dataset, m
         checked.clear()
         build(dataset, 32)
         assert len(set(checked)) == 20
-    assert not (folder / pack_builder.CHECKED).exists()
+    assert not (folder / pack_check.CHECKED).exists()
 
 
 @pytest.mark.parametrize("told", ["", "[]", "[1, 2, 3, 4]", "{}", '"12345"'])
 def test_what_cannot_be_read_of_an_earlier_check_counts_for_nothing(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch, told: str
 ) -> None:
-    (build(dataset, 32).folder / pack_builder.CHECKED).write_text(told)
+    (build(dataset, 32).folder / pack_check.CHECKED).write_text(told)
     checked = seen(monkeypatch)
     build(dataset, 32)
     assert len(set(checked)) == 20
@@ -344,8 +346,8 @@ def test_what_cannot_be_read_of_an_earlier_check_counts_for_nothing(
 
 def test_large_packs_are_checked_by_sample(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = build(dataset, 32).folder
-    monkeypatch.setattr(pack_builder, "CHECK_ALL_BYTES", 0)
-    monkeypatch.setattr(pack_builder, "CHECK_SAMPLE", 5)
+    monkeypatch.setattr(pack_check, "CHECK_ALL_BYTES", 0)
+    monkeypatch.setattr(pack_check, "CHECK_SAMPLE", 5)
     checked = seen(monkeypatch)
     build(dataset, 32)
     assert len(set(checked)) == 5

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fitwithin.errors import DataError
+from fitwithin.units import listed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,19 +44,37 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Broken:
-    """An image file that could not be decoded, and why."""
+    """An image file that could not be decoded, and why.
+
+    ``status`` is the file's status (data/fingerprint.py) when its content was found broken. None: it could not be read.
+    """
 
     path: str
     reason: str
+    status: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Remark:
+    """Something odd about ``count`` images that were read all the same, with one of them as an example."""
+
+    what: str
+    count: int
+    example: str
+
+    def __str__(self) -> str:
+        return f"{self.count:,} {'image is' if self.count == 1 else 'images are'} {self.what}, such as {self.example}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
     """A folder of labelled images, sorted by path, each in exactly one split.
 
-    ``fingerprint`` is a digest of the images in the order of their paths (data/fingerprint.py). It covers a split that
-    the folders state, which is part of the path, but not one drawn from the seed. ``split_why`` says where the split
-    came from; ``ignored`` counts the files left out: no images, or images outside every class folder.
+    ``fingerprint`` is a BLAKE2b digest (32 hex digits) over every image's relative path, size in bytes and first
+    64 KiB, in the order of the paths (data/fingerprint.py). It covers a split that the folders
+    state, for that is part of the path, but not one drawn from the seed. ``split_why`` says where the split came from;
+    ``ignored`` counts the files left out: no images, or images outside every class folder. ``notes`` say what a user
+    should know of the images, ``copies`` how many of val and test are copies of training images.
     """
 
     root: Path
@@ -64,15 +83,21 @@ class Dataset:
     fingerprint: str
     split_why: str
     ignored: int
+    notes: tuple[str, ...] = ()
+    copies: dict[str, int] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
         """Images per split, all three splits named."""
         found = Counter(sample.split for sample in self.samples)
         return {split: found[split] for split in SPLITS}
 
+    def of(self, split: str) -> tuple[Sample, ...]:
+        """The samples of one split, in order."""
+        return tuple(sample for sample in self.samples if sample.split == split)
+
 
 def drop_broken(dataset: Dataset, broken: Sequence[Broken]) -> Dataset:
-    """The data set without its broken samples; the fingerprint stays, since the folder does.
+    """The data set without its broken samples; the fingerprint stays, for it names what is in the folder.
 
     Raises:
         DataError: what is left is no longer a valid data set.
@@ -83,6 +108,12 @@ def drop_broken(dataset: Dataset, broken: Sequence[Broken]) -> Dataset:
     samples = tuple(sample for sample in dataset.samples if sample.path not in gone)
     check(dataset.root, dataset.classes, samples, after=f" once the {len(gone)} unreadable files are left out")
     return replace(dataset, samples=samples)
+
+
+def packed(dataset: Dataset, images: Images) -> Dataset:
+    """The data set as far as it was packed: without broken samples, and those that there was no time to decode."""
+    kept = set(images.paths)
+    return replace(dataset, samples=tuple(sample for sample in dataset.samples if sample.path in kept))
 
 
 def check(root: Path, classes: Sequence[str], samples: Sequence[Sample], *, after: str = "") -> None:
@@ -97,21 +128,25 @@ def check(root: Path, classes: Sequence[str], samples: Sequence[Sample], *, afte
         raise DataError(f"{root} has one class, {classes[0]!r}; add at least one more class folder to tell it from")
     in_train = Counter(sample.label for sample in samples if sample.split == "train")
     in_val = Counter(sample.label for sample in samples if sample.split == "val")
-    for label, name in enumerate(classes):
-        n_images = in_train[label] + in_val[label]
-        if n_images == 1:
-            raise DataError(
-                f"{root} has 1 image of the class {name!r} where 2 are needed{after}, one to train on and one to "
-                f"validate on; add images of it or remove its folder"
-            )
-        if in_train[label] == 0:
-            raise DataError(f"{root} has no image to train the class {name!r}{after}; add some or remove its folder")
+    single = [name for label, name in enumerate(classes) if in_train[label] + in_val[label] == 1]
+    if single:
+        what = f"the class {single[0]!r}" if len(single) == 1 else f"each of {len(single)} classes ({listed(single)})"
+        raise DataError(
+            f"{root} has 1 image of {what} where 2 are needed{after}, one to train on and one to validate on; add "
+            f"images of it or remove its folder"
+        )
+    untrained = [name for label, name in enumerate(classes) if not in_train[label]]
+    if untrained:
+        what = (
+            f"the class {untrained[0]!r}" if len(untrained) == 1 else f"{len(untrained)} classes ({listed(untrained)})"
+        )
+        raise DataError(f"{root} has no image to train {what}{after}; add some or remove the folder")
     if not in_val:
         raise DataError(f"{root} has no image to validate on{after}; add some to val, or remove val to have it drawn")
 
 
 class Images(Protocol):
-    """The part of :class:`fitwithin.data.pack.Pack` that a run uses."""
+    """What a run needs to know of packed images (:class:`fitwithin.data.pack.Pack` is one)."""
 
     @property
     def folder(self) -> Path:

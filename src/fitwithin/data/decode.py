@@ -1,10 +1,12 @@
-"""Image files become RGB pixels: which files count as images, and how any mode, depth or orientation is read."""
+"""Image files become RGB pixels: which files are images, and how any mode, depth or orientation is read."""
 
 # H W pixels
 
 from __future__ import annotations
 
 import functools
+import importlib
+import io
 import os
 import struct
 import threading
@@ -13,15 +15,50 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 0.5 GiB of RGB
-# Vector drawings, films, metadata and science containers that Pillow registers but cannot (or should not) rasterise.
+# Vector drawings, films, metadata and science containers that Pillow registers but cannot (or should not) rasterise:
+# EPS would start Ghostscript.
 _NO_RASTER = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"})
+
+#: Packages that teach Pillow further formats when they are installed, with the function that does it.
+_PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_avif": "", "pillow_jxl": ""}
+
+#: Formats that may need such a package: by what stands in bytes 4 to 12 of the file, their name and the package.
+_NEEDS_PLUGIN = {
+    **dict.fromkeys((b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"), ("HEIC", "pillow-heif")),
+    **dict.fromkeys((b"ftypavif", b"ftypavis"), ("AVIF", "pillow-avif-plugin")),
+    b"JXL \r\n\x87\n": ("JPEG XL", "pillow-jxl-plugin"),
+}
+
+#: How image files begin, whatever their name ends with.
+_BEGINNINGS = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF87a",
+    b"GIF89a",
+    b"II*\x00",
+    b"MM\x00*",
+    b"\x00\x00\x00\x0cjP  ",
+)
+
+#: Endings of images that Pillow reads without saying so (.mpo: several JPEGs in one), or with a package.
+_MORE_ENDINGS = frozenset({".mpo", ".heic", ".heif", ".hif", ".avif", ".jxl"})
+
+#: What :func:`read` may remark on, each in the words of the report.
+CUT_SHORT = "a JPEG without its end marker, all pixels there"
+LOST_RANGE = "16-bit values so close together that few of 256 grey levels remain"
+SEVERAL_PAGES = "a file of several pages, of which the first is read"
+ONE_COLOUR = "a picture of one colour"
+
+#: 16-bit pictures whose values are distinct keep at least so many grey levels, or that is remarked on.
+FEW_LEVELS = 32
+
 # What Pillow's parsers were seen to raise on damaged files, besides the documented OSError (20 000 fuzzed files).
 UNREADABLE: tuple[type[Exception], ...] = (
     OSError,
@@ -40,42 +77,144 @@ UNREADABLE: tuple[type[Exception], ...] = (
 )
 
 
+class Picture(NamedTuple):
+    """An image as 8-bit RGB, and what is to be remarked on it (CUT_SHORT, LOST_RANGE, SEVERAL_PAGES, ONE_COLOUR)."""
+
+    image: Image.Image
+    remarks: tuple[str, ...]
+
+
 def read_rgb(file: Path | BinaryIO, *, at_least: int | None = None) -> Image.Image:
-    """An image file as 8-bit RGB: upright, transparency laid on white, the first frame of a film; without warnings.
+    """The image of :func:`read`, without remarks."""
+    return read(file, at_least=at_least).image
+
+
+def read(file: Path | BinaryIO, *, at_least: int | None = None) -> Picture:
+    """An image file as 8-bit RGB: upright, transparency laid on white, 16 bits scaled, the first frame of a film.
 
     16-bit grey is divided by 257; wider integers (mode I beyond 65535) and floats are stretched from their minimum
-    and maximum. ``at_least`` lets a JPEG be decoded at a half, quarter or eighth if both sides keep that many pixels.
+    and maximum. ``at_least`` lets a JPEG be decoded at a half, quarter or eighth when both sides keep that many pixels.
+    Emits no Python warning, in any thread, and starts no other program.
 
     Raises:
-        OSError and the rest of ``UNREADABLE``: the file is damaged or no image.
+        OSError, ValueError, SyntaxError and the rest of ``UNREADABLE``: the file is damaged or no image.
     """
     with _quiet_pillow():
         try:
-            opened = Image.open(file)
-        except Image.DecompressionBombError as error:
-            raise ValueError(f"{error}; scale the image down") from error
-        with opened as image:
-            n_pixels = image.width * image.height
-            if not 0 < n_pixels <= MAX_PIXELS:
-                raise ValueError(f"{n_pixels} pixels where 1 to {MAX_PIXELS} can be read; scale the image down")
-            if at_least is not None:
-                image.draft(None, (at_least, at_least))
-            image.load()
-            with suppress(*UNREADABLE):  # the pixels are whole (loaded above): garbled EXIF only costs the orientation
-                ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
+            return _read(file, at_least)
+        except UnidentifiedImageError as error:
+            raise _unidentified(file) from error
+        except OSError as error:
+            if error.errno is not None or (mended := _with_end_marker(file)) is None:
+                raise
+            picture = _read(mended, at_least)
+            return Picture(picture.image, (*picture.remarks, CUT_SHORT))
+
+
+def _read(file: Path | BinaryIO, at_least: int | None) -> Picture:
+    try:
+        opened = Image.open(file, formats=_formats())
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{error}; scale the image down") from error
+    with opened as image:
+        n_pixels = image.width * image.height
+        if not 0 < n_pixels <= MAX_PIXELS:
+            raise ValueError(f"{n_pixels} pixels where 1 to {MAX_PIXELS} can be read; scale the image down")
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))
+        image.load()
+        with suppress(*UNREADABLE):  # the pixels are whole (loaded above): garbled EXIF only costs the orientation
+            ImageOps.exif_transpose(image, in_place=True)
+        rgb = _to_rgb(image)
+        remarks = []
+        if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+            remarks.append(SEVERAL_PAGES)
+        if rgb.width * rgb.height > 1 and rgb.getcolors(1) is not None:
+            remarks.append(ONE_COLOUR)
+        if image.mode.startswith("I") and _lost_range(image, rgb):
+            remarks.append(LOST_RANGE)
+        return Picture(rgb, tuple(remarks))
+
+
+def _lost_range(image: Image.Image, rgb: Image.Image) -> bool:
+    """Whether the picture has more values than grey levels are left, and few are left."""
+    levels = sum(count > 0 for count in rgb.getchannel(0).histogram())
+    return levels < FEW_LEVELS and len(np.unique(np.asarray(image))) > 2 * levels
+
+
+def _with_end_marker(file: Path | BinaryIO) -> BinaryIO | None:
+    """A JPEG that only lacks its end marker, with one; None for any other file.
+
+    Whether pixels are missing shows when other bytes stand before the marker: then they are decoded as pixels.
+    """
+    if isinstance(file, Path):
+        content = file.read_bytes()
+    else:
+        file.seek(0)
+        content = file.read()
+    if not content.startswith(b"\xff\xd8\xff") or content.rstrip(b"\x00").endswith(b"\xff\xd9"):
+        return None
+    content = content.removesuffix(b"\xff")
+    with suppress(*UNREADABLE):
+        pixels = [
+            Image.open(io.BytesIO(content + filler + b"\xff\xd9"), formats=["JPEG"]).tobytes()
+            for filler in (b"", b"\xa5\x5a" * 64)
+        ]
+        if pixels[0] == pixels[1]:
+            return io.BytesIO(content + b"\xff\xd9")
+    return None
+
+
+def _unidentified(file: Path | BinaryIO) -> UnidentifiedImageError:
+    """The error for a file that Pillow does not know: what it is and the way out, if that can be seen."""
+    head = _head(file)
+    for start in (4, 0):
+        if (found := _NEEDS_PLUGIN.get(head[start : start + 8])) is not None:
+            name, package = found
+            return UnidentifiedImageError(f"a {name} image; `pip install {package}` lets fitwithin read it")
+    return UnidentifiedImageError("no image that Pillow knows" if head else "the file is empty")
+
+
+def _head(file: Path | BinaryIO) -> bytes:
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            return opened.read(16)
+    file.seek(0)
+    return file.read(16)
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """What Pillow may open: every raster format, and what installed packages add."""
+    for name, register in _PLUGINS.items():
+        with suppress(ImportError):
+            module = importlib.import_module(name)
+            if register:
+                getattr(module, register)()
+    Image.init()
+    return [name for name in Image.ID if name in Image.OPEN and name not in _NO_RASTER]
 
 
 @functools.cache
 def image_extensions() -> frozenset[str]:
-    """The lower-case file extensions, dot included, that count as images: those Pillow can open as a raster."""
-    known = Image.registered_extensions()
-    return frozenset(ext for ext, name in known.items() if name in Image.OPEN and name not in _NO_RASTER)
+    """The lower-case file extensions, dot included, that count as images: those of the raster formats."""
+    formats = set(_formats())
+    known = {ext for ext, name in Image.registered_extensions().items() if name in formats}
+    return frozenset(known) | _MORE_ENDINGS
 
 
-def is_image(name: str) -> bool:
-    """Whether the extension of a file's name, in either case, is an image's."""
-    return os.path.splitext(name)[1].lower() in image_extensions()
+def is_image(path: str | Path) -> bool:
+    """Whether a file is an image: by its ending, else by how it begins."""
+    if os.path.splitext(path)[1].lower() in image_extensions():
+        return True
+    try:
+        with open(path, "rb", buffering=0) as file:
+            head = file.read(16)
+    except OSError:
+        return False
+    webp = head.startswith(b"RIFF") and head[8:12] == b"WEBP"
+    bmp = head.startswith(b"BM") and head[6:10] == bytes(4) and len(head) == 16
+    return webp or bmp or head.startswith(_BEGINNINGS) or head[4:12] in _NEEDS_PLUGIN or head[:8] in _NEEDS_PLUGIN
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -109,10 +248,10 @@ _quiet_scope: warnings.catch_warnings[None] | None = None
 
 @contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """Silence Pillow's warnings (bombs, odd EXIF, odd TIFF tags): a damaged file raises one of UNREADABLE.
+    """Silence Pillow's warnings (bombs, odd EXIF, odd TIFF tags): a damaged file shows by an error of UNREADABLE.
 
-    ``catch_warnings`` changes process-wide filters, so overlapping threads would undo one another: the first one in
-    sets the filter, the last one out restores the old filters.
+    ``catch_warnings`` saves and restores process-wide filters, so overlapping threads would undo one another: the
+    first one in sets the filter, the last one out restores what was there.
     """
     global _quiet_depth, _quiet_scope
     with _quiet_lock:

@@ -1,177 +1,184 @@
-"""Folders of images become a data set: the class and the split of each image.
+"""Folders of images become a data set: who belongs to which class and split.
 
-There are two layouts:
-    DATA/{train,val,test}/<class>/...   the folders' own split (val may be called valid or validation)
+Laid out in one of two ways; data/pack.py decodes the images:
+    DATA/{train,val,test}/<class>/...   the folders' own split, whatever the splits are called (data/splits.py)
     DATA/<class>/...                    one folder per class; the split is drawn per class from the seed
+
+A folder that holds nothing but another folder is looked into. A class has all images below its folder.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fitwithin.data.dataset import LAYOUT, SPLITS, Dataset, Sample, check
-from fitwithin.data.decode import is_image
-from fitwithin.data.fingerprint import digest, fingerprint
+from fitwithin.data.fingerprint import contents
+from fitwithin.data.splits import random_split, split_alike, split_named
+from fitwithin.data.tree import Tree, join, same_form
 from fitwithin.errors import DataError
+from fitwithin.units import listed
 
-_SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+#: The only folder in test that is called so holds images without a class.
+UNLABELLED = frozenset(("images", "image", "imgs", "img", "unlabelled", "unlabeled"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Folder:
-    """What lies in one split folder: paths by class, images outside every class folder, the count of other files."""
+    """What lies in one split folder: paths by class, and images outside every class folder."""
 
     shown: Path
     by_class: dict[str, list[str]]
     unlabelled: list[str]
-    others: int
+
+    @property
+    def empty(self) -> bool:
+        return not self.unlabelled and not any(self.by_class.values())
 
 
-def scan(root: Path, *, seed: int = 0, cache_dir: Path | None = None) -> Dataset:
+def scan(root: Path, *, seed: int = 0, cache_dir: Path | None = None, until_at: float = math.inf) -> Dataset:
     """The data set in a folder; a split the folders do not state is drawn per class from the seed and the paths alone.
 
     Flat folders and ``train`` alone are drawn 80/10/10; ``train`` and ``test`` without ``val`` give 10 % of train to
-    val; ``train`` and ``val`` without ``test`` have no test. A file that cannot be read stays in: decoding reports it.
-    ``cache_dir`` is a folder for the fingerprint's records: files that did not change are not read again.
+    val; ``train`` and ``val`` without ``test`` go without. A file that cannot be read stays in: decoding reports it.
+    In the folder ``cache_dir`` it is recorded what was read, so that files that did not change are not read again.
+    Reading the files' contents ends at the monotonic instant ``until_at``.
 
     Raises:
-        DataError: missing folder, fewer than two classes, a class too small, a class that train does not have.
+        DataError: missing folder, fewer than two classes, a class too small, a class that train does not have, or the
+            time was over.
     """
     if not root.is_dir():
         found = "is a file" if root.exists() else "does not exist"
         raise DataError(f"the data folder {root} {found}; give a folder laid out as {LAYOUT}")
-    layout, notes = _layout(root)
-    folders = {split: _collect(root, name) for split, name in layout.items()}
-    folders = {
-        split: folder
-        for split, folder in folders.items()
-        if split == "train" or folder.unlabelled or any(folder.by_class.values())
-    }
+    tree = Tree(root)
+    top = _top(tree)
+    layout, notes = _layout(tree, top)
+    if top:
+        notes.append(f"the images are read from {root / top}, the only folder in {root}")
+    train = _collect(tree, layout["train"], "train", ())
+    folders = {split: _collect(tree, name, split, train.by_class) for split, name in layout.items()}
+    folders = {split: folder for split, folder in folders.items() if split == "train" or not folder.empty}
     _check_labels(folders)
-    flat = layout["train"] == ""
-    top = [] if flat else [entry.name for entry in _entries(root) if _is_file(entry)]
-    ignored = len(top) + sum(folder.others for folder in folders.values())
+    left_out = 0
     for folder in folders.values():
         if folder.unlabelled and folder.by_class:
+            left_out += len(folder.unlabelled)
             notes.append(
                 f"{len(folder.unlabelled)} images directly in {folder.shown} belong to no class and were left out"
             )
-            ignored += len(folder.unlabelled)
-
+    flat = layout == {"train": top}
+    if not flat:
+        tree.images_in(top)  # loose files beside the splits are passed over, and counted
     classes = tuple(sorted(folders["train"].by_class))
-    labels = {name: label for label, name in enumerate(classes)}
-    samples = [
-        Sample(path=path, label=labels[name], split=split)
-        for split, folder in folders.items()
-        for name, paths in folder.by_class.items()
-        for path in paths
-    ]
-    if "test" in folders:
-        samples += [Sample(path=path, label=-1, split="test") for path in folders["test"].unlabelled]
+    samples = _from_folders(folders, classes)
     if "val" not in folders:
         samples = random_split(samples, seed=seed, with_test="test" not in folders)
     samples = sorted(samples, key=lambda sample: sample.path)
     check(root, classes, samples)
+    read = contents(root, [sample.path for sample in samples], cache_dir, until_at)
+    copies, said = _copies(samples, read.same, classes)
     return Dataset(
         root=root,
         classes=classes,
         samples=tuple(samples),
-        fingerprint=fingerprint(root, [sample.path for sample in samples], cache_dir),
+        fingerprint=read.fingerprint,
         split_why="; ".join([_split_why(folders, samples, flat=flat, seed=seed), *notes]),
-        ignored=ignored,
+        ignored=left_out + sum(tree.endings.values()),
+        notes=(*tree.passed_over(), *said, *_without_images(classes, samples)),
+        copies=copies,
     )
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(".") and entry.name != "__MACOSX"]
-    except OSError as error:
-        raise DataError(f"{folder} cannot be listed ({error.strerror}); make it readable or move it away") from error
-    return sorted(visible, key=lambda entry: entry.name)
+def _top(tree: Tree) -> str:
+    """The folder that holds the classes or the splits: DATA, or below it where DATA holds nothing but one folder."""
+
+    def is_class_or_split(path: str) -> bool:
+        named = split_named(path.rpartition("/")[2]) is not None
+        return named or bool(tree.images_in(path)) or not tree.entries(path).folders
+
+    return tree.descend("", is_class_or_split)
 
 
-def _is_dir(entry: os.DirEntry[str]) -> bool:
-    # DirEntry.is_dir raises on a link to itself; os.path.isdir does not.
-    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    # A broken link is a file that decoding will report (git-annex leaves such links behind); a pipe is not a file.
-    if entry.is_symlink():
-        return os.path.isfile(entry.path) or not os.path.exists(entry.path)
-    return entry.is_file()
-
-
-def _files(root: Path, prefix: str, seen: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
-    """Paths relative to root of the files below ``prefix``; each folder is entered once, whatever the links say."""
-    visited, stack = set(seen), [prefix]
-    while stack:
-        here = stack.pop()
-        status = os.stat(root / here)
-        if (status.st_dev, status.st_ino) in visited:
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        for entry in _entries(root / here):
-            if _is_dir(entry):
-                stack.append(f"{here}/{entry.name}")
-            elif _is_file(entry):
-                yield f"{here}/{entry.name}"
-
-
-def _collect(root: Path, name: str) -> _Folder:
-    """What the split folder ``name`` holds ("" is the root itself)."""
-    above = [os.stat(root), os.stat(root / name)]
-    seen = frozenset((status.st_dev, status.st_ino) for status in above)
-    prefix = f"{name}/" if name else ""
-    by_class: dict[str, list[str]] = {}
-    unlabelled, others = [], 0
-    for entry in _entries(root / name):
-        if _is_dir(entry):
-            files = list(_files(root, prefix + entry.name, seen))
-            by_class[entry.name] = [path for path in files if is_image(path)]
-            others += len(files) - len(by_class[entry.name])
-        elif _is_file(entry) and is_image(entry.name):
-            unlabelled.append(prefix + entry.name)
-        elif _is_file(entry):
-            others += 1
-    return _Folder(shown=root / name, by_class=by_class, unlabelled=unlabelled, others=others)
-
-
-def _layout(root: Path) -> tuple[dict[str, str], list[str]]:
-    """The folder of each split ({"train": ""} if flat), and notes about folders left out."""
-    names = [entry.name for entry in _entries(root) if _is_dir(entry)]
-    stated: dict[str, str] = {}
+def _split_folders(tree: Tree, top: str) -> dict[str, list[str]]:
+    """The folders that name a split, by split."""
+    names = tree.entries(top).folders
+    stated: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        split = _SPLIT_FOLDERS.get(name.lower())
-        if split in stated:
-            raise DataError(f"{root} has both {stated[split]}/ and {name}/, two names of one split; keep one of them")
-        if split is not None:
-            stated[split] = name
-    beside = [name for name in names if name not in stated.values()]
+        if (split := split_named(name)) is not None:
+            stated[split].append(name)
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        split = split_alike(name)
+        if split is not None and split not in stated and _holds_classes(tree, join(top, name), split):
+            alike[split].append(name)
+    # A class may be called "test tube": such names are splits beside a train folder, and beside nothing else.
+    others = set(names).difference(*stated.values(), *alike.values())
+    alone = "train" in alike and not any(_has_images(tree, join(top, name)) for name in others)
+    if "train" in stated or alone:
+        stated.update(alike)
+    return stated
+
+
+def _layout(tree: Tree, top: str) -> tuple[dict[str, str], list[str]]:
+    """The folder of each split ({"train": top} when flat), and what there is to say about folders left out."""
+    root, stated = tree.root / top, _split_folders(tree, top)
     if not stated:
-        return {"train": ""}, []
-    if "train" not in stated:
-        listed = " and ".join(f"{name}/" for name in stated.values())
-        raise DataError(f"{root} has {listed} but no train/; put the class folders to learn from under {root}/train")
-    if beside and set(stated) == {"train"}:
+        return {"train": top}, []
+    if twice := [group for group in stated.values() if len(group) > 1]:
+        groups = "; ".join(" and ".join(f"{name}/" for name in group) for group in twice)
+        raise DataError(f"{root} has several folders of one split ({groups}); keep one of each")
+    folders = {split: group[0] for split, group in stated.items()}
+    beside = [name for name in tree.entries(top).folders if name not in folders.values()]
+    if "train" not in folders:
+        found = " and ".join(f"{name}/" for name in folders.values())
+        raise DataError(f"{root} has {found} but no train/; put the class folders to learn from under {root}/train")
+    if beside and set(folders) == {"train"}:
         # "train" is also a thing on rails: beside other class folders, and without class folders of its own, a class.
-        if not any(_is_dir(entry) for entry in _entries(root / stated["train"])):
-            return {"train": ""}, []
-        rival = next((name for name in beside if any(map(is_image, _files(root, name)))), None)
+        if not tree.entries(join(top, folders["train"])).folders:
+            return {"train": top}, []
+        rival = next((name for name in beside if _has_images(tree, join(top, name))), None)
         if rival is not None:
             raise DataError(
-                f"{root} has folders in {stated['train']}/ and images in {rival}/, so train could be a split or a "
+                f"{root} has folders in {folders['train']}/ and images in {rival}/, so train could be a split or a "
                 f"class; move {rival}/ away, or put every class under {root}/train"
             )
-    return stated, [f"{name}/ is no split and was left out" for name in beside]
+    paths = {split: join(top, name) for split, name in folders.items()}
+    return paths, [f"{name}/ is no split and was left out" for name in beside]
+
+
+def _has_images(tree: Tree, path: str) -> bool:
+    return bool(tree.images_below(path))
+
+
+def _holds_classes(tree: Tree, path: str, split: str) -> bool:
+    """Whether a folder can be a split: it has folders and no images; a test folder may have images alone."""
+    return split == "test" or bool(tree.entries(path).folders and not tree.images_in(path))
+
+
+def _collect(tree: Tree, path: str, split: str, classes: Collection[str]) -> _Folder:
+    """What a split's folder holds, or the only folder in it; ``classes`` are those of train, once they are known."""
+
+    def is_class(path: str) -> bool:
+        name = path.rpartition("/")[2]
+        if split == "test" and (name.casefold() in UNLABELLED or split_alike(name) == "test"):
+            return False
+        return same_form(name) in classes or bool(tree.images_in(path))
+
+    path = tree.descend(path, is_class)
+    by_class: dict[str, list[str]] = {}
+    for name in tree.entries(path).folders:
+        images = tree.images_below(join(path, name))
+        if images or not tree.holds_runs(join(path, name)):
+            by_class.setdefault(same_form(name), []).extend(images)
+    return _Folder(shown=tree.root / path, by_class=by_class, unlabelled=tree.images_in(path))
 
 
 def _check_labels(folders: dict[str, _Folder]) -> None:
-    """DataError unless every folder has classes as its split requires, and none that train does not have."""
+    """Every folder states classes as its split requires, and none that train does not have."""
     train = folders["train"]
     if not train.by_class:
         found = (
@@ -186,9 +193,10 @@ def _check_labels(folders: dict[str, _Folder]) -> None:
         unknown = sorted(named - set(train.by_class))
         if unknown:
             hint = "; unlabelled images go directly into it" if split == "test" else ""
+            what = f"the class {unknown[0]!r}" if len(unknown) == 1 else f"the classes {listed(unknown)}"
             raise DataError(
-                f"{folder.shown} has the class {unknown[0]!r} ({len(unknown)} such), which {train.shown} does not "
-                f"have; add it there or remove it here{hint}"
+                f"{folder.shown} has {what}, which {train.shown} does not have; add the images there or remove them "
+                f"here{hint}"
             )
         if folder.unlabelled and not named and split == "val":
             raise DataError(
@@ -199,6 +207,65 @@ def _check_labels(folders: dict[str, _Folder]) -> None:
                 f"{folder.shown} has {len(folder.unlabelled)} images in no class beside {len(named)} class folders; "
                 f"sort them all into class folders, or none"
             )
+
+
+def _from_folders(folders: dict[str, _Folder], classes: Sequence[str]) -> list[Sample]:
+    """The samples as the folders have them."""
+    labels = {name: label for label, name in enumerate(classes)}
+    samples = [
+        Sample(path=path, label=labels[name], split=split)
+        for split, folder in folders.items()
+        for name, paths in folder.by_class.items()
+        for path in paths
+    ]
+    if "test" in folders:
+        samples += [Sample(path=path, label=-1, split="test") for path in folders["test"].unlabelled]
+    return samples
+
+
+def _copies(
+    samples: Sequence[Sample], same: Sequence[Sequence[str]], classes: Sequence[str]
+) -> tuple[dict[str, int], list[str]]:
+    """How many images of val and test are copies of training images, and what there is to say about copies."""
+    by_path = {sample.path: sample for sample in samples}
+    groups = [[by_path[path] for path in group] for group in same]
+    copies, notes = {}, []
+    for split in ("val", "test"):
+        found = [
+            sample
+            for group in groups
+            if any(sample.split == "train" for sample in group)
+            for sample in group
+            if sample.split == split
+        ]
+        if found:
+            copies[split] = len(found)
+            notes.append(
+                f"{len(found):,} {split} {'image is a copy' if len(found) == 1 else 'images are copies'} of training "
+                f"images, such as {found[0].path}: the {split} accuracy is too good"
+            )
+    torn = [group for group in groups if len({sample.label for sample in group} - {-1}) > 1]
+    if torn:
+        one, other = (next(s for s in torn[0] if s.label == label) for label in sorted({s.label for s in torn[0]})[-2:])
+        notes.append(
+            f"{len(torn):,} {'image lies' if len(torn) == 1 else 'images lie'} in more than one class, such as "
+            f"{one.path} ({classes[one.label]}) and {other.path} ({classes[other.label]}): one of the labels is wrong"
+        )
+    return copies, notes
+
+
+def _without_images(classes: Sequence[str], samples: Sequence[Sample]) -> list[str]:
+    """The classes that a labelled split has no image of."""
+    count = Counter((sample.split, sample.label) for sample in samples)
+    notes = []
+    for split in ("val", "test"):
+        missing = [name for label, name in enumerate(classes) if not count[split, label]]
+        if missing and len(missing) < len(classes):
+            what = "the class" if len(missing) == 1 else f"{len(missing):,} classes:"
+            notes.append(
+                f"there is no {split} image of {what} {listed(missing)}, so the {split} accuracy leaves it out"
+            )
+    return notes
 
 
 def _split_why(folders: dict[str, _Folder], samples: Sequence[Sample], *, flat: bool, seed: int) -> str:
@@ -216,24 +283,3 @@ def _split_why(folders: dict[str, _Folder], samples: Sequence[Sample], *, flat: 
     if tested[0].label < 0:
         return f"{why}; the test images are unlabelled, so test figures will be missing"
     return why
-
-
-def random_split(samples: Sequence[Sample], *, seed: int, with_test: bool) -> list[Sample]:
-    """Train samples spread over val, test (if asked) and train, class by class.
-
-    They are drawn in the order of BLAKE2b(seed, path), so their order never depends on other files.
-    """
-    by_label: dict[int, list[Sample]] = {}
-    for sample in samples:
-        if sample.split == "train":
-            by_label.setdefault(sample.label, []).append(sample)
-    result = [sample for sample in samples if sample.split != "train"]
-    for mine in by_label.values():
-        mine.sort(key=lambda sample: digest(f"{seed}:{sample.path}".encode("utf-8", "surrogateescape")))
-        tenth = round(len(mine) / 10)
-        n_val = min(max(1, tenth), len(mine) - 1)
-        n_test = tenth if with_test else 0
-        for rank, sample in enumerate(mine):
-            split = "val" if rank < n_val else "test" if rank < n_val + n_test else "train"
-            result.append(replace(sample, split=split))
-    return result

@@ -1,11 +1,12 @@
 """Images decoded once into a memory-mapped store of uint8 pixels, so that training reads 20 000 of them a second.
 
-A pack is a folder: ``images.u8`` (raw pixels, H W 3, one image after the other), ``index.npz`` (each image's place,
-size, label, split, CRC-32 and path) and ``meta.json`` (written last: without it the pack is incomplete). Its name
-stands for the data's fingerprint, the side, the classes and the splits: another seed gets a pack of its own.
-
-N images, H W pixels.
+A pack is a folder: ``images.u8`` (raw pixels, H W 3, one image after the other), ``index.npz`` (where each image is,
+its size, label, split, CRC-32 and path) and ``meta.json`` (written last: without it the pack is incomplete). It is
+named after the data's fingerprint, the side, and the classes and splits: another seed gets a pack of its own, which
+costs a second decoding but leaves one folder that says it all.
 """
+
+# N images, H W pixels
 
 from __future__ import annotations
 
@@ -19,18 +20,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fitwithin.data.dataset import SPLITS, Broken
+from fitwithin.data.dataset import SPLITS, Broken, Remark
 from fitwithin.errors import DataError
+from fitwithin.files import decode
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pack:
-    """An open store of N images, in the order of their paths; its arrays are read-only.
+    """An open store of N images, in the order of their paths; the arrays are read-only.
 
-    offsets (bytes), labels: [N]; heights, widths (pixels): [N]; split_codes: [N], indices into SPLITS; crcs: [N];
-    pixels: the memory map, [bytes]. It is pickled as its folder, and reopened there.
+    offsets (bytes), labels: int64 [N]; heights, widths (pixels): int32 [N]; split_codes: uint8 [N], indices into
+    SPLITS; crcs: uint32 [N]; pixels: the memory map, uint8 [bytes]. ``partial``: time was over before all images were
+    decoded. Pickles as its folder, and reopens there.
     """
 
     folder: Path
@@ -38,6 +41,8 @@ class Pack:
     classes: tuple[str, ...]
     fingerprint: str
     broken: tuple[Broken, ...]
+    remarks: tuple[Remark, ...] = ()
+    partial: bool = False
     paths: tuple[str, ...]
     offsets: npt.NDArray[np.int64]
     heights: npt.NDArray[np.int32]
@@ -64,7 +69,7 @@ class Pack:
 
 
 def open_pack(folder: Path) -> Pack:
-    """The pack in a folder, memory-mapped; its pixels are trusted: ``build`` has checked them.
+    """The pack in a folder, memory-mapped; its pixels are trusted, for build has checked them.
 
     Raises:
         DataError: the pack is incomplete, cut short, or of another version.
@@ -82,7 +87,9 @@ def open_pack(folder: Path) -> Pack:
             shorter_px=meta["side"],
             classes=tuple(meta["classes"]),
             fingerprint=meta["fingerprint"],
-            broken=tuple(Broken(**item) for item in meta["broken"]),
+            broken=tuple(decode(Broken, item) for item in meta["broken"]),
+            remarks=tuple(Remark(**item) for item in meta["remarks"]),
+            partial=meta["partial"],
             paths=tuple(arrays.pop("paths").tobytes().decode("utf-8", "surrogateescape").split("\0")),
             pixels=np.memmap(folder / "images.u8", dtype=np.uint8, mode="r").view(np.ndarray),
             **arrays,

@@ -22,7 +22,7 @@ from fitwithin.pipeline import search_phase, train_phase
 from fitwithin.pipeline.context import RunContext
 from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.planning.stats import Accuracy
-from fitwithin.report.schema import MethodRow, ViewRow
+from fitwithin.report.schema import ClassRow, MethodRow, ViewRow
 
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
@@ -123,6 +123,26 @@ def view_rows(member: Member, labels: Mapping[str, Labels], choice: Choice) -> l
             reason=choice.reasons.get(view, ""),
         )
         for view, logits in sorted(member.logits.get("val", {}).items())
+    ]
+
+
+def class_rows(
+    member: Member, labels: Mapping[str, Labels], choice: Choice, classes: Sequence[str], train_labels: Labels
+) -> list[ClassRow]:
+    """How what is delivered does on each class."""
+    hits = {}
+    for split in ("val", "test"):
+        if _accuracy(member, split, choice.views, labels) is not None:
+            hits[split] = average(member.logits[split], choice.views).argmax(axis=1) == labels[split]
+
+    def accuracy(split: str, label: int) -> Accuracy | None:
+        own = hits[split][labels[split] == label] if split in hits else np.array([])
+        return Accuracy(correct=int(own.sum()), total=len(own)) if len(own) else None
+
+    counts = np.bincount(train_labels, minlength=len(classes))
+    return [
+        ClassRow(name=name, train=int(counts[label]), validation=accuracy("val", label), test=accuracy("test", label))
+        for label, name in enumerate(classes)
     ]
 
 

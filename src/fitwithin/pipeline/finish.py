@@ -28,6 +28,7 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
     charged and written once more.
     """
     labels = {split: np.asarray(run.images.labels[run.images.indices(split)]) for split in ("val", "test")}
+    train_labels = np.asarray(run.images.labels[run.images.indices("train")])
     chief = members[0]
     choice = evaluate_phase.choose_views(chief, labels, run.request.budget.inference_ms)
     views = run.request.views
@@ -56,6 +57,7 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
             views=evaluate_phase.view_rows(chief, labels, choice),
             ensemble_why=choice.why,
             notes=_notes(run, plan, members),
+            classes=evaluate_phase.class_rows(chief, labels, choice, run.images.classes, train_labels),
         )
         write_report(report, run.folder)
         if run.engine.now() + LEAVING_S <= charged_until_at:

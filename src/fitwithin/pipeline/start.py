@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
+from dataclasses import replace
 from pathlib import Path
 
 from fitwithin.accountant import Accountant
 from fitwithin.budget import Budget, Clock
 from fitwithin.candidate import grid, match
 from fitwithin.data import pack_builder
-from fitwithin.data.dataset import Dataset, drop_broken
+from fitwithin.data.dataset import Dataset, packed
+from fitwithin.data.pack import Pack
 from fitwithin.engine.base import Engine
 from fitwithin.engine.margins import CLOSING_S, HAND_OVER_S
 from fitwithin.events import DataPacked, MachineDescribed, ProcessStarted
@@ -23,6 +26,12 @@ from fitwithin.training import model_names
 #: The most loader processes: with these a batch is made faster than any GPU takes it (20,000 images/s at 160 px).
 MOST_WORKERS = 12
 
+#: The share of the time left that reading and decoding images may take.
+READING_SHARE = 0.5
+
+#: Fewer validation images than these get a note: one of 50 is two points.
+FEW_IMAGES = 50
+
 
 def open_accountant(store: Store, budget: Budget, clock: Clock, started_at: float) -> Accountant:
     """The accountant of a process that started then; entries that an earlier process left open are closed."""
@@ -35,6 +44,27 @@ def open_accountant(store: Store, budget: Budget, clock: Clock, started_at: floa
 def too_late_for_workers(accountant: Accountant) -> bool:
     """Whether a resumed run has no time left to start workers: it delivers what there is."""
     return accountant.ends_at() - accountant.now() < HAND_OVER_S
+
+
+def reading_ends_at(left_s: float) -> float:
+    """The monotonic instant by which the images must be read and decoded, where so much time is left."""
+    return time.monotonic() + READING_SHARE * left_s
+
+
+def _notes(dataset: Dataset, found: Dataset, images: Pack) -> tuple[str, ...]:
+    """What a user should know of the images."""
+    notes = [*dataset.notes, *map(str, images.remarks)]
+    if images.partial:
+        read, total = len(found.samples) + len(images.broken), len(dataset.samples)
+        notes.append(
+            f"{read:,} of {total:,} images could be decoded in half of the time; the run goes on with these. With more "
+            f"time it uses all"
+        )
+    if 0 < found.counts()["val"] < FEW_IMAGES:
+        notes.append(
+            f"{found.counts()['val']} validation images are few: candidates that are close cannot be told apart by them"
+        )
+    return tuple(notes)
 
 
 def open_run(
@@ -64,19 +94,30 @@ def open_run(
         candidates = grid(names, request.precisions, request.sizes, request.layouts)
     with accountant.entry("data"):
         reporter.begin("checking images")
+        before = store.latest(DataPacked)
         images = pack_builder.build(
-            dataset, request.pack_side, on_progress=reporter.advance, strict=request.strict, before_decoding=decoding
+            dataset,
+            request.pack_side,
+            on_progress=reporter.advance,
+            strict=request.strict,
+            before_decoding=decoding,
+            until_at=reading_ends_at(accountant.ends_at() - accountant.now()),
+            partial=before is not None and before.partial > 0,
         )
-        whole = drop_broken(dataset, images.broken)
+        found = packed(dataset, images)
+        notes = _notes(dataset, found, images)
         store.append(
             DataPacked(
                 path=request.data,
                 fingerprint=dataset.fingerprint,
                 classes=dataset.classes,
-                counts=whole.counts(),
+                counts=found.counts(),
                 split=dataset.split_why,
-                broken=tuple(images.broken),
+                broken=tuple(replace(item, status=None) for item in images.broken),
                 ignored=dataset.ignored,
+                notes=notes,
+                copies=dataset.copies,
+                partial=len(dataset.samples) if images.partial else 0,
             )
         )
     closing_s = CLOSING_S if request.budget.scope == "total" else 0.0
@@ -91,8 +132,10 @@ def open_run(
     node_cores = cores() if machine is None else machine.facts.get("cores", cores())
     # A cluster's node reports the cores of one job.
     jobs_per_host = request.data_parallel if request.engine == "ray" else request.num_gpus
-    counts = ", ".join(f"{n:,} {split}" for split, n in whole.counts().items())
+    counts = ", ".join(f"{n:,} {split}" for split, n in found.counts().items())
     reporter.say(f"{request.data}: {len(dataset.classes)} classes, {counts} images; {len(images.broken)} broken")
+    for note in notes:
+        reporter.say(note)
     return RunContext(
         request=request,
         folder=folder,

@@ -19,7 +19,17 @@ from fitwithin.planning.halving import Halving
 from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.report import pareto
 from fitwithin.report.candidate_row import candidate_row
-from fitwithin.report.schema import CandidateRow, CandidateStatus, Limit, MethodRow, PhaseRow, Receipt, Report, ViewRow
+from fitwithin.report.schema import (
+    CandidateRow,
+    CandidateStatus,
+    ClassRow,
+    Limit,
+    MethodRow,
+    PhaseRow,
+    Receipt,
+    Report,
+    ViewRow,
+)
 from fitwithin.report.search_report import SearchReport, build_search_report, measured_points
 from fitwithin.request import Request
 from fitwithin.store import Store
@@ -147,6 +157,7 @@ def report(
     views: Sequence[ViewRow] = (),
     ensemble_why: str = "",
     notes: Sequence[str] = (),
+    classes: Sequence[ClassRow] = (),
 ) -> Report:
     """The report of a finished run by its store and its ledger; without a ``winner`` that of a plan."""
     packed = store.latest(DataPacked)
@@ -186,6 +197,7 @@ def report(
         notes=tuple(notes),
         search=search,
         forecast=_forecast(request, won, search) if won is not None else None,
+        classes=tuple(classes),
     )
 
 

@@ -117,6 +117,16 @@ class ViewRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassRow:
+    """How what is delivered does on a class: its training images, and the accuracy on each split that has images."""
+
+    name: str
+    train: int
+    validation: Accuracy | None
+    test: Accuracy | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class PhaseRow:
     """One line of the receipt: a phase, what it took and the most memory it held."""
 
@@ -159,7 +169,8 @@ class Report:
 
     ``request`` holds what was asked for (limits in bytes and seconds, recipe, sizes, seed, ...); ``data`` the
     folder's facts: ``path``, ``fingerprint``, ``classes`` (list), ``counts`` {"train", "val", "test"},
-    ``split`` (one sentence: where the split came from), ``broken`` ([{"path", "reason"}]).
+    ``split`` (one sentence: where the split came from), ``broken`` ([{"path", "reason"}]), ``notes`` (sentences),
+    ``copies`` ({"val", "test"}: images that are copies of training images).
     ``winner`` names a row of ``candidates``; None when nothing was trained (a plan). ``search`` is None without one,
     ``forecast`` (what more time would buy) without a winner.
     """
@@ -178,6 +189,7 @@ class Report:
     notes: tuple[str, ...] = ()
     search: SearchReport | None = None
     forecast: Forecast | None = None
+    classes: tuple[ClassRow, ...] = ()
     schema: int = SCHEMA
 
     def row(self, name: str) -> CandidateRow:

@@ -9,8 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from fitwithin.planning.stats import Accuracy
 from fitwithin.report import pareto, search_sections
-from fitwithin.report.schema import CandidateRow, Report
+from fitwithin.report.schema import CandidateRow, ClassRow, Report
 from fitwithin.report.summary import STATUSES, capitalize, delivered_method, format_amount, is_plan
 from fitwithin.report.tables import (
     DASH,
@@ -31,6 +32,9 @@ METHODS = (
     "The paper's Table 1 on this data, with 95 % intervals. The delivered model is highlighted; `fitwithin predict` "
     "uses it."
 )
+
+#: The report shows so many classes; report.json has all.
+MOST_CLASSES = 30
 
 INFERENCE = (
     "ms/image was measured by the profile: one view at the training size, the same for all candidates. The winner's "
@@ -53,6 +57,7 @@ def sections(report: Report) -> list[Section]:
         ),
         *search_sections.sections(report),
         Section("views", "Views and the ensemble", (report.ensemble_why,), (_views(report),)),
+        _by_class(report),
         _receipt(report),
         _data(report),
         Section("request", "Request", tables=(_facts("Every option", report.request, nothing="off"),)),
@@ -66,6 +71,36 @@ def sections(report: Report) -> list[Section]:
         if tables or (paragraphs and not section.tables):
             shown.append(section._replace(paragraphs=paragraphs, tables=tables, collapsible=lists))
     return shown
+
+
+def _by_class(report: Report) -> Section:
+    """The classes that are recognised worst first; of many only so many."""
+
+    def images(accuracy: Accuracy | None) -> str | None:
+        return f"{accuracy.total:,}" if accuracy else None
+
+    rows = sorted(report.classes, key=_recognised)
+    shown = rows[:MOST_CLASSES]
+    columns: Columns = [
+        (Column("Class", wrap=True), [row.name for row in shown]),
+        (Column("Train images", number=True, rank=1), [f"{row.train:,}" for row in shown]),
+        (Column("Val", number=True), [accuracy_cell(row.validation) for row in shown]),
+        (
+            Column("Val images", number=True, rank=2),
+            [images(row.validation) for row in shown],
+        ),
+        (Column("Test", number=True), [accuracy_cell(row.test) for row in shown]),
+        (Column("Test images", number=True, rank=2), [images(row.test) for row in shown]),
+    ]
+    said = "What is delivered, class by class, the weakest first."
+    if len(rows) > len(shown):
+        said += f" {len(rows) - len(shown):,} more are in report.json."
+    return Section("classes", "Accuracy by class", (said,), (table_by_column("Accuracy by class", columns),))
+
+
+def _recognised(row: ClassRow) -> tuple[float, str]:
+    accuracy = row.test or row.validation
+    return accuracy.share if accuracy else -1.0, row.name
 
 
 def _receipt(report: Report) -> Section:
@@ -87,7 +122,8 @@ def _data(report: Report) -> Section:
         (f"{len(classes):,} classes", classes),
         (f"{len(broken):,} broken {'file' if len(broken) == 1 else 'files'}, left out", broken),
     )
-    return Section("data", "Data", (data.get("split") or "",), (_facts("Images", images),), lists)
+    said = tuple(capitalize(f"{text}.") for text in (data.get("split") or "", *data.get("notes", ())) if text)
+    return Section("data", "Data", said, (_facts("Images", images),), lists)
 
 
 def candidates(report: Report) -> Table:

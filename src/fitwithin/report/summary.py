@@ -9,7 +9,7 @@ from fitwithin.planning.search import FINAL
 from fitwithin.planning.stats import Accuracy, format_confidence
 from fitwithin.report.schema import Limit, MethodRow, Report
 from fitwithin.report.search_report import rung_name
-from fitwithin.units import format_duration, format_size
+from fitwithin.units import format_duration, format_size, listed
 
 #: How far candidates come, the furthest first.
 STATUSES = ("trained", "planned", "failed", "rejected")
@@ -59,9 +59,18 @@ def trust_note(report: Report) -> str:
     tried = sum(row.validation is not None for row in report.candidates)
     tested = any(method.test for method in report.methods)
     test = "the test images were used once, after every choice" if tested else "there is no labelled test split"
-    if tried <= 1:
-        return f"{capitalize(test)}."
-    return f"Validation accuracy is optimistic, because the best of {tried} candidates was chosen by it; {test}."
+    chosen = f"Validation accuracy is optimistic, because the best of {tried} candidates was chosen by it; {test}."
+    found = [chosen if tried > 1 else f"{capitalize(test)}."]
+    counts, copies = report.data.get("counts", {}), report.data.get("copies", {})
+    for split, count in copies.items():
+        what = "is a copy of a training image" if count == 1 else "are copies of training images"
+        found.append(
+            f"{count:,} of {counts.get(split, 0):,} {split} images {what}, so the {split} accuracy is too good."
+        )
+    missing = [row.name for row in report.classes if tested and row.test is None]
+    if missing:
+        found.append(f"There is no test image of {listed(missing)}: the test accuracy says nothing of that.")
+    return " ".join(found)
 
 
 def search_sentence(report: Report) -> str:
