@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import threading
 import warnings
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 
-from fitwithin.data.decode import MAX_PIXELS, UNREADABLE, image_extensions, read_rgb
+from fitwithin.data.decode import (
+    CUT_SHORT,
+    LOST_RANGE,
+    MAX_PIXELS,
+    ONE_COLOUR,
+    SEVERAL_PAGES,
+    UNREADABLE,
+    image_extensions,
+    read,
+    read_rgb,
+)
 
 
 def test_extensions() -> None:
@@ -211,3 +223,66 @@ def test_damaged_files_raise_only_what_is_announced(data: st.DataObject) -> None
     content = content[: data.draw(st.integers(0, len(content)))]
     with suppress(*UNREADABLE):
         assert read_rgb(io.BytesIO(bytes(content))).mode == "RGB"
+
+
+# --- what is remarked on, and what is never done
+
+
+def jpeg(width: int = 97, height: int = 33, **options: object) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("cut", [1, 2, 3, 10, 200])
+def test_a_jpeg_without_its_end_marker_is_read_if_all_pixels_are_there(progressive: bool, cut: int) -> None:
+    content = jpeg(progressive=progressive)
+    if cut <= 2:
+        found = read(io.BytesIO(content[:-cut]))
+        assert found.remarks == (CUT_SHORT,)
+        assert np.array_equal(np.asarray(found.image), np.asarray(read(io.BytesIO(content)).image))
+    else:
+        with pytest.raises(OSError, match="truncated"):
+            read(io.BytesIO(content[:-cut]))
+
+
+def test_an_eps_is_no_image_and_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object, **__: object) -> None:
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    file = tmp_path / "drawing.jpg"
+    file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
+    with pytest.raises(OSError, match="no image that Pillow knows"):
+        read(file)
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC image; `pip install pillow-heif`"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL image; `pip install pillow-jxl-plugin`"),
+        (b"", "the file is empty"),
+        (b"version https://git-lfs", "no image that Pillow knows"),
+    ],
+)
+def test_a_format_that_needs_a_package_is_named(head: bytes, words: str) -> None:
+    with pytest.raises(UnidentifiedImageError, match=words):
+        read(io.BytesIO(head))
+
+
+def remarks(image: Image.Image, kind: str = "PNG", **options: object) -> tuple[str, ...]:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return read(io.BytesIO(file.getvalue())).remarks
+
+
+def test_odd_pictures_are_remarked_on() -> None:
+    noise = np.random.default_rng(0).integers(0, 65536, (64, 64))
+    assert remarks(Image.fromarray(noise.astype(np.uint16))) == ()
+    assert remarks(Image.fromarray((30000 + noise % 2000).astype(np.uint16))) == (LOST_RANGE,)
+    assert remarks(Image.new("RGB", (8, 8), "teal")) == (ONE_COLOUR,)
+    pages = [Image.fromarray((noise % (9 + page)).astype(np.uint8)) for page in range(2)]
+    assert remarks(pages[0], "TIFF", save_all=True, append_images=pages[1:]) == (SEVERAL_PAGES,)

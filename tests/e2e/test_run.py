@@ -79,7 +79,7 @@ def test_prediction_reaches_every_image_and_survives_a_broken_one(
     draw("blue-disc", random.Random(7), 61).save(single)
     out = tmp_path / "x.csv"
     ended = door.fine("predict", finished.folder, pictures, single, "-o", out)
-    assert "25 predictions" in ended.out
+    assert "25 of 26 images classified" in ended.out
     assert "broken.png" in ended.err
     with out.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -13,7 +13,7 @@ import typer
 from fitwithin.cli import terminal
 from fitwithin.cli.options import AsJson, Data, Device, EngineName, RayAddress, RunFolder, with_limits
 from fitwithin.engine import launch
-from fitwithin.errors import FitwithinError
+from fitwithin.errors import FitwithinError, UsageError
 from fitwithin.machine import process_started_at
 from fitwithin.version import __version__
 
@@ -31,7 +31,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except FitwithinError as error:
-        print(f"fitwithin: {error}", file=sys.stderr)  # noqa: T201 - the one place that prints errors
+        terminal.say(f"fitwithin: {error}", err=True)
         sys.exit(error.exit_code)
 
 
@@ -116,7 +116,7 @@ def plan(
     way = f"carry it out with: fitwithin run {data} --plan {out}"
     if made.search is not None:
         way = f"a run with the same options does this. {made.search.summary}"
-    console.print(f"Plan written to {out}; {way}", soft_wrap=True)
+    console.print(f"Plan written to {out}; {way}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -147,7 +147,9 @@ def profile(
     console = terminal.console()
     console.print(*render.profile_table(found), sep="\n")
     if export is not None:
-        console.print(f"Profiles written to {export}; import them with: fitwithin profile DATA --import {export}")
+        console.print(
+            f"Profiles written to {export}; import them with: fitwithin profile DATA --import {export}", markup=False
+        )
 
 
 @app.command()
@@ -160,20 +162,29 @@ def predict(
 ) -> None:
     """Classify images with a run's ensemble: class, probability and the five most likely."""
     from fitwithin import files
-    from fitwithin.inference.predictions import write_csv
+    from fitwithin.inference.predictions import CsvTable
     from fitwithin.pipeline import result
 
     files.check_writable(output)
     with terminal.reporter(as_json) as reporter:
-        predictions = result.load(folder).predict(paths, device=device, reporter=reporter)
-    write_csv(predictions, output)
+        found = result.load(folder)
+        coming = found.iter_predictions(paths, device=device, reporter=reporter)
+        predictions = [next(coming)]  # what is asked for is there: now the file may be written
+        with output.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            table = CsvTable(file, len(found.classes))
+            table.add(predictions[0])
+            for prediction in coming:
+                table.add(prediction)
+                predictions.append(prediction)
     bad = [prediction for prediction in predictions if prediction.error]
     if as_json:
         typer.echo(json.dumps([{"path": p.path, "top": p.top, "error": p.error} for p in predictions]))
-        return
-    typer.echo(f"{len(predictions) - len(bad)} predictions written to {output}")
-    for prediction in bad:
-        typer.echo(f"  not readable: {prediction.path}: {prediction.error}", err=True)
+    else:
+        terminal.say(f"{len(predictions) - len(bad)} of {len(predictions)} images classified, written to {output}")
+        for prediction in bad:
+            terminal.say(f"  not readable: {prediction.path}: {prediction.error}", err=True)
+    if len(bad) == len(predictions):
+        raise UsageError(f"none of the {len(bad)} images can be read; {output} says why")
 
 
 @app.command()

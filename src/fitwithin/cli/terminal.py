@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,13 @@ def console() -> Any:
     return screen if screen.is_terminal else Console(width=160)
 
 
+def say(line: str, *, err: bool = False) -> None:
+    """Print a line; a character that the terminal cannot show becomes a question mark."""
+    stream = sys.stderr if err else sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    typer.echo(line.encode(encoding, "replace").decode(encoding), err=err)
+
+
 def print_ledger(statement: Statement, as_json: bool) -> None:
     """Print a statement of the ledger on the terminal, or as JSON."""
     if as_json:
@@ -67,16 +75,19 @@ def print_accuracy(found: Evaluation, as_json: bool) -> None:
         typer.echo(json.dumps(found.to_dict(), indent=1))
         return
     from rich.table import Table
+    from rich.text import Text
+
+    from fitwithin.report.tables import clean
 
     low, high = found.top1.interval
     title = f"{found.top1.share:.1%} ({low:.1%} to {high:.1%}) of {found.top1.total:,}"
     table = Table("class", "images", "right", title=title)
     for name, accuracy in found.by_class.items():
-        table.add_row(name, f"{accuracy.total:,}", f"{accuracy.share:.1%}")
+        table.add_row(Text(clean(name)), f"{accuracy.total:,}", f"{accuracy.share:.1%}")
     console().print(table)
     typer.echo(f"right class among the first five: {found.top5.share:.1%}")
     for path in found.unreadable:
-        typer.echo(f"  not readable: {path}", err=True)
+        say(f"  not readable: {path}", err=True)
 
 
 def print_report(result: Result, as_json: bool) -> None:
@@ -88,4 +99,5 @@ def print_report(result: Result, as_json: bool) -> None:
 
     screen = console()
     screen.print(render.render_text(result.report))
-    screen.print(f"\nReport: {(result.folder / 'report.html').resolve()}", soft_wrap=True, highlight=False)
+    page = (result.folder / "report.html").resolve()
+    screen.print(f"\nReport: {page}", soft_wrap=True, highlight=False, markup=False)

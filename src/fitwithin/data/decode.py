@@ -111,6 +111,12 @@ def read(file: Path | BinaryIO, *, at_least: int | None = None) -> Picture:
             return Picture(picture.image, (*picture.remarks, CUT_SHORT))
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An opened image as :func:`read` gives it: upright 8-bit RGB."""
+    with _quiet_pillow():
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
 def _read(file: Path | BinaryIO, at_least: int | None) -> Picture:
     try:
         opened = Image.open(file, formats=_formats())

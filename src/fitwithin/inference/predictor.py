@@ -1,27 +1,31 @@
-"""A delivered ensemble at work: probabilities for image files.
+"""A delivered ensemble at work: probabilities for pictures.
 
 Shape suffixes: N images, K classes, V views.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image
 
 from fitwithin.data.batches import centre_box, resize
-from fitwithin.data.decode import UNREADABLE, read_rgb
+from fitwithin.data.decode import UNREADABLE
 from fitwithin.engine.device import open_device
 from fitwithin.inference.ensemble import Ensemble, average
+from fitwithin.inference.sources import Source
 from fitwithin.machine import DeviceName
 from fitwithin.training import model as models
 
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
+
+Uint8s = npt.NDArray[np.uint8]
 
 
 class Predictor:
@@ -42,35 +46,44 @@ class Predictor:
         self._mean = torch.tensor(models.MEAN, device=self._device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(models.STD, device=self._device).view(1, 3, 1, 1) * 255
 
-    def probabilities(self, images: Sequence[Image.Image]) -> Floats:
-        """Mean probability over the ensemble's views, [N, K], for RGB images of any size."""
+    def probabilities(self, pixels: Mapping[int, Uint8s]) -> Floats:
+        """Mean probability over the ensemble's views, [N, K], for pixels [N, H, W, 3] by the size of the views."""
         logits = {}
         dtype = models.amp_dtype(self.card.precision, self._dtype)
         amp = torch.autocast(self._kind, dtype=dtype, enabled=dtype is not None)
         for view in self.ensemble.views:
-            pixels = [self._crop(image, view.px) for image in images]
-            x_bchw = torch.from_numpy(np.stack(pixels)).to(self._device).permute(0, 3, 1, 2).float()
+            x_bchw = torch.from_numpy(pixels[view.px]).to(self._device).permute(0, 3, 1, 2).float()
             x_bchw = (x_bchw - self._mean) / self._std
             with torch.inference_mode(), amp:
                 out = self._net(x_bchw.flip(3) if view.flip else x_bchw)
             logits[view] = np.asarray(out.float().cpu().numpy(), dtype=np.float32)
         return average(logits, self.ensemble.views)
 
-    def _crop(self, image: Image.Image, px: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        pixels, out = np.asarray(image), np.empty((px, px, 3), np.uint8)
-        return resize(pixels, centre_box(pixels.shape[0], pixels.shape[1], self.card.crop), out)
+    def _crops(self, source: Source) -> dict[int, Uint8s]:
+        """The image's pixels at each size of the views, [H, W, 3]. The image itself is let go."""
+        sizes = sorted({view.px for view in self.ensemble.views})
+        # A JPEG may be decoded at a fraction that leaves twice the pixels of the largest view's crop.
+        pixels = np.asarray(source.read(math.ceil(2 * sizes[-1] / self.card.crop)))
+        box = centre_box(pixels.shape[0], pixels.shape[1], self.card.crop)
+        return {px: resize(pixels, box, np.empty((px, px, 3), np.uint8)) for px in sizes}
 
-    def files(self, paths: Sequence[Path]) -> Iterator[tuple[Path, Floats | None, str]]:
-        """For each file: its probabilities [K], or None and the reason why it cannot be read."""
+    def predict(self, sources: Sequence[Source]) -> Iterator[tuple[Source, Floats | None, str]]:
+        """For each picture: its probabilities [K], or None and the reason why it cannot be read.
+
+        What is held at a time are the crops of a batch, and one whole picture.
+        """
         size = max(1, self.ensemble.batch)
-        for group in (paths[i : i + size] for i in range(0, len(paths), size)):
-            images: list[Image.Image | str] = []
-            for path in group:
+        for group in (sources[i : i + size] for i in range(0, len(sources), size)):
+            found: list[dict[int, Uint8s] | str] = []
+            for source in group:
                 try:
-                    images.append(read_rgb(path))
+                    found.append(self._crops(source))
+                except MemoryError:
+                    found.append("there is not enough memory to read it")
                 except UNREADABLE as error:
-                    images.append(f"{type(error).__name__}: {error}")
-            readable = [image for image in images if isinstance(image, Image.Image)]
-            rows = iter(self.probabilities(readable)) if readable else iter(())
-            for path, image in zip(group, images, strict=True):
-                yield (path, None, image) if isinstance(image, str) else (path, next(rows), "")
+                    found.append(str(error) or type(error).__name__)
+            crops = [each for each in found if not isinstance(each, str)]
+            stacked = {px: np.stack([each[px] for each in crops]) for px in crops[0]} if crops else {}
+            rows = iter(self.probabilities(stacked)) if crops else iter(())
+            for source, each in zip(group, found, strict=True):
+                yield (source, None, each) if isinstance(each, str) else (source, next(rows), "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +15,19 @@ from fitwithin.engine import results
 from fitwithin.engine.results import CARD
 from fitwithin.errors import DataError, RunFolderError, UsageError
 from fitwithin.inference.ensemble import average, read_ensemble
-from fitwithin.inference.predictions import Evaluation, Prediction, image_files, labelled_files, prediction
+from fitwithin.inference.predictions import Evaluation, Prediction, prediction
+from fitwithin.inference.sources import Picture, Source, labelled_files, sources
 from fitwithin.machine import resolve_device
 from fitwithin.pipeline.progress import Reporter, Silent
 from fitwithin.planning.stats import Accuracy
 from fitwithin.report.schema import Report, from_json
+from fitwithin.report.summary import headline
 
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """A finished run in its folder."""
 
@@ -51,16 +54,27 @@ class Result:
         ]
 
     def predict(
-        self, paths: Iterable[str | Path], *, device: str = "auto", reporter: Reporter | None = None
+        self, pictures: Picture | Iterable[Picture], *, device: str = "auto", reporter: Reporter | None = None
     ) -> list[Prediction]:
-        """Predictions for image files, and for all images below folders, in order.
+        """Predictions for one picture or several, in order.
+
+        Args:
+            pictures: a path of an image or of a folder of images, a PIL image, an array of uint8 [H, W, 3], the bytes
+                of an image file, or any number of these.
+            device: ``auto``, ``cpu`` or ``cuda:N``.
+            reporter: gets the progress; by default nobody does.
 
         Raises:
-            UsageError: a path does not exist, or a folder holds no image.
+            UsageError: a path does not exist, a folder holds no image, or something given is no picture.
         """
-        classes = self._classes()
-        predicted = self._predicted(list(image_files(paths)), device, reporter)
-        return [prediction(str(path), row, classes, error) for path, row, error in predicted]
+        return list(self.iter_predictions(pictures, device=device, reporter=reporter))
+
+    def iter_predictions(
+        self, pictures: Picture | Iterable[Picture], *, device: str = "auto", reporter: Reporter | None = None
+    ) -> Iterator[Prediction]:
+        """:meth:`predict`, one prediction after the other as they come."""
+        for source, row, error in self._predicted(sources(pictures), device, reporter):
+            yield prediction(source.name, row, self.classes, error)
 
     def evaluate(self, data: str | Path, *, device: str = "auto", reporter: Reporter | None = None) -> Evaluation:
         """Accuracy on ``DATA/<class>/*``; the classes must be among those the model knows.
@@ -68,19 +82,19 @@ class Result:
         Raises:
             DataError: no such folder, no class folders, or a class the model does not know.
         """
-        classes = self._classes()
-        labels = dict(labelled_files(Path(data), classes))
+        labelled = labelled_files(Path(data), self.classes)
         places: dict[str, list[int]] = {}  # by label, its place among each image's predictions, from 0
         unreadable = []
-        for path, row, _ in self._predicted(list(labels), device, reporter):
+        predicted = self._predicted(sources(path for path, _ in labelled), device, reporter)
+        for (source, row, _), (_, label) in zip(predicted, labelled, strict=True):
             if row is None:
-                unreadable.append(str(path))
+                unreadable.append(source.name)
                 continue
-            order = [classes[int(k)] for k in np.argsort(-row, kind="stable")]
-            places.setdefault(labels[path], []).append(order.index(labels[path]))
+            order = [self.classes[int(k)] for k in np.argsort(-row, kind="stable")]
+            places.setdefault(label, []).append(order.index(label))
         every = [place for found in places.values() for place in found]
         if not every:
-            raise DataError(f"none of the {len(labels)} images in {data} can be read")
+            raise DataError(f"none of the {len(labelled)} images in {data} can be read")
 
         def within(found: list[int], first: int) -> Accuracy:
             return Accuracy(correct=sum(place < first for place in found), total=len(found))
@@ -102,7 +116,8 @@ class Result:
         paths = json.loads((self.folder / "test-paths.json").read_text(encoding="utf-8"))
         if not paths:
             raise UsageError(f"the data of {self.folder} has no test pictures; use predict with paths")
-        folder, classes = self.folder / ensemble.folder, self._classes()
+        folder = self.folder / ensemble.folder
+        classes = self.classes
         try:
             logits = {view: results.read_logits(folder, "test", view) for view in ensemble.views}
         except OSError as error:
@@ -112,23 +127,27 @@ class Result:
         rows = average(logits, ensemble.views)
         return [prediction(path, row, classes, "") for path, row in zip(paths, rows, strict=True)]
 
-    def _classes(self) -> tuple[str, ...]:
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
         """The classes the model knows, in the order of its outputs."""
         card = self.folder / read_ensemble(self.folder).folder / CARD
         return tuple(json.loads(card.read_text(encoding="utf-8"))["classes"])
 
+    def __repr__(self) -> str:
+        return f"<run in {self.folder}: {headline(self.report)}>"
+
     def _predicted(
-        self, files: Sequence[Path], device: str, reporter: Reporter | None
-    ) -> Iterator[tuple[Path, Floats | None, str]]:
-        """Each file with its probabilities, or None and the reason."""
+        self, pictures: Sequence[Source], device: str, reporter: Reporter | None
+    ) -> Iterator[tuple[Source, Floats | None, str]]:
+        """Each picture with its probabilities, or the reason why there are none."""
         reporter = reporter or Silent()
-        reporter.begin("loading the model", len(files))
+        reporter.begin("loading the model", len(pictures))
         from fitwithin.inference.predictor import Predictor
 
         predictor = Predictor(self.folder, read_ensemble(self.folder), resolve_device(device))
-        reporter.begin("looking at images", len(files))
-        for number, found in enumerate(predictor.files(files), 1):
-            reporter.advance(number, len(files))
+        reporter.begin("looking at images", len(pictures))
+        for number, found in enumerate(predictor.predict(pictures)):
+            reporter.advance(number + 1, len(pictures))
             yield found
 
 
