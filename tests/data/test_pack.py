@@ -465,3 +465,55 @@ def test_what_progress_raises_is_not_taken_for_the_disk(dataset: Dataset) -> Non
 def test_checksums_are_those_of_the_images(dataset: Dataset) -> None:
     pack = build(dataset, 32)
     assert pack.crcs.tolist() == [zlib.crc32(pack.image(i).tobytes()) for i in range(len(pack))]
+
+
+# --- time that is over
+
+
+def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at the clock finds it a second later."""
+    seconds = iter(range(10**6))
+    monkeypatch.setattr(pack_builder, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+
+
+def test_what_is_decoded_when_time_is_over_is_a_fair_part(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticking(monkeypatch)
+    pack = build(dataset, 32, until_at=13.0)
+    assert pack.partial
+    assert len(pack) == 14
+    assert {*pack.labels.tolist()} == {0, 1}
+    assert list(pack.paths) == sorted(pack.paths)
+    assert not location(dataset, 32).exists()
+    again = build(dataset, 32, partial=True)
+    assert (again.folder, again.paths) == (pack.folder, pack.paths)
+    for i, path in enumerate(pack.paths):
+        assert np.array_equal(pack.image(i), np.asarray(read_rgb(dataset.root / path)))
+    assert_matches(build(dataset, 32), dataset)
+
+
+def test_too_little_decoded_is_refused(dataset: Dataset, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    ticking(monkeypatch)
+    with pytest.raises(DataError, match="of which 2 of 20 could be read before half of the time was over"):
+        build(dataset, 32, until_at=1.0)
+    assert list((cache / "packs").iterdir()) == []
+
+
+def test_a_broken_file_is_decoded_once(with_broken: Dataset, no_decoding: Callable[[], None]) -> None:
+    for path in ("cut.jpg", "text.jpg", "zero.png"):
+        os.utime(with_broken.root / "cat" / path, (1, 1))
+    (with_broken.root / "cat" / "gone.png").unlink()
+    dataset = scan(with_broken.root)
+    assert len(build(dataset, 32).broken) == 3
+    no_decoding()
+    assert len(build(dataset, 32).broken) == 3
+    os.utime(with_broken.root / "cat" / "cut.jpg", (2, 2))
+    with pytest.raises(DecodedAgainError):
+        build(dataset, 32)
+
+
+def test_odd_images_are_counted(dataset: Dataset) -> None:
+    for name in ("x.png", "y.png"):
+        Image.new("RGB", (12, 16), "teal").save(dataset.root / "dog" / name)
+    pack = build(scan(dataset.root), 32)
+    assert [str(remark) for remark in pack.remarks] == ["2 images of one colour (dog/x.png)"]
+    assert open_pack(pack.folder).remarks == pack.remarks

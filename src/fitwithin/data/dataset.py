@@ -63,7 +63,7 @@ class Remark:
     example: str
 
     def __str__(self) -> str:
-        return f"{self.count:,} {'image is' if self.count == 1 else 'images are'} {self.what}, such as {self.example}"
+        return f"{self.count:,} {'image' if self.count == 1 else 'images'} {self.what} ({self.example})"
 
 
 @dataclass(frozen=True, kw_only=True)

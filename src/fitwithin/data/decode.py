@@ -51,10 +51,10 @@ _BEGINNINGS = (
 _MORE_ENDINGS = frozenset({".mpo", ".heic", ".heif", ".hif", ".avif", ".jxl"})
 
 #: What :func:`read` may remark on, each in the words of the report.
-CUT_SHORT = "a JPEG without its end marker, all pixels there"
-LOST_RANGE = "16-bit values so close together that few of 256 grey levels remain"
-SEVERAL_PAGES = "a file of several pages, of which the first is read"
-ONE_COLOUR = "a picture of one colour"
+CUT_SHORT = "without the end marker of a JPEG, but with all pixels"
+LOST_RANGE = "with 16-bit values so close together that few of 256 grey levels are left; stretch them beforehand"
+SEVERAL_PAGES = "with several pages, of which the first is read"
+ONE_COLOUR = "of one colour"
 
 #: 16-bit pictures whose values are distinct keep at least so many grey levels, or that is remarked on.
 FEW_LEVELS = 32
