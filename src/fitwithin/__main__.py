@@ -1,14 +1,41 @@
 """The command line's door: ``fitwithin``, and ``python -m fitwithin``."""
 
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
 from fitwithin import files
 
 
 def main() -> None:
     """Run the command line. Bytecode comes first: what is imported is most of a short command's time."""
+    _open_streams()
+    _leave_working_folder()
     files.keep_bytecode()
     from fitwithin.cli import main as cli
 
     cli.main()
+
+
+def _open_streams() -> None:
+    """Open stdin, stdout and stderr where the caller has closed them, and let no character fail to be printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
+def _leave_working_folder() -> None:
+    """Import nothing from the working folder, where ``python -m`` looks first: it may hold a random.py of the user."""
+    if sys.path[0] in ("", os.getcwd()) and Path(__file__).parents[1] != Path.cwd():
+        del sys.path[0]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ reading the store.
 from __future__ import annotations
 
 import math
+import sqlite3
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from fitwithin import ledger as ledgers
@@ -175,7 +177,8 @@ class Accountant:
             now = self._clock()
             elapsed_s, peak_bytes = now - opened.began_at, opened.peak_bytes
             heartbeat = Heartbeat(number=opened.number, elapsed_s=elapsed_s, at_s=now, peak_bytes=peak_bytes)
-            self._store.beat(opened.number, heartbeat)  # without the lock: the disk may take its time
+            with suppress(sqlite3.Error):  # a full disk: whoever writes the next event says so
+                self._store.beat(opened.number, heartbeat)  # without the lock: the disk may take its time
             with self._lock:
                 self._ledger.add(heartbeat)
             opened.over.wait(ledgers.HEARTBEAT_S)

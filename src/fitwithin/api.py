@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -68,12 +69,12 @@ def run(
         with _site(planned, limits, server) as site:
             if planned is not None:
                 device = site.device(limits.get("device") or "auto", planned.data_parallel, planned.gpus)
-                request = replace(planned, data=str(data), device=device)
+                request = replace(planned, data=os.path.abspath(data), device=device)
             else:
                 request = _parsed(site, data, limits)
-            folder = Path(out or f"runs/{Path(data).resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}")
+            folder = Path(out) if out else files.default_folder(Path(data))
             files.check_free(folder)
-            with site.open(request, folder) as engine:
+            with files.naming_full_disks(folder), site.open(request, folder) as engine:
                 report = _begin(request, folder, engine, reporter or Silent(), started_at, fixed_plan)
     return Result(folder=folder, report=report)
 
@@ -88,9 +89,13 @@ def _begin(
     match(request.models, model_names.known_models(engine.prepare))
     reporter.say(f"the run's folder is {folder}")
     made = files.create_run_dir(folder)
-    store = Store(folder)
     try:
+        store = Store(folder)
         store.append(RunRequested(request=request))
+    except Exception:  # a full disk: there is nothing yet to go on with
+        files.remove_run_dir(folder, made)
+        raise
+    try:
         if fixed_plan is not None:
             store.append(PlanGiven(plan=fixed_plan))
         accountant = start.open_accountant(store, request.budget, engine.now, started_at)
@@ -109,6 +114,7 @@ def _begin(
 def resume(
     folder: str | Path,
     *,
+    data: str | Path | None = None,
     engine: str | None = None,
     ray_address: str | None = None,
     reporter: Reporter | None = None,
@@ -116,8 +122,9 @@ def resume(
 ) -> Result:
     """Carry an interrupted run on to its end within what is left of its budget.
 
-    A run that had ended already is returned as it is. With ``engine`` or ``ray_address`` it goes on elsewhere. If too
-    little of the budget is left to start workers, the run hands over what is there.
+    A run that had ended already is returned as it is. ``data`` is where its images are now, if they have moved. With
+    ``engine`` or ``ray_address`` it goes on elsewhere. If too little of the budget is left to start workers, the run
+    hands over what is there.
 
     Raises:
         RunFolderError: the folder holds no run, another process is working on it, or an event of it cannot be read.
@@ -128,7 +135,7 @@ def resume(
     path = Path(folder)
     if not (path / "run.db").is_file():
         raise RunFolderError(f"{path} holds no run (no run.db); start one with `fitwithin run`")
-    with Store(path) as store:
+    with files.naming_full_disks(path), Store(path) as store:
         events.read_all(store)  # what cannot be read is named before anything is spent
         if store.latest(RunFinished) is not None:
             return load(path)
@@ -136,6 +143,10 @@ def resume(
         if stored is None:
             raise RunFolderError(f"{path} holds a run that never began; remove the folder and start again")
         request = requests.with_engine(stored.request, engine, ray_address)
+        if data is not None:
+            request = replace(request, data=os.path.abspath(data))
+        elif not Path(request.data).is_dir():
+            raise UsageError(f"the images of this run are no longer in {request.data}; say where they are with --data")
         accountant = start.open_accountant(store, request.budget, time.monotonic, started_at)
         late = start.too_late_for_workers(accountant)
         with (
@@ -167,7 +178,7 @@ def plan(
     """
     started_at = time.monotonic() if started_at is None else started_at
     reporter = reporter or Silent()
-    with launch.launched(server) as server, _site(None, limits, server) as site:
+    with files.naming_full_disks(), launch.launched(server) as server, _site(None, limits, server) as site:
         request = _parsed(site, data, limits)
         with site.open(request, None) as engine, Store() as store:
             dataset = _scan(request, reporter, started_at)
@@ -197,7 +208,7 @@ def profile(
     """
     reporter = reporter or Silent()
     wanted: Limits = {"time": PROFILE_TIME, **limits, "scope": "candidate"}
-    with launch.launched() as server, _site(None, wanted, server) as site:
+    with files.naming_full_disks(), launch.launched() as server, _site(None, wanted, server) as site:
         request = _parsed(site, data, wanted)
         imported = cache.import_profiles(Path(import_from), files.cache_root() / "profiles") if import_from else []
         if export is not None:
@@ -221,7 +232,7 @@ def _parsed(site: Site, data: str | Path, limits: Limits) -> Request:
     """The request, on a device that is there."""
     device = site.device(limits.get("device") or "auto", limits.get("data_parallel") or 1, limits.get("gpus"))
     found: Limits = {**limits, "device": device}
-    return requests.parse(data, **found)
+    return requests.parse(os.path.abspath(data), **found)
 
 
 def _scan(request: Request, reporter: Reporter, started_at: float) -> dataset.Dataset:

@@ -11,6 +11,7 @@
     │   ├── CaptureError        3   a step or pass cannot be recorded as a CUDA graph; it can still run
     │   ├── LoaderTimeout       3   the loaders make no more batches; another process may continue
     │   └── PeerLost            3   a process that shares the job is gone
+    ├── DiskFull                3   a disk is full; what was done is kept, and the run can go on
     └── TrainingError           4   nothing that was tried left a usable model
 
 A message is a sentence: the value, the limit, and what to do next.
@@ -67,6 +68,12 @@ class LoaderTimeout(DeviceError):
 
 class PeerLost(DeviceError):
     """A process that trains together with this one is gone; its own outcome says why."""
+
+
+class DiskFull(FitwithinError):
+    """A disk has no room left. What was done is kept."""
+
+    exit_code = 3
 
 
 class TrainingError(FitwithinError):

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib.util
 import json
 import os
 import shutil
 import sys
+import tempfile
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from enum import EnumType
 from functools import cache
+from itertools import count
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from fitwithin.errors import RunFolderError
+from fitwithin.errors import DiskFull, FitwithinError, RunFolderError, UsageError
 
 T = TypeVar("T")
 
@@ -133,12 +137,75 @@ def _dataclass(kind: Any, value: dict[str, Any]) -> Any:
 
 
 def cache_root() -> Path:
-    """The folder kept between runs: $FITWITHIN_CACHE, else $XDG_CACHE_HOME/fitwithin, else ~/.cache/fitwithin."""
+    """The folder kept between runs: $FITWITHIN_CACHE, else $XDG_CACHE_HOME/fitwithin, else ~/.cache/fitwithin; in the
+    temporary folder where there is no home that can be written to.
+
+    Raises:
+        UsageError: the folder that FITWITHIN_CACHE names cannot be made.
+    """
     if chosen := os.environ.get("FITWITHIN_CACHE"):
-        return Path(chosen).expanduser()
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "fitwithin"
-    return Path.home() / ".cache" / "fitwithin"
+        if (reason := _not_makable(Path(chosen))) is not None:
+            raise UsageError(f"the cache {chosen} cannot be used ({reason}); set FITWITHIN_CACHE to another folder")
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    with suppress(RuntimeError):  # a user without a name and without $HOME
+        home = Path(base or Path.home() / ".cache") / "fitwithin"
+        if _not_makable(home) is None and os.access(home, os.W_OK | os.X_OK):
+            return home
+    own = Path(tempfile.gettempdir()) / f"fitwithin-{os.getuid()}"
+    if (reason := _not_makable(own)) is not None or own.stat().st_uid != os.getuid():
+        raise UsageError(f"there is no folder for the cache ({own}: {reason}); set FITWITHIN_CACHE to one")
+    return own
+
+
+@cache
+def _not_makable(folder: Path) -> str | None:
+    """Make a folder that only its owner may write to; the reason if that cannot be done."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+#: What libraries say where a disk is full, besides the numbers of an OSError: SQLite, safetensors, torch.save.
+_FULL_WORDS = ("disk is full", "No space left on device", "os error 28", "PytorchStreamWriter failed writing")
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether that error, or one that it was raised over, means that a disk is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if not isinstance(error, OSError) and any(words in str(error) for words in _FULL_WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def naming_full_disks(run: Path | None = None) -> Iterator[None]:
+    """Turn the error of a full disk into DiskFull, a sentence that names the folder with the least room."""
+    try:
+        yield
+    except FitwithinError:
+        raise
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        raise disk_full(run) from error
+
+
+def disk_full(run: Path | None = None) -> DiskFull:
+    """The error to raise where a disk is full; a ``run`` can go on."""
+    room: dict[Path, int] = {}
+    for folder in filter(None, (run, cache_root(), Path(tempfile.gettempdir()))):
+        with suppress(OSError):
+            room[folder] = shutil.disk_usage(folder).free
+    full = min(room, key=lambda folder: room[folder])
+    goes_on = run is not None and (run / "run.db").is_file()
+    then = f"then `fitwithin resume {run}` goes on" if goes_on else "then start again"
+    return DiskFull(f"the disk with {full} is full ({room[full] // 2**20} MiB left); free some space, {then}")
 
 
 def bytecode_dir() -> Path | None:
@@ -183,6 +250,13 @@ def check_writable(path: Path) -> None:
         raise RunFolderError(f"{path} cannot be written, since {parent} is not a writable folder; give another file")
 
 
+def default_folder(data: Path) -> Path:
+    """The folder of a run on these data by default: ``runs/<data>-<time>``, with a number if that is taken."""
+    name = f"runs/{data.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    numbered = (Path(name if number == 1 else f"{name}-{number}") for number in count(1))
+    return next(folder for folder in numbered if not folder.exists())
+
+
 def check_free(folder: Path) -> None:
     """RunFolderError unless a new run may be written to ``folder``; nothing is written yet."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -200,7 +274,9 @@ def create_run_dir(folder: Path) -> list[Path]:
     """Make the run's folder; returns the folders that were not there before, the deepest first."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=folder not in made)  # else another run has just taken it
+    except FileExistsError as error:
+        raise RunFolderError(f"{folder} was taken by another run just now; start again") from error
     except OSError as error:
         raise RunFolderError(f"{folder} cannot be made ({error.strerror}); give another --out") from error
     return made

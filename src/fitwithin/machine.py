@@ -142,8 +142,27 @@ def cpu_name() -> str:
 
 
 def cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores this process may use: those that it may run on, and no more than a container's quota of time."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(found, int(_quota() or found)))
+
+
+def _quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """The CPUs whose time this process's control group may use, by cgroup v2 or v1; None without a limit."""
+    quotas = []
+    with suppress(OSError, ValueError):
+        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").strip().rpartition("::")[2].lstrip("/")
+        for folder in (root / own, *(root / own).parents):
+            with suppress(OSError, ValueError):
+                quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+                quotas.append(int(quota) / int(period))
+            if folder == root:
+                break
+    with suppress(OSError, ValueError):
+        quota_us = int((root / "cpu" / "cpu.cfs_quota_us").read_text(encoding="ascii"))
+        period_us = int((root / "cpu" / "cpu.cfs_period_us").read_text(encoding="ascii"))
+        quotas += [quota_us / period_us] if quota_us > 0 else []
+    return min(quotas, default=None)
 
 
 def boot_id() -> str:

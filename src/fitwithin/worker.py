@@ -29,6 +29,7 @@ from fitwithin.engine.jobs import CompareJob, EvaluateJob, ProbeJob, ReserveMemo
 from fitwithin.engine.launch import ENDED, MESSAGE, READY, STARTED
 from fitwithin.engine.results import Failure, FailureKind, Progress
 from fitwithin.errors import FitwithinError, LoaderTimeout, OutOfMemory, PeerLost
+from fitwithin.files import disk_is_full
 from fitwithin.machine import die_with_parent
 
 #: Seconds between looks for children that have ended.
@@ -133,6 +134,8 @@ def _failure(error: BaseException, opened: Any) -> Failure:
         raise error
     if isinstance(error, OutOfMemory):
         return Failure(kind="memory", reason=str(error), peak_bytes=opened.peak_bytes() if opened else None)
+    if disk_is_full(error):
+        return Failure(kind="disk", reason="the disk is full")
     if isinstance(error, FitwithinError):
         return Failure(kind=KINDS.get(type(error), "error"), reason=str(error))
     # A model that gives up with sys.exit has said why.

@@ -14,6 +14,7 @@ from fitwithin.cli import terminal
 from fitwithin.cli.options import AsJson, Data, Device, EngineName, RayAddress, RunFolder, with_limits
 from fitwithin.engine import launch
 from fitwithin.errors import FitwithinError, UsageError
+from fitwithin.files import naming_full_disks
 from fitwithin.machine import process_started_at
 from fitwithin.version import __version__
 
@@ -29,7 +30,8 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line. An error that is raised on purpose is printed as one sentence; its exit code is used."""
     try:
-        app(standalone_mode=True)
+        with naming_full_disks():
+            app(standalone_mode=True)
     except FitwithinError as error:
         terminal.say(f"fitwithin: {error}", err=True)
         sys.exit(error.exit_code)
@@ -81,14 +83,27 @@ def run(
 
 @app.command()
 def resume(
-    folder: RunFolder, engine: EngineName = None, ray_address: RayAddress = None, as_json: AsJson = False
+    folder: RunFolder,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Where the images are now, if they have moved.", show_default=False)
+    ] = None,
+    engine: EngineName = None,
+    ray_address: RayAddress = None,
+    as_json: AsJson = False,
 ) -> None:
     """Continue an interrupted run; the time it has spent counts."""
     with terminal.reporter(as_json) as reporter:
         from fitwithin import api
 
         started_at = process_started_at()
-        result = api.resume(folder, engine=engine, ray_address=ray_address, reporter=reporter, started_at=started_at)
+        result = api.resume(
+            folder,
+            data=data,
+            engine=engine,
+            ray_address=ray_address,
+            reporter=reporter,
+            started_at=started_at,
+        )
     terminal.print_report(result, as_json)
 
 

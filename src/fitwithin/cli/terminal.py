@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -40,8 +41,15 @@ def console() -> Any:
     """The terminal as rich prints to it. Into a pipe, tables are 160 columns wide, not 80."""
     from rich.console import Console
 
-    screen = Console()
-    return screen if screen.is_terminal else Console(width=160)
+    class Screen(Console):
+        """Goes on without a word where the reader of the output has gone, as after ``| head``."""
+
+        def on_broken_pipe(self) -> None:
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+    screen = Screen()
+    return screen if screen.is_terminal else Screen(width=160)
 
 
 def say(line: str, *, err: bool = False) -> None:

@@ -106,7 +106,9 @@ def drop_broken(dataset: Dataset, broken: Sequence[Broken]) -> Dataset:
         return dataset
     gone = {item.path for item in broken}
     samples = tuple(sample for sample in dataset.samples if sample.path not in gone)
-    check(dataset.root, dataset.classes, samples, after=f" once the {len(gone)} unreadable files are left out")
+    reason = Counter(item.reason for item in broken).most_common(1)[0][0]
+    left_out = f" once the {len(gone)} unreadable files are left out (most: {reason})"
+    check(dataset.root, dataset.classes, samples, after=left_out)
     return replace(dataset, samples=samples)
 
 

@@ -48,7 +48,8 @@ class Server:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs, open(log, "ab") if log else open(os.devnull, "wb") as sink:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "fitwithin.worker", str(theirs.fileno())],
+                # -P: modules of the user's working folder never stand in for those of Python or torch.
+                [sys.executable, "-P", "-m", "fitwithin.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=sink,

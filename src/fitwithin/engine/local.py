@@ -28,7 +28,7 @@ from fitwithin.engine.jobs import (
     heartbeat_timeout_s,
 )
 from fitwithin.engine.launch import STARTED, Server, allocator, receive
-from fitwithin.engine.results import Failure, Outcome, Progress, TrainResult
+from fitwithin.engine.results import Failure, Outcome, Progress, TrainResult, check_disk
 from fitwithin.engine.threads import Threads
 from fitwithin.engine.worker_process import Child, Standby, listen, merged
 from fitwithin.errors import DeviceError
@@ -181,7 +181,7 @@ class Local:
                 for child in children:  # an interrupt: nothing may go on behind our back, other jobs apart
                     child.kill()
                 raise
-        return ended or merged([child.outcome() for child in children])
+        return check_disk(ended or merged([child.outcome() for child in children]))
 
     def _stayed(self, job: Job, open_things: ExitStack) -> list[Child]:
         """The process that stays for that job, if there is one; those that must end for the job are killed.

@@ -24,7 +24,7 @@ from fitwithin.engine.jobs import EvaluateJob, Job, TrainJob
 from fitwithin.engine.launch import READY_WITHIN_S
 from fitwithin.engine.margins import RAY_ANSWER_S
 from fitwithin.engine.ray_task import ProgressActor, TaskRequest, TaskResponse, carry_out
-from fitwithin.engine.results import Failure, FailureKind, Outcome, Progress
+from fitwithin.engine.results import Failure, FailureKind, Outcome, Progress, check_disk
 from fitwithin.engine.threads import Threads
 from fitwithin.errors import DeviceError
 from fitwithin.files import cache_root
@@ -173,7 +173,7 @@ class Cluster:
             if not answer.lost or isinstance(job, TrainJob) or time.monotonic() >= until_at:
                 break
         assert answer.outcome is not None
-        return answer.outcome
+        return check_disk(answer.outcome)
 
     def _attempt(self, job: Job, until_at: float, on_progress: Callable[[Progress], None]) -> TaskResponse:
         call = self._call(job, until_at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +22,9 @@ WEIGHTS, CARD, EVALUATED = "model.safetensors", "card.json", "evaluated.json"
 #: off because time was over.
 Ended = Literal["complete", "shortened", "cut"]
 
-#: Why a job gave no result: memory, its deadline, its process died or hung, an error; ``deserted``: another process of
-#: the same job is gone, whose own failure says more.
-FailureKind = Literal["memory", "deadline", "died", "hung", "error", "deserted"]
+#: Why a job gave no result: memory, its deadline, its process died or hung, a full disk, an error; ``deserted``:
+#: another process of the same job is gone, whose own failure says more.
+FailureKind = Literal["memory", "deadline", "died", "hung", "disk", "error", "deserted"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +170,13 @@ class Failure:
     reason: str
     trace: str = ""
     peak_bytes: int | None = None
+
+
+def check_disk(outcome: Outcome) -> Outcome:
+    """The outcome; OSError (ENOSPC) if a disk was full: no other job would do better."""
+    if isinstance(outcome, Failure) and outcome.kind == "disk":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    return outcome
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,192 @@
+"""Machines as they are: quotas, homes that are missing, full disks, closed streams, and what lies in the way."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fitwithin import files, machine
+from fitwithin.cli.terminal import console
+from fitwithin.engine.results import Failure, check_disk
+from fitwithin.errors import DiskFull, RunFolderError, UsageError
+
+SMALL = [sys.executable, "-m", "fitwithin", "--version"]
+
+
+@pytest.fixture(autouse=True)
+def forget() -> None:
+    files._not_makable.cache_clear()
+
+
+# --- cores
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"), [("50000 100000", 1), ("250000 100000", 2), ("max 100000", 8), ("9900000 100000", 8)]
+)
+def test_a_quota_of_time_counts_as_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, cores: int
+) -> None:
+    (tmp_path / "cpu.max").write_text(limit)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    found = machine._quota(tmp_path)
+    monkeypatch.setattr(machine, "_quota", lambda: found)
+    assert machine.cores() == cores
+
+
+def test_the_older_kind_of_quota(tmp_path: Path) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("150000")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
+    assert machine._quota(tmp_path) == 1.5
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1")
+    assert machine._quota(tmp_path) is None
+
+
+# --- the cache
+
+
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No cache is named; the temporary folder is this test's."""
+    for name in ("FITWITHIN_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    return tmp_path / "tmp" / f"fitwithin-{os.getuid()}"
+
+
+def test_without_a_home_the_cache_is_in_the_temporary_folder(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(files.Path, "home", no_home)
+    assert files.cache_root() == nowhere
+    assert nowhere.stat().st_mode & 0o077 == 0
+
+
+def test_a_home_that_cannot_be_written_to_is_none(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "home").write_text("a file")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert files.cache_root() == nowhere
+
+
+def test_a_cache_that_is_a_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UsageError, match=r"cannot be used \(File exists\); set FITWITHIN_CACHE to another folder"):
+        files.cache_root()
+
+
+# --- full disks
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        sqlite3.OperationalError("database or disk is full"),
+        RuntimeError("[enforce fail at inline_container.cc:659] . PytorchStreamWriter failed writing file data/3"),
+        ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_sentence(error: Exception, tmp_path: Path) -> None:
+    (tmp_path / "run.db").touch()
+    words = r"MiB left\); free some space, then `fitwithin resume .*` goes on"
+    with pytest.raises(DiskFull, match=words) as caught, files.naming_full_disks(tmp_path):
+        raise error
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 3
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(OSError, match="denied"), files.naming_full_disks():
+        raise OSError(errno.EACCES, "denied")
+
+
+def test_a_full_disk_in_a_worker_ends_the_run_not_the_trial() -> None:
+    with pytest.raises(OSError, match="No space left"):
+        check_disk(Failure(kind="disk", reason="the disk is full"))
+
+
+# --- folders of runs
+
+
+def test_two_runs_in_one_second_have_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files.time, "strftime", lambda form: "20260101-120000")
+    first = files.default_folder(Path("photos"))
+    files.create_run_dir(first)
+    assert (str(first), str(files.default_folder(Path("photos")))) == (
+        "runs/photos-20260101-120000",
+        "runs/photos-20260101-120000-2",
+    )
+
+
+def test_a_folder_that_another_run_has_just_taken_is_not_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, exists = tmp_path / "run", Path.exists
+    folder.mkdir()
+    monkeypatch.setattr(files.Path, "exists", lambda path: path != folder and exists(path))
+    with pytest.raises(RunFolderError, match="was taken by another run just now"):
+        files.create_run_dir(folder)
+
+
+# --- streams and the working folder
+
+
+def test_closed_streams_are_opened() -> None:
+    closed = subprocess.run(["sh", "-c", 'exec "$@" 0<&- >&- 2>&-', "sh", *SMALL], check=False)
+    assert closed.returncode == 0
+
+
+def test_a_character_that_the_terminal_lacks_is_no_error(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "fitwithin", "report", "Größe-\udce9"],
+        capture_output=True,
+        env=environment,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(b"fitwithin: Gr??e-? holds no")
+
+
+@pytest.mark.parametrize("name", ["random.py", "types.py", "copy.py", "torch/__init__.py"])
+def test_modules_of_the_working_folder_stand_in_for_nothing(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("raise SystemExit('mine')")
+    ended = subprocess.run(SMALL, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    program = (
+        "from pathlib import Path\n"
+        "from fitwithin.engine.launch import launched\n"
+        "with launched() as server: print(server.await_ready())"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert (ended.stdout.strip(), ended.returncode) == ("True", 0), ended.stderr
+
+
+def test_output_that_nobody_reads_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        screen = console()
+        for _ in range(3):
+            screen.print("x" * 100_000)
+        assert os.fstat(gone.fileno()).st_rdev == os.stat(os.devnull).st_rdev
+    assert isinstance(gone, io.TextIOWrapper)
