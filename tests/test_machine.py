@@ -34,20 +34,25 @@ def forget() -> None:
 def test_a_quota_of_time_counts_as_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, cores: int
 ) -> None:
-    (tmp_path / "cpu.max").write_text(limit)
+    (tmp_path / "docker" / "inner").mkdir(parents=True)
+    (tmp_path / "docker" / "cpu.max").write_text(limit)
+    (tmp_path / "groups").write_text("0::/docker/inner\n")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    found = machine._quota(tmp_path)
+    found = machine._quota(tmp_path, tmp_path / "groups")
     monkeypatch.setattr(machine, "_quota", lambda: found)
     assert machine.cores() == cores
 
 
 def test_the_older_kind_of_quota(tmp_path: Path) -> None:
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("150000")
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
-    assert machine._quota(tmp_path) == 1.5
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1")
-    assert machine._quota(tmp_path) is None
+    group = tmp_path / "cpu" / "job"
+    group.mkdir(parents=True)
+    (tmp_path / "groups").write_text("5:memory:/job\n4:cpuacct,cpu:/job\n")
+    (group / "cpu.cfs_quota_us").write_text("150000")
+    (group / "cpu.cfs_period_us").write_text("100000")
+    assert machine._quota(tmp_path, tmp_path / "groups") == 1.5
+    (group / "cpu.cfs_quota_us").write_text("-1")
+    assert machine._quota(tmp_path, tmp_path / "groups") is None
+    assert machine._quota(tmp_path, tmp_path / "nowhere") is None
 
 
 # --- the cache

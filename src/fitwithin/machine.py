@@ -147,22 +147,33 @@ def cores() -> int:
     return max(1, min(found, int(_quota() or found)))
 
 
-def _quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """The CPUs whose time this process's control group may use, by cgroup v2 or v1; None without a limit."""
+def _quota(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> float | None:
+    """The CPUs whose time this process's control groups may use, by cgroup v2 or v1; None without a limit."""
     quotas = []
-    with suppress(OSError, ValueError):
-        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").strip().rpartition("::")[2].lstrip("/")
-        for folder in (root / own, *(root / own).parents):
-            with suppress(OSError, ValueError):
-                quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
-                quotas.append(int(quota) / int(period))
-            if folder == root:
-                break
-    with suppress(OSError, ValueError):
-        quota_us = int((root / "cpu" / "cpu.cfs_quota_us").read_text(encoding="ascii"))
-        period_us = int((root / "cpu" / "cpu.cfs_period_us").read_text(encoding="ascii"))
-        quotas += [quota_us / period_us] if quota_us > 0 else []
+    with suppress(OSError):
+        for line in groups.read_text(encoding="utf-8").splitlines():
+            _, controllers, own = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            top = root / "cpu" if controllers else root
+            inner = top / own.lstrip("/")
+            for folder in (inner, *inner.parents):
+                quotas += _quota_of(folder)
+                if folder == top:
+                    break
     return min(quotas, default=None)
+
+
+def _quota_of(group: Path) -> list[float]:
+    """The quota that stands in a control group's folder, if any."""
+    with suppress(OSError, ValueError):
+        quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
+        return [int(quota) / int(period)]
+    with suppress(OSError, ValueError):
+        quota_us = int((group / "cpu.cfs_quota_us").read_text(encoding="ascii"))
+        period_us = int((group / "cpu.cfs_period_us").read_text(encoding="ascii"))
+        return [quota_us / period_us] if quota_us > 0 else []
+    return []
 
 
 def boot_id() -> str:
