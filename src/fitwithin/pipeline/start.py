@@ -62,7 +62,7 @@ def _notes(dataset: Dataset, found: Dataset, images: Pack) -> tuple[str, ...]:
         )
     if 0 < found.counts()["val"] < FEW_IMAGES:
         notes.append(
-            f"{found.counts()['val']} validation images are few: candidates that are close cannot be told apart by them"
+            f"{found.counts()['val']} validation images are few: they cannot separate candidates that are close"
         )
     return tuple(notes)
 
