@@ -11,11 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from fitwithin import files, machine
+from fitwithin import api, files, machine
+from fitwithin import request as requests
 from fitwithin.cli.terminal import console
 from fitwithin.engine.results import Failure, check_disk
 from fitwithin.errors import DiskFull, RunFolderError, UsageError
+from fitwithin.events import DataPacked, RunRequested
+from fitwithin.store import Store
 
 SMALL = [sys.executable, "-m", "fitwithin", "--version"]
 
@@ -170,10 +174,9 @@ def test_a_character_that_the_terminal_lacks_is_no_error(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["random.py", "types.py", "copy.py", "torch/__init__.py"])
 def test_modules_of_the_working_folder_stand_in_for_nothing(tmp_path: Path, name: str) -> None:
+    """Of a worker; the command ``fitwithin`` looks beside itself, not in the working folder."""
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("raise SystemExit('mine')")
-    ended = subprocess.run(SMALL, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert (ended.returncode, ended.stderr) == (0, "")
     program = (
         "from pathlib import Path\n"
         "from fitwithin.engine.launch import launched\n"
@@ -192,6 +195,36 @@ def test_output_that_nobody_reads_is_no_error(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(sys, "stdout", gone)
         screen = console()
         for _ in range(3):
-            screen.print("x" * 100_000)
+            screen.print("line\n" * 50_000, highlight=False)
         assert os.fstat(gone.fileno()).st_rdev == os.stat(os.devnull).st_rdev
     assert isinstance(gone, io.TextIOWrapper)
+
+
+# --- images that have moved
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path) -> Path:
+    """A run that was killed once its images were packed; they are gone from where they were."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    request = requests.parse(tmp_path / "photos", memory="1GiB", time="60s", models="test_resnet", device="cpu")
+    with Store(folder) as store:
+        store.append(RunRequested(request=request))
+        store.append(DataPacked(path=request.data, fingerprint="f" * 32, classes=("cat", "dog"), counts={}))
+    return folder
+
+
+def test_a_run_whose_images_have_moved_asks_where_they_are(interrupted: Path) -> None:
+    with pytest.raises(UsageError, match=r"no longer in .*photos; say where they are with --data"):
+        api.resume(interrupted)
+
+
+def test_the_images_in_the_new_place_must_be_the_same(interrupted: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        for i in range(2):
+            path = tmp_path / "elsewhere" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (number, i, 0)).save(path)
+    with pytest.raises(UsageError, match=r"the images in .*elsewhere have changed since this run began"):
+        api.resume(interrupted, data=tmp_path / "elsewhere")

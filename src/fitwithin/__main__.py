@@ -3,7 +3,6 @@
 import os
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 from fitwithin import files
 
@@ -11,7 +10,6 @@ from fitwithin import files
 def main() -> None:
     """Run the command line. Bytecode comes first: what is imported is most of a short command's time."""
     _open_streams()
-    _leave_working_folder()
     files.keep_bytecode()
     from fitwithin.cli import main as cli
 
@@ -30,12 +28,6 @@ def _open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-
-
-def _leave_working_folder() -> None:
-    """Import nothing from the working folder, where ``python -m`` looks first: it may hold a random.py of the user."""
-    if sys.path[0] in ("", os.getcwd()) and Path(__file__).parents[1] != Path.cwd():
-        del sys.path[0]
 
 
 if __name__ == "__main__":
