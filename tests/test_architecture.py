@@ -252,7 +252,7 @@ COMMANDS: dict[str, list[str]] = {
     ],
     "predict": ["folder", "paths", "--output", "--device", "--json"],
     "report": ["folder", "--json"],
-    "resume": ["folder", "--engine", "--ray-address", "--json"],
+    "resume": ["folder", "--data", "--engine", "--ray-address", "--json"],
     "run": ["data", *LIMITS, "--out", "--plan", "--json"],
 }
 

@@ -449,7 +449,8 @@ def test_a_disk_that_fills_up(dataset: Dataset, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_cache_that_cannot_be_written(dataset: Dataset, cache: Path) -> None:
-    cache.write_text("a file where a folder should be")
+    cache.mkdir()
+    (cache / "packs").write_text("a file where a folder should be")
     with pytest.raises(DataError, match=r"cannot be stored in .*/cache/packs: .*; .* set FITWITHIN_CACHE to"):
         build(dataset, 32)
 

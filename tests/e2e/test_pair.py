@@ -30,7 +30,7 @@ def test_two_processes_share_a_budget_of_gpu_seconds(door: Door, shapes: Path, t
     assert row["batch_why"].startswith(f"2 processes take {row['batch'] // 2} each; ")
     assert delivered(run)["test"]["correct"] >= 0.8 * 24
     pictures = write_shapes(tmp_path / "new", 2, seed=3)
-    assert "8 predictions" in door.fine("predict", run, pictures, "-o", tmp_path / "x.csv").out
+    assert "8 of 8 images classified" in door.fine("predict", run, pictures, "-o", tmp_path / "x.csv").out
 
 
 def test_devices_that_are_not_there_are_named(door: Door, shapes: Path, tmp_path: Path) -> None:
