@@ -226,9 +226,8 @@ def _second_trial(run: Path) -> bool:
     return ended == 1 and any(run.glob(f"candidates/*/{CHECKPOINT}"))
 
 
-@pytest.mark.parametrize(
-    ("kind", "moment"), [("pair", _validating), pytest.param("contest", _second_trial, marks=pytest.mark.soak)]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize(("kind", "moment"), [("pair", _validating), ("contest", _second_trial)])
 def test_a_frozen_plan_killed_and_resumed_gives_the_same_bytes(
     door: Door,
     start: Callable[..., Alive],

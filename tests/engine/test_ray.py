@@ -470,7 +470,8 @@ def test_several_threads_have_jobs_on_several_nodes(ground: Ground, run: RunCont
         done: list[Future[Any]] = [
             pool.submit(
                 run.engine.run,
-                train_job(run, tmp_path / str(number), steps=60, until_at=until_at),
+                # So many that the first is still at work when a busy machine has started the second.
+                train_job(run, tmp_path / str(number), steps=600, until_at=until_at),
                 until_at=until_at,
                 on_progress=lambda progress: None,
             )
