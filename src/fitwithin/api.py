@@ -154,7 +154,9 @@ def resume(
             _site(None if late else request, {}, server) as site,
             site.open(request, path) as workers,
         ):
-            dataset = _scan(request, reporter, time.monotonic() - accountant.ledger().spent_s())
+            # A run that only hands over reads the data as long as that takes.
+            began_at = math.inf if late else time.monotonic() - accountant.ledger().spent_s()
+            dataset = _scan(request, reporter, began_at)
             known = store.latest(DataPacked)
             if known is not None and known.fingerprint != dataset.fingerprint:
                 raise UsageError(f"the images in {request.data} have changed since this run began; start a new run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import replace
@@ -101,7 +102,7 @@ def open_run(
             on_progress=reporter.advance,
             strict=request.strict,
             before_decoding=decoding,
-            until_at=reading_ends_at(accountant.ends_at() - accountant.now()),
+            until_at=reading_ends_at(math.inf if hands_over else accountant.ends_at() - accountant.now()),
             partial=before is not None and before.partial > 0,
         )
         found = packed(dataset, images)
