@@ -1,10 +1,11 @@
 """Whole runs under a memory cap, watched from outside: what the driver counts for each of their processes.
 
-    python benchmarks/memory_witness.py DATA --memory 6GiB --time 75s --gpus 0,1,2,3
+    python benchmarks/memory_witness.py DATA --memory 6GiB --time 130s --gpus 0,0,0
 
 Each run is ``fitwithin run DATA --memory CAP --time T --models NAME`` from an empty cache, for backbones of different
 families; the last runs name no model, as a newcomer types it. benchmarks/watch.py reads the driver's count of every
-process of its GPU every 5 ms or so. Runs on different GPUs go on side by side, each GPU with a witness of its own.
+process of its GPU every 5 ms or so. Each run has a witness of its own. Runs go on side by side, one for each GPU that
+``--gpus`` names; a GPU that is named twice is shared by two. ``--append`` keeps the rows of the result file.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import ground
 from fitwithin import units
 from fitwithin.engine.local import Local
 from fitwithin.machine import DeviceName
+from pages import Target, minus, origin, save, table, targets, text
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "memory_witness.json"
 
@@ -59,17 +61,32 @@ MODELS = (
 PLAIN_RUNS = 2
 
 
+TARGETS = (
+    Target("whole_runs", "runs that left a model", "{:.0f}", least=20),
+    Target("over_cap_bytes_max", "bytes by which a process passed the cap, the largest", "{:,.0f}", most=0),
+    Target(
+        "receipt_below_witness_bytes_max",
+        "bytes by which a receipt's peak is below the witness's, the largest",
+        "{:,.0f}",
+        most=0,
+    ),
+    Target("processes", "processes that were watched, probes and refused runs included", "{:.0f}"),
+    Target("gap_ms_max", "milliseconds between two readings, the longest", "{:.0f}"),
+)
+
+
 def main() -> None:
     """All runs; the rows are written as they come."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--memory", default="6GiB")
-    parser.add_argument("--time", default="75s")
+    parser.add_argument("--time", default="130s")
     parser.add_argument("--gpus", default="0", help="GPUs by number, such as 0,1,2,3")
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--plain", type=int, default=PLAIN_RUNS, help="runs that name no model")
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--commit", default=None)
+    parser.add_argument("--append", action="store_true", help="add to the rows of the result file")
     arguments = parser.parse_args()
     free = SimpleQueue[str]()
     gpus = arguments.gpus.split(",")
@@ -79,6 +96,8 @@ def main() -> None:
     with Local(DeviceName.parse("cuda")) as engine:
         machine = engine.describe()
     rows: list[dict[str, Any]] = []
+    if arguments.append:
+        rows += json.loads(arguments.result.read_text(encoding="utf-8"))["rows"]
 
     def one(name: str) -> None:
         gpu = free.get()
@@ -89,6 +108,7 @@ def main() -> None:
         print(json.dumps(rows[-1]), flush=True)
         cap_bytes = units.size(arguments.memory)
         command = f"python benchmarks/memory_witness.py DATA --memory {arguments.memory} --time {arguments.time}"
+        command += f" --gpus {arguments.gpus}"
         ground.write(
             arguments.result,
             "memory_witness",
@@ -101,6 +121,33 @@ def main() -> None:
 
     with ThreadPoolExecutor(len(gpus)) as pool:
         list(pool.map(one, names))
+    write_page(json.loads(arguments.result.read_text(encoding="utf-8")), ground.ROOT / "docs")
+
+
+def write_page(value: dict[str, Any], docs: Path) -> None:
+    """docs/results/memory.md."""
+    summary, rows = value["summary"], value["rows"]
+    refused = [row["model"] for row in rows if row["exit_code"]]
+    told = (
+        f"{len(rows)} runs, each from an empty cache, under a cap of {units.format_size(summary['cap_bytes'])} for "
+        f"every process. A witness reads the driver's count of every process of a run every 5 ms or so. Runs may share "
+        f"a GPU. The command: `{value['command']}`."
+    )
+    why = f"Refused, because a profile beside other runs left too little time: {', '.join(refused)}." if refused else ""
+    lines = ["# Memory, watched from outside", "", *text(told), *origin(value, "memory_witness")]
+    lines += [*targets(TARGETS, summary), "## Runs", "", *text(why)]
+    cells = [
+        [
+            row["model"],
+            f"{row['witness_bytes'] / 2**20:,.0f}",
+            "–" if row["receipt_bytes"] is None else f"{row['receipt_bytes'] / 2**20:,.0f}",
+            minus(f"{(row['witness_bytes'] - summary['cap_bytes']) / 2**20:,.0f}"),
+            str(row["processes"]),
+        ]
+        for row in rows
+    ]
+    lines += table(["Model", "Witness, MiB", "Receipt, MiB", "Over the cap, MiB", "Processes"], cells)
+    save(docs / "results" / "memory.md", "\n".join(lines))
 
 
 def watched(arguments: argparse.Namespace, name: str, gpu: str) -> dict[str, Any]:
@@ -109,13 +156,14 @@ def watched(arguments: argparse.Namespace, name: str, gpu: str) -> dict[str, Any
         folder = Path(scratch)
         seen = folder / "watch.json"
         script = str(ground.ROOT / "benchmarks" / "watch.py")
-        witness = subprocess.Popen([sys.executable, script, str(seen), "--index", gpu])
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu, "FITWITHIN_CACHE": str(folder / "cache")}
         words = ["run", str(arguments.data), "--memory", arguments.memory, "--time", arguments.time]
         words += ["--models", name] if name else []
         command = [sys.executable, "-m", "fitwithin", *words, "--out", str(folder / "run")]
         began_at = time.monotonic()
-        ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        witness = subprocess.Popen([sys.executable, script, str(seen), "--index", gpu, "--of", str(run.pid)])
+        _, errors = run.communicate()
         wall_s = time.monotonic() - began_at
         witness.send_signal(signal.SIGTERM)
         witness.wait(30)
@@ -127,9 +175,9 @@ def watched(arguments: argparse.Namespace, name: str, gpu: str) -> dict[str, Any
     return {
         "model": name or "none named",
         "gpu": gpu,
-        "exit_code": ended.returncode,
+        "exit_code": run.returncode,
         "wall_s": wall_s,
-        "error": ended.stderr.strip()[-300:] if ended.returncode else "",
+        "error": errors.strip()[-300:] if run.returncode else "",
         "receipt_bytes": max(peaks, default=None),
         "receipt_kept": {limit: value["kept"] for limit, value in limits.items()},
         "witness_bytes": max(watch["peaks"].values(), default=0),

@@ -1,6 +1,8 @@
 """Reads the driver's count of every process on a GPU until it is ended, then writes the peak of each.
 
-    python benchmarks/watch.py OUTPUT.json --index 0
+    python benchmarks/watch.py OUTPUT.json --index 0 --of PID
+
+With ``--of`` it leaves out what is known not to descend from that process: other runs may share the GPU.
 
 A witness of its own: it shares nothing with the processes it watches, and keeps how long it ever looked away.
 """
@@ -26,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("--index", type=int, default=0)
+    parser.add_argument("--of", type=int, default=None, help="watch the descendants of this process")
     arguments = parser.parse_args()
     ended = False
 
@@ -39,10 +42,15 @@ def main() -> None:
     pynvml.nvmlInit()
     handle = pynvml.nvmlDeviceGetHandleByIndex(arguments.index)
     peaks: dict[int, int] = {}
+    belongs: dict[int, bool] = {}
     gaps_s: list[float] = []
     seen_at = time.monotonic()
     while not ended:
         for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+            if process.pid not in belongs:
+                belongs[process.pid] = arguments.of is None or descends(process.pid, arguments.of)
+            if not belongs[process.pid]:
+                continue
             peaks[process.pid] = max(peaks.get(process.pid, 0), process.usedGpuMemory or 0)
         now = time.monotonic()
         gaps_s.append(now - seen_at)
@@ -62,6 +70,19 @@ def main() -> None:
         ),
         encoding="utf-8",
     )
+
+
+def descends(pid: int, ancestor: int) -> bool:
+    """Whether the process descends from the other; also yes if its parents cannot be read, so that none is missed."""
+    while pid > 1:
+        if pid == ancestor:
+            return True
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+        except OSError:
+            return True
+        pid = int(stat.rpartition(")")[2].split()[1])
+    return False
 
 
 if __name__ == "__main__":
