@@ -9,6 +9,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.layers import PatchEmbed
 from torch import nn
 
 from fitwithin.candidate import Candidate
@@ -38,7 +39,7 @@ def build(candidate: Candidate, classes: int, sizes: tuple[int, ...]) -> tuple[n
     A model of a fixed input size is built for the one size, or else with ``dynamic_img_size``.
 
     Raises:
-        UsageError: a size is too small for the model, or it cannot change between them.
+        UsageError: a size is too small for the model or no multiple of its patch, or it cannot change between them.
     """
     config = timm.get_pretrained_cfg(candidate.model)
     least = max(config.min_input_size[1:]) if config is not None and config.min_input_size else 0
@@ -48,12 +49,25 @@ def build(candidate: Candidate, classes: int, sizes: tuple[int, ...]) -> tuple[n
     if config is not None and config.fixed_input_size:
         arguments = {"img_size": sizes[0]} if len(set(sizes)) == 1 else {"dynamic_img_size": True}
     try:
-        return timm.create_model(candidate.model, pretrained=False, num_classes=classes, **arguments), arguments
+        net = timm.create_model(candidate.model, pretrained=False, num_classes=classes, **arguments)
     except TypeError as error:
         if "dynamic_img_size" not in arguments:
             raise
         wanted = ", ".join(str(px) for px in sorted(set(sizes)))
-        raise UsageError(f"{candidate.model} has a fixed input size and cannot change between {wanted} px") from error
+        own = config.input_size[-1] if config is not None else candidate.train_px
+        raise UsageError(
+            f"{candidate.model} has a fixed input size and cannot change between {wanted} px; "
+            f"give --recipe paper --sizes {own} --test-sizes {own}"
+        ) from error
+    embedding = getattr(net, "patch_embed", None)
+    if isinstance(embedding, PatchEmbed) and not embedding.dynamic_img_pad:
+        patch = max(embedding.patch_size)
+        if refused := [str(px) for px in sorted(set(sizes)) if px % patch]:
+            raise UsageError(
+                f"{candidate.model} takes multiples of {patch} px, not {', '.join(refused)} px; give --recipe paper "
+                f"(no smaller sizes at first) with --sizes and --test-sizes that are multiples of {patch}"
+            )
+    return net, arguments
 
 
 def parameters(model: nn.Module) -> int:
