@@ -1,6 +1,7 @@
 """What every test shares. tests/ is on the path, so ``from simulated.run import ...`` works in every folder below."""
 
 import os
+import shutil
 from pathlib import Path
 
 #: One thread per process, here and in all that the tests start. OpenMP's threads wait for one another at every layer,
@@ -13,7 +14,8 @@ from hypothesis import HealthCheck, Phase, settings
 
 HERE = Path(__file__).parent
 
-#: The folder of tests that measure a GPU's pace and memory: what they start has the machine to itself.
+#: The folder of tests that measure a GPU's pace and memory: where there is one, what they start has the machine to
+#: itself.
 TIMED = "gpu"
 
 #: Of whole files, what they share is costly: a worker server, a cluster. One process of the test runner takes them.
@@ -45,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs the machine for itself, keep together what shares an engine, and begin with what takes long."""
     for item in items:
         name = item.path.relative_to(HERE).as_posix()
-        if name.startswith(TIMED):
+        if name.startswith(TIMED) and shutil.which("nvidia-smi"):
             item.add_marker(pytest.mark.timed)
         if name in TOGETHER:
             item.add_marker(pytest.mark.xdist_group(_shared(item, name)))

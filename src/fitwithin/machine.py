@@ -176,6 +176,70 @@ def _quota_of(group: Path) -> list[float]:
     return []
 
 
+class CpuMeter:
+    """How many of the cores that this process may use are taken by programs that do not belong to a run.
+
+    To the run belong ``root`` and all processes that descend from it. Linux counts what every core and every process
+    does (proc(5): stat); elsewhere nothing is known.
+    """
+
+    def __init__(self, root: int | None = None, proc: Path = Path("/proc")) -> None:
+        self._root = os.getpid() if root is None else root
+        self._proc = proc
+        self._before = self._read()
+
+    def restart(self) -> None:
+        """Measure from now on."""
+        self._before = self._read()
+
+    @property
+    def measured_s(self) -> float:
+        """Seconds since the measurement began."""
+        return time.monotonic() - self._before[0]
+
+    def taken(self) -> float | None:
+        """The cores that others took on average since the measurement began; None where that cannot be known."""
+        (began_at, busy, idle, own), (now, busy_now, idle_now, own_now) = self._before, self._read()
+        seconds, spent = now - began_at, busy_now - busy + idle_now - idle
+        if seconds <= 0 or spent <= 0:  # some sandboxes show zeros
+            return None
+        return min(max(0.0, busy_now - busy - max(0.0, own_now - own)) / seconds, float(cores()))
+
+    def _read(self) -> tuple[float, float, float, float]:
+        """The instant, the seconds that our cores were busy and idle, and those that the run's processes computed."""
+        tick_s = 1 / os.sysconf("SC_CLK_TCK")
+        busy = idle = 0
+        with suppress(OSError, ValueError):
+            allowed = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+            for line in (self._proc / "stat").read_text(encoding="ascii").splitlines():
+                name, _, counts = line.partition(" ")
+                if name in allowed:
+                    ticks = [int(count) for count in counts.split()[:8]]  # what guests take is part of the first
+                    idle += ticks[3] + ticks[4]
+                    busy += sum(ticks) - ticks[3] - ticks[4]
+        return time.monotonic(), busy * tick_s, idle * tick_s, self._own_ticks() * tick_s
+
+    def _own_ticks(self) -> int:
+        """Of the root, of what descends from it, and of their children that have ended."""
+        ticks: dict[int, int] = {}
+        parents: dict[int, int] = {}
+        for folder in self._proc.glob("[0-9]*"):
+            with suppress(OSError, ValueError, IndexError):
+                # From the third field of proc(5) on: state, parent; the times are fields 14 to 17.
+                fields = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+                parents[int(folder.name)] = int(fields[1])
+                ticks[int(folder.name)] = sum(int(field) for field in fields[11:15])
+        own: dict[int, bool] = {self._root: True}
+
+        def belongs(pid: int) -> bool:
+            if pid not in own:
+                own[pid] = False  # a parent's number can be used anew while we read
+                own[pid] = pid in parents and belongs(parents[pid])
+            return own[pid]
+
+        return sum(count for pid, count in ticks.items() if belongs(pid))
+
+
 def boot_id() -> str:
     """The name of this boot of the system, all of whose processes share one monotonic clock; empty if unknown."""
     try:

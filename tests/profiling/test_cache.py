@@ -43,6 +43,14 @@ def test_what_was_put_is_got_and_marked(tmp_path: Path) -> None:
     assert [path.suffix for path in (tmp_path / "deep" / "profiles").iterdir()] == [".json"]
 
 
+def test_a_pace_beside_busy_programs_is_not_kept(tmp_path: Path) -> None:
+    found, kept = profile(), cache(tmp_path)
+    kept.put(replace(found, timing=replace(found.timing, cpu_taken=0.5)))
+    assert kept.get(found.candidate) is None
+    kept.put(replace(found, timing=replace(found.timing, cpu_taken=0.02)))
+    assert kept.get(found.candidate) is not None
+
+
 def test_paces_are_kept_too(tmp_path: Path) -> None:
     paces = {"resnet18-amp-160": StepTiming(batch=64, step_s=0.01, error_s=0.001)}
     kept = cache(tmp_path)

@@ -213,3 +213,21 @@ def test_a_trial_of_less_than_an_epoch_tells_how_much_less(tmp_path: Path) -> No
     )
     told = candidate_row._how_it_ended(replace(trial, epochs=0.071), trained)
     assert told.startswith("planned 0.071 epochs, took 0.069: the machine was slower")
+
+
+def test_a_busy_machine_is_named_with_the_trial(tmp_path: Path) -> None:
+    (trial,) = flow.make_plan(Stage(SimulatedMachine(), request(), tmp_path).run()).trials
+    trained = TrainResult(
+        steps=trial.steps,
+        planned_steps=trial.steps,
+        epochs=trial.epochs,
+        ended="complete",
+        best=None,
+        validations=(),
+        curve=(),
+        peak_bytes=1,
+        startup_s=1.0,
+    )
+    assert "other programs" not in candidate_row._how_it_ended(trial, replace(trained, cpu_taken=0.05))
+    said = candidate_row._how_it_ended(trial, replace(trained, cpu_taken=0.5))
+    assert said.endswith("; other programs took 50% of the CPU meanwhile")

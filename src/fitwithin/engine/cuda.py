@@ -115,6 +115,13 @@ class Cuda:
         """How many processes of others use the device; 0 under ``allocator``, where it is unknown."""
         return self._gauge.num_other_processes() if self._gauge is not None else 0
 
+    def share_cores(self) -> None:
+        """The CPU's threads do not set the pace."""
+
+    def cpu_taken(self) -> float:
+        """0: what others take of the CPU shows in the loader's pace."""
+        return 0.0
+
     def update_limit(self) -> None:
         """Measure the memory outside the allocator and set the allocator's limit to what is left of the cap."""
         if self._gauge is None or self._sampler is None:

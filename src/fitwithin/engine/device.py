@@ -5,7 +5,10 @@ A device is opened once per process, before the first allocation.
 
 from __future__ import annotations
 
+import math
+import os
 import resource
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -13,7 +16,7 @@ import torch
 
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.memory import Sampler, guarded, status_bytes
-from fitwithin.machine import DeviceName, cpu_name
+from fitwithin.machine import CpuMeter, DeviceName, cores, cpu_name
 
 #: How libraries below torch say that an allocation failed; none of them has a type of its own. The last two are
 #: CPython's, where a MemoryError got lost on its way (a cap of 1 MiB, while a model was built).
@@ -28,12 +31,19 @@ OUT_OF_MEMORY = (
     "error return without exception set",
 )
 
+#: How long the other programs on the CPU are watched before the first step, and how often later, in seconds.
+FIRST_LOOK_S, LOOK_EVERY_S = 0.1, 5.0
+
 
 class Cpu:
     """The CPU: the cap bounds the growth of this process's own memory, enforced by the kernel (RLIMIT_DATA).
 
     The peak is the growth of its anonymous resident memory, read every 10 ms, and of the memory in which batches are
     made, without pages that were mapped before the cap. Memory-mapped images do not count: they are in the page cache.
+
+    It computes with no more threads than other programs leave cores free. OpenMP's threads spin while they wait for
+    each other, so with one thread too many all wait for whoever has no core (benchmarks/busy.py). OMP_NUM_THREADS
+    fixes their number.
     """
 
     kind = "cpu"
@@ -48,6 +58,9 @@ class Cpu:
         self._limit = 0
         self._mapped = 0
         self._staged = 0
+        self._most_threads = torch.get_num_threads()
+        self._meter = None if "OMP_NUM_THREADS" in os.environ else CpuMeter(os.getppid())
+        self._watched_s = self._taken_s = 0.0
 
     def set_memory_cap(
         self, limit_bytes: int, accounting: str, non_allocator_bytes: int | None = None, staged_bytes: int = 0
@@ -60,8 +73,7 @@ class Cpu:
         del accounting, non_allocator_bytes  # there is one memory and one count of it
         self._limit = limit_bytes
         self._staged = staged_bytes
-        with torch.no_grad():
-            torch.nn.functional.conv2d(torch.zeros(2, 3, 64, 64), torch.zeros(8, 3, 3, 3)).relu().sum()
+        _compute()
         base, held, shared = (status_bytes(field) for field in ("RssAnon", "VmData", "RssShmem"))
 
         def own_bytes() -> int:
@@ -72,6 +84,43 @@ class Cpu:
         self._sampler = Sampler(own_bytes)
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (held + max(0, limit_bytes - staged_bytes), hard))
+        if self._meter is not None:
+            time.sleep(max(0.0, FIRST_LOOK_S - self._meter.measured_s))
+            self._share(self._meter)
+
+    def share_cores(self) -> None:
+        """Look again at what other programs take, every LOOK_EVERY_S at the most, and use as many threads as fit."""
+        if self._meter is not None and self._meter.measured_s >= LOOK_EVERY_S:
+            self._share(self._meter)
+
+    def _share(self, meter: CpuMeter) -> None:
+        threads = threads_beside(self._look(meter), self._most_threads, cores())
+        if threads > torch.get_num_threads():
+            self._start_threads(threads)
+        else:
+            torch.set_num_threads(threads)
+
+    def cpu_taken(self) -> float:
+        """The share of the CPU that other programs took since the memory cap was set."""
+        if self._meter is not None:
+            self._look(self._meter)
+        return self._taken_s / self._watched_s / cores() if self._watched_s else 0.0
+
+    def _look(self, meter: CpuMeter) -> float:
+        """The cores that others took since the last look."""
+        seconds, taken = meter.measured_s, meter.taken() or 0.0
+        meter.restart()
+        self._watched_s += seconds
+        self._taken_s += seconds * taken
+        return taken
+
+    def _start_threads(self, threads: int) -> None:
+        """Start so many, with the limit out of the way; their stacks were counted before it was set."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+        torch.set_num_threads(threads)
+        _compute()
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
     def non_allocator_bytes(self) -> int:
         """0: there is no allocator with a count of its own."""
@@ -126,6 +175,18 @@ class Cpu:
     def guard(self) -> AbstractContextManager[None]:
         """Turn torch's and Python's words for a failed allocation into OutOfMemory."""
         return guarded((torch.OutOfMemoryError, MemoryError), OUT_OF_MEMORY, self.memory_taken_by_others)
+
+
+def threads_beside(taken: float, most: int, cores: int) -> int:
+    """The threads for which others that take so many of the ``cores`` leave room: ``most`` where they take none, and
+    one at the least."""
+    return max(1, min(most, math.ceil(most * (1 - taken / cores) - 0.5)))
+
+
+def _compute() -> None:
+    """Something that all threads take part in: it starts them."""
+    with torch.no_grad():
+        torch.nn.functional.conv2d(torch.zeros(2, 3, 64, 64), torch.zeros(8, 3, 3, 3)).relu().sum()
 
 
 def open_device(name: DeviceName) -> Cpu | Cuda:

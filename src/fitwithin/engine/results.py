@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 CHECKPOINT, OUTCOME, SALVAGE = "checkpoint.pt", "outcome.json", "salvage.json"
 WEIGHTS, CARD, EVALUATED = "model.safetensors", "card.json", "evaluated.json"
 
+#: A machine is called busy if other programs take this share of its CPU.
+BUSY = 0.1
+
 #: How a training that left a model ended: with the planned steps or more, with fewer that were annealed to 0, or cut
 #: off because time was over.
 Ended = Literal["complete", "shortened", "cut"]
@@ -34,7 +37,8 @@ class Timing:
     ``startup_s``: from the request to a model on the device. ``warmup_s``: what the loader's start and the first steps
     cost more than later ones. ``dummy_step_s``: a step with a batch already there (the paper's dummy loader).
     ``step_s``: a step with the real loader, and its 95 % interval. ``loader_step_s``: the loader alone makes a batch.
-    ``num_other_processes``: processes of others on the device. By size, ``eval_image_s``: an image of an evaluation;
+    ``num_other_processes``: processes of others on the device. ``cpu_taken``: the share of the CPU that other programs
+    took, where it trains. By size, ``eval_image_s``: an image of an evaluation;
     ``eval_device_s``: its forward pass alone, the cost of another view of a loaded image; ``eval_first_s``: the extra
     cost of the first batch (less where training has loaded the kernels). ``save_s``: writing a checkpoint.
     ``capture_s``: recording the step anew after an evaluation. ``rates``: images per second with the dummy loader by
@@ -53,6 +57,7 @@ class Timing:
     save_s: float
     loader_step_s: float = 0.0
     num_other_processes: int = 0
+    cpu_taken: float = 0.0
     capture_s: float = 0.0
     rates: dict[int, float] = field(default_factory=dict)
     stage_step_s: dict[int, float] = field(default_factory=dict)
@@ -131,7 +136,7 @@ class TrainResult:
     validation, whose weights are in the folder (None without one: then the weights are the last ones). ``training_s``
     are the seconds of the steps, the loader's start included; ``nan_restarts`` how often the loss was not finite and
     the trial went back to its checkpoint, at a lower rate; ``evaluation_s`` the expected seconds of an evaluation by
-    the same process.
+    the same process; ``cpu_taken`` the share of the CPU that other programs took, where it trains.
     """
 
     steps: int
@@ -146,6 +151,7 @@ class TrainResult:
     training_s: float = 0.0
     nan_restarts: int = 0
     evaluation_s: float | None = None
+    cpu_taken: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

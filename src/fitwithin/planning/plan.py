@@ -15,6 +15,7 @@ from fitwithin.candidate import Candidate
 from fitwithin.data.dataset import DataFacts
 from fitwithin.engine.jobs import Stage
 from fitwithin.engine.margins import FIXED_MARGIN, MARGIN, REFUSAL_MARGIN, REFUSAL_MARGIN_S
+from fitwithin.engine.results import BUSY
 from fitwithin.errors import BudgetError, UsageError
 from fitwithin.files import decode, to_json
 from fitwithin.planning.cost import Costs, Workload, costs, evaluation_reserve_s, stages_of
@@ -193,6 +194,8 @@ def _reasons(profile: Profile, cost: Costs, epochs: float, allotted_s: float, wo
     if timing.num_other_processes:
         others = format_count(timing.num_other_processes)
         why["timing"] = f"{others} other processes used the device while it was timed: alone it may be faster"
+    if timing.cpu_taken >= BUSY:
+        why["timing"] = f"other programs took {timing.cpu_taken:.0%} of the CPU meanwhile: alone it may be faster"
     if not profile.cuda_graph:
         why["graph"] = "its step or evaluation cannot be recorded as a CUDA graph, so every kernel is launched alone"
     return why

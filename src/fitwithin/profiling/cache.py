@@ -14,7 +14,7 @@ import numpy as np
 from fitwithin.candidate import Candidate
 from fitwithin.data.dataset import Images
 from fitwithin.engine.jobs import JobSettings
-from fitwithin.engine.results import StepTiming
+from fitwithin.engine.results import BUSY, StepTiming
 from fitwithin.errors import UsageError
 from fitwithin.files import decode, write_text_atomic
 from fitwithin.profiling.profile import Profile
@@ -66,8 +66,9 @@ class ProfileCache:
         return None if found is None else replace(found, cached=True)
 
     def put(self, profile: Profile) -> None:
-        """Store a profile, whole or not at all."""
-        self._write(_name(profile.candidate, profile.quick), "profile", asdict(profile))
+        """Store a profile, whole or not at all; not one that was made while others took much of the CPU."""
+        if profile.timing.cpu_taken < BUSY:
+            self._write(_name(profile.candidate, profile.quick), "profile", asdict(profile))
 
     def get_step_timings(self, model: str) -> dict[str, StepTiming] | None:
         """The paces of a backbone's variants, by name; None if they are not known."""

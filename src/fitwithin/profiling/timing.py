@@ -107,6 +107,7 @@ def measure(
         step_high_s=step_high_s,
         save_s=save_s,
         num_other_processes=max(num_other_processes, device.num_other_processes()),
+        cpu_taken=device.cpu_taken(),
         stage_step_s={px: paces[px][0] for px in sizes[:-1]},
         stage_change_s={px: max(0.0, spent_s - CHANGE_STEPS * paces[px][0]) for px, spent_s in changes_s.items()},
         **fields,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fitwithin.candidate import Candidate
-from fitwithin.engine.results import TrainResult
+from fitwithin.engine.results import BUSY, TrainResult
 from fitwithin.files import decode
 from fitwithin.ledger import Entry
 from fitwithin.planning.plan import TrialPlan
@@ -29,6 +29,8 @@ def _how_it_ended(plan: TrialPlan, trained: TrainResult) -> str:
     if trained.nan_restarts:
         text += f"; {trained.nan_restarts} times the loss was not a number: training went back to the checkpoint, "
         text += "with half the learning rate"
+    if trained.cpu_taken >= BUSY:
+        text += f"; other programs took {trained.cpu_taken:.0%} of the CPU meanwhile"
     return text
 
 

@@ -24,6 +24,7 @@ from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import Seat
 from fitwithin.errors import PeerLost
+from fitwithin.machine import cores
 from fitwithin.training.schedule import Schedule
 
 Item = TypeVar("Item")
@@ -153,8 +154,11 @@ def init_process_group(seat: Seat, jobs_per_host: int = 1) -> ProcessGroup:
     Raises:
         PeerLost: one of them is gone.
     """
-    if seat.world_size * jobs_per_host > 1:  # two that have two threads each on two cores take ten times as long
-        torch.set_num_threads(max(1, torch.get_num_threads() // (seat.world_size * jobs_per_host)))
+    threads = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ:
+        threads = min(threads, cores())  # OpenMP does not know a container's quota
+    # Two that have two threads each on two cores take ten times as long.
+    torch.set_num_threads(max(1, threads // (seat.world_size * jobs_per_host)))
     if seat.world_size == 1:
         return SINGLE_PROCESS
     for name, value in SETTINGS.items():

@@ -72,6 +72,7 @@ class TrialProgress:
         self.lr_factor = 1.0
         self.nan_restarts = 0
         self.peak_bytes = 0
+        self.cpu_taken = 0.0
         self.startup_s = now - began_at
         #: Seconds of steps, with those of earlier processes.
         self.training_s = 0.0
@@ -250,4 +251,5 @@ class TrialProgress:
             training_s=self.training_s,
             nan_restarts=self.nan_restarts,
             evaluation_s=None if self.job.evaluation is None else self.evaluation_s,
+            cpu_taken=self.cpu_taken,
         )

@@ -150,6 +150,8 @@ class Trainer:
                 return
             self._update_peak()
             self.emit(self.progress.record_loss(step, mean, time.monotonic()))
+            if not self.job.frozen:  # whose result must not depend on the number of threads
+                self.device.share_cores()
             if not self._settled and step >= 3:
                 self.device.update_limit()
                 self._settled = True
@@ -216,6 +218,7 @@ class Trainer:
 
     def _write_result(self, name: str, *, finished: bool = False) -> TrainResult:
         self._update_peak()
+        self.progress.cpu_taken = self.device.cpu_taken()
         result = self.progress.result(finished=finished)
         if self.team.is_main:
             write_text_atomic(self.folder / name, to_json(result), fsync=True)
