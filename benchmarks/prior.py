@@ -65,6 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a folder with train and val")
     parser.add_argument("--px", type=int, default=128)
+    parser.add_argument("--what", default="pace,curve", help="measure paces, train for curves, or both")
     parser.add_argument("--seen", default="25000,100000", help="images seen by a trial")
     parser.add_argument("--only", nargs="*", default=["*"], help="names or patterns of the pool")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin nothing later")
@@ -104,11 +105,13 @@ def main() -> None:
                 if row["data"] == arguments.data.name and row["px"] == arguments.px
             )
 
-        for name in names:
+        what = arguments.what.split(",")
+        for name in names if "pace" in what else ():
             if time.monotonic() < ends_at and not there(what="pace", model=name, device=machine["name"]):
                 keep({"what": "pace", "model": name, "device": machine["name"], **pace(engine, setting, name)})
         seen = [int(word) for word in arguments.seen.split(",")]
-        wanted = [(n, name) for n in seen for name in names if not there(what="curve", model=name, images=n)]
+        pairs = [(n, name) for n in seen for name in names] if "curve" in what else []
+        wanted = [(n, name) for n, name in pairs if not there(what="curve", model=name, images=n)]
 
         def one(place: int) -> None:
             images_seen, name = wanted[place]

@@ -249,9 +249,9 @@ def test_no_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("paths", "sentence"),
     [
-        ([], "has no class folders but nothing that could be a class; lay the images out as DATA/<class>"),
-        (["1.png", "2.png"], "has no class folders but 2 images directly in it; lay"),
-        (["train/1.png", "val/a/1.png"], "train has no class folders but 1 images directly in it"),
+        ([], "has no class folders and no images; lay the images out as DATA/<class>"),
+        (["1.png", "2.png"], "has no class folders, but 2 images directly in it; lay"),
+        (["train/1.png", "val/a/1.png"], "train has no class folders, but 1 images directly in it"),
         (["a/1.png", "a/2.png"], "has one class, 'a'; add at least one more"),
         (["a/1.txt", "b/2.txt"], "has no image in 2 class folders; lay"),
         (["a/1.png", "a/2.png", "b/1.txt"], "has no image to train the class 'b'; add some or remove the folder"),

@@ -116,6 +116,25 @@ def test_folders_too_many_are_looked_through(tmp_path: Path) -> None:
     assert len(labelled_files(tmp_path / "archive", ("cat", "dog"))) == 8
 
 
+def test_splits_that_have_classes_in_common_are_splits_beside_other_folders_too(tmp_path: Path) -> None:
+    classes(tmp_path / "seg_train" / "seg_train", "cat", "dog")
+    classes(tmp_path / "seg_test" / "seg_test", "cat", "dog")
+    picture(tmp_path / "seg_pred" / "seg_pred" / "1.png")
+    dataset = scan(tmp_path)
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.counts()["test"] == 8
+    assert "seg_pred/ is no split and was left out" in dataset.split_why
+
+
+def test_broken_files_that_are_alike_are_no_copies(tmp_path: Path) -> None:
+    root = classes(tmp_path, "cat", "dog")
+    for number in range(40):
+        (root / "cat" / f"broken{number}.png").write_bytes(b"404 not found")
+    dataset = scan(root)
+    assert dataset.copies == {}
+    assert not any("cop" in note for note in dataset.notes)
+
+
 def test_one_class_is_still_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has one class, 'cat'"):
         scan(classes(tmp_path, "cat"))

@@ -223,6 +223,17 @@ def is_image(path: str | Path) -> bool:
     return webp or bmp or head.startswith(_BEGINNINGS) or head[4:12] in _NEEDS_PLUGIN or head[:8] in _NEEDS_PLUGIN
 
 
+def has_header(path: Path) -> bool:
+    """Whether a file begins as an image that can be read does."""
+    try:
+        with _quiet_pillow(), Image.open(path, formats=_formats()):
+            return True
+    except UNREADABLE:
+        return False
+    except Image.DecompressionBombError:
+        return False
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")

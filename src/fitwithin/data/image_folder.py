@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fitwithin.data.dataset import LAYOUT, SPLITS, Dataset, Sample, check
+from fitwithin.data.decode import has_header
 from fitwithin.data.fingerprint import contents
 from fitwithin.data.splits import random_split, split_alike, split_named
 from fitwithin.data.tree import Tree, join, same_form
@@ -80,7 +81,7 @@ def scan(root: Path, *, seed: int = 0, cache_dir: Path | None = None, until_at: 
     samples = sorted(samples, key=lambda sample: sample.path)
     check(root, classes, samples)
     read = contents(root, [sample.path for sample in samples], cache_dir, until_at)
-    copies, said = _copies(samples, read.same, classes)
+    copies, said = _copies(root, samples, read.same, classes)
     return Dataset(
         root=root,
         classes=classes,
@@ -115,12 +116,24 @@ def _split_folders(tree: Tree, top: str) -> dict[str, list[str]]:
         split = split_alike(name)
         if split is not None and split not in stated and _holds_classes(tree, join(top, name), split):
             alike[split].append(name)
-    # A class may be called "test tube": such names are splits beside a train folder, and beside nothing else.
+    # A class may be called "test tube": such names are splits beside a train folder, and else if there is nothing
+    # beside them or if they have classes in common.
     others = set(names).difference(*stated.values(), *alike.values())
     alone = "train" in alike and not any(_has_images(tree, join(top, name)) for name in others)
-    if "train" in stated or alone:
+    if "train" in stated or alone or _share_classes(tree, top, alike):
         stated.update(alike)
     return stated
+
+
+def _share_classes(tree: Tree, top: str, alike: dict[str, list[str]]) -> bool:
+    """Whether the folder that seems to be train has a class that val or test has too."""
+
+    def classes(name: str) -> set[str]:
+        path = tree.descend(join(top, name), lambda path: bool(tree.images_in(path)))
+        return {same_form(folder) for folder in tree.entries(path).folders}
+
+    found = {split: set().union(*map(classes, names)) for split, names in alike.items()}
+    return bool(found.get("train", set()) & (found.get("val", set()) | found.get("test", set())))
 
 
 def _layout(tree: Tree, top: str) -> tuple[dict[str, str], list[str]]:
@@ -181,10 +194,8 @@ def _check_labels(folders: dict[str, _Folder]) -> None:
     """Every folder states classes as its split requires, and none that train does not have."""
     train = folders["train"]
     if not train.by_class:
-        found = (
-            f"{len(train.unlabelled)} images directly in it" if train.unlabelled else "nothing that could be a class"
-        )
-        raise DataError(f"{train.shown} has no class folders but {found}; lay the images out as {LAYOUT}")
+        found = f", but {len(train.unlabelled)} images directly in it" if train.unlabelled else " and no images"
+        raise DataError(f"{train.shown} has no class folders{found}; lay the images out as {LAYOUT}")
     for split in ("val", "test"):
         if split not in folders:
             continue
@@ -224,11 +235,11 @@ def _from_folders(folders: dict[str, _Folder], classes: Sequence[str]) -> list[S
 
 
 def _copies(
-    samples: Sequence[Sample], same: Sequence[Sequence[str]], classes: Sequence[str]
+    root: Path, samples: Sequence[Sample], same: Sequence[Sequence[str]], classes: Sequence[str]
 ) -> tuple[dict[str, int], list[str]]:
     """How many images of val and test are copies of training images, and what there is to say about copies."""
     by_path = {sample.path: sample for sample in samples}
-    groups = [[by_path[path] for path in group] for group in same]
+    groups = [[by_path[path] for path in group] for group in same if has_header(root / group[0])]
     copies, notes = {}, []
     for split in ("val", "test"):
         found = [
