@@ -19,6 +19,7 @@ from fitwithin.cli.terminal import console
 from fitwithin.engine.results import Failure, check_disk
 from fitwithin.errors import DiskFull, RunFolderError, UsageError
 from fitwithin.events import DataPacked, RunRequested
+from fitwithin.inference.predictions import CsvTable
 from fitwithin.store import Store
 
 SMALL = [sys.executable, "-m", "fitwithin", "--version"]
@@ -110,11 +111,17 @@ def test_a_cache_that_is_a_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_
 )
 def test_a_full_disk_is_one_sentence(error: Exception, tmp_path: Path) -> None:
     (tmp_path / "run.db").touch()
-    words = r"MiB left\); free some space, then `fitwithin resume .*` goes on"
+    words = r"free some space.*, then `fitwithin resume .*` goes on"
     with pytest.raises(DiskFull, match=words) as caught, files.naming_full_disks(tmp_path):
         raise error
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(("free", "words"), [(2**20, "is full (1 MiB left)"), (2**33, "where something was to be")])
+def test_a_disk_with_room_is_not_called_full(free: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": free}))
+    assert words in str(files.disk_full())
 
 
 def test_other_errors_pass() -> None:
@@ -152,6 +159,45 @@ def test_a_folder_that_another_run_has_just_taken_is_not_shared(
 
 
 # --- streams and the working folder
+
+
+def test_a_folder_that_is_a_link_to_nowhere_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to(tmp_path / "gone" / "run")
+    with pytest.raises(RunFolderError, match="is a link to a folder that is not there; give another --out"):
+        files.create_run_dir(tmp_path / "run")
+
+
+def test_a_file_of_somebody_else_is_not_written_over(tmp_path: Path) -> None:
+    for name, content in (("photo.jpg", b"\xff\xd8\xff"), ("labels.csv", b"file,label\n")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(RunFolderError, match="holds something else, which is kept; give another file"):
+            files.check_writable(tmp_path / name, CsvTable.BEGINNING)
+        assert (tmp_path / name).read_bytes() == content
+    with (tmp_path / "predictions.csv").open("w") as file:
+        CsvTable(file, 3)
+    files.check_writable(tmp_path / "predictions.csv", CsvTable.BEGINNING)
+    files.check_writable(tmp_path / "new.csv", CsvTable.BEGINNING)
+
+
+def test_a_working_folder_that_is_gone_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    command = f'cd "$0/gone" && rmdir "$0/gone" && exec {sys.executable} -m fitwithin --version'
+    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])}
+    ended = subprocess.run(["sh", "-c", command, tmp_path], capture_output=True, text=True, env=environment)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert "the working folder is gone" in ended.stderr
+
+
+def test_a_library_that_another_file_stands_in_for_is_named(tmp_path: Path) -> None:
+    (tmp_path / "typer_stub.py").write_text("")
+    code = (
+        "import sys; from fitwithin.cli import main\n"
+        "def broken(**words): import typer_stub.layers\n"
+        "main.app = broken; main.main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 3
+    assert f"{tmp_path / 'typer_stub.py'} is in its place, move it away" in ended.stderr
 
 
 def test_closed_streams_are_opened() -> None:

@@ -10,6 +10,11 @@ from fitwithin import files
 def main() -> None:
     """Run the command line. Bytecode comes first: what is imported is most of a short command's time."""
     _open_streams()
+    try:
+        os.getcwd()
+    except OSError:  # oneMKL would end the process
+        sys.stderr.write("fitwithin: the working folder is gone; change into one that is there\n")
+        sys.exit(2)
     files.keep_bytecode()
     from fitwithin.cli import main as cli
 

@@ -183,6 +183,10 @@ def disk_is_full(error: BaseException | None) -> bool:
     return False
 
 
+#: A disk with more room than this is not the one that is full.
+FULL_BYTES = 64 * 2**20
+
+
 @contextmanager
 def naming_full_disks(run: Path | None = None) -> Iterator[None]:
     """Turn the error of a full disk into DiskFull, a sentence that names the folder with the least room."""
@@ -205,7 +209,10 @@ def disk_full(run: Path | None = None) -> DiskFull:
     full = min(room, key=lambda folder: room[folder])
     goes_on = run is not None and (run / "run.db").is_file()
     then = f"then `fitwithin resume {run}` goes on" if goes_on else "then start again"
-    return DiskFull(f"the disk with {full} is full ({room[full] // 2**20} MiB left); free some space, {then}")
+    what = f"the disk with {full} is full ({room[full] // 2**20} MiB left); free some space"
+    if room[full] > FULL_BYTES:  # another one is, or what is written to takes no more
+        what = "no room is left where something was to be written; free some space there"
+    return DiskFull(f"{what}, {then}")
 
 
 def bytecode_dir() -> Path | None:
@@ -241,13 +248,17 @@ def keep_bytecode() -> None:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
-def check_writable(path: Path) -> None:
-    """RunFolderError unless a file can be written at ``path``."""
+def check_writable(path: Path, beginning: str) -> None:
+    """RunFolderError unless a file can be written at ``path``; what is there and begins otherwise is kept."""
     parent = path.absolute().parent
     if path.is_dir():
         raise RunFolderError(f"{path} is a folder; give the name of a file")
     if not parent.is_dir() or not os.access(path if path.exists() else parent, os.W_OK):
         raise RunFolderError(f"{path} cannot be written, since {parent} is not a writable folder; give another file")
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if file.read(len(beginning)) != beginning.encode():
+                raise RunFolderError(f"{path} holds something else, which is kept; give another file")
 
 
 def default_folder(data: Path) -> Path:
@@ -276,6 +287,8 @@ def create_run_dir(folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=folder not in made)  # else another run has just taken it
     except FileExistsError as error:
+        if folder.is_symlink() and not folder.exists():
+            raise RunFolderError(f"{folder} is a link to a folder that is not there; give another --out") from error
         raise RunFolderError(f"{folder} was taken by another run just now; start again") from error
     except OSError as error:
         raise RunFolderError(f"{folder} cannot be made ({error.strerror}); give another --out") from error

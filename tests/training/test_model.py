@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from fitwithin.candidate import Candidate
-from fitwithin.errors import UsageError
+from fitwithin.engine.results import WEIGHTS
+from fitwithin.errors import RunFolderError, UsageError
 from fitwithin.training import model as models
 
 
@@ -31,3 +34,18 @@ def test_sizes_that_it_takes(name: str, sizes: tuple[int, ...]) -> None:
     net, _ = models.build(Candidate(model=name, train_px=sizes[-1], precision="fp32"), 3, sizes)
     with torch.no_grad():
         assert all(net.eval()(torch.zeros(1, 3, px, px)).shape == (1, 3) for px in sizes)
+
+
+def test_weights_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:
+    candidate = Candidate(model="test_resnet", train_px=32, precision="fp32")
+    net, arguments = models.build(candidate, 3, (32,))
+    card = models.Card(
+        model="test_resnet", classes=("a", "b", "c"), train_px=32, precision="fp32", crop=1.0, arguments=arguments
+    )
+    models.save(net, card, tmp_path)
+    assert models.load(tmp_path, torch.device("cpu"))[1] == card
+    whole = (tmp_path / WEIGHTS).read_bytes()
+    for kept in (b"", whole[:100], whole[:-1], bytes(len(whole))):
+        (tmp_path / WEIGHTS).write_bytes(kept)
+        with pytest.raises(RunFolderError, match=r"cannot be read .*; copy the run's folder again"):
+            models.load(tmp_path, torch.device("cpu"))

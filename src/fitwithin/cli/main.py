@@ -13,7 +13,7 @@ import typer
 from fitwithin.cli import terminal
 from fitwithin.cli.options import AsJson, Data, Device, EngineName, RayAddress, RunFolder, with_limits
 from fitwithin.engine import launch
-from fitwithin.errors import FitwithinError, UsageError
+from fitwithin.errors import DeviceError, FitwithinError, UsageError
 from fitwithin.files import naming_full_disks
 from fitwithin.machine import process_started_at
 from fitwithin.version import __version__
@@ -35,6 +35,11 @@ def main() -> None:
     except FitwithinError as error:
         terminal.say(f"fitwithin: {error}", err=True)
         sys.exit(error.exit_code)
+    except ImportError as error:
+        found = getattr(sys.modules.get((error.name or "").partition(".")[0]), "__file__", None)
+        where = f"; {found} is in its place, move it away" if found else ""
+        terminal.say(f"fitwithin: a library cannot be imported ({error}){where}", err=True)
+        sys.exit(DeviceError.exit_code)
 
 
 def _version(wanted: bool) -> None:
@@ -120,7 +125,7 @@ def plan(
         from fitwithin import api, files
         from fitwithin.report import render
 
-        files.check_writable(out)
+        files.check_writable(out, "{")
         made, report = api.plan(data, reporter=reporter, started_at=process_started_at(), server=server, **limits)
     out.write_text(made.to_json(), encoding="utf-8")
     if as_json:
@@ -180,7 +185,7 @@ def predict(
     from fitwithin.inference.predictions import CsvTable
     from fitwithin.pipeline import result
 
-    files.check_writable(output)
+    files.check_writable(output, CsvTable.BEGINNING)
     with terminal.reporter(as_json) as reporter:
         found = result.load(folder)
         coming = found.iter_predictions(paths, device=device, reporter=reporter)

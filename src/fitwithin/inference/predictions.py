@@ -70,6 +70,9 @@ class CsvTable:
     """A CSV file that grows by a line for each image: path, class, probability, the second to fifth with theirs, and
     why an image could not be read. Bytes of a path that are no UTF-8 are written as they are."""
 
+    #: How every such file begins.
+    BEGINNING = "path,class,probability"
+
     def __init__(self, file: TextIO, classes: int) -> None:
         self._file, self._width = file, min(MOST_CLASSES, classes)
         self._writer = csv.writer(file)

@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.layers import PatchEmbed
 from torch import nn
@@ -104,5 +105,11 @@ def load(folder: Path, device: torch.device) -> tuple[nn.Module, Card]:
     if card is None:
         raise RunFolderError(f"there is no model in {folder} (no {CARD})")
     model = timm.create_model(card.model, pretrained=False, num_classes=len(card.classes), **card.arguments)
-    model.load_state_dict(load_file(folder / WEIGHTS, device=str(device)))
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS, device=str(device)))
+    except (OSError, SafetensorError) as error:
+        raise RunFolderError(
+            f"the weights in {folder / WEIGHTS} cannot be read ({' '.join(str(error).split())[:200]}); "
+            f"copy the run's folder again"
+        ) from error
     return model.to(device).eval(), card
