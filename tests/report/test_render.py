@@ -255,8 +255,8 @@ def test_a_search_is_in_all_three_voices_with_its_chart_beside_the_ladder():
 def test_a_terminal_is_told_of_the_first_trials_only():
     many = of_trials({f"resnet{i}": [700 + i] for i in range(60)})
     text, marked = printed(render.render_text(many), 200), render.markdown(many)
-    assert f"the first {render.MOST_TRIALS} of 60" in text
-    assert text.count(" promised") == render.MOST_TRIALS
+    assert f"the first {render.MOST_LINES} of 60" in text
+    assert text.count(" promised") == render.MOST_LINES
     assert marked.count(" promised") == 60
 
 

@@ -38,14 +38,14 @@ def test_the_delivered_row_is_set_off_among_the_methods():
 
 def test_every_candidate_has_its_choices():
     found = dict(choices(plan()))
-    assert set(found) == {row.name for row in plan().candidates}
+    assert set(found) == {row.name for row in plan().candidates if row.status == "planned"}
     assert "97 went past" in found["resnet50-amp-160"]
 
 
 def test_candidates_stand_by_accuracy_then_by_how_far_they_came():
     section = next(section for section in sections(complete()) if section.anchor == "candidates")
     status = [row[1].text for row in section.tables[0].rows]
-    assert status == ["winner", *["trained"] * 5, "planned", "failed", "rejected", "rejected"]
+    assert status == ["winner", *["trained"] * 5, "planned", "failed"]
     assert section.tables[0].highlighted == 0
 
 
@@ -72,8 +72,8 @@ def test_requested_values_read_in_their_units():
 
 def test_the_front_is_marked_and_explained_where_candidates_were_tried():
     section = next(section for section in sections(searched()) if section.anchor == "candidates")
-    assert "at least as good in accuracy, the training time given, inference time and memory" in section.paragraphs[0]
-    assert "was measured by the profile" in section.paragraphs[0]
+    assert "at least as good in accuracy, the training time given, inference time and memory" in section.paragraphs[-1]
+    assert "was measured by the profile" in section.paragraphs[-1]
     table = section.tables[0]
     place = [column.title for column in table.columns].index("Front")
     for row in table.rows:
@@ -84,4 +84,4 @@ def test_the_front_is_marked_and_explained_where_candidates_were_tried():
     for report in (complete(), plan()):
         section = next(section for section in sections(report) if section.anchor == "candidates")
         assert "Front" not in [column.title for column in section.tables[0].columns]
-        assert not section.paragraphs
+        assert [text for text in section.paragraphs if "left out" not in text] == []

@@ -43,8 +43,8 @@ GIB = 2**30
 
 def without_pages(patch: pytest.MonkeyPatch) -> None:
     """No page is written: report/test_render.py does that."""
-    patch.setattr(render, "html", lambda report: "")
-    patch.setattr(render, "markdown", lambda report: "")
+    patch.setattr(render, "html", lambda report, folder: "")
+    patch.setattr(render, "markdown", lambda report, folder: "")
 
 
 def tries(examples: int) -> settings:

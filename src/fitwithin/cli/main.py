@@ -227,7 +227,7 @@ def report(folder: RunFolder, as_json: AsJson = False) -> None:
     """Print the report of a finished run."""
     from fitwithin.pipeline import result
 
-    terminal.print_report(result.load(folder), as_json)
+    terminal.print_report(result.load(folder), as_json, whole=True)
 
 
 @app.command()

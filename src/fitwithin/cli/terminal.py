@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -98,14 +99,15 @@ def print_accuracy(found: Evaluation, as_json: bool) -> None:
         say(f"  not readable: {path}", err=True)
 
 
-def print_report(result: Result, as_json: bool) -> None:
-    """Print the report on the terminal, or as JSON."""
+def print_report(result: Result, as_json: bool, *, whole: bool = False) -> None:
+    """Print the answer of the report on the terminal, or the ``whole``, or all of it as JSON."""
     if as_json:
         typer.echo(result.report.to_json())
         return
     from fitwithin.report import render
 
     screen = console()
-    screen.print(render.render_text(result.report))
-    page = (result.folder / "report.html").resolve()
-    screen.print(f"\nReport: {page}", soft_wrap=True, highlight=False, markup=False)
+    folder, page = str(result.folder), (result.folder / "report.html").resolve()
+    screen.print(render.render_text(result.report, folder) if whole else render.render_answer(result.report, folder))
+    more = "" if whole else f" (in the terminal: fitwithin report {shlex.quote(folder)})"
+    screen.print(f"\nReport: {page}{more}", soft_wrap=True, highlight=False, markup=False)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from fitwithin.files import write_text_atomic
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.report import charts
+from fitwithin.report.answer import Fact, answer, left_out
 from fitwithin.report.schema import Report
 from fitwithin.report.sections import candidates, choices, sections
 from fitwithin.report.summary import headline, is_plan, search_sentence, tiles, trust_note
@@ -30,29 +31,51 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.table import Table as RichTable
 
-#: A terminal shows so many trials of a search; the files have them all.
-MOST_TRIALS = 24
+#: A terminal shows so many lines of a list, such as the trials of a search; the files have them all.
+MOST_LINES = 24
 
 _WRAP_AT = 16  # characters a wrapping column may shrink to before whole columns fall away
 
 
-def render_text(report: Report) -> RenderableType:
-    """The report for a terminal, fit for 80 columns and better with more."""
+def render_answer(report: Report, folder: str) -> RenderableType:
+    """The beginning of the report for a terminal: what was made, what it costs, what was tried, what next."""
     from rich.console import Group
+    from rich.text import Text
+
+    parts = [*_head(report), *_fact_lines(answer(report, folder)), Text(), _Fitted(candidates(report))]
+    if out := left_out(report)[0]:
+        parts.append(Text(clean(out), style="dim"))
+    return Group(*parts)
+
+
+def _head(report: Report) -> list[RenderableType]:
+    """Title, headline, and how far to trust it."""
     from rich.text import Text
 
     parts: list[RenderableType] = [Text(clean(report.title), style="bold"), Text(report.created_at, style="dim")]
     parts += [Text(), Text(clean(headline(report)), style="bold green" if report.winner else "bold")]
     notes = (report.winner_why, search_sentence(report), trust_note(report))
-    parts += [Text(clean(text), style="dim") for text in notes if text]
+    return [*parts, *(Text(clean(text), style="dim") for text in notes if text)]
+
+
+def _fact_lines(facts: Sequence[Fact]) -> list[RenderableType]:
+    return _reason_lines([(fact.label, clean(fact.text)) for fact in facts])
+
+
+def render_text(report: Report, folder: str = "RUN") -> RenderableType:
+    """The report for a terminal, fit for 80 columns and better with more."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts = [*_head(report), *_fact_lines(answer(report, folder))]
     for section in sections(report):
         parts += [Text(), Text(section.title.upper(), style="bold cyan")]
         parts += [Text(clean(text)) for text in section.paragraphs]
         for table in section.tables:
             parts += [_Fitted(table), *_reason_lines(table.reasons)]
         for summary, lines in section.collapsible:
-            if section.anchor == "search" and len(lines) > MOST_TRIALS:
-                summary, lines = f"{summary}: the first {MOST_TRIALS} of {len(lines):,}", lines[:MOST_TRIALS]
+            if section.anchor != "data" and len(lines) > MOST_LINES:
+                summary, lines = f"{summary}: the first {MOST_LINES} of {len(lines):,}", lines[:MOST_LINES]
             if section.anchor == "data":  # names by the thousand: a dozen will do here
                 more = f", and {len(lines) - 12:,} more" if len(lines) > 12 else ""
                 parts.append(Text.assemble((f" {summary}: ", "bold"), ", ".join(lines[:12]) + more))
@@ -63,15 +86,20 @@ def render_text(report: Report) -> RenderableType:
 
 
 def plan_table(report: Report) -> RenderableType:
-    """What ``fitwithin plan`` prints: what fits with which settings, then the reason of every choice and rejection."""
+    """What ``fitwithin plan`` prints: what fits with which settings, the reason of every choice, what was left out."""
     from rich.console import Group
+    from rich.text import Text
 
-    return Group(_Fitted(candidates(report)), *_reason_lines(choices(report)))
+    out = left_out(report)[0]
+    said = [Text(), Text(clean(out))] if out else []
+    return Group(_Fitted(candidates(report)), *_reason_lines(choices(report)), *said)
 
 
-def markdown(report: Report) -> str:
+def markdown(report: Report, folder: str = "RUN") -> str:
     """The report as GitHub-flavoured Markdown, without charts."""
     lines = [f"# {_md(report.title)}", f"**{_md(headline(report))}**"]
+    if facts := answer(report, folder):
+        lines.append("\n".join(f"- {fact.label}: {_md(fact.text)}" for fact in facts))
     lines += [_md(text) for text in (report.winner_why, search_sentence(report), trust_note(report)) if text]
     for section in sections(report):
         lines.append(f"## {_md(section.title)}")
@@ -94,7 +122,7 @@ def markdown(report: Report) -> str:
     return "\n\n".join([*lines, f"Written {_md(report.created_at)} by fitwithin."]) + "\n"
 
 
-def html(report: Report) -> str:
+def html(report: Report, folder: str = "RUN") -> str:
     """The report as one HTML file that asks nothing of the network; its own script draws the charts (report/charts.py).
 
     The file also holds the report as JSON (``<script type="application/json" id="report">``), which
@@ -116,6 +144,7 @@ def html(report: Report) -> str:
         headline_set=_kept(sentence),
         caution=trust_note(report),
         tiles=list(tiles(report)),
+        facts=[Fact(fact.label, clean(fact.text)) for fact in answer(report, folder)],
         sections=every_section,
         charts=alone,
         beside={"search": climbs} if climbs else {},
@@ -263,8 +292,8 @@ def write_report(report: Report, folder: Path) -> None:
     texts = {
         "report.json": report.to_json(),
         "receipt.json": json.dumps(asdict(report.receipt), indent=1, allow_nan=False),
-        "report.md": markdown(report),
-        "report.html": html(report),
+        "report.md": markdown(report, str(folder)),
+        "report.html": html(report, str(folder)),
     }
     for name, text in texts.items():
         write_text_atomic(folder / name, text)

@@ -11,6 +11,7 @@ from typing import Any
 
 from fitwithin.planning.stats import Accuracy
 from fitwithin.report import pareto, search_sections
+from fitwithin.report.answer import left_out, shown
 from fitwithin.report.schema import CandidateRow, ClassRow, Report
 from fitwithin.report.summary import STATUSES, capitalize, delivered_method, format_amount, is_plan
 from fitwithin.report.tables import (
@@ -45,15 +46,16 @@ INFERENCE = (
 def sections(report: Report) -> list[Section]:
     """Every section that has something to say, in reading order."""
     settings = tuple(f"{row.name}: {text}" for row in _ranked(report) if (text := _settings(row)))
+    out, names = left_out(report)
     everything = [
         Section("promises", "Promises", tables=(_promises(report),)),
         Section("methods", "Ways to use the winner", (METHODS,), (_methods(report),)),
         Section(
             "candidates",
             "Plan" if is_plan(report) else "Candidates",
-            (_front_note(report),),
+            (out, _front_note(report)),
             (candidates(report),),
-            (("Why these settings", settings),),
+            (("Why these settings", settings), (f"The {len(names):,} that were left out", names)),
         ),
         *search_sections.sections(report),
         Section("views", "Views and the ensemble", (report.ensemble_why,), (_views(report),)),
@@ -63,14 +65,14 @@ def sections(report: Report) -> list[Section]:
         Section("request", "Request", tables=(_facts("Every option", report.request, nothing="off"),)),
         Section("notes", "Notes", report.notes),
     ]
-    shown = []
+    saying = []
     for section in everything:
         tables = tuple(table for table in section.tables if table.rows)
         paragraphs = tuple(clean(text) for text in section.paragraphs if text)
         lists = tuple((title, tuple(clean(line) for line in lines)) for title, lines in section.collapsible if lines)
         if tables or (paragraphs and not section.tables):
-            shown.append(section._replace(paragraphs=paragraphs, tables=tables, collapsible=lists))
-    return shown
+            saying.append(section._replace(paragraphs=paragraphs, tables=tables, collapsible=lists))
+    return saying
 
 
 def _by_class(report: Report) -> Section:
@@ -80,21 +82,21 @@ def _by_class(report: Report) -> Section:
         return f"{accuracy.total:,}" if accuracy else None
 
     rows = sorted(report.classes, key=_recognised)
-    shown = rows[:MOST_CLASSES]
+    weakest = rows[:MOST_CLASSES]
     columns: Columns = [
-        (Column("Class", wrap=True), [row.name for row in shown]),
-        (Column("Train images", number=True, rank=1), [f"{row.train:,}" for row in shown]),
-        (Column("Val", number=True), [accuracy_cell(row.validation) for row in shown]),
+        (Column("Class", wrap=True), [row.name for row in weakest]),
+        (Column("Train images", number=True, rank=1), [f"{row.train:,}" for row in weakest]),
+        (Column("Val", number=True), [accuracy_cell(row.validation) for row in weakest]),
         (
             Column("Val images", number=True, rank=2),
-            [images(row.validation) for row in shown],
+            [images(row.validation) for row in weakest],
         ),
-        (Column("Test", number=True), [accuracy_cell(row.test) for row in shown]),
-        (Column("Test images", number=True, rank=2), [images(row.test) for row in shown]),
+        (Column("Test", number=True), [accuracy_cell(row.test) for row in weakest]),
+        (Column("Test images", number=True, rank=2), [images(row.test) for row in weakest]),
     ]
     said = "What is delivered, class by class, the weakest first."
-    if len(rows) > len(shown):
-        said += f" {len(rows) - len(shown):,} more are in report.json."
+    if len(rows) > len(weakest):
+        said += f" {len(rows) - len(weakest):,} more are in report.json."
     return Section("classes", "Accuracy by class", (said,), (table_by_column("Accuracy by class", columns),))
 
 
@@ -189,7 +191,7 @@ def _front_note(report: Report) -> str:
 
 
 def choices(report: Report) -> list[tuple[str, str]]:
-    """Every candidate that has one, with the reason for its status and its settings."""
+    """Every candidate of the table that has one, with the reason for its status and its settings."""
     found = [(row.name, clean("; ".join(filter(None, (row.reason, _settings(row)))))) for row in _ranked(report)]
     return [(name, why) for name, why in found if why]
 
@@ -282,12 +284,13 @@ def _value(key: str, value: Any, nothing: str) -> str:
 
 
 def _ranked(report: Report) -> list[CandidateRow]:
-    """Trained by validation accuracy, the winner first among equals; then planned, failed and rejected."""
+    """Those that the table lists: trained ones by validation accuracy, the winner first among equals; then planned
+    and failed ones."""
 
     def key(row: CandidateRow) -> tuple[int, float, bool]:
         return STATUSES.index(row.status), -row.validation.share if row.validation else 0.0, row.name != report.winner
 
-    return sorted(report.candidates, key=key)
+    return sorted(shown(report), key=key)
 
 
 def _settings(row: CandidateRow) -> str:
