@@ -114,6 +114,7 @@ def test_the_report_can_be_printed_again(finished: Finished, door: Door) -> None
     before = tree(finished.folder)
     ended = door.fine("report", finished.folder)
     assert report(finished.folder)["winner"] in ended.out
+    assert "Kept" in ended.out
     assert "fitwithin predict" in ended.out
     assert json.loads(door.fine("report", finished.folder, "--json").out) == report(finished.folder)
     assert tree(finished.folder) == before
