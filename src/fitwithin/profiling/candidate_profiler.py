@@ -12,8 +12,8 @@ from fitwithin.engine.results import Failure, Probe, Progress
 from fitwithin.profiling.batch_search import SMALLEST_BATCH, accum_options, knee, largest_batch
 from fitwithin.profiling.profile import Prior, Profile, Rejection, max_batch_of
 
-#: A limit of the recipe or the data up to here is tried first: one probe instead of three when memory is ample.
-#: Otherwise the search begins at SMALL_BATCH.
+#: A limit of the recipe, or one of the data up to here, is tried first: one probe instead of three when memory is
+#: ample. Otherwise the search begins at SMALL_BATCH.
 TRY_LIMIT_FIRST, SMALL_BATCH = 64, 8
 
 #: The most seconds of a probe: a model that hangs is rejected.
@@ -86,7 +86,8 @@ class CandidateProfiler:
             return Rejection(candidate=self.candidate, reason=f"{reason}; choose a smaller --data-parallel")
         self._until_at = until_at
         self._prior = prior or self._prior
-        first = self._limit if self._limit <= TRY_LIMIT_FIRST or self._quick else SMALL_BATCH
+        bounded = self._setting.recipe.max_batch is not None or self._limit <= TRY_LIMIT_FIRST
+        first = self._limit if bounded or self._quick else SMALL_BATCH
         limit_is_timed = alone and self._setting.recipe.batch == "largest"
         self.batch, self._why, _ = largest_batch(
             # A limit that is tried first is probably the result, so it is timed at once.
