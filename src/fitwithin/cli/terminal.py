@@ -109,5 +109,7 @@ def print_report(result: Result, as_json: bool, *, whole: bool = False) -> None:
     screen = console()
     folder, page = str(result.folder), (result.folder / "report.html").resolve()
     screen.print(render.render_text(result.report, folder) if whole else render.render_answer(result.report, folder))
-    more = "" if whole else f" (in the terminal: fitwithin report {shlex.quote(folder)})"
-    screen.print(f"\nReport: {page}{more}", soft_wrap=True, highlight=False, markup=False)
+    if not whole:
+        more = f"\nEverything else: fitwithin report {shlex.quote(folder)}"
+        screen.print(more, soft_wrap=True, highlight=False, markup=False)
+    screen.print(f"\nReport: {page}" if whole else f"Report: {page}", soft_wrap=True, highlight=False, markup=False)
