@@ -6,7 +6,7 @@ Every trial is a complete schedule of recipe ``fast`` from scratch with a fixed 
 Accuracy by images seen does not depend on the machine, so several trials share the GPU. The pace is measured before,
 each backbone alone: a quick timed probe at the largest size, which times the smaller sizes of progressive resizing too.
 A quarter of ``train`` is held out beside ``val``; ``test`` is not looked at. Rows that are in the result are not made
-again, so the work can be split over several calls.
+again, unless they failed, so the work can be split over several calls.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def main() -> None:
 
         def there(**values: Any) -> bool:
             return any(
-                all(row.get(key) == value for key, value in values.items())
+                all(row.get(key) == value for key, value in values.items()) and not row.get("failed")
                 for row in rows
                 if row["data"] == arguments.data.name and row["px"] == arguments.px
             )
@@ -128,8 +128,7 @@ def candidate_of(name: str, setting: JobSettings) -> Candidate:
     """In bfloat16 on a GPU. Depthwise kernels of other layouts than nchw are built at run time."""
     if not setting.device.is_cuda:
         return Candidate(model=name, train_px=setting.view_sizes[0], precision="fp32")
-    with timm.layers.set_layer_config(scriptable=False):
-        layout = "nchw" if depthwise(timm.create_model(name)) else "channels_last"
+    layout = "nchw" if depthwise(timm.create_model(name)) else "channels_last"
     return Candidate(model=name, train_px=setting.view_sizes[0], precision="amp-bf16", layout=layout)
 
 

@@ -214,7 +214,7 @@ def profile(
         request = _parsed(site, data, wanted)
         imported = cache.import_profiles(Path(import_from), files.cache_root() / "profiles") if import_from else []
         if export is not None:
-            files.check_writable(Path(export), "{")
+            files.check_writable(Path(export), cache.EXPORT_BEGINNING)
         with site.open(request, None) as engine, Store() as store:
             dataset = _scan(request, reporter, time.monotonic())
             accountant = start.open_accountant(store, request.budget, engine.now, time.monotonic())

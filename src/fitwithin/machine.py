@@ -177,7 +177,7 @@ def _quota_of(group: Path) -> list[float]:
 
 
 class CpuMeter:
-    """How many of the cores that this process may use are taken by programs that do not belong to a run.
+    """How many of the cores that this process may run on are free for a run: idle, or used by the run itself.
 
     To the run belong ``root`` and all processes that descend from it. Linux counts what every core and every process
     does (proc(5): stat); elsewhere nothing is known.
@@ -197,13 +197,14 @@ class CpuMeter:
         """Seconds since the measurement began."""
         return time.monotonic() - self._before[0]
 
-    def taken(self) -> float | None:
-        """The cores that others took on average since the measurement began; None where that cannot be known."""
+    def free(self) -> float | None:
+        """The cores that others left free on average since the measurement began; None where that cannot be known."""
         (began_at, busy, idle, own), (now, busy_now, idle_now, own_now) = self._before, self._read()
         seconds, spent = now - began_at, busy_now - busy + idle_now - idle
         if seconds <= 0 or spent <= 0:  # some sandboxes show zeros
             return None
-        return min(max(0.0, busy_now - busy - max(0.0, own_now - own)) / seconds, float(cores()))
+        taken = max(0.0, busy_now - busy - max(0.0, own_now - own)) / seconds
+        return max(0.0, spent / seconds - taken)
 
     def _read(self) -> tuple[float, float, float, float]:
         """The instant, the seconds that our cores were busy and idle, and those that the run's processes computed."""

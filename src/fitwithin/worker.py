@@ -143,6 +143,16 @@ def _failure(error: BaseException, opened: Any) -> Failure:
     return Failure(kind="error", reason=f"{type(error).__name__}: {text}", trace=traceback.format_exc())
 
 
+def _limit(opened: Any, job: Any, staged_bytes: int) -> None:
+    """Bound the device's memory, and the threads to what others leave free of the CPU."""
+    setting = job.setting
+    # An evaluation takes far less than the training step that was certified with the same views.
+    expected_bytes = 0 if isinstance(job, EvaluateJob) else job.non_allocator_bytes or None
+    opened.set_memory_cap(setting.memory_bytes, setting.accounting, expected_bytes, staged_bytes)
+    if not (isinstance(job, TrainJob) and job.frozen):  # whose result must not depend on the number of threads
+        opened.share_cores()
+
+
 def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) -> Any:
     from fitwithin.data import pack
     from fitwithin.data.prefetch import PrefetchLoader
@@ -174,9 +184,7 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
             feeder.start()
         team = distributed.init_process_group(seat, setting.jobs_per_host)
         opened = device.open_device(setting.device)
-        # An evaluation takes far less than the training step that was certified with the same views.
-        expected_bytes = 0 if evaluates else job.non_allocator_bytes or None
-        opened.set_memory_cap(setting.memory_bytes, setting.accounting, expected_bytes, feeder.capacity_bytes)
+        _limit(opened, job, feeder.capacity_bytes)
         team.open(opened)
         sent_at = 0.0
 

@@ -52,6 +52,7 @@ def test_a_plan_survives_json() -> None:
     turned = Rejection(candidate=Candidate(model="vgg19", train_px=224, precision="fp32"), reason="2 images do not fit")
     plan = made([profile("a"), profile("b", batch=40)], 500.0, rejections=[turned])
     assert from_json(plan.to_json()) == plan
+    assert plan.to_json().startswith(Plan.BEGINNING)
     assert from_json(replace(plan, frozen=True).to_json()).frozen
     assert turned in plan.rejections
 

@@ -11,9 +11,10 @@ import pytest
 
 from fitwithin.engine.jobs import JobSettings
 from fitwithin.engine.results import StepTiming
-from fitwithin.errors import UsageError
+from fitwithin.errors import RunFolderError, UsageError
+from fitwithin.files import check_writable
 from fitwithin.machine import DeviceName
-from fitwithin.profiling.cache import ProfileCache, data_shape, export, import_profiles
+from fitwithin.profiling.cache import EXPORT_BEGINNING, ProfileCache, data_shape, export, import_profiles
 from fitwithin.profiling.profile import Profile
 from simulated.law import SimulatedMachine
 from simulated.run import CountedImages, Stage, profile, request
@@ -41,6 +42,14 @@ def test_what_was_put_is_got_and_marked(tmp_path: Path) -> None:
     assert again is not None
     assert (again.batch, again.accum_steps) == (16, 2)
     assert [path.suffix for path in (tmp_path / "deep" / "profiles").iterdir()] == [".json"]
+
+
+def test_an_export_is_written_over_an_export_alone(tmp_path: Path) -> None:
+    export([profile()], cache(tmp_path).key, tmp_path / "shared.json")
+    check_writable(tmp_path / "shared.json", EXPORT_BEGINNING)
+    (tmp_path / "package.json").write_text('{"name": "mine"}')
+    with pytest.raises(RunFolderError, match="holds something else"):
+        check_writable(tmp_path / "package.json", EXPORT_BEGINNING)
 
 
 def test_a_pace_beside_busy_programs_is_not_kept(tmp_path: Path) -> None:

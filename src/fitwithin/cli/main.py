@@ -123,9 +123,10 @@ def plan(
     """Profile the candidates and print what a run would do with the same limits; trains nothing."""
     with launch.launched() as server, terminal.reporter(as_json) as reporter:
         from fitwithin import api, files
+        from fitwithin.planning.plan import Plan
         from fitwithin.report import render
 
-        files.check_writable(out, "{")
+        files.check_writable(out, Plan.BEGINNING)
         made, report = api.plan(data, reporter=reporter, started_at=process_started_at(), server=server, **limits)
     out.write_text(made.to_json(), encoding="utf-8")
     if as_json:

@@ -109,7 +109,5 @@ def print_report(result: Result, as_json: bool, *, whole: bool = False) -> None:
     screen = console()
     folder, page = str(result.folder), (result.folder / "report.html").resolve()
     screen.print(render.render_text(result.report, folder) if whole else render.render_answer(result.report, folder))
-    if not whole:
-        more = f"\nEverything else: fitwithin report {shlex.quote(folder)}"
-        screen.print(more, soft_wrap=True, highlight=False, markup=False)
-    screen.print(f"\nReport: {page}" if whole else f"Report: {page}", soft_wrap=True, highlight=False, markup=False)
+    more = "" if whole else f"Everything else: fitwithin report {shlex.quote(folder)}\n"
+    screen.print(f"\n{more}Report: {page}", soft_wrap=True, highlight=False, markup=False)

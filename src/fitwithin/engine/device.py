@@ -58,8 +58,8 @@ class Cpu:
         self._limit = 0
         self._mapped = 0
         self._staged = 0
-        self._most_threads = torch.get_num_threads()
-        self._meter = None if "OMP_NUM_THREADS" in os.environ else CpuMeter(os.getppid())
+        self._meter: CpuMeter | None = None
+        self._most_threads = 1
         self._watched_s = self._taken_s = 0.0
 
     def set_memory_cap(
@@ -84,35 +84,37 @@ class Cpu:
         self._sampler = Sampler(own_bytes)
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (held + max(0, limit_bytes - staged_bytes), hard))
-        if self._meter is not None:
-            time.sleep(max(0.0, FIRST_LOOK_S - self._meter.measured_s))
-            self._share(self._meter)
+        if "OMP_NUM_THREADS" not in os.environ:
+            self._meter, self._most_threads = CpuMeter(os.getppid()), torch.get_num_threads()
 
     def share_cores(self) -> None:
-        """Look again at what other programs take, every LOOK_EVERY_S at the most, and use as many threads as fit."""
-        if self._meter is not None and self._meter.measured_s >= LOOK_EVERY_S:
-            self._share(self._meter)
-
-    def _share(self, meter: CpuMeter) -> None:
-        threads = threads_beside(self._look(meter), self._most_threads, cores())
+        """Use as many threads as others leave cores free, by a look of FIRST_LOOK_S, later every LOOK_EVERY_S."""
+        if self._meter is None:
+            return
+        if not self._watched_s:
+            time.sleep(max(0.0, FIRST_LOOK_S - self._meter.measured_s))
+        elif self._meter.measured_s < LOOK_EVERY_S:
+            return
+        threads = threads_beside(self._look(self._meter), self._most_threads, cores())
         if threads > torch.get_num_threads():
             self._start_threads(threads)
         else:
             torch.set_num_threads(threads)
 
     def cpu_taken(self) -> float:
-        """The share of the CPU that other programs took since the memory cap was set."""
+        """The share of the cores for this process that others took since the memory cap was set."""
         if self._meter is not None:
             self._look(self._meter)
         return self._taken_s / self._watched_s / cores() if self._watched_s else 0.0
 
     def _look(self, meter: CpuMeter) -> float:
-        """The cores that others took since the last look."""
-        seconds, taken = meter.measured_s, meter.taken() or 0.0
+        """The cores that others left free since the last look."""
+        seconds, found = meter.measured_s, meter.free()
+        free = float(cores()) if found is None else found
         meter.restart()
         self._watched_s += seconds
-        self._taken_s += seconds * taken
-        return taken
+        self._taken_s += seconds * max(0.0, cores() - free)
+        return free
 
     def _start_threads(self, threads: int) -> None:
         """Start so many, with the limit out of the way; their stacks were counted before it was set."""
@@ -177,10 +179,10 @@ class Cpu:
         return guarded((torch.OutOfMemoryError, MemoryError), OUT_OF_MEMORY, self.memory_taken_by_others)
 
 
-def threads_beside(taken: float, most: int, cores: int) -> int:
-    """The threads for which others that take so many of the ``cores`` leave room: ``most`` where they take none, and
-    one at the least."""
-    return max(1, min(most, math.ceil(most * (1 - taken / cores) - 0.5)))
+def threads_beside(free: float, most: int, cores: int) -> int:
+    """The threads for which so many ``free`` cores have room: ``most`` of them where all ``cores`` of this job and its
+    siblings are free, and one at the least."""
+    return max(1, min(most, math.ceil(most * free / cores - 0.5)))
 
 
 def _compute() -> None:

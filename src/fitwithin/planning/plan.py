@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fitwithin.budget import Remaining
 from fitwithin.candidate import Candidate
@@ -119,6 +120,9 @@ class Plan:
     search: SearchPlan | None = None
     profiles: tuple[Profile, ...] = ()
     schema: int = SCHEMA
+
+    #: How its JSON text begins.
+    BEGINNING: ClassVar[str] = '{\n "trials": ['
 
     def to_json(self) -> str:
         """The plan as JSON text; :func:`from_json` is its inverse."""

@@ -21,6 +21,9 @@ from fitwithin.profiling.profile import Profile
 
 SCHEMA = 13
 
+#: How a file of exported profiles begins.
+EXPORT_BEGINNING = '{\n "schema": '
+
 T = TypeVar("T")
 
 #: The facts of a machine that decide memory and pace.

@@ -150,7 +150,7 @@ class Trainer:
                 return
             self._update_peak()
             self.emit(self.progress.record_loss(step, mean, time.monotonic()))
-            if not self.job.frozen:  # whose result must not depend on the number of threads
+            if not self.job.frozen:
                 self.device.share_cores()
             if not self._settled and step >= 3:
                 self.device.update_limit()
