@@ -3,8 +3,9 @@
     python benchmarks/prior.py --data CLOTHING10 --px 128 --seen 25000,100000 [--minutes 9] [--only PATTERN ...]
 
 Every trial is a complete schedule of recipe ``fast`` from scratch with a fixed number of steps of BATCH images.
-Accuracy by images seen does not depend on the machine, so several trials share the GPU. The pace is measured before,
-each backbone alone: a quick timed probe at the largest size, which times the smaller sizes of progressive resizing too.
+Accuracy by images seen does not depend on the machine. The pace is measured before, each backbone alone: a quick timed
+probe at the largest size, which times the smaller sizes of progressive resizing too. Trials side by side on one GPU
+(``--at-once``) gain no time, and some fail (docs/log.md).
 A quarter of ``train`` is held out beside ``val``; ``test`` is not looked at. Rows that are in the result are not made
 again, unless they failed, so the work can be split over several calls.
 """
@@ -69,7 +70,7 @@ def main() -> None:
     parser.add_argument("--seen", default="25000,100000", help="images seen by a trial")
     parser.add_argument("--only", nargs="*", default=["*"], help="names or patterns of the pool")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin nothing later")
-    parser.add_argument("--at-once", type=int, default=6, help="trials that share the GPU")
+    parser.add_argument("--at-once", type=int, default=1, help="trials that share the GPU")
     parser.add_argument("--workers", type=int, default=2, help="loader processes of a trial")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--result", type=Path, default=RESULT)
@@ -91,12 +92,10 @@ def main() -> None:
         engine.prepare()
 
         def keep(row: dict[str, Any]) -> None:
-            rows.append({"data": arguments.data.name, "px": arguments.px, **row})
+            commit = arguments.commit or ground.head()
+            rows.append({"data": arguments.data.name, "px": arguments.px, **row, "commit": commit})
             print(json.dumps(rows[-1]), flush=True)
-            command = "python benchmarks/prior.py (each row holds its own values)"
-            ground.write(
-                arguments.result, "prior", machine, arguments.commit, command, summary=summary(rows), rows=rows
-            )
+            ground.write(arguments.result, "prior", machine, commit, COMMAND, summary=summary(rows), rows=rows)
 
         def there(**values: Any) -> bool:
             return any(

@@ -35,7 +35,12 @@ def test_all_that_a_run_writes_is_read_back(tmp_path: Path, monkeypatch: pytest.
     plan = flow.make_plan(stage.run())
     stage.store.append(PlanGiven(plan=plan))
     told = events.read_all(stage.store)
-    assert {type(event) for event in told} >= set(EVENTS) - {TrialAsked, events.CandidateRejected, *LEDGER_EVENTS}
+    assert {type(event) for event in told} >= set(EVENTS) - {
+        TrialAsked,
+        events.PoolChosen,
+        events.CandidateRejected,
+        *LEDGER_EVENTS,
+    }
     assert (TrialAsked in {type(event) for event in told}) == (search == "halving")
     for event in told:
         assert from_json(type(event), to_json(event)) == event

@@ -34,8 +34,8 @@ from fitwithin.request import Request
 from fitwithin.store import Store
 from fitwithin.training import model_names
 
-#: Profiling alone has no time budget; a request must have one.
-PROFILE_TIME = "24h"
+#: Profiling alone has no time budget; a request must have one. Without a budget nothing can be chosen either.
+PROFILE_TIME, PROFILE_MODELS, PROFILE_SIZES = "24h", "paper", "160,224"
 
 
 def run(
@@ -86,7 +86,8 @@ def _begin(
     dataset = _scan(request, reporter, started_at)
     if fixed_plan is not None:
         flow.check_plan(fixed_plan, dataset.fingerprint)
-    match(request.models, model_names.known_models(engine.prepare))
+    if request.models:
+        match(request.models, model_names.known_models(engine.prepare))
     reporter.say(f"the run's folder is {folder}")
     made = files.create_run_dir(folder)
     try:
@@ -185,8 +186,9 @@ def plan(
         with site.open(request, None) as engine, Store() as store:
             dataset = _scan(request, reporter, started_at)
             accountant = start.open_accountant(store, request.budget, engine.now, started_at)
-            made = flow.make_plan(start.open_run(request, Path(), engine, store, reporter, accountant, dataset))
-            return made, build.report(request, made, store, accountant.ledger())
+            context = start.open_run(request, Path(), engine, store, reporter, accountant, dataset)
+            made = flow.make_plan(context)
+            return made, build.report(context.request, made, store, accountant.ledger())
 
 
 def profile(
@@ -210,6 +212,8 @@ def profile(
     """
     reporter = reporter or Silent()
     wanted: Limits = {"time": PROFILE_TIME, **limits, "scope": "candidate"}
+    wanted["models"] = limits.get("models") or PROFILE_MODELS
+    wanted["sizes"] = limits.get("sizes") or PROFILE_SIZES
     with files.naming_full_disks(), launch.launched() as server, _site(None, wanted, server) as site:
         request = _parsed(site, data, wanted)
         imported = cache.import_profiles(Path(import_from), files.cache_root() / "profiles") if import_from else []

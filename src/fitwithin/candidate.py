@@ -51,6 +51,10 @@ class Candidate:
         return f"{self.model}-{self.precision}-{self.train_px}" + ("" if self.layout == "nchw" else f"-{self.layout}")
 
 
+#: Names for several backbones.
+GROUPS = {"paper": TABLE_2}
+
+
 def grid(
     models: Sequence[str], precisions: Sequence[str], sizes: Sequence[int], layouts: Sequence[str] = ("nchw",)
 ) -> list[Candidate]:
@@ -68,13 +72,14 @@ def grid(
 
 def match(patterns: Iterable[str], known: Sequence[str]) -> list[str]:
     """The known model names that the patterns (``*``, ``?`` and ``[]`` as in a shell) name, in the patterns' order.
+    ``paper`` names the ten of TABLE_2.
 
     Raises:
         UsageError: a pattern names no model; the message suggests near names.
     """
     found: dict[str, None] = {}
     available = set(known)
-    for pattern in patterns:
+    for pattern in (name for word in patterns for name in GROUPS.get(word, (word,))):
         hits = [pattern] if pattern in available else fnmatch.filter(known, pattern)
         if not hits:
             near = difflib.get_close_matches(pattern.strip("*"), known, n=4, cutoff=0.5)

@@ -13,6 +13,7 @@ from fitwithin.data.dataset import Broken
 from fitwithin.engine.results import EvalResult, TrainResult
 from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled
 from fitwithin.planning.plan import Plan, TrialPlan
+from fitwithin.planning.pool import Pool
 from fitwithin.planning.search import Trial
 from fitwithin.planning.search_plan import AskEvent, TellEvent
 from fitwithin.profiling.profile import Profile, Rejection
@@ -76,6 +77,14 @@ class MachineDescribed(Event):
 
     kind: ClassVar[str] = "machine"
     facts: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolChosen(Event):
+    """The backbones or sizes that no one named were chosen."""
+
+    kind: ClassVar[str] = "pool"
+    pool: Pool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +160,7 @@ EVENTS: tuple[type[Event], ...] = (
     ProcessStarted,
     DataPacked,
     MachineDescribed,
+    PoolChosen,
     CandidateProfiled,
     CandidateRejected,
     PlanMade,

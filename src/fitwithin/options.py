@@ -80,7 +80,9 @@ class Limits(TypedDict, total=False):
         parse=units.duration, in_profile=False, with_plan=True)]
     models: Annotated[str | Sequence[str], Option(
         help="Backbones: timm names or patterns, separated by commas.",
-        parse=parse_models, otherwise="the paper's ten")]
+        more="`paper` names the ten of the paper. What is not given is chosen from some sixty backbones that we have "
+        "measured, for the data, the machine and the time.",
+        parse=parse_models, otherwise="chosen; under `paper` the paper's ten")]
     precision: Annotated[str | Sequence[str], Option(
         help="Precisions to try: `amp`, `amp-bf16`, `fp32`, `tf32`, separated by commas.",
         more="`amp` is float16 on CUDA and bfloat16 on the CPU. `fp32` is PyTorch's default: convolutions may use "
@@ -88,7 +90,8 @@ class Limits(TypedDict, total=False):
         parse=parse_precisions, otherwise="the recipe's")]
     sizes: Annotated[str | Sequence[int], Option(
         help="Training sizes in pixels, 8 to 1024.",
-        parse=parse_sizes, default="160,224")]
+        more="What is not given is chosen too, never above the shorter side of most images.",
+        parse=parse_sizes, otherwise="chosen; under `paper` 160 and 224")]
     test_sizes: Annotated[str | Sequence[int], Option(
         help="Evaluation sizes in pixels.",
         more="Each size, plain and mirrored, is a view. The recipe's are `--sizes`, and under `fast` also 1.2 times "

@@ -52,6 +52,10 @@ class Recipe:
     validate_last_epochs: int
     #: Where candidates share a budget, only as many are kept as get this many epochs each.
     min_epochs: int
+    #: The backbones and training sizes that are tried unless a run asks for others. Without any they are chosen for the
+    #: data, the machine and the time.
+    models: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
     #: The most images of a batch; None: as many as fit.
     max_batch: int | None = None
     #: The precisions of the grid unless a run asks for others; ``cpu_precisions`` are those on the CPU, if given.
@@ -102,6 +106,7 @@ class Recipe:
             "crop_pct": 0 < self.crop_pct <= 1,
             "validate_last_epochs": self.validate_last_epochs >= 1,
             "min_epochs": self.min_epochs >= 1,
+            "sizes": all(8 <= px <= 1024 for px in self.sizes),
             "max_batch": self.max_batch is None or self.max_batch >= 2,
             "precisions": bool(self.precisions) and set(self.precisions) <= set(PRECISIONS),
             "cpu_precisions": self.cpu_precisions is None

@@ -12,14 +12,11 @@ from typing import Any, Unpack
 from fitwithin import recipe as recipes
 from fitwithin import units
 from fitwithin.budget import Budget
-from fitwithin.candidate import TABLE_2, View, views_of
+from fitwithin.candidate import View, views_of
 from fitwithin.errors import UsageError
 from fitwithin.machine import CPU, DeviceName
 from fitwithin.options import OPTIONS, Limits
 from fitwithin.recipe import Recipe
-
-#: The sizes of the paper.
-SIZES = (160, 224)
 
 #: How candidates share the time: a little for all, more for the best; the same, with entrants proposed by Optuna; or
 #: equal shares (the default if each candidate has the whole time).
@@ -36,12 +33,12 @@ class Request:
     data: str
     budget: Budget
     recipe: Recipe
-    #: timm names or patterns.
-    models: tuple[str, ...] = TABLE_2
+    #: timm names or patterns; none until they are chosen for the data and the time (pipeline/choose.py).
+    models: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ("amp", "fp32")
-    #: The sizes in pixels to train at, and those to evaluate at.
-    sizes: tuple[int, ...] = SIZES
-    test_sizes: tuple[int, ...] = SIZES
+    #: The sizes in pixels to train at, and those to evaluate at; none until they are chosen.
+    sizes: tuple[int, ...] = ()
+    test_sizes: tuple[int, ...] = ()
     #: The first device; others follow it.
     device: DeviceName = CPU
     seed: int = 0
@@ -143,7 +140,10 @@ class Request:
 
     @property
     def pack_side(self) -> int:
-        """The shorter side in pixels at which images are stored: what the largest view needs before its crop."""
+        """The shorter side in pixels at which images are stored: what the largest view needs before its crop. Without
+        sizes it is 0."""
+        if not self.sizes:
+            return 0
         return -(-max(*self.sizes, *self.test_sizes) * 100 // round(self.recipe.crop_pct * 100))
 
     @property
@@ -212,6 +212,7 @@ def parse(data: str | Path, **limits: Unpack[Limits]) -> Request:
     if word["gpus"] is not None:
         _check_gpus(word["gpus"], word["data_parallel"])
     recipe = recipes.load(word["recipe"])
+    sizes = word["sizes"] or recipe.sizes
     return Request(
         data=str(data),
         budget=Budget(
@@ -223,10 +224,10 @@ def parse(data: str | Path, **limits: Unpack[Limits]) -> Request:
             inference_ms=None if word["inference"] is None else word["inference"] * 1e3,
         ),
         recipe=recipe,
-        models=word["models"] or TABLE_2,
+        models=word["models"] or recipe.models,
         precisions=word["precision"] or recipe.precisions_on(word["device"]),
-        sizes=word["sizes"],
-        test_sizes=word["test_sizes"] or tuple(recipe.test_sizes(word["sizes"])),
+        sizes=sizes,
+        test_sizes=word["test_sizes"] or tuple(recipe.test_sizes(sizes)),
         device=word["device"],
         seed=word["seed"],
         strict=word["strict"],

@@ -138,9 +138,15 @@ def _failure(error: BaseException, opened: Any) -> Failure:
         return Failure(kind="disk", reason="the disk is full")
     if isinstance(error, FitwithinError):
         return Failure(kind=KINDS.get(type(error), "error"), reason=str(error))
+    if isinstance(error, import_module("torch").AcceleratorError):  # the device failed, not the program
+        return Failure(kind="died", reason=_first_line(error))
     # A model that gives up with sys.exit has said why.
     text = " ".join(str(error).split())[:300]
     return Failure(kind="error", reason=f"{type(error).__name__}: {text}", trace=traceback.format_exc())
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:300]
 
 
 def _limit(opened: Any, job: Any, staged_bytes: int) -> None:

@@ -25,6 +25,7 @@ from fitwithin.data.decode import (
     image_extensions,
     read,
     read_rgb,
+    shorter_side,
 )
 
 
@@ -286,3 +287,11 @@ def test_odd_pictures_are_remarked_on() -> None:
     assert remarks(Image.new("RGB", (8, 8), "teal")) == (ONE_COLOUR,)
     pages = [Image.fromarray((noise % (9 + page)).astype(np.uint8)) for page in range(2)]
     assert remarks(pages[0], "TIFF", save_all=True, append_images=pages[1:]) == (SEVERAL_PAGES,)
+
+
+def test_the_median_shorter_side_is_read_from_headers(tmp_path: Path) -> None:
+    for number, size in enumerate(((40, 90), (200, 50), (60, 61))):
+        Image.new("RGB", size).save(tmp_path / f"{number}.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    assert shorter_side(sorted(tmp_path.iterdir())) == 50
+    assert shorter_side([tmp_path / "broken.png", tmp_path / "absent.png"]) is None

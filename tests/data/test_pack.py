@@ -95,21 +95,6 @@ def test_small_images_come_back_pixel_for_pixel(dataset: Dataset) -> None:
     assert (pack.heights.dtype, pack.widths.dtype, pack.split_codes.dtype) == (np.int32, np.int32, np.uint8)
 
 
-def test_whoever_must_be_there_before_decoding_is_called_for_that_alone(dataset: Dataset) -> None:
-    called: list[str] = []
-    build(dataset, 32, before_decoding=lambda: called.append("first"))
-    assert called == ["first"]
-    build(dataset, 32, before_decoding=lambda: called.append("again"))
-    assert called == ["first"]
-
-    def refuse() -> None:
-        raise DecodedAgainError
-
-    with pytest.raises(DecodedAgainError):
-        build(dataset, 16, before_decoding=refuse)
-    assert not location(dataset, 16).exists()
-
-
 def test_images_are_read_only_views_of_the_map(dataset: Dataset) -> None:
     pack = build(dataset, 32)
     image = pack.image(3)

@@ -17,7 +17,7 @@ from fitwithin.engine.margins import VIEW_S
 from fitwithin.engine.results import Probe
 from fitwithin.errors import BudgetError, UsageError
 from fitwithin.planning.cost import Workload, checkpoint_every_s, checkpoints, costs
-from fitwithin.planning.plan import Plan, from_json, least_s, make_plan
+from fitwithin.planning.plan import LEAST_STEPS, Plan, from_json, least_s, make_plan
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.units import duration
 from simulated.run import FACTS, profile, request
@@ -141,7 +141,7 @@ def test_a_refusal_names_the_least_and_that_would_really_do(
     # What came before training, and evaluating where it was kept for, takes half as long again next time.
     slower_s = min(5.0, (limit_s - available_s) / 2)
     plan = made([one], needed_s - (limit_s - available_s) - slower_s, scope, limit_s=needed_s)
-    assert plan.trials[0].epochs >= 1
+    assert plan.trials[0].epochs >= 1 or plan.trials[0].steps >= LEAST_STEPS
     assert plan.trials[0].steps >= 2
 
 

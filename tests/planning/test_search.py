@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fitwithin.candidate import Candidate
 from fitwithin.planning.halving import ETA, MIN_OVERHEAD_RATIO, Halving, make_bracket
+from fitwithin.planning.prior import LearningCurve
 from fitwithin.planning.search import FINAL, Score, SearchCandidate, Trial
 from fitwithin.planning.stats import Accuracy, FailedTrial, confidence, format_confidence
 from simulated.run import tries
@@ -449,3 +450,79 @@ def test_as_many_images_right_are_said_in_words() -> None:
         assert verdict.cutoff == Accuracy(correct=900, total=N_VAL)
         assert "1,000 validation images cannot tell them apart" in verdict.reason
         assert "confidence" not in verdict.reason
+
+
+def with_curves(levels: Sequence[tuple[float, float]], budget_s: float) -> Halving:
+    """A search of entrants with these levels and growths, known beforehand."""
+    found = [
+        replace(
+            entrant,
+            curve=LearningCurve(
+                overhead_s=0.0,
+                images_per_s=1000.0,
+                train_images=10_000,
+                level=level,
+                growth=growth,
+                error=0.15,
+                rate=1.0,
+                knee=15.0,
+            ),
+        )
+        for entrant, (level, growth) in zip(entrants(len(levels)), levels, strict=True)
+    ]
+    return Halving(found, budget_s=budget_s, final_share=0.6)
+
+
+def as_expected(trial: Trial, search: Halving, surprise: float = 0.0) -> Accuracy:
+    """What the trial's curve says, as a count of images; more by ``surprise``."""
+    curve = next(entrant.curve for entrant in search.entrants if entrant.candidate == trial.candidate)
+    assert curve is not None
+    share = 1 / (1 + math.exp(-curve.logit(trial.seconds) - surprise))
+    return Accuracy(correct=round(share * N_VAL), total=N_VAL)
+
+
+def test_a_slow_starter_goes_on_where_it_is_known_to_end_higher() -> None:
+    """It is behind after the trial, and would have lost to the other."""
+    search = with_curves([(0.0, -0.25), (0.05, 0.25)], budget_s=200.0)
+    told = play(search, lambda trial: as_expected(trial, search), budget_s=200.0)
+    first = {trial.candidate: search.accuracy(trial) for trial in told.order if trial.rung == 0}
+    fast, slow = (entrant.candidate for entrant in search.entrants)
+    fast_score, slow_score = first[fast], first[slow]
+    assert fast_score is not None
+    assert slow_score is not None
+    assert fast_score.share > slow_score.share
+    (final,) = [trial for trial in told.order if trial.final]
+    assert final.candidate == slow
+    assert "expected to reach more in the end" in next(
+        out.reason for out in search.eliminations() if out.candidate == fast
+    )
+
+
+def test_a_trial_that_is_clear_enough_decides_against_what_was_known() -> None:
+    search = with_curves([(0.3, 0.0), (0.0, 0.0)], budget_s=200.0)
+    worse, better = (entrant.candidate for entrant in search.entrants)
+    told = play(
+        search,
+        lambda trial: as_expected(trial, search, surprise=1.5 if trial.candidate == better else 0.0),
+        budget_s=200.0,
+    )
+    (final,) = [trial for trial in told.order if trial.final]
+    assert final.candidate == better
+    assert worse in {out.candidate for out in search.eliminations()}
+
+
+@tries(50)
+@given(st.lists(st.tuples(st.floats(-0.5, 0.5), st.floats(-0.3, 0.3)), min_size=2, max_size=12), st.data())
+def test_with_curves_the_search_keeps_its_budget_and_its_share(
+    levels: list[tuple[float, float]], data: st.DataObject
+) -> None:
+    search = with_curves(levels, budget_s=500.0)
+    surprises = data.draw(st.lists(st.floats(-1, 1), min_size=len(levels), max_size=len(levels)))
+    told = play(
+        search,
+        lambda trial: as_expected(trial, search, surprises[int(trial.candidate.model[5:])]),
+        budget_s=500.0,
+    )
+    assert told.least_left_s >= -1e-6
+    assert sum(trial.seconds for trial in told.order if trial.final) >= 0.6 * 500.0 - 1e-6
+    assert search.finished

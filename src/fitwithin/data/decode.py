@@ -12,7 +12,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -109,6 +109,16 @@ def read(file: Path | BinaryIO, *, at_least: int | None = None) -> Picture:
                 raise
             picture = _read(mended, at_least)
             return Picture(picture.image, (*picture.remarks, CUT_SHORT))
+
+
+def shorter_side(files: Iterable[Path]) -> int | None:
+    """The median of the shorter sides of image files, in pixels, by their headers alone; None if none can be read."""
+    found = []
+    with _quiet_pillow():
+        for file in files:
+            with suppress(*UNREADABLE), Image.open(file, formats=_formats()) as image:
+                found.append(min(image.size))
+    return sorted(found)[len(found) // 2] if found else None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

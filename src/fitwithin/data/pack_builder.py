@@ -61,7 +61,6 @@ def build(
     on_progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
     strict: bool = False,
-    before_decoding: Callable[[], None] | None = None,
     until_at: float = math.inf,
     partial: bool = False,
 ) -> Pack:
@@ -69,7 +68,7 @@ def build(
 
     Images whose shorter side is above ``shorter_px`` are scaled down to it, aspect ratio kept; none is enlarged. Files
     that cannot be decoded are left out and listed in ``broken``; ``strict`` refuses them. ``on_progress`` gets (done,
-    total) after each image; ``before_decoding`` is called if there is anything to decode.
+    total) after each image.
 
     Decoding ends at the monotonic instant ``until_at``. What is decoded by then is a fair part of every class, and is a
     pack of its own, marked ``partial``. A run that goes on takes such a ``partial`` pack as it is.
@@ -81,8 +80,6 @@ def build(
     pack = _reusable(location(dataset, shorter_px, partial=True), dataset, shorter_px) if partial else None
     pack = pack or _reusable(target, dataset, shorter_px)
     if pack is None:
-        if before_decoding is not None:
-            before_decoding()
         try:
             report = on_progress or (lambda done, total: None)
             pack = _build(dataset, shorter_px, target, report, workers or cores(), until_at)

@@ -122,10 +122,12 @@ class StepTiming:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareResult:
-    """The seconds of a step by the candidates' names, and the largest memory that the process had."""
+    """The seconds of a step by the candidates' names, the largest memory that the process had, and the share of the CPU
+    that other programs took meanwhile."""
 
     paces: dict[str, StepTiming]
     peak_bytes: int | None = None
+    cpu_taken: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

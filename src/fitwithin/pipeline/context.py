@@ -15,6 +15,7 @@ from fitwithin.engine.jobs import JobSettings
 from fitwithin.engine.results import Progress
 from fitwithin.pipeline.progress import Reporter
 from fitwithin.planning.cost import Workload
+from fitwithin.planning.pool import Pool
 from fitwithin.request import Request
 from fitwithin.store import Store
 
@@ -23,7 +24,8 @@ from fitwithin.store import Store
 class RunContext:
     """Everything a run works with.
 
-    ``workers`` is the number of loader processes for each process that trains; ``closing_s`` is kept for the report.
+    There are no ``candidates`` until they are chosen (pipeline/choose.py). ``workers`` is the number of loader
+    processes for each process that trains; ``closing_s`` is kept for the report.
     """
 
     request: Request
@@ -36,6 +38,8 @@ class RunContext:
     images: Images
     workers: int
     closing_s: float
+    #: What was chosen, where the user named no backbones or no sizes.
+    pool: Pool | None = None
 
     @property
     def setting(self) -> JobSettings:

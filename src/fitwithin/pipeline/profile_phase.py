@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,7 +16,7 @@ from fitwithin.engine.results import Progress
 from fitwithin.events import CandidateProfiled, CandidateRejected
 from fitwithin.files import cache_root
 from fitwithin.machine import cores
-from fitwithin.pipeline import slots
+from fitwithin.pipeline import choose, slots
 from fitwithin.pipeline.context import RunContext
 from fitwithin.profiling import compare, interpolate, variants
 from fitwithin.profiling.cache import ProfileCache, data_shape
@@ -23,8 +24,8 @@ from fitwithin.profiling.candidate_profiler import OUT_OF_TIME, CandidateProfile
 from fitwithin.profiling.profile import Prior, Profile, Rejection, prior
 from fitwithin.units import format_count, format_duration, format_size
 
-#: Under scope ``total``, profiling may take this share of the budget. The first candidate may take REFUSAL_S if the
-#: budget has them, so that a refusal can say what would do.
+#: Under scope ``total``, profiling candidates that the user named may take this share of the budget, with the start.
+#: The first candidate may take REFUSAL_S if the budget has them, so that a refusal can say what would do.
 PROFILE_SHARE, REFUSAL_S = 0.4, 60.0
 
 #: If less than this is left for all of them, the first candidate is profiled alone, also with several slots: the others
@@ -46,6 +47,9 @@ FULL_PROFILE_S, COMPARE_S, LAYOUTS_S = 8.0, 3.0, (2.0, 1.5)
 #: if comparing would, only layouts are compared, or nothing.
 BRIEF_SHARE = 0.1
 
+#: The same share where candidates were chosen: what is known of them already decides more.
+CHOSEN_BRIEF_SHARE = 0.02
+
 
 def open_cache(run: RunContext) -> ProfileCache:
     """The profiles that are known of this machine, these limits and data of this shape."""
@@ -61,6 +65,10 @@ def profile(run: RunContext, *, refresh: bool = False) -> list[Profile | Rejecti
 def profiling_left_s(run: RunContext) -> float:
     """Seconds by the clock that are left of profiling's share, of the tighter limit."""
     budget, ledger = run.request.budget, run.accountant.ledger()
+    if run.pool is not None and not run.pool.named:
+        entries = ledger.by_phase().get("profile", ())
+        spent_s = math.fsum(entry.weighted(entry.charged_s or 0.0, gpu=False) for entry in entries)
+        return choose.profile_share(run.request) * run.request.limit_s - spent_s
     left_s = [PROFILE_SHARE * budget.time_s - ledger.spent_s()] if budget.time_s is not None else []
     if budget.gpu_time_s is not None:
         left_s.append((PROFILE_SHARE * budget.gpu_time_s - ledger.spent_s(gpu=True)) / run.request.num_gpus)
@@ -124,9 +132,10 @@ class _ProfilePhase:
                 self.record(cached)
 
     def affords(self, seconds: float) -> bool:
-        """Whether so many seconds are at most BRIEF_SHARE of the budget."""
-        budget = self.run.request.budget
-        return budget.scope == "candidate" or seconds <= BRIEF_SHARE * budget.limit_s(self.run.request.num_gpus)
+        """Whether so many seconds are at most BRIEF_SHARE of the budget, or CHOSEN_BRIEF_SHARE."""
+        budget, pool = self.run.request.budget, self.run.pool
+        share = BRIEF_SHARE if pool is None or pool.named else CHOSEN_BRIEF_SHARE
+        return budget.scope == "candidate" or seconds <= share * budget.limit_s(self.run.request.num_gpus)
 
     def on_progress(self, progress: Progress) -> None:
         self.run.reporter.advance(len(self.known), len(self.run.candidates), progress.text)

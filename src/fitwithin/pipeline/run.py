@@ -14,7 +14,7 @@ from fitwithin import events
 from fitwithin.engine.results import Failure, TrainResult
 from fitwithin.errors import BudgetError, UsageError
 from fitwithin.events import CandidateProfiled, PlanMade
-from fitwithin.pipeline import evaluate_phase, finish, profile_phase, search_phase, slots, train_phase
+from fitwithin.pipeline import choose, evaluate_phase, finish, profile_phase, search_phase, slots, train_phase
 from fitwithin.pipeline.context import RunContext
 from fitwithin.planning import plan as plans
 from fitwithin.planning import search_plan
@@ -58,6 +58,7 @@ def _planned(run: RunContext) -> Plan:
         raise BudgetError(
             f"{limit} is too short: the time was over before any candidate was profiled; give twice as much"
         )
+    rejections += choose.left_out(run)
     workload = run.workload
     if budget.scope == "total":
         profiles, too_expensive = affordable_to_evaluate(profiles, left.usable_s, workload)
@@ -66,7 +67,7 @@ def _planned(run: RunContext) -> Plan:
         left = replace(left, time_s=run.request.limit_s, gpu_time_s=math.inf)
     facts: dict[str, Any] = {"left": left, "request": run.request, "fingerprint": run.images.fingerprint}
     if run.request.search != "exhaustive" and len(profiles) > 1:
-        found = search_plan.plan(profiles, rejections, workload, **facts)
+        found = search_plan.plan(profiles, rejections, workload, **facts, pool=run.pool)
         if found is not None:
             return found
     try:

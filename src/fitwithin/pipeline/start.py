@@ -10,25 +10,29 @@ from pathlib import Path
 
 from fitwithin.accountant import Accountant
 from fitwithin.budget import Budget, Clock
-from fitwithin.candidate import grid, match
 from fitwithin.data import pack_builder
-from fitwithin.data.dataset import Dataset, packed
+from fitwithin.data.dataset import DataFacts, Dataset, packed
+from fitwithin.data.decode import shorter_side
 from fitwithin.data.pack import Pack
 from fitwithin.engine.base import Engine
 from fitwithin.engine.margins import CLOSING_S, HAND_OVER_S
 from fitwithin.events import DataPacked, MachineDescribed, ProcessStarted
 from fitwithin.machine import boot_id, cores
+from fitwithin.pipeline import choose
 from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Reporter
+from fitwithin.planning.pool import SIZES
 from fitwithin.request import Request
 from fitwithin.store import Store
-from fitwithin.training import model_names
 
 #: The most loader processes: with these a batch is made faster than any GPU takes it (20,000 images/s at 160 px).
 MOST_WORKERS = 12
 
 #: The share of the time left that reading and decoding images may take.
 READING_SHARE = 0.5
+
+#: The pixels of so many images are looked up before sizes are chosen.
+SAMPLED = 60
 
 #: Fewer validation images than these get a note: one of 50 is two points.
 FEW_IMAGES = 50
@@ -81,27 +85,22 @@ def open_run(
 ) -> RunContext:
     """Everything a run works with.
 
-    The server imports meanwhile and is waited for at the end, or before images are decoded, which may take minutes on
-    all cores. A run that only ``hands_over`` starts no workers and keeps all the time that is left for closing.
+    A run that only ``hands_over`` starts no workers and keeps all the time that is left for closing.
     """
-
-    def decoding() -> None:
-        reporter.begin("starting workers")
-        engine.prepare(accountant.ends_at())
-        reporter.begin("packing images", len(dataset.samples))
-
-    with accountant.entry("start-up"):
-        names = match(request.models, model_names.known_models(engine.prepare))
-        candidates = grid(names, request.precisions, request.sizes, request.layouts)
+    closing_s = CLOSING_S if request.budget.scope == "total" else 0.0
+    if not hands_over:
+        with accountant.entry("start-up"):
+            reporter.begin("starting workers")
+            engine.prepare(accountant.ends_at() - closing_s)
+            store.append(MachineDescribed(facts=engine.describe()))
     with accountant.entry("data"):
-        reporter.begin("checking images")
-        before = store.latest(DataPacked)
+        reporter.begin("packing images", len(dataset.samples))
+        before, data_px = store.latest(DataPacked), sampled_px(dataset)
         images = pack_builder.build(
             dataset,
-            request.pack_side,
+            request.pack_side or _pack_side(request, dataset, data_px, accountant),
             on_progress=reporter.advance,
             strict=request.strict,
-            before_decoding=decoding,
             until_at=reading_ends_at(math.inf if hands_over else accountant.ends_at() - accountant.now()),
             partial=before is not None and before.partial > 0,
         )
@@ -121,14 +120,8 @@ def open_run(
                 partial=len(dataset.samples) if images.partial else 0,
             )
         )
-    closing_s = CLOSING_S if request.budget.scope == "total" else 0.0
-    with accountant.entry("start-up"):
-        if hands_over:
-            closing_s = max(closing_s, accountant.ends_at() - engine.now())
-        else:
-            reporter.begin("starting workers")
-            store.append(MachineDescribed(facts=engine.describe()))
-            engine.prepare(accountant.ends_at() - closing_s)
+    if hands_over:
+        closing_s = max(closing_s, accountant.ends_at() - engine.now())
     machine = store.latest(MachineDescribed)
     node_cores = cores() if machine is None else machine.facts.get("cores", cores())
     # A cluster's node reports the cores of one job.
@@ -137,15 +130,30 @@ def open_run(
     reporter.say(f"{request.data}: {len(dataset.classes)} classes, {counts} images; {len(images.broken)} broken")
     for note in notes:
         reporter.say(note)
-    return RunContext(
+    run = RunContext(
         request=request,
         folder=folder,
         engine=engine,
         store=store,
         accountant=accountant,
         reporter=reporter,
-        candidates=candidates,
+        candidates=(),
         images=images,
         workers=max(1, min(MOST_WORKERS, (node_cores - 1) // jobs_per_host)),
         closing_s=closing_s,
     )
+    return choose.choose(run, data_px)
+
+
+def sampled_px(dataset: Dataset) -> int:
+    """The median shorter side of some of the images, in pixels."""
+    step = max(1, len(dataset.samples) // SAMPLED)
+    some = (dataset.root / sample.path for sample in dataset.samples[::step])
+    return shorter_side(some) or max(SIZES)
+
+
+def _pack_side(request: Request, dataset: Dataset, data_px: int, accountant: Accountant) -> int:
+    """The shorter side at which images are stored where their sizes have yet to be chosen."""
+    facts = DataFacts(**dataset.counts(), classes=len(dataset.classes))
+    largest = choose.largest_px(request, facts, data_px, accountant.ends_at() - accountant.now())
+    return replace(request, sizes=(largest,), test_sizes=tuple(request.recipe.test_sizes((largest,)))).pack_side

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from fitwithin.candidate import Candidate
 from fitwithin.planning.forecast import MeasuredPoint, slope
+from fitwithin.planning.prior import ScoredTrial, expected_logits
 from fitwithin.planning.search import FINAL, Elimination, Search, SearchCandidate, Trial, eliminate
 from fitwithin.planning.stats import FailedTrial
 from fitwithin.units import format_duration
@@ -81,9 +82,11 @@ class Halving(Search):
             trial = search.ask(left_s=left_s)
             search.tell(trial.number, Accuracy(correct=..., total=...))
 
-    Each of the ``devices`` has one final training, in equal shares of FINAL_SHARE of the budget, so the best few
-    candidates have one. If one fails, the next candidate gets the rest of its time. With ``min_gain`` (points of
-    accuracy per GPU-hour) a final training is no longer than it is worth, and the rest is left unspent.
+    Each of the ``devices`` has one final training, in equal shares of ``final_share`` of the budget, so the best few
+    candidates have one. Where the entrants have curves, those go on of which most is expected in the end, by their
+    trials and by what was known before; without curves, those that were best. If a final training fails, the next
+    candidate gets the rest of its time. With ``min_gain`` (points of accuracy per GPU-hour) it is no longer than it is
+    worth, and the rest is left unspent.
 
     If the budget does not pay for a rung of all entrants, the last ones are left out. If each entrant can have a device
     of its own until the end, there is no ``bracket``.
@@ -96,11 +99,12 @@ class Halving(Search):
         budget_s: float,
         devices: int = 1,
         min_gain: float | None = None,
+        final_share: float = FINAL_SHARE,
     ) -> None:
         super().__init__(entrants)
         self.devices = devices
         self.min_gain = min_gain
-        self.final_s = FINAL_SHARE * budget_s
+        self.final_s = final_share * budget_s
         #: ``count`` of the ``admitted`` enter the first rung.
         self.bracket, self.admitted = self._admit(budget_s - self.final_s)
         self.count = self.bracket.counts[0] if self.bracket is not None else len(self.admitted)
@@ -179,7 +183,7 @@ class Halving(Search):
         """Who may have a final training: the best of the highest rung first; without any score, everybody."""
         best: dict[Candidate, Trial | SearchCandidate] = {}
         for rung in sorted(self._rungs, reverse=True):
-            for trial in self._ranked(rung):
+            for trial in self._promising(rung):
                 best.setdefault(trial.candidate, trial)
         return [*best.values()] or [*self.entrants]
 
@@ -201,11 +205,25 @@ class Halving(Search):
             quota = self.bracket.counts[rung + 1]
             above = {trial.candidate for trial in self._on(rung + 1)}
             unknown = self._expected(rung) - sum(trial.number in self.scores for trial in self._on(rung))
-            for place, trial in enumerate(self._ranked(rung)[: max(0, quota - unknown)]):
+            for place, trial in enumerate(self._promising(rung)[: max(0, quota - unknown)]):
                 if trial.candidate not in above:
                     why = f"{self._reached(trial)}, place {place + 1}"
                     return self._new_trial(trial.candidate, rung + 1, self.bracket.seconds[rung + 1], why)
         return None
+
+    def _promising(self, rung: int) -> list[Trial]:
+        """The validated trials of a rung, those first of whose final training most is expected."""
+        ranked = self._ranked(rung)
+        curves = {trial.number: self.entrants[self._order[trial.candidate]].curve for trial in ranked}
+        scored = [
+            ScoredTrial(number=trial.number, seconds=trial.seconds, accuracy=accuracy, curve=curve)
+            for trial in ranked
+            if (accuracy := self.accuracy(trial)) is not None and (curve := curves[trial.number]) is not None
+        ]
+        if len(scored) < len(ranked):
+            return ranked
+        expected = expected_logits(scored, self.final_s / self.devices)
+        return sorted(ranked, key=lambda trial: -expected[trial.number])
 
     def _reached(self, trial: Trial) -> str:
         accuracy = self.accuracy(trial)

@@ -20,12 +20,16 @@ from fitwithin.engine.results import BUSY
 from fitwithin.errors import BudgetError, UsageError
 from fitwithin.files import decode, to_json
 from fitwithin.planning.cost import Costs, Workload, costs, evaluation_reserve_s, stages_of
+from fitwithin.planning.halving import FINAL_SHARE
 from fitwithin.planning.search import SearchCandidate
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.request import Request
 from fitwithin.units import format_count, format_duration
 
 SCHEMA = 2
+
+#: A trial of fewer steps and less than one epoch is refused: it learns next to nothing.
+LEAST_STEPS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +95,7 @@ class SearchPlan:
     slots: int = 1
     min_gain: float | None = None
     seed: int | None = None
+    final_share: float = FINAL_SHARE
 
     @property
     def summary(self) -> str:
@@ -206,8 +211,13 @@ def _reasons(profile: Profile, cost: Costs, epochs: float, allotted_s: float, wo
 
 
 def least_s(paired: Sequence[tuple[Profile, Costs]], data: DataFacts) -> float:
-    """The shortest allotment in which some candidate gets one epoch (two steps at the least), and a step to spare."""
-    return min(cost.needed_s(1 + max(2, math.ceil(data.train / profile.batch))) for profile, cost in paired)
+    """The shortest allotment in which some candidate gets one epoch or LEAST_STEPS, and a step to spare."""
+    return min(cost.needed_s(1 + least_steps(profile, data)) for profile, cost in paired)
+
+
+def least_steps(profile: Profile, data: DataFacts) -> int:
+    """The fewest steps that are worth a trial: one epoch (two steps at the least), or LEAST_STEPS if that is less."""
+    return min(LEAST_STEPS, max(2, math.ceil(data.train / profile.batch)))
 
 
 def _round_up(seconds: float) -> float:
@@ -237,8 +247,8 @@ def make_plan(
             the other precision.
 
     Raises:
-        BudgetError: no candidate gets a single epoch; the message names the least that would do, also if everything
-            but training takes half as long again (by 5 s at most).
+        BudgetError: no candidate gets one epoch or LEAST_STEPS; the message names the least that would do, also if
+            everything but training takes half as long again (by 5 s at most).
     """
     data, recipe, total = workload.data, workload.recipe, workload.scope == "total"
     paired = [(profile, costs(profile, workload)) for profile in profiles]
@@ -270,12 +280,14 @@ def make_plan(
     chosen = ranked(share_s)
     trials = []
     for position, (epochs, profile, cost) in enumerate(chosen):
-        if epochs >= 1 and position < count:
+        enough = epochs >= min(1.0, epochs_of(LEAST_STEPS, profile, data))
+        if enough and position < count:
             trials.append(plan_trial(profile, cost, epochs, share_s, workload))
             continue
-        if epochs < 1:
+        if not enough:
             needed_s = _round_up(least_s([(profile, cost)], data))
-            reason = f"{format_duration(share_s)} do not pay for one epoch; {format_duration(needed_s)} would"
+            given = format_duration(share_s)
+            reason = f"{given} do not pay for one epoch or {LEAST_STEPS} steps; {format_duration(needed_s)} would"
         else:
             reason = (
                 f"left out: in {format_duration(share_s)} each, {count} faster candidates get at least "
@@ -288,7 +300,7 @@ def make_plan(
         needed_s = _round_up(overhead_s + min(REFUSAL_MARGIN * overhead_s, REFUSAL_MARGIN_S) + least_s(paired, data))
         raise BudgetError(
             f"{format_duration(limit_s)} is too short for any candidate: after start-up, profiling and evaluation "
-            f"{format_duration(max(available_s, 0.0))} are left, less than one epoch takes; "
+            f"{format_duration(max(available_s, 0.0))} are left, less than one epoch or {LEAST_STEPS} steps take; "
             f"the least that would do, also after a slower start, is {format_duration(needed_s)}"
         )
     return Plan(trials=tuple(trials), rejections=tuple(left_out), request=request, fingerprint=fingerprint)

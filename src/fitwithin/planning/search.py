@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fitwithin.candidate import Candidate
+from fitwithin.planning.prior import LearningCurve
 from fitwithin.planning.stats import Accuracy, FailedTrial, confidence, format_confidence
 from fitwithin.units import format_duration
 
@@ -21,10 +22,11 @@ Score = Accuracy | FailedTrial
 
 @dataclass(frozen=True, kw_only=True)
 class SearchCandidate:
-    """A candidate in a search, and the seconds that any trial of it takes beside its steps."""
+    """A candidate in a search, the seconds that any trial of it takes beside its steps, and what is expected of it."""
 
     candidate: Candidate
     overhead_s: float = 0.0
+    curve: LearningCurve | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +159,9 @@ def eliminate(trial: Trial, score: Score, cutoff: Accuracy | None, promoted: int
     if cutoff is not None:
         sure, images = confidence(cutoff, score), f"{score.total:,} validation images"
         reason += f"; the {'one' if promoted == 1 else f'last of {promoted}'} that went on had {cutoff.percent}"
-        if sure is None:
+        if sure is not None and sure < 0.5:
+            reason += ", and is expected to reach more in the end"
+        elif sure is None:
             reason += f": {images} cannot tell them apart, and the other was first in order"
         else:
             reason += f", better with a confidence of {format_confidence(sure)} by {images}"

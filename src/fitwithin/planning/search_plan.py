@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +11,11 @@ from fitwithin.budget import Remaining
 from fitwithin.engine.results import TrainResult
 from fitwithin.errors import RunFolderError
 from fitwithin.planning.cost import Costs, Workload, costs, evaluation_reserve_s
+from fitwithin.planning.halving import FINAL_SHARE as USUAL_FINAL_SHARE
 from fitwithin.planning.halving import Halving
 from fitwithin.planning.plan import Plan, SearchPlan, TrialPlan, epochs_of, plan_trial
+from fitwithin.planning.pool import FINAL_SHARE, Pool, curves_of
+from fitwithin.planning.prior import LearningCurve
 from fitwithin.planning.search import Score, SearchCandidate, Trial
 from fitwithin.planning.stats import Accuracy, FailedTrial
 from fitwithin.planning.tpe import TPEHalving
@@ -79,6 +82,7 @@ def plan(
     left: Remaining,
     request: Request,
     fingerprint: str,
+    pool: Pool | None = None,
 ) -> Plan | None:
     """The plan of a search: the trials of its first rung; None if there is time for one candidate only.
 
@@ -86,14 +90,12 @@ def plan(
     """
     known = {profile.candidate: costed(profile, workload) for profile in profiles}
     reserve_s = evaluation_reserve_s(max(one.usual.evaluation_s for one in known.values()))
-    # The most images per second first: the order decides who is left out.
-    ordered = sorted(known.values(), key=lambda one: (one.usual.step_s / one.profile.batch, one.profile.candidate))
+    budget_s = left.less(reserve_s).together_s
+    entrants = entrants_of([*known.values()], curves_of(pool), FINAL_SHARE * budget_s / left.slots)
     facts = SearchPlan(
-        entrants=tuple(
-            SearchCandidate(candidate=one.profile.candidate, overhead_s=min(c.overhead_s() for _, c in one.schedules))
-            for one in ordered
-        ),
-        budget_s=left.less(reserve_s).together_s,
+        entrants=entrants,
+        final_share=FINAL_SHARE if all(entrant.curve for entrant in entrants) else USUAL_FINAL_SHARE,
+        budget_s=budget_s,
         slots=left.slots,
         min_gain=request.min_gain,
         seed=request.seed if request.search == "optuna" else None,
@@ -122,9 +124,30 @@ def plan(
     )
 
 
+def entrants_of(
+    found: Sequence[CostedCandidate], curves: Mapping[tuple[str, int], LearningCurve], final_s: float
+) -> tuple[SearchCandidate, ...]:
+    """The entrants in the order in which they are tried; the last ones may be left out for want of time.
+
+    Those first of which most is expected after ``final_s``, by their measured paces; where nothing is known, those with
+    the most images per second.
+    """
+    entrants = []
+    for one in sorted(found, key=lambda one: (one.usual.step_s / one.profile.batch, one.profile.candidate)):
+        candidate, overhead_s = one.profile.candidate, min(cost.overhead_s() for _, cost in one.schedules)
+        curve = curves.get((candidate.model, candidate.train_px))
+        if curve is not None:
+            curve = replace(curve, overhead_s=overhead_s, images_per_s=one.profile.batch / one.usual.step_s)
+        entrants.append(SearchCandidate(candidate=candidate, overhead_s=overhead_s, curve=curve))
+    if all(entrant.curve for entrant in entrants):
+        entrants.sort(key=lambda entrant: -entrant.curve.logit(final_s) if entrant.curve else 0.0)
+    return tuple(entrants)
+
+
 def make_search(facts: SearchPlan) -> Halving:
     """The search at its beginning."""
     shape: dict[str, Any] = {"budget_s": facts.budget_s, "devices": facts.slots, "min_gain": facts.min_gain}
+    shape["final_share"] = facts.final_share
     entrants, seed = facts.entrants, facts.seed
     return Halving(entrants, **shape) if seed is None else TPEHalving(entrants, seed=seed, **shape)
 

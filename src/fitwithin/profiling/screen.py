@@ -25,6 +25,9 @@ BATCHES = (64, 16, 4)
 #: The steps until a pace is steady, the number of chunks that are timed, and the seconds of each.
 WARM, CHUNKS, CHUNK_S = 4, 5, 0.04
 
+#: The same on a device that is slow: its step takes longer than a chunk, and nothing is recorded.
+SLOW_WARM, SLOW_CHUNKS = 1, 3
+
 #: The images of an untimed first step, which loads libraries.
 FIRST_BATCH = 4
 
@@ -44,7 +47,7 @@ def screen(job: CompareJob, device: Cpu | Cuda) -> CompareResult:
         device.empty_cache()
         with suppress(Exception):
             paces.update(_paces(job, list(variants), device))
-    return CompareResult(paces=paces, peak_bytes=device.peak_bytes())
+    return CompareResult(paces=paces, peak_bytes=device.peak_bytes(), cpu_taken=device.cpu_taken())
 
 
 def _paces(job: CompareJob, variants: list[Candidate], device: Cpu | Cuda) -> dict[str, StepTiming]:
@@ -75,24 +78,25 @@ def _pace(job: CompareJob, candidate: Candidate, batch: int, device: Cpu | Cuda,
     if not builds and candidate.layout == "channels_last" and learner.amp_dtype and models.depthwise(learner.net):
         return None
     x, y = _batch(job, candidate, batch)
-    device.synchronize()
-    first_at = time.monotonic()
-    for _ in range(WARM):
-        learner.step(x, y, 1e-4)
-    device.synchronize()
-    begun_at = time.monotonic()
-    learner.step(x, y, 1e-4)
-    device.synchronize()
-    steps = max(2, int(CHUNK_S / max(time.monotonic() - begun_at, 1e-4)))
-    means = []
-    for _ in range(CHUNKS):
-        chunk_at = time.monotonic()
+
+    def timed(steps: int) -> float:
+        begun_at = time.monotonic()
         for _ in range(steps):
             learner.step(x, y, 1e-4)
             device.limit_run_ahead()
         device.synchronize()
-        means.append((time.monotonic() - chunk_at) / steps)
+        return (time.monotonic() - begun_at) / steps
+
+    device.synchronize()
+    warm = WARM if device.kind == "cuda" else SLOW_WARM
+    warm_s = warm * timed(warm)
+    once_s = timed(1)
+    if device.kind != "cuda" and once_s > CHUNK_S:
+        steps, chunks = 1, SLOW_CHUNKS
+    else:
+        steps, chunks = max(2, int(CHUNK_S / max(once_s, 1e-4))), CHUNKS
+    means = [timed(steps) for _ in range(chunks)]
     learner.release()
     step_s, spread_s = float(np.mean(means)), float(np.std(means, ddof=1)) / len(means) ** 0.5
-    first_s = max(0.0, begun_at - first_at - WARM * step_s)
+    first_s = max(0.0, warm_s - warm * step_s)
     return StepTiming(batch=batch, step_s=step_s, error_s=1.96 * spread_s, first_s=first_s)

@@ -19,6 +19,7 @@ from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import ProbeJob, batches_to_compare
 from fitwithin.engine.results import Timing
+from fitwithin.profiling.interpolate import interpolate_step_s
 from fitwithin.training.evaluation import eval_batch, first_and_pace, ms_per_image, split_logits
 from fitwithin.training.learner import Learner, check_finite, write_checkpoint
 from fitwithin.training.loop import MAX_STEPS
@@ -62,6 +63,20 @@ PREPARED = 3
 CHANGE_STEPS = 3
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepCounts:
+    """The steps at the beginning, after a change of the size, and of the dummy pace."""
+
+    first: int = FIRST_STEPS
+    change: int = CHANGE_STEPS
+    dummy: int = DUMMY_STEPS
+
+
+#: A quick timing on a CPU: nothing is recorded there, and a step may take seconds. The sizes between the smallest and
+#: the largest are interpolated.
+QUICK_CPU = StepCounts(first=2, change=1, dummy=2)
+
+
 def measure(
     learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: PrefetchLoader, startup_s: float, scratch: Path
 ) -> Timing:
@@ -76,7 +91,9 @@ def measure(
     """
     candidate = job.candidate
     num_other_processes = device.num_other_processes()
-    sizes = [px for _, px in job.setting.recipe.stages(candidate.train_px)]
+    stages = [px for _, px in job.setting.recipe.stages(candidate.train_px)]
+    brief_cpu = job.quick and device.kind == "cpu"
+    counts, sizes = (QUICK_CPU, sorted({stages[0], stages[-1]})) if brief_cpu else (StepCounts(), stages)
     first_s = save_s = 0.0
     paces: dict[int, Interval] = {}
     changes_s: dict[int, float] = {}
@@ -88,12 +105,12 @@ def measure(
         ) as loaded:
             batches = iter(loaded)
             if px == sizes[0]:
-                first_s, save_s = _first_steps(learner, job, device, batches, begun_at, scratch)
+                first_s, save_s = _first_steps(learner, job, device, batches, begun_at, scratch, counts.first)
             else:
-                changes_s[px] = _change(learner, device, batches, begun_at)
+                changes_s[px] = _change(learner, device, batches, begun_at, counts.change)
             paces[px] = _pace(learner, device, batches, BRIEF if job.quick else USUAL)
             if px == sizes[-1]:
-                fields = _dummy_paces(learner, job, device, next(batches))
+                fields = _dummy_paces(learner, job, device, next(batches), counts.dummy)
                 fields.update(_beside_steps(learner, job, device, feeder))
                 if not job.quick:
                     learner.step(*next(batches), 1e-4)  # recorded anew, as after every evaluation
@@ -101,15 +118,17 @@ def measure(
     step_s, step_low_s, step_high_s = paces[candidate.train_px]
     return Timing(
         startup_s=startup_s,
-        warmup_s=max(0.0, first_s - FIRST_STEPS * paces[sizes[0]][0]),
+        warmup_s=max(0.0, first_s - counts.first * paces[sizes[0]][0]),
         step_s=step_s,
         step_low_s=step_low_s,
         step_high_s=step_high_s,
         save_s=save_s,
         num_other_processes=max(num_other_processes, device.num_other_processes()),
         cpu_taken=device.cpu_taken(),
-        stage_step_s={px: paces[px][0] for px in sizes[:-1]},
-        stage_change_s={px: max(0.0, spent_s - CHANGE_STEPS * paces[px][0]) for px, spent_s in changes_s.items()},
+        stage_step_s={
+            px: interpolate_step_s({size: pace[0] for size, pace in paces.items()}, px) for px in stages[:-1]
+        },
+        stage_change_s={px: max(0.0, spent_s - counts.change * paces[px][0]) for px, spent_s in changes_s.items()},
         **fields,
     )
 
@@ -137,9 +156,9 @@ def _beside_steps(learner: Learner, job: ProbeJob, device: Cpu | Cuda, feeder: P
     }
 
 
-def _dummy_paces(learner: Learner, job: ProbeJob, device: Cpu | Cuda, ready: Batch) -> dict[str, Any]:
+def _dummy_paces(learner: Learner, job: ProbeJob, device: Cpu | Cuda, ready: Batch, steps: int) -> dict[str, Any]:
     """The pace with a batch that lies ready, and if asked the images/s of smaller batches."""
-    dummy_s = _dummy_pace(learner, device, ready)
+    dummy_s = _dummy_pace(learner, device, ready, steps)
     rates = {job.batch: job.batch / dummy_s}
     for batch in batches_to_compare(job.batch) if job.rates else ():
         rates[batch] = batch / _dummy_pace(learner, device, _prepared(learner, job, device, batch))
@@ -155,6 +174,7 @@ def _first_steps(
     batches: Iterator[Batch],
     begun_at: float,
     scratch: Path,
+    steps: int,
 ) -> tuple[float, float]:
     """The seconds of a trial's first steps, and of the checkpoint after the first one."""
     losses = [learner.step(*next(batches), 1e-4)]
@@ -162,7 +182,7 @@ def _first_steps(
     stepped_at = time.monotonic()
     write_checkpoint(scratch / "checkpoint.pt", learner, {})
     saved_at = time.monotonic()
-    for _ in range(FIRST_STEPS - 1):
+    for _ in range(steps - 1):
         losses.append(learner.step(*next(batches), 1e-4))
         device.limit_run_ahead()
     device.synchronize()
@@ -171,9 +191,9 @@ def _first_steps(
     return first_s, saved_at - stepped_at
 
 
-def _change(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch], begun_at: float) -> float:
-    """Seconds since ``begun_at`` that the first CHANGE_STEPS of another size took."""
-    for _ in range(CHANGE_STEPS):
+def _change(learner: Learner, device: Cpu | Cuda, batches: Iterator[Batch], begun_at: float, steps: int) -> float:
+    """Seconds since ``begun_at`` that the first ``steps`` of another size took."""
+    for _ in range(steps):
         learner.step(*next(batches), 1e-4)
         device.limit_run_ahead()
     device.synchronize()
@@ -189,11 +209,11 @@ def _prepared(learner: Learner, job: ProbeJob, device: Cpu | Cuda, batch: int) -
     return ready
 
 
-def _dummy_pace(learner: Learner, device: Cpu | Cuda, ready: Batch) -> float:
+def _dummy_pace(learner: Learner, device: Cpu | Cuda, ready: Batch, least: int = DUMMY_STEPS) -> float:
     """Mean seconds per step with one batch that lies ready in the host's memory: the paper's dummy loader."""
     device.synchronize()
     begun_at, steps = time.monotonic(), 0
-    while learner.team.broadcast([steps < DUMMY_STEPS or time.monotonic() - begun_at < DUMMY_SAMPLE_S])[0]:
+    while learner.team.broadcast([steps < least or time.monotonic() - begun_at < DUMMY_SAMPLE_S])[0]:
         learner.step(*ready, 1e-4)
         device.limit_run_ahead()
         steps += 1

@@ -57,7 +57,7 @@ def left_out(report: Report) -> tuple[str, tuple[str, ...]]:
     out = [row for row in report.candidates if row.name not in there]
     if not out:
         return "", ()
-    reasons = Counter(row.reason[:REASON_WIDTH] for row in out).most_common()
+    reasons = Counter(row.reason.partition(" (")[0][:REASON_WIDTH] for row in out).most_common()
     named = [f"{count:,}: {reason}" for reason, count in reasons[:MOST_REASONS]]
     if others := sum(count for _, count in reasons[MOST_REASONS:]):
         named.append(f"{others:,}: for other reasons")

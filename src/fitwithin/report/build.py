@@ -10,13 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from fitwithin.candidate import Candidate
-from fitwithin.events import DataPacked, MachineDescribed, ProcessStarted, history, outcomes, planned_trials, profiled
+from fitwithin.events import (
+    DataPacked,
+    MachineDescribed,
+    PoolChosen,
+    ProcessStarted,
+    history,
+    outcomes,
+    planned_trials,
+    profiled,
+)
 from fitwithin.files import to_json
 from fitwithin.ledger import Ledger
 from fitwithin.planning import search_plan
 from fitwithin.planning.forecast import Forecast, MeasuredPoint, make_forecast
 from fitwithin.planning.halving import Halving
 from fitwithin.planning.plan import Plan, TrialPlan
+from fitwithin.planning.pool import Prospect
 from fitwithin.report import pareto
 from fitwithin.report.candidate_row import candidate_row
 from fitwithin.report.schema import (
@@ -26,6 +36,7 @@ from fitwithin.report.schema import (
     Limit,
     MethodRow,
     PhaseRow,
+    PoolRow,
     Receipt,
     Report,
     ViewRow,
@@ -170,7 +181,7 @@ def report(
     if plan.search is not None and standing is not None:
         search = build_search_report(plan.search, standing, ledger)
     won = next((row for row in rows if row.name == winner), None)
-    described = store.latest(MachineDescribed)
+    described, chosen = store.latest(MachineDescribed), store.latest(PoolChosen)
     machine = described.facts if described is not None else {}
     receipt = Receipt(
         limits=() if winner is None else _limits(request, ledger, plan, views),
@@ -198,7 +209,14 @@ def report(
         search=search,
         forecast=_forecast(request, won, search) if won is not None else None,
         classes=tuple(classes),
+        pool=tuple(_pool_row(prospect) for prospect in chosen.pool.prospects) if chosen else (),
+        pool_why=chosen.pool.why if chosen else "",
     )
+
+
+def _pool_row(prospect: Prospect) -> PoolRow:
+    names = ("model", "px", "taken", "reason")
+    return PoolRow(expected=prospect.share, **{name: getattr(prospect, name) for name in names})
 
 
 def _flat(request: Request) -> dict[str, Any]:

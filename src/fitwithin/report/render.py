@@ -91,7 +91,7 @@ def plan_table(report: Report) -> RenderableType:
     from rich.text import Text
 
     out = left_out(report)[0]
-    said = [Text(), Text(clean(out))] if out else []
+    said = [line for text in (report.pool_why, out) if text for line in (Text(), Text(clean(text)))]
     return Group(_Fitted(candidates(report)), *_reason_lines(choices(report)), *said)
 
 

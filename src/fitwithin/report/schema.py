@@ -164,6 +164,18 @@ class Receipt:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PoolRow:
+    """A backbone that nobody named: ``expected`` is the share of validation images that it was expected to get right if
+    it had all the time, before anything was measured on the data. ``taken``: it was tried; ``reason`` says why."""
+
+    model: str
+    px: int
+    expected: float
+    taken: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Everything about a run, each choice with its reason.
 
@@ -172,7 +184,8 @@ class Report:
     ``split`` (one sentence: where the split came from), ``broken`` ([{"path", "reason"}]), ``notes`` (sentences),
     ``copies`` ({"val", "test"}: images that are copies of training images).
     ``winner`` names a row of ``candidates``; None when nothing was trained (a plan). ``search`` is None without one,
-    ``forecast`` (what more time would buy) without a winner.
+    ``forecast`` (what more time would buy) without a winner. ``pool`` are the backbones that were chosen from, the best
+    expected first, and ``pool_why`` says how; none where the user named them.
     """
 
     title: str
@@ -190,6 +203,8 @@ class Report:
     search: SearchReport | None = None
     forecast: Forecast | None = None
     classes: tuple[ClassRow, ...] = ()
+    pool: tuple[PoolRow, ...] = ()
+    pool_why: str = ""
     schema: int = SCHEMA
 
     def row(self, name: str) -> CandidateRow:

@@ -37,6 +37,14 @@ METHODS = (
 #: The report shows so many classes; report.json has all.
 MOST_CLASSES = 30
 
+#: Of the backbones that were not tried, the report's table shows so many; the list of those left out has all.
+NEXT_BEST = 8
+
+EXPECTED = (
+    "Expected: accuracy on validation data if the backbone alone had all the time, by trainings on other data. It "
+    "orders backbones; how hard these images are, it cannot know."
+)
+
 INFERENCE = (
     "ms/image was measured by the profile: one view at the training size, the same for all candidates. The winner's "
     "own views are listed below."
@@ -57,6 +65,7 @@ def sections(report: Report) -> list[Section]:
             (candidates(report),),
             (("Why these settings", settings), (f"The {len(names):,} that were left out", names)),
         ),
+        _pool(report),
         *search_sections.sections(report),
         Section("views", "Views and the ensemble", (report.ensemble_why,), (_views(report),)),
         _by_class(report),
@@ -73,6 +82,20 @@ def sections(report: Report) -> list[Section]:
         if tables or (paragraphs and not section.tables):
             saying.append(section._replace(paragraphs=paragraphs, tables=tables, collapsible=lists))
     return saying
+
+
+def _pool(report: Report) -> Section:
+    """What was expected before anything was measured on the data: of what was tried, and of the next best."""
+    tried = sum(row.taken for row in report.pool)
+    rows = report.pool[: max(tried, min(tried + NEXT_BEST, len(report.pool)))]
+    columns: Columns = [
+        (Column("Backbone"), [row.model for row in rows]),
+        (Column("px", number=True), [str(row.px) for row in rows]),
+        (Column("Expected", number=True), [f"{100 * row.expected:.1f} %" for row in rows]),
+        (Column("Tried"), ["yes" if row.taken else "no" for row in rows]),
+        (Column("Why", wrap=True, rank=1), [row.reason for row in rows]),
+    ]
+    return Section("pool", "What was expected", (report.pool_why, EXPECTED), (table_by_column("Expected", columns),))
 
 
 def _by_class(report: Report) -> Section:

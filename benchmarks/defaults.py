@@ -1,0 +1,206 @@
+"""The command as a newcomer types it, beside hand-picked backbones, the paper's recipe and a plain loop.
+
+    python benchmarks/defaults.py --data imagenette-224 --memory 6GiB --times 90,300 --seeds 0,1 \
+        --hand resnet18d@160 resnet26d@160 resnet50d@128 ... [--paper] [--loop] [--minutes 9]
+
+Every run has an empty cache. The prior that it uses was made without the data set at hand (benchmarks/prior_table.py
+--without). Hand-picked runs name one backbone and one size; the best of them by validation is what the plain command is
+compared with. Rows that are in the result are not made again, so the work can be split over several calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import ground
+import prior_table
+
+RESULT = ground.ROOT / "benchmarks" / "results" / "defaults.json"
+
+COMMAND = "python benchmarks/defaults.py (each row holds its own values)"
+
+#: Seconds that the machine rests between runs: memory maps of the last one are given back.
+REST_S = 1.0
+
+
+def main() -> None:
+    """Make the rows that are missing, as far as the time goes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="a folder with train, val and test")
+    parser.add_argument("--memory", default="6GiB")
+    parser.add_argument("--times", default="90", help="seconds, separated by commas")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--hand", nargs="*", default=[], help="hand-picked runs: MODEL@PX")
+    parser.add_argument("--paper", action="store_true", help="the plain command under recipe paper, too")
+    parser.add_argument("--loop", action="store_true", help="a plain timm loop with resnet50, too")
+    parser.add_argument("--no-plain", action="store_true", help="leave out the plain command")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin nothing that would end later")
+    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--commit", default=None)
+    arguments = parser.parse_args()
+    data, ends_at = ground.with_splits(arguments.data), time.monotonic() + 60 * arguments.minutes
+    rows = json.loads(arguments.result.read_text(encoding="utf-8"))["rows"] if arguments.result.exists() else []
+    ways: list[tuple[str, str]] = [] if arguments.no_plain else [("plain", "")]
+    ways += [("paper", "")] * arguments.paper + [("loop", "resnet50")] * arguments.loop
+    ways += [("hand", word) for word in arguments.hand]
+    with tempfile.TemporaryDirectory() as scratch:
+        package = package_without(data.name, Path(scratch))
+        for limit_s in map(float, arguments.times.split(",")):
+            for seed in map(int, arguments.seeds.split(",")):
+                for kind, what in ways:
+                    key = {
+                        "data": data.name, "limit_s": limit_s, "seed": seed, "kind": kind, "what": what,
+                        "where": "cpu" if arguments.device == "cpu" else "gpu",
+                    }  # fmt: skip
+                    there = any(all(row[name] == value for name, value in key.items()) for row in rows)
+                    if there or time.monotonic() + 1.2 * limit_s > ends_at:
+                        continue
+                    found, machine = one(data, package, key, arguments)
+                    rows.append({**key, **found})
+                    print(json.dumps(rows[-1]), flush=True)
+                    ground.write(
+                        arguments.result,
+                        "defaults",
+                        machine,
+                        arguments.commit,
+                        COMMAND,
+                        summary=summary(rows),
+                        rows=rows,
+                    )
+                    time.sleep(REST_S)
+
+
+def package_without(data: str, scratch: Path) -> Path:
+    """A copy of the package whose prior knows nothing of the data set."""
+    shutil.copytree(ground.ROOT / "src" / "fitwithin", scratch / "src" / "fitwithin")
+    sys.argv = ["prior_table.py", "--without", data]
+    sys.argv += ["--out", str(scratch / "src" / "fitwithin" / "planning" / "prior.csv")]
+    prior_table.main()
+    return scratch / "src"
+
+
+def one(
+    data: Path, package: Path, key: dict[str, Any], arguments: argparse.Namespace
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A run of one kind, seen from outside, and the machine it ran on."""
+    limit_s, kind, what = key["limit_s"], key["kind"], key["what"]
+    if kind == "loop":
+        return loop(data, what, limit_s, arguments)
+    words = ["run", str(data), "--memory", arguments.memory, "--time", f"{limit_s:g}s", "--seed", str(key["seed"])]
+    if kind == "hand":
+        model, _, px = what.partition("@")
+        words += ["--models", model, "--sizes", px]
+    if kind == "paper":
+        words += ["--recipe", "paper"]
+    if arguments.device != "auto":
+        words += ["--device", arguments.device]
+    with tempfile.TemporaryDirectory() as scratch:
+        environment = {**os.environ, "FITWITHIN_CACHE": f"{scratch}/cache", "PYTHONPATH": str(package)}
+        begun_at = time.monotonic()
+        command = [sys.executable, "-P", "-m", "fitwithin", *words, "--out", f"{scratch}/run"]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        wall_s = time.monotonic() - begun_at
+        if ended.returncode:
+            return {"failed": ended.stderr.strip()[-400:], "wall_s": round(wall_s, 2)}, machine_of({})
+        report = json.loads(Path(scratch, "run", "report.json").read_text(encoding="utf-8"))
+    return seen(report, wall_s, limit_s), machine_of(report)
+
+
+def machine_of(report: dict[str, Any]) -> dict[str, Any]:
+    """What the result file says of the machine."""
+    receipt = report.get("receipt", {"device": {}, "versions": {}})
+    return {"name": "unknown", "cpu": "unknown", **receipt["device"], **receipt["versions"]}
+
+
+def seen(report: dict[str, Any], wall_s: float, limit_s: float) -> dict[str, Any]:
+    """What a report says that matters here."""
+    receipt = report["receipt"]
+    delivered = next(method for method in report["methods"] if method["delivered"])
+    winner = next(row for row in report["candidates"] if row["name"] == report["winner"])
+    phases = {phase["phase"]: round(phase["spent_s"], 2) for phase in receipt["phases"]}
+    tried = [row for row in report["candidates"] if row["status"] != "rejected"]
+    return {
+        "test": ground.share(delivered["test"]),
+        "val": ground.share(delivered["validation"]),
+        "model": winner["model"],
+        "px": winner["train_px"],
+        "epochs": winner["epochs"],
+        "tried": [row["name"] for row in tried],
+        "unvalidated": sum(row["status"] == "trained" and row["validation"] is None for row in tried),
+        "phases": phases,
+        "wall_s": round(wall_s, 2),
+        "overrun_s": round(max(0.0, wall_s - limit_s), 2),
+        "cap_kept": all(limit["kept"] for limit in receipt["limits"] if limit["name"] == "memory"),
+        "peak_bytes": max(phase["peak_bytes"] or 0 for phase in receipt["phases"]),
+        "pool_why": report.get("pool_why", ""),
+    }
+
+
+def loop(
+    data: Path, model: str, limit_s: float, arguments: argparse.Namespace
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A plain timm loop of the same wall time, its start included."""
+    script = ground.ROOT / "benchmarks" / "plain_loop.py"
+    device = "cuda:0" if arguments.device == "auto" else arguments.device
+    words = [model, "--data", str(data), "--within", f"{limit_s:g}", "--device", device]
+    begun_at = time.monotonic()
+    ended = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, check=False)
+    found = json.loads(ended.stdout.strip().splitlines()[-1]) if not ended.returncode else {}
+    failed = {"failed": ended.stderr.strip()[-400:]} if ended.returncode else {}
+    return {"test": found.get("test"), **failed, "wall_s": round(time.monotonic() - begun_at, 2)}, machine_of({})
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The flat numbers."""
+    plain = [row for row in rows if row["kind"] == "plain" and row.get("test") is not None]
+    value: dict[str, Any] = {"rows": len(rows), "failed": sum("failed" in row for row in rows)}
+    value |= gaps(plain, [row for row in rows if row["kind"] == "hand" and row.get("test") is not None])
+    for where, data, limit_s in sorted({same(row) for row in plain}):
+        reached = [row["test"] for row in plain if same(row) == (where, data, limit_s)]
+        value[f"{where}_{data}_{limit_s:g}s"] = 100 * fmean(reached)
+    papers = {same(row): row["test"] for row in rows if row["kind"] == "paper" and row.get("test") is not None}
+    if minus := [100 * (row["test"] - papers[same(row)]) for row in plain if same(row) in papers]:
+        value["minus_paper_points_min"] = min(minus)
+    if plain:
+        value["profile_share_max"] = max(row["phases"].get("profile", 0.0) / row["limit_s"] for row in plain)
+        value["trials_unvalidated"] = sum(row["unvalidated"] for row in plain)
+        value["overrun_s_max"] = max(row["overrun_s"] for row in plain)
+        value["cap_violations"] = sum(not row["cap_kept"] for row in plain)
+        value["startup_s_max"] = max(row["phases"].get("start-up", 0.0) for row in plain)
+    return value
+
+
+def same(row: dict[str, Any]) -> tuple[str, str, float]:
+    """What two rows must share to be compared."""
+    return row["where"], row["data"], row["limit_s"]
+
+
+def gaps(plain: list[dict[str, Any]], hand: list[dict[str, Any]]) -> dict[str, float]:
+    """The best hand-picked run (by validation) less the plain command, in points of test: largest and mean."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for row in plain:
+        if picked := [each for each in hand if same(each) == same(row)]:
+            best = max(picked, key=lambda each: (each["val"], each["what"]))
+            found[row["where"]].append(100 * (best["test"] - row["test"]))
+    return {
+        f"{where}_gap_points_{name}": of(values)
+        for where, values in found.items()
+        for name, of in (("max", max), ("mean", fmean))
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""What a run tries where its user named no backbones or no sizes: chosen for the data, the machine and the time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fitwithin.candidate import Candidate, grid, match
+from fitwithin.data.dataset import DataFacts
+from fitwithin.engine.results import StepTiming
+from fitwithin.errors import BudgetError
+from fitwithin.events import PoolChosen
+from fitwithin.files import cache_root
+from fitwithin.pipeline.context import RunContext
+from fitwithin.planning import pool as pools
+from fitwithin.planning import prior
+from fitwithin.planning.pool import Machine, Pool, Task
+from fitwithin.profiling import pace
+from fitwithin.profiling.profile import Rejection
+from fitwithin.request import Request
+from fitwithin.training import model_names
+from fitwithin.units import format_duration
+
+#: The share of a budget for profiles: of a short one, and of one of LONG_S and more.
+SHORT_SHARE, LONG_SHARE, LONG_S = 0.10, 0.05, 600.0
+
+#: A precision is slower if its step takes more than this many times the fastest one's.
+NOTICEABLE = 1.05
+
+#: About so long the measurement takes on the table's machines, in seconds.
+REFERENCE_S = 4.0
+
+#: A refusal names this many times what is expected to be needed: the next start may be slower.
+REFUSAL_FACTOR = 1.5
+
+#: Measuring the machine's pace takes at most this share of the time that is left; in a short time rather
+#: 1.5 * REFERENCE_S, up to the larger share.
+PACE_SHARE, MOST_PACE_SHARE = 0.1, 0.3
+
+
+def is_open(request: Request) -> bool:
+    """Whether something is left to be chosen."""
+    return not (request.models and request.sizes)
+
+
+def profile_share(request: Request) -> float:
+    """The share of the budget for profiles of chosen candidates."""
+    return SHORT_SHARE if request.limit_s < LONG_S else LONG_SHARE
+
+
+def largest_px(request: Request, data: DataFacts, data_px: int, left_s: float) -> int:
+    """The largest size that may be chosen, in pixels, before the machine's pace is known: that of the table's."""
+    if request.sizes:
+        return max(request.sizes)
+    found = _make_pool(request, data, data_px, left_s, Machine(kind=request.device.kind), request.models)
+    return max(found.sizes)
+
+
+def choose(run: RunContext, data_px: int) -> RunContext:
+    """The run with its candidates: those of its request, or those that are chosen now, or were before."""
+    request = run.request
+    if not is_open(request):
+        names = match(request.models, model_names.known_models(run.engine.prepare))
+        candidates = grid(names, request.precisions, request.sizes, request.layouts)
+        return replace(run, candidates=candidates)
+    chosen = run.store.latest(PoolChosen)
+    if chosen is None:
+        chosen = PoolChosen(pool=_choose(run, data_px))
+        run.store.append(chosen)
+        run.reporter.say(chosen.pool.why)
+    return _with_pool(run, chosen.pool)
+
+
+def _choose(run: RunContext, data_px: int) -> Pool:
+    """The pool for what is left of the time; BudgetError if that cannot pay for any backbone."""
+    request = run.request
+    machine = measure_machine(run)
+    left_s = run.remaining().less(run.closing_s).together_s / request.slots
+    names = match(request.models, model_names.known_models(run.engine.prepare)) if request.models else ()
+    pool = _make_pool(request, run.data, data_px, left_s, machine, names)
+    spent_s = run.accountant.ledger().spent_s()
+    least_s = pools.least_s(pool, run.data)
+    if least_s > left_s and not request.models and request.budget.scope == "total":
+        needed_s = math.ceil(REFUSAL_FACTOR * (spent_s + run.closing_s + least_s))
+        raise BudgetError(
+            f"{format_duration(request.limit_s)} are too short for this machine: {format_duration(max(0.0, left_s))} "
+            f"are left after the start, and the fastest backbone needs {format_duration(least_s)}; give "
+            f"{format_duration(needed_s)} or more"
+        )
+    return pool
+
+
+def _make_pool(
+    request: Request, data: DataFacts, data_px: int, left_s: float, machine: Machine, names: Sequence[str]
+) -> Pool:
+    table = prior.load()
+    task = Task(
+        data=data,
+        data_px=data_px,
+        recipe=request.recipe,
+        machine=machine,
+        seconds=left_s,
+        memory_bytes=request.budget.memory_bytes,
+        profile_share=profile_share(request),
+        slots=request.slots,
+    )
+    sizes = request.sizes or pools.sizes_for(data_px)
+    return pools.make_pool(table, names or table.tried, sizes, task, named=bool(names))
+
+
+def measure_machine(run: RunContext) -> Machine:
+    """The pace of the machine by its references' steps; that of the table's machine where they cannot be run."""
+    request = run.request
+    kind = request.device.kind
+    references = reference_candidates(request)
+    px = prior.PACE_PX[kind]
+    setting = replace(run, request=replace(request, sizes=(px,), test_sizes=(px,))).setting
+    whole_s, begun_at = run.remaining().time_s, run.engine.now()
+    left_s = min(max(PACE_SHARE * whole_s, 1.5 * REFERENCE_S), MOST_PACE_SHARE * whole_s)
+    with run.accountant.entry("profile", "machine", gpus=1, reserved_s=run.promise_s(left_s, gpus=1)) as opened:
+        paces = pace.reference_paces(
+            references,
+            replace(setting, data_parallel=1),
+            run.engine,
+            folder=cache_root() / "profiles",
+            until_at=run.engine.now() + left_s,
+            on_progress=run.progress,
+            on_peak=opened.peak,
+        )
+    if not paces and (took_s := run.engine.now() - begun_at) >= left_s > REFERENCE_S:
+        slow = took_s / REFERENCE_S  # at the least: it did not come to an end
+        return Machine(kind=kind, dense=slow, depthwise=slow)
+    return machine_of(kind, references, paces)
+
+
+def reference_candidates(request: Request) -> list[Candidate]:
+    """The dense reference in every precision, and the depthwise one in the first."""
+    kind = request.device.kind
+    dense, depthwise = prior.REFERENCES[kind]
+    layout = "channels_last" if "channels_last" in request.layouts else "nchw"
+    px, first = prior.PACE_PX[kind], request.precisions[0]
+    return [
+        *(Candidate(model=dense, train_px=px, precision=each, layout=layout) for each in request.precisions),
+        Candidate(model=depthwise, train_px=px, precision=first),
+    ]
+
+
+def machine_of(kind: str, references: Sequence[Candidate], paces: dict[str, StepTiming]) -> Machine:
+    """How fast the machine is, and its precisions, the fastest first."""
+    table = prior.load()
+    *dense, depthwise = references
+    timed = [candidate for candidate in dense if candidate.name in paces]
+    least_s = min((paces[candidate.name].step_s for candidate in timed), default=0.0)
+    # Those that are about as fast as the fastest keep their order.
+    ordered = sorted(timed, key=lambda candidate: max(paces[candidate.name].step_s, NOTICEABLE * least_s))
+    found = {"dense": 1.0, "depthwise": 1.0}
+    if ordered:
+        known = paces[ordered[0].name]
+        found["dense"] = known.step_s / table.of(ordered[0].model).step_s(kind, known.batch)
+        found["depthwise"] = found["dense"]
+    if depthwise.name in paces:
+        known = paces[depthwise.name]
+        found["depthwise"] = known.step_s / table.of(depthwise.model).step_s(kind, known.batch)
+    return Machine(kind=kind, precisions=tuple(candidate.precision for candidate in ordered), **found)
+
+
+def _with_pool(run: RunContext, pool: Pool) -> RunContext:
+    """The run with the candidates of a pool; what is left out is rejected with its reason."""
+    request = run.request
+    sizes, table = request.sizes or pool.sizes, prior.load()
+    request = replace(
+        request,
+        models=tuple(prospect.model for prospect in pool.taken),
+        sizes=sizes,
+        test_sizes=request.test_sizes or tuple(request.recipe.test_sizes(sizes)),
+    )
+    usual = sorted(request.precisions, key=lambda word: _place(word, pool.machine.precisions))
+    candidates: list[Candidate] = []
+    for prospect in pool.taken:
+        # Depthwise kernels in channels_last are built at run time, which takes seconds.
+        first = "nchw" if table.of(prospect.model).depthwise else "channels_last"
+        layouts = sorted(request.layouts, key=lambda layout: layout != first)
+        candidates += grid([prospect.model], usual, sizes, layouts)
+    return replace(run, request=request, candidates=candidates, pool=pool)
+
+
+def left_out(run: RunContext) -> list[Rejection]:
+    """The backbones that were not chosen, each with the reason."""
+    precision = run.request.precisions[0]
+    return [
+        Rejection(
+            candidate=Candidate(model=prospect.model, train_px=prospect.px, precision=precision), reason=prospect.reason
+        )
+        for prospect in (run.pool.prospects if run.pool else ())
+        if not prospect.taken
+    ]
+
+
+def _place(word: str, order: Sequence[str]) -> int:
+    return order.index(word) if word in order else len(order)
