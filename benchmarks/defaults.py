@@ -11,6 +11,7 @@ compared with. Rows that are in the result are not made again, so the work can b
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import defaults_page
 import ground
 import prior_table
 
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--hand", nargs="*", default=[], help="hand-picked runs: MODEL@PX")
     parser.add_argument("--paper", action="store_true", help="the plain command under recipe paper, too")
     parser.add_argument("--loop", action="store_true", help="a plain timm loop with resnet50, too")
+    parser.add_argument("--search", nargs="*", default=[], help="halving over MODEL,MODEL,...[@PX]")
     parser.add_argument("--no-plain", action="store_true", help="leave out the plain command")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin nothing that would end later")
@@ -55,40 +58,31 @@ def main() -> None:
     rows = json.loads(arguments.result.read_text(encoding="utf-8"))["rows"] if arguments.result.exists() else []
     ways: list[tuple[str, str]] = [] if arguments.no_plain else [("plain", "")]
     ways += [("paper", "")] * arguments.paper + [("loop", "resnet50")] * arguments.loop
-    ways += [("hand", word) for word in arguments.hand]
+    ways += [("hand", word) for word in arguments.hand] + [("search", word) for word in arguments.search]
+    where, commit = "cpu" if arguments.device == "cpu" else "gpu", arguments.commit or ground.head()
+    limits, seeds = map(float, arguments.times.split(",")), [int(word) for word in arguments.seeds.split(",")]
     with tempfile.TemporaryDirectory() as scratch:
         package = package_without(data.name, Path(scratch))
-        for limit_s in map(float, arguments.times.split(",")):
-            for seed in map(int, arguments.seeds.split(",")):
-                for kind, what in ways:
-                    key = {
-                        "data": data.name, "limit_s": limit_s, "seed": seed, "kind": kind, "what": what,
-                        "where": "cpu" if arguments.device == "cpu" else "gpu",
-                    }  # fmt: skip
-                    there = any(all(row[name] == value for name, value in key.items()) for row in rows)
-                    if there or time.monotonic() + 1.2 * limit_s > ends_at:
-                        continue
-                    found, machine = one(data, package, key, arguments)
-                    rows.append({**key, **found})
-                    print(json.dumps(rows[-1]), flush=True)
-                    ground.write(
-                        arguments.result,
-                        "defaults",
-                        machine,
-                        arguments.commit,
-                        COMMAND,
-                        summary=summary(rows),
-                        rows=rows,
-                    )
-                    time.sleep(REST_S)
+        for limit_s, seed, (kind, what) in itertools.product(limits, seeds, ways):
+            key = {"data": data.name, "limit_s": limit_s, "seed": seed, "kind": kind, "what": what, "where": where}
+            there = any(all(row[name] == value for name, value in key.items()) for row in rows)
+            if there or time.monotonic() + 1.2 * limit_s > ends_at:
+                continue
+            found, machine = one(data, package, key, arguments)
+            rows.append({**key, **found, "hardware": machine["name"], "commit": commit})
+            print(json.dumps(rows[-1]), flush=True)
+            value = {"summary": summary(rows), "rows": rows}
+            ground.write(arguments.result, "defaults", machine, commit, COMMAND, **value)
+            time.sleep(REST_S)
+    if arguments.result == RESULT and RESULT.exists():
+        defaults_page.write(json.loads(RESULT.read_text(encoding="utf-8")), ground.ROOT / "docs")
 
 
 def package_without(data: str, scratch: Path) -> Path:
     """A copy of the package whose prior knows nothing of the data set."""
     shutil.copytree(ground.ROOT / "src" / "fitwithin", scratch / "src" / "fitwithin")
-    sys.argv = ["prior_table.py", "--without", data]
-    sys.argv += ["--out", str(scratch / "src" / "fitwithin" / "planning" / "prior.csv")]
-    prior_table.main()
+    out = scratch / "src" / "fitwithin" / "planning" / "prior.csv"
+    prior_table.main(["--without", data, "--out", str(out)])
     return scratch / "src"
 
 
@@ -100,9 +94,9 @@ def one(
     if kind == "loop":
         return loop(data, what, limit_s, arguments)
     words = ["run", str(data), "--memory", arguments.memory, "--time", f"{limit_s:g}s", "--seed", str(key["seed"])]
-    if kind == "hand":
-        model, _, px = what.partition("@")
-        words += ["--models", model, "--sizes", px]
+    if what:
+        models, _, px = what.partition("@")
+        words += ["--models", models, *(["--sizes", px] if px else [])]
     if kind == "paper":
         words += ["--recipe", "paper"]
     if arguments.device != "auto":
@@ -160,19 +154,29 @@ def loop(
     ended = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, check=False)
     found = json.loads(ended.stdout.strip().splitlines()[-1]) if not ended.returncode else {}
     failed = {"failed": ended.stderr.strip()[-400:]} if ended.returncode else {}
-    return {"test": found.get("test"), **failed, "wall_s": round(time.monotonic() - begun_at, 2)}, machine_of({})
+    test = 100 * found["test"] if found else None
+    return {"test": test, **failed, "wall_s": round(time.monotonic() - begun_at, 2)}, machine_of({})
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The flat numbers."""
-    plain = [row for row in rows if row["kind"] == "plain" and row.get("test") is not None]
+    done: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if row.get("test") is not None:
+            done[row["kind"]].append(row)
+    plain, hand = done["plain"], done["hand"]
     value: dict[str, Any] = {"rows": len(rows), "failed": sum("failed" in row for row in rows)}
-    value |= gaps(plain, [row for row in rows if row["kind"] == "hand" and row.get("test") is not None])
+    for where in ("gpu", "cpu"):
+        if found := gaps([row for row in plain if row["where"] == where], hand):
+            value |= {f"{where}_gap_points_max": max(found), f"{where}_gap_points_mean": fmean(found)}
+    for name, named in (("with", False), ("without", True)):
+        if found := gaps([row for row in done["search"] if ("@" in row["what"]) == named], hand):
+            value[f"regret_points_{name}_prior"] = max(found)
     for where, data, limit_s in sorted({same(row) for row in plain}):
         reached = [row["test"] for row in plain if same(row) == (where, data, limit_s)]
-        value[f"{where}_{data}_{limit_s:g}s"] = 100 * fmean(reached)
-    papers = {same(row): row["test"] for row in rows if row["kind"] == "paper" and row.get("test") is not None}
-    if minus := [100 * (row["test"] - papers[same(row)]) for row in plain if same(row) in papers]:
+        value[f"{where}_{data}_{limit_s:g}s"] = fmean(reached)
+    papers = {same(row): row["test"] for row in done["paper"]}
+    if minus := [row["test"] - papers[same(row)] for row in plain if same(row) in papers]:
         value["minus_paper_points_min"] = min(minus)
     if plain:
         value["profile_share_max"] = max(row["phases"].get("profile", 0.0) / row["limit_s"] for row in plain)
@@ -188,18 +192,14 @@ def same(row: dict[str, Any]) -> tuple[str, str, float]:
     return row["where"], row["data"], row["limit_s"]
 
 
-def gaps(plain: list[dict[str, Any]], hand: list[dict[str, Any]]) -> dict[str, float]:
-    """The best hand-picked run (by validation) less the plain command, in points of test: largest and mean."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for row in plain:
+def gaps(rows: list[dict[str, Any]], hand: list[dict[str, Any]]) -> list[float]:
+    """For each row with hand-picked runs beside it: the best of these by validation less the row, in points of test."""
+    found = []
+    for row in rows:
         if picked := [each for each in hand if same(each) == same(row)]:
             best = max(picked, key=lambda each: (each["val"], each["what"]))
-            found[row["where"]].append(100 * (best["test"] - row["test"]))
-    return {
-        f"{where}_gap_points_{name}": of(values)
-        for where, values in found.items()
-        for name, of in (("max", max), ("mean", fmean))
-    }
+            found.append(best["test"] - row["test"])
+    return found
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import io
 import itertools
 import json
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -39,7 +40,10 @@ TABLE = ground.ROOT / "src" / "fitwithin" / "planning" / "prior.csv"
 
 #: Standard deviations: of a backbone's skill and growth around the line, of what a data set adds to a skill, and of a
 #: skill that was never measured.
-SKILL_SD, GROWTH_SD, DATA_SD = 0.25, 0.15, 0.12
+SKILL_SD, GROWTH_SD, DATA_SD = 0.25, 0.07, 0.12
+
+#: The same of the lines' slopes, for a doubling of parameters or operations and for depthwise kernels.
+SKILL_LINE_SD, GROWTH_LINE_SD = 0.2, 0.05
 
 #: What the first doublings of the epochs gain, and its standard deviation between data sets.
 RATE, RATE_SD = 0.9, 0.1
@@ -57,13 +61,13 @@ SMALL_PX_GAIN, SMALL_PX_GAIN_SD = 0.6, 0.2
 DEPTHWISE_PX_GAIN, DEPTHWISE_PX_GAIN_SD = 0.5, 0.3
 
 
-def main() -> None:
-    """Write the table."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Write the table; ``words`` are the command line's, by default this process's own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--without", nargs="*", default=[])
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--out", type=Path, default=TABLE)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     result = json.loads(arguments.result.read_text(encoding="utf-8"))
     rows = [row for row in result["rows"] if "failed" not in row]
     curves = [row for row in rows if row["what"] == "curve" and row["data"] not in arguments.without]
@@ -138,6 +142,9 @@ def fit(
             for first, sd, line in ((first_skill, SKILL_SD, 0), (first_growth, GROWTH_SD, features.shape[1])):
                 around = {first_line + line + k: -float(features[m, k]) for k in range(features.shape[1])}
                 add({first + m: 1.0, **around}, 0.0, sd)
+        for k in range(1, features.shape[1]):
+            add({first_line + k: 1.0}, 0.0, SKILL_LINE_SD)
+            add({first_line + features.shape[1] + k: 1.0}, 0.0, GROWTH_LINE_SD)
         add({first_line: 1.0}, 0.0, 0.001)  # the mean skill and growth are 0: the data's levels and the rate hold them
         add({first_line + features.shape[1]: 1.0}, 0.0, 0.001)
         add({len(sets): 1.0}, RATE, RATE_SD)
@@ -226,13 +233,15 @@ def costs_of(paces: list[dict[str, Any]], facts: dict[str, tuple[float, float, b
     The time grows with the number of pixels, on the line through the smallest and the largest size.
     """
     found = {}
-    for row in paces:
-        times = {int(px): us for px, us in row["image_us"].items()}
+    measured: dict[str, dict[int, float]] = {}
+    for row in sorted(paces, key=lambda row: -row["px"]):
+        measured.setdefault(row["model"], {}).update({int(px): us for px, us in row["image_us"].items()})
+    for name, times in measured.items():
         small, large = min(times), max(times)
         slope = max(0.0, (times[large] - times[small]) / (large**2 - small**2))
         whole = times[large] + slope * (prior.PACE_PX[kind] ** 2 - large**2)
         fixed = min(max(0.0, times[large] - slope * large**2), MOST_FIXED * whole)
-        found[row["model"]] = {"us": whole, "fixed_us": fixed}
+        found[name] = {"us": whole, "fixed_us": fixed}
     each = {
         is_depthwise: [found[name]["us"] / facts[name][1] for name in found if facts[name][2] == is_depthwise]
         for is_depthwise in (False, True)

@@ -132,6 +132,7 @@ def test_the_faster_precision_comes_first_unless_they_are_alike() -> None:
         Candidate(model="resnet18", train_px=128, precision="amp-bf16", layout="channels_last"),
         Candidate(model="resnet18", train_px=128, precision="amp", layout="channels_last"),
         Candidate(model="mobilenetv3_small_050", train_px=128, precision="amp-bf16"),
+        Candidate(model="mobilenetv3_small_050", train_px=128, precision="amp"),
     ]
 
     def order(*step_s: float) -> tuple[str, ...]:
@@ -144,6 +145,13 @@ def test_the_faster_precision_comes_first_unless_they_are_alike() -> None:
     assert order(0.01, 0.0099) == ("amp-bf16", "amp")
     assert order(0.01, 0.005) == ("amp", "amp-bf16")
     assert order() == ()
+    paces = {
+        candidate.name: StepTiming(batch=64, step_s=seconds, error_s=0.0)
+        for candidate, seconds in zip(references, (0.01, 0.02, 0.03, 0.01), strict=True)
+    }
+    machine = choose.machine_of("cuda", references, paces)
+    assert machine.precisions == ("amp-bf16", "amp")
+    assert machine.depthwise_precisions == ("amp", "amp-bf16")
     assert choose.machine_of("cuda", references, {}).dense == 1.0
 
 

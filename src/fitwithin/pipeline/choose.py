@@ -135,34 +135,44 @@ def measure_machine(run: RunContext) -> Machine:
 
 
 def reference_candidates(request: Request) -> list[Candidate]:
-    """The dense reference in every precision, and the depthwise one in the first."""
+    """The dense and the depthwise reference in every precision."""
     kind = request.device.kind
     dense, depthwise = prior.REFERENCES[kind]
     layout = "channels_last" if "channels_last" in request.layouts else "nchw"
-    px, first = prior.PACE_PX[kind], request.precisions[0]
+    px = prior.PACE_PX[kind]
     return [
         *(Candidate(model=dense, train_px=px, precision=each, layout=layout) for each in request.precisions),
-        Candidate(model=depthwise, train_px=px, precision=first),
+        *(Candidate(model=depthwise, train_px=px, precision=each) for each in request.precisions),
     ]
 
 
 def machine_of(kind: str, references: Sequence[Candidate], paces: dict[str, StepTiming]) -> Machine:
     """How fast the machine is, and its precisions, the fastest first."""
-    table = prior.load()
-    *dense, depthwise = references
-    timed = [candidate for candidate in dense if candidate.name in paces]
-    least_s = min((paces[candidate.name].step_s for candidate in timed), default=0.0)
+    dense, depthwise = prior.REFERENCES[kind]
+    slow, precisions = _pace_of(kind, [each for each in references if each.model == dense], paces)
+    slow_depthwise, others = _pace_of(kind, [each for each in references if each.model == depthwise], paces)
+    return Machine(
+        kind=kind,
+        dense=slow or 1.0,
+        depthwise=slow_depthwise or slow or 1.0,
+        precisions=precisions,
+        depthwise_precisions=others or precisions,
+    )
+
+
+def _pace_of(
+    kind: str, variants: Sequence[Candidate], paces: dict[str, StepTiming]
+) -> tuple[float | None, tuple[str, ...]]:
+    """The time of the fastest variant's step by that on the table's machine, and the variants' precisions in order."""
+    timed = [candidate for candidate in variants if candidate.name in paces]
+    if not timed:
+        return None, ()
+    least_s = min(paces[candidate.name].step_s for candidate in timed)
     # Those that are about as fast as the fastest keep their order.
-    ordered = sorted(timed, key=lambda candidate: max(paces[candidate.name].step_s, NOTICEABLE * least_s))
-    found = {"dense": 1.0, "depthwise": 1.0}
-    if ordered:
-        known = paces[ordered[0].name]
-        found["dense"] = known.step_s / table.of(ordered[0].model).step_s(kind, known.batch)
-        found["depthwise"] = found["dense"]
-    if depthwise.name in paces:
-        known = paces[depthwise.name]
-        found["depthwise"] = known.step_s / table.of(depthwise.model).step_s(kind, known.batch)
-    return Machine(kind=kind, precisions=tuple(candidate.precision for candidate in ordered), **found)
+    timed.sort(key=lambda candidate: max(paces[candidate.name].step_s, NOTICEABLE * least_s))
+    known = paces[timed[0].name]
+    expected_s = prior.load().of(timed[0].model).step_s(kind, known.batch)
+    return known.step_s / expected_s, tuple(candidate.precision for candidate in timed)
 
 
 def _with_pool(run: RunContext, pool: Pool) -> RunContext:
@@ -175,13 +185,15 @@ def _with_pool(run: RunContext, pool: Pool) -> RunContext:
         sizes=sizes,
         test_sizes=request.test_sizes or tuple(request.recipe.test_sizes(sizes)),
     )
-    usual = sorted(request.precisions, key=lambda word: _place(word, pool.machine.precisions))
     candidates: list[Candidate] = []
     for prospect in pool.taken:
+        depthwise = table.of(prospect.model).depthwise
+        order = pool.machine.depthwise_precisions if depthwise else pool.machine.precisions
+        precisions = sorted(request.precisions, key=lambda word: _place(word, order))
         # Depthwise kernels in channels_last are built at run time, which takes seconds.
-        first = "nchw" if table.of(prospect.model).depthwise else "channels_last"
+        first = "nchw" if depthwise else "channels_last"
         layouts = sorted(request.layouts, key=lambda layout: layout != first)
-        candidates += grid([prospect.model], usual, sizes, layouts)
+        candidates += grid([prospect.model], precisions, sizes, layouts)
     return replace(run, request=request, candidates=candidates, pool=pool)
 
 

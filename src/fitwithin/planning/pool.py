@@ -45,8 +45,9 @@ class Machine:
     kind: str
     dense: float = 1.0
     depthwise: float = 1.0
-    #: The precisions that were timed, the fastest first.
+    #: The precisions that were timed, the fastest first; for depthwise nets they may stand in another order.
     precisions: tuple[str, ...] = ()
+    depthwise_precisions: tuple[str, ...] = ()
 
     def image_us(self, backbone: Backbone, px: int) -> float:
         """Microseconds of a training step for one image."""

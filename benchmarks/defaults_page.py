@@ -1,0 +1,90 @@
+"""The page of the benchmark defaults.py, from its result alone: docs/results/defaults.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pages import Target, origin, save, table, targets, text
+
+Row = dict[str, Any]
+
+TARGETS = (
+    Target(
+        "gpu_gap_points_max", "best hand-picked run less the plain command, points of test, most", "{:.2f}", most=1.0
+    ),
+    Target("gpu_gap_points_mean", "the same, mean", "{:.2f}", most=0.5),
+    Target("cpu_gap_points_max", "the same on two CPU cores, most", "{:.2f}", most=1.0),
+    Target(
+        "regret_points_with_prior",
+        "best hand-picked run less a search with the prior, points, most",
+        "{:.2f}",
+        most=0.5,
+    ),
+    Target("regret_points_without_prior", "the same without the prior", "{:.2f}"),
+    Target("gpu_imagenette-224_90s", "imagenette, 90 s, %", "{:.2f}", least=94.0),
+    Target("gpu_imagenette-224_600s", "imagenette, 600 s, %", "{:.2f}", least=95.8),
+    Target("gpu_mini-imagenet-84_300s", "mini-imagenet, 300 s, %", "{:.2f}", least=66.0),
+    Target("gpu_clothing10_90s", "clothing10, 90 s, %", "{:.2f}"),
+    Target("minus_paper_points_min", "the plain command less recipe paper, points, least", "{:.2f}", least=4),
+    Target("profile_share_max", "share of the budget for profiles, most", "{:.3f}", most=0.10),
+    Target("trials_unvalidated", "trials without a validation", "{:.0f}", most=0),
+    Target("overrun_s_max", "seconds beyond the budget, most", "{:.2f}", most=0),
+    Target("cap_violations", "runs above the memory cap", "{:.0f}", most=0),
+    Target("startup_s_max", "seconds of a start, most", "{:.2f}", most=4),
+)
+
+METHOD = (
+    "Each run is the whole command, from the start of its process, with an empty cache. The plain command names no "
+    "backbone and no size; its prior was made without the data set at hand. A hand-picked run names one backbone and "
+    "one size (MODEL@PX); the best of them by validation is what the others are compared with. *search*: halving over "
+    "all of those backbones, at a size that is named (without the prior) or not (with it). *paper*: the plain command "
+    "under recipe `paper`. *loop*: resnet50 in a plain timm loop of the same wall time (`benchmarks/plain_loop.py`). "
+    "Test: the share of test images that the delivered ensemble gets right, in per cent."
+)
+
+
+def write(value: dict[str, Any], docs: Path) -> None:
+    """Write the page below ``docs``."""
+    parts = [
+        ["# The plain command", "", *origin(value, "defaults")],
+        targets(TARGETS, value["summary"]),
+        ["## How it was measured", "", *text(METHOD)],
+        _runs(value["rows"]),
+    ]
+    save(docs / "results" / "defaults.md", "\n".join(line for part in parts for line in part))
+
+
+def _runs(rows: Sequence[Row]) -> list[str]:
+    head = ["Data", "Limit", "On", "Run", "Took", "Seed", "Test", "Val", "Epochs", "Profile s", "Wall s"]
+
+    def order(row: Row) -> tuple[Any, ...]:
+        return (
+            row["where"],
+            row["data"],
+            row["limit_s"],
+            ("plain", "hand", "search", "paper", "loop").index(row["kind"]),
+        )
+
+    lines = [
+        [
+            row["data"],
+            f"{row['limit_s']:g} s",
+            row["where"],
+            f"{row['kind']} {row['what']}".strip(),
+            f"{row['model']}@{row['px']}" if "model" in row else "–",
+            f"{row['seed']}",
+            _percent(row.get("test")),
+            _percent(row.get("val")),
+            f"{row['epochs']:.1f}" if row.get("epochs") else "–",
+            f"{row['phases'].get('profile', 0.0):.1f}" if "phases" in row else "–",
+            f"{row['wall_s']:.1f}",
+        ]
+        for row in sorted(rows, key=order)
+    ]
+    return ["## Runs", "", *table(head, lines, left=5)]
+
+
+def _percent(number: float | None) -> str:
+    return "failed" if number is None else f"{number:.2f}"
