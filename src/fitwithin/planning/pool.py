@@ -250,12 +250,14 @@ def _fits(backbone: Backbone, px: int, task: Task) -> bool:
 def _judged(each: Prospect, place: int, count: int, ranked: Sequence[Prospect], table: Table, task: Task) -> Prospect:
     if place < count:
         return replace(
-            each, taken=True, reason="the best expected" if place == 0 else f"place {place + 1} by what is expected"
+            each,
+            taken=True,
+            reason="most is expected of it" if place == 0 else f"place {place + 1} by what is expected",
         )
     if not _fits(table.of(each.model), each.px, task):
         return replace(each, reason=f"{LEAST_BATCH} images of it would not fit within the memory cap")
     behind = 100 * (ranked[0].share - each.share)
-    return replace(each, reason=f"left by what is known of it ({behind:.1f} points below {ranked[0].model})")
+    return replace(each, reason=f"less is expected of it ({behind:.1f} points below {ranked[0].model})")
 
 
 def _why(best: Prospect, count: int, total: int, task: Task, *, named: bool) -> str:
@@ -267,5 +269,5 @@ def _why(best: Prospect, count: int, total: int, task: Task, *, named: bool) -> 
     if named:
         return text
     if count == 1:
-        return f"{best.model}, the best expected of {total} backbones: the time does not pay for comparing two. {text}"
-    return f"The {count} best expected of {total} backbones. {text}"
+        return f"{best.model}, of which most is expected of {total} backbones; comparing two would cost more than it gains. {text}"
+    return f"The {count} of {total} backbones of which most is expected. {text}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections import Counter
 from typing import NamedTuple
 
@@ -57,7 +58,8 @@ def left_out(report: Report) -> tuple[str, tuple[str, ...]]:
     out = [row for row in report.candidates if row.name not in there]
     if not out:
         return "", ()
-    reasons = Counter(row.reason.partition(" (")[0][:REASON_WIDTH] for row in out).most_common()
+    short = (textwrap.shorten(row.reason.partition(" (")[0], REASON_WIDTH, placeholder=" …") for row in out)
+    reasons = Counter(short).most_common()
     named = [f"{count:,}: {reason}" for reason, count in reasons[:MOST_REASONS]]
     if others := sum(count for _, count in reasons[MOST_REASONS:]):
         named.append(f"{others:,}: for other reasons")
