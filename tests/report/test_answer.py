@@ -9,6 +9,7 @@ from rich.console import Console
 
 from fitwithin.report import render
 from fitwithin.report.answer import answer, left_out, shown
+from fitwithin.report.schema import PoolRow
 from report.test_schema import complete, plan, searched, small, trained, untrained
 
 
@@ -77,3 +78,45 @@ def test_the_page_shows_the_answer_before_the_sections():
     assert page.index('<dl class="answer">') < page.index("<nav")
     hostile = dataclasses.replace(complete(), receipt=dataclasses.replace(complete().receipt, device={"name": "<b>"}))
     assert "<b>" not in render.html(hostile, "run").partition("<nav")[0]
+
+
+def pooled(report):
+    """The report with backbones that nobody named: two tried, many not."""
+    rows = [
+        PoolRow(
+            model=f"net{n}",
+            px=96,
+            expected=0.9 - 0.01 * n,
+            taken=n < 2,
+            reason=f"less is expected of it ({n}.0 points below net0)",
+        )
+        for n in range(30)
+    ]
+    return dataclasses.replace(report, pool=tuple(rows), pool_why="The 2 of 30 backbones of which most is expected.")
+
+
+def test_what_was_expected_is_in_reports_and_plans():
+    for voice in (render.markdown(pooled(complete()), "run"), render.html(pooled(complete()), "run")):
+        assert "What was expected" in voice
+        assert "The 2 of 30 backbones of which most is expected." in voice
+        assert "net1" in voice
+        assert "net9" in voice
+    assert "net12" not in render.markdown(pooled(complete()), "run"), "the next best are enough"
+    assert "What was expected" not in render.markdown(complete(), "run")
+    screen = Console(file=io.StringIO(), width=80)
+    screen.print(render.plan_table(pooled(plan())))
+    shown_lines = screen.file.getvalue()
+    assert "The 2 of 30 backbones" in shown_lines
+    assert "89.0 %" in shown_lines
+    assert max(map(len, shown_lines.splitlines())) <= 80
+
+
+def test_reasons_that_differ_in_a_figure_are_counted_together_and_end_at_a_word():
+    less = [
+        untrained(f"net{n}", "amp", 96, "rejected", f"less is expected of it ({n}.0 points below net0)")
+        for n in range(5)
+    ]
+    long = untrained("vgg", "amp", 96, "rejected", "word " * 40)
+    said, _ = left_out(small(trained("resnet18", "fp32", 160, 900), *less, long))
+    assert "5: less is expected of it; 1: word" in said
+    assert "word …" in said

@@ -269,5 +269,6 @@ def _why(best: Prospect, count: int, total: int, task: Task, *, named: bool) -> 
     if named:
         return text
     if count == 1:
-        return f"{best.model}, of which most is expected of {total} backbones; comparing two would cost more than it gains. {text}"
+        chosen = f"{best.model}, of which most is expected of {total} backbones"
+        return f"{chosen}; comparing two would cost more than it gains. {text}"
     return f"The {count} of {total} backbones of which most is expected. {text}"

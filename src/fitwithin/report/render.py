@@ -21,7 +21,7 @@ from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.report import charts
 from fitwithin.report.answer import Fact, answer, left_out
 from fitwithin.report.schema import Report
-from fitwithin.report.sections import candidates, choices, sections
+from fitwithin.report.sections import candidates, choices, expected, sections
 from fitwithin.report.summary import headline, is_plan, search_sentence, tiles, trust_note
 from fitwithin.report.tables import Table, clean
 from fitwithin.units import format_count, format_size
@@ -92,7 +92,8 @@ def plan_table(report: Report) -> RenderableType:
 
     out = left_out(report)[0]
     said = [line for text in (report.pool_why, out) if text for line in (Text(), Text(clean(text)))]
-    return Group(_Fitted(candidates(report)), *_reason_lines(choices(report)), *said)
+    pool: list[RenderableType] = [Text(), _Fitted(expected(report))] if report.pool else []
+    return Group(_Fitted(candidates(report)), *_reason_lines(choices(report)), *said, *pool)
 
 
 def markdown(report: Report, folder: str = "RUN") -> str:

@@ -65,7 +65,7 @@ def sections(report: Report) -> list[Section]:
             (candidates(report),),
             (("Why these settings", settings), (f"The {len(names):,} that were left out", names)),
         ),
-        _pool(report),
+        Section("pool", "What was expected", (report.pool_why, EXPECTED), (expected(report),)),
         *search_sections.sections(report),
         Section("views", "Views and the ensemble", (report.ensemble_why,), (_views(report),)),
         _by_class(report),
@@ -84,7 +84,7 @@ def sections(report: Report) -> list[Section]:
     return saying
 
 
-def _pool(report: Report) -> Section:
+def expected(report: Report) -> Table:
     """What was expected before anything was measured on the data: of what was tried, and of the next best."""
     tried = sum(row.taken for row in report.pool)
     rows = report.pool[: max(tried, min(tried + NEXT_BEST, len(report.pool)))]
@@ -93,9 +93,9 @@ def _pool(report: Report) -> Section:
         (Column("px", number=True), [str(row.px) for row in rows]),
         (Column("Expected", number=True), [f"{100 * row.expected:.1f} %" for row in rows]),
         (Column("Tried"), ["yes" if row.taken else "no" for row in rows]),
-        (Column("Why", wrap=True, rank=1), [row.reason for row in rows]),
+        (Column("Why", wrap=True, rank=1), [row.reason.partition(" (")[0] for row in rows]),
     ]
-    return Section("pool", "What was expected", (report.pool_why, EXPECTED), (table_by_column("Expected", columns),))
+    return table_by_column("What was expected", columns)
 
 
 def _by_class(report: Report) -> Section:
