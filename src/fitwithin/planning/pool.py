@@ -34,8 +34,9 @@ FINAL_SHARE = 0.6
 #: No run tries more.
 MOST = 48
 
-#: A batch of fewer images than this is not worth training.
-LEAST_BATCH = 16
+#: A backbone seems to fit if a batch of LEAST_BATCH images, and its weights with their gradients and optimizer state
+#: (MiB for each million), take less than FREE_SHARE of the cap: the process itself takes some, too.
+LEAST_BATCH, FIXED_MIB_PER_MILLION, FREE_SHARE = 16, 16, 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,22 +57,24 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Prospect:
-    """A backbone at a size, and what is expected of it if it had all the time: the share of images that are right.
+    """A backbone at a size, and what is expected of it if it had all the time: the ``share`` of images that are right.
 
-    ``reason`` says why it is tried or not.
+    ``profile_s`` is what its profile is expected to take; it ``fits`` if a batch of some images seems to stay within
+    the memory cap. ``reason`` says why it is ``taken``, or left.
     """
 
     model: str
     px: int
-    share: float
     curve: LearningCurve
     profile_s: float
+    fits: bool
+    share: float
     taken: bool = False
     reason: str = ""
 
     def logit(self, seconds: float) -> float:
-        """The expected logit of its accuracy after so many seconds."""
-        return self.curve.logit(seconds)
+        """The expected logit of its accuracy after so many seconds, its profile included."""
+        return self.curve.logit(seconds - self.profile_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,18 +164,15 @@ def make_pool(table: Table, names: Iterable[str], sizes: Sequence[int], task: Ta
     All are tried if they were ``named``: then the sizes are chosen. The size is that at which the best is expected to
     be best; the others follow at that size.
     """
-    backbones = [table.of(name) for name in names]
-    every = [_prospect(backbone, px, table, task) for backbone in backbones for px in sizes]
-    feasible = [each for each in every if _fits(table.of(each.model), each.px, task)] or every
-    best = max(feasible, key=lambda each: (each.logit(task.seconds), -each.px))
+    every = [_prospect(table.of(name), px, table, task) for name in names for px in sizes]
+    best = max(every, key=lambda each: (each.fits, each.logit(task.seconds), -each.px))
     ranked = sorted(
         (each for each in every if each.px == best.px),
-        key=lambda each: (not _fits(table.of(each.model), each.px, task), -each.logit(task.seconds), each.model),
+        key=lambda each: (not each.fits, -each.logit(task.seconds), each.model),
     )
-    fitting = [each for each in ranked if _fits(table.of(each.model), each.px, task)]
-    count = len(ranked) if named else num_tried(fitting or ranked, task)
+    count = len(ranked) if named else num_tried([each for each in ranked if each.fits] or ranked, task)
     return Pool(
-        prospects=tuple(_judged(each, place, count, ranked, table, task) for place, each in enumerate(ranked)),
+        prospects=tuple(_judged(each, place, count, ranked[0]) for place, each in enumerate(ranked)),
         machine=task.machine,
         seconds=task.seconds,
         data_px=task.data_px,
@@ -198,14 +198,16 @@ def num_tried(ranked: Sequence[Prospect], task: Task) -> int:
     total_s = task.seconds * task.slots
     for count in range(1, min(len(ranked), MOST) + 1):
         few = ranked[:count]
-        if count > 1 and math.fsum(each.profile_s for each in few) > task.profile_share * total_s:
-            break
+        profiles_s = math.fsum(each.profile_s for each in few)
+        final_s = task.seconds - profiles_s / min(count, task.slots)
         if count > task.slots:
-            search_s = (1 - FINAL_SHARE) * total_s / count
+            search_s = (1 - FINAL_SHARE) * final_s * task.slots / count
+            final_s *= FINAL_SHARE
             if search_s < 2 * max(each.curve.overhead_s for each in few):
                 break
-        final_s = task.seconds if count <= task.slots else FINAL_SHARE * task.seconds
-        logits = [each.logit(final_s) for each in few]
+        if count > 1 and profiles_s > task.profile_share * total_s:
+            break
+        logits = [each.curve.logit(final_s) for each in few]
         spreads = [each.curve.error**2 / math.hypot(each.curve.error, noise) for each in few]
         value = expected_best(logits, spreads)
         if value > best_value + 1e-9:
@@ -228,36 +230,30 @@ def expected_best(means: Sequence[float], deviations: Sequence[float]) -> float:
 
 
 def _prospect(backbone: Backbone, px: int, table: Table, task: Task) -> Prospect:
-    curve = curve_of(backbone, px, table, task)
-    batch = min(task.data.train, task.recipe.max_batch or 128)
-    steps_s = PROFILE_STEPS * batch * 1e-6 * task.machine.image_us(backbone, px)
-    build_s = curve.overhead_s and backbone.build_s if task.machine.kind == "cuda" else 0.0
+    curve, machine = curve_of(backbone, px, table, task), task.machine
+    batch = min(task.data.train, task.recipe.max_batch or BATCH)
+    build_s = backbone.build_s if machine.kind == "cuda" else 0.0
+    profile_s = PROFILE_S[machine.kind] + build_s + PROFILE_STEPS * batch * 1e-6 * machine.image_us(backbone, px)
+    least_mib = LEAST_BATCH * backbone.image_mib * (px / 128) ** 2 + FIXED_MIB_PER_MILLION * backbone.parameters
     return Prospect(
         model=backbone.model,
         px=px,
-        share=curve.share(task.seconds),
         curve=curve,
-        profile_s=PROFILE_S[task.machine.kind] + build_s + steps_s,
+        profile_s=profile_s,
+        fits=least_mib * 2**20 < FREE_SHARE * task.memory_bytes,
+        share=curve.share(task.seconds - profile_s),
     )
 
 
-def _fits(backbone: Backbone, px: int, task: Task) -> bool:
-    """Whether LEAST_BATCH images of it seem to fit within the cap: half of what is not taken by the process itself."""
-    needed_mib = LEAST_BATCH * backbone.image_mib * (px / 128) ** 2 + 16 * backbone.parameters
-    return needed_mib * 2**20 < 0.6 * task.memory_bytes
-
-
-def _judged(each: Prospect, place: int, count: int, ranked: Sequence[Prospect], table: Table, task: Task) -> Prospect:
+def _judged(each: Prospect, place: int, count: int, best: Prospect) -> Prospect:
+    """The prospect with the reason why it is taken or left."""
     if place < count:
-        return replace(
-            each,
-            taken=True,
-            reason="most is expected of it" if place == 0 else f"place {place + 1} by what is expected",
-        )
-    if not _fits(table.of(each.model), each.px, task):
+        reason = "most is expected of it" if place == 0 else f"place {place + 1} by what is expected"
+        return replace(each, taken=True, reason=reason)
+    if not each.fits:
         return replace(each, reason=f"{LEAST_BATCH} images of it would not fit within the memory cap")
-    behind = 100 * (ranked[0].share - each.share)
-    return replace(each, reason=f"less is expected of it ({behind:.1f} points below {ranked[0].model})")
+    behind = 100 * (best.share - each.share)
+    return replace(each, reason=f"less is expected of it ({behind:.1f} points below {best.model})")
 
 
 def _why(best: Prospect, count: int, total: int, task: Task, *, named: bool) -> str:
