@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from e2e.door import (
     write_shapes,
 )
 from fitwithin import __version__, load
+from fitwithin.units import duration
 
 ONE = ("--models", "test_byobnet")
 
@@ -219,3 +221,27 @@ def test_without_a_recipe_it_is_the_fast_one_and_uses_its_time_up(ground: Path, 
     assert {"32", "40"} <= found, "and tests at 1.2 times the training size"
     row = delivered(folder)
     assert row["test"]["correct"] / row["test"]["total"] >= 0.5  # chance is 0.25
+
+
+def test_the_plain_command_chooses_backbone_and_size(door: Door, shapes: Path, tmp_path: Path) -> None:
+    """Neither is named; a time that is too short is refused with one that suffices."""
+    plain = ("run", shapes, "--device", "cpu", "--memory", "2GiB")
+    refused = door(*plain, "--time", "6s", "--out", tmp_path / "short")
+    assert refused.code == 2
+    assert not (tmp_path / "short").exists()
+    named = re.search(r"too short for this machine: .*; give ([\dm. s]+) or more$", refused.err.strip())
+    assert named, refused.err
+    time_s = budget_s(max(30.0, duration(named[1])))
+    run = tmp_path / "run"
+    ended = door.fine(*plain, "--time", f"{time_s}s", "--out", run)
+    assert ended.wall_s <= time_s + teardown_s()
+    found = report(run)
+    assert all(limit["kept"] for limit in receipt(run)["limits"])
+    tried = [row for row in found["pool"] if row["taken"]]
+    assert tried
+    assert found["pool_why"]
+    assert {row["model"] for row in found["candidates"] if row["status"] != "rejected"} <= {
+        row["model"] for row in tried
+    }
+    assert max(row["px"] for row in tried) <= 40, "the pictures are not enlarged"
+    assert delivered(run)["test"]["correct"] > 0
