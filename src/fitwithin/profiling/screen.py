@@ -26,7 +26,7 @@ BATCHES = (64, 16, 4)
 WARM, CHUNKS, CHUNK_S = 4, 5, 0.04
 
 #: The same on a device that is slow: its step takes longer than a chunk, and nothing is recorded.
-SLOW_WARM, SLOW_CHUNKS = 1, 3
+SLOW_WARM, SLOW_CHUNKS = 1, 2
 
 #: The images of an untimed first step, which loads libraries.
 FIRST_BATCH = 4
