@@ -85,6 +85,8 @@ class PoolChosen(Event):
 
     kind: ClassVar[str] = "pool"
     pool: Pool
+    #: The largest size in pixels that could have been chosen: images are stored for it.
+    most_px: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,9 +142,12 @@ class Request:
     def pack_side(self) -> int:
         """The shorter side in pixels at which images are stored: what the largest view needs before its crop. Without
         sizes it is 0."""
-        if not self.sizes:
-            return 0
-        return -(-max(*self.sizes, *self.test_sizes) * 100 // round(self.recipe.crop_pct * 100))
+        return self.pack_side_for(self.sizes) if self.sizes else 0
+
+    def pack_side_for(self, sizes: tuple[int, ...]) -> int:
+        """The same for these training sizes."""
+        largest = max(*sizes, *(self.test_sizes or self.recipe.test_sizes(sizes)))
+        return -(-largest * 100 // round(self.recipe.crop_pct * 100))
 
     @property
     def canvas_px(self) -> int | None:

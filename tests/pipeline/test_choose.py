@@ -62,6 +62,13 @@ def test_backbones_and_sizes_are_chosen_within_the_images_own_size(folder: Path)
     assert not left & set(run.request.models)
 
 
+def test_images_are_stored_large_enough_for_whatever_is_chosen(folder: Path) -> None:
+    for time in ("1m", "10m", "3h"):
+        run = opened(folder, Store(), SimulatedMachine(image_s=1e-5), time=time)
+        stored = min(100, run.request.pack_side)
+        assert min(run.images.image(0).shape[:2]) >= stored
+
+
 def test_a_resumed_run_keeps_what_was_chosen_and_measures_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +81,7 @@ def test_a_resumed_run_keeps_what_was_chosen_and_measures_nothing(
     monkeypatch.setattr(choose, "measure_machine", measured)
     again = opened(folder, store, SimulatedMachine(image_s=1.0))
     assert (again.candidates, again.request, again.pool) == (first.candidates, first.request, first.pool)
+    assert again.images.folder == first.images.folder, "images are not decoded again"
     assert len(store.read(PoolChosen)) == 1
 
 

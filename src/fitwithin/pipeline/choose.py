@@ -12,6 +12,7 @@ from fitwithin.engine.results import StepTiming
 from fitwithin.errors import BudgetError
 from fitwithin.events import PoolChosen
 from fitwithin.files import cache_root
+from fitwithin.machine import cores
 from fitwithin.pipeline.context import RunContext
 from fitwithin.planning import pool as pools
 from fitwithin.planning import prior
@@ -24,6 +25,10 @@ from fitwithin.units import format_duration
 
 #: The share of a budget for profiles: of a short one, and of one of LONG_S and more.
 SHORT_SHARE, LONG_SHARE, LONG_S = 0.10, 0.05, 600.0
+
+#: A machine whose step takes a smaller share of the time on the table's machine chooses no larger sizes for that. The
+#: table's CPU has TABLE_CORES.
+FAST, TABLE_CORES = 0.5, 2
 
 #: A precision is slower if its step takes more than this many times the fastest one's.
 NOTICEABLE = 1.05
@@ -50,15 +55,19 @@ def profile_share(request: Request) -> float:
 
 
 def largest_px(request: Request, data: DataFacts, data_px: int, left_s: float) -> int:
-    """The largest size that may be chosen, in pixels, before the machine's pace is known: that of the table's."""
+    """The largest size that may be chosen, in pixels, before the machine's pace is known: as if it were a fast one."""
     if request.sizes:
         return max(request.sizes)
-    found = _make_pool(request, data, data_px, left_s, Machine(kind=request.device.kind), request.models)
-    return max(found.sizes)
+    fast = FAST if request.device.is_cuda else FAST * min(1.0, TABLE_CORES / cores())
+    machine = Machine(kind=request.device.kind, dense=fast, depthwise=fast)
+    return max(_make_pool(request, data, data_px, left_s, machine, request.models).sizes)
 
 
-def choose(run: RunContext, data_px: int) -> RunContext:
-    """The run with its candidates: those of its request, or those that are chosen now, or were before."""
+def choose(run: RunContext, data_px: int, most_px: int) -> RunContext:
+    """The run with its candidates: those of its request, or those that are chosen now, or were before.
+
+    ``data_px`` is the images' median shorter side, ``most_px`` the largest size that they are stored for.
+    """
     request = run.request
     if not is_open(request):
         names = match(request.models, model_names.known_models(run.engine.prepare))
@@ -66,19 +75,19 @@ def choose(run: RunContext, data_px: int) -> RunContext:
         return replace(run, candidates=candidates)
     chosen = run.store.latest(PoolChosen)
     if chosen is None:
-        chosen = PoolChosen(pool=_choose(run, data_px))
+        chosen = PoolChosen(pool=_choose(run, data_px, most_px), most_px=most_px)
         run.store.append(chosen)
         run.reporter.say(chosen.pool.why)
     return _with_pool(run, chosen.pool)
 
 
-def _choose(run: RunContext, data_px: int) -> Pool:
+def _choose(run: RunContext, data_px: int, most_px: int) -> Pool:
     """The pool for what is left of the time; BudgetError if that cannot pay for any backbone."""
     request = run.request
     machine = measure_machine(run)
     left_s = run.remaining().less(run.closing_s).together_s / request.slots
     names = match(request.models, model_names.known_models(run.engine.prepare)) if request.models else ()
-    pool = _make_pool(request, run.data, data_px, left_s, machine, names)
+    pool = _make_pool(request, run.data, data_px, left_s, machine, names, most_px)
     spent_s = run.accountant.ledger().spent_s()
     least_s = pools.least_s(pool, run.data)
     if least_s > left_s and not request.models and request.budget.scope == "total":
@@ -92,7 +101,13 @@ def _choose(run: RunContext, data_px: int) -> Pool:
 
 
 def _make_pool(
-    request: Request, data: DataFacts, data_px: int, left_s: float, machine: Machine, names: Sequence[str]
+    request: Request,
+    data: DataFacts,
+    data_px: int,
+    left_s: float,
+    machine: Machine,
+    names: Sequence[str],
+    most_px: int | None = None,
 ) -> Pool:
     table = prior.load()
     task = Task(
@@ -105,7 +120,7 @@ def _make_pool(
         profile_share=profile_share(request),
         slots=request.slots,
     )
-    sizes = request.sizes or pools.sizes_for(data_px)
+    sizes = request.sizes or [px for px in pools.sizes_for(data_px) if most_px is None or px <= most_px]
     return pools.make_pool(table, names or table.tried, sizes, task, named=bool(names))
 
 

@@ -16,7 +16,7 @@ from fitwithin.data.decode import shorter_side
 from fitwithin.data.pack import Pack
 from fitwithin.engine.base import Engine
 from fitwithin.engine.margins import CLOSING_S, HAND_OVER_S
-from fitwithin.events import DataPacked, MachineDescribed, ProcessStarted
+from fitwithin.events import DataPacked, MachineDescribed, PoolChosen, ProcessStarted
 from fitwithin.machine import boot_id, cores
 from fitwithin.pipeline import choose
 from fitwithin.pipeline.context import RunContext
@@ -96,9 +96,10 @@ def open_run(
     with accountant.entry("data"):
         reporter.begin("packing images", len(dataset.samples))
         before, data_px = store.latest(DataPacked), sampled_px(dataset)
+        most_px = _most_px(request, dataset, data_px, accountant, store)
         images = pack_builder.build(
             dataset,
-            request.pack_side or _pack_side(request, dataset, data_px, accountant),
+            request.pack_side or request.pack_side_for((most_px,)),
             on_progress=reporter.advance,
             strict=request.strict,
             until_at=reading_ends_at(math.inf if hands_over else accountant.ends_at() - accountant.now()),
@@ -142,7 +143,7 @@ def open_run(
         workers=max(1, min(MOST_WORKERS, (node_cores - 1) // jobs_per_host)),
         closing_s=closing_s,
     )
-    return choose.choose(run, data_px)
+    return choose.choose(run, data_px, most_px)
 
 
 def sampled_px(dataset: Dataset) -> int:
@@ -152,8 +153,9 @@ def sampled_px(dataset: Dataset) -> int:
     return shorter_side(some) or max(SIZES)
 
 
-def _pack_side(request: Request, dataset: Dataset, data_px: int, accountant: Accountant) -> int:
-    """The shorter side at which images are stored where their sizes have yet to be chosen."""
+def _most_px(request: Request, dataset: Dataset, data_px: int, accountant: Accountant, store: Store) -> int:
+    """The largest training size that images are stored for: of those that may be chosen, or might have been."""
+    if (chosen := store.latest(PoolChosen)) is not None:
+        return chosen.most_px
     facts = DataFacts(**dataset.counts(), classes=len(dataset.classes))
-    largest = choose.largest_px(request, facts, data_px, accountant.ends_at() - accountant.now())
-    return replace(request, sizes=(largest,), test_sizes=tuple(request.recipe.test_sizes((largest,)))).pack_side
+    return choose.largest_px(request, facts, data_px, accountant.ends_at() - accountant.now())
