@@ -60,7 +60,7 @@ def largest_px(request: Request, data: DataFacts, data_px: int, left_s: float) -
         return max(request.sizes)
     fast = FAST if request.device.is_cuda else FAST * min(1.0, TABLE_CORES / cores())
     machine = Machine(kind=request.device.kind, dense=fast, depthwise=fast)
-    return max(_make_pool(request, data, data_px, left_s, machine, request.models).sizes)
+    return max(_make_pool(request, data, data_px, left_s, machine).sizes)
 
 
 def choose(run: RunContext, data_px: int, most_px: int) -> RunContext:
@@ -86,8 +86,7 @@ def _choose(run: RunContext, data_px: int, most_px: int) -> Pool:
     request = run.request
     machine = measure_machine(run)
     left_s = run.remaining().less(run.closing_s).together_s / request.slots
-    names = match(request.models, model_names.known_models(run.engine.prepare)) if request.models else ()
-    pool = _make_pool(request, run.data, data_px, left_s, machine, names, most_px)
+    pool = _make_pool(request, run.data, data_px, left_s, machine, most_px)
     spent_s = run.accountant.ledger().spent_s()
     least_s = pools.least_s(pool, run.data)
     if least_s > left_s and not request.models and request.budget.scope == "total":
@@ -106,10 +105,13 @@ def _make_pool(
     data_px: int,
     left_s: float,
     machine: Machine,
-    names: Sequence[str],
     most_px: int | None = None,
 ) -> Pool:
     table = prior.load()
+    names = match(request.models, model_names.known_models()) if request.models else ()
+    if request.device.is_cuda and request.data_parallel > 1:  # processes on a CPU share its cores
+        gpus = request.data_parallel
+        machine = replace(machine, dense=machine.dense / gpus, depthwise=machine.depthwise / gpus)
     task = Task(
         data=data,
         data_px=data_px,
@@ -131,7 +133,7 @@ def measure_machine(run: RunContext) -> Machine:
     references = reference_candidates(request)
     px = prior.PACE_PX[kind]
     setting = replace(run, request=replace(request, sizes=(px,), test_sizes=(px,))).setting
-    whole_s, begun_at = run.remaining().time_s, run.engine.now()
+    whole_s, begun_at = run.remaining().usable_s, run.engine.now()
     left_s = min(max(PACE_SHARE * whole_s, 1.5 * REFERENCE_S), MOST_PACE_SHARE * whole_s)
     with run.accountant.entry("profile", "machine", gpus=1, reserved_s=run.promise_s(left_s, gpus=1)) as opened:
         paces = pace.reference_paces(
