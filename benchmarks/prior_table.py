@@ -7,9 +7,10 @@ sets left out still count for paces, which do not depend on what the images show
 
 The model: the logit of the accuracy of backbone m on data set d after n images, e epochs, at s pixels is
 ``level_d + rate * log2(e / (1 + e / knee)) + size_gain(s) + skill_m + growth_m * grown(n)``, the last two functions as
-in planning/prior.py.
-Skills and growths have normal priors around a line in log2(parameters), log2(operations) and depthwise or not, so a
-backbone that was measured once leans on those like it. Least squares; the knee is the best of a few.
+in planning/prior.py. Skills and growths have normal priors around a line in log2(parameters), log2(operations) and
+depthwise or not, so a backbone that was measured once leans on those like it. Least squares; the knee is the best of a
+few. The constants below are guesses that the data correct as far as they can tell. Rows with ``how`` are whole runs of
+the product, entered from their reports.
 """
 
 from __future__ import annotations
@@ -38,8 +39,7 @@ from fitwithin.training.model import depthwise
 RESULT = ground.ROOT / "benchmarks" / "results" / "prior.json"
 TABLE = ground.ROOT / "src" / "fitwithin" / "planning" / "prior.csv"
 
-#: Standard deviations: of a backbone's skill and growth around the line, of what a data set adds to a skill, and of a
-#: skill that was never measured.
+#: Standard deviations: of a backbone's skill and growth around the line, and of what a data set adds to a skill.
 SKILL_SD, GROWTH_SD, DATA_SD = 0.25, 0.07, 0.12
 
 #: The same of the lines' slopes, for a doubling of parameters or operations and for depthwise kernels.
@@ -51,11 +51,14 @@ RATE, RATE_SD = 0.9, 0.1
 #: Epochs at which the gain of a doubling has halved: the best of these is taken.
 KNEES = (10.0, 15.0, 20.0, 30.0, 45.0, 60.0)
 
+#: What a doubling of the classes takes away where all data sets have the same number.
+CLASS_LOSS = 0.5
+
 #: At most this share of a step's time does not depend on the number of pixels: on a CPU the smallest sizes scatter.
 MOST_FIXED = 0.75
 
-#: What a doubling of the pixels' side gains where nothing is measured, and its standard deviation between data sets:
-#: clothing10 hardly needs more than 96 px, ImageNet's own networks gain up to 224.
+#: What a doubling of the pixels' side gains, up to SMALL_PX, and for depthwise nets beyond that, each with its standard
+#: deviation between data sets. (clothing10 hardly needs more than 96 px.)
 PX_GAIN, PX_GAIN_SD = 0.2, 0.05
 SMALL_PX_GAIN, SMALL_PX_GAIN_SD = 0.6, 0.2
 DEPTHWISE_PX_GAIN, DEPTHWISE_PX_GAIN_SD = 0.5, 0.3
@@ -194,7 +197,7 @@ def level_of(levels: dict[str, float], classes: dict[str, int]) -> dict[str, flo
     """The level of data with one class, and what each doubling of the classes takes away."""
     kinds = sorted(set(classes.values()))
     if len(kinds) < 2:
-        loss = 0.5  # one kind of data cannot tell; this is what clothing10 and mini-imagenet-84 differ by
+        loss = CLASS_LOSS
     else:
         means = {n: float(np.mean([levels[d] for d in levels if classes[d] == n])) for n in kinds}
         loss = -float(np.polyfit([math.log2(n) for n in kinds], [means[n] for n in kinds], 1)[0])
