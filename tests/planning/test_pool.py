@@ -71,11 +71,11 @@ def test_more_time_or_a_faster_machine_never_promises_less(machine: Machine, sec
     assert best(pool(seconds, faster)) >= usual - 1e-9
 
 
-def test_a_slow_machine_takes_smaller_images_and_lighter_backbones() -> None:
+def test_a_slow_machine_takes_smaller_images_and_no_heavier_backbones() -> None:
     fast, slow = pool(80.0), pool(80.0, Machine(kind="cuda", dense=20, depthwise=20))
     assert slow.sizes < fast.sizes
     macs = [TABLE.of(found.taken[0].model).macs for found in (fast, slow)]
-    assert macs[1] < macs[0]
+    assert macs[1] <= macs[0]
 
 
 def test_what_cannot_fit_within_the_cap_is_left_with_the_reason() -> None:

@@ -31,6 +31,10 @@ REFERENCES = {"cuda": ("resnet18", "mobilenetv3_small_050"), "cpu": ("resnet10t"
 #: Below this size in pixels a backbone is taken to lose more by each halving: its last maps are of one or two pixels.
 SMALL_PX = 64
 
+#: The largest size in pixels at which depthwise backbones were trained: what they gain beyond it is taken to be what
+#: all gain.
+LARGE_PX = 128
+
 #: What is added to a skill by its growth is no less than this many times the growth.
 LEAST_GROWN = -4.0
 
@@ -90,7 +94,7 @@ class Table:
     The logit of accuracy grows with the images seen as ``rate * log2(e / (1 + e / knee))``, where e are the epochs: by
     ``rate`` with each doubling at first, by nothing in the end. It is ``level`` where that is 0, less
     ``class_loss`` for each doubling of the number of classes. It grows by ``px_gain`` with each doubling of the size in
-    pixels, up to SMALL_PX by ``small_px_gain``; for depthwise backbones by ``depthwise_px_gain`` more.
+    pixels, up to SMALL_PX by ``small_px_gain``; for depthwise backbones by ``depthwise_px_gain`` more, up to LARGE_PX.
     """
 
     backbones: Mapping[str, Backbone]
@@ -105,7 +109,7 @@ class Table:
     def size_gain(self, px: int, *, depthwise: bool) -> float:
         """What the size in pixels adds to the logit, beside 128 px."""
         small, large = min(px, SMALL_PX), max(px, SMALL_PX)
-        more = self.depthwise_px_gain * math.log2(px / 128) if depthwise else 0.0
+        more = self.depthwise_px_gain * math.log2(min(px, LARGE_PX) / LARGE_PX) if depthwise else 0.0
         return self.px_gain * math.log2(large / 128) + self.small_px_gain * math.log2(small / SMALL_PX) + more
 
     @property
