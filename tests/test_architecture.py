@@ -20,6 +20,7 @@ ROOT = Path(fitwithin.__file__).parent
 LAYERS: tuple[tuple[str, str], ...] = (
     ("ground", "errors units files machine version"),
     ("words", "candidate recipe budget options request store ledger accountant"),
+    ("weights", "weights"),
     ("data", "data"),
     ("engine", "engine"),
     ("training", "training"),
@@ -52,6 +53,7 @@ TORCH = {
     "training.loop",
     "training.model",
     "training.optimizer",
+    "training.pretrained",
     "training.trainer",
 }
 

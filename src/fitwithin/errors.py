@@ -4,7 +4,8 @@
     ├── UsageError              2   what was asked for cannot be done as asked
     │   ├── DataError           2   the images: none, one class, a class too small, unreadable
     │   ├── BudgetError         2   the limits leave no room for even one candidate
-    │   └── RunFolderError      2   the output folder: taken, unwritable, or not a run
+    │   ├── RunFolderError      2   the output folder: taken, unwritable, or not a run
+    │   └── WeightsError        2   pretrained weights: damaged, of another model, or not to be had
     ├── DeviceError             3   the device: absent, or it does not do what its driver promised
     │   ├── OutOfMemory         3   the memory cap was reached (recognised in engine/memory.py alone)
     │   │   └── DeviceFull      3   others left less of the device's memory than the cap
@@ -42,6 +43,10 @@ class BudgetError(UsageError):
 
 class RunFolderError(UsageError):
     """The output folder holds something else, cannot be written, or is not a run."""
+
+
+class WeightsError(UsageError):
+    """Pretrained weights are damaged, belong to another model, hold code, or cannot be had."""
 
 
 class DeviceError(FitwithinError):
