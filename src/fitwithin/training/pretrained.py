@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import timm
@@ -106,12 +107,7 @@ def _classifier(net: nn.Module) -> tuple[str, ...]:
 
 def _by_name(state: State, theirs: State, prefixes: tuple[str, ...]) -> tuple[State | None, str]:
     """The tensors for a net whose own are ``theirs``, each under the net's name for it; else None, and why."""
-    roots = tuple({f"{prefix.split('.')[0]}." for prefix in prefixes})
-    #: Around a classifier there may be more than itself, as LeViT's normalisation: all of it is absent, or nothing.
-    file_ends = not any(name.startswith(roots) for name in state)
-    net_ends = not any(name.startswith(prefixes) for name in theirs)
-    absent = prefixes + (roots if file_ends else ())
-    unused = prefixes + (roots if net_ends else ())
+    absent, unused = _open(prefixes, state), _open(prefixes, theirs)
     lacks = [name for name in theirs.keys() - state.keys() if not name.startswith(absent)]
     spare = [name for name in state.keys() - theirs.keys() if not name.startswith(unused)]
     fits = {name for name in theirs.keys() & state.keys() if theirs[name].shape == state[name].shape}
@@ -126,11 +122,21 @@ def _by_name(state: State, theirs: State, prefixes: tuple[str, ...]) -> tuple[St
     return {name: state[name] for name in theirs if name in fits}, ""
 
 
+def _open(prefixes: tuple[str, ...], names: Iterable[str]) -> tuple[str, ...]:
+    """The beginnings of names that one side may lack: the classifier's, and those of what is around it where ``names``
+    have none of that, as LeViT's normalisation before its classifier."""
+    parts = [prefix.split(".")[:-1] for prefix in prefixes]
+    around = {".".join(each[:count]) + "." for each in parts for count in range(1, len(each))}
+    return (*prefixes, *(each for each in around if not any(name.startswith(each) for name in names)))
+
+
 def _by_position(state: State, theirs: State, prefixes: tuple[str, ...]) -> tuple[State | None, str]:
     """The same for a file with other names: its tensors in their order are the net's, shape by shape."""
     file = [(name, value) for name, value in state.items() if not name.endswith(_COUNTER)]
     mine = [(name, value) for name, value in theirs.items() if not name.endswith(_COUNTER)]
     body = [(name, value) for name, value in mine if not name.startswith(prefixes)]
+    if [name for name, _ in file] == sorted(name for name, _ in file):
+        return None, f"it has other names, as {file[0][0]}, in the order of the alphabet"  # block 10 before block 2
     if len(file) == len(body):  # a file without a classifier
         mine = body
     elif len(mine) == len(body) and _ends_with_classifier(file, len(body)):
