@@ -153,7 +153,7 @@ def _config(file: File) -> tuple[Config | None, str]:
             return None, f"the config.json beside {file.path} cannot be used ({error}); copy it again"
     if theirs is None:
         return None, (
-            f"timm has no weights called {file.name}{near(file.name)} "
-            f"Call the file <timm name>{file.path.suffix}, or give it a folder with a config.json as timm writes it"
+            f"timm has no weights called {file.name}; name the file <timm name>{file.path.suffix}, or give it a folder "
+            f"with a config.json as timm writes it{near(file.name)}"
         )
     return theirs, ""
