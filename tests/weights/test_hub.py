@@ -103,7 +103,9 @@ def test_a_pull_that_broke_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> Non
             hub.down = done > 0
 
     hub.cuts = [300_000]
-    with pytest.raises(WeightsError, match=r"the connection to the Hub broke .* pull test_vit.* again and it goes on"):
+    with pytest.raises(
+        WeightsError, match=r"the connection to the Hub broke .* again, which goes on with what came so far"
+    ):
         pull(tmp_path, Stops())
     (part,) = tmp_path.glob("*.part")
     have = part.stat().st_size

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fitwithin.cli import terminal
+from fitwithin.cli import terminal, weights
 from fitwithin.cli.options import AsJson, Data, Device, EngineName, RayAddress, RunFolder, with_limits
 from fitwithin.engine import launch
 from fitwithin.errors import DeviceError, FitwithinError, UsageError
@@ -25,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(weights.app)
 
 
 def main() -> None:

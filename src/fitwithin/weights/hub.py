@@ -266,6 +266,7 @@ def _reason(name: str, repo: str, error: Exception) -> str:
     from huggingface_hub import errors
 
     by_hand = f"or put {FILES[0]} of {repo} into a --weights folder as {name}.safetensors"
+    again = f"pull {name} again, which goes on with what came so far, {by_hand}"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return f"{name} cannot be pulled while HF_HUB_OFFLINE is set; unset it, {by_hand}"
     if isinstance(error, errors.GatedRepoError):
@@ -274,6 +275,6 @@ def _reason(name: str, repo: str, error: Exception) -> str:
         return f"the Hub has no {repo} with {name}, or it is private; check the name, {by_hand}"
     if isinstance(error, errors.HfHubHTTPError):
         status = getattr(error.response, "status_code", "?")
-        return f"the Hub answers {status} for {repo}; what came is kept: pull {name} again later, {by_hand}"
-    told = " ".join(str(error).split())[:100] or type(error).__name__
-    return f"the connection to the Hub broke ({told}); what came is kept: pull {name} again and it goes on, {by_hand}"
+        return f"the Hub answers {status} for {repo}; {again}"
+    said = " ".join(str(error).split())[:100] or type(error).__name__
+    return f"the connection to the Hub broke ({said}); {again}"
