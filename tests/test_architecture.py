@@ -256,6 +256,9 @@ COMMANDS: dict[str, list[str]] = {
     "report": ["folder", "--json"],
     "resume": ["folder", "--data", "--engine", "--ray-address", "--json"],
     "run": ["data", *LIMITS, "--out", "--plan", "--json"],
+    "weights list": ["--weights", "--licences", "--json"],
+    "weights pull": ["names", "--to", "--licences", "--json"],
+    "weights show": ["name", "--weights", "--licences", "--json"],
 }
 
 
@@ -265,9 +268,14 @@ def test_the_options_are_those() -> None:
     from fitwithin.cli.main import app
 
     group = typer.main.get_command(app)
+    commands = {
+        f"{name} {inner}".strip(): each
+        for name, command in group.commands.items()
+        for inner, each in getattr(command, "commands", {"": command}).items()
+    }
     found = {
         name: [p.opts[0] if p.param_type_name == "option" else p.name for p in command.params]
-        for name, command in group.commands.items()
+        for name, command in commands.items()
     }
     assert found == COMMANDS
     assert [p.opts for p in group.params] == [["--version"]]

@@ -52,7 +52,9 @@ def section(page: str, title: str) -> str:
 
 
 def options(command: str) -> set[str]:
-    return {word for param in COMMANDS[command].params for word in param.opts if word.startswith("-")}
+    """Its options, and those of the commands in it."""
+    parts = getattr(COMMANDS[command], "commands", {command: COMMANDS[command]}).values()
+    return {word for part in parts for param in part.params for word in param.opts if word.startswith("-")}
 
 
 @pytest.mark.parametrize(("page", "block"), every("python"))
@@ -65,8 +67,10 @@ def test_shell_commands_parse(page: str, block: str) -> None:
     for line in block.splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] == ["fitwithin"]:
-            command = COMMANDS[words[1]]
-            command.make_context(words[1], words[2:])
+            command, given = COMMANDS[words[1]], words[2:]
+            if hasattr(command, "commands"):
+                command, given = command.commands[given[0]], given[1:]
+            command.make_context(words[1], given)
 
 
 def test_the_recipe_of_the_how_to_loads(tmp_path: Path) -> None:

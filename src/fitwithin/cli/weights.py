@@ -179,13 +179,21 @@ def _progress(offers: Sequence[Offer], as_json: bool) -> Iterator[Progress]:
 
         with progress.Progress(
             progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(bar_width=16),
-            progress.DownloadColumn(binary_units=True),
+            progress.BarColumn(bar_width=8),
+            progress.TaskProgressColumn(),
+            progress.TextColumn("{task.fields[size]}", justify="right"),
             progress.TimeRemainingColumn(),
             console=screen,
         ) as bars:
             tasks = {
-                offer: bars.add_task(offer.name, total=offer.size_bytes, visible=False, start=False) for offer in offers
+                offer: bars.add_task(
+                    offer.name,
+                    total=offer.size_bytes,
+                    size=format_size(offer.size_bytes),
+                    visible=False,
+                    start=False,
+                )
+                for offer in offers
             }
 
             def move(offer: Offer, done: int) -> None:
