@@ -33,7 +33,7 @@ from fitwithin.engine.launch import launched
 from fitwithin.engine.local import Local
 from fitwithin.files import cache_root
 from fitwithin.machine import DeviceName
-from fitwithin.training import model_names
+from fitwithin.weights import model_names
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "search.json"
 

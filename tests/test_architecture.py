@@ -19,8 +19,8 @@ ROOT = Path(fitwithin.__file__).parent
 #: and from those below, never from above. A package is all that lies in its folder, but for what is named apart.
 LAYERS: tuple[tuple[str, str], ...] = (
     ("ground", "errors units files machine version"),
-    ("words", "candidate recipe budget options request store ledger accountant"),
     ("weights", "weights"),
+    ("words", "candidate recipe budget options request store ledger accountant"),
     ("data", "data"),
     ("engine", "engine"),
     ("training", "training"),
@@ -50,6 +50,8 @@ TORCH = {
     "training.distributed",
     "training.evaluation",
     "training.learner",
+    "training.linear_head",
+    "training.linear_probe",
     "training.loop",
     "training.model",
     "training.optimizer",
@@ -219,6 +221,9 @@ LIMITS = [
     "--test-sizes",
     "--scope",
     "--recipe",
+    "--init",
+    "--weights",
+    "--licences",
     "--device",
     "--memory-accounting",
     "--seed",
@@ -234,7 +239,10 @@ LIMITS = [
 ]
 
 #: A profile alone has no use for these.
-BOUNDS = ("--time", "--gpu-time", "--inference", "--scope", "--search", "--min-gain")
+BOUNDS = (
+    *("--time", "--gpu-time", "--inference", "--scope", "--search", "--min-gain"),
+    *("--init", "--weights", "--licences"),
+)
 
 #: The command line as it stands. An option more is a decision: is there a question of a user that it answers?
 COMMANDS: dict[str, list[str]] = {

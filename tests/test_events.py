@@ -38,6 +38,9 @@ def test_all_that_a_run_writes_is_read_back(tmp_path: Path, monkeypatch: pytest.
     assert {type(event) for event in told} >= set(EVENTS) - {
         TrialAsked,
         events.PoolChosen,
+        events.WeightsFound,
+        events.LinearProbed,
+        events.StartChosen,
         events.CandidateRejected,
         *LEDGER_EVENTS,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from fitwithin.report import build
 from fitwithin.report.schema import Report
 from fitwithin.request import Request
 from fitwithin.store import Store
-from fitwithin.training import model_names
+from fitwithin.weights import model_names
 
 #: Profiling alone has no time budget; a request must have one. Without a budget nothing can be chosen either.
 PROFILE_TIME, PROFILE_MODELS, PROFILE_SIZES = "24h", "paper", "160,224"
@@ -183,10 +184,11 @@ def plan(
     reporter = reporter or Silent()
     with files.naming_full_disks(), launch.launched(server) as server, _site(None, limits, server) as site:
         request = _parsed(site, data, limits)
-        with site.open(request, None) as engine, Store() as store:
+        with site.open(request, None) as engine, Store() as store, tempfile.TemporaryDirectory() as scratch:
             dataset = _scan(request, reporter, started_at)
             accountant = start.open_accountant(store, request.budget, engine.now, started_at)
-            context = start.open_run(request, Path(), engine, store, reporter, accountant, dataset)
+            # Linear probes leave models, whose features stay in the cache.
+            context = start.open_run(request, Path(scratch), engine, store, reporter, accountant, dataset)
             made = flow.make_plan(context)
             return made, build.report(context.request, made, store, accountant.ledger())
 

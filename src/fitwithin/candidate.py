@@ -37,18 +37,22 @@ class Candidate:
     ``fp32`` is PyTorch's default float32 (on Ampere and later its convolutions may use TF32, as in the paper's runs),
     ``tf32`` lets matrix products use TF32 too; ``amp`` is autocast to float16 with loss scaling on CUDA, as the paper
     had it, and to bfloat16 on the CPU; ``amp-bf16`` is autocast to bfloat16 everywhere. The layout is CUDA's: the CPU
-    always takes ``channels_last``.
+    always takes ``channels_last``. ``init`` names the pretrained weights that it starts from, as timm does
+    (``resnet50.a1_in1k``); without it the weights are drawn.
     """
 
     model: str
     train_px: int
     precision: str
     layout: str = "nchw"
+    init: str = ""
 
     @property
     def name(self) -> str:
         """A name unique within a grid and safe as a file name, such as ``resnet18-amp-160``."""
-        return f"{self.model}-{self.precision}-{self.train_px}" + ("" if self.layout == "nchw" else f"-{self.layout}")
+        return f"{self.init or self.model}-{self.precision}-{self.train_px}" + (
+            "" if self.layout == "nchw" else f"-{self.layout}"
+        )
 
 
 #: Names for several backbones.

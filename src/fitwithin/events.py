@@ -9,8 +9,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from fitwithin.candidate import Candidate
 from fitwithin.data.dataset import Broken
-from fitwithin.engine.results import EvalResult, TrainResult
+from fitwithin.engine.results import EvalResult, LinearProbe, TrainResult
 from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled
 from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.planning.pool import Pool
@@ -19,6 +20,7 @@ from fitwithin.planning.search_plan import AskEvent, TellEvent
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.request import Request
 from fitwithin.store import Event, Store
+from fitwithin.weights.find import Refused, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,42 @@ class PoolChosen(Event):
     pool: Pool
     #: The largest size in pixels that could have been chosen: images are stored for it.
     most_px: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsFound(Event):
+    """The pretrained weights on this machine: those that may be used, and those that are refused."""
+
+    kind: ClassVar[str] = "weights"
+    weights: tuple[Weights, ...]
+    refused: tuple[Refused, ...]
+    #: Whether these are of the models that the user named.
+    named: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbed(Event):
+    """A linear head was fitted to the features of pretrained weights of that name, on as many training images as were
+    ``wanted`` or fewer: its trial and result, or the ``reason`` why there are none."""
+
+    kind: ClassVar[str] = "linear_probe"
+    name: str
+    wanted: int
+    trial: TrialPlan | None = None
+    probe: LinearProbe | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartChosen(Event):
+    """Whether the run starts from pretrained weights, and why; ``tuned`` are fine-tuned, the best first."""
+
+    kind: ClassVar[str] = "start_from"
+    pretrained: bool
+    why: str
+    tuned: tuple[Candidate, ...] = ()
+    #: The training sizes in pixels of these; without any that of the best linear head.
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +200,9 @@ EVENTS: tuple[type[Event], ...] = (
     ProcessStarted,
     DataPacked,
     MachineDescribed,
+    WeightsFound,
+    LinearProbed,
+    StartChosen,
     PoolChosen,
     CandidateProfiled,
     CandidateRejected,
@@ -205,13 +246,19 @@ def history(store: Store) -> list[AskEvent | TellEvent]:
 
 
 def planned_trials(plan: Plan, store: Store) -> dict[str, TrialPlan]:
-    """All planned trials by name, in order: the plan's, and those of its search."""
+    """All planned trials by name, in order: linear probes, the plan's, and those of its search."""
+    probed = [event.trial for event in store.read(LinearProbed) if event.trial is not None]
     later = [event.plan for event in store.read(TrialAsked) if event.plan is not None]
-    return {trial.name: trial for trial in (*plan.trials, *later)}
+    return {trial.name: trial for trial in (*probed, *plan.trials, *later)}
 
 
 def outcomes(store: Store) -> tuple[dict[str, TrainResult], dict[str, str]]:
     """How the trainings ended: trained by name, and the reasons of those that failed."""
     ended = store.read(TrialEnded)
-    trained = {event.name: event.trained for event in ended if event.trained is not None}
+    trained = {
+        event.trial.name: event.probe.as_training()
+        for event in store.read(LinearProbed)
+        if event.trial is not None and event.probe is not None
+    }
+    trained |= {event.name: event.trained for event in ended if event.trained is not None}
     return trained, {event.name: event.reason for event in ended if event.trained is None}

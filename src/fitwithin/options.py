@@ -13,6 +13,7 @@ from fitwithin.candidate import parse_models, parse_precisions, parse_sizes
 from fitwithin.errors import UsageError
 from fitwithin.machine import DeviceName
 from fitwithin.recipe import DEFAULT
+from fitwithin.weights.licences import parse_licences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,19 @@ class Limits(TypedDict, total=False):
     recipe: Annotated[str, Option(
         help="How to train: `fast`, `paper`, `upright`, `wide`, or a TOML file.",
         default=DEFAULT)]
+    init: Annotated[str, Option(
+        help="Where weights come from: `auto`, `random` or `weights`.",
+        more="`auto` starts from pretrained weights where there are any, their licence is permitted, and they promise "
+        "more than a random start. `weights` always does. A run never downloads any: `fitwithin weights pull` does.",
+        default="auto", in_profile=False)]
+    weights: Annotated[str, Option(
+        help="A folder of pretrained weights: files `<timm name>.safetensors` or `.pth`, or timm's folders.",
+        more="Beside it count those that were pulled, installed packages of weights, and the Hugging Face cache.",
+        in_profile=False)]
+    licences: Annotated[str | Sequence[str], Option(
+        help="Licences that pretrained weights may have, separated by commas.",
+        more="`permissive` stands for apache-2.0, mit, bsd-3-clause and cc-by-4.0.",
+        parse=parse_licences, default="permissive", in_profile=False)]
     device: Annotated[str | DeviceName, Option(
         help="Device: `auto`, `cpu`, `cuda` or `cuda:N`.",
         parse=DeviceName.parse, default="auto", with_plan=True)]

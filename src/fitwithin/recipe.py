@@ -24,6 +24,9 @@ BATCHES = ("largest", "knee")
 
 OPTIMIZERS = ("adamw", "muon")
 
+#: Where weights come from at first: drawn, or pretrained.
+INITS = ("random", "pretrained")
+
 #: The recipe where none is named.
 DEFAULT = "fast"
 
@@ -52,6 +55,13 @@ class Recipe:
     validate_last_epochs: int
     #: Where candidates share a budget, only as many are kept as get this many epochs each.
     min_epochs: int
+    #: One of INITS.
+    init: str = "random"
+    #: The recipe that is taken instead where pretrained weights promise more; without one they never are.
+    transfer: str = ""
+    #: The learning rate of each block of layers is this many times that of the block above it; the head has the whole
+    #: rate (ELECTRA, Clark et al., ICLR 2020).
+    layer_decay: float = 1.0
     #: The backbones and training sizes that are tried unless a run asks for others. Without any they are chosen for the
     #: data, the machine and the time.
     models: tuple[str, ...] = ()
@@ -97,6 +107,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         checks = {
+            "init": self.init in INITS,
+            "layer_decay": 0 < self.layer_decay <= 1,
             "lr": self.lr > 0,
             "lr_base_size": self.lr_base_size >= 1,
             "weight_decay": self.weight_decay >= 0,

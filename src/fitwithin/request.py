@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,10 +18,14 @@ from fitwithin.errors import UsageError
 from fitwithin.machine import CPU, DeviceName
 from fitwithin.options import OPTIONS, Limits
 from fitwithin.recipe import Recipe
+from fitwithin.weights.licences import PERMISSIVE
 
 #: How candidates share the time: a little for all, more for the best; the same, with entrants proposed by Optuna; or
 #: equal shares (the default if each candidate has the whole time).
 SEARCHES = ("halving", "optuna", "exhaustive")
+
+#: Where weights may come from.
+INITS = ("auto", "random", "weights")
 
 #: Where jobs may run.
 ENGINES = ("local", "ray")
@@ -54,9 +59,14 @@ class Request:
     ray_address: str | None = None
     #: How many GPUs are used at once.
     gpus: int = 1
+    #: Where weights come from at first, a folder of pretrained ones, and the licences that these may have.
+    init: str = INITS[0]
+    weights: str | None = None
+    licences: tuple[str, ...] = PERMISSIVE
 
     def __post_init__(self) -> None:
         self._check_engine()
+        self._check_init()
         self._check_search()
         if self.jobs > 1 and self.slots > 1:
             raise UsageError(
@@ -93,6 +103,27 @@ class Request:
                 f"--jobs {self.jobs} would hold several GPUs of the cluster at once and count one; give "
                 f"--gpus {self.jobs}, which counts them"
             )
+
+    def _check_init(self) -> None:
+        if self.init not in INITS:
+            raise UsageError(f"{self.init!r} is not a start; choose from {', '.join(INITS)}")
+        if self.init == "random" and (self.weights or self.recipe.init == "pretrained"):
+            asked = f"--weights {self.weights}" if self.weights else f"--recipe {self.recipe.name}"
+            raise UsageError(f"{asked} starts from pretrained weights, --init random does not; leave out one")
+        if (self.init == "weights" or self.weights) and not self.may_transfer:
+            asked = f"--weights {self.weights}" if self.weights else "--init weights"
+            why = (
+                f"recipe {self.recipe.name!r} always starts from random weights; leave out --recipe"
+                if not (self.recipe.transfer or self.recipe.init == "pretrained")
+                else "they need --engine local and --scope total; leave out the other"
+            )
+            raise UsageError(f"{asked} asks for pretrained weights, but {why}")
+
+    @property
+    def may_transfer(self) -> bool:
+        """Whether the run may start from pretrained weights."""
+        allowed = bool(self.recipe.transfer) or self.recipe.init == "pretrained"
+        return allowed and self.init != "random" and self.engine == "local" and self.budget.scope == "total"
 
     def _check_search(self) -> None:
         if self.search not in SEARCHES:
@@ -242,4 +273,7 @@ def parse(data: str | Path, **limits: Unpack[Limits]) -> Request:
         engine=word["engine"],
         ray_address=word["ray_address"],
         gpus=word["gpus"] or word["data_parallel"],
+        init=word["init"],
+        weights=None if word["weights"] is None else os.path.abspath(word["weights"]),
+        licences=word["licences"],
     )

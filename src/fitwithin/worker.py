@@ -25,7 +25,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from fitwithin.engine.jobs import CompareJob, EvaluateJob, ProbeJob, ReserveMemoryJob, Seat, TrainJob
+from fitwithin.engine.jobs import (
+    CompareJob,
+    EvaluateJob,
+    LinearProbeJob,
+    ProbeJob,
+    ReserveMemoryJob,
+    Seat,
+    TrainJob,
+)
 from fitwithin.engine.launch import ENDED, MESSAGE, READY, STARTED
 from fitwithin.engine.results import Failure, FailureKind, Progress
 from fitwithin.errors import FitwithinError, LoaderTimeout, OutOfMemory, PeerLost
@@ -42,9 +50,15 @@ KINDS: dict[type[FitwithinError], FailureKind] = {PeerLost: "deserted", LoaderTi
 def serve(control: socket.socket) -> None:
     """Fork a child for every request until the other side closes; then end those still at work."""
     gc.disable()  # while torch and timm are imported, where collection took 0.6 of 2.4 s
-    for module in ("profiling.probe", "profiling.screen", "training.evaluation", "training.loop"):
+    for module in (
+        "profiling.probe",
+        "profiling.screen",
+        "training.evaluation",
+        "training.linear_probe",
+        "training.loop",
+    ):
         import_module(f"fitwithin.{module}")  # before any fork
-    from fitwithin.training import model_names
+    from fitwithin.weights import model_names
 
     with suppress(OSError):  # a cache that cannot be written is reported where it is needed
         model_names.known_models()
@@ -153,18 +167,29 @@ def _limit(opened: Any, job: Any, staged_bytes: int) -> None:
     """Bound the device's memory, and the threads to what others leave free of the CPU."""
     setting = job.setting
     # An evaluation takes far less than the training step that was certified with the same views.
-    expected_bytes = 0 if isinstance(job, EvaluateJob) else job.non_allocator_bytes or None
+    expected_bytes = 0 if isinstance(job, EvaluateJob | LinearProbeJob) else job.non_allocator_bytes or None
     opened.set_memory_cap(setting.memory_bytes, setting.accounting, expected_bytes, staged_bytes)
     if not (isinstance(job, TrainJob) and job.frozen):  # whose result must not depend on the number of threads
         opened.share_cores()
+
+
+def _await_turn(job: ProbeJob, seat: Seat, locked: ExitStack) -> float:
+    """Wait until no other process times the device, and keep others from it; the seconds waited."""
+    from fitwithin.profiling import gpu_lock, probe
+    from fitwithin.training import distributed
+
+    if seat.is_main:
+        return locked.enter_context(gpu_lock.timing_lock(probe.scratch_folder(job), str(job.setting.device)))
+    distributed.await_first(seat)
+    return 0.0
 
 
 def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) -> Any:
     from fitwithin.data import pack
     from fitwithin.data.prefetch import PrefetchLoader
     from fitwithin.engine import device
-    from fitwithin.profiling import gpu_lock, probe, screen
-    from fitwithin.training import distributed, evaluation, loop
+    from fitwithin.profiling import probe, screen
+    from fitwithin.training import distributed, evaluation, linear_probe, loop
     from fitwithin.training.evaluation import feeder_rings
 
     opened: Any = None
@@ -177,15 +202,12 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
             opened = device.open_device(setting.device)
             opened.set_memory_cap(setting.memory_bytes, setting.accounting)
             return screen.screen(job, opened)
-        evaluates = isinstance(job, EvaluateJob)
+        evaluates = isinstance(job, EvaluateJob | LinearProbeJob)
         rings = feeder_rings(job.candidate, setting, job.batch if evaluates else job.share, trains=not evaluates)
         store = pack.open_pack(Path(setting.pack))
         feeder = PrefetchLoader(store, setting.workers, rings, pin=setting.device.is_cuda)
         if isinstance(job, ProbeJob) and job.timed:
-            if seat.is_main:
-                asked_at += locked.enter_context(gpu_lock.timing_lock(probe.scratch_folder(job), str(setting.device)))
-            else:
-                distributed.await_first(seat)
+            asked_at += _await_turn(job, seat, locked)
         if not isinstance(job, ProbeJob) or job.timed:
             feeder.start()
         team = distributed.init_process_group(seat, setting.jobs_per_host)
@@ -202,6 +224,9 @@ def _carry_out(job: Any, asked_at: float, seat: Seat, connection: Connection) ->
 
         if isinstance(job, ProbeJob):
             return probe.probe(job, opened, feeder, asked_at, team)
+        if isinstance(job, LinearProbeJob):
+            with opened.guard():
+                return linear_probe.probe_linearly(job, opened, feeder, asked_at, emit)
         evaluator = evaluation.Evaluator(opened, feeder)
         with opened.guard():
             if isinstance(job, TrainJob):

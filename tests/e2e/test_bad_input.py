@@ -113,7 +113,7 @@ WORDS: dict[str, tuple[dict[str, str | None], tuple[str, ...]]] = {
     "no model": ({"models": " , "}, ("no model",)),
     "size 4": ({"sizes": "4"}, ("'4'", "8 to 1024")),
     "size 9999": ({"test_sizes": "32,9999"}, ("'9999'",)),
-    "unknown recipe": ({"recipe": "papper"}, ("'papper'", "paper, upright")),
+    "unknown recipe": ({"recipe": "papper"}, ("'papper'", "paper, transfer, upright")),
     "missing recipe file": ({"recipe": "absent.toml"}, ("'absent.toml'",)),
     "scope banana": ({"scope": "banana"}, ("'banana'", "total, candidate")),
     "no GPU": ({"device": "cuda"}, ("no CUDA device", "--device cpu")),

@@ -224,8 +224,8 @@ def test_without_a_recipe_it_is_the_fast_one_and_uses_its_time_up(ground: Path, 
 
 
 def test_the_plain_command_chooses_backbone_and_size(door: Door, shapes: Path, tmp_path: Path) -> None:
-    """Neither is named; a time that is too short is refused with one that suffices."""
-    plain = ("run", shapes, "--device", "cpu", "--memory", "2GiB")
+    """Neither is named, and the weights are drawn; a time that is too short is refused with one that suffices."""
+    plain = ("run", shapes, "--device", "cpu", "--memory", "2GiB", "--init", "random")
     refused = door(*plain, "--time", "6s", "--out", tmp_path / "short")
     assert refused.code == 2
     assert not (tmp_path / "short").exists()

@@ -43,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def opened(folder: Path, store: Store, law: SimulatedMachine | None = None, **limits: Any) -> RunContext:
     """A process opens the run."""
     engine = Simulated(law or SimulatedMachine(), CountedImages(), SimulatedClock(1000.0))
-    request = requests.parse(folder, **{"memory": "4GiB", "time": "10m", "device": "cpu", **limits})
+    request = requests.parse(folder, **{"memory": "4GiB", "time": "10m", "device": "cpu", "init": "random", **limits})
     accountant = start.open_accountant(store, request.budget, engine.now, engine.now())
     return start.open_run(request, folder, engine, store, Silent(), accountant, image_folder.scan(folder))
 

@@ -27,6 +27,7 @@ from fitwithin.engine.jobs import (
     CompareJob,
     EvaluateJob,
     Job,
+    LinearProbeJob,
     ProbeJob,
     TrainJob,
     batches_to_compare,
@@ -35,10 +36,12 @@ from fitwithin.engine.jobs import (
 )
 from fitwithin.engine.results import (
     EVALUATED,
+    LINEAR,
     CompareResult,
     EvalResult,
     Failure,
     FailureKind,
+    LinearProbe,
     Outcome,
     Probe,
     Progress,
@@ -50,7 +53,7 @@ from fitwithin.engine.worker_process import Standby
 from fitwithin.files import read_json, to_json
 from simulated.clock import SimulatedClock, SimulatedExecutor
 from simulated.law import SimulatedMachine
-from simulated.trial import read_accuracy, train
+from simulated.trial import read_accuracy, train, write_accuracy
 
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Images
@@ -148,6 +151,8 @@ class Simulated:
                     if evaluates_in_process(job):
                         self._staying.add(job, job)
                     return trained
+                if isinstance(job, LinearProbeJob):
+                    return self._probe_linearly(job, until_at)
                 if staying is None:
                     self.spend(self.law.startup_s, until_at)
                 return self._evaluate(job, until_at, on_progress)
@@ -211,6 +216,39 @@ class Simulated:
             wall_s=wall_s,
             timing=timing,
             scouted=scouted,
+        )
+
+    def _probe_linearly(self, job: LinearProbeJob, until_at: float) -> LinearProbe:
+        law, begun_at = self.law, self.now()
+        self.spend(law.startup_s, until_at)
+        n_val, n_all = len(self.labels("val")), len(self.labels("train")) + len(self.labels("val"))
+        paces = {one: law.eval_image_s(one, one.train_px) for one in job.candidates}
+        largest_first = sorted(paces, key=lambda one: (-one.train_px, paces[one]))
+        affordable = [one for one in largest_first if n_all * paces[one] <= job.all_within_s]
+        candidate = next(iter(affordable), min(paces, key=lambda one: paces[one]))
+        image_s = paces[candidate]
+        most = int((job.until_at - self.now() - law.save_s) / (2 * image_s)) - n_val
+        images = min(job.most_images, most)
+        if images < len(self.images.classes):
+            raise _Ended("error", "the time was over before there were features of images of every class")
+        self.spend((images + n_val) * image_s + law.save_s, until_at)
+        accuracy = law.accuracy(
+            candidate, law.half_epochs * images / len(self.labels("train")), 0.0, job.setting.classes
+        )
+        write_accuracy(Path(job.folder) / f"{candidate.name}-{LINEAR}", accuracy)
+        return LinearProbe(
+            candidate=candidate,
+            correct=round(accuracy * n_val),
+            neighbours_correct=round(0.8 * accuracy * n_val),
+            pixels_correct=round(0.4 * accuracy * n_val),
+            images=images,
+            strength=0.01,
+            parameters=law.parameters(candidate),
+            startup_s=law.startup_s,
+            features_s=self.now() - begun_at - law.startup_s,
+            head_s=0.0,
+            cached=0,
+            peak_bytes=min(law.memory_bytes(candidate, job.batch), job.setting.memory_bytes),
         )
 
     def _screen(self, job: CompareJob, until_at: float) -> CompareResult:

@@ -174,6 +174,13 @@ def _token(accuracy: float) -> bytes:
     return len(header).to_bytes(8, "little") + header
 
 
+def write_accuracy(folder: Path, accuracy: float) -> None:
+    """Leave tokens where a model of that accuracy and its card would be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(folder / CARD, "{}")
+    write_atomic(folder / WEIGHTS, lambda new: new.write_bytes(_token(accuracy)))
+
+
 def read_accuracy(folder: Path) -> float:
     """The accuracy of the model in ``folder`` when its token was written."""
     return float(json.loads((folder / WEIGHTS).read_bytes()[8:])["__metadata__"]["accuracy"])

@@ -67,14 +67,13 @@ def test_a_step_at_rate_0_changes_no_weight(optimizer: str, monkeypatch: pytest.
     monkeypatch.setattr(timms, "_check_capturable_devices", lambda *_, **__: None)
     recipe = replace(recipes.load("fast"), optimizer=optimizer)
     one = learner(recipe)
-    one._rate = torch.zeros(())
-    one.optimizer = make(recipe, one.net, one._rate, fused=False, capturable=True)
+    one.optimizer = make(recipe, one.net, torch.zeros(()), fused=False, capturable=True)
     named = dict(one.net.named_parameters())
     for parameter in (named["layer1.0.bn1.weight"], named["layer1.0.bn1.bias"]):
         parameter.register_hook(torch.zeros_like)  # as of channels that never fire
     for number in range(3):
         one.step(*batch(number), 1e-3)
-    before = {name: value.clone() for name, value in named.items()}
+    before = {name: value.detach().clone() for name, value in named.items()}
     one.step(*batch(3), 0.0)
     assert one.finite()
     assert [name for name, value in named.items() if not torch.equal(value, before[name])] == []
@@ -108,3 +107,24 @@ def test_the_papers_optimizer_is_torchs_adamw_as_it_comes() -> None:
         {k: v for k, v in group.param_groups[0].items() if k not in ("params", "fused")} for group in (ours, theirs)
     ]
     assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_layers_far_from_the_head_move_less(optimizer: str) -> None:
+    recipe = replace(recipes.load("transfer"), optimizer=optimizer, layer_decay=0.5, clip_grad=None, weight_decay=0.0)
+    one = learner(recipe)
+    before = {name: value.detach().clone() for name, value in one.net.named_parameters()}
+    one.step(*batch(0), 1e-3)
+    scales = sorted(group["lr_scale"] for group in one.optimizer.param_groups)
+    assert scales[-1] == 1.0
+    assert scales[0] < 0.1
+    for group in one.optimizer.param_groups:
+        assert group["lr"] == pytest.approx(1e-3 * group["lr_scale"])
+    moved = {name: float((value.detach() - before[name]).abs().mean()) for name, value in one.net.named_parameters()}
+    assert moved["fc.weight"] > 5 * moved["conv1.0.weight" if "conv1.0.weight" in moved else "conv1.weight"]
+
+
+def test_every_parameter_learns_under_layer_decay_and_once() -> None:
+    one = learner(recipes.load("transfer"))
+    inside = [parameter for group in one.optimizer.param_groups for parameter in group["params"]]
+    assert len({id(parameter) for parameter in inside}) == len(inside) == len(list(one.net.parameters()))

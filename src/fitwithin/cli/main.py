@@ -247,7 +247,7 @@ def models(
 ) -> None:
     """List the backbones that may be candidates."""
     from fitwithin import candidate
-    from fitwithin.training import model_names
+    from fitwithin.weights import model_names
 
     names = candidate.match([pattern], model_names.known_models())
     typer.echo(json.dumps(names) if as_json else "\n".join(names))

@@ -196,13 +196,16 @@ class TrainBatches(Batches):
 
 
 class EvalBatches(Batches):
-    """The images of a split in stored order, centre crops; the last batch is filled up with black.
+    """The images of a split in stored order, or those at the positions ``indices``, centre crops; the last batch is
+    filled up with black.
 
     Every batch has the same shape: a new one costs seconds on its first use on a GPU.
     """
 
-    def __init__(self, pack: Pack, split: str, *, crop: float, px: int, batch: int) -> None:
-        self.indices = pack.indices(split)
+    def __init__(
+        self, pack: Pack, split: str = "", *, crop: float, px: int, batch: int, indices: Ints | None = None
+    ) -> None:
+        self.indices = pack.indices(split) if indices is None else indices
         super().__init__(pack, px=px, batch=batch, count=-(-len(self.indices) // batch))
         self._crop = crop
 

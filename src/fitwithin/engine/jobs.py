@@ -9,6 +9,7 @@ from typing import TypeGuard
 from fitwithin.candidate import Candidate, View
 from fitwithin.machine import DeviceName
 from fitwithin.recipe import Recipe
+from fitwithin.weights.find import Weights
 
 #: Memory comes in pages, and small batches take other algorithms than large ones: two points give a line if one is
 #: MIN_RATIO times the other, and of several the largest two.
@@ -30,6 +31,7 @@ class JobSettings:
     ``workers`` is the number of loader processes of each process; ``view_sizes`` are in pixels. ``data_parallel``
     processes train a candidate together, on consecutive devices. ``jobs_per_host`` jobs share the machine's cores. With
     ``canvas_px`` the device resizes training images, which come on canvases of that side; else the loaders do.
+    ``weights`` are the pretrained ones that candidates may start from.
     """
 
     device: DeviceName
@@ -44,6 +46,11 @@ class JobSettings:
     data_parallel: int = 1
     jobs_per_host: int = 1
     canvas_px: int | None = None
+    weights: tuple[Weights, ...] = ()
+
+    def weights_of(self, candidate: Candidate) -> Weights | None:
+        """The pretrained weights that the candidate starts from, if it does."""
+        return next((each for each in self.weights if each.name == candidate.init), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +154,31 @@ class EvaluateJob:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LinearProbeJob:
+    """Compute the features of a pretrained candidate, and fit a linear head to them: a model in a folder in ``folder``.
+
+    Features of validation images come first, then those of at most ``most_images`` training images in random order,
+    while time lasts; at ``until_at`` the model lies there. Features are read from and kept in the folder ``features``.
+    Of the ``candidates``, which differ in size and precision alone, one is taken by its measured pace: the largest size
+    at which all images of train and val would take no more than ``all_within_s``, in the fastest precision.
+    """
+
+    setting: JobSettings
+    candidates: tuple[Candidate, ...]
+    batch: int
+    folder: str
+    features: str
+    most_images: int
+    all_within_s: float
+    until_at: float
+
+    @property
+    def candidate(self) -> Candidate:
+        """The one of the largest size."""
+        return max(self.candidates, key=lambda one: one.train_px)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareJob:
     """Time the step of ``candidates`` (backbones' precisions and layouts at one size) at one small batch; a ``quick``
     job leaves those out that would take long."""
@@ -164,7 +196,7 @@ class ReserveMemoryJob:
     free_bytes: int
 
 
-Job = ProbeJob | TrainJob | EvaluateJob | CompareJob
+Job = ProbeJob | TrainJob | EvaluateJob | LinearProbeJob | CompareJob
 
 
 def heartbeat_timeout_s(job: Job) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fitwithin.candidate import View
+from fitwithin.candidate import Candidate, View
 
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: checkpoint, the model's weights, what is needed to use them, how far its evaluation got.
 CHECKPOINT, OUTCOME, SALVAGE = "checkpoint.pt", "outcome.json", "salvage.json"
 WEIGHTS, CARD, EVALUATED = "model.safetensors", "card.json", "evaluated.json"
+
+#: What the folders and names of linear probes have behind their candidate's name.
+LINEAR = "linear"
 
 #: A machine is called busy if other programs take this share of its CPU.
 BUSY = 0.1
@@ -171,6 +174,45 @@ class EvalResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LinearProbe:
+    """A pretrained model, the ``candidate``, with a linear head for this data; how well it does on validation images.
+
+    ``correct`` are right by the head, ``neighbours_correct`` by the nearest of the ``images`` training images that the
+    head was fitted to, ``pixels_correct`` by the nearest one in plain pixels. ``strength`` is the penalty's C.
+    ``features_s`` are the seconds of all features, of which ``cached`` images had theirs already; ``head_s`` those of
+    the head.
+    """
+
+    candidate: Candidate
+    correct: int
+    neighbours_correct: int
+    pixels_correct: int
+    images: int
+    strength: float
+    parameters: int
+    startup_s: float
+    features_s: float
+    head_s: float
+    cached: int
+    peak_bytes: int
+
+    def as_training(self) -> TrainResult:
+        """The same as a training without steps."""
+        return TrainResult(
+            steps=0,
+            planned_steps=0,
+            epochs=0.0,
+            ended="complete",
+            best=self.correct,
+            validations=(),
+            curve=(),
+            peak_bytes=self.peak_bytes,
+            startup_s=self.startup_s,
+            training_s=self.features_s + self.head_s,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Failure:
     """A job that gave no result, and why."""
 
@@ -209,4 +251,4 @@ def read_logits(folder: Path, split: str, view: View) -> Floats:
     return np.asarray(np.load(logits_path(folder, split, view), allow_pickle=False), dtype=np.float32)
 
 
-Outcome = Probe | TrainResult | EvalResult | CompareResult | Failure
+Outcome = Probe | TrainResult | EvalResult | LinearProbe | CompareResult | Failure

@@ -43,8 +43,7 @@ class Predictor:
         self._device = opened.torch_device
         self._kind, self._dtype = opened.kind, opened.amp_dtype
         self._net, self.card = models.load(run / ensemble.folder, self._device)
-        self._mean = torch.tensor(models.MEAN, device=self._device).view(1, 3, 1, 1) * 255
-        self._std = torch.tensor(models.STD, device=self._device).view(1, 3, 1, 1) * 255
+        self._normalise = models.Normalise(self.card.mean, self.card.std, self._device, torch.contiguous_format)
 
     def probabilities(self, pixels: Mapping[int, Uint8s]) -> Floats:
         """Mean probability over the ensemble's views, [N, K], for pixels [N, H, W, 3] by the size of the views."""
@@ -52,8 +51,7 @@ class Predictor:
         dtype = models.amp_dtype(self.card.precision, self._dtype)
         amp = torch.autocast(self._kind, dtype=dtype, enabled=dtype is not None)
         for view in self.ensemble.views:
-            x_bchw = torch.from_numpy(pixels[view.px]).to(self._device).permute(0, 3, 1, 2).float()
-            x_bchw = (x_bchw - self._mean) / self._std
+            x_bchw = self._normalise(self._normalise.floats(torch.from_numpy(pixels[view.px])))
             with torch.inference_mode(), amp:
                 out = self._net(x_bchw.flip(3) if view.flip else x_bchw)
             logits[view] = np.asarray(out.float().cpu().numpy(), dtype=np.float32)

@@ -10,9 +10,10 @@ from fitwithin.candidate import Candidate, grid, match
 from fitwithin.data.dataset import DataFacts
 from fitwithin.engine.results import StepTiming
 from fitwithin.errors import BudgetError
-from fitwithin.events import PoolChosen
+from fitwithin.events import PoolChosen, StartChosen
 from fitwithin.files import cache_root
 from fitwithin.machine import cores
+from fitwithin.pipeline import linear_probes
 from fitwithin.pipeline.context import RunContext
 from fitwithin.planning import pool as pools
 from fitwithin.planning import prior
@@ -20,8 +21,9 @@ from fitwithin.planning.pool import Machine, Pool, Task
 from fitwithin.profiling import pace
 from fitwithin.profiling.profile import Rejection
 from fitwithin.request import Request
-from fitwithin.training import model_names
 from fitwithin.units import format_duration
+from fitwithin.weights import model_names
+from fitwithin.weights.find import Weights
 
 #: The share of a budget for profiles: of a short one, and of one of LONG_S and more.
 SHORT_SHARE, LONG_SHARE, LONG_S = 0.10, 0.05, 600.0
@@ -63,11 +65,20 @@ def largest_px(request: Request, data: DataFacts, data_px: int, left_s: float) -
     return max(_make_pool(request, data, data_px, left_s, machine).sizes)
 
 
-def choose(run: RunContext, data_px: int, most_px: int) -> RunContext:
+def choose(run: RunContext, data_px: int, most_px: int, weights: Sequence[Weights]) -> RunContext:
     """The run with its candidates: those of its request, or those that are chosen now, or were before.
 
-    ``data_px`` is the images' median shorter side, ``most_px`` the largest size that they are stored for.
+    ``data_px`` is the images' median shorter side, ``most_px`` the largest size that they are stored for; it may start
+    from ``weights``.
     """
+    machine = None
+    if weights:
+        known = run.store.latest(StartChosen)
+        if known is None:
+            machine = measure_machine(run)
+        started = linear_probes.start(run, weights, machine or Machine(kind=run.request.device.kind))
+        if started.weights:
+            return started
     request = run.request
     if not is_open(request):
         names = match(request.models, model_names.known_models(run.engine.prepare))
@@ -75,16 +86,16 @@ def choose(run: RunContext, data_px: int, most_px: int) -> RunContext:
         return replace(run, candidates=candidates)
     chosen = run.store.latest(PoolChosen)
     if chosen is None:
-        chosen = PoolChosen(pool=_choose(run, data_px, most_px), most_px=most_px)
+        machine = machine or measure_machine(run)
+        chosen = PoolChosen(pool=_choose(run, data_px, most_px, machine), most_px=most_px)
         run.store.append(chosen)
         run.reporter.say(chosen.pool.why)
     return _with_pool(run, chosen.pool)
 
 
-def _choose(run: RunContext, data_px: int, most_px: int) -> Pool:
+def _choose(run: RunContext, data_px: int, most_px: int, machine: Machine) -> Pool:
     """The pool for what is left of the time; BudgetError if that cannot pay for any backbone."""
     request = run.request
-    machine = measure_machine(run)
     left_s = run.remaining().less(run.closing_s).together_s / request.slots
     pool = _make_pool(request, run.data, data_px, left_s, machine, most_px)
     spent_s = run.accountant.ledger().spent_s()

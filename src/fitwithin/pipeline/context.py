@@ -18,6 +18,7 @@ from fitwithin.planning.cost import Workload
 from fitwithin.planning.pool import Pool
 from fitwithin.request import Request
 from fitwithin.store import Store
+from fitwithin.weights.find import Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,8 @@ class RunContext:
     closing_s: float
     #: What was chosen, where the user named no backbones or no sizes.
     pool: Pool | None = None
+    #: The pretrained weights that the run starts from, by its candidates; none for a random start.
+    weights: tuple[Weights, ...] = ()
 
     @property
     def setting(self) -> JobSettings:
@@ -58,7 +61,13 @@ class RunContext:
             data_parallel=request.data_parallel,
             jobs_per_host=1 if request.engine == "ray" else request.slots,
             canvas_px=request.canvas_px,
+            weights=self.weights,
         )
+
+    @property
+    def chosen(self) -> bool:
+        """Whether the candidates were chosen for what is known of them, and not named."""
+        return bool(self.weights) or (self.pool is not None and not self.pool.named)
 
     @property
     def data(self) -> DataFacts:

@@ -163,7 +163,17 @@ def choose_winner(run: RunContext, plan: Plan) -> tuple[TrialPlan, str]:
     name, why = best_trial(trained)
     if plan.search is not None:
         name, why = search_phase.best_trial(run, plan.search) or (name, why)
+        name, why = _unless_probed_better(name, why, trained)
     return events.planned_trials(plan, run.store)[name], why
+
+
+def _unless_probed_better(name: str, why: str, trained: Mapping[str, TrainResult]) -> tuple[str, str]:
+    """The search's best trial, or the best linear probe if that is right more often."""
+    probes = {each: result.best or 0 for each, result in trained.items() if not result.planned_steps}
+    best = max(probes, key=lambda each: probes[each], default=name)
+    if probes.get(best, 0) <= (trained[name].best or 0):
+        return name, why
+    return best, f"Its linear head is better on validation data than the best fine-tuning, {name}."
 
 
 def evaluate(run: RunContext, plan: Plan, winner: TrialPlan) -> list[Member]:

@@ -65,7 +65,7 @@ def profile(run: RunContext, *, refresh: bool = False) -> list[Profile | Rejecti
 def profiling_left_s(run: RunContext) -> float:
     """Seconds by the clock that are left of profiling's share, of the tighter limit."""
     budget, ledger = run.request.budget, run.accountant.ledger()
-    if run.pool is not None and not run.pool.named:
+    if run.chosen:
         entries = ledger.by_phase().get("profile", ())
         spent_s = math.fsum(entry.weighted(entry.charged_s or 0.0, gpu=False) for entry in entries)
         return choose.profile_share(run.request) * run.request.limit_s - spent_s
@@ -133,8 +133,8 @@ class _ProfilePhase:
 
     def affords(self, seconds: float) -> bool:
         """Whether so many seconds are at most BRIEF_SHARE of the budget, or CHOSEN_BRIEF_SHARE."""
-        budget, pool = self.run.request.budget, self.run.pool
-        share = BRIEF_SHARE if pool is None or pool.named else CHOSEN_BRIEF_SHARE
+        budget = self.run.request.budget
+        share = CHOSEN_BRIEF_SHARE if self.run.chosen else BRIEF_SHARE
         return budget.scope == "candidate" or seconds <= share * budget.limit_s(self.run.request.num_gpus)
 
     def on_progress(self, progress: Progress) -> None:

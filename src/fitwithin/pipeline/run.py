@@ -14,7 +14,16 @@ from fitwithin import events
 from fitwithin.engine.results import Failure, TrainResult
 from fitwithin.errors import BudgetError, UsageError
 from fitwithin.events import CandidateProfiled, PlanMade
-from fitwithin.pipeline import choose, evaluate_phase, finish, profile_phase, search_phase, slots, train_phase
+from fitwithin.pipeline import (
+    choose,
+    evaluate_phase,
+    finish,
+    linear_probes,
+    profile_phase,
+    search_phase,
+    slots,
+    train_phase,
+)
 from fitwithin.pipeline.context import RunContext
 from fitwithin.planning import plan as plans
 from fitwithin.planning import search_plan
@@ -41,6 +50,8 @@ def make_plan(run: RunContext, frozen: Plan | None = None) -> Plan:
     if stored is not None:
         return stored.plan
     plan = frozen if frozen is not None else _planned(run)
+    trials = tuple(linear_probes.from_probes(run, trial) for trial in plan.trials)
+    plan = replace(plan, trials=trials, probed=linear_probes.probed(run))
     for known in frozen.profiles if frozen is not None else ():
         run.store.append(CandidateProfiled(profile=known))
     run.store.append(PlanMade(plan=plan))
@@ -48,6 +59,8 @@ def make_plan(run: RunContext, frozen: Plan | None = None) -> Plan:
 
 
 def _planned(run: RunContext) -> Plan:
+    if run.weights and not run.candidates:  # linear probes are all that there is time for
+        return Plan(trials=(), rejections=(), request=run.request, fingerprint=run.images.fingerprint)
     known = profile_phase.profile(run)
     budget = run.request.budget
     left = run.remaining().less(run.closing_s + train_phase.evaluation_margin_s(run))
@@ -82,6 +95,8 @@ def _planned(run: RunContext) -> Plan:
 def train(run: RunContext, plan: Plan) -> None:
     """The instantiation phase: every trial of the plan that has not ended yet, or the trials of its search."""
     # The only trial is the winner: its process goes on with its evaluation.
+    if not plan.trials:
+        return
     alone = plan.search is None and len(plan.trials) == 1
     in_process = alone and train_phase.evaluates_in_process(run, plan.trials[0])
     kept_s = _kept_s(plan, run, evaluates_in_process=in_process)
@@ -150,5 +165,5 @@ def check_plan(plan: Plan, fingerprint: str) -> None:
             f"the plan was drawn up for other data (fingerprint {plan.fingerprint[:12]}, this folder has "
             f"{fingerprint[:12]}); draw up a new one with `fitwithin plan`"
         )
-    if not plan.trials:
+    if not plan.trials and not plan.probed:
         raise UsageError("the plan trains nothing; draw up a new one with `fitwithin plan`")

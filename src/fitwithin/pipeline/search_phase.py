@@ -16,7 +16,7 @@ from fitwithin.accountant import OpenEntry
 from fitwithin.budget import Remaining
 from fitwithin.engine.results import Failure, TrainResult
 from fitwithin.events import TrialAsked, TrialEnded
-from fitwithin.pipeline import slots, train_phase
+from fitwithin.pipeline import linear_probes, slots, train_phase
 from fitwithin.pipeline.context import RunContext
 from fitwithin.planning import search_plan
 from fitwithin.planning.halving import Halving
@@ -132,6 +132,8 @@ class _TrialRunner:
         planned = search_plan.costed(self._profiles[new.candidate.name], run.workload).trial_plan(new.seconds, new)
         if planned is not None and new.previous is not None and run.request.recipe.warm_start:
             planned = replace(planned, warm_start_from=self.search.trials[new.previous - 1].name)
+        elif planned is not None:
+            planned = linear_probes.from_probes(run, planned)
         limit_s = time_left_s if time_left_s < math.inf else None
         run.store.append(TrialAsked(left_s=left_s, time_left_s=limit_s, trial=new, plan=planned))
         return new, planned, run.engine.now() + self._time_limit_s(new.seconds, new.seconds)

@@ -18,7 +18,7 @@ from fitwithin.engine.base import Engine
 from fitwithin.engine.margins import CLOSING_S, HAND_OVER_S
 from fitwithin.events import DataPacked, MachineDescribed, PoolChosen, ProcessStarted
 from fitwithin.machine import boot_id, cores
-from fitwithin.pipeline import choose
+from fitwithin.pipeline import choose, linear_probes
 from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Reporter
 from fitwithin.planning.pool import SIZES
@@ -95,11 +95,13 @@ def open_run(
             store.append(MachineDescribed(facts=engine.describe()))
     with accountant.entry("data"):
         reporter.begin("packing images", len(dataset.samples))
+        weights = () if hands_over else linear_probes.find_weights(request, engine, store, reporter)
         before, data_px = store.latest(DataPacked), sampled_px(dataset)
         most_px = _most_px(request, dataset, data_px, accountant, store)
+        own_px = tuple(each.px for each in weights)
         images = pack_builder.build(
             dataset,
-            request.pack_side or request.pack_side_for((most_px,)),
+            request.pack_side or request.pack_side_for((most_px, *own_px)),
             on_progress=reporter.advance,
             strict=request.strict,
             until_at=reading_ends_at(math.inf if hands_over else accountant.ends_at() - accountant.now()),
@@ -143,7 +145,7 @@ def open_run(
         workers=max(1, min(MOST_WORKERS, (node_cores - 1) // jobs_per_host)),
         closing_s=closing_s,
     )
-    return choose.choose(run, data_px, most_px)
+    return choose.choose(run, data_px, most_px, weights)
 
 
 def sampled_px(dataset: Dataset) -> int:

@@ -16,7 +16,7 @@ from fitwithin.candidate import Candidate
 from fitwithin.data.dataset import DataFacts
 from fitwithin.engine.jobs import Stage
 from fitwithin.engine.margins import FIXED_MARGIN, MARGIN, REFUSAL_MARGIN, REFUSAL_MARGIN_S
-from fitwithin.engine.results import BUSY
+from fitwithin.engine.results import BUSY, LINEAR
 from fitwithin.errors import BudgetError, UsageError
 from fitwithin.files import decode, to_json
 from fitwithin.planning.cost import Costs, Workload, costs, evaluation_reserve_s, stages_of
@@ -114,7 +114,7 @@ class Plan:
     """What will be trained and what not, with the reasons; ``frozen`` plans keep their steps whatever happens.
 
     With a ``search`` the ``trials`` are those of its first rung; later ones are planned from the ``profiles``, which
-    are without their probes.
+    are without their probes. ``probed`` are the pretrained candidates that linear heads are fitted to first.
     """
 
     trials: tuple[TrialPlan, ...]
@@ -124,6 +124,7 @@ class Plan:
     frozen: bool = False
     search: SearchPlan | None = None
     profiles: tuple[Profile, ...] = ()
+    probed: tuple[Candidate, ...] = ()
     schema: int = SCHEMA
 
     #: How its JSON text begins.
@@ -179,6 +180,29 @@ def plan_trial(profile: Profile, cost: Costs, epochs: float, allotted_s: float, 
         startup_s=profile.timing.startup_s,
         warmup_s=profile.timing.warmup_s + math.fsum(stage.change_s for stage in stages),
         stages=stages,
+    )
+
+
+def probe_trial(candidate: Candidate, *, batch: int) -> TrialPlan:
+    """The trial of a pretrained candidate that is a linear probe: no steps at all."""
+    return TrialPlan(
+        candidate=candidate,
+        parameters=0,
+        batch=batch,
+        steps=0,
+        epochs=0.0,
+        images_per_s=0.0,
+        dummy_images_per_s=0.0,
+        predicted_s=0.0,
+        predicted_low_s=0.0,
+        predicted_high_s=0.0,
+        validation_s=0.0,
+        save_s=0.0,
+        evaluation_s=0.0,
+        allotted_s=0.0,
+        why={},
+        cuda_graph=False,
+        suffix=LINEAR,
     )
 
 

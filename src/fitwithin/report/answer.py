@@ -7,6 +7,7 @@ import textwrap
 from collections import Counter
 from typing import NamedTuple
 
+from fitwithin.report import pretrained
 from fitwithin.report.schema import CandidateRow, Report
 from fitwithin.report.summary import delivered_method
 from fitwithin.units import format_count, format_duration, format_size
@@ -35,6 +36,10 @@ def answer(report: Report, folder: str) -> list[Fact]:
     if row.parameters:
         model += f"; {format_count(row.parameters)} parameters, {format_size(4 * row.parameters)} as float32"
     facts = [Fact("Model", model)]
+    if report.receipt.weights is not None:
+        facts.append(Fact("Weights", pretrained.described(report.receipt.weights)))
+    elif report.pretrained_why:
+        facts.append(Fact("Weights", report.pretrained_why))
     if chosen := [view for view in report.views if view.chosen]:
         views = "1 view" if len(chosen) == 1 else f"the average of {len(chosen)} views"
         device = report.receipt.device.get("name")

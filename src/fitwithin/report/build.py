@@ -27,7 +27,7 @@ from fitwithin.planning.forecast import Forecast, MeasuredPoint, make_forecast
 from fitwithin.planning.halving import Halving
 from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.planning.pool import Prospect
-from fitwithin.report import pareto
+from fitwithin.report import pareto, pretrained
 from fitwithin.report.candidate_row import candidate_row
 from fitwithin.report.schema import (
     CandidateRow,
@@ -181,6 +181,7 @@ def report(
     if plan.search is not None and standing is not None:
         search = build_search_report(plan.search, standing, ledger)
     won = next((row for row in rows if row.name == winner), None)
+    probed = pretrained.rows(store, n_val)
     described, chosen = store.latest(MachineDescribed), store.latest(PoolChosen)
     machine = described.facts if described is not None else {}
     receipt = Receipt(
@@ -192,6 +193,7 @@ def report(
         versions={key: str(value) for key, value in machine.items() if key in _VERSIONS},
         data_fingerprint=packed.fingerprint,
         finished=winner is not None,
+        weights=pretrained.winners(probed, winner),
     )
     return Report(
         title=f"fitwithin {'run' if winner else 'plan'}: {Path(request.data).name or request.data}",
@@ -211,6 +213,8 @@ def report(
         classes=tuple(classes),
         pool=tuple(_pool_row(prospect) for prospect in chosen.pool.prospects) if chosen else (),
         pool_why=chosen.pool.why if chosen else "",
+        pretrained=probed,
+        pretrained_why=pretrained.why(store),
     )
 
 

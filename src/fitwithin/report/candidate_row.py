@@ -36,6 +36,8 @@ def _how_it_ended(plan: TrialPlan, trained: TrainResult) -> str:
 
 def _predicted_s(plan: TrialPlan, result: TrainResult | None) -> tuple[float, float, float]:
     """Seconds that a trial should take for the steps that it took, else for those planned; the ends of the interval."""
+    if not plan.steps:  # a linear probe
+        return plan.predicted_s, plan.predicted_low_s, plan.predicted_high_s
     steps = plan.steps if result is None else result.steps
     grown = steps / plan.steps
     whole_s = plan.predicted_s + (steps - plan.steps) * plan.batch / plan.images_per_s
@@ -117,7 +119,7 @@ def candidate_row(
             predicted_training_s=trial.warmup_s + trained.steps * trial.batch / trial.images_per_s,
             actual_training_s=trained.training_s,
         )
-        reason = _how_it_ended(trial, trained)
+        reason = _how_it_ended(trial, trained) if trial.steps else trial.why["epochs"]
     return CandidateRow(
         name=candidate.name,
         model=candidate.model,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fitwithin.files import write_text_atomic
 from fitwithin.profiling.profile import Profile, Rejection
-from fitwithin.report import charts
+from fitwithin.report import charts, pretrained
 from fitwithin.report.answer import Fact, answer, left_out
 from fitwithin.report.schema import Report
 from fitwithin.report.sections import candidates, choices, expected, sections
@@ -91,8 +91,11 @@ def plan_table(report: Report) -> RenderableType:
     from rich.text import Text
 
     out = left_out(report)[0]
-    said = [line for text in (report.pool_why, out) if text for line in (Text(), Text(clean(text)))]
+    texts = (report.pretrained_why, report.pool_why, out)
+    said = [line for text in texts if text for line in (Text(), Text(clean(text)))]
     pool: list[RenderableType] = [Text(), _Fitted(expected(report))] if report.pool else []
+    if report.pretrained:
+        pool = [Text(), _Fitted(pretrained.table(report)), *pool]
     return Group(_Fitted(candidates(report)), *_reason_lines(choices(report)), *said, *pool)
 
 

@@ -150,8 +150,29 @@ class Limit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PretrainedRow:
+    """Pretrained weights that were probed: where they come from, and what a linear head on their features reached on
+    validation data at ``px``, fitted to ``images`` training images; ``tuned``: they were fine-tuned, too."""
+
+    name: str
+    licence: str
+    sha256: str
+    source: str
+    trained_on: str
+    px: int | None
+    images: int
+    linear: Accuracy | None
+    neighbours: Accuracy | None
+    tuned: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """The proof: limits against what was spent, by phase, on which machine, with which versions, on which data."""
+    """The proof: limits against what was spent, by phase, on which machine, with which versions, on which data.
+
+    ``weights`` are the pretrained ones that what is delivered starts from.
+    """
 
     limits: tuple[Limit, ...]
     phases: tuple[PhaseRow, ...]
@@ -161,6 +182,7 @@ class Receipt:
     versions: dict[str, str]
     data_fingerprint: str
     finished: bool
+    weights: PretrainedRow | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +207,8 @@ class Report:
     ``copies`` ({"val", "test"}: images that are copies of training images).
     ``winner`` names a row of ``candidates``; None when nothing was trained (a plan). ``search`` is None without one,
     ``forecast`` (what more time would buy) without a winner. ``pool`` are the backbones that were chosen from, the best
-    expected first, and ``pool_why`` says how; none where the user named them.
+    expected first, and ``pool_why`` says how; none where the user named them. ``pretrained`` are the weights that were
+    probed, and ``pretrained_why`` says whether the run starts from some.
     """
 
     title: str
@@ -205,6 +228,8 @@ class Report:
     classes: tuple[ClassRow, ...] = ()
     pool: tuple[PoolRow, ...] = ()
     pool_why: str = ""
+    pretrained: tuple[PretrainedRow, ...] = ()
+    pretrained_why: str = ""
     schema: int = SCHEMA
 
     def row(self, name: str) -> CandidateRow:

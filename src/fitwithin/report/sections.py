@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fitwithin.planning.stats import Accuracy
-from fitwithin.report import pareto, search_sections
+from fitwithin.report import pareto, pretrained, search_sections
 from fitwithin.report.answer import left_out, shown
 from fitwithin.report.schema import CandidateRow, ClassRow, Report
 from fitwithin.report.summary import STATUSES, capitalize, delivered_method, format_amount, is_plan
@@ -64,6 +64,12 @@ def sections(report: Report) -> list[Section]:
             (out, _front_note(report)),
             (candidates(report),),
             (("Why these settings", settings), (f"The {len(names):,} that were left out", names)),
+        ),
+        Section(
+            "pretrained",
+            "Pretrained weights",
+            (report.pretrained_why, pretrained.LINEAR_HEAD if report.pretrained else ""),
+            (pretrained.table(report),),
         ),
         Section("pool", "What was expected", (report.pool_why, EXPECTED), (expected(report),)),
         *search_sections.sections(report),

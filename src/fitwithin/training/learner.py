@@ -76,15 +76,14 @@ class Learner:
         if team.rank:  # equal weights, but dropout and augmentation of its own
             torch.manual_seed(setting.seed + team.rank * SEEDS)
         self._recorder = device if cuda_graph and isinstance(device, Cuda) else None
-        #: The learning rate of a recorded step; without one it is a plain number.
-        self._rate = torch.zeros((), device=device.torch_device) if self._recorder else None
         self.optimizer = optimizer.make(
             setting.recipe,
             self.net,
-            0.0 if self._rate is None else self._rate,
+            0.0 if self._recorder is None else torch.zeros((), device=device.torch_device),
             fused=device.kind == "cuda",
             capturable=self._recorder is not None,
         )
+        self._own_rates()
         self._setting = setting
         self._recipe = setting.recipe
         self._classes = setting.classes
@@ -94,8 +93,10 @@ class Learner:
         half = device.kind == "cuda" and self.amp_dtype is not None
         self._pixel_dtype = torch.float16 if half else torch.float32
         self.scaler = torch.amp.GradScaler(device.kind, enabled=self.amp_dtype == torch.float16)
-        self._mean = torch.tensor(models.MEAN, device=device.torch_device).view(1, 3, 1, 1) * 255
-        self._std = torch.tensor(models.STD, device=device.torch_device).view(1, 3, 1, 1) * 255
+        weights = setting.weights_of(candidate)
+        #: The channels' means and deviations by which pixels are normalised.
+        self.mean, self.std = (weights.mean, weights.std) if weights else (models.MEAN, models.STD)
+        self._normalise = models.Normalise(self.mean, self.std, device.torch_device, self._format)
         self._graph: CapturedStep | None = None
         self._pass: CapturedForward | None = None
         #: The shape of the images of the last pass that was launched kernel by kernel.
@@ -123,11 +124,10 @@ class Learner:
 
     def images(self, x_bhwc: torch.Tensor, color_jitter: float = 0.0) -> torch.Tensor:
         """[B, H, W, 3] of 0 to 255, as normalised floats [B, 3, H, W] on the device."""
-        x_bchw = x_bhwc.to(self.device.torch_device, non_blocking=True).permute(0, 3, 1, 2)
-        x_bchw = x_bchw.to(torch.float32, memory_format=self._format)
+        x_bchw = self._normalise.floats(x_bhwc)
         if color_jitter:
             x_bchw = augment.color_jitter(x_bchw, color_jitter)
-        return x_bchw.sub_(self._mean).div_(self._std).contiguous(memory_format=self._format)
+        return self._normalise(x_bchw)
 
     def _augmented(self, x_bhwc: torch.Tensor, y_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Images [B, 3, H, W] by the recipe, and their targets: classes [B], or shares of them [B, K]."""
@@ -167,12 +167,19 @@ class Learner:
             warnings.filterwarnings("ignore", message=".*capturable=True.*")
             return self._update(x_bhwc, y_b, lambda: None)
 
-    def _set_rate(self, lr: float) -> None:
-        if self._rate is not None:
-            self._rate.fill_(max(lr, SMALLEST_RATE))
-            return
+    def _own_rates(self) -> None:
+        """Give each group of parameters a rate of its own: a tensor for a recorded step, else a plain number."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = 0.0 if self._recorder is None else torch.zeros((), device=self.device.torch_device)
+            group["capturable"] = self._recorder is not None
+
+    def _set_rate(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            own = lr * group.get("lr_scale", 1.0)
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(max(own, SMALLEST_RATE))
+            else:
+                group["lr"] = own
 
     def _update(self, x_bhwc: torch.Tensor, y_b: torch.Tensor, on_inputs_read: Callable[[], None]) -> torch.Tensor:
         """One update; ``on_inputs_read`` is called when the images are no longer needed."""
@@ -265,9 +272,7 @@ class Learner:
         self.release()  # it works on the optimizer's earlier state
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            group["lr"] = 0.0 if self._rate is None else self._rate
-            group["capturable"] = self._rate is not None
+        self._own_rates()
         self.scaler.load_state_dict(state["scaler"])
         rng = state["rng"][self.team.rank]
         torch.set_rng_state(rng["cpu"].cpu())

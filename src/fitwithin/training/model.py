@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ class Card:
     precision: str
     crop: float
     arguments: dict[str, Any]
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
 
 
 def build(candidate: Candidate, classes: int, sizes: tuple[int, ...]) -> tuple[nn.Module, dict[str, Any]]:
@@ -69,6 +72,26 @@ def build(candidate: Candidate, classes: int, sizes: tuple[int, ...]) -> tuple[n
                 f"(no smaller sizes at first) with --sizes and --test-sizes that are multiples of {patch}"
             )
     return net, arguments
+
+
+class Normalise:
+    """Pixels as a model takes them: by its channels' means and deviations, on ``device``."""
+
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], device: torch.device, memory_format: torch.memory_format
+    ) -> None:
+        self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1) * 255
+        self._std = torch.tensor(std, device=device).view(1, 3, 1, 1) * 255
+        self._device, self._format = device, memory_format
+
+    def floats(self, x_bhwc: torch.Tensor) -> torch.Tensor:
+        """[B, H, W, 3] of 0 to 255 as floats [B, 3, H, W] on the device, not normalised yet."""
+        x_bchw = x_bhwc.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+        return x_bchw.to(torch.float32, memory_format=self._format)
+
+    def __call__(self, x_bchw: torch.Tensor) -> torch.Tensor:
+        """Floats [B, 3, H, W], normalised in place."""
+        return x_bchw.sub_(self._mean).div_(self._std).contiguous(memory_format=self._format)
 
 
 def parameters(model: nn.Module) -> int:

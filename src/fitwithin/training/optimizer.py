@@ -21,7 +21,12 @@ def make(
         fused: use AdamW's kernel for all parameters at once.
         capturable: keep all state on the device, so that a step can be recorded as a CUDA graph.
     """
-    groups = parameter_groups(net, recipe.weight_decay, decay_norms=recipe.decay_norms)
+    if recipe.layer_decay < 1:
+        groups = timm_optim.param_groups_layer_decay(
+            net, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay
+        )
+    else:
+        groups = parameter_groups(net, recipe.weight_decay, decay_norms=recipe.decay_norms)
     if recipe.optimizer == "muon":
         muon: torch.optim.Optimizer = timm_optim.Muon(
             groups, lr=rate, weight_decay=recipe.weight_decay, nesterov=True, capturable=capturable

@@ -193,6 +193,8 @@ class Trainer:
             precision=self.job.candidate.precision,
             crop=self.job.setting.recipe.crop_pct,
             arguments=self.learner.arguments,
+            mean=self.learner.mean,
+            std=self.learner.std,
         )
         begun_at = time.monotonic()
         models.save(self.learner.net, card, self.folder)

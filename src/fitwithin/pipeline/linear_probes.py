@@ -1,0 +1,308 @@
+"""The start from pretrained weights: linear probes on frozen features, and what they decide.
+
+A linear probe is a trial: it leaves a model, which is delivered unless fine-tuning from it becomes better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fitwithin import recipe as recipes
+from fitwithin.candidate import Candidate, match
+from fitwithin.engine.base import Engine
+from fitwithin.engine.jobs import LinearProbeJob
+from fitwithin.engine.margins import WATCHDOG_S
+from fitwithin.engine.results import Failure, LinearProbe, Progress
+from fitwithin.errors import UsageError
+from fitwithin.events import LinearProbed, PlanGiven, StartChosen, WeightsFound
+from fitwithin.files import cache_root
+from fitwithin.pipeline.context import RunContext
+from fitwithin.pipeline.progress import Reporter
+from fitwithin.pipeline.train_phase import CANDIDATES
+from fitwithin.planning import prior, transfer
+from fitwithin.planning.cost import evaluation_reserve_s
+from fitwithin.planning.plan import Plan, TrialPlan, probe_trial
+from fitwithin.planning.pool import Machine
+from fitwithin.planning.transfer import Prospect
+from fitwithin.request import Request
+from fitwithin.store import Store
+from fitwithin.units import format_duration
+from fitwithin.weights import find, model_names
+from fitwithin.weights.find import Weights
+
+#: Images of a forward pass. On a CPU few fit into its caches: tf_efficientnet_lite2 at 260 px made 98 images/s in
+#: batches of 8, 54 of 32 and 42 of 128 (two cores, bfloat16).
+BATCH = {"cuda": 128, "cpu": 8}
+
+#: Where these do not fit into the memory cap, a quarter of them is tried, down to so many.
+LEAST_BATCH = 2
+
+#: No more weights than these are probed.
+MOST = 24
+
+
+def find_weights(request: Request, engine: Engine, store: Store, reporter: Reporter) -> tuple[Weights, ...]:
+    """The pretrained weights that the run may start from, those of the models that its user named.
+
+    Raises:
+        UsageError: pretrained weights were asked for, and there are none.
+    """
+    if not request.may_transfer:
+        return ()
+    given = store.latest(PlanGiven)
+    if given is not None and not given.plan.probed:
+        return ()
+    known = store.latest(WeightsFound)
+    if known is None:
+        engine.prepare()  # timm's names are read by its imports
+        found, refused = find.find(Path(request.weights) if request.weights else None, request.licences)
+        names = set(match(request.models, model_names.known_models())) if request.models else set()
+        own = tuple(each for each in found if not names or each.model in names)
+        known = WeightsFound(weights=own, refused=tuple(refused), named=bool(names))
+        store.append(known)
+        for each in refused:
+            reporter.say(f"left out: {each.reason}")
+    if not known.weights and _asked(request):
+        raise UsageError(
+            "there are no pretrained weights that may be used; `fitwithin weights list` says what there is, "
+            "`fitwithin weights pull` fetches some"
+        )
+    return known.weights
+
+
+def _asked(request: Request) -> bool:
+    """Whether pretrained weights were asked for, and not only allowed."""
+    return request.init == "weights" or request.weights is not None or request.recipe.init == "pretrained"
+
+
+def start(run: RunContext, weights: Sequence[Weights], machine: Machine) -> RunContext:
+    """The run from pretrained weights, with its candidates; or, where a random start promises more, as it was."""
+    chosen, given = run.store.latest(StartChosen), run.store.latest(PlanGiven)
+    if chosen is None:
+        probing = _Probing(_transferring(run, weights, ()), machine, asked=_asked(run.request))
+        chosen = probing.choose() if given is None else probing.repeat(given.plan)
+        run.store.append(chosen)
+        run.reporter.say(chosen.why)
+    if not chosen.pretrained:
+        return run
+    run = replace(_transferring(run, weights, tuple(sorted(chosen.sizes))), candidates=chosen.tuned)
+    if chosen.tuned:
+        return _with_likely_batch(run)
+    return replace(run, request=replace(run.request, test_sizes=run.request.sizes))  # as the head was fitted
+
+
+def probed(run: RunContext) -> tuple[Candidate, ...]:
+    """The pretrained candidates that have a linear head, each once."""
+    trials = [event.trial for event in run.store.read(LinearProbed) if event.trial is not None]
+    return tuple({trial.candidate.init: trial.candidate for trial in trials}.values())
+
+
+def from_probes(run: RunContext, trial: TrialPlan) -> TrialPlan:
+    """The trial of a pretrained candidate, which starts from its linear probe's model."""
+    probed = [event.trial for event in run.store.read(LinearProbed) if event.trial is not None]
+    own = [each for each in probed if each.candidate.init == trial.candidate.init]
+    return replace(trial, warm_start_from=own[-1].name) if trial.candidate.init and own else trial
+
+
+def _transferring(run: RunContext, weights: Sequence[Weights], sizes: tuple[int, ...]) -> RunContext:
+    """The run under its recipe for pretrained weights."""
+    request = run.request
+    if request.recipe.init != "pretrained":
+        recipe = transfer.recipe_for(recipes.load(request.recipe.transfer), request.recipe)
+        request = replace(request, recipe=recipe)
+    sizes = sizes or request.sizes
+    request = replace(
+        request,
+        models=tuple(dict.fromkeys(each.model for each in weights)),
+        sizes=sizes,
+        test_sizes=request.test_sizes or tuple(request.recipe.test_sizes(sizes)),
+    )
+    return replace(run, request=request, weights=tuple(weights))
+
+
+def _with_likely_batch(run: RunContext) -> RunContext:
+    """The run with its recipe's limit of the batch lowered to what seems to fit into a GPU's memory for all candidates:
+    a search for the largest batch would cost several probes of seconds each."""
+    request, most = run.request, run.request.recipe.max_batch
+    if most is None or not request.device.is_cuda:
+        return run
+    table, memory_bytes = prior.load(), request.budget.memory_bytes
+    likely = [transfer.likely_batch(table.of(one.model), one.train_px, memory_bytes, most) for one in run.candidates]
+    return replace(run, request=replace(request, recipe=replace(request.recipe, max_batch=min(likely))))
+
+
+class _Probing:
+    """Linear probes of what the time pays for, and what they decide.
+
+    Where there is no time for the features of all images by all weights, the weights are compared on some images, and
+    the best goes on with all.
+    """
+
+    def __init__(self, run: RunContext, machine: Machine, *, asked: bool) -> None:
+        self.run = run
+        #: Whether pretrained weights were asked for: then nothing else is decided.
+        self.asked = asked
+        request = run.request
+        found = transfer.prospects(
+            run.weights,
+            prior.load(),
+            machine,
+            run.data,
+            precisions=request.precisions,
+            layouts=request.layouts,
+            sizes=request.sizes,
+        )
+        self.prospects = {each.name: each for each in found[:MOST]}
+        self.whole_s = run.remaining().less(run.closing_s).usable_s
+        self.began_at = run.engine.now()
+        epochs_s = [each.epoch_s for each in found[:1]]
+        self.share = transfer.PROBING_SHARE if transfer.num_tuned(epochs_s, self.whole_s) else transfer.ALONE_SHARE
+        #: The results by the names of the weights.
+        self.probes: dict[str, LinearProbe] = {}
+        #: How many times as long as expected an image takes, by the last one that was probed.
+        self.slower = 1.0
+
+    def choose(self) -> StartChosen:
+        """Probe, and decide by the results."""
+        every, n_val = min(self.run.data.train, transfer.MOST_FITTED), self.run.data.val
+        cheapest, *others = self.prospects.values()
+        both_s = self.expected_s([cheapest], n_val + every) + self.expected_s(others[:1], n_val + transfer.SAMPLE)
+        alone = not others or both_s > self.left_s
+        first_s = (self.share if alone else min(self.share, transfer.FIRST_SHARE)) * self.whole_s
+        self.probe(cheapest, every if alone else min(every, transfer.SAMPLE), first_s)
+        if not self.asked and transfer.foreign([*self.probes.values()], self.run.data):
+            return self.decide()
+        affords_all = self.expected_s(self.prospects.values(), n_val + every) <= self.left_s
+        for prospect in others:
+            images = every if affords_all else min(every, transfer.SAMPLE)
+            if self.expected_s([prospect], n_val + images) <= self.left_s:
+                self.probe(prospect, images)
+        for _ in range(len(self.probes)):
+            best = next((one for one in transfer.best_first([*self.probes.values()]) if one.images < every), None)
+            if best is not None and self.left_s > self.prospects[best.candidate.init].fixed_s:
+                self.probe(self.prospects[best.candidate.init], every)
+        return self.decide()
+
+    def repeat(self, plan: Plan) -> StartChosen:
+        """Probe what a plan probed, as it was."""
+        for candidate in plan.probed:
+            if candidate.init not in self.prospects:
+                raise UsageError(
+                    f"the plan starts from {candidate.init}, which is not among the pretrained weights here "
+                    f"(`fitwithin weights list` shows them); fetch it with `fitwithin weights pull`, or make a new plan"
+                )
+            prospect = replace(self.prospects[candidate.init], candidates=(candidate,))
+            self.probe(prospect, min(self.run.data.train, transfer.MOST_FITTED), self.share * self.whole_s)
+        tuned = tuple(trial.candidate for trial in plan.trials)
+        sizes = tuple(sorted({candidate.train_px for candidate in plan.probed}))
+        return StartChosen(pretrained=bool(sizes), why="The plan says so.", tuned=tuned, sizes=sizes)
+
+    @property
+    def left_s(self) -> float:
+        """What is left of the time for linear probes."""
+        return self.share * self.whole_s - (self.run.engine.now() - self.began_at)
+
+    def expected_s(self, prospects: Iterable[Prospect], images: int) -> float:
+        """Seconds of probing on so many images."""
+        return math.fsum(each.fixed_s + self.slower * images * each.image_s for each in prospects)
+
+    def probe(self, prospect: Prospect, images: int, within_s: float | None = None) -> None:
+        """A linear probe on so many training images within so many seconds, by default those that are left for probes;
+        on fewer where time ends. It is noted if it left a model."""
+        run = self.run
+        known = [event for event in run.store.read(LinearProbed) if event.name == prospect.name]
+        done = next((event for event in known if event.wanted == images), None)
+        if done is None:
+            within_s = max(0.0, self.left_s) if within_s is None else within_s
+            before = self.probes.get(prospect.name)
+            candidates = prospect.candidates if before is None else (before.candidate,)
+            done = _probe(run, prospect.name, candidates, images, within_s)
+            run.store.append(done)
+        if done.probe is None:
+            return
+        found = self.probes[prospect.name] = done.probe
+        made = found.images + run.data.val - found.cached
+        if made:
+            px = max(one.train_px for one in prospect.candidates)
+            image_s = found.features_s / made * (px / found.candidate.train_px) ** 2
+            self.slower = image_s / prospect.image_s
+
+    def decide(self) -> StartChosen:
+        """Whether the run starts from pretrained weights, and what is fine-tuned."""
+        run, data = self.run, self.run.data
+        ranked = transfer.best_first([*self.probes.values()])
+        if not ranked:
+            reasons = "; ".join(event.reason for event in run.store.read(LinearProbed))
+            if self.asked:
+                raise UsageError(f"no pretrained weights could be used: {reasons}")
+            return StartChosen(pretrained=False, why=f"The weights are drawn, since none could be used: {reasons}.")
+        best = ranked[0]
+        if not self.asked and (reason := transfer.foreign(ranked, data)):
+            return StartChosen(pretrained=False, why=f"The weights are drawn: {reason}.")
+        epochs_s = [transfer.epoch_s_at(self.prospects[one.candidate.init], one.candidate) for one in ranked]
+        left_s = run.remaining().less(run.closing_s).usable_s
+        tuned = [one.candidate for one in ranked[: transfer.num_tuned(epochs_s, left_s)]]
+        why = f"{best.candidate.init} with a linear head is right for {best.correct / data.val:.1%} on validation data"
+        if len(ranked) > 1:
+            why += f", the best of {len(ranked)}"
+        names = " and ".join(one.init for one in tuned)
+        why += (
+            f"; {names} {'is' if len(tuned) == 1 else 'are'} fine-tuned." if tuned else "; there is no time for more."
+        )
+        sizes = tuple(sorted({one.train_px for one in tuned or (best.candidate,)}))
+        return StartChosen(pretrained=True, why=why, tuned=tuple(tuned), sizes=sizes)
+
+
+def _probe(run: RunContext, name: str, candidates: tuple[Candidate, ...], images: int, within_s: float) -> LinearProbed:
+    """One linear probe on so many training images, within so many seconds."""
+
+    def note(progress: Progress) -> None:
+        opened.peak(progress.facts.get("peak_bytes"))
+        run.progress(progress)
+
+    sizes = tuple(sorted({one.train_px for one in candidates}))
+    sized = replace(run, request=replace(run.request, sizes=sizes, test_sizes=sizes))
+    until_at = run.engine.now() + within_s
+    run.reporter.begin(f"linear probe of {name}")
+    with run.book("linear probe", name, reserved_s=run.promise_s(within_s, gpus=1)) as opened:
+        job = LinearProbeJob(
+            setting=replace(sized.setting, data_parallel=1),
+            candidates=candidates,
+            batch=BATCH[run.request.device.kind],
+            folder=str(run.folder / CANDIDATES),
+            features=str(cache_root() / "features"),
+            most_images=images,
+            all_within_s=transfer.FEATURES_SHARE * within_s,
+            until_at=until_at - WATCHDOG_S,
+        )
+        outcome = run.engine.run(job, until_at=until_at, on_progress=note)
+        while isinstance(outcome, Failure) and outcome.kind == "memory" and job.batch > LEAST_BATCH:
+            job = replace(job, batch=job.batch // 4)
+            outcome = run.engine.run(job, until_at=until_at, on_progress=note)
+        opened.peak(outcome.peak_bytes)
+    if isinstance(outcome, Failure):
+        run.reporter.say(f"  {name}: failed, {outcome.reason}")
+        return LinearProbed(name=name, wanted=images, reason=f"{name}: {outcome.reason}")
+    assert isinstance(outcome, LinearProbe)
+    took_s = outcome.startup_s + outcome.features_s + outcome.head_s
+    pace = (outcome.images + run.data.val) / outcome.features_s
+    trial = replace(
+        probe_trial(outcome.candidate, batch=job.batch),
+        parameters=outcome.parameters,
+        images_per_s=pace,
+        dummy_images_per_s=pace,
+        predicted_s=took_s,
+        predicted_low_s=took_s,
+        predicted_high_s=took_s,
+        evaluation_s=evaluation_reserve_s(outcome.features_s),
+        allotted_s=within_s,
+        why={"epochs": f"a linear head on the features of {outcome.images:,} training images"},
+    )
+    run.reporter.say(
+        f"  {name} at {outcome.candidate.train_px} px: {outcome.correct / run.data.val:.1%} on validation data, linear "
+        f"head on {outcome.images:,} images ({format_duration(took_s)})"
+    )
+    return LinearProbed(name=name, wanted=images, trial=trial, probe=outcome)

@@ -1,0 +1,220 @@
+"""Linear probes on a simulated machine: within their time, the best goes on, and nothing is probed twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fitwithin import request as requests
+from fitwithin.accountant import Accountant
+from fitwithin.engine.jobs import LinearProbeJob, TrainJob
+from fitwithin.errors import UsageError
+from fitwithin.events import (
+    DataPacked,
+    LinearProbed,
+    MachineDescribed,
+    PlanGiven,
+    PoolChosen,
+    StartChosen,
+    WeightsFound,
+)
+from fitwithin.pipeline import choose, linear_probes
+from fitwithin.pipeline import run as flow
+from fitwithin.pipeline.context import RunContext
+from fitwithin.pipeline.progress import Silent
+from fitwithin.planning import transfer
+from fitwithin.store import Store
+from fitwithin.weights.find import Weights
+from simulated.clock import SimulatedClock
+from simulated.engine import Simulated
+from simulated.law import SimulatedMachine
+from simulated.run import CountedImages, without_pages
+
+NAMES = ("tf_efficientnet_lite0.in1k", "tf_efficientnet_lite2.in1k", "resnet18.a1_in1k")
+IMAGES = CountedImages(counts=(3000, 300, 300), k=10)
+
+
+def weights(name: str) -> Weights:
+    return Weights(
+        name=name,
+        path=f"/weights/{name}.safetensors",
+        sha256="0" * 64,
+        licence="apache-2.0",
+        source="folder /weights",
+        trained_on="ImageNet-1k",
+        px=224,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        interpolation="bicubic",
+        crop_pct=0.9,
+        test_px=None,
+    )
+
+
+ALL = tuple(weights(name) for name in NAMES)
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path / "cache"))
+    without_pages(monkeypatch)
+
+
+class Process:
+    """What outlives a process of the run: its store, clock and engine."""
+
+    def __init__(self, folder: Path, law: SimulatedMachine | None = None, **limits: Any) -> None:
+        self.folder, self.store = folder, Store()
+        self.engine = Simulated(law or SimulatedMachine(), limits.pop("images", IMAGES), SimulatedClock(1000.0))
+        self.request = requests.parse(folder, **{"memory": "4GiB", "time": "10m", "device": "cpu", **limits})
+        self.began_at = self.engine.now()
+
+    def opened(self, found: tuple[Weights, ...] = ALL) -> RunContext:
+        accountant = Accountant(
+            self.store, self.request.budget, self.engine.now, started_at=self.engine.now(), beating=False
+        )
+        if self.store.latest(DataPacked) is None:
+            counts = dict(zip(("train", "val", "test"), self.engine.images.counts, strict=True))
+            self.store.append(DataPacked(path="x", fingerprint="f" * 32, classes=(), counts=counts))
+            self.store.append(MachineDescribed(facts=self.engine.describe()))
+        if self.store.latest(WeightsFound) is None:
+            self.store.append(WeightsFound(weights=found, refused=(), named=False))
+        run = RunContext(
+            request=self.request,
+            folder=self.folder,
+            engine=self.engine,
+            store=self.store,
+            accountant=accountant,
+            reporter=Silent(),
+            candidates=(),
+            images=self.engine.images,
+            workers=1,
+            closing_s=1.0,
+        )
+        return choose.choose(run, 200, 224, found)
+
+    def jobs(self, kind: type[Any]) -> list[Any]:
+        return [job for job in self.engine.jobs if isinstance(job, kind)]
+
+
+def test_the_run_starts_from_the_best_weights(tmp_path: Path) -> None:
+    process = Process(tmp_path)
+    run = process.opened()
+    chosen = process.store.latest(StartChosen)
+    assert chosen is not None
+    assert chosen.pretrained
+    probes = {event.name: event.probe for event in process.store.read(LinearProbed) if event.probe}
+    assert set(probes) == set(NAMES)
+    best = transfer.best_first([*probes.values()])[0]
+    assert run.candidates[0] == best.candidate
+    assert run.request.recipe.name == "transfer"
+    assert run.candidates[0].train_px in run.request.sizes
+    assert process.store.latest(PoolChosen) is None
+
+
+def test_a_run_ends_with_the_fine_tuned_model_or_the_linear_head(tmp_path: Path) -> None:
+    process = Process(tmp_path)
+    report = flow.execute(process.opened())
+    assert report.receipt.weights is not None
+    assert all(limit.kept for limit in report.receipt.limits)
+    tuned = process.jobs(TrainJob)
+    assert tuned
+    assert all(job.init_from.endswith("-linear") for job in tuned), "each starts from its linear head"
+    row = report.row(report.winner or "")
+    linear = [event.probe.correct for event in process.store.read(LinearProbed) if event.probe]
+    assert row.validation is not None
+    assert row.validation.correct >= max(linear), "never worse than what was there before"
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(20, 4000), st.floats(1e-4, 0.05), st.integers(0, 5))
+def test_a_run_keeps_its_time_whatever_the_machine(
+    tmp_path_factory: Any, time_s: float, image_s: float, seed: int
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    process = Process(folder, SimulatedMachine(seed=seed, image_s=image_s), time=time_s)
+    try:
+        report = flow.execute(process.opened())
+    except UsageError:
+        return  # too short for anything
+    finally:
+        assert process.engine.now() - process.began_at <= time_s
+    assert report.winner is not None
+
+
+def test_where_only_a_part_of_the_time_is_left_the_linear_head_is_delivered(tmp_path: Path) -> None:
+    process = Process(tmp_path, SimulatedMachine(image_s=0.012), time="100s")
+    run = process.opened()
+    assert not run.candidates
+    report = flow.execute(run)
+    assert not process.jobs(TrainJob)
+    assert report.winner is not None
+    assert report.row(report.winner).steps == 0
+
+
+def test_a_resumed_run_probes_nothing_again(tmp_path: Path) -> None:
+    process = Process(tmp_path)
+    first = process.opened()
+    count = len(process.jobs(LinearProbeJob))
+    again = process.opened()
+    assert len(process.jobs(LinearProbeJob)) == count
+    assert again.candidates == first.candidates
+    assert again.request == first.request
+
+
+def test_a_run_that_was_interrupted_between_two_probes_goes_on_with_the_next(tmp_path: Path) -> None:
+    process = Process(tmp_path)
+    process.opened()
+    first = process.store.read(LinearProbed)[0]
+    later = Process(tmp_path)
+    later.store.append(WeightsFound(weights=ALL, refused=(), named=False))
+    later.store.append(first)
+    later.opened()
+    assert len(later.jobs(LinearProbeJob)) == len(process.jobs(LinearProbeJob)) - 1
+
+
+def test_a_plan_repeats_its_probes(tmp_path: Path) -> None:
+    process = Process(tmp_path / "plan")
+    plan = flow.make_plan(process.opened())
+    assert {candidate.init for candidate in plan.probed} == set(NAMES)
+    other = Process(tmp_path / "run")
+    other.store.append(PlanGiven(plan=plan))
+    run = other.opened()
+    assert {candidate.init for candidate in linear_probes.probed(run)} == set(NAMES)
+    assert tuple(run.candidates) == tuple(trial.candidate for trial in plan.trials)
+
+
+def test_a_plan_whose_weights_are_not_here_is_refused(tmp_path: Path) -> None:
+    plan = flow.make_plan(Process(tmp_path / "plan").opened())
+    other = Process(tmp_path / "run")
+    other.store.append(PlanGiven(plan=plan))
+    with pytest.raises(UsageError, match="which is not among the pretrained weights here"):
+        other.opened(ALL[:1])
+
+
+class Foreign(Simulated):
+    """A machine on which features tell nothing of the images."""
+
+    def _probe_linearly(self, job: Any, until_at: float) -> Any:
+        return replace(super()._probe_linearly(job, until_at), neighbours_correct=30, pixels_correct=20, correct=40)
+
+
+@pytest.mark.parametrize(
+    ("train", "asked", "pretrained"), [(30_000, {}, False), (3000, {}, True), (30_000, {"init": "weights"}, True)]
+)
+def test_foreign_images_get_drawn_weights_if_they_are_many(
+    tmp_path: Path, train: int, asked: dict[str, str], pretrained: bool
+) -> None:
+    images = CountedImages(counts=(train, 300, 300), k=10)
+    process = Process(tmp_path, images=images, time="2h", **asked)
+    process.engine = Foreign(SimulatedMachine(), images, SimulatedClock(1000.0))
+    process.opened()
+    chosen = process.store.latest(StartChosen)
+    assert chosen is not None
+    assert chosen.pretrained is pretrained
+    assert ("foreign" in chosen.why) is not pretrained
