@@ -104,12 +104,11 @@ def one(
     if arguments.device != "auto":
         words += ["--device", arguments.device]
     with tempfile.TemporaryDirectory() as scratch:
-        cache = Path(scratch, "cache")
-        cache.mkdir()
-        if (compiled := files.bytecode_dir()) is not None:  # the machine is warm, the cache of fitwithin is empty
-            compiled.mkdir(parents=True, exist_ok=True)
-            (cache / "bytecode").symlink_to(compiled)
-        environment = {**os.environ, "FITWITHIN_CACHE": str(cache), "PYTHONPATH": str(package)}
+        environment = {
+            **os.environ,
+            "FITWITHIN_CACHE": str(empty_cache(Path(scratch))),
+            "PYTHONPATH": str(package),
+        }
         begun_at = time.monotonic()
         command = [sys.executable, "-P", "-m", "fitwithin", *words, "--out", f"{scratch}/run"]
         ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -118,6 +117,16 @@ def one(
             return {"failed": ended.stderr.strip()[-400:], "wall_s": round(wall_s, 2)}, machine_of({})
         report = json.loads(Path(scratch, "run", "report.json").read_text(encoding="utf-8"))
     return seen(report, wall_s, limit_s), machine_of(report)
+
+
+def empty_cache(scratch: Path) -> Path:
+    """A cache with nothing in it but the bytecode of libraries, where Python keeps none itself: the machine is warm."""
+    cache = scratch / "cache"
+    cache.mkdir()
+    if (compiled := files.bytecode_dir()) is not None:
+        compiled.mkdir(parents=True, exist_ok=True)
+        (cache / "bytecode").symlink_to(compiled)
+    return cache
 
 
 def machine_of(report: dict[str, Any]) -> dict[str, Any]:
