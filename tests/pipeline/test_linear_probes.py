@@ -74,7 +74,7 @@ class Process:
         self.request = requests.parse(folder, **{"memory": "4GiB", "time": "10m", "device": "cpu", **limits})
         self.began_at = self.engine.now()
 
-    def opened(self, found: tuple[Weights, ...] = ALL) -> RunContext:
+    def opened(self, found: tuple[Weights, ...] = ALL, *, closing_s: float = 1.0) -> RunContext:
         accountant = Accountant(
             self.store, self.request.budget, self.engine.now, started_at=self.engine.now(), beating=False
         )
@@ -94,7 +94,7 @@ class Process:
             candidates=(),
             images=self.engine.images,
             workers=1,
-            closing_s=1.0,
+            closing_s=closing_s,
         )
         return choose.choose(run, 200, 224, found)
 
@@ -176,6 +176,19 @@ def test_a_run_that_was_interrupted_between_two_probes_goes_on_with_the_next(tmp
     later.store.append(first)
     later.opened()
     assert len(later.jobs(LinearProbeJob)) == len(process.jobs(LinearProbeJob)) - 1
+
+
+def test_a_run_without_time_hands_over_the_linear_head_that_is_there(tmp_path: Path) -> None:
+    process = Process(tmp_path)
+    process.opened()
+    later = Process(tmp_path)
+    later.store.append(WeightsFound(weights=ALL, refused=(), named=False))
+    later.store.append(process.store.read(LinearProbed)[0])
+    run = later.opened(linear_probes.known_weights(later.store), closing_s=600.0)
+    assert not later.jobs(LinearProbeJob)
+    assert run.weights
+    assert not run.candidates
+    assert linear_probes.known_weights(Store()) == ()
 
 
 def test_a_plan_repeats_its_probes(tmp_path: Path) -> None:

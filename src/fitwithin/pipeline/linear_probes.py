@@ -40,6 +40,9 @@ BATCH = {"cuda": 128, "cpu": 8}
 #: Where these do not fit into the memory cap, a quarter of them is tried, down to so many.
 LEAST_BATCH = 2
 
+#: No linear probe is begun with less time, in seconds.
+LEAST_S = 1.0
+
 #: No more weights than these are probed.
 MOST = 24
 
@@ -63,14 +66,24 @@ def find_weights(request: Request, engine: Engine, store: Store, reporter: Repor
         own = tuple(each for each in found if not names or each.model in names)
         known = WeightsFound(weights=own, refused=tuple(refused), named=bool(names))
         store.append(known)
-        for each in refused:
-            reporter.say(f"left out: {each.reason}")
+        if refused and _asked(request):
+            for each in refused:
+                reporter.say(f"left out: {each.reason}")
+        elif refused:
+            reporter.say(f"{len(refused)} pretrained weights are left out; `fitwithin weights list` says why")
     if not known.weights and _asked(request):
         raise UsageError(
             "there are no pretrained weights that may be used; `fitwithin weights list` says what there is, "
             "`fitwithin weights pull` fetches some"
         )
     return known.weights
+
+
+def known_weights(store: Store) -> tuple[Weights, ...]:
+    """The weights of a run that has linear heads already; none of another one."""
+    known = store.latest(WeightsFound)
+    made = any(event.probe is not None for event in store.read(LinearProbed))
+    return known.weights if known is not None and made else ()
 
 
 def _asked(request: Request) -> bool:
@@ -160,8 +173,8 @@ class _Probing:
         self.began_at = run.engine.now()
         epochs_s = [each.epoch_s for each in found[:1]]
         self.share = transfer.PROBING_SHARE if transfer.num_tuned(epochs_s, self.whole_s) else transfer.ALONE_SHARE
-        #: The results by the names of the weights.
-        self.probes: dict[str, LinearProbe] = {}
+        #: The results by the names of the weights, those of an interrupted process too.
+        self.probes = {event.name: event.probe for event in run.store.read(LinearProbed) if event.probe is not None}
         #: How many times as long as expected an image takes, by the last one that was probed.
         self.slower = 1.0
 
@@ -216,7 +229,9 @@ class _Probing:
         known = [event for event in run.store.read(LinearProbed) if event.name == prospect.name]
         done = next((event for event in known if event.wanted == images), None)
         if done is None:
-            within_s = max(0.0, self.left_s) if within_s is None else within_s
+            within_s = self.left_s if within_s is None else within_s
+            if within_s < LEAST_S:
+                return
             before = self.probes.get(prospect.name)
             candidates = prospect.candidates if before is None else (before.candidate,)
             done = _probe(run, prospect.name, candidates, images, within_s)

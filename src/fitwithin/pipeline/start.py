@@ -95,7 +95,10 @@ def open_run(
             store.append(MachineDescribed(facts=engine.describe()))
     with accountant.entry("data"):
         reporter.begin("packing images", len(dataset.samples))
-        weights = () if hands_over else linear_probes.find_weights(request, engine, store, reporter)
+        if hands_over:
+            weights = linear_probes.known_weights(store)
+        else:
+            weights = linear_probes.find_weights(request, engine, store, reporter)
         before, data_px = store.latest(DataPacked), sampled_px(dataset)
         most_px = _most_px(request, dataset, data_px, accountant, store)
         own_px = tuple(each.px for each in weights)

@@ -67,10 +67,6 @@ class Prospect:
         """The weights' name."""
         return self.candidates[0].init
 
-    def probe_s(self, images: int) -> float:
-        """The expected seconds of a linear probe on so many images."""
-        return self.fixed_s + images * self.image_s
-
 
 def prospects(
     weights: Sequence[Weights],
