@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -18,7 +19,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from e2e.door import until
 from fitwithin import recipe as recipes
@@ -26,16 +30,18 @@ from fitwithin.candidate import Candidate, by_size, views_of
 from fitwithin.data import image_folder, pack, pack_builder
 from fitwithin.engine.base import Engine
 from fitwithin.engine.connect import Site
-from fitwithin.engine.jobs import EvaluateJob, JobSettings, ProbeJob, TrainJob
+from fitwithin.engine.jobs import EvaluateJob, JobSettings, LinearProbeJob, ProbeJob, TrainJob
 from fitwithin.engine.launch import Server
 from fitwithin.engine.local import Local
 from fitwithin.engine.results import (
     CARD,
     EVALUATED,
+    LINEAR,
     OUTCOME,
     WEIGHTS,
     EvalResult,
     Failure,
+    LinearProbe,
     Probe,
     Progress,
     TrainResult,
@@ -45,6 +51,7 @@ from fitwithin.engine.results import (
 from fitwithin.files import read_json
 from fitwithin.machine import CPU, DeviceName
 from fitwithin.request import parse
+from fitwithin.weights.find import Weights
 from simulated.engine import Simulated
 from simulated.law import Fault, SimulatedMachine
 from simulated.run import CountedImages
@@ -289,6 +296,100 @@ def test_training_leaves_a_model_and_tells_how_it_goes(bench: Bench, tmp_path: P
 def _labels(bench: Bench) -> Any:
     images = bench.engine.images if isinstance(bench.engine, Simulated) else pack.open_pack(Path(bench.setting.pack))
     return images.labels[images.indices("val")]
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    """Drawn weights in a file, as if they were somebody's."""
+    path = tmp_path_factory.mktemp("weights") / "test_resnet.r160_in1k.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model(CANDIDATE.model).state_dict(), path)
+    return Weights(
+        name="test_resnet.r160_in1k",
+        path=str(path),
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        licence="mit",
+        source="folder",
+        trained_on="",
+        px=160,
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.3, 0.25),
+        interpolation="bilinear",
+        crop_pct=0.95,
+        test_px=None,
+    )
+
+
+def linear_probe(bench: Bench, weights: Weights, folder: Path, **changes: Any) -> Any:
+    job = LinearProbeJob(
+        setting=replace(bench.setting, weights=(weights,)),
+        candidates=(replace(CANDIDATE, init=weights.name),),
+        batch=4,
+        folder=str(folder),
+        features=str(folder / "features"),
+        most_images=COUNTS[0],
+        all_within_s=30.0,
+        until_at=bench.engine.now() + 60.0,
+    )
+    job = replace(job, **changes)
+    return bench.engine.run(job, until_at=job.until_at, on_progress=lambda progress: None)
+
+
+def test_a_linear_probe_leaves_a_model_that_is_right_as_often_as_it_says(
+    bench: Bench, pretrained: Weights, tmp_path: Path
+) -> None:
+    found = linear_probe(bench, pretrained, tmp_path)
+    assert isinstance(found, LinearProbe), found
+    assert found.images == COUNTS[0]
+    assert 0 < found.peak_bytes <= bench.setting.memory_bytes
+    folder = tmp_path / f"{found.candidate.name}-{LINEAR}"
+    assert (folder / CARD).is_file()
+    assert (folder / WEIGHTS).is_file()
+    evaluation = EvaluateJob(
+        setting=replace(bench.setting, weights=(pretrained,)),
+        candidate=found.candidate,
+        batch=4,
+        folder=str(folder),
+        views=tuple(views_of((32,), flips=False)),
+        splits=("val",),
+        until_at=bench.engine.now() + 60.0,
+    )
+    done = bench.engine.run(evaluation, until_at=evaluation.until_at, on_progress=lambda progress: None)
+    assert isinstance(done, EvalResult), done
+    if not isinstance(bench.engine, Simulated):
+        images = pack.open_pack(Path(bench.setting.pack))
+        logits = read_logits(folder, "val", evaluation.views[0])
+        assert (logits.argmax(axis=1) == images.labels[images.indices("val")]).sum() == found.correct
+        assert found.correct > COUNTS[1] / 2, "even drawn features tell red from green and blue"
+        assert found.pixels_correct == COUNTS[1], "the colours differ most of all"
+
+
+@pytest.mark.slow
+def test_features_are_computed_once(local: Bench, pretrained: Weights, tmp_path: Path) -> None:
+    first = linear_probe(local, pretrained, tmp_path, most_images=30)
+    more = linear_probe(local, pretrained, tmp_path)
+    again = linear_probe(local, pretrained, tmp_path)
+    assert (first.cached, more.cached, again.cached) == (0, 30 + COUNTS[1], COUNTS[0] + COUNTS[1])
+    assert again.correct == more.correct
+    other = linear_probe(local, replace(pretrained, sha256="f" * 64), tmp_path)
+    assert other.cached == 0, "another file of weights has features of its own"
+
+
+def test_a_linear_probe_takes_a_size_that_it_has_time_for(bench: Bench, pretrained: Weights, tmp_path: Path) -> None:
+    sizes = [replace(CANDIDATE, init=pretrained.name, train_px=px) for px in (32, 48)]
+    ample = linear_probe(bench, pretrained, tmp_path, candidates=tuple(sizes))
+    scarce = linear_probe(bench, pretrained, tmp_path, candidates=tuple(sizes), all_within_s=0.0)
+    assert (ample.candidate.train_px, scarce.candidate.train_px) == (48, 32)
+
+
+@pytest.mark.slow
+def test_weights_that_do_not_fit_are_refused_by_a_sentence(local: Bench, pretrained: Weights, tmp_path: Path) -> None:
+    found = linear_probe(
+        local, pretrained, tmp_path, candidates=(replace(CANDIDATE, model="test_vit", init=pretrained.name),)
+    )
+    assert isinstance(found, Failure)
+    assert found.kind == "error"
+    assert "holds weights of another model" in found.reason
 
 
 def test_a_job_beyond_its_end_is_a_deadline_and_returns_in_time(bench: Bench, tmp_path: Path) -> None:

@@ -124,8 +124,8 @@ def test_features_that_find_neighbours_by_chance_alone_count_only_if_images_are_
 
 def test_features_that_tell_less_than_pixels_are_of_no_use() -> None:
     digits = [probe("a.x", 285, neighbours=270, pixels=295)]
-    assert "90.0%" in transfer.foreign(digits, DATA)
-    assert "98.3%" in transfer.foreign(digits, DATA)
+    assert "90.0 %" in transfer.foreign(digits, DATA)
+    assert "98.3 %" in transfer.foreign(digits, DATA)
     photos = [probe("a.x", 280, neighbours=235, pixels=110)]
     assert transfer.foreign(photos, DATA) == ""
 

@@ -260,7 +260,8 @@ class _Probing:
         epochs_s = [transfer.epoch_s_at(self.prospects[one.candidate.init], one.candidate) for one in ranked]
         left_s = run.remaining().less(run.closing_s).usable_s
         tuned = [one.candidate for one in ranked[: transfer.num_tuned(epochs_s, left_s)]]
-        why = f"{best.candidate.init} with a linear head is right for {best.correct / data.val:.1%} on validation data"
+        share = f"{100 * best.correct / data.val:.1f} %"
+        why = f"{best.candidate.init} with a linear head is right for {share} of the validation images"
         if len(ranked) > 1:
             why += f", the best of {len(ranked)}"
         names = " and ".join(one.init for one in tuned)

@@ -117,12 +117,12 @@ def foreign(probes: Sequence[LinearProbe], data: DataFacts) -> str:
     if share < by_pixels:
         return (
             f"these images are foreign to pretrained features, by which the nearest training image is of the right "
-            f"class for {share:.1%} of the validation images, and for {by_pixels:.1%} by plain pixels"
+            f"class for {100 * share:.1f} % of the validation images, and for {100 * by_pixels:.1f} % by plain pixels"
         )
     if share < KNOWN / data.classes and data.train >= MANY:
         return (
             f"these images are foreign to pretrained features (the nearest training image is of the right class for "
-            f"{share:.1%}), and {data.train:,} training images are many"
+            f"{100 * share:.1f} %), and {data.train:,} training images are many"
         )
     return ""
 

@@ -209,7 +209,7 @@ def report(
         receipt=receipt,
         notes=tuple(notes),
         search=search,
-        forecast=_forecast(request, won, search) if won is not None else None,
+        forecast=_forecast(request, won, search) if won is not None and won.steps else None,
         classes=tuple(classes),
         pool=tuple(_pool_row(prospect) for prospect in chosen.pool.prospects) if chosen else (),
         pool_why=chosen.pool.why if chosen else "",

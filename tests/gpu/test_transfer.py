@@ -1,0 +1,155 @@
+"""A start from pretrained weights on a real GPU: linear probe, fine-tuning and evaluation within the cap."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from fitwithin import recipe as recipes
+from fitwithin.candidate import Candidate
+from fitwithin.data import image_folder, pack_builder
+from fitwithin.engine.jobs import Job, JobSettings, LinearProbeJob, TrainJob
+from fitwithin.engine.local import Local
+from fitwithin.engine.results import LINEAR, LinearProbe, TrainResult
+from fitwithin.machine import DeviceName, cuda_count
+from fitwithin.weights.find import Weights
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(cuda_count() == 0, reason="no CUDA device on this machine"),
+]
+
+GIB = 2**30
+NAME = "test_efficientnet.r160_in1k"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Local]:
+    with Local(DeviceName(kind="cuda")) as local:
+        local.prepare()
+        yield local
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> JobSettings:
+    """Sixty images of each of three classes, and drawn weights in a file."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for label in range(3):
+        (folder / str(label)).mkdir()
+        for number in range(60):
+            pixels = rng.integers(0, 100, (80, 90, 3)) + np.array([50 * (label == c) for c in range(3)])
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / str(label) / f"{number}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FITWITHIN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        images = pack_builder.build(image_folder.scan(folder), 72)
+    path = tmp_path_factory.mktemp("weights") / f"{NAME}.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_efficientnet").state_dict(), path)
+    weights = Weights(
+        name=NAME,
+        path=str(path),
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        licence="mit",
+        source="folder",
+        trained_on="",
+        px=160,
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.3, 0.25),
+        interpolation="bilinear",
+        crop_pct=0.95,
+        test_px=None,
+    )
+    return JobSettings(
+        device=DeviceName(kind="cuda"),
+        memory_bytes=2 * GIB,
+        accounting="process",
+        pack=str(images.folder),
+        classes=3,
+        recipe=recipes.load("transfer"),
+        view_sizes=(64,),
+        seed=0,
+        workers=4,
+        canvas_px=72,
+        weights=(weights,),
+    )
+
+
+def do(engine: Local, job: Job) -> object:
+    return engine.run(job, until_at=time.monotonic() + 120, on_progress=lambda progress: None)
+
+
+@pytest.mark.parametrize("precision", ["amp-bf16", "amp", "fp32"])
+@pytest.mark.parametrize("cuda_graph", [True, False])
+def test_a_linear_probe_and_fine_tuning_keep_the_cap(
+    engine: Local, setting: JobSettings, tmp_path: Path, precision: str, cuda_graph: bool
+) -> None:
+    candidate = Candidate(model="test_efficientnet", train_px=64, precision=precision, init=NAME)
+    found = do(
+        engine,
+        LinearProbeJob(
+            setting=setting,
+            candidates=(candidate,),
+            batch=32,
+            folder=str(tmp_path),
+            features=str(tmp_path / "features"),
+            most_images=1000,
+            all_within_s=30.0,
+            until_at=time.monotonic() + 60,
+        ),
+    )
+    assert isinstance(found, LinearProbe), found
+    assert found.peak_bytes <= 2 * GIB
+    assert found.correct > 6, "drawn features tell the colours apart"
+    trained = do(
+        engine,
+        TrainJob(
+            setting=setting,
+            candidate=candidate,
+            batch=24,
+            steps=40,
+            folder=str(tmp_path / "tuned"),
+            init_from=str(tmp_path / f"{candidate.name}-{LINEAR}"),
+            until_at=time.monotonic() + 60,
+            step_s=0.05,
+            validation_s=0.5,
+            save_s=0.3,
+            checkpoint_every_s=30,
+            cuda_graph=cuda_graph,
+        ),
+    )
+    assert isinstance(trained, TrainResult), trained
+    assert trained.peak_bytes <= 2 * GIB
+    assert trained.best is not None
+    assert trained.best >= found.correct - 2
+    assert trained.curve[0]["loss"] < 1.2, "it starts from the head, not from guessing"
+
+
+def test_a_size_is_chosen_by_its_pace(engine: Local, setting: JobSettings, tmp_path: Path) -> None:
+    some = [
+        Candidate(model="test_efficientnet", train_px=px, precision=word, init=NAME)
+        for px in (64, 96)
+        for word in ("amp", "fp32")
+    ]
+    job = LinearProbeJob(
+        setting=replace(setting, view_sizes=(96,)),
+        candidates=tuple(some),
+        batch=32,
+        folder=str(tmp_path),
+        features=str(tmp_path / "features"),
+        most_images=1000,
+        all_within_s=30.0,
+        until_at=time.monotonic() + 60,
+    )
+    found = do(engine, job)
+    assert isinstance(found, LinearProbe), found
+    assert found.candidate.train_px == 96
