@@ -331,6 +331,37 @@ def test_the_best_model_is_kept_the_later_on_a_tie(
     assert any(not torch.equal(saved[name], value) for name, value in seen[kept - 1].items())
 
 
+@pytest.mark.parametrize("found", [(6, 7), (6, 6), (6, 5)], ids=["better", "as good", "worse"])
+def test_fine_tuning_hands_over_the_mean_with_its_start_if_that_is_as_good(
+    images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: tuple[int, int]
+) -> None:
+    setting = replace(on_cpu("transfer", pack=str(images.folder)), view_sizes=(32,))
+    advance(job(images, tmp_path / "start", setting=setting, steps=4), images)
+    start, _ = load(tmp_path / "start", torch.device("cpu"))
+    answers, last = iter(found), dict[str, torch.Tensor]()
+
+    def count(learner: Learner, *_: Any, **__: Any) -> int:
+        if not last:
+            last.update({name: value.clone() for name, value in learner.net.state_dict().items()})
+        return next(answers)
+
+    monkeypatch.setattr(trainers, "count_correct", count)
+    tuned = job(images, tmp_path / "tuned", setting=setting, steps=8, init_from=str(tmp_path / "start"))
+    result = advance(tuned, images)
+    kept = found[1] >= found[0]
+    assert (result.averaged, result.best) == (kept, max(found))
+    net, _ = load(tmp_path / "tuned", torch.device("cpu"))
+    for (name, value), first in zip(net.state_dict().items(), start.state_dict().values(), strict=True):
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (first + last[name]) / 2 if kept else last[name])
+
+
+def test_other_trials_are_not_averaged_with_their_start(images: Pack, tmp_path: Path) -> None:
+    advance(job(images, tmp_path / "start", steps=4), images)
+    result = advance(job(images, tmp_path / "next", steps=4, init_from=str(tmp_path / "start")), images)
+    assert not result.averaged
+
+
 def test_a_loss_that_is_never_a_number_again_ends_the_trial_and_leaves_a_model(
     images: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

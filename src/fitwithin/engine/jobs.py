@@ -133,6 +133,12 @@ class TrainJob:
     evaluation: EvaluateJob | None = None
 
     @property
+    def averages(self) -> bool:
+        """Whether the mean of its first and last weights is tried in the end: that of a linear probe and what
+        fine-tuning made of it."""
+        return bool(self.init_from) and self.setting.recipe.init == "pretrained" and self.setting.data_parallel == 1
+
+    @property
     def share(self) -> int:
         """The images of an update that each process takes."""
         return self.batch // self.setting.data_parallel

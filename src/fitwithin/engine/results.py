@@ -141,7 +141,8 @@ class TrainResult:
     validation, whose weights are in the folder (None without one: then the weights are the last ones). ``training_s``
     are the seconds of the steps, the loader's start included; ``nan_restarts`` how often the loss was not finite and
     the trial went back to its checkpoint, at a lower rate; ``evaluation_s`` the expected seconds of an evaluation by
-    the same process; ``cpu_taken`` the share of the CPU that other programs took, where it trains.
+    the same process; ``cpu_taken`` the share of the CPU that other programs took, where it trains; ``averaged``: the
+    weights in the folder are the mean of the first and the last ones.
     """
 
     steps: int
@@ -157,6 +158,7 @@ class TrainResult:
     nan_restarts: int = 0
     evaluation_s: float | None = None
     cpu_taken: float = 0.0
+    averaged: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,7 +134,7 @@ def costs(profile: Profile, workload: Workload) -> Costs:
         validation_s=data.val * timing.eval_image_s[profile.candidate.train_px]
         + timing.eval_first_s[profile.candidate.train_px]
         + timing.capture_s,
-        validations=recipe.validate_last_epochs,
+        validations=recipe.validate_last_epochs + (recipe.init == "pretrained"),
         save_s=timing.save_s,
         evaluation_s=start_s + (data.val + data.test) * per_image_s,
         evaluation_inside=workload.scope == "candidate",

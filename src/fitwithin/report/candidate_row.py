@@ -29,6 +29,8 @@ def _how_it_ended(plan: TrialPlan, trained: TrainResult) -> str:
     if trained.nan_restarts:
         text += f"; {trained.nan_restarts} times the loss was not a number: training went back to the checkpoint, "
         text += "with half the learning rate"
+    if trained.averaged:
+        text += "; delivered is the mean of its first and its last weights"
     if trained.cpu_taken >= BUSY:
         text += f"; other programs took {trained.cpu_taken:.0%} of the CPU meanwhile"
     return text

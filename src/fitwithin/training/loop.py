@@ -79,6 +79,7 @@ def train(
         if trainer.nonfinite and not stalled:
             trainer.restore_checkpoint()
         ended = schedule.done
+    result = trainer.finish()
     if evaluator is not None:
         evaluator.saved_dir = trainer.saved_dir
-    return trainer.finish()
+    return result

@@ -122,6 +122,14 @@ def adopt(net: nn.Module, folder: str) -> None:
         net.load_state_dict(load_file(Path(folder) / WEIGHTS))
 
 
+def average(net: nn.Module, folder: str) -> None:
+    """Give ``net`` the mean of its weights and those of the model in ``folder``, which has the same backbone."""
+    state = net.state_dict()
+    for name, value in load_file(Path(folder) / WEIGHTS).items():
+        if state[name].is_floating_point():
+            state[name].lerp_(value.to(state[name].device), 0.5)  # in place: a recorded pass reads the same memory
+
+
 def load(folder: Path, device: torch.device) -> tuple[nn.Module, Card]:
     """The saved model in evaluation mode on ``device``, and its card; RunFolderError if there is none."""
     card = read_json(Card, folder / CARD)

@@ -73,6 +73,8 @@ class TrialProgress:
         self.nan_restarts = 0
         self.peak_bytes = 0
         self.cpu_taken = 0.0
+        #: Whether the best weights are the mean of the first and the last ones.
+        self.averaged = False
         self.startup_s = now - began_at
         #: Seconds of steps, with those of earlier processes.
         self.training_s = 0.0
@@ -175,7 +177,7 @@ class TrialProgress:
         and what its evaluation will take longer than planned."""
         schedule = self.schedule
         slow = max(1.0, schedule.slowdown)
-        ahead = sum(step > schedule.step for step in self.validation_steps())
+        ahead = sum(step > schedule.step for step in self.validation_steps()) + self.job.averages
         saves = int(max(0.0, schedule.training_ends_at - self._saved_at) / self.job.checkpoint_every_s)
         between_s = max(0, ahead - 1) * (self.model_s + self.recapture_s)
         overhead_s = 1.2 * (ahead * self.validation_s + between_s) + saves * self.checkpoint_s
@@ -252,4 +254,5 @@ class TrialProgress:
             nan_restarts=self.nan_restarts,
             evaluation_s=None if self.job.evaluation is None else self.evaluation_s,
             cpu_taken=self.cpu_taken,
+            averaged=self.averaged,
         )

@@ -182,6 +182,19 @@ class Trainer:
             self.save_model()
         self._write_result(SALVAGE)
 
+    def try_average(self) -> None:
+        """Validate the mean of the first and the last weights; keep it if it is as good as the best so far.
+
+        (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.)
+        """
+        if not self.progress.can_validate(time.monotonic()):
+            return
+        models.average(self.learner.net, self.job.init_from)
+        self._model_step = -1  # the learner no longer has the weights of the saved model
+        validated = len(self.progress.validations)
+        self.validate()
+        self.progress.averaged = len(self.progress.validations) > validated and self._model_step >= 0
+
     def save_model(self) -> None:
         """Write the model as it is, with its card."""
         if not self.team.is_main:
@@ -216,6 +229,8 @@ class Trainer:
 
     def finish(self) -> TrainResult:
         """The result, written where a resumed run looks for it."""
+        if self.job.averages:
+            self.pause_for(self.try_average)
         return self._write_result(OUTCOME, finished=True)
 
     def _write_result(self, name: str, *, finished: bool = False) -> TrainResult:
