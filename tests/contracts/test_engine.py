@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -19,10 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
-import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from e2e.door import until
 from fitwithin import recipe as recipes
@@ -55,6 +51,7 @@ from fitwithin.weights.find import Weights
 from simulated.engine import Simulated
 from simulated.law import Fault, SimulatedMachine
 from simulated.run import CountedImages
+from simulated.weights import drawn
 
 MIB = 2**20
 CANDIDATE = Candidate(model="test_resnet", train_px=32, precision="fp32")
@@ -300,24 +297,7 @@ def _labels(bench: Bench) -> Any:
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    """Drawn weights in a file, as if they were somebody's."""
-    path = tmp_path_factory.mktemp("weights") / "test_resnet.r160_in1k.safetensors"
-    torch.manual_seed(0)
-    save_file(timm.create_model(CANDIDATE.model).state_dict(), path)
-    return Weights(
-        name="test_resnet.r160_in1k",
-        path=str(path),
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        licence="mit",
-        source="folder",
-        trained_on="",
-        px=160,
-        mean=(0.4, 0.5, 0.6),
-        std=(0.2, 0.3, 0.25),
-        interpolation="bilinear",
-        crop_pct=0.95,
-        test_px=None,
-    )
+    return drawn("test_resnet.r160_in1k", tmp_path_factory.mktemp("weights"))
 
 
 def linear_probe(bench: Bench, weights: Weights, folder: Path, **changes: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,10 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
-import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from fitwithin import recipe as recipes
 from fitwithin.candidate import Candidate
@@ -22,7 +18,7 @@ from fitwithin.engine.jobs import Job, JobSettings, LinearProbeJob, TrainJob
 from fitwithin.engine.local import Local
 from fitwithin.engine.results import LINEAR, LinearProbe, TrainResult
 from fitwithin.machine import DeviceName, cuda_count
-from fitwithin.weights.find import Weights
+from simulated.weights import drawn
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,23 +48,6 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> JobSettings:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FITWITHIN_CACHE", str(tmp_path_factory.mktemp("cache")))
         images = pack_builder.build(image_folder.scan(folder), 72)
-    path = tmp_path_factory.mktemp("weights") / f"{NAME}.safetensors"
-    torch.manual_seed(0)
-    save_file(timm.create_model("test_efficientnet").state_dict(), path)
-    weights = Weights(
-        name=NAME,
-        path=str(path),
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        licence="mit",
-        source="folder",
-        trained_on="",
-        px=160,
-        mean=(0.4, 0.5, 0.6),
-        std=(0.2, 0.3, 0.25),
-        interpolation="bilinear",
-        crop_pct=0.95,
-        test_px=None,
-    )
     return JobSettings(
         device=DeviceName(kind="cuda"),
         memory_bytes=2 * GIB,
@@ -80,7 +59,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> JobSettings:
         seed=0,
         workers=4,
         canvas_px=72,
-        weights=(weights,),
+        weights=(drawn(NAME, tmp_path_factory.mktemp("weights")),),
     )
 
 

@@ -34,26 +34,10 @@ from simulated.clock import SimulatedClock
 from simulated.engine import Simulated
 from simulated.law import SimulatedMachine
 from simulated.run import CountedImages, without_pages
+from simulated.weights import weights
 
 NAMES = ("tf_efficientnet_lite0.in1k", "tf_efficientnet_lite2.in1k", "resnet18.a1_in1k")
 IMAGES = CountedImages(counts=(3000, 300, 300), k=10)
-
-
-def weights(name: str) -> Weights:
-    return Weights(
-        name=name,
-        path=f"/weights/{name}.safetensors",
-        sha256="0" * 64,
-        licence="apache-2.0",
-        source="folder /weights",
-        trained_on="ImageNet-1k",
-        px=224,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        interpolation="bicubic",
-        crop_pct=0.9,
-        test_px=None,
-    )
 
 
 ALL = tuple(weights(name) for name in NAMES)

@@ -15,30 +15,13 @@ from fitwithin.engine.results import LinearProbe
 from fitwithin.planning import prior, transfer
 from fitwithin.planning.pool import Machine
 from fitwithin.planning.transfer import Prospect
-from fitwithin.weights.find import Weights
+from simulated.weights import weights
 
 DATA = DataFacts(train=3000, val=300, test=300, classes=10)
 TABLE = prior.load()
 
 
-def weights(name: str, px: int = 224) -> Weights:
-    return Weights(
-        name=name,
-        path=f"/weights/{name}.safetensors",
-        sha256="0" * 64,
-        licence="apache-2.0",
-        source="folder /weights",
-        trained_on="ImageNet-1k",
-        px=px,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        interpolation="bicubic",
-        crop_pct=0.9,
-        test_px=None,
-    )
-
-
-ALL = [weights("resnet50.a1_in1k", 288), weights("tf_efficientnet_lite0.in1k"), weights("resnet18.a1_in1k", 256)]
+ALL = [weights("resnet50.a1_in1k", px=288), weights("tf_efficientnet_lite0.in1k"), weights("resnet18.a1_in1k", px=256)]
 
 
 def prospects(kind: str, sizes: tuple[int, ...] = ()) -> list[Prospect]:
