@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from fitwithin import recipe as recipes
 from fitwithin.candidate import Candidate
-from fitwithin.data import image_folder, pack_builder
+from fitwithin.data.pack import Pack
 from fitwithin.engine.jobs import Job, JobSettings, LinearProbeJob, TrainJob
 from fitwithin.engine.local import Local
 from fitwithin.engine.results import LINEAR, LinearProbe, TrainResult
@@ -30,24 +27,8 @@ NAME = "test_efficientnet.r160_in1k"
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Local]:
-    with Local(DeviceName(kind="cuda")) as local:
-        local.prepare()
-        yield local
-
-
-@pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> JobSettings:
-    """Sixty images of each of three classes, and drawn weights in a file."""
-    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for label in range(3):
-        (folder / str(label)).mkdir()
-        for number in range(60):
-            pixels = rng.integers(0, 100, (80, 90, 3)) + np.array([50 * (label == c) for c in range(3)])
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / str(label) / f"{number}.png")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FITWITHIN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        images = pack_builder.build(image_folder.scan(folder), 72)
+def setting(images: Pack, tmp_path_factory: pytest.TempPathFactory) -> JobSettings:
+    """The images, and drawn weights in a file."""
     return JobSettings(
         device=DeviceName(kind="cuda"),
         memory_bytes=2 * GIB,

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from test_cuda import GIB, do, images
+from test_cuda import GIB, do
 from test_cuda import setting as alone
 
 from fitwithin.candidate import Candidate, View
@@ -21,8 +21,6 @@ from fitwithin.engine.jobs import EvaluateJob, JobSettings, ProbeJob, TrainJob
 from fitwithin.engine.local import Local
 from fitwithin.engine.results import EvalResult, Failure, Probe, Progress, TrainResult
 from fitwithin.machine import DeviceName, cuda_count
-
-__all__ = ["images"]
 
 pytestmark = [
     pytest.mark.gpu,

@@ -80,10 +80,9 @@ def find_weights(request: Request, engine: Engine, store: Store, reporter: Repor
 
 
 def known_weights(store: Store) -> tuple[Weights, ...]:
-    """The weights of a run that has linear heads already; none of another one."""
+    """The weights that an earlier process of the run found: images are stored for their sizes, too."""
     known = store.latest(WeightsFound)
-    made = any(event.probe is not None for event in store.read(LinearProbed))
-    return known.weights if known is not None and made else ()
+    return () if known is None else known.weights
 
 
 def _asked(request: Request) -> bool:

@@ -39,6 +39,12 @@ TIMED = 2
 #: Training images among which the nearest neighbour is looked for: more take time and tell little.
 NEIGHBOURS_AMONG = 10_000
 
+#: The largest number that is kept of a feature: float16 ends there.
+LARGEST = 65504.0
+
+#: Images whose nearest neighbours are looked for at once: the distances must fit into memory.
+AT_ONCE = 1024
+
 #: The side at which images are compared by their plain pixels.
 PIXELS_PX = 16
 
@@ -88,14 +94,15 @@ def probe_linearly(
     to = device.torch_device
     train_xy = torch.from_numpy(known.of(train)).to(to), torch.from_numpy(pack.labels[train]).to(to)
     val_xy = torch.from_numpy(known.of(val)).to(to), torch.from_numpy(pack.labels[val]).to(to)
-    head = linear_head.fit(train_xy, val_xy, setting.classes, until_at=job.until_at - 0.5 * HEAD_SHARE * features_s)
+    heads_until_at = 0.5 * (features_until_at + job.until_at)
+    head = linear_head.fit(train_xy, val_xy, setting.classes, until_at=heads_until_at)
     correct = int((head.logits(val_xy[0]).argmax(1) == val_xy[1]).sum())
     extractor.save(head)
     return LinearProbe(
         candidate=extractor.candidate,
         correct=correct,
         neighbours_correct=_neighbours_correct(train_xy, val_xy),
-        pixels_correct=_neighbours_correct(*(_pixels(pack, some, to) for some in (train, val))),
+        pixels_correct=_neighbours_correct(_pixels(pack, train[:NEIGHBOURS_AMONG], to), _pixels(pack, val, to)),
         images=len(train),
         strength=head.strength,
         parameters=models.parameters(extractor.net),
@@ -165,7 +172,8 @@ class _Extractor:
             for x_bhwc, _ in loaded:
                 parts.append(self._features(x_bhwc))
                 done = min(len(parts) * batch, len(positions))
-                emit(Progress(step=done, total=len(positions), text="features"))
+                facts = {"peak_bytes": self._device.peak_bytes()}  # a process that is ended reports no other
+                emit(Progress(step=done, total=len(positions), text="features", facts=facts))
                 if time.monotonic() >= until_at:
                     break
         values = np.concatenate(parts)[: len(positions)] if parts else np.zeros((0, 0), np.float16)
@@ -176,7 +184,7 @@ class _Extractor:
         with torch.inference_mode(), torch.autocast(self._device.kind, dtype=dtype, enabled=dtype is not None):
             self.net(self._normalise(self._normalise.floats(x_bhwc)))
         assert self._seen is not None
-        found: npt.NDArray[np.float16] = self._seen.to(torch.float16).cpu().numpy()
+        found: npt.NDArray[np.float16] = self._seen.float().clamp(-LARGEST, LARGEST).to(torch.float16).cpu().numpy()
         return found
 
     def save(self, head: linear_head.LinearHead) -> None:
@@ -208,8 +216,7 @@ def linear_layer_of(net: nn.Module, model: str) -> nn.Linear:
 
 
 def _pixels(pack: Pack, positions: Ints, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first NEIGHBOURS_AMONG of these images at PIXELS_PX as rows of numbers, and their labels."""
-    positions = positions[:NEIGHBOURS_AMONG]
+    """These images at PIXELS_PX as rows of numbers, and their labels."""
     out = np.empty((len(positions), PIXELS_PX, PIXELS_PX, 3), dtype=np.uint8)
     for place, position in zip(out, positions, strict=True):
         image = pack.image(int(position))
@@ -222,5 +229,10 @@ def _neighbours_correct(train: tuple[torch.Tensor, torch.Tensor], val: tuple[tor
     """How many images of ``val`` have the class of their nearest neighbour in ``train``, by cosine."""
     x_ND, y_N = (part[:NEIGHBOURS_AMONG] for part in train)
     mean_D = x_ND.mean(0)
-    nearest_N = (F.normalize(val[0] - mean_D) @ F.normalize(x_ND - mean_D).T).argmax(1)
-    return int((y_N[nearest_N] == val[1]).sum())
+    x_ND = F.normalize(x_ND - mean_D)
+    correct = 0
+    for since in range(0, len(val[1]), AT_ONCE):
+        x_BD, y_B = (part[since : since + AT_ONCE] for part in val)
+        nearest_B = (F.normalize(x_BD - mean_D) @ x_ND.T).argmax(1)
+        correct += int((y_N[nearest_B] == y_B).sum())
+    return correct
