@@ -241,7 +241,7 @@ def check(seed: int, stage: Stage, ended_at: float) -> None:
     report = reports.from_json((stage.folder / "report.json").read_text(encoding="utf-8"))
     assert report.receipt.balanced
     assert all(limit.kept for limit in report.receipt.limits), f"run {seed}"
-    folder = stage.folder / read_ensemble(stage.folder).folder
+    folder = stage.folder / read_ensemble(stage.folder).trial
     assert (folder / WEIGHTS).is_file()
     assert not (folder / CHECKPOINT).exists(), "only an unfinished trial needs it"
     assert report.winner in {row.name for row in report.candidates if row.status == "trained"}

@@ -209,7 +209,7 @@ def check_trials(stage: Stage, report: Report) -> None:
 def check_handover(stage: Stage, report: Report) -> None:
     """There is a model and an ensemble of it, and what validation said holds for the logits that were written."""
     ensemble = read_ensemble(stage.folder)
-    folder = stage.folder / ensemble.folder
+    folder = stage.folder / ensemble.trial
     assert ensemble.candidate == report.winner
     assert (folder / WEIGHTS).is_file()
     assert (folder / CARD).is_file()

@@ -26,6 +26,7 @@ from fitwithin.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from fitwithin.api import plan, resume, run
+    from fitwithin.inference.model import Model
     from fitwithin.inference.predictions import Prediction
     from fitwithin.pipeline.result import Result, load
     from fitwithin.planning.plan import Plan
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
 
 #: The modules of what is imported when it is first used.
 _HOMES = {
+    "Model": "inference.model",
     "Plan": "planning.plan",
-    "Prediction": "pipeline.result",
+    "Prediction": "inference.predictions",
     "Report": "report.schema",
     "Result": "pipeline.result",
     "load": "pipeline.result",
@@ -48,6 +50,7 @@ __all__ = [
     "DataError",
     "DeviceError",
     "FitwithinError",
+    "Model",
     "OutOfMemory",
     "Plan",
     "Prediction",

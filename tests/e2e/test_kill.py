@@ -131,7 +131,7 @@ def test_killed_and_resumed(
             alive.when(lambda moment=MOMENTS[name]: moment(run), why=name)
             killed_s += alive.kill()
             alive.nothing_left()
-        assert not (run / "ensemble.json").exists()
+        assert not (run / "model" / "ensemble.json").exists()
         words = ("resume", run)
     resumed(door, run, killed_s, kills=len(series), time_s=time_s)
     predicts(door, run, shapes, tmp_path / "x.csv")

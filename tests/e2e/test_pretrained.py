@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 
 from e2e.conftest import once
 from e2e.door import CLASSES, SIZES, TINY, Alive, Door, budget_s, delivered, draw, events, receipt, report
-from fitwithin.training.model import Card
 
 NAME = "test_efficientnet.r160_in1k"
 
@@ -51,9 +50,9 @@ def test_a_run_starts_from_the_weights_in_a_folder(
     assert made["pretrained"][0]["tuned"]
     row = delivered(run)
     assert row["validation"]["correct"] >= paper["weights"]["linear"]["correct"], "never worse than the linear head"
-    card = json.loads(next(run.glob("candidates/*/card.json")).read_text(encoding="utf-8"))
-    assert card["mean"] == pytest.approx(timm.models.get_pretrained_cfg(NAME).mean)
-    assert set(Card.__dataclass_fields__) == set(card)
+    card = json.loads(next(run.glob("candidates/*/config.json")).read_text(encoding="utf-8"))
+    assert card["pretrained_cfg"]["mean"] == pytest.approx(timm.models.get_pretrained_cfg(NAME).mean)
+    assert f'base_model: "timm/{NAME}"' in (run / "model" / "README.md").read_text(encoding="utf-8")
     picture = tmp_path / "picture.png"
     draw("red-square", random.Random(5), 40).save(picture)
     door.fine("predict", run, picture, "-o", tmp_path / "predictions.csv")

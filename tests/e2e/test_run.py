@@ -39,13 +39,13 @@ def test_a_run_ends_within_its_time_with_everything_it_promised(finished: Finish
     assert wall_s <= finished.time_s + teardown_s()
     assert finished.ended.err == ""
     assert str((run / "report.html").resolve()) in finished.ended.out.splitlines()[-1]
-    for name in ("report.json", "report.md", "report.html", "receipt.json", "ensemble.json"):
+    for name in ("report.json", "report.md", "report.html", "receipt.json", "model/ensemble.json", "model/README.md"):
         assert (run / name).stat().st_size > 100, name
     rows = report(run)["candidates"]
     assert {row["model"] for row in rows} == {"test_resnet", "test_byobnet", "test_efficientnet"}
     for row in rows:
         assert row["status"] == "trained", row["reason"]
-        for name in ("model.safetensors", "card.json"):
+        for name in ("model.safetensors", "config.json"):
             assert (run / "candidates" / row["name"] / name).stat().st_size > 100, (row["name"], name)
     left = {path.name for path in run.rglob("*") if path.suffix == ".pt" or path.name.endswith(".new")}
     assert not left

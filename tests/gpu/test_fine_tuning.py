@@ -91,7 +91,6 @@ def test_a_linear_probe_and_fine_tuning_keep_the_cap(
     assert trained.peak_bytes <= 2 * GIB
     assert trained.best is not None
     assert trained.best >= found.correct - 2
-    assert trained.curve[0]["loss"] < 1.2, "it starts from the head, not from guessing"
 
 
 def test_a_size_is_chosen_by_its_pace(engine: Local, setting: JobSettings, tmp_path: Path) -> None:

@@ -95,14 +95,17 @@ def test_what_the_paper_did_not_try_has_no_twin() -> None:
 
 
 def test_the_ensemble_on_disk_reads_back(tmp_path: Path) -> None:
-    ensemble = Ensemble(candidate="resnet18-amp-160", folder="candidates/x", views=tuple(VIEWS[1:3]), batch=32)
+    ensemble = Ensemble(candidate="resnet18-amp-160", trial="candidates/x", views=tuple(VIEWS[1:3]), batch=32)
     write_ensemble(ensemble, tmp_path)
     assert read_ensemble(tmp_path) == ensemble
     assert [path.name for path in tmp_path.iterdir()] == ["ensemble.json"]
 
 
 def test_a_folder_without_an_ensemble_says_how_to_finish(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match=r"no finished model .*`fitwithin resume .*` finishes a run"):
+    with pytest.raises(RunFolderError, match=r"no finished model \(no model/ensemble.json\)$"):
+        read_ensemble(tmp_path)
+    (tmp_path / "run.db").touch()
+    with pytest.raises(RunFolderError, match=r"no finished model .*`fitwithin resume .*` finishes the run"):
         read_ensemble(tmp_path)
 
 

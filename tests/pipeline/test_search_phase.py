@@ -77,7 +77,7 @@ def test_the_weak_get_little_and_the_winner_what_is_left(begin: Begin) -> None:
     assert final.final
     assert final.candidate.name == report.winner
     assert final.seconds >= plan.search.final_s
-    assert read_ensemble(stage.folder).folder.endswith(f"{report.winner}-final")
+    assert read_ensemble(stage.folder).trial.endswith(f"{report.winner}-final")
     rows = {row.name: row for row in report.candidates}
     assert len(rows) == 16
     out = [row for row in rows.values() if row.name != report.winner]
@@ -125,7 +125,7 @@ def test_what_a_final_training_that_dies_leaves_is_the_second_ones(begin: Begin)
     died, final = (trial for trial in asked_trials(stage.store) if trial.final)
     assert died.candidate.name == first
     assert final.candidate.name == report.winner != first
-    assert read_ensemble(stage.folder).folder.endswith(f"{report.winner}-final")
+    assert read_ensemble(stage.folder).trial.endswith(f"{report.winner}-final")
     rows = {row.name: row for row in report.candidates}
     assert "of those whose final training did not fail" in report.winner_why
     assert "simulated: died" in rows[str(first)].reason

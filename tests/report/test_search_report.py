@@ -82,7 +82,7 @@ def test_a_search_is_reported_whole(begin: Begin) -> None:
     assert all(trial.charged_s <= trial.promised_s for trial in search.trials)
     final = search.trials[-1]
     assert (final.state, final.name) == (TrialState.DELIVERED, f"{report.winner}-final")
-    assert Path(read_ensemble(stage.folder).folder).name == search.delivered
+    assert Path(read_ensemble(stage.folder).trial).name == search.delivered
     assert search.delivered_why.startswith("the model of the final training: ")
     assert search.runner_up is not None
     assert search.runner_up.rung == 1

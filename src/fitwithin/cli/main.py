@@ -184,16 +184,17 @@ def predict(
 ) -> None:
     """Classify images with a run's ensemble: class, probability and the five most likely."""
     from fitwithin import files
+    from fitwithin.inference.model import Model
     from fitwithin.inference.predictions import CsvTable
-    from fitwithin.pipeline import result
 
     files.check_writable(output, CsvTable.BEGINNING)
     with terminal.reporter(as_json) as reporter:
-        found = result.load(folder)
-        coming = found.iter_predictions(paths, device=device, reporter=reporter)
+        model = Model(folder)
+        reporter.begin("looking at images")
+        coming = model.iter_predictions(paths, device=device, on_progress=reporter.advance)
         predictions = [next(coming)]  # what is asked for is there: now the file may be written
         with output.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            table = CsvTable(file, len(found.classes))
+            table = CsvTable(file, len(model.classes))
             table.add(predictions[0])
             for prediction in coming:
                 table.add(prediction)
@@ -217,10 +218,11 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a run's ensemble on a labelled folder: top-1 and top-5 with intervals, and by class."""
-    from fitwithin.pipeline import result
+    from fitwithin.inference.model import Model
 
     with terminal.reporter(as_json) as reporter:
-        found = result.load(folder).evaluate(data, device=device, reporter=reporter)
+        reporter.begin("looking at images")
+        found = Model(folder).evaluate(data, device=device, on_progress=reporter.advance)
     terminal.print_accuracy(found, as_json)
 
 

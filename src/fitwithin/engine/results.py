@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 #: The files of a trial's folder: what a later process goes on from, how the trial ended, how it stood at its last
 #: checkpoint, the model's weights, what is needed to use them, how far its evaluation got.
 CHECKPOINT, OUTCOME, SALVAGE = "checkpoint.pt", "outcome.json", "salvage.json"
-WEIGHTS, CARD, EVALUATED = "model.safetensors", "card.json", "evaluated.json"
+WEIGHTS, CARD, EVALUATED = "model.safetensors", "config.json", "evaluated.json"
 
 #: What the folders and names of linear probes have behind their candidate's name.
 LINEAR = "linear"

@@ -21,29 +21,37 @@ if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
 
 
-ENSEMBLE = "ensemble.json"
+#: The folder of a run's model, and what says there how it is used.
+MODEL, ENSEMBLE = "model", "ensemble.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble:
-    """What is delivered: the winner's folder within the run, the views to average, and the images in a forward pass."""
+    """How a model is used: the views to average, and the images in a forward pass. ``candidate`` is the winner's name,
+    ``trial`` the folder within the run where it was trained."""
 
     candidate: str
-    folder: str
+    trial: str
     views: tuple[View, ...]
     batch: int
 
 
-def write_ensemble(ensemble: Ensemble, run: Path) -> None:
-    """Keep the ensemble in the run's folder."""
-    write_text_atomic(run / ENSEMBLE, to_json(ensemble, indent=1))
+def model_folder(folder: Path) -> Path:
+    """The folder of the model: that of a run's, or the ``folder`` itself."""
+    return folder / MODEL if (folder / MODEL / ENSEMBLE).is_file() else folder
 
 
-def read_ensemble(run: Path) -> Ensemble:
-    """The ensemble that a run delivered; RunFolderError if it has not (yet)."""
-    ensemble = read_json(Ensemble, run / ENSEMBLE)
+def write_ensemble(ensemble: Ensemble, folder: Path) -> None:
+    """Keep the ensemble in the folder of its model."""
+    write_text_atomic(folder / ENSEMBLE, to_json(ensemble, indent=1))
+
+
+def read_ensemble(folder: Path) -> Ensemble:
+    """The ensemble of the model in a folder, a run's or its own; RunFolderError if there is none (yet)."""
+    ensemble = read_json(Ensemble, model_folder(folder) / ENSEMBLE)
     if ensemble is None:
-        raise RunFolderError(f"{run} holds no finished model (no {ENSEMBLE}); `fitwithin resume {run}` finishes a run")
+        hint = f"; `fitwithin resume {folder}` finishes the run" if (folder / "run.db").is_file() else ""
+        raise RunFolderError(f"{folder} holds no finished model (no {MODEL}/{ENSEMBLE}){hint}")
     return ensemble
 
 

@@ -32,17 +32,17 @@ class Predictor:
     """An ensemble loaded onto a device.
 
     Args:
-        run: the folder of a run.
-        ensemble: what it delivered.
+        folder: the folder of a model.
+        ensemble: how it is used.
         device: ``cpu`` or ``cuda:N``.
     """
 
-    def __init__(self, run: Path, ensemble: Ensemble, device: DeviceName) -> None:
+    def __init__(self, folder: Path, ensemble: Ensemble, device: DeviceName) -> None:
         self.ensemble = ensemble
         opened = open_device(device)
         self._device = opened.torch_device
         self._kind, self._dtype = opened.kind, opened.amp_dtype
-        self._net, self.card = models.load(run / ensemble.folder, self._device)
+        self._net, self.card = models.load(folder, self._device)
         self._normalise = models.Normalise(self.card.mean, self.card.std, self._device, torch.contiguous_format)
 
     def probabilities(self, pixels: Mapping[int, Uint8s]) -> Floats:

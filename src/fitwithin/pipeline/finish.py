@@ -10,12 +10,13 @@ import numpy as np
 
 from fitwithin.engine.margins import ENDING_S, LEAVING_S
 from fitwithin.events import RunFinished
-from fitwithin.inference.ensemble import Ensemble, write_ensemble
+from fitwithin.inference.ensemble import Ensemble
+from fitwithin.inference.model import hand_over
 from fitwithin.pipeline import evaluate_phase, search_phase, train_phase
 from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.evaluate_phase import Member
 from fitwithin.planning.plan import Plan, TrialPlan
-from fitwithin.report import build
+from fitwithin.report import build, model_card
 from fitwithin.report.render import write_report
 from fitwithin.report.schema import Report
 from fitwithin.units import format_duration
@@ -34,11 +35,9 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
     views = run.request.views
     rows = [row for member in reversed(members) for row in evaluate_phase.table1_rows(member, labels, views)]
     rows.append(evaluate_phase.delivered_row(chief, labels, choice))
-    folder = train_phase.trial_folder(Path(), winner)
+    trial = train_phase.trial_folder(Path(), winner)
     batch = chief.evaluated.batch
-    write_ensemble(
-        Ensemble(candidate=winner.candidate.name, folder=str(folder), views=choice.views, batch=batch), run.folder
-    )
+    hand_over(Ensemble(candidate=winner.candidate.name, trial=str(trial), views=choice.views, batch=batch), run.folder)
     tested = [run.images.paths[int(i)] for i in run.images.indices("test")]
     (run.folder / "test-paths.json").write_text(json.dumps(tested), encoding="utf-8")
     run.reporter.begin("writing the report")
@@ -60,6 +59,7 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
             classes=evaluate_phase.class_rows(chief, labels, choice, run.images.classes, train_labels),
         )
         write_report(report, run.folder)
+        model_card.write(report, run.folder)
         if run.engine.now() + LEAVING_S <= charged_until_at:
             break
     run.store.append(RunFinished(winner=winner.candidate.name))

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fitwithin.engine import results
-from fitwithin.engine.results import CARD
-from fitwithin.errors import DataError, RunFolderError, UsageError
-from fitwithin.inference.ensemble import average, read_ensemble
+from fitwithin.errors import RunFolderError, UsageError
+from fitwithin.inference.ensemble import average
+from fitwithin.inference.model import Model
 from fitwithin.inference.predictions import Evaluation, Prediction, prediction
-from fitwithin.inference.sources import Picture, Source, labelled_files, sources
-from fitwithin.machine import resolve_device
-from fitwithin.pipeline.progress import Reporter, Silent
-from fitwithin.planning.stats import Accuracy
+from fitwithin.inference.sources import Picture
 from fitwithin.report.schema import Report, from_json
 from fitwithin.report.summary import headline
 
 if TYPE_CHECKING:
-    from fitwithin.data.dataset import Floats
+    pass
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,58 +48,22 @@ class Result:
             for row in self.report.candidates
         ]
 
-    def predict(
-        self, pictures: Picture | Iterable[Picture], *, device: str = "auto", reporter: Reporter | None = None
-    ) -> list[Prediction]:
-        """Predictions for one picture or several, in order.
+    @cached_property
+    def model(self) -> Model:
+        """What the run handed over, at work on pictures."""
+        return Model(self.folder)
 
-        Args:
-            pictures: a path of an image or of a folder of images, a PIL image, an array of uint8 [H, W, 3], the bytes
-                of an image file, or any number of these.
-            device: ``auto``, ``cpu`` or ``cuda:N``.
-            reporter: gets the progress; by default nobody does.
+    def predict(self, pictures: Picture | Iterable[Picture], *, device: str = "auto") -> list[Prediction]:
+        """Predictions for one picture or several, in order: those of :meth:`Model.predict`."""
+        return self.model.predict(pictures, device=device)
 
-        Raises:
-            UsageError: a path does not exist, a folder holds no image, or something given is no picture.
-        """
-        return list(self.iter_predictions(pictures, device=device, reporter=reporter))
-
-    def iter_predictions(
-        self, pictures: Picture | Iterable[Picture], *, device: str = "auto", reporter: Reporter | None = None
-    ) -> Iterator[Prediction]:
+    def iter_predictions(self, pictures: Picture | Iterable[Picture], *, device: str = "auto") -> Iterator[Prediction]:
         """:meth:`predict`, one prediction after the other as they come."""
-        for source, row, error in self._predicted(sources(pictures), device, reporter):
-            yield prediction(source.name, row, self.classes, error)
+        return self.model.iter_predictions(pictures, device=device)
 
-    def evaluate(self, data: str | Path, *, device: str = "auto", reporter: Reporter | None = None) -> Evaluation:
-        """Accuracy on ``DATA/<class>/*``; the classes must be among those the model knows.
-
-        Raises:
-            DataError: no such folder, no class folders, or a class the model does not know.
-        """
-        labelled = labelled_files(Path(data), self.classes)
-        places: dict[str, list[int]] = {}  # by label, its place among each image's predictions, from 0
-        unreadable = []
-        predicted = self._predicted(sources(path for path, _ in labelled), device, reporter)
-        for (source, row, _), (_, label) in zip(predicted, labelled, strict=True):
-            if row is None:
-                unreadable.append(source.name)
-                continue
-            order = [self.classes[int(k)] for k in np.argsort(-row, kind="stable")]
-            places.setdefault(label, []).append(order.index(label))
-        every = [place for found in places.values() for place in found]
-        if not every:
-            raise DataError(f"none of the {len(labelled)} images in {data} can be read")
-
-        def within(found: list[int], first: int) -> Accuracy:
-            return Accuracy(correct=sum(place < first for place in found), total=len(found))
-
-        return Evaluation(
-            top1=within(every, 1),
-            top5=within(every, 5),
-            by_class={name: within(found, 1) for name, found in sorted(places.items())},
-            unreadable=tuple(unreadable),
-        )
+    def evaluate(self, data: str | Path, *, device: str = "auto") -> Evaluation:
+        """Accuracy on ``DATA/<class>/*``: that of :meth:`Model.evaluate`."""
+        return self.model.evaluate(data, device=device)
 
     def test_predictions(self) -> list[Prediction]:
         """Predictions for the data's own test pictures, labelled or not, from the logits of the run.
@@ -112,12 +71,12 @@ class Result:
         Raises:
             UsageError: the data has no test pictures, or the run's time was over before they were evaluated.
         """
-        ensemble = read_ensemble(self.folder)
+        ensemble = self.model.ensemble
         paths = json.loads((self.folder / "test-paths.json").read_text(encoding="utf-8"))
         if not paths:
             raise UsageError(f"the data of {self.folder} has no test pictures; use predict with paths")
-        folder = self.folder / ensemble.folder
-        classes = self.classes
+        folder = self.folder / ensemble.trial
+        classes = self.model.classes
         try:
             logits = {view: results.read_logits(folder, "test", view) for view in ensemble.views}
         except OSError as error:
@@ -127,28 +86,8 @@ class Result:
         rows = average(logits, ensemble.views)
         return [prediction(path, row, classes, "") for path, row in zip(paths, rows, strict=True)]
 
-    @cached_property
-    def classes(self) -> tuple[str, ...]:
-        """The classes the model knows, in the order of its outputs."""
-        card = self.folder / read_ensemble(self.folder).folder / CARD
-        return tuple(json.loads(card.read_text(encoding="utf-8"))["classes"])
-
     def __repr__(self) -> str:
         return f"<run in {self.folder}: {headline(self.report)}>"
-
-    def _predicted(
-        self, pictures: Sequence[Source], device: str, reporter: Reporter | None
-    ) -> Iterator[tuple[Source, Floats | None, str]]:
-        """Each picture with its probabilities, or the reason why there are none."""
-        reporter = reporter or Silent()
-        reporter.begin("loading the model", len(pictures))
-        from fitwithin.inference.predictor import Predictor
-
-        predictor = Predictor(self.folder, read_ensemble(self.folder), resolve_device(device))
-        reporter.begin("looking at images", len(pictures))
-        for number, found in enumerate(predictor.predict(pictures)):
-            reporter.advance(number + 1, len(pictures))
-            yield found
 
 
 def load(folder: str | Path) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import nn
 from fitwithin.candidate import Candidate
 from fitwithin.engine.results import CARD, WEIGHTS
 from fitwithin.errors import RunFolderError, UsageError
-from fitwithin.files import read_json, to_json, write_atomic, write_text_atomic
+from fitwithin.files import write_atomic, write_text_atomic
 
 #: Channel means and deviations of ImageNet, as timm uses them; trained from scratch, any fixed values would do.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -35,6 +36,48 @@ class Card:
     arguments: dict[str, Any]
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
+
+    def config(self, net: nn.Module) -> dict[str, Any]:
+        """As timm's ``config.json`` (timm.models.save_for_hf), so that ``timm.create_model("local-dir:...")`` reads it;
+        what timm has no word for stands under ``fitwithin``."""
+        own: Any = net.pretrained_cfg
+        return {
+            "architecture": self.model.partition(".")[0],
+            "num_classes": len(self.classes),
+            "num_features": net.num_features,
+            "label_names": self.classes,
+            "model_args": self.arguments,
+            "pretrained_cfg": {
+                "num_classes": len(self.classes),
+                "input_size": (3, self.train_px, self.train_px),
+                "fixed_input_size": "img_size" in self.arguments,
+                "interpolation": "bicubic",
+                "crop_pct": self.crop,
+                "crop_mode": "center",
+                "mean": self.mean,
+                "std": self.std,
+                "first_conv": own.get("first_conv"),
+                "classifier": own.get("classifier"),
+            },
+            "fitwithin": {"model": self.model, "train_px": self.train_px, "precision": self.precision},
+        }
+
+
+def read_card(folder: Path) -> Card:
+    """The card of the model in a folder; RunFolderError if there is none."""
+    try:
+        config = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        own = config["pretrained_cfg"]
+        return Card(
+            classes=tuple(config["label_names"]),
+            crop=own["crop_pct"],
+            arguments=config["model_args"],
+            mean=tuple(own["mean"]),
+            std=tuple(own["std"]),
+            **config["fitwithin"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"there is no model of fitwithin in {folder} ({CARD}: {error!r})") from error
 
 
 def build(candidate: Candidate, classes: int, sizes: tuple[int, ...]) -> tuple[nn.Module, dict[str, Any]]:
@@ -110,9 +153,9 @@ def amp_dtype(precision: str, usual: torch.dtype) -> torch.dtype | None:
 
 
 def save(model: nn.Module, card: Card, folder: Path) -> None:
-    """Write ``card.json`` and ``model.safetensors`` into ``folder``; an older model stays whole until replaced."""
+    """Write ``config.json`` and ``model.safetensors`` into ``folder``; an older model stays whole until replaced."""
     state = {name: value.detach().to("cpu").contiguous().clone() for name, value in model.state_dict().items()}
-    write_text_atomic(folder / CARD, to_json(card, indent=1), fsync=True)
+    write_text_atomic(folder / CARD, json.dumps(card.config(model), indent=1), fsync=True)
     write_atomic(folder / WEIGHTS, lambda path: save_file(state, path), fsync=True)
 
 
@@ -132,9 +175,7 @@ def average(net: nn.Module, folder: str) -> None:
 
 def load(folder: Path, device: torch.device) -> tuple[nn.Module, Card]:
     """The saved model in evaluation mode on ``device``, and its card; RunFolderError if there is none."""
-    card = read_json(Card, folder / CARD)
-    if card is None:
-        raise RunFolderError(f"there is no model in {folder} (no {CARD})")
+    card = read_card(folder)
     model = timm.create_model(card.model, pretrained=False, num_classes=len(card.classes), **card.arguments)
     try:
         model.load_state_dict(load_file(folder / WEIGHTS, device=str(device)))

@@ -1,0 +1,153 @@
+"""A model that a run handed over, at work on pictures: it needs its own folder and nothing else of the run.
+
+The folder is timm's local directory (``config.json``, ``model.safetensors``), with a model card (``README.md``) and
+which views to average (``ensemble.json``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fitwithin.engine.results import CARD, WEIGHTS
+from fitwithin.errors import DataError
+from fitwithin.files import write_atomic, write_text_atomic
+from fitwithin.inference.ensemble import MODEL, Ensemble, model_folder, read_ensemble, write_ensemble
+from fitwithin.inference.predictions import Evaluation, Prediction, prediction
+from fitwithin.inference.sources import Picture, Source, labelled_files, sources
+from fitwithin.machine import resolve_device
+from fitwithin.planning.stats import Accuracy
+
+if TYPE_CHECKING:
+    from fitwithin.data.dataset import Floats
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model at work. ``folder`` is a run's, or that of its model alone (``RUN/model``), wherever it was copied to.
+
+    Raises:
+        RunFolderError: there is no finished model in the folder.
+    """
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", model_folder(Path(self.folder)))
+
+    @cached_property
+    def ensemble(self) -> Ensemble:
+        """The views to average."""
+        return read_ensemble(self.folder)
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The classes the model knows, in the order of its outputs."""
+        return tuple(json.loads((self.folder / CARD).read_text(encoding="utf-8"))["label_names"])
+
+    def predict(self, pictures: Picture | Iterable[Picture], *, device: str = "auto") -> list[Prediction]:
+        """Predictions for one picture or several, in order.
+
+        Args:
+            pictures: a path of an image or of a folder of images, a PIL image, an array of uint8 [H, W, 3], the bytes
+                of an image file, or any number of these.
+            device: ``auto``, ``cpu`` or ``cuda:N``.
+
+        Raises:
+            UsageError: a path does not exist, a folder holds no image, or something given is no picture.
+        """
+        return list(self.iter_predictions(pictures, device=device))
+
+    def iter_predictions(
+        self,
+        pictures: Picture | Iterable[Picture],
+        *,
+        device: str = "auto",
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Prediction]:
+        """:meth:`predict`, one prediction after the other as they come. ``on_progress`` gets (done, total)."""
+        for source, row, error in self._probabilities(sources(pictures), device, on_progress):
+            yield prediction(source.name, row, self.classes, error)
+
+    def evaluate(
+        self, data: str | Path, *, device: str = "auto", on_progress: Callable[[int, int], None] | None = None
+    ) -> Evaluation:
+        """Accuracy on ``DATA/<class>/*``; the classes must be among those the model knows.
+
+        Raises:
+            DataError: no such folder, no class folders, or a class the model does not know.
+        """
+        labelled = labelled_files(Path(data), self.classes)
+        found = self._probabilities(sources(path for path, _ in labelled), device, on_progress)
+        return _evaluation(found, [label for _, label in labelled], self.classes, data)
+
+    def _probabilities(
+        self, pictures: Sequence[Source], device: str, on_progress: Callable[[int, int], None] | None
+    ) -> Iterator[tuple[Source, Floats | None, str]]:
+        """Each picture with its probabilities [K], or None and the reason why it cannot be read."""
+        from fitwithin.inference.predictor import Predictor
+
+        predictor = Predictor(self.folder, self.ensemble, resolve_device(device))
+        for done, found in enumerate(predictor.predict(pictures), 1):
+            if on_progress is not None:
+                on_progress(done, len(pictures))
+            yield found
+
+
+def _evaluation(
+    found: Iterable[tuple[Source, Floats | None, str]], labels: Sequence[str], classes: Sequence[str], data: str | Path
+) -> Evaluation:
+    """The accuracy of those probabilities by the labels; DataError if no image of ``data`` could be read."""
+    places: dict[str, list[int]] = {}  # by label, its place among each image's predictions, from 0
+    unreadable = []
+    for (source, row, _), label in zip(found, labels, strict=True):
+        if row is None:
+            unreadable.append(source.name)
+            continue
+        order = [classes[int(k)] for k in np.argsort(-row, kind="stable")]
+        places.setdefault(label, []).append(order.index(label))
+    every = [place for found in places.values() for place in found]
+    if not every:
+        raise DataError(f"none of the {len(labels)} images in {data} can be read")
+
+    def within(found: list[int], first: int) -> Accuracy:
+        return Accuracy(correct=sum(place < first for place in found), total=len(found))
+
+    return Evaluation(
+        top1=within(every, 1),
+        top5=within(every, 5),
+        by_class={name: within(found, 1) for name, found in sorted(places.items())},
+        unreadable=tuple(unreadable),
+    )
+
+
+def hand_over(ensemble: Ensemble, run: Path) -> None:
+    """Make the folder of a run's model. It is complete when ``ensemble.json`` is there, which is written last."""
+    trained = run / ensemble.trial
+    folder = run / MODEL
+    folder.mkdir(exist_ok=True)
+    weights = folder / WEIGHTS
+    if not (weights.exists() and weights.samefile(trained / WEIGHTS)):  # renaming a file to itself would do nothing
+        write_atomic(weights, lambda new: _link(trained / WEIGHTS, new))
+    config: dict[str, Any] = json.loads((trained / CARD).read_text(encoding="utf-8"))
+    px = ensemble.views[0].px
+    config.setdefault("pretrained_cfg", {})["test_input_size"] = (3, px, px)
+    write_text_atomic(folder / CARD, json.dumps(config, indent=1))
+    write_ensemble(ensemble, folder)
+
+
+def _link(file: Path, new: Path) -> None:
+    """The same file under another name, or a copy where that cannot be."""
+    new.unlink(missing_ok=True)
+    try:
+        os.link(file, new)
+    except OSError:
+        shutil.copyfile(file, new)

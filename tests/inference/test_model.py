@@ -1,0 +1,134 @@
+"""The folder of a model: timm reads it, it needs nothing else of its run, and it is whole or not there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from fitwithin.candidate import Candidate, View
+from fitwithin.errors import RunFolderError
+from fitwithin.inference.ensemble import Ensemble
+from fitwithin.inference.model import Model, hand_over
+from fitwithin.training import model as models
+
+CLASSES = ("cat", "dog", "émeu", "a/b")
+TRIAL = "candidates/x"
+
+FAMILIES = (
+    "test_byobnet",
+    "test_convnext",
+    "test_efficientnet",
+    "test_efficientnet_gn",
+    "test_mambaout",
+    "test_nfnet",
+    "test_resnet",
+    "test_vit",
+    "test_vit2",
+    "mobilenetv3_small_050",
+    "resnet10t",
+    "ghostnet_050",
+    "levit_128s",
+)
+
+
+def handed_over(run: Path, name: str, sizes: tuple[int, ...] = (64,)) -> torch.nn.Module:
+    """A run's folder with a model of that backbone; returns the net."""
+    torch.manual_seed(0)
+    net, arguments = models.build(Candidate(model=name, train_px=64, precision="fp32"), len(CLASSES), sizes)
+    card = models.Card(
+        model=name, classes=CLASSES, train_px=64, precision="fp32", crop=0.95, arguments=arguments, mean=(0.1, 0.2, 0.3)
+    )
+    (run / TRIAL).mkdir(parents=True)
+    models.save(net, card, run / TRIAL)
+    views = tuple(View(px=px, flip=False) for px in sizes[::-1])
+    hand_over(Ensemble(candidate="x", trial=TRIAL, views=views, batch=4), run)
+    return net.eval()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_timm_creates_the_same_model_in_one_line(name: str, tmp_path: Path) -> None:
+    px = 224 if name.startswith("levit") else 64
+    net = handed_over(tmp_path, name, (px,))
+    again = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
+    x_bchw = torch.rand(2, 3, px, px)
+    with torch.inference_mode():
+        assert torch.equal(again(x_bchw), net(x_bchw))
+    assert tuple(again.pretrained_cfg["label_names"]) == CLASSES
+    data = timm.data.resolve_model_data_config(again, use_test_size=True)
+    assert (tuple(data["input_size"]), data["crop_pct"], data["mean"][0]) == ((3, px, px), 0.95, 0.1)
+    assert timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True, num_classes=7)(x_bchw).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_timms_transform_shows_it_what_training_did(name: str, tmp_path: Path) -> None:
+    """Of a picture that is scaled down, whose resampling differs by rounding alone."""
+    handed_over(tmp_path, name, (64,))
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 255, (9, 12, 3), dtype=np.uint8))
+    picture = small.resize((240, 180), Image.Resampling.BICUBIC)
+    net = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
+    data = timm.data.resolve_model_data_config(net, use_test_size=True)
+    transform = timm.data.create_transform(**data, is_training=False)
+    with torch.inference_mode():
+        theirs = net(transform(picture).unsqueeze(0)).softmax(-1)[0].numpy()
+    ours = dict(Model(tmp_path).predict(picture)[0].top)
+    assert [ours[label] for label in CLASSES] == pytest.approx(theirs.tolist(), abs=0.02)
+
+
+def test_the_model_can_leave_its_run(tmp_path: Path) -> None:
+    handed_over(tmp_path / "run", "test_resnet", (64, 96))
+    picture = Image.new("RGB", (80, 70), "teal")
+    before = Model(tmp_path / "run").predict(picture)
+    shutil.move(tmp_path / "run" / "model", tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "run")
+    alone = Model(tmp_path / "elsewhere")
+    assert alone.predict(picture) == before
+    assert alone.classes == CLASSES
+    assert alone.ensemble.views == (View(px=96, flip=False), View(px=64, flip=False))
+
+
+def test_weights_are_kept_once_on_the_disk(tmp_path: Path) -> None:
+    handed_over(tmp_path, "test_resnet")
+    name = "model.safetensors"
+    assert (tmp_path / "model" / name).samefile(tmp_path / TRIAL / name)
+
+
+def test_where_files_cannot_have_two_names_they_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("this file system has no hard links")
+
+    monkeypatch.setattr("os.link", refuse)
+    handed_over(tmp_path, "test_resnet")
+    ours, theirs = (load_file(tmp_path / folder / "model.safetensors") for folder in ("model", TRIAL))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_handing_over_again_replaces_what_was_there(tmp_path: Path) -> None:
+    handed_over(tmp_path, "test_resnet")
+    ensemble = Ensemble(candidate="x", trial=TRIAL, views=(View(px=32, flip=True),), batch=2)
+    hand_over(ensemble, tmp_path)
+    assert Model(tmp_path).ensemble == ensemble
+    config = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))
+    assert config["pretrained_cfg"]["test_input_size"] == [3, 32, 32]
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
+        "config.json",
+        "ensemble.json",
+        "model.safetensors",
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"architecture": "resnet18"}', "[1, 2]"])
+def test_a_folder_of_something_else_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(RunFolderError, match="no model of fitwithin in"):
+        models.read_card(tmp_path)
+    with pytest.raises(RunFolderError, match="holds no finished model"):
+        Model(tmp_path).predict(Image.new("RGB", (9, 9)))
