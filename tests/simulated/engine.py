@@ -246,6 +246,7 @@ class Simulated:
             parameters=law.parameters(candidate),
             startup_s=law.startup_s,
             features_s=self.now() - begun_at - law.startup_s,
+            image_s=image_s,
             head_s=0.0,
             cached=0,
             peak_bytes=min(law.memory_bytes(candidate, job.batch), job.setting.memory_bytes),

@@ -181,8 +181,8 @@ class LinearProbe:
 
     ``correct`` are right by the head, ``neighbours_correct`` by the nearest of the ``images`` training images that the
     head was fitted to, ``pixels_correct`` by the nearest one in plain pixels. ``strength`` is the penalty's C.
-    ``features_s`` are the seconds of all features, of which ``cached`` images had theirs already; ``head_s`` those of
-    the head.
+    ``features_s`` are the seconds of all features, of which ``cached`` images had theirs already, and ``image_s`` those
+    of an image once the first ones are through, 0 if it is not known; ``head_s`` are those of the head.
     """
 
     candidate: Candidate
@@ -194,6 +194,7 @@ class LinearProbe:
     parameters: int
     startup_s: float
     features_s: float
+    image_s: float
     head_s: float
     cached: int
     peak_bytes: int

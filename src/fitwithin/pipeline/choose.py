@@ -10,7 +10,7 @@ from fitwithin.candidate import Candidate, grid, match
 from fitwithin.data.dataset import DataFacts
 from fitwithin.engine.results import StepTiming
 from fitwithin.errors import BudgetError
-from fitwithin.events import PoolChosen, StartChosen
+from fitwithin.events import PoolChosen
 from fitwithin.files import cache_root
 from fitwithin.machine import cores
 from fitwithin.pipeline import linear_probes
@@ -71,14 +71,8 @@ def choose(run: RunContext, data_px: int, most_px: int, weights: Sequence[Weight
     ``data_px`` is the images' median shorter side, ``most_px`` the largest size that they are stored for; it may start
     from ``weights``.
     """
-    machine = None
-    if weights:
-        known = run.store.latest(StartChosen)
-        if known is None:
-            machine = measure_machine(run)
-        started = linear_probes.start(run, weights, machine or Machine(kind=run.request.device.kind))
-        if started.weights:
-            return started
+    if weights and (started := linear_probes.start(run, weights)).weights:
+        return started
     request = run.request
     if not is_open(request):
         names = match(request.models, model_names.known_models(run.engine.prepare))
@@ -86,8 +80,7 @@ def choose(run: RunContext, data_px: int, most_px: int, weights: Sequence[Weight
         return replace(run, candidates=candidates)
     chosen = run.store.latest(PoolChosen)
     if chosen is None:
-        machine = machine or measure_machine(run)
-        chosen = PoolChosen(pool=_choose(run, data_px, most_px, machine), most_px=most_px)
+        chosen = PoolChosen(pool=_choose(run, data_px, most_px, measure_machine(run)), most_px=most_px)
         run.store.append(chosen)
         run.reporter.say(chosen.pool.why)
     return _with_pool(run, chosen.pool)

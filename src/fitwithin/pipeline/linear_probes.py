@@ -25,7 +25,7 @@ from fitwithin.pipeline.train_phase import CANDIDATES
 from fitwithin.planning import prior, transfer
 from fitwithin.planning.cost import evaluation_reserve_s
 from fitwithin.planning.plan import Plan, TrialPlan, probe_trial
-from fitwithin.planning.pool import Machine
+from fitwithin.planning.pool import START_S
 from fitwithin.planning.transfer import Prospect
 from fitwithin.request import Request
 from fitwithin.store import Store
@@ -90,11 +90,11 @@ def _asked(request: Request) -> bool:
     return request.init == "weights" or request.weights is not None or request.recipe.init == "pretrained"
 
 
-def start(run: RunContext, weights: Sequence[Weights], machine: Machine) -> RunContext:
+def start(run: RunContext, weights: Sequence[Weights]) -> RunContext:
     """The run from pretrained weights, with its candidates; or, where a random start promises more, as it was."""
     chosen, given = run.store.latest(StartChosen), run.store.latest(PlanGiven)
     if chosen is None:
-        probing = _Probing(_transferring(run, weights, ()), machine, asked=_asked(run.request))
+        probing = _Probing(_transferring(run, weights, ()), asked=_asked(run.request))
         chosen = probing.choose() if given is None else probing.repeat(given.plan)
         run.store.append(chosen)
         run.reporter.say(chosen.why)
@@ -153,7 +153,7 @@ class _Probing:
     the best goes on with all.
     """
 
-    def __init__(self, run: RunContext, machine: Machine, *, asked: bool) -> None:
+    def __init__(self, run: RunContext, *, asked: bool) -> None:
         self.run = run
         #: Whether pretrained weights were asked for: then nothing else is decided.
         self.asked = asked
@@ -161,7 +161,7 @@ class _Probing:
         found = transfer.prospects(
             run.weights,
             prior.load(),
-            machine,
+            request.device.kind,
             run.data,
             precisions=request.precisions,
             layouts=request.layouts,
@@ -174,8 +174,9 @@ class _Probing:
         self.share = transfer.PROBING_SHARE if transfer.num_tuned(epochs_s, self.whole_s) else transfer.ALONE_SHARE
         #: The results by the names of the weights, those of an interrupted process too.
         self.probes = {event.name: event.probe for event in run.store.read(LinearProbed) if event.probe is not None}
-        #: How many times as long as expected an image takes, by the last one that was probed.
-        self.slower = 1.0
+        #: How many times as long as expected an image takes, and the seconds of a probe beside its images, by the last
+        #: one that was probed.
+        self.slower, self.fixed_s = 1.0, START_S[run.request.device.kind] + transfer.HEAD_S[run.request.device.kind]
 
     def choose(self) -> StartChosen:
         """Probe, and decide by the results."""
@@ -194,7 +195,7 @@ class _Probing:
                 self.probe(prospect, images)
         for _ in range(len(self.probes)):
             best = next((one for one in transfer.best_first([*self.probes.values()]) if one.images < every), None)
-            if best is not None and self.left_s > self.prospects[best.candidate.init].fixed_s:
+            if best is not None and self.left_s > self.fixed_s:
                 self.probe(self.prospects[best.candidate.init], every)
         return self.decide()
 
@@ -219,7 +220,7 @@ class _Probing:
 
     def expected_s(self, prospects: Iterable[Prospect], images: int) -> float:
         """Seconds of probing on so many images."""
-        return math.fsum(each.fixed_s + self.slower * images * each.image_s for each in prospects)
+        return math.fsum(self.fixed_s + self.slower * images * each.image_s for each in prospects)
 
     def probe(self, prospect: Prospect, images: int, within_s: float | None = None) -> None:
         """A linear probe on so many training images within so many seconds, by default those that are left for probes;
@@ -239,10 +240,10 @@ class _Probing:
             return
         found = self.probes[prospect.name] = done.probe
         made = found.images + run.data.val - found.cached
-        if made:
+        if made and found.image_s:
+            self.fixed_s = found.startup_s + found.features_s + found.head_s - made * found.image_s
             px = max(one.train_px for one in prospect.candidates)
-            image_s = found.features_s / made * (px / found.candidate.train_px) ** 2
-            self.slower = image_s / prospect.image_s
+            self.slower = found.image_s * (px / found.candidate.train_px) ** 2 / prospect.image_s
 
     def decide(self) -> StartChosen:
         """Whether the run starts from pretrained weights, and what is fine-tuned."""
@@ -256,7 +257,9 @@ class _Probing:
         best = ranked[0]
         if not self.asked and (reason := transfer.foreign(ranked, data)):
             return StartChosen(pretrained=False, why=f"The weights are drawn: {reason}.")
-        epochs_s = [transfer.epoch_s_at(self.prospects[one.candidate.init], one.candidate) for one in ranked]
+        epochs_s = [
+            self.slower * transfer.epoch_s_at(self.prospects[one.candidate.init], one.candidate) for one in ranked
+        ]
         left_s = run.remaining().less(run.closing_s).usable_s
         tuned = [one.candidate for one in ranked[: transfer.num_tuned(epochs_s, left_s)]]
         share = f"{100 * best.correct / data.val:.1f} %"

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from fitwithin.candidate import Candidate
 from fitwithin.data.dataset import DataFacts
 from fitwithin.engine.results import LinearProbe
-from fitwithin.planning.pool import START_S, Machine
 from fitwithin.planning.prior import Backbone, Table
 from fitwithin.recipe import Recipe
 from fitwithin.weights.find import Weights
@@ -54,12 +53,11 @@ KNOWN, MANY = 2.0, 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class Prospect:
-    """Pretrained weights: the candidates, of which a linear probe takes one by its pace, and what it is expected to
-    cost, in seconds, at the largest size and beside its images; and an epoch of fine-tuning."""
+    """Pretrained weights: the candidates, of which a linear probe takes one by its pace, and the seconds at the largest
+    size that an image's features and an epoch of fine-tuning are expected to take on the table's machine."""
 
     candidates: tuple[Candidate, ...]
     image_s: float
-    fixed_s: float
     epoch_s: float
 
     @property
@@ -71,33 +69,30 @@ class Prospect:
 def prospects(
     weights: Sequence[Weights],
     table: Table,
-    machine: Machine,
+    kind: str,
     data: DataFacts,
     *,
     precisions: Sequence[str],
     layouts: Sequence[str],
     sizes: Sequence[int],
 ) -> list[Prospect]:
-    """What may be probed, the cheapest first, at the weights' own size or at the largest of the ``sizes`` that the user
-    named. A CPU may take a smaller size, and either precision."""
+    """What may be probed on a device of that ``kind``, the cheapest first, at the weights' own size or at the largest of
+    the ``sizes`` that the user named, in the first precision. A CPU may take a smaller size, and either precision."""
     found = []
     for each in weights:
         backbone, px = table.of(each.model), max(sizes, default=each.px)
-        order = machine.depthwise_precisions if backbone.depthwise else machine.precisions
-        first = next((word for word in order if word in precisions), precisions[0])
         layout = "channels_last" if "channels_last" in layouts and not backbone.depthwise else layouts[0]
-        likely = Candidate(model=each.model, train_px=px, precision=first, layout=layout, init=each.name)
+        likely = Candidate(model=each.model, train_px=px, precision=precisions[0], layout=layout, init=each.name)
         candidates = [likely]
-        if machine.kind == "cpu":
+        if kind == "cpu":
             smaller = () if sizes else (one for one in SMALLER_PX if one < px)
             both = [px, *smaller]
             candidates = [replace(likely, train_px=one, precision=word) for one in both for word in precisions]
-        image_s = 1e-6 * machine.image_us(backbone, px)
+        image_s = 1e-6 * backbone.image_us(kind, px)
         found.append(
             Prospect(
                 candidates=tuple(candidates),
-                image_s=FORWARD_SHARE[machine.kind] * image_s,
-                fixed_s=START_S[machine.kind] + HEAD_S[machine.kind],
+                image_s=FORWARD_SHARE[kind] * image_s,
                 epoch_s=data.train * image_s,
             )
         )

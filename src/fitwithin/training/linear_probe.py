@@ -5,6 +5,7 @@ Shape suffixes: N images, D features, K classes, B batch, C channels, H W pixels
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,7 @@ def probe_linearly(
         parameters=models.parameters(extractor.net),
         startup_s=startup_s,
         features_s=features_s,
+        image_s=extractor.image_s,
         head_s=time.monotonic() - now - features_s,
         cached=cached,
         peak_bytes=device.peak_bytes(),
@@ -131,6 +133,8 @@ class _Extractor:
         self.net = net.to(device.torch_device, memory_format=self._format).eval()  # type: ignore[call-overload]
         self._head = linear_layer_of(net, candidate.model)
         self._normalise = models.Normalise(weights.mean, weights.std, device.torch_device, self._format)
+        #: The seconds of each batch after the first ones of a stream, which wait for the loaders and for kernels.
+        self._batches_s: list[float] = []
         self._seen: torch.Tensor | None = None
         self._head.register_forward_pre_hook(self._see)
 
@@ -168,16 +172,24 @@ class _Extractor:
         batch = eval_batch(self.job.batch)
         parts: list[npt.NDArray[np.float16]] = []
         batches = {"crop": self.job.setting.recipe.crop_pct, "px": self.candidate.train_px, "batch": batch}
+        now = time.monotonic()
         with self._feeder.stream(EvalBatches, **batches, indices=positions, until_at=until_at) as loaded:
             for x_bhwc, _ in loaded:
                 parts.append(self._features(x_bhwc))
+                begun_at, now = now, time.monotonic()
+                self._batches_s += [now - begun_at] if len(parts) > 1 else []
                 done = min(len(parts) * batch, len(positions))
                 facts = {"peak_bytes": self._device.peak_bytes()}  # a process that is ended reports no other
                 emit(Progress(step=done, total=len(positions), text="features", facts=facts))
-                if time.monotonic() >= until_at:
+                if now >= until_at:
                     break
         values = np.concatenate(parts)[: len(positions)] if parts else np.zeros((0, 0), np.float16)
         return known.plus(positions[: len(values)], values) if len(values) else known
+
+    @property
+    def image_s(self) -> float:
+        """The seconds of an image's features by the median batch; 0 if there were too few."""
+        return statistics.median(self._batches_s) / eval_batch(self.job.batch) if self._batches_s else 0.0
 
     def _features(self, x_bhwc: torch.Tensor) -> npt.NDArray[np.float16]:
         dtype = models.amp_dtype(self.candidate.precision, self._device.amp_dtype)
