@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fitwithin.errors import RunFolderError
 from fitwithin.planning.forecast import make_forecast
 from fitwithin.planning.stats import Accuracy
-from fitwithin.report.pareto import with_pareto
+from fitwithin.report.candidate_row import with_pareto
 from fitwithin.report.schema import (
     CandidateRow,
     CurvePoint,

@@ -5,6 +5,7 @@ Shape suffixes: N images, K classes, V views.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from fitwithin.candidate import View
 from fitwithin.errors import RunFolderError
 from fitwithin.files import read_json, to_json, write_text_atomic
+from fitwithin.inference.calibration import fit_temperature, log_likelihoods, tempered
 
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
@@ -24,16 +26,27 @@ if TYPE_CHECKING:
 #: The folder of a run's model, and what says there how it is used.
 MODEL, ENSEMBLE = "model", "ensemble.json"
 
+#: Views are compared on images of so many probabilities at the most, which takes less than a second.
+MOST_COMPARED = 500_000
+
+#: A gain in log-likelihood that is rounding.
+NO_GAIN = 1e-6
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble:
-    """How a model is used: the views to average, and the images in a forward pass. ``candidate`` is the winner's name,
-    ``trial`` the folder within the run where it was trained."""
+    """How a model is used: the views to average, the temperature of their mean probabilities, and the images in a
+    forward pass. ``candidate`` is the winner's name, ``trial`` the folder within the run where it was trained."""
 
     candidate: str
     trial: str
     views: tuple[View, ...]
     batch: int
+    temperature: float = 1.0
+
+    def probabilities(self, logits: Mapping[View, Floats]) -> Floats:
+        """The probabilities [N, K] by the logits of the views."""
+        return tempered(average(logits, self.views), self.temperature)
 
 
 def model_folder(folder: Path) -> Path:
@@ -93,40 +106,49 @@ def choose(
 ) -> Choice:
     """The views to average, chosen on validation data: ``labels_N`` must never be test labels.
 
-    Without a limit: all views (the paper's ensemble), less those that clearly harm it. A view is left out if that makes
-    more images right than one standard error of the paired difference. With a limit in milliseconds per image: the best
-    affordable single view, then, while one fits and helps, the one with the largest gain per millisecond. The cost of a
-    set is the sum of its views': each is one forward pass.
+    Sets of views are compared by the log-likelihood of the right classes, each at the temperature that is best for it:
+    an average is less sure of itself than its views, which a temperature mends.
+
+    Without a limit: all views (the paper's ensemble), less those that harm it. A view is left out if the gain is beyond
+    one standard error of the paired difference. (Starting from one view, and adding what gains, is worse on few images:
+    docs/log.md.) With a limit in milliseconds per image: the best affordable single view, then, while one fits and
+    helps, the one with the largest gain per millisecond. The cost of a set is the sum of its views: each is one forward
+    pass.
     """
-    found = {view: softmax(rows) for view, rows in logits.items()}  # once: each is averaged again and again
+    step = -(-labels_N.size * next(iter(logits.values())).shape[1] // MOST_COMPARED)
+    labels_N = labels_N[::step]
+    found = {view: softmax(rows[::step]) for view, rows in logits.items()}  # once: each is averaged again and again
     return _without_harm(found, labels_N) if limit_ms is None else _greedily(found, labels_N, ms_per_image, limit_ms)
 
 
-def _hits(
+def _likelihoods(
     probabilities: Mapping[View, Floats], views: Sequence[View], labels_N: npt.NDArray[np.int64]
-) -> npt.NDArray[np.bool_]:
-    return np.asarray(_mean(probabilities, views).argmax(axis=1) == labels_N)
+) -> npt.NDArray[np.float64]:
+    """The log-likelihood of each image's class by the views' average at its best temperature."""
+    mean_NK = _mean(probabilities, views)
+    return log_likelihoods(tempered(mean_NK, fit_temperature(mean_NK, labels_N)), labels_N)
 
 
 def _without_harm(probabilities: Mapping[View, Floats], labels_N: npt.NDArray[np.int64]) -> Choice:
     chosen = sorted(probabilities)
     reasons = dict.fromkeys(chosen, "part of the ensemble")
     while len(chosen) > 1:
-        hits = _hits(probabilities, chosen, labels_N)
+        whole_N = _likelihoods(probabilities, chosen, labels_N)
         trials = []
         for view in chosen:
-            fewer = _hits(probabilities, [other for other in chosen if other != view], labels_N)
-            gain, changed = int(fewer.sum()) - int(hits.sum()), int((fewer != hits).sum())
-            trials.append((gain - float(np.sqrt(changed)), gain, view))
+            gain_N = _likelihoods(probabilities, [other for other in chosen if other != view], labels_N) - whole_N
+            gain = float(gain_N.mean())
+            trials.append((gain - float(gain_N.std()) / math.sqrt(len(gain_N)), gain, view))
         beyond, gain, view = max(trials)
-        if beyond <= 0:
+        if beyond <= NO_GAIN:
             break
         chosen.remove(view)
-        reasons[view] = f"left out: without it {gain} of {len(labels_N)} more validation images are right"
+        reasons[view] = f"left out: the log-likelihood on validation data is {gain:.2g} larger without it"
     count = len(probabilities)
     why = f"no inference limit: the average of all {count} views" if count > 1 else "the only view"
     if len(chosen) < count:
-        why = f"no inference limit: the average of the {len(chosen)} of {count} views that do not harm it"
+        number = f"the average of the {len(chosen)}" if len(chosen) > 1 else "the one"
+        why = f"no inference limit: {number} of {count} views that {'do' if len(chosen) > 1 else 'does'} not harm it"
     return Choice(views=tuple(chosen), why=why, reasons=reasons)
 
 
@@ -138,16 +160,15 @@ def _greedily(
 ) -> Choice:
     reasons: dict[View, str] = {}
     chosen: list[View] = []
-    best, left_ms = 0, limit_ms
+    best, left_ms = -math.inf, limit_ms
     while affordable := [view for view in probabilities if view not in chosen and ms_per_image[view] <= left_ms]:
-        score = {view: int(_hits(probabilities, [*chosen, view], labels_N).sum()) for view in affordable}
-        gains = {view: score[view] - best for view in affordable}
-        worth = {view: gain / ms_per_image[view] if chosen else float(gain) for view, gain in gains.items()}
+        score = {view: float(_likelihoods(probabilities, [*chosen, view], labels_N).mean()) for view in affordable}
+        worth = {view: (value - best) / ms_per_image[view] if chosen else value for view, value in score.items()}
         view = max(affordable, key=lambda view: (worth[view], -ms_per_image[view]))
-        if chosen and score[view] <= best:
+        if chosen and score[view] - best <= NO_GAIN:
             break
-        gained = f"{score[view] - best:+d}" if chosen else f"{score[view]}"
-        reasons[view] = f"{gained} of {len(labels_N)} validation images for {ms_per_image[view]:.3g} ms"
+        said = f"adds {score[view] - best:.2g} to the log-likelihood" if chosen else "the best one alone"
+        reasons[view] = f"{said}, for {ms_per_image[view]:.3g} ms"
         chosen.append(view)
         best, left_ms = score[view], left_ms - ms_per_image[view]
     if not chosen:  # nothing fits: the receipt will say that the limit was not kept

@@ -17,7 +17,7 @@ import torch
 from fitwithin.data.batches import centre_box, resize
 from fitwithin.data.decode import UNREADABLE
 from fitwithin.engine.device import open_device
-from fitwithin.inference.ensemble import Ensemble, average
+from fitwithin.inference.ensemble import Ensemble
 from fitwithin.inference.sources import Source
 from fitwithin.machine import DeviceName
 from fitwithin.training import model as models
@@ -46,7 +46,7 @@ class Predictor:
         self._normalise = models.Normalise(self.card.mean, self.card.std, self._device, torch.contiguous_format)
 
     def probabilities(self, pixels: Mapping[int, Uint8s]) -> Floats:
-        """Mean probability over the ensemble's views, [N, K], for pixels [N, H, W, 3] by the size of the views."""
+        """The ensemble's probabilities, [N, K], for pixels [N, H, W, 3] by the size of the views."""
         logits = {}
         dtype = models.amp_dtype(self.card.precision, self._dtype)
         amp = torch.autocast(self._kind, dtype=dtype, enabled=dtype is not None)
@@ -55,7 +55,7 @@ class Predictor:
             with torch.inference_mode(), amp:
                 out = self._net(x_bchw.flip(3) if view.flip else x_bchw)
             logits[view] = np.asarray(out.float().cpu().numpy(), dtype=np.float32)
-        return average(logits, self.ensemble.views)
+        return self.ensemble.probabilities(logits)
 
     def _crops(self, source: Source) -> dict[int, Uint8s]:
         """The image's pixels at each size of the views, [H, W, 3]. The image itself is let go."""

@@ -17,6 +17,8 @@ from fitwithin.engine.results import EVALUATED, EvalResult, Failure, Progress, T
 from fitwithin.errors import TrainingError
 from fitwithin.events import ModelEvaluated
 from fitwithin.files import read_json
+from fitwithin.inference import calibration
+from fitwithin.inference.assessment import Assessment, assess
 from fitwithin.inference.ensemble import Choice, average, choose, correct, softmax
 from fitwithin.pipeline import search_phase, train_phase
 from fitwithin.pipeline.context import RunContext
@@ -143,6 +145,42 @@ def class_rows(
     return [
         ClassRow(name=name, train=int(counts[label]), validation=accuracy("val", label), test=accuracy("test", label))
         for label, name in enumerate(classes)
+    ]
+
+
+def fit_temperature(member: Member, labels: Mapping[str, Labels], choice: Choice) -> tuple[float, str]:
+    """The temperature of the chosen views' mean probabilities by validation data, and why it is that."""
+    found, truth = member.logits.get("val", {}), labels["val"]
+    if any(view not in found for view in choice.views):
+        return 1.0, "Probabilities are as they come: there was no time to see how far they can be trusted."
+    if len(truth) < calibration.LEAST_IMAGES:
+        return 1.0, (
+            f"Probabilities are as they come: {len(truth)} validation images are too few to fit a temperature "
+            f"({calibration.LEAST_IMAGES} are needed)."
+        )
+    temperature = calibration.fit_temperature(average(found, choice.views), truth)
+    how = "surer" if temperature < 1 else "less sure"
+    return temperature, (
+        f"Probabilities are made {how} by a temperature of {temperature:.2f}, at which the {len(truth):,} validation "
+        f"images are the most likely. It changes no answer."
+    )
+
+
+def assessments(
+    run: RunContext, member: Member, labels: Mapping[str, Labels], choice: Choice, temperature: float
+) -> list[Assessment]:
+    """How good what is delivered is on each split that has labels."""
+    return [
+        assess(
+            split,
+            average(member.logits[split], choice.views),
+            labels[split],
+            classes=run.images.classes,
+            paths=[run.images.paths[int(i)] for i in run.images.indices(split)],
+            temperature=temperature,
+        )
+        for split in ("val", "test")
+        if _accuracy(member, split, choice.views, labels) is not None
     ]
 
 

@@ -37,7 +37,18 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
     rows.append(evaluate_phase.delivered_row(chief, labels, choice))
     trial = train_phase.trial_folder(Path(), winner)
     batch = chief.evaluated.batch
-    hand_over(Ensemble(candidate=winner.candidate.name, trial=str(trial), views=choice.views, batch=batch), run.folder)
+    temperature, temperature_why = evaluate_phase.fit_temperature(chief, labels, choice)
+    hand_over(
+        Ensemble(
+            candidate=winner.candidate.name,
+            trial=str(trial),
+            views=choice.views,
+            batch=batch,
+            temperature=temperature,
+        ),
+        run.folder,
+    )
+    assessments = evaluate_phase.assessments(run, chief, labels, choice, temperature)
     tested = [run.images.paths[int(i)] for i in run.images.indices("test")]
     (run.folder / "test-paths.json").write_text(json.dumps(tested), encoding="utf-8")
     run.reporter.begin("writing the report")
@@ -57,6 +68,8 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
             ensemble_why=choice.why,
             notes=_notes(run, plan, members),
             classes=evaluate_phase.class_rows(chief, labels, choice, run.images.classes, train_labels),
+            assessments=assessments,
+            temperature_why=temperature_why,
         )
         write_report(report, run.folder)
         model_card.write(report, run.folder)

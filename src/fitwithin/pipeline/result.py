@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from fitwithin.engine import results
 from fitwithin.errors import RunFolderError, UsageError
-from fitwithin.inference.ensemble import average
 from fitwithin.inference.model import Model
 from fitwithin.inference.predictions import Evaluation, Prediction, prediction
 from fitwithin.inference.sources import Picture
@@ -83,7 +82,7 @@ class Result:
             raise UsageError(
                 "the run's time was over before the test pictures were evaluated; use predict with their paths"
             ) from error
-        rows = average(logits, ensemble.views)
+        rows = ensemble.probabilities(logits)
         return [prediction(path, row, classes, "") for path, row in zip(paths, rows, strict=True)]
 
     def __repr__(self) -> str:

@@ -76,8 +76,9 @@ def prospects(
     layouts: Sequence[str],
     sizes: Sequence[int],
 ) -> list[Prospect]:
-    """What may be probed on a device of that ``kind``, the cheapest first, at the weights' own size or at the largest of
-    the ``sizes`` that the user named, in the first precision. A CPU may take a smaller size, and either precision."""
+    """What may be probed on a device of that ``kind``, the cheapest first, at the weights' own size or at the largest
+    of the ``sizes`` that the user named, in the first precision. A CPU may take a smaller size, and either precision.
+    """
     found = []
     for each in weights:
         backbone, px = table.of(each.model), max(sizes, default=each.px)

@@ -21,14 +21,15 @@ from fitwithin.events import (
     profiled,
 )
 from fitwithin.files import to_json
+from fitwithin.inference.assessment import Assessment
 from fitwithin.ledger import Ledger
 from fitwithin.planning import search_plan
 from fitwithin.planning.forecast import Forecast, MeasuredPoint, make_forecast
 from fitwithin.planning.halving import Halving
 from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.planning.pool import Prospect
-from fitwithin.report import pareto, pretrained
-from fitwithin.report.candidate_row import candidate_row
+from fitwithin.report import pretrained
+from fitwithin.report.candidate_row import candidate_row, with_pareto
 from fitwithin.report.schema import (
     CandidateRow,
     CandidateStatus,
@@ -91,7 +92,7 @@ def _candidate_rows(
         candidate = rejection.candidate
         if candidate not in by_candidate:  # else it was left out, and tried when those that entered had failed
             rows.append(candidate_row(candidate, known.get(candidate.name), "rejected", rejection.reason))
-    return pareto.with_pareto(rows)
+    return with_pareto(rows)
 
 
 def _forecast(request: Request, winner: CandidateRow, search: SearchReport | None) -> Forecast:
@@ -169,6 +170,8 @@ def report(
     ensemble_why: str = "",
     notes: Sequence[str] = (),
     classes: Sequence[ClassRow] = (),
+    assessments: Sequence[Assessment] = (),
+    temperature_why: str = "",
 ) -> Report:
     """The report of a finished run by its store and its ledger; without a ``winner`` that of a plan."""
     packed = store.latest(DataPacked)
@@ -211,6 +214,8 @@ def report(
         search=search,
         forecast=_forecast(request, won, search) if won is not None and won.steps else None,
         classes=tuple(classes),
+        assessments=tuple(assessments),
+        temperature_why=temperature_why,
         pool=tuple(_pool_row(prospect) for prospect in chosen.pool.prospects) if chosen else (),
         pool_why=chosen.pool.why if chosen else "",
         pretrained=probed,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from fitwithin import files
 from fitwithin.errors import RunFolderError
+from fitwithin.inference.assessment import Assessment
 from fitwithin.planning.forecast import Forecast
 from fitwithin.planning.stats import Accuracy
 from fitwithin.report.search_report import SearchReport
@@ -50,7 +51,8 @@ class CandidateRow:
 
     ``reason`` says why it was rejected or failed, or how its training ended. ``predicted_s`` is for the steps that were
     taken. ``inference_ms`` is what the profile measured for an image at the training size. ``front`` says whether it is
-    on the Pareto front (report/pareto.py); if not, ``dominated_by`` names one that is. None where it was not tried.
+    on the Pareto front (report/candidate_row.py); if not, ``dominated_by`` names one that is. None where it was not
+    tried.
     """
 
     name: str
@@ -207,8 +209,9 @@ class Report:
     ``copies`` ({"val", "test"}: images that are copies of training images).
     ``winner`` names a row of ``candidates``; None when nothing was trained (a plan). ``search`` is None without one,
     ``forecast`` (what more time would buy) without a winner. ``pool`` are the backbones that were chosen from, the best
-    expected first, and ``pool_why`` says how; none where the user named them. ``pretrained`` are the weights that were
-    probed, and ``pretrained_why`` says whether the run starts from some.
+    expected first, and ``pool_why`` says how; none where the user named them. ``assessments`` are of what is delivered
+    on validation and test images, and ``temperature_why`` says how its temperature was found. ``pretrained`` are the
+    weights that were probed, and ``pretrained_why`` says whether the run starts from some.
     """
 
     title: str
@@ -226,6 +229,8 @@ class Report:
     search: SearchReport | None = None
     forecast: Forecast | None = None
     classes: tuple[ClassRow, ...] = ()
+    assessments: tuple[Assessment, ...] = ()
+    temperature_why: str = ""
     pool: tuple[PoolRow, ...] = ()
     pool_why: str = ""
     pretrained: tuple[PretrainedRow, ...] = ()

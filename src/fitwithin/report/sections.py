@@ -9,10 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from fitwithin.planning.stats import Accuracy
-from fitwithin.report import pareto, pretrained, search_sections
+from fitwithin.report import assessment_sections, pretrained, search_sections
 from fitwithin.report.answer import left_out, shown
-from fitwithin.report.schema import CandidateRow, ClassRow, Report
+from fitwithin.report.candidate_row import OBJECTIVES, known_objectives
+from fitwithin.report.schema import CandidateRow, Report
 from fitwithin.report.summary import STATUSES, capitalize, delivered_method, format_amount, is_plan
 from fitwithin.report.tables import (
     DASH,
@@ -33,9 +33,6 @@ METHODS = (
     "The paper's Table 1 on this data, with 95 % intervals. The delivered model is highlighted; `fitwithin predict` "
     "uses it."
 )
-
-#: The report shows so many classes; report.json has all.
-MOST_CLASSES = 30
 
 #: Of the backbones that were not tried, the report's table shows so many; the list of those left out has all.
 NEXT_BEST = 8
@@ -74,7 +71,7 @@ def sections(report: Report) -> list[Section]:
         Section("pool", "What was expected", (report.pool_why, EXPECTED), (expected(report),)),
         *search_sections.sections(report),
         Section("views", "Views and the ensemble", (report.ensemble_why,), (_views(report),)),
-        _by_class(report),
+        *assessment_sections.sections(report),
         _receipt(report),
         _data(report),
         Section("request", "Request", tables=(_facts("Every option", report.request, nothing="off"),)),
@@ -102,36 +99,6 @@ def expected(report: Report) -> Table:
         (Column("Why", wrap=True, rank=1), [row.reason.partition(" (")[0] for row in rows]),
     ]
     return table_by_column("What was expected", columns)
-
-
-def _by_class(report: Report) -> Section:
-    """The classes that are recognised worst first; of many only so many."""
-
-    def images(accuracy: Accuracy | None) -> str | None:
-        return f"{accuracy.total:,}" if accuracy else None
-
-    rows = sorted(report.classes, key=_recognised)
-    weakest = rows[:MOST_CLASSES]
-    columns: Columns = [
-        (Column("Class", wrap=True), [row.name for row in weakest]),
-        (Column("Train images", number=True, rank=1), [f"{row.train:,}" for row in weakest]),
-        (Column("Val", number=True), [accuracy_cell(row.validation) for row in weakest]),
-        (
-            Column("Val images", number=True, rank=2),
-            [images(row.validation) for row in weakest],
-        ),
-        (Column("Test", number=True), [accuracy_cell(row.test) for row in weakest]),
-        (Column("Test images", number=True, rank=2), [images(row.test) for row in weakest]),
-    ]
-    said = "What is delivered, class by class, the weakest first."
-    if len(rows) > len(weakest):
-        said += f" {len(rows) - len(weakest):,} more are in report.json."
-    return Section("classes", "Accuracy by class", (said,), (table_by_column("Accuracy by class", columns),))
-
-
-def _recognised(row: ClassRow) -> tuple[float, str]:
-    accuracy = row.test or row.validation
-    return accuracy.share if accuracy else -1.0, row.name
 
 
 def _receipt(report: Report) -> Section:
@@ -211,7 +178,7 @@ def _front_note(report: Report) -> str:
     tried = [row for row in report.candidates if row.front is not None]
     if not tried:
         return ""
-    names = [pareto.OBJECTIVES[field] for field in pareto.known_objectives(tried)]
+    names = [OBJECTIVES[field] for field in known_objectives(tried)]
     note = (
         f"Front: the candidate is on the Pareto front. No other one is at least as good in "
         f"{' and '.join(', '.join(names).rsplit(', ', 1))}, to two digits, and better in one of them."

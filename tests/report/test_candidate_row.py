@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitwithin.report.pareto import dominated_by, dominates, known_objectives, with_pareto
+from fitwithin.report.candidate_row import dominated_by, dominates, known_objectives, with_pareto
 from report.test_schema import trained, untrained
 from simulated.run import tries
 
