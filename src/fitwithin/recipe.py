@@ -62,6 +62,8 @@ class Recipe:
     #: The learning rate of each block of layers is this many times that of the block above it; the head has the whole
     #: rate (ELECTRA, Clark et al., ICLR 2020).
     layer_decay: float = 1.0
+    #: Batch norms keep the statistics of their pretrained weights, in training as in evaluation.
+    freeze_norms: bool = False
     #: The backbones and training sizes that are tried unless a run asks for others. Without any they are chosen for the
     #: data, the machine and the time.
     models: tuple[str, ...] = ()

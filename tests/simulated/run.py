@@ -78,6 +78,9 @@ class CountedImages:
         start = sum(self.counts[:which])
         return np.arange(start, start + self.counts[which])
 
+    def image(self, i: int) -> np.ndarray:
+        return np.full((4, 4, 3), i % 256, dtype=np.uint8)
+
 
 def measure(
     candidates: Sequence[Candidate],

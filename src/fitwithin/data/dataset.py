@@ -172,3 +172,6 @@ class Images(Protocol):
 
     def indices(self, split: str) -> npt.NDArray[np.int64]:
         """Positions of the images of a split."""
+
+    def image(self, i: int) -> npt.NDArray[np.uint8]:
+        """Pixels of the image at a position, uint8 [H, W, 3]."""

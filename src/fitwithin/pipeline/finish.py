@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from fitwithin.data.dataset import Images
 from fitwithin.engine.margins import ENDING_S, LEAVING_S
 from fitwithin.events import RunFinished
 from fitwithin.inference.ensemble import Ensemble
@@ -20,6 +23,9 @@ from fitwithin.report import build, model_card
 from fitwithin.report.render import write_report
 from fitwithin.report.schema import Report
 from fitwithin.units import format_duration
+
+#: The longer side of the pictures of mistakes, in pixels.
+PICTURE_PX = 160
 
 
 def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialPlan, why: str) -> Report:
@@ -49,6 +55,8 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
         run.folder,
     )
     assessments = evaluate_phase.assessments(run, chief, labels, choice, temperature)
+    mistakes = assessments[-1].mistakes if assessments else ()
+    pictures = _pictures(run.images, (each.path for each in mistakes))
     tested = [run.images.paths[int(i)] for i in run.images.indices("test")]
     (run.folder / "test-paths.json").write_text(json.dumps(tested), encoding="utf-8")
     run.reporter.begin("writing the report")
@@ -71,12 +79,23 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
             assessments=assessments,
             temperature_why=temperature_why,
         )
-        write_report(report, run.folder)
+        write_report(report, run.folder, pictures)
         model_card.write(report, run.folder)
         if run.engine.now() + LEAVING_S <= charged_until_at:
             break
     run.store.append(RunFinished(winner=winner.candidate.name))
     return report
+
+
+def _pictures(images: Images, paths: Iterable[str]) -> dict[str, bytes]:
+    """Small JPEGs of those images, by their paths."""
+    places, found = {path: place for place, path in enumerate(images.paths)}, {}
+    for path in paths:
+        picture, buffer = Image.fromarray(images.image(places[path])), io.BytesIO()
+        picture.thumbnail((PICTURE_PX, PICTURE_PX))
+        picture.save(buffer, "JPEG", quality=80)
+        found[path] = buffer.getvalue()
+    return found
 
 
 def _notes(run: RunContext, plan: Plan, members: Sequence[Member]) -> list[str]:

@@ -10,13 +10,14 @@ import functools
 import json
 import re
 from base64 import b64encode
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fitwithin.files import write_text_atomic
+from fitwithin.inference.assessment import Mistake
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.report import charts, pretrained
 from fitwithin.report.answer import Fact, answer, left_out
@@ -126,8 +127,9 @@ def markdown(report: Report, folder: str = "RUN") -> str:
     return "\n\n".join([*lines, f"Written {_md(report.created_at)} by fitwithin."]) + "\n"
 
 
-def html(report: Report, folder: str = "RUN") -> str:
+def html(report: Report, folder: str = "RUN", pictures: Mapping[str, bytes] | None = None) -> str:
     """The report as one HTML file that asks nothing of the network; its own script draws the charts (report/charts.py).
+    ``pictures`` are JPEGs of mistakes by their paths.
 
     The file also holds the report as JSON (``<script type="application/json" id="report">``), which
     :func:`fitwithin.report.schema.from_json` reads. Long curves are thinned; report.json has them whole.
@@ -150,6 +152,7 @@ def html(report: Report, folder: str = "RUN") -> str:
         tiles=list(tiles(report)),
         facts=[Fact(fact.label, clean(fact.text)) for fact in answer(report, folder)],
         sections=every_section,
+        mistakes=_shown_mistakes(report, pictures or {}),
         charts=alone,
         beside={"search": climbs} if climbs else {},
         charts_after=before[-1] if alone and before else None,
@@ -159,6 +162,19 @@ def html(report: Report, folder: str = "RUN") -> str:
         # No other script runs, whatever stands in the report.
         allowed=" ".join(f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in scripts),
     )
+
+
+def _shown_mistakes(report: Report, pictures: Mapping[str, bytes]) -> list[tuple[Mistake, str]]:
+    """The surest mistakes of which there are pictures, as ``data:`` addresses."""
+    found = report.assessments[-1].mistakes if report.assessments else ()
+    return [
+        (
+            replace(each, path=clean(each.path), truth=clean(each.truth), answer=clean(each.answer)),
+            f"data:image/jpeg;base64,{b64encode(pictures[each.path]).decode()}",
+        )
+        for each in found
+        if each.path in pictures
+    ]
 
 
 def _inert(json_text: str) -> str:
@@ -291,13 +307,14 @@ def _reason_lines(reasons: Sequence[tuple[str, str]]) -> list[RenderableType]:
     return [Text(), grid]
 
 
-def write_report(report: Report, folder: Path) -> None:
-    """Write report.json, report.md, report.html and receipt.json into ``folder``, each whole or not at all."""
+def write_report(report: Report, folder: Path, pictures: Mapping[str, bytes] | None = None) -> None:
+    """Write report.json, report.md, report.html and receipt.json into ``folder``, each whole or not at all. The page
+    shows the ``pictures`` of mistakes, JPEGs by their paths."""
     texts = {
         "report.json": report.to_json(),
         "receipt.json": json.dumps(asdict(report.receipt), indent=1, allow_nan=False),
         "report.md": markdown(report, str(folder)),
-        "report.html": html(report, str(folder)),
+        "report.html": html(report, str(folder), pictures),
     }
     for name, text in texts.items():
         write_text_atomic(folder / name, text)

@@ -35,6 +35,9 @@ UNRECORDED = 1
 #: until 1.0.30; torch, pytorch#126514).
 SMALLEST_RATE = 1e-30
 
+#: Every kind of batch norm, timm's with an activation too.
+BatchNorm = torch.nn.modules.batchnorm._BatchNorm
+
 #: Seeds of runs are below this, so the seeds of processes that train together are no other run's.
 SEEDS = 2**31
 
@@ -72,6 +75,9 @@ class Learner:
         self._nonfinite_buffers = {name for name, value in net.named_buffers() if not torch.isfinite(value).all()}
         self.net = net.to(device.torch_device, memory_format=self._format)  # type: ignore[call-overload]
         self.parameters = models.parameters(net)
+        frozen = setting.recipe.freeze_norms
+        self._frozen_norms = [each for each in net.modules() if frozen and isinstance(each, BatchNorm)]
+        self._train()
         team.broadcast_weights(self.net)
         if team.rank:  # equal weights, but dropout and augmentation of its own
             torch.manual_seed(setting.seed + team.rank * SEEDS)
@@ -149,7 +155,7 @@ class Learner:
             CaptureError: with ``cuda_graph``, the step cannot be recorded.
         """
         if not self.net.training:
-            self.net.train()
+            self._train()
         if self._pass is not None:
             self.release()
         self._set_rate(lr)
@@ -166,6 +172,12 @@ class Learner:
         with warnings.catch_warnings():  # that it runs before it is recorded is as it should be
             warnings.filterwarnings("ignore", message=".*capturable=True.*")
             return self._update(x_bhwc, y_b, lambda: None)
+
+    def _train(self) -> None:
+        """Training mode, but for norms that keep their statistics."""
+        self.net.train()
+        for norm in self._frozen_norms:
+            norm.eval()
 
     def _own_rates(self) -> None:
         """Give each group of parameters a rate of its own: a tensor for a recorded step, else a plain number."""
