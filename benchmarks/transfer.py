@@ -156,13 +156,12 @@ def few(data: Path, each: int, seed: int, folder: Path) -> Path:
 def linear_test(run: Path, report: dict[str, Any], data: Path, environment: dict[str, str], copy: Path) -> float:
     """The share of test images, in per cent, that the linear head of the delivered model's weights gets right."""
     shutil.copytree(run, copy)
-    delivered = json.loads((copy / "ensemble.json").read_text(encoding="utf-8"))
     name = report["receipt"]["weights"]["name"]
     folder = next(
         path for path in (copy / "candidates").iterdir() if path.name.startswith(name) and "-linear" in path.name
     )
-    delivered["folder"] = str(folder.relative_to(copy))
-    (copy / "ensemble.json").write_text(json.dumps(delivered), encoding="utf-8")
+    for part in ("config.json", "model.safetensors"):
+        shutil.copyfile(folder / part, copy / "model" / part)
     command = [sys.executable, "-P", "-m", "fitwithin", "evaluate", str(copy), str(data / "test"), "--json"]
     ended = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     top1 = json.loads(ended.stdout)["top1"]

@@ -6,8 +6,9 @@ import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitwithin.inference.assessment import MOST_IN_MATRIX, Assessment, assess
+from fitwithin.inference.assessment import MOST_IN_MATRIX, assess
 from fitwithin.inference.ensemble import softmax
+from fitwithin.inference.quality import Assessment
 
 
 def assessed(seed: int, n: int, k: int, temperature: float = 1.0) -> tuple[Assessment, np.ndarray, np.ndarray]:

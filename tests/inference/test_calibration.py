@@ -7,8 +7,9 @@ import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitwithin.inference.calibration import BINS, fit_temperature, log_likelihoods, measure, tempered
+from fitwithin.inference.calibration import fit_temperature, log_likelihoods, measure, tempered
 from fitwithin.inference.ensemble import softmax
+from fitwithin.inference.quality import BINS
 
 seeds = st.integers(0, 2**32 - 1)
 

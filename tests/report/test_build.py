@@ -185,7 +185,7 @@ def test_a_report_that_takes_long_to_write_is_charged_and_written_again(
     stage = Stage(SimulatedMachine(), request(time_s=300.0), tmp_path)
     written: list[Report] = []
 
-    def slowly(report: Report, folder: Path) -> None:
+    def slowly(report: Report, folder: Path, pictures: object) -> None:
         stage.engine.sleep(2.0 if not written else 0.1)
         written.append(report)
 

@@ -43,7 +43,7 @@ GIB = 2**30
 
 def without_pages(patch: pytest.MonkeyPatch) -> None:
     """No page is written: report/test_render.py does that."""
-    patch.setattr(render, "html", lambda report, folder: "")
+    patch.setattr(render, "html", lambda report, folder, pictures: "")
     patch.setattr(render, "markdown", lambda report, folder: "")
 
 

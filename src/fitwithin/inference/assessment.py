@@ -6,12 +6,12 @@ Shape suffixes: N images, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fitwithin.inference.calibration import Calibration, Labels, measure, tempered
+from fitwithin.inference.calibration import Labels, measure, tempered
+from fitwithin.inference.quality import Assessment, ClassScore, Confusion, Mistake, Surest
 from fitwithin.planning.stats import Accuracy
 
 if TYPE_CHECKING:
@@ -25,68 +25,6 @@ MOST_CONFUSIONS, MOST_MISTAKES = 12, 24
 
 #: A matrix of all pairs is kept of no more classes.
 MOST_IN_MATRIX = 50
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassScore:
-    """A class: of its images, how many were recognised (recall); of the answers that name it, how many are right
-    (precision). None where there are no such images or answers."""
-
-    name: str
-    recall: Accuracy | None
-    precision: Accuracy | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Confusion:
-    """``count`` images of the class ``truth`` were taken for ``answer``."""
-
-    truth: str
-    answer: str
-    count: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Surest:
-    """The share of images that the model is surest of: all of at least that ``probability``, and how many are right."""
-
-    share: float
-    probability: float
-    right: Accuracy
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mistake:
-    """An image that the model is sure of, and wrong."""
-
-    path: str
-    truth: str
-    answer: str
-    probability: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Assessment:
-    """How good the answers on a split are, at the ``temperature`` that is delivered.
-
-    ``raw`` is how good the probabilities were without it. ``macro_recall``, ``macro_precision`` and ``macro_f1`` are
-    means over the classes that have images; a class that no answer names has a precision of 0. ``matrix`` has a row for
-    each true class and a column for each answer, and is empty for many classes.
-    """
-
-    split: str
-    temperature: float
-    top1: Accuracy
-    macro_recall: float
-    macro_precision: float
-    macro_f1: float
-    raw: Calibration
-    calibrated: Calibration
-    classes: tuple[ClassScore, ...]
-    confusions: tuple[Confusion, ...]
-    surest: tuple[Surest, ...]
-    mistakes: tuple[Mistake, ...]
-    matrix: tuple[tuple[int, ...], ...]
 
 
 def assess(

@@ -5,11 +5,12 @@ Shape suffixes: N images, K classes, R resamples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+from fitwithin.inference.quality import BINS, Calibration, Value
 
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
@@ -25,32 +26,8 @@ LEAST = 1e-12
 #: The inverse temperature stays within these; Newton's method takes so many steps at most.
 BOUNDS, STEPS = (0.05, 20.0), 25
 
-#: Bins of the expected calibration error.
-BINS = 15
-
 #: Resamples of a bootstrap interval.
 RESAMPLES = 200
-
-
-@dataclass(frozen=True, kw_only=True)
-class Value:
-    """A figure with its 95 % interval, by the bootstrap over images."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """How good probabilities are on ``images`` images: the mean negative log-likelihood of the right class, the Brier
-    score (Brier 1950: squared errors, summed over the classes) and the expected calibration error (Guo et al., "On
-    calibration of modern neural networks", ICML 2017: BINS bins of equal width)."""
-
-    images: int
-    nll: Value
-    brier: Value
-    ece: Value
 
 
 def fit_temperature(probabilities_NK: Floats, labels_N: Labels) -> float:

@@ -18,8 +18,9 @@ from fitwithin.errors import TrainingError
 from fitwithin.events import ModelEvaluated
 from fitwithin.files import read_json
 from fitwithin.inference import calibration
-from fitwithin.inference.assessment import Assessment, assess
+from fitwithin.inference.assessment import assess
 from fitwithin.inference.ensemble import Choice, average, choose, correct, softmax
+from fitwithin.inference.quality import Assessment
 from fitwithin.pipeline import search_phase, train_phase
 from fitwithin.pipeline.context import RunContext
 from fitwithin.planning.plan import Plan, TrialPlan

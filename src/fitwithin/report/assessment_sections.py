@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from fitwithin.inference.assessment import Assessment
-from fitwithin.inference.calibration import Value
+from fitwithin.inference.quality import Assessment, Value
 from fitwithin.planning.stats import Accuracy
 from fitwithin.report.schema import ClassRow, Report
 from fitwithin.report.tables import Cell, Column, Columns, Section, accuracy_cell, table_by_column

@@ -21,7 +21,7 @@ from fitwithin.events import (
     profiled,
 )
 from fitwithin.files import to_json
-from fitwithin.inference.assessment import Assessment
+from fitwithin.inference.quality import Assessment
 from fitwithin.ledger import Ledger
 from fitwithin.planning import search_plan
 from fitwithin.planning.forecast import Forecast, MeasuredPoint, make_forecast

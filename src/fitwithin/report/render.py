@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fitwithin.files import write_text_atomic
-from fitwithin.inference.assessment import Mistake
+from fitwithin.inference.quality import Mistake
 from fitwithin.profiling.profile import Profile, Rejection
 from fitwithin.report import charts, pretrained
 from fitwithin.report.answer import Fact, answer, left_out

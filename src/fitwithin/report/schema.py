@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from fitwithin import files
 from fitwithin.errors import RunFolderError
-from fitwithin.inference.assessment import Assessment
+from fitwithin.inference.quality import Assessment
 from fitwithin.planning.forecast import Forecast
 from fitwithin.planning.stats import Accuracy
 from fitwithin.report.search_report import SearchReport
