@@ -25,7 +25,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fitwithin.data import decode_pool, pack_check
+from fitwithin.data import crew, decode_pool
+from fitwithin.data import pack as packs_module
 from fitwithin.data.dataset import Broken, Dataset
 from fitwithin.data.decode import ONE_COLOUR, Picture, read, read_rgb
 from fitwithin.data.image_folder import scan
@@ -278,9 +279,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_all_pixels_are_checked_once_and_then_a_sample(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = build(dataset, 32).folder
-    monkeypatch.setattr(pack_check, "CHECK_SAMPLE", 5)
+    monkeypatch.setattr(packs_module, "CHECK_SAMPLE", 5)
     later = time.time() + 60
-    monkeypatch.setattr(pack_check, "time", SimpleNamespace(time=lambda: later))
+    monkeypatch.setattr(packs_module, "time", SimpleNamespace(time=lambda: later))
     checked = seen(monkeypatch)
     build(dataset, 32)
     assert len(set(checked)) == 20
@@ -290,7 +291,7 @@ def test_all_pixels_are_checked_once_and_then_a_sample(dataset: Dataset, monkeyp
     flip(folder / "images.u8", 5000)
     checked.clear()
     assert_matches(build(dataset, 32), dataset)
-    assert not (folder / pack_check.CHECKED).exists(), "another file's"
+    assert not (folder / packs_module.CHECKED).exists(), "another file's"
 
 
 def test_pixels_that_were_just_written_are_all_checked_again(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,14 +302,14 @@ def test_pixels_that_were_just_written_are_all_checked_again(dataset: Dataset, m
         checked.clear()
         build(dataset, 32)
         assert len(set(checked)) == 20
-    assert not (folder / pack_check.CHECKED).exists()
+    assert not (folder / packs_module.CHECKED).exists()
 
 
 @pytest.mark.parametrize("told", ["", "[]", "[1, 2, 3, 4]", "{}", '"12345"'])
 def test_what_cannot_be_read_of_an_earlier_check_counts_for_nothing(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch, told: str
 ) -> None:
-    (build(dataset, 32).folder / pack_check.CHECKED).write_text(told)
+    (build(dataset, 32).folder / packs_module.CHECKED).write_text(told)
     checked = seen(monkeypatch)
     build(dataset, 32)
     assert len(set(checked)) == 20
@@ -316,8 +317,8 @@ def test_what_cannot_be_read_of_an_earlier_check_counts_for_nothing(
 
 def test_large_packs_are_checked_by_sample(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = build(dataset, 32).folder
-    monkeypatch.setattr(pack_check, "CHECK_ALL_BYTES", 0)
-    monkeypatch.setattr(pack_check, "CHECK_SAMPLE", 5)
+    monkeypatch.setattr(packs_module, "CHECK_ALL_BYTES", 0)
+    monkeypatch.setattr(packs_module, "CHECK_SAMPLE", 5)
     checked = seen(monkeypatch)
     build(dataset, 32)
     assert len(set(checked)) == 5
@@ -444,8 +445,8 @@ def test_checksums_are_those_of_the_images(dataset: Dataset) -> None:
 def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look at the clock finds it a second later."""
     seconds = iter(range(10**6))
-    monkeypatch.setattr(decode_pool, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
-    monkeypatch.setattr(decode_pool, "ALONE_S", math.inf)
+    monkeypatch.setattr(crew, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    monkeypatch.setattr(crew, "ALONE_S", math.inf)
 
 
 def test_what_is_decoded_when_time_is_over_is_a_fair_part(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

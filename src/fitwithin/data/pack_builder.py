@@ -23,8 +23,7 @@ import numpy as np
 from fitwithin.data.dataset import SPLITS, Broken, Dataset, Remark, Sample, check, drop_broken
 from fitwithin.data.decode_pool import Stored, decode, decode_all, status
 from fitwithin.data.fingerprint import digest
-from fitwithin.data.pack import SCHEMA, Pack, open_pack
-from fitwithin.data.pack_check import is_intact
+from fitwithin.data.pack import SCHEMA, Pack, is_intact, open_pack
 from fitwithin.errors import DataError
 from fitwithin.files import cache_root
 from fitwithin.machine import cores

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fitwithin.data import decode_pool
+from fitwithin.data import crew, decode_pool
 from fitwithin.data.dataset import Broken
 from fitwithin.data.decode_pool import Stored, decode_all
 from fitwithin.errors import DataError
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes are started after the first image."""
-    monkeypatch.setattr(decode_pool, "ALONE_S", 0.0)
+    monkeypatch.setattr(crew, "ALONE_S", 0.0)
 
 
 def names(count: int = COUNT) -> list[str]:
@@ -83,7 +83,7 @@ def test_what_is_decoded_within_a_moment_meets_no_process(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("no process is wanted")
 
-    monkeypatch.setattr(decode_pool, "ALONE_S", 60.0)
+    monkeypatch.setattr(crew, "ALONE_S", 60.0)
     monkeypatch.setattr(subprocess, "Popen", refuse)
     assert [position for position, _ in decode_all(folder, names(), 100, tmp_path / "x", 4)] == list(range(COUNT))
 
@@ -124,10 +124,10 @@ def test_killed_processes_lose_no_image(folder: Path, tmp_path: Path) -> None:
 def test_an_image_that_ends_its_process_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a bug in an image library may. The others are decoded all the same."""
     ending = (
-        "import os; from fitwithin.data import decode_pool; decode = decode_pool.decode; decode_pool.decode ="
-        "lambda root, path, px: os._exit(9) if path == '33.png' else decode(root, path, px); decode_pool.main()"
+        "import os; from fitwithin.data import crew, decode_pool; decode = decode_pool.decode; decode_pool.decode ="
+        "lambda root, path, px: os._exit(9) if path == '33.png' else decode(root, path, px); crew.main()"
     )
-    monkeypatch.setattr(decode_pool, "_MAIN", ending)
+    monkeypatch.setattr(crew, "_MAIN", ending)
     found = dict(decode_all(folder, names(), 100, tmp_path / "x", 2))
     assert sorted(found) == list(range(COUNT))
     one = found.pop(33)
@@ -140,18 +140,18 @@ def test_an_image_that_ends_its_process_is_named(folder: Path, tmp_path: Path, m
 def test_processes_that_cannot_start_are_an_error(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode_pool, "_MAIN", "raise SystemExit(7)")
+    monkeypatch.setattr(crew, "_MAIN", "raise SystemExit(7)")
     with pytest.raises(DataError, match="ended with code 7 as it started; is there memory for 2 of them"):
         list(decode_all(folder, names(), 100, tmp_path / "x", 2))
 
 
 def test_a_full_disk_is_said_here(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = (
-        "import os; from fitwithin.data import decode_pool\n"
+        "import os; from fitwithin.data import crew, decode_pool\n"
         "def write(*_): raise OSError(28, 'No space left on device')\n"
-        "os.write = write; decode_pool.main()"
+        "decode_pool.os.write = write; crew.main()"
     )
-    monkeypatch.setattr(decode_pool, "_MAIN", full)
+    monkeypatch.setattr(crew, "_MAIN", full)
     with pytest.raises(OSError, match="No space left on device") as caught:
         list(decode_all(folder, names(), 100, tmp_path / "x", 2))
     assert caught.value.errno == errno.ENOSPC
@@ -159,7 +159,7 @@ def test_a_full_disk_is_said_here(folder: Path, tmp_path: Path, monkeypatch: pyt
 
 def test_a_killed_asker_leaves_no_process(folder: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from fitwithin.data import decode_pool; decode_pool.ALONE_S = 0\n"
+        "import sys; from pathlib import Path; from fitwithin.data import crew, decode_pool; crew.ALONE_S = 0\n"
         "paths = ['1.png'] * 100000\n"
         "for done, _ in enumerate(decode_pool.decode_all(Path(sys.argv[1]), paths, 9, Path(sys.argv[2]), 2)):\n"
         "    if done == 20: print('going', flush=True)"
