@@ -260,7 +260,9 @@ COMMANDS: dict[str, list[str]] = {
         "--import",
         "--json",
     ],
-    "predict": ["folder", "paths", "--output", "--device", "--json"],
+    "predict": [
+        *("folder", "paths", "--output", "--top", "--threshold", "--resume", "--device", "--json"),
+    ],
     "report": ["folder", "--json"],
     "resume": ["folder", "--data", "--engine", "--ray-address", "--json"],
     "run": ["data", *LIMITS, "--out", "--plan", "--json"],

@@ -49,7 +49,7 @@ def test_what_systems_leave_behind_is_passed_over_by_runs_predictions_and_evalua
     (root / "cat" / "._0.png").write_bytes(b"resource fork")
     (root / "cat" / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
     assert scan(root).classes == ("cat", "dog")
-    assert len(scan(root).samples) == len(image_files(root)) == len(labelled_files(root, ("cat", "dog"))) == 8
+    assert len(scan(root).samples) == len(list(image_files(root))) == len(labelled_files(root, ("cat", "dog"))) == 8
 
 
 def test_a_system_folder_that_may_not_be_listed_is_never_looked_into(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_files_are_known_by_how_they_begin(tmp_path: Path) -> None:
     dataset = scan(root)
     assert len(dataset.samples) == 12
     assert dataset.notes[0] == "1 file is not an image: 1 .txt"
-    assert len(image_files(root)) == 12
+    assert len(list(image_files(root))) == 12
 
 
 def test_every_class_of_a_kind_is_named_at_once(tmp_path: Path) -> None:

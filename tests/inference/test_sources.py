@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fitwithin.data.tree import Tree
 from fitwithin.errors import UsageError
-from fitwithin.inference.predictions import CsvTable, Prediction
 from fitwithin.inference.sources import sources
 
 
@@ -63,14 +64,66 @@ def test_bytes_that_are_no_image_fail_when_they_are_read() -> None:
         source.read(16)
 
 
-def test_a_table_has_a_line_for_each_image_and_any_bytes_of_a_path() -> None:
-    raw = io.BytesIO()
-    with io.TextIOWrapper(raw, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        table = CsvTable(file, 3)
-        table.add(Prediction(path="caf\udce9.jpg", top=(("cat", 0.75), ("dog", 0.25))))
-        table.add(Prediction(path="b.jpg", top=(), error="cut short"))
-        file.flush()
-        lines = raw.getvalue().split(b"\r\n")
-    assert lines[0] == b"path,class,probability,class_2,probability_2,class_3,probability_3,error"
-    assert lines[1] == b"caf\xe9.jpg,cat,0.750000,dog,0.250000,,,"
-    assert lines[2] == b"b.jpg,,,,,,,cut short"
+def files(folder: Path, *names: str) -> list[Path]:
+    found = [folder / name for name in names]
+    for path in found:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    return found
+
+
+def named(given: Any) -> list[str]:
+    return [source.name for source in sources(given)]
+
+
+def test_folders_are_walked_by_name_folder_by_folder(tmp_path: Path) -> None:
+    files(tmp_path, "b.png", "a/2.png", "a/1.png", "c/d/3.png", ".hidden/4.png", "c/5.png")
+    (tmp_path / "notes.md").write_text("no image")
+    expected = ["b.png", "a/1.png", "a/2.png", "c/5.png", "c/d/3.png"]
+    assert named(tmp_path) == [str(tmp_path / name) for name in expected]
+
+
+def test_folders_are_looked_into_as_pictures_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files(tmp_path, *(f"{place:03}/{number}.png" for place in range(50) for number in range(2)))
+    listed: list[str] = []
+    whole = Tree.entries
+    monkeypatch.setattr(Tree, "entries", lambda self, path: listed.append(path) or whole(self, path))
+    coming = sources(tmp_path)
+    next(coming)
+    assert len({*listed}) < 4
+    assert len(list(coming)) == 99
+
+
+def test_patterns_lists_and_tables_name_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = files(tmp_path, "x/1.png", "x/2.png")
+    assert named(str(tmp_path / "x" / "*.png")) == [str(one), str(two)]
+    (tmp_path / "list.txt").write_text("x/2.png\n\nx/1.png\n")
+    assert named(tmp_path / "list.txt") == [str(two), str(one)]
+    (tmp_path / "table.csv").write_text("label,Filename\ncat,x/1.png\ndog,gone.png\n")
+    assert named(tmp_path / "table.csv") == [str(one), str(tmp_path / "gone.png")]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{two}\n{one}\n"))
+    assert named("-") == [str(two), str(one)]
+
+
+def test_a_file_that_a_list_names_and_that_is_gone_fails_when_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("gone.png\n")
+    (source,) = sources(tmp_path / "list.txt")
+    with pytest.raises(OSError, match="No such file"):
+        source.read(16)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("a,b\n1,2\n", "has no column of paths \\('a', 'b'\\); call it 'path'"), ("", "has no column")],
+)
+def test_a_table_without_paths_is_refused(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "table.csv").write_text(content)
+    with pytest.raises(UsageError, match=words):
+        sources(tmp_path / "table.csv")
+
+
+def test_every_source_can_go_to_another_process(image: Path) -> None:
+    pixels = np.asarray(Image.open(image))
+    for source in sources([image, image.read_bytes(), Image.open(image), pixels]):
+        again = pickle.loads(pickle.dumps(source))
+        assert np.array_equal(np.asarray(again.read(16)), pixels)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -17,6 +19,9 @@ from fitwithin.errors import DeviceError, FitwithinError, UsageError
 from fitwithin.files import naming_full_disks
 from fitwithin.machine import process_started_at
 from fitwithin.version import __version__
+
+#: Images that cannot be read are named one by one, up to so many.
+MOST_NAMED = 20
 
 app = typer.Typer(
     name="fitwithin",
@@ -177,37 +182,57 @@ def profile(
 @app.command()
 def predict(
     folder: RunFolder,
-    paths: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", metavar="PATHS...")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The CSV file to write.")] = Path("predictions.csv"),
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Images, folders, patterns, lists (.txt, .csv with a column path); - reads a list.", metavar="PATHS..."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write: .csv, .jsonl or .parquet.")] = Path(
+        "predictions.csv"
+    ),
+    top: Annotated[int, typer.Option("--top", help="Classes that are named for each image.", min=1)] = 5,
+    threshold: Annotated[
+        float, typer.Option("--threshold", help="Name no class where it is less sure.", min=0.0, max=1.0)
+    ] = 0.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the rows that the file has.")] = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Classify images with a run's ensemble: class, probability and the five most likely."""
+    """Classify images with the model of a run, or with one that was copied from it."""
     from fitwithin import files
+    from fitwithin.inference import tables
     from fitwithin.inference.model import Model
-    from fitwithin.inference.predictions import CsvTable
 
-    files.check_writable(output, CsvTable.BEGINNING)
+    files.check_writable(output, tables.beginning(output))
     with terminal.reporter(as_json) as reporter:
-        model = Model(folder)
         reporter.begin("looking at images")
-        coming = model.iter_predictions(paths, device=device, on_progress=reporter.advance)
-        predictions = [next(coming)]  # what is asked for is there: now the file may be written
-        with output.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            table = CsvTable(file, len(model.classes))
-            table.add(predictions[0])
-            for prediction in coming:
+        model = Model(folder)
+        width = min(top, len(model.classes))
+        known = tables.known_rows(output, width) if resume else tables.Known()
+        coming = model.iter_predictions(paths, device=device, top=width, skip=max(0, known.rows - 1))
+        first = next(coming, None)  # what is asked for is there: now the file may be written
+        if known.rows and (first is None or first.path != known.last):
+            raise UsageError(
+                f"row {known.rows:,} of {output} is {known.last!r}, and the image at that place is another one: these "
+                f"are not the images of before; start anew without --resume"
+            )
+        done, bad = known.rows, 0
+        with contextlib.closing(tables.open_table(output, width, threshold=threshold, known=known)) as table:
+            for prediction in coming if known.rows or first is None else itertools.chain([first], coming):
                 table.add(prediction)
-                predictions.append(prediction)
-    bad = [prediction for prediction in predictions if prediction.error]
-    if as_json:
-        typer.echo(json.dumps([{"path": p.path, "top": p.top, "error": p.error} for p in predictions]))
-    else:
-        terminal.say(f"{len(predictions) - len(bad)} of {len(predictions)} images classified, written to {output}")
-        for prediction in bad:
-            terminal.say(f"  not readable: {prediction.path}: {prediction.error}", err=True)
-    if len(bad) == len(predictions):
-        raise UsageError(f"none of the {len(bad)} images can be read; {output} says why")
+                done, bad = done + 1, bad + bool(prediction.error)
+                reporter.advance(done, None)
+                if as_json:
+                    typer.echo(json.dumps({"path": prediction.path, "top": prediction.top, "error": prediction.error}))
+                if prediction.error and bad <= MOST_NAMED:
+                    terminal.say(f"  not readable: {prediction.path}: {prediction.error}", err=True)
+    if bad > MOST_NAMED:
+        terminal.say(f"  and {bad - MOST_NAMED:,} more; {output} has the reasons", err=True)
+    if not as_json:
+        terminal.say(f"{done - bad:,} of {done:,} images classified, written to {output}")
+    if done and bad == done:
+        raise UsageError(f"none of the {bad:,} images can be read; {output} says why")
 
 
 @app.command()

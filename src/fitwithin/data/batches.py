@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
+from fitwithin.data.decode import centre_box
 from fitwithin.data.pack import Pack
 from fitwithin.recipe import Recipe
 
@@ -91,13 +92,6 @@ def resize(image: npt.NDArray[np.uint8], box: Box, out: npt.NDArray[np.uint8]) -
     x_bchw = F.interpolate(x_bchw, out.shape[:2], mode="bilinear", antialias=True)
     out[:] = x_bchw[0].permute(1, 2, 0).numpy()
     return out
-
-
-def centre_box(height: int, width: int, crop: float) -> Box:
-    """The centre square with ``crop`` of the shorter side."""
-    side = max(1, round(min(height, width) * crop))
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
 
 
 class Batches(ABC):

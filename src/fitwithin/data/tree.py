@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,7 +112,17 @@ class Tree:
 
     def images_below(self, path: str) -> list[str]:
         """All images in a folder and the folders below it."""
-        found: list[str] = []
+        return [image for folder in self._folders(path) for image in self.images_in(folder)]
+
+    def walk(self, path: str) -> Iterator[str]:
+        """The same, folder by folder in the order of their names. No folder is remembered once it was looked into."""
+        for folder in self._folders(path):
+            yield from self.images_in(folder)
+            self._listed.pop(folder, None)
+            self._images.clear()
+
+    def _folders(self, path: str) -> Iterator[str]:
+        """A folder and those below it, by name; each once."""
         above = [] if not path else [Path(), *Path(path).parents]
         visited, stack = {_identity(self.root / folder) for folder in above}, [path]
         while stack:
@@ -121,9 +131,9 @@ class Tree:
             if identity in visited:
                 continue
             visited.add(identity)
-            found += self.images_in(here)
-            stack += [join(here, folder) for folder in self.entries(here).folders]
-        return found
+            folders = self.entries(here).folders
+            yield here
+            stack += [join(here, folder) for folder in reversed(folders)]
 
     def holds_runs(self, path: str) -> bool:
         """Whether runs of fitwithin were found below a folder."""

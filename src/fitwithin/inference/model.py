@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from fitwithin.engine.results import CARD, WEIGHTS
 from fitwithin.errors import DataError
 from fitwithin.files import write_atomic, write_text_atomic
 from fitwithin.inference.ensemble import MODEL, Ensemble, model_folder, read_ensemble, write_ensemble
-from fitwithin.inference.predictions import Evaluation, Prediction, prediction
+from fitwithin.inference.predictions import MOST_CLASSES, Evaluation, Prediction, prediction
 from fitwithin.inference.sources import Picture, Source, labelled_files, sources
 from fitwithin.machine import resolve_device
 from fitwithin.planning.stats import Accuracy
@@ -71,14 +72,17 @@ class Model:
         pictures: Picture | Iterable[Picture],
         *,
         device: str = "auto",
-        on_progress: Callable[[int, int], None] | None = None,
+        top: int = MOST_CLASSES,
+        skip: int = 0,
     ) -> Iterator[Prediction]:
-        """:meth:`predict`, one prediction after the other as they come. ``on_progress`` gets (done, total)."""
-        for source, row, error in self._probabilities(sources(pictures), device, on_progress):
-            yield prediction(source.name, row, self.classes, error)
+        """:meth:`predict`, one prediction after the other as they come, each with ``top`` classes; without the first
+        ``skip`` pictures. However many they are, a few batches are held at a time."""
+        coming = islice(sources(pictures), skip, None)
+        for source, row, error in self._probabilities(coming, device):
+            yield prediction(source.name, row, self.classes, error, top)
 
     def evaluate(
-        self, data: str | Path, *, device: str = "auto", on_progress: Callable[[int, int], None] | None = None
+        self, data: str | Path, *, device: str = "auto", on_progress: Callable[[int, int], None] = lambda *_: None
     ) -> Evaluation:
         """Accuracy on ``DATA/<class>/*``; the classes must be among those the model knows.
 
@@ -86,20 +90,22 @@ class Model:
             DataError: no such folder, no class folders, or a class the model does not know.
         """
         labelled = labelled_files(Path(data), self.classes)
-        found = self._probabilities(sources(path for path, _ in labelled), device, on_progress)
-        return _evaluation(found, [label for _, label in labelled], self.classes, data)
+        found = self._probabilities(sources(path for path, _ in labelled), device, len(labelled))
+
+        def counted() -> Iterator[tuple[Source, Floats | None, str]]:
+            for done, each in enumerate(found, 1):
+                on_progress(done, len(labelled))
+                yield each
+
+        return _evaluation(counted(), [label for _, label in labelled], self.classes, data)
 
     def _probabilities(
-        self, pictures: Sequence[Source], device: str, on_progress: Callable[[int, int], None] | None
+        self, pictures: Iterable[Source], device: str, total: int | None = None
     ) -> Iterator[tuple[Source, Floats | None, str]]:
         """Each picture with its probabilities [K], or None and the reason why it cannot be read."""
         from fitwithin.inference.predictor import Predictor
 
-        predictor = Predictor(self.folder, self.ensemble, resolve_device(device))
-        for done, found in enumerate(predictor.predict(pictures), 1):
-            if on_progress is not None:
-                on_progress(done, len(pictures))
-            yield found
+        yield from Predictor(self.folder, self.ensemble, resolve_device(device)).predict(pictures, total)
 
 
 def _evaluation(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,13 +13,13 @@ from fitwithin.planning.stats import Accuracy
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
 
-#: A prediction names so many classes at the most.
+#: A prediction names so many classes unless more are asked for.
 MOST_CLASSES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The ensemble's answer for one image: classes with probabilities, most likely first, five at the most.
+    """The ensemble's answer for one image: the most likely classes with their probabilities, most likely first.
 
     ``path`` is as given, or the image's place among those given. ``error`` says why an image could not be read; then
     ``top`` is empty.
@@ -66,30 +65,12 @@ class Evaluation:
         }
 
 
-class CsvTable:
-    """A CSV file that grows by a line for each image: path, class, probability, the second to fifth with theirs, and
-    why an image could not be read. Bytes of a path that are no UTF-8 are written as they are."""
-
-    #: How every such file begins.
-    BEGINNING = "path,class,probability"
-
-    def __init__(self, file: TextIO, classes: int) -> None:
-        self._file, self._width = file, min(MOST_CLASSES, classes)
-        self._writer = csv.writer(file)
-        more = [f"{name}_{rank}" for rank in range(2, self._width + 1) for name in ("class", "probability")]
-        self._writer.writerow(["path", "class", "probability", *more, "error"])
-
-    def add(self, prediction: Prediction) -> None:
-        """Write the line of an image."""
-        cells = [cell for name, share in prediction.top for cell in (name, f"{share:.6f}")]
-        cells += [""] * (2 * self._width - len(cells))
-        self._writer.writerow([prediction.path, *cells, prediction.error])
-        self._file.flush()
-
-
-def prediction(path: str, row: Floats | None, classes: Sequence[str], error: str) -> Prediction:
-    """The prediction that a row of probabilities [K] means, or the ``error`` where there is none."""
+def prediction(
+    path: str, row: Floats | None, classes: Sequence[str], error: str, top: int = MOST_CLASSES
+) -> Prediction:
+    """The prediction that a row of probabilities [K] means, with its ``top`` classes, or the ``error`` where there is
+    none."""
     if row is None:
         return Prediction(path=path, top=(), error=error)
-    order = np.argsort(-row, kind="stable")[:MOST_CLASSES]
+    order = np.argsort(-row, kind="stable")[:top]
     return Prediction(path=path, top=tuple((classes[int(k)], float(row[int(k)])) for k in order))

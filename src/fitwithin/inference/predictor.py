@@ -5,8 +5,9 @@ Shape suffixes: N images, K classes, V views.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,16 +15,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fitwithin.data.batches import centre_box, resize
-from fitwithin.data.decode import UNREADABLE
+from fitwithin.data import crew
+from fitwithin.data.decode_pool import CRASHED
 from fitwithin.engine.device import open_device
 from fitwithin.inference.ensemble import Ensemble
 from fitwithin.inference.sources import Source
-from fitwithin.machine import DeviceName
+from fitwithin.machine import DeviceName, cores
 from fitwithin.training import model as models
 
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
+
+#: Pictures that a process reads for one answer, and how many answers of each may wait.
+AT_ONCE, WINDOW = 8, 3
 
 Uint8s = npt.NDArray[np.uint8]
 
@@ -57,31 +61,27 @@ class Predictor:
             logits[view] = np.asarray(out.float().cpu().numpy(), dtype=np.float32)
         return self.ensemble.probabilities(logits)
 
-    def _crops(self, source: Source) -> dict[int, Uint8s]:
-        """The image's pixels at each size of the views, [H, W, 3]. The image itself is let go."""
-        sizes = sorted({view.px for view in self.ensemble.views})
-        # A JPEG may be decoded at a fraction that leaves twice the pixels of the largest view's crop.
-        pixels = np.asarray(source.read(math.ceil(2 * sizes[-1] / self.card.crop)))
-        box = centre_box(pixels.shape[0], pixels.shape[1], self.card.crop)
-        return {px: resize(pixels, box, np.empty((px, px, 3), np.uint8)) for px in sizes}
-
-    def predict(self, sources: Sequence[Source]) -> Iterator[tuple[Source, Floats | None, str]]:
+    def predict(
+        self, sources: Iterable[Source], total: int | None = None
+    ) -> Iterator[tuple[Source, Floats | None, str]]:
         """For each picture: its probabilities [K], or None and the reason why it cannot be read.
 
-        What is held at a time are the crops of a batch, and one whole picture.
+        Pictures are taken as they are needed, and read by several processes; what is held at a time are the crops of
+        some batches. ``total`` says how many there are, if that is known.
         """
         size = max(1, self.ensemble.batch)
-        for group in (sources[i : i + size] for i in range(0, len(sources), size)):
-            found: list[dict[int, Uint8s] | str] = []
-            for source in group:
-                try:
-                    found.append(self._crops(source))
-                except MemoryError:
-                    found.append("there is not enough memory to read it")
-                except UNREADABLE as error:
-                    found.append(str(error) or type(error).__name__)
-            crops = [each for each in found if not isinstance(each, str)]
-            stacked = {px: np.stack([each[px] for each in crops]) for px in crops[0]} if crops else {}
-            rows = iter(self.probabilities(stacked)) if crops else iter(())
-            for source, each in zip(group, found, strict=True):
-                yield (source, None, each) if isinstance(each, str) else (source, next(rows), "")
+        words = [",".join(str(px) for px in sorted({view.px for view in self.ensemble.views})), str(self.card.crop)]
+        workers = cores()
+        window = size + WINDOW * workers * AT_ONCE
+        task = "fitwithin.inference.crops:cropper"
+        work = crew.work(task, words, sources, workers=workers, at_once=AT_ONCE, total=total, window=window)
+        with closing(work) as found:
+            while group := list(islice(found, size)):
+                crops = [done.answer for done in group if isinstance(done.answer, dict)]
+                stacked = {px: np.stack([each[px] for each in crops]) for px in crops[0]} if crops else {}
+                rows = iter(self.probabilities(stacked)) if crops else iter(())
+                for done in group:
+                    if isinstance(done.answer, dict):
+                        yield done.item, next(rows), ""
+                    else:
+                        yield done.item, None, CRASHED if done.lost else done.answer

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import glob
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,22 +22,38 @@ from fitwithin.errors import DataError, UsageError
 from fitwithin.units import listed
 
 #: One picture: the path of a file, a PIL image, pixels (uint8 [H, W] or [H, W, 1, 3 or 4]), or a file's bytes. A path
-#: may also be a folder of images.
+#: may also be a folder of images, a list of paths (.txt, .csv), a pattern such as ``photos/*.jpg``, or ``-``: a list on
+#: standard input.
 Picture: TypeAlias = "str | Path | Image.Image | np.ndarray[Any, Any] | bytes"
 
 TAKEN = "paths, PIL images, arrays of uint8 [height, width, 3] and bytes of image files, or lists of these"
 
 
+#: Endings of files that list pictures: a table with a column of paths, or a path in each line.
+TABLE, LIST = ".csv", ".txt"
+
+#: How that column may be called.
+PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "image_path")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A picture by its name, and how it is read: as RGB, with sides that may be scaled down to so many pixels."""
+    """A picture by its name, and what it is read from: a file, the bytes of one, or an image in memory."""
 
     name: str
-    read: Callable[[int], Image.Image]
+    content: Path | bytes | Image.Image
+
+    def read(self, at_least: int) -> Image.Image:
+        """The picture as RGB; its sides may be scaled down to so many pixels. OSError and others, as decode.read."""
+        if isinstance(self.content, Image.Image):
+            return decode.to_rgb(self.content)
+        file = io.BytesIO(self.content) if isinstance(self.content, bytes) else self.content
+        return decode.read_rgb(file, at_least=at_least)
 
 
-def sources(given: Picture | Iterable[Picture]) -> list[Source]:
-    """The pictures that were given, one or several, in order; those below folders by name.
+def sources(given: Picture | Iterable[Picture]) -> Iterator[Source]:
+    """The pictures that were given, one or several, in order; those below folders by name, folder by folder. Folders
+    are looked into, and lists are read, as they are needed.
 
     Raises:
         UsageError: a path does not exist, a folder holds no image, or something is no picture.
@@ -46,32 +66,67 @@ def sources(given: Picture | Iterable[Picture]) -> list[Source]:
         pictures = list(given)
     except TypeError:
         raise UsageError(f"predict takes {TAKEN}, not {type(given).__name__}") from None
-    return [source for place, picture in enumerate(pictures) for source in _sources(picture, f"image {place + 1}")]
+    each = [_sources(picture, f"image {place + 1}") for place, picture in enumerate(pictures)]
+    return chain.from_iterable(each)
 
 
-def _sources(picture: Picture, name: str) -> Iterator[Source]:
+def _sources(picture: Picture, name: str) -> Iterable[Source]:
+    """Those of one picture, path or folder; what is wrong with it is said at once."""
     if isinstance(picture, (str, Path)):
-        path = Path(picture)
-        if path.is_dir():
-            yield from map(_file, image_files(path))
-        elif path.is_file():
-            yield _file(path)
-        else:
-            raise UsageError(f"there is no file or folder {str(path)!r}")
-    elif isinstance(picture, (bytes, bytearray)):
-        content = bytes(picture)
-        yield Source(name=name, read=lambda side: decode.read_rgb(io.BytesIO(content), at_least=side))
-    elif isinstance(picture, Image.Image):
-        yield Source(name=getattr(picture, "filename", "") or name, read=lambda side: decode.to_rgb(picture))
-    elif isinstance(picture, np.ndarray):
-        image = _from_array(picture, name)
-        yield Source(name=name, read=lambda side: image)
-    else:
-        raise UsageError(f"predict takes {TAKEN}; {name} is of type {type(picture).__name__}")
+        return _below(picture)
+    if isinstance(picture, (bytes, bytearray)):
+        return [Source(name=name, content=bytes(picture))]
+    if isinstance(picture, Image.Image):
+        return [Source(name=getattr(picture, "filename", "") or name, content=picture)]
+    if isinstance(picture, np.ndarray):
+        return [Source(name=name, content=_from_array(picture, name))]
+    raise UsageError(f"predict takes {TAKEN}; {name} is of type {type(picture).__name__}")
+
+
+def _below(given: str | Path) -> Iterable[Source]:
+    """What a path stands for: a file, the images in a folder, those that a list names, or that a pattern matches."""
+    path = Path(given)
+    if str(given) == "-":
+        return map(_file, _lines(sys.stdin, Path()))
+    if path.is_dir():
+        return map(_file, image_files(path))
+    if path.is_file():
+        suffix = path.suffix.lower()
+        return map(_file, _listed_in(path)) if suffix in (TABLE, LIST) else [_file(path)]
+    if any(letter in str(given) for letter in "*?[") and (found := sorted(glob.iglob(str(given), recursive=True))):
+        return map(_file, (Path(each) for each in found if Path(each).is_file()))
+    raise UsageError(f"there is no file or folder {str(path)!r}")
 
 
 def _file(path: Path) -> Source:
-    return Source(name=str(path), read=lambda side: decode.read_rgb(path, at_least=side))
+    return Source(name=str(path), content=path)
+
+
+def _lines(lines: Iterable[str], folder: Path) -> Iterator[Path]:
+    return (folder / line.rstrip("\r\n") for line in lines if line.strip())
+
+
+def _listed_in(path: Path) -> Iterator[Path]:
+    """The files that a list names; paths in it are relative to its folder. UsageError for a table without paths."""
+    if path.suffix.lower() == LIST:
+        return _in_list(path)
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        names = next(csv.reader(file), [])
+    column = next((name for name in names if name.strip().lower() in PATH_COLUMNS), None)
+    if column is None:
+        there = listed(names) or "it is empty"
+        raise UsageError(f"{path} has no column of paths ({there}); call it {PATH_COLUMNS[0]!r}")
+    return _in_table(path, column)
+
+
+def _in_list(path: Path) -> Iterator[Path]:
+    with path.open(encoding="utf-8", errors="surrogateescape") as file:
+        yield from _lines(file, path.parent)
+
+
+def _in_table(path: Path, column: str) -> Iterator[Path]:
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        yield from (path.parent / row[column] for row in csv.DictReader(file) if row[column])
 
 
 def _from_array(pixels: np.ndarray[Any, Any], name: str) -> Image.Image:
@@ -81,16 +136,17 @@ def _from_array(pixels: np.ndarray[Any, Any], name: str) -> Image.Image:
         raise UsageError(
             f"{name} is an array of {shape} {pixels.dtype} values; give uint8 values from 0 to 255, height x width x 3"
         )
-    return decode.to_rgb(Image.fromarray(squeezed))
+    return Image.fromarray(squeezed)
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The images below a folder, by name; UsageError if there is none."""
+def image_files(folder: Path) -> Iterator[Path]:
+    """The images below a folder, folder by folder; UsageError if there is none."""
     tree = Tree(folder)
-    found = [folder / path for path in sorted(tree.images_below(""))]
-    if not found:
+    paths = tree.walk("")
+    first = next(paths, None)
+    if first is None:
         raise UsageError("; ".join([f"{folder} holds no images", *tree.passed_over()]))
-    return found
+    return (folder / path for path in chain([first], paths))
 
 
 def labelled_files(root: Path, classes: Sequence[str]) -> list[tuple[Path, str]]:

@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from fitwithin.data import features as store
-from fitwithin.data.batches import EvalBatches, centre_box, resize
+from fitwithin.data.batches import EvalBatches, resize
+from fitwithin.data.decode import centre_box
 from fitwithin.data.features import Features
 from fitwithin.data.pack import Pack
 from fitwithin.data.prefetch import PrefetchLoader

@@ -51,7 +51,7 @@ class Card:
                 "num_classes": len(self.classes),
                 "input_size": (3, self.train_px, self.train_px),
                 "fixed_input_size": "img_size" in self.arguments,
-                "interpolation": "bicubic",
+                "interpolation": "bilinear",
                 "crop_pct": self.crop,
                 "crop_mode": "center",
                 "mean": self.mean,

@@ -1,0 +1,44 @@
+"""What a model looks at: a picture's centre at the sizes of its views.
+
+Shape suffixes: H W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fitwithin.data.decode import UNREADABLE, centre_box
+from fitwithin.inference.sources import Source
+
+#: A picture at each size, uint8 [px, px, 3]; or why it cannot be read.
+Crops = dict[int, npt.NDArray[np.uint8]] | str
+
+
+def cropper(sizes: str, crop: str) -> Callable[[list[Source]], list[Crops]]:
+    """A function that reads pictures for views of these ``sizes`` (in pixels, with commas between them), of which the
+    centre's share ``crop`` is shown."""
+    pixels = [int(word) for word in sizes.split(",")]
+
+    def crop_some(sources: list[Source]) -> list[Crops]:
+        return [_crops(source, pixels, float(crop)) for source in sources]
+
+    return crop_some
+
+
+def _crops(source: Source, sizes: Sequence[int], crop: float) -> Crops:
+    """The image itself is let go. Pillow resamples as the evaluation does (data/batches.py), without its libraries."""
+    try:
+        # A JPEG may be decoded at a fraction that leaves twice the pixels of the largest view's crop.
+        image = source.read(math.ceil(2 * max(sizes) / crop))
+        centre = image.crop(centre_box(image.height, image.width, crop))
+        resized = {px: centre.resize((px, px), Image.Resampling.BILINEAR) for px in sizes}
+        return {px: np.asarray(each) for px, each in resized.items()}
+    except MemoryError:
+        return "there is not enough memory to read it"
+    except UNREADABLE as error:
+        return str(error) or type(error).__name__
