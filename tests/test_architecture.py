@@ -41,6 +41,7 @@ TORCH = {
     "data.prefetch",
     "engine.cuda",
     "engine.device",
+    "inference.export",
     "inference.predictor",
     "profiling.probe",
     "profiling.screen",
@@ -250,6 +251,7 @@ COMMANDS: dict[str, list[str]] = {
     "demo": ["--out", "--json"],
     "doctor": ["--json"],
     "evaluate": ["folder", "data", "--device", "--json"],
+    "export": ["folder", "--format", "--out", "--json"],
     "models": ["pattern", "--json"],
     "plan": ["data", *LIMITS, "--out", "--json"],
     "profile": [

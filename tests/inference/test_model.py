@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -21,6 +22,16 @@ from fitwithin.training import model as models
 
 CLASSES = ("cat", "dog", "émeu", "a/b")
 TRIAL = "candidates/x"
+
+
+def picture(seed: int) -> bytes:
+    rng, buffer = np.random.default_rng(seed), io.BytesIO()
+    small = Image.fromarray(rng.integers(0, 255, (9, 12, 3), dtype=np.uint8))
+    small.resize((120, 90), Image.Resampling.BICUBIC).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+REFERENCE = {f"{seed}.jpg": picture(seed) for seed in range(8)}
 
 FAMILIES = (
     "test_byobnet",
@@ -49,7 +60,7 @@ def handed_over(run: Path, name: str, sizes: tuple[int, ...] = (64,)) -> torch.n
     (run / TRIAL).mkdir(parents=True)
     models.save(net, card, run / TRIAL)
     views = tuple(View(px=px, flip=False) for px in sizes[::-1])
-    hand_over(Ensemble(candidate="x", trial=TRIAL, views=views, batch=4), run)
+    hand_over(Ensemble(candidate="x", trial=TRIAL, views=views, batch=4), run, REFERENCE)
     return net.eval()
 
 
@@ -114,7 +125,7 @@ def test_where_files_cannot_have_two_names_they_are_copied(tmp_path: Path, monke
 def test_handing_over_again_replaces_what_was_there(tmp_path: Path) -> None:
     handed_over(tmp_path, "test_resnet")
     ensemble = Ensemble(candidate="x", trial=TRIAL, views=(View(px=32, flip=True),), batch=2)
-    hand_over(ensemble, tmp_path)
+    hand_over(ensemble, tmp_path, {})
     assert Model(tmp_path).ensemble == ensemble
     config = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))
     assert config["pretrained_cfg"]["test_input_size"] == [3, 32, 32]
@@ -122,6 +133,7 @@ def test_handing_over_again_replaces_what_was_there(tmp_path: Path) -> None:
         "config.json",
         "ensemble.json",
         "model.safetensors",
+        "references",
     ]
 
 

@@ -18,6 +18,7 @@ from fitwithin.engine import launch
 from fitwithin.errors import DeviceError, FitwithinError, UsageError
 from fitwithin.files import naming_full_disks
 from fitwithin.machine import process_started_at
+from fitwithin.units import format_size
 from fitwithin.version import __version__
 
 #: Images that cannot be read are named one by one, up to so many.
@@ -233,6 +234,34 @@ def predict(
         terminal.say(f"{done - bad:,} of {done:,} images classified, written to {output}")
     if done and bad == done:
         raise UsageError(f"none of the {bad:,} images can be read; {output} says why")
+
+
+@app.command()
+def export(
+    folder: RunFolder,
+    how: Annotated[str, typer.Option("--format", help="onnx, or torch (a program of torch.export).")] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The folder to write. [default: RUN/export]", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's model as one file for other runtimes, and check it on its reference pictures."""
+    from fitwithin.inference.model import Model
+
+    model = Model(folder)
+    with terminal.reporter(as_json) as reporter:
+        reporter.begin("exporting")
+        from fitwithin.inference import export as exporting
+
+        check = exporting.export(model, how, out or folder / "export")
+    if as_json:
+        typer.echo(json.dumps({**dataclasses.asdict(check), "file": str(check.file)}))
+        return
+    terminal.say(f"{check.file} ({format_size(check.file.stat().st_size)}), and how to use it in model.json beside it")
+    terminal.say(
+        f"on {check.pictures} reference pictures, probabilities differ by {check.max_abs_diff:.1e} at the most, and "
+        f"{check.same_class} of {check.pictures} classes are those of fitwithin predict"
+    )
 
 
 @app.command()

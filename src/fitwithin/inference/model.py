@@ -1,7 +1,7 @@
 """A model that a run handed over, at work on pictures: it needs its own folder and nothing else of the run.
 
-The folder is timm's local directory (``config.json``, ``model.safetensors``), with a model card (``README.md``) and
-which views to average (``ensemble.json``).
+The folder is timm's local directory (``config.json``, ``model.safetensors``), with a model card (``README.md``), which
+views to average (``ensemble.json``) and some pictures (``references``).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -30,6 +30,9 @@ from fitwithin.planning.stats import Accuracy
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
 
+#: The folder of the reference pictures.
+REFERENCES = "references"
+
 
 @dataclass(frozen=True)
 class Model:
@@ -40,14 +43,12 @@ class Model:
     """
 
     folder: Path
+    #: The views to average, and the temperature of their mean.
+    ensemble: Ensemble = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "ensemble", read_ensemble(Path(self.folder)))
         object.__setattr__(self, "folder", model_folder(Path(self.folder)))
-
-    @cached_property
-    def ensemble(self) -> Ensemble:
-        """The views to average."""
-        return read_ensemble(self.folder)
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -135,8 +136,9 @@ def _evaluation(
     )
 
 
-def hand_over(ensemble: Ensemble, run: Path) -> None:
-    """Make the folder of a run's model. It is complete when ``ensemble.json`` is there, which is written last."""
+def hand_over(ensemble: Ensemble, run: Path, references: Mapping[str, bytes]) -> None:
+    """Make the folder of a run's model, with some reference pictures by their file names, by which a copy in another
+    format is checked. It is complete when ``ensemble.json`` is there, which is written last."""
     trained = run / ensemble.trial
     folder = run / MODEL
     folder.mkdir(exist_ok=True)
@@ -147,6 +149,9 @@ def hand_over(ensemble: Ensemble, run: Path) -> None:
     px = ensemble.views[0].px
     config.setdefault("pretrained_cfg", {})["test_input_size"] = (3, px, px)
     write_text_atomic(folder / CARD, json.dumps(config, indent=1))
+    (folder / REFERENCES).mkdir(exist_ok=True)
+    for name, content in references.items():
+        (folder / REFERENCES / name).write_bytes(content)
     write_ensemble(ensemble, folder)
 
 

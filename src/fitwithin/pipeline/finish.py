@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from fitwithin.data.dataset import Images
@@ -23,6 +24,9 @@ from fitwithin.report import build, model_card
 from fitwithin.report.render import write_report
 from fitwithin.report.schema import Report
 from fitwithin.units import format_duration
+
+#: How many reference pictures a model comes with.
+NUM_REFERENCES = 8
 
 #: The longer side of the pictures of mistakes, in pixels.
 PICTURE_PX = 160
@@ -53,6 +57,7 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
             temperature=temperature,
         ),
         run.folder,
+        _references(run.images),
     )
     assessments = evaluate_phase.assessments(run, chief, labels, choice, temperature)
     mistakes = assessments[-1].mistakes if assessments else ()
@@ -87,15 +92,26 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
     return report
 
 
+def _references(images: Images) -> dict[str, bytes]:
+    """Some validation images as JPEGs, of different classes if there are so many."""
+    val = images.indices("val")
+    chosen = val[np.linspace(0, len(val) - 1, min(NUM_REFERENCES, len(val))).astype(int)]
+    return {f"{place + 1}.jpg": _jpeg(images.image(int(i)), quality=95) for place, i in enumerate(chosen)}
+
+
+def _jpeg(pixels: npt.NDArray[np.uint8], *, quality: int, px: int | None = None) -> bytes:
+    """An image's file, scaled down to a longer side of ``px``."""
+    picture, buffer = Image.fromarray(pixels), io.BytesIO()
+    if px is not None:
+        picture.thumbnail((px, px))
+    picture.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
 def _pictures(images: Images, paths: Iterable[str]) -> dict[str, bytes]:
     """Small JPEGs of those images, by their paths."""
-    places, found = {path: place for place, path in enumerate(images.paths)}, {}
-    for path in paths:
-        picture, buffer = Image.fromarray(images.image(places[path])), io.BytesIO()
-        picture.thumbnail((PICTURE_PX, PICTURE_PX))
-        picture.save(buffer, "JPEG", quality=80)
-        found[path] = buffer.getvalue()
-    return found
+    places = {path: place for place, path in enumerate(images.paths)}
+    return {path: _jpeg(images.image(places[path]), quality=80, px=PICTURE_PX) for path in paths}
 
 
 def _notes(run: RunContext, plan: Plan, members: Sequence[Member]) -> list[str]:

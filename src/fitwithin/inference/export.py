@@ -1,0 +1,205 @@
+"""A model as one file for other runtimes: ONNX, or a program of torch.export.
+
+The file takes pixels and gives probabilities: normalisation, views, weights and temperature are in it. It does not
+resize: each of its inputs is a batch of pictures at the size of a view, as the JSON beside it says.
+
+Shape suffixes: B batch, C channels, H W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from fitwithin.errors import UsageError
+from fitwithin.files import write_text_atomic
+from fitwithin.inference.crops import cropper
+from fitwithin.inference.ensemble import Ensemble
+from fitwithin.inference.model import REFERENCES, Model
+from fitwithin.inference.predictor import Predictor
+from fitwithin.inference.sources import Source, image_files
+from fitwithin.machine import DeviceName
+from fitwithin.training import model as models
+
+FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
+
+#: What is said of an exported file, and how to prepare pictures for it.
+DESCRIPTION = "model.json"
+
+#: The batch that the program is traced with: 1 would be taken for a constant.
+TRACED = 2
+
+Uint8s = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """How an exported file compares with the model on the reference pictures: the largest difference of a probability
+    between both in float32, and for how many pictures it names the class that ``predict`` names."""
+
+    file: Path
+    pictures: int
+    max_abs_diff: float
+    same_class: int
+
+
+class Exported(nn.Module):
+    """Pixels to probabilities. Its argument is a tuple of batches, uint8 [B, P, P, 3], one for each size ascending."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, net: nn.Module, card: models.Card, ensemble: Ensemble) -> None:
+        super().__init__()
+        self.net = net.eval()
+        self.views = sorted(ensemble.views)
+        self.sizes = sorted({view.px for view in self.views})
+        self.temperature = ensemble.temperature
+        self.register_buffer("mean", 255 * torch.tensor(card.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(card.std).view(1, 3, 1, 1))
+
+    def forward(self, images: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Probabilities [B, K]."""
+        found = []
+        for view in self.views:
+            x_bchw = images[self.sizes.index(view.px)].permute(0, 3, 1, 2).to(torch.float32)
+            x_bchw = (x_bchw - self.mean) / self.std
+            found.append(self.net(x_bchw.flip(3) if view.flip else x_bchw).softmax(-1))
+        mean_bk = torch.stack(found).mean(0)
+        if self.temperature == 1.0:
+            return mean_bk
+        return (mean_bk.clamp_min(1e-12).log() / self.temperature).softmax(-1)
+
+
+def export(model: Model, how: str, folder: Path) -> Check:
+    """Write the file and its description into ``folder``, with the reference pictures, and check it on these.
+
+    Raises:
+        UsageError: the format is unknown, a library is missing, or the model cannot be exported.
+    """
+    if how not in FORMATS:
+        raise UsageError(f"{how!r} is no format; choose from {', '.join(FORMATS)}")
+    net, card = models.load(model.folder, torch.device("cpu"))
+    program = Exported(net, card, model.ensemble).eval()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / FORMATS[how]
+    run = _export_onnx(program, file) if how == "onnx" else _export_torch(program, file)
+    names, crops = _references(model, program.sizes, card.crop, folder)
+    with torch.inference_mode():
+        expected_bk = program(tuple(torch.from_numpy(crops[px]) for px in program.sizes)).numpy()
+    found_bk = run(crops)
+    predicted = list(Predictor(model.folder, model.ensemble, DeviceName(kind="cpu")).predict(_sources(model)))
+    answers = [int(row.argmax()) for _, row, _ in predicted if row is not None]
+    check = Check(
+        file=file,
+        pictures=len(names),
+        max_abs_diff=float(np.abs(found_bk - expected_bk).max()),
+        same_class=int(sum(int(row.argmax()) == answer for row, answer in zip(found_bk, answers, strict=True))),
+    )
+    description = _description(model, card, program, file.name, names, expected_bk)
+    write_text_atomic(folder / DESCRIPTION, json.dumps(description, indent=1, ensure_ascii=False))
+    return check
+
+
+def _examples(program: Exported) -> tuple[tuple[torch.Tensor, ...]]:
+    return (tuple(torch.zeros((TRACED, px, px, 3), dtype=torch.uint8) for px in program.sizes),)
+
+
+def _export_onnx(program: Exported, file: Path) -> Callable[[Mapping[int, Uint8s]], npt.NDArray[np.float32]]:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 - torch.onnx needs it
+    except ImportError as error:
+        raise UsageError(f"ONNX needs {error.name}: pip install fitwithin[export]") from error
+    names = [f"images_{px}" for px in program.sizes]
+    batch = torch.export.Dim("batch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own deprecations
+        made = torch.onnx.export(
+            program,
+            _examples(program),
+            dynamo=True,
+            input_names=names,
+            output_names=["probabilities"],
+            dynamic_shapes=(tuple({0: batch} for _ in names),),
+            external_data=False,
+            verbose=False,
+        )
+    assert made is not None
+    made.save(file)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+    def run(crops: Mapping[int, Uint8s]) -> npt.NDArray[np.float32]:
+        (found,) = session.run(None, {f"images_{px}": each for px, each in crops.items()})
+        return np.asarray(found, dtype=np.float32)
+
+    return run
+
+
+def _export_torch(program: Exported, file: Path) -> Callable[[Mapping[int, Uint8s]], npt.NDArray[np.float32]]:
+    batch = torch.export.Dim("batch")
+    made = torch.export.export(program, _examples(program), dynamic_shapes=(tuple({0: batch} for _ in program.sizes),))
+    torch.export.save(made, file)
+    loaded = torch.export.load(file).module()
+
+    def run(crops: Mapping[int, Uint8s]) -> npt.NDArray[np.float32]:
+        with torch.inference_mode():
+            found = loaded(tuple(torch.from_numpy(crops[px]) for px in program.sizes))
+        return np.asarray(found.numpy(), dtype=np.float32)
+
+    return run
+
+
+def _sources(model: Model) -> list[Source]:
+    """The reference pictures, by name."""
+    return [Source(name=path.name, content=path) for path in sorted(image_files(model.folder / REFERENCES))]
+
+
+def _references(model: Model, sizes: list[int], crop: float, folder: Path) -> tuple[list[str], dict[int, Uint8s]]:
+    """The reference pictures' names, and their pixels [B, P, P, 3] at each size. They are put beside the file."""
+    given = _sources(model)
+    shutil.copytree(model.folder / REFERENCES, folder / REFERENCES, dirs_exist_ok=True)
+    found = cropper(",".join(map(str, sizes)), str(crop))(given)
+    read = [each for each in found if isinstance(each, dict)]
+    return [source.name for source in given], {px: np.stack([each[px] for each in read]) for px in sizes}
+
+
+def _description(
+    model: Model, card: models.Card, program: Exported, file: str, names: list[str], expected_bk: npt.NDArray[Any]
+) -> dict[str, Any]:
+    """What a user of the file needs to know."""
+    return {
+        "file": file,
+        "model": card.model,
+        "inputs": [
+            {"name": f"images_{px}", "shape": ["batch", px, px, 3], "type": "uint8", "colours": "RGB"}
+            for px in program.sizes
+        ],
+        "outputs": [{"name": "probabilities", "shape": ["batch", len(card.classes)], "type": "float32"}],
+        "classes": card.classes,
+        "prepare": {
+            "orientation": "as the EXIF tag says",
+            "crop": "the centre square with this share of the shorter side",
+            "crop_share": card.crop,
+            "resize": "bilinear and antialiased, as Pillow's Image.resize(..., BILINEAR)",
+        },
+        "inside": {
+            "mean": card.mean,
+            "std": card.std,
+            "views": [view.name for view in program.views],
+            "temperature": model.ensemble.temperature,
+        },
+        "references": {
+            name: [round(float(value), 6) for value in row] for name, row in zip(names, expected_bk, strict=True)
+        },
+    }
