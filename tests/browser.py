@@ -72,12 +72,12 @@ class Tab:
             self.complaints.append(json.dumps(params))
         return message
 
-    def open(self, page: Path, *, width: int, dark: bool = False, script: bool = True) -> None:
-        """Load a file in a window of that width, and wait for it."""
+    def open(self, page: Path | str, *, width: int, dark: bool = False, script: bool = True) -> None:
+        """Load a file, or what stands at an address, in a window of that width, and wait for it."""
         self.send("Emulation.setScriptExecutionDisabled", value=not script)
         self.send("Emulation.setEmulatedMedia", features=[_scheme(dark)])
         self.widen(width)
-        self.send("Page.navigate", url=page.as_uri())
+        self.send("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         while self._next().get("method") != "Page.loadEventFired":
             pass
 

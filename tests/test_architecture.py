@@ -43,6 +43,8 @@ TORCH = {
     "engine.device",
     "inference.export",
     "inference.predictor",
+    "inference.serve",
+    "inference.service",
     "profiling.probe",
     "profiling.screen",
     "profiling.timing",
@@ -252,6 +254,7 @@ COMMANDS: dict[str, list[str]] = {
     "doctor": ["--json"],
     "evaluate": ["folder", "data", "--device", "--json"],
     "export": ["folder", "--format", "--out", "--json"],
+    "serve": ["folder", "--host", "--port", "--names", "--device"],
     "models": ["pattern", "--json"],
     "plan": ["data", *LIMITS, "--out", "--json"],
     "profile": [

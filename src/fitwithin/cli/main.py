@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import itertools
 import json
 import sys
 from pathlib import Path
@@ -12,17 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from fitwithin.cli import terminal, weights
-from fitwithin.cli.options import AsJson, Data, Device, EngineName, RayAddress, RunFolder, with_limits
+from fitwithin.cli import terminal, use, weights
+from fitwithin.cli.options import AsJson, Data, EngineName, RayAddress, RunFolder, with_limits
 from fitwithin.engine import launch
-from fitwithin.errors import DeviceError, FitwithinError, UsageError
+from fitwithin.errors import DeviceError, FitwithinError
 from fitwithin.files import naming_full_disks
 from fitwithin.machine import process_started_at
-from fitwithin.units import format_size
 from fitwithin.version import __version__
-
-#: Images that cannot be read are named one by one, up to so many.
-MOST_NAMED = 20
 
 app = typer.Typer(
     name="fitwithin",
@@ -180,104 +174,8 @@ def profile(
         )
 
 
-@app.command()
-def predict(
-    folder: RunFolder,
-    paths: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Images, folders, patterns, lists (.txt, .csv with a column path); - reads a list.", metavar="PATHS..."
-        ),
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write: .csv, .jsonl or .parquet.")] = Path(
-        "predictions.csv"
-    ),
-    top: Annotated[int, typer.Option("--top", help="Classes that are named for each image.", min=1)] = 5,
-    threshold: Annotated[
-        float, typer.Option("--threshold", help="Name no class where it is less sure.", min=0.0, max=1.0)
-    ] = 0.0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after the rows that the file has.")] = False,
-    device: Device = "auto",
-    as_json: AsJson = False,
-) -> None:
-    """Classify images with the model of a run, or with one that was copied from it."""
-    from fitwithin import files
-    from fitwithin.inference import tables
-    from fitwithin.inference.model import Model
-
-    files.check_writable(output, tables.beginning(output))
-    with terminal.reporter(as_json) as reporter:
-        reporter.begin("looking at images")
-        model = Model(folder)
-        width = min(top, len(model.classes))
-        known = tables.known_rows(output, width) if resume else tables.Known()
-        coming = model.iter_predictions(paths, device=device, top=width, skip=max(0, known.rows - 1))
-        first = next(coming, None)  # what is asked for is there: now the file may be written
-        if known.rows and (first is None or first.path != known.last):
-            raise UsageError(
-                f"row {known.rows:,} of {output} is {known.last!r}, and the image at that place is another one: these "
-                f"are not the images of before; start anew without --resume"
-            )
-        done, bad = known.rows, 0
-        with contextlib.closing(tables.open_table(output, width, threshold=threshold, known=known)) as table:
-            for prediction in coming if known.rows or first is None else itertools.chain([first], coming):
-                table.add(prediction)
-                done, bad = done + 1, bad + bool(prediction.error)
-                reporter.advance(done, None)
-                if as_json:
-                    typer.echo(json.dumps({"path": prediction.path, "top": prediction.top, "error": prediction.error}))
-                if prediction.error and bad <= MOST_NAMED:
-                    terminal.say(f"  not readable: {prediction.path}: {prediction.error}", err=True)
-    if bad > MOST_NAMED:
-        terminal.say(f"  and {bad - MOST_NAMED:,} more; {output} has the reasons", err=True)
-    if not as_json:
-        terminal.say(f"{done - bad:,} of {done:,} images classified, written to {output}")
-    if done and bad == done:
-        raise UsageError(f"none of the {bad:,} images can be read; {output} says why")
-
-
-@app.command()
-def export(
-    folder: RunFolder,
-    how: Annotated[str, typer.Option("--format", help="onnx, or torch (a program of torch.export).")] = "onnx",
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The folder to write. [default: RUN/export]", show_default=False)
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write a run's model as one file for other runtimes, and check it on its reference pictures."""
-    from fitwithin.inference.model import Model
-
-    model = Model(folder)
-    with terminal.reporter(as_json) as reporter:
-        reporter.begin("exporting")
-        from fitwithin.inference import export as exporting
-
-        check = exporting.export(model, how, out or folder / "export")
-    if as_json:
-        typer.echo(json.dumps({**dataclasses.asdict(check), "file": str(check.file)}))
-        return
-    terminal.say(f"{check.file} ({format_size(check.file.stat().st_size)}), and how to use it in model.json beside it")
-    terminal.say(
-        f"on {check.pictures} reference pictures, probabilities differ by {check.max_abs_diff:.1e} at the most, and "
-        f"{check.same_class} of {check.pictures} classes are those of fitwithin predict"
-    )
-
-
-@app.command()
-def evaluate(
-    folder: RunFolder,
-    data: Annotated[Path, typer.Argument(help="A labelled folder: DATA/<class>/*.", metavar="DATA")],
-    device: Device = "auto",
-    as_json: AsJson = False,
-) -> None:
-    """Measure a run's ensemble on a labelled folder: top-1 and top-5 with intervals, and by class."""
-    from fitwithin.inference.model import Model
-
-    with terminal.reporter(as_json) as reporter:
-        reporter.begin("looking at images")
-        found = Model(folder).evaluate(data, device=device, on_progress=reporter.advance)
-    terminal.print_accuracy(found, as_json)
+for command in (use.predict, use.evaluate, use.export, use.serve):
+    app.command()(command)
 
 
 @app.command()

@@ -279,6 +279,8 @@
     if (!width || place.dataset.width === `${width}`) return;
     place.dataset.width = `${width}`;
     const { svg, legend, targets } = KINDS[chart.kind](chart, width);
+    // Plot names its marks so; ARIA allows that for parts with a role alone.
+    svg.querySelectorAll("g[aria-label]").forEach((mark) => mark.removeAttribute("aria-label"));
     svg.setAttribute("role", "img");
     svg.setAttribute("aria-label", `${title}. The table below has the values; the arrow keys go through them.`);
     svg.setAttribute("tabindex", "0");
