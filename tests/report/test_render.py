@@ -429,11 +429,8 @@ def test_a_printed_page_has_the_charts_and_not_their_tables(show):
 
 def test_on_a_desk_no_table_of_a_search_is_wider_than_the_page(show):
     tab = show(searched(), width=1200)
-    beyond = dict(
-        tab.run(
-            "[...document.querySelectorAll('.scroll')].map(t => [t.ariaLabel.replace('Table: ', ''), t.scrollWidth - t.clientWidth])"
-        )
-    )
+    wide = "[...document.querySelectorAll('.scroll')].map(t => [t.ariaLabel, t.scrollWidth - t.clientWidth])"
+    beyond = {label.removeprefix("Table: "): px for label, px in tab.run(wide)}
     assert "Validation accuracy on every rung, and who is out when" in beyond
     assert "The paper's Table 2 on this data and machine" in beyond
     assert {table: px for table, px in beyond.items() if px > 0} == {}
