@@ -1,0 +1,351 @@
+"""What a run hands over: its views, its probabilities, its exports, its predictions and its service.
+
+    python benchmarks/inference.py --kind run --run RUN                   # of a run with val and test
+    python benchmarks/inference.py --kind export                          # a dozen families to ONNX
+    python benchmarks/inference.py --kind predict --run RUN --data FOLDER # beside a plain timm loop
+    python benchmarks/inference.py --kind serve --run RUN --data FOLDER   # 60 s with 32 connections
+
+Rows are added to the result; one of the same kind and name is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import resource
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import defaults
+import ground
+import inference_page
+
+RESULT = ground.ROOT / "benchmarks" / "results" / "inference.json"
+
+COMMAND = "python benchmarks/inference.py (each row holds its own values)"
+
+FAMILIES = (
+    "resnet18d",
+    "resnet26t",
+    "regnety_002",
+    "mobilenetv3_small_100",
+    "efficientnet_b0",
+    "tf_efficientnet_lite0",
+    "ghostnet_100",
+    "repvgg_a0",
+    "convnext_atto",
+    "vit_tiny_patch16_224",
+    "levit_128s",
+    "mambaout_femto",
+    "hgnetv2_b0",
+    "resnest14d",
+)
+
+#: Seconds and connections of the service's load.
+LOAD_S, CONNECTIONS = 60.0, 32
+
+#: Runs of each side, one after the other.
+TIMES = 3
+
+
+def main() -> None:
+    """Make a row, and the file and page with it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", choices=["run", "export", "predict", "serve"], required=True)
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--data", type=Path, help="images for predictions")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--commit", default=None)
+    arguments = parser.parse_args()
+    rows = json.loads(arguments.result.read_text(encoding="utf-8"))["rows"] if arguments.result.exists() else []
+    made = {"run": of_run, "export": of_export, "predict": of_predict, "serve": of_serve}[arguments.kind](arguments)
+    machine, commit = defaults.machine_of({}), arguments.commit or ground.head()
+    for row in made:
+        row |= {"kind": arguments.kind, "hardware": machine["name"], "commit": commit}
+        rows = [each for each in rows if (each["kind"], each["name"]) != (row["kind"], row["name"])] + [row]
+        print(json.dumps(row), flush=True)
+    ground.write(arguments.result, "inference", machine, commit, COMMAND, summary=summary(rows), rows=rows)
+    if arguments.result == RESULT:
+        inference_page.write(json.loads(RESULT.read_text(encoding="utf-8")), ground.ROOT / "docs")
+
+
+def of_run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """A run's views against the single one at the training size and the paper's, and its probabilities, on test."""
+    report = json.loads((arguments.run / "report.json").read_text(encoding="utf-8"))
+    methods = report["methods"]
+    delivered = next(method for method in methods if method["delivered"])
+    single = next(method for method in methods if method["method"].startswith("Symmetric"))
+    paper = next(method for method in methods if "nsemble" in method["method"] and not method["delivered"])
+    test = next(each for each in report["assessments"] if each["split"] == "test")
+    views = [view for view in report["views"] if view["chosen"]]
+    return [
+        {
+            "name": f"{Path(report['data']['path']).name} {delivered['candidate']}",
+            "test": ground.share(delivered["test"]),
+            "single": ground.share(single["test"]),
+            "paper": ground.share(paper["test"]),
+            "ms": sum(view["ms_per_image"] for view in views),
+            "paper_ms": sum(view["ms_per_image"] for view in report["views"]),
+            "temperature": test["temperature"],
+            **{f"{name}_before": test["raw"][name]["value"] for name in ("nll", "brier", "ece")},
+            **{f"{name}_after": test["calibrated"][name]["value"] for name in ("nll", "brier", "ece")},
+            "images": test["raw"]["images"],
+        }
+    ]
+
+
+def of_export(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Families from drawn weights to ONNX: the answers of both."""
+    import timm
+    import torch
+
+    from fitwithin.candidate import views_of
+    from fitwithin.inference.ensemble import Ensemble
+    from fitwithin.inference.export import export
+    from fitwithin.inference.model import Model, hand_over
+    from fitwithin.training import model as models
+    from inference.test_model import REFERENCE
+
+    found = []
+    for name in FAMILIES:
+        px = timm.get_pretrained_cfg(name).input_size[-1] if timm.get_pretrained_cfg(name).fixed_input_size else 96
+        with tempfile.TemporaryDirectory() as scratch:
+            run, trial = Path(scratch), Path(scratch, "candidates", "x")
+            trial.mkdir(parents=True)
+            torch.manual_seed(0)
+            arguments_of = {"img_size": px} if "vit_" in name else {}
+            net = timm.create_model(name, num_classes=10, **arguments_of)
+            classes = tuple(f"class {place}" for place in range(10))
+            card = models.Card(
+                model=name, classes=classes, train_px=px, precision="fp32", crop=0.95, arguments=arguments_of
+            )
+            models.save(net, card, trial)
+            views = tuple(views_of([px], flips=True))
+            hand_over(
+                Ensemble(candidate="x", trial="candidates/x", views=views, batch=8, temperature=0.8), run, REFERENCE
+            )
+            begun_at = time.monotonic()
+            try:
+                check = export(Model(run), "onnx", run / "export")
+            except Exception as error:
+                found.append({"name": name, "failed": str(error)[:300]})
+                continue
+            found.append(
+                {
+                    "name": name,
+                    "px": px,
+                    "max_abs_diff": check.max_abs_diff,
+                    "same_class": check.same_class,
+                    "pictures": check.pictures,
+                    "export_s": round(time.monotonic() - begun_at, 2),
+                }
+            )
+    return found
+
+
+#: A plain timm loop over the same model and files, as its documentation has it.
+LOOP = """
+import sys, time, torch, timm, warnings
+from pathlib import Path
+began = time.monotonic()
+folder, data, device, workers = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+net = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().to(device)
+config = timm.data.resolve_model_data_config(net, use_test_size=True)
+images = timm.data.create_dataset("", root=data)
+loader = timm.data.create_loader(images, batch_size=64, is_training=False, num_workers=workers,
+    use_prefetcher=device != "cpu", device=torch.device(device), **{k: config[k] for k in
+    ("input_size", "interpolation", "mean", "std", "crop_pct")})
+with torch.inference_mode():
+    n = sum(len(net(x.to(device)).softmax(-1).argmax(-1).tolist()) for x, _ in loader)
+print(n, time.monotonic() - began)
+"""
+
+
+def of_predict(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Images a second of both, their starts included."""
+    device = "cpu" if arguments.device == "cpu" else "cuda:0"
+    images = sum(path.is_file() for path in arguments.data.rglob("*"))
+    ours, theirs = [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        for _ in range(TIMES):
+            command = [sys.executable, "-P", "-m", "fitwithin", "predict", str(arguments.run), str(arguments.data)]
+            ours.append(images / taken_s([*command, "-o", f"{scratch}/x.csv", "--device", device]))
+            words = [str(arguments.run / "model"), str(arguments.data), device, str(os.cpu_count())]
+            theirs.append(images / taken_s([sys.executable, "-c", LOOP, *words]))
+    ensemble = json.loads((arguments.run / "model" / "ensemble.json").read_text(encoding="utf-8"))
+    return [
+        {
+            "name": f"{arguments.data.resolve().parent.name}/{arguments.data.name} on {device.partition(':')[0]}",
+            "images": images,
+            "views": len(ensemble["views"]),
+            "images_per_s": statistics.median(ours),
+            "loop_images_per_s": statistics.median(theirs),
+            "each": [[round(each, 1) for each in side] for side in (ours, theirs)],
+        }
+    ]
+
+
+def taken_s(command: list[str]) -> float:
+    """The wall time of a command."""
+    begun_at = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.monotonic() - begun_at
+
+
+def of_serve(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The service under load, then among hostile requests."""
+    import httpx
+
+    files = [path.read_bytes() for path in sorted(arguments.data.rglob("*")) if path.is_file()][:200]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-P", "-m", "fitwithin", "serve", str(arguments.run), "--port", str(port)]
+    words = [] if arguments.device == "auto" else ["--device", arguments.device]
+    with subprocess.Popen([*command, *words], stdout=subprocess.DEVNULL) as server:
+        where = f"http://127.0.0.1:{port}"
+        while True:
+            try:
+                if httpx.get(f"{where}/readyz").status_code == 200:
+                    break
+            except httpx.HTTPError:
+                assert server.poll() is None
+            time.sleep(0.1)
+        asyncio.run(_load(where, files, 5.0))  # memory settles
+        before = _resident(server.pid)
+        took, errors = asyncio.run(_load(where, files, LOAD_S))
+        after = _resident(server.pid)
+        longest_s, crashes = asyncio.run(_hostile(where, files))
+        alive = server.poll() is None
+        server.terminate()
+    took.sort()
+    return [
+        {
+            "name": f"{arguments.run.name} on {'cpu' if arguments.device == 'cpu' else 'cuda'}",
+            "connections": CONNECTIONS,
+            "seconds": LOAD_S,
+            "requests": len(took),
+            "errors": errors,
+            "requests_per_s": len(took) / LOAD_S,
+            "p50_ms": 1e3 * took[len(took) // 2],
+            "p99_ms": 1e3 * took[int(0.99 * len(took))],
+            "memory_growth_pct": 100 * (after / before - 1),
+            "hostile_longest_good_s": longest_s,
+            "hostile_crashes": crashes + (not alive),
+        }
+    ]
+
+
+def _resident(pid: int) -> int:
+    """The bytes that a process has in memory."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+async def _load(where: str, files: list[bytes], seconds: float) -> tuple[list[float], int]:
+    """The seconds of each request of so many connections, and how many were not answered well."""
+    import httpx
+
+    took: list[float] = []
+    errors = 0
+    ends_at = time.monotonic() + seconds
+
+    async def one(number: int) -> None:
+        nonlocal errors
+        rng = random.Random(number)
+        async with httpx.AsyncClient(timeout=60) as client:
+            while time.monotonic() < ends_at:
+                begun_at = time.monotonic()
+                content = rng.choice(files)
+                answer = await client.post(f"{where}/predict", content=content, headers={"Content-Type": "image/jpeg"})
+                took.append(time.monotonic() - begun_at)
+                errors += answer.status_code != 200
+
+    await asyncio.gather(*(one(number) for number in range(CONNECTIONS)))
+    return took, errors
+
+
+async def _hostile(where: str, files: list[bytes]) -> tuple[float, int]:
+    """A thousand bad requests, and a good one after each ten: the longest of these, and answers of 500."""
+    import httpx
+
+    from inference.test_serve import bomb
+
+    rng, longest_s, crashes = random.Random(0), 0.0, 0
+    good, image = files[0], {"Content-Type": "image/jpeg"}
+
+    def slow() -> Any:
+        async def parts() -> Any:
+            yield good[:100]
+            await asyncio.sleep(20)
+
+        return parts()
+
+    bad = [
+        lambda: {"content": good[: rng.randrange(1, len(good))], "headers": image},
+        lambda: {"content": rng.randbytes(5000), "headers": image},
+        lambda: {"content": bomb(), "headers": {"Content-Type": "image/png"}},
+        lambda: {"content": b"{}", "headers": {"Content-Type": "application/json"}},
+        lambda: {"files": [("files", (f"{n}.jpg", b"x")) for n in range(100)]},
+        lambda: {"content": bytes(40 * 2**20), "headers": image},
+        lambda: {"content": slow(), "headers": image},
+    ]
+    async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=200)) as client:
+
+        async def one(number: int) -> None:
+            nonlocal crashes
+            try:
+                answer = await client.post(f"{where}/predict", **bad[number % len(bad)]())
+                crashes += answer.status_code >= 500 and answer.status_code != 503
+            except httpx.HTTPError:
+                pass  # the server ends a connection whose body it does not want
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(1000):
+                group.create_task(one(number))
+                if number % 10 == 9:
+                    begun_at = time.monotonic()
+                    async with httpx.AsyncClient(timeout=60) as own:
+                        answer = await own.post(f"{where}/predict", content=good, headers=image)
+                    assert answer.status_code == 200, answer.text
+                    longest_s = max(longest_s, time.monotonic() - begun_at)
+    return longest_s, crashes
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The flat numbers."""
+    by_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in ("run", "export", "predict", "serve")}
+    value: dict[str, Any] = {"rows": len(rows)}
+    if runs := by_kind["run"]:
+        value["ensemble_gain_points_mean"] = statistics.fmean(row["test"] - row["single"] for row in runs)
+        value["vs_paper_views_points"] = statistics.fmean(row["test"] - row["paper"] for row in runs)
+        value["nll_better_on"] = sum(row["nll_after"] < row["nll_before"] for row in runs)
+        value["ece_after_max"] = max(row["ece_after"] for row in runs)
+    if exports := by_kind["export"]:
+        done = [row for row in exports if "failed" not in row]
+        value["export_families_ok"] = sum(row["same_class"] == row["pictures"] for row in done)
+        value["onnx_max_abs_diff"] = max(row["max_abs_diff"] for row in done)
+        value["onnx_class_agreement"] = sum(row["same_class"] for row in done) / sum(row["pictures"] for row in done)
+    if predicted := by_kind["predict"]:
+        value["predict_vs_timm_loop"] = min(row["images_per_s"] / row["loop_images_per_s"] for row in predicted)
+    if served := by_kind["serve"]:
+        value["serve_errors"] = sum(row["errors"] for row in served)
+        value["serve_p99_ms_max"] = max(row["p99_ms"] for row in served)
+        value["serve_memory_growth_pct_max"] = max(row["memory_growth_pct"] for row in served)
+        value["hostile_longest_good_s"] = max(row["hostile_longest_good_s"] for row in served)
+        value["hostile_crashes"] = sum(row["hostile_crashes"] for row in served)
+    return value
+
+
+if __name__ == "__main__":
+    main()
