@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -144,3 +145,18 @@ def test_a_folder_of_something_else_is_refused(text: str, tmp_path: Path) -> Non
         models.read_card(tmp_path)
     with pytest.raises(RunFolderError, match="holds no finished model"):
         Model(tmp_path).predict(Image.new("RGB", (9, 9)))
+
+
+def test_an_unfinished_run_has_the_model_that_was_saved_last_and_says_so(tmp_path: Path) -> None:
+    handed_over(tmp_path, "test_resnet")
+    shutil.rmtree(tmp_path / "model")
+    with pytest.raises(RunFolderError, match="holds no finished model"):
+        Model(tmp_path)
+    (tmp_path / "run.db").touch()
+    shutil.copytree(tmp_path / TRIAL, tmp_path / "candidates" / "y")
+    os.utime(tmp_path / TRIAL / "model.safetensors", (1, 1))
+    found = Model(tmp_path)
+    assert found.folder == tmp_path / "candidates" / "y"
+    assert "has not finished: this is the model of y as it was saved last" in found.note
+    assert found.ensemble.views == (View(px=64, flip=False),)
+    assert found.predict(Image.new("RGB", (80, 70)))[0].label in CLASSES

@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,8 +17,18 @@ from fitwithin.cli.options import AsJson, Device, RunFolder
 from fitwithin.errors import UsageError
 from fitwithin.units import format_size
 
+if TYPE_CHECKING:
+    from fitwithin.inference.model import Model
+
 #: Images that cannot be read are named one by one, up to so many.
 MOST_NAMED = 20
+
+
+def _said(model: Model) -> Model:
+    """The model, after what is to be said of it."""
+    if model.note:
+        terminal.say(model.note, err=True)
+    return model
 
 
 def predict(
@@ -48,7 +58,7 @@ def predict(
     files.check_writable(output, tables.beginning(output))
     with terminal.reporter(as_json) as reporter:
         reporter.begin("looking at images")
-        model = Model(folder)
+        model = _said(Model(folder))
         width = min(top, len(model.classes))
         known = tables.known_rows(output, width) if resume else tables.Known()
         coming = model.iter_predictions(paths, device=device, top=width, skip=max(0, known.rows - 1))
@@ -87,7 +97,7 @@ def export(
     """Write a run's model as one file for other runtimes, and check it on its reference pictures."""
     from fitwithin.inference.model import Model
 
-    model = Model(folder)
+    model = _said(Model(folder))
     with terminal.reporter(as_json) as reporter:
         reporter.begin("exporting")
         from fitwithin.inference import export as exporting
@@ -118,7 +128,7 @@ def serve(
     from fitwithin.inference.model import Model
     from fitwithin.machine import resolve_device
 
-    model, chosen = Model(folder), resolve_device(device)
+    model, chosen = _said(Model(folder)), resolve_device(device)
     hosts = [*filter(None, map(str.strip, names.split(","))), "localhost", "127.0.0.1", "[::1]", host]
     try:
         from fitwithin.inference import serve as serving
@@ -140,5 +150,5 @@ def evaluate(
 
     with terminal.reporter(as_json) as reporter:
         reporter.begin("looking at images")
-        found = Model(folder).evaluate(data, device=device, on_progress=reporter.advance)
+        found = _said(Model(folder)).evaluate(data, device=device, on_progress=reporter.advance)
     terminal.print_accuracy(found, as_json)

@@ -89,6 +89,8 @@ def export(model: Model, how: str, folder: Path) -> Check:
     """
     if how not in FORMATS:
         raise UsageError(f"{how!r} is no format; choose from {', '.join(FORMATS)}")
+    if not (model.folder / REFERENCES).is_dir():
+        raise UsageError(f"{model.folder} has no reference pictures to check an export on; finish the run first")
     net, card = models.load(model.folder, torch.device("cpu"))
     program = Exported(net, card, model.ensemble).eval()
     folder.mkdir(parents=True, exist_ok=True)

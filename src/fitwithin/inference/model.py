@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fitwithin.candidate import View
+from fitwithin.data.tree import RUN_FILE
 from fitwithin.engine.results import CARD, WEIGHTS
-from fitwithin.errors import DataError
+from fitwithin.errors import DataError, RunFolderError
 from fitwithin.files import write_atomic, write_text_atomic
 from fitwithin.inference.ensemble import MODEL, Ensemble, model_folder, read_ensemble, write_ensemble
 from fitwithin.inference.predictions import MOST_CLASSES, Evaluation, Prediction, prediction
@@ -29,6 +31,9 @@ from fitwithin.planning.stats import Accuracy
 
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
+
+#: Images in a pass of the model of a run that has not finished.
+UNFINISHED_BATCH = 32
 
 #: The folder of the reference pictures.
 REFERENCES = "references"
@@ -45,10 +50,20 @@ class Model:
     folder: Path
     #: The views to average, and the temperature of their mean.
     ensemble: Ensemble = field(init=False)
+    #: What is to be said of it: that its run has not finished.
+    note: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ensemble", read_ensemble(Path(self.folder)))
-        object.__setattr__(self, "folder", model_folder(Path(self.folder)))
+        folder = Path(self.folder)
+        try:
+            found = model_folder(folder), read_ensemble(folder), ""
+        except RunFolderError:
+            unfinished = _unfinished(folder)
+            if unfinished is None:
+                raise
+            found = unfinished
+        for name, value in zip(("folder", "ensemble", "note"), found, strict=True):
+            object.__setattr__(self, name, value)
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -134,6 +149,28 @@ def _evaluation(
         by_class={name: within(found, 1) for name, found in sorted(places.items())},
         unreadable=tuple(unreadable),
     )
+
+
+def _unfinished(run: Path) -> tuple[Path, Ensemble, str] | None:
+    """Of a run that has not finished, the folder of the model that was saved last, how it is used, and what is to be
+    said of it."""
+    if not (run / RUN_FILE).is_file():
+        return None
+    saved = [each.parent for each in (run / "candidates").glob(f"*/{WEIGHTS}") if (each.parent / CARD).is_file()]
+    if not saved:
+        return None
+    last = max(saved, key=lambda folder: (folder / WEIGHTS).stat().st_mtime_ns)
+    try:
+        px = json.loads((last / CARD).read_text(encoding="utf-8"))["fitwithin"]["train_px"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    view = View(px=px, flip=False)
+    ensemble = Ensemble(candidate=last.name, trial=f"candidates/{last.name}", views=(view,), batch=UNFINISHED_BATCH)
+    note = (
+        f"{run} has not finished: this is the model of {last.name} as it was saved last; "
+        f"`fitwithin resume {run}` goes on"
+    )
+    return last, ensemble, note
 
 
 def hand_over(ensemble: Ensemble, run: Path, references: Mapping[str, bytes]) -> None:
