@@ -114,7 +114,7 @@ def of_export(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     from fitwithin.inference.export import export
     from fitwithin.inference.model import Model, hand_over
     from fitwithin.training import model as models
-    from inference.test_model import REFERENCE
+    from inference.test_handed_over import REFERENCE
 
     found = []
     for name in FAMILIES:

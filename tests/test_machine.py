@@ -19,8 +19,10 @@ from fitwithin.cli.terminal import console
 from fitwithin.engine.results import Failure, check_disk
 from fitwithin.errors import DiskFull, RunFolderError, UsageError
 from fitwithin.events import DataPacked, RunRequested
-from fitwithin.inference.predictions import CsvTable
+from fitwithin.inference.tables import BEGINNINGS
 from fitwithin.store import Store
+
+BEGINNING = BEGINNINGS[".csv"]
 
 SMALL = [sys.executable, "-m", "fitwithin", "--version"]
 
@@ -171,12 +173,12 @@ def test_a_file_of_somebody_else_is_not_written_over(tmp_path: Path) -> None:
     for name, content in (("photo.jpg", b"\xff\xd8\xff"), ("labels.csv", b"file,label\n")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(RunFolderError, match="holds something else, which is kept; give another file"):
-            files.check_writable(tmp_path / name, CsvTable.BEGINNING)
+            files.check_writable(tmp_path / name, BEGINNING)
         assert (tmp_path / name).read_bytes() == content
     with (tmp_path / "predictions.csv").open("w") as file:
-        CsvTable(file, 3)
-    files.check_writable(tmp_path / "predictions.csv", CsvTable.BEGINNING)
-    files.check_writable(tmp_path / "new.csv", CsvTable.BEGINNING)
+        file.write(f"{BEGINNING}\n")
+    files.check_writable(tmp_path / "predictions.csv", BEGINNING)
+    files.check_writable(tmp_path / "new.csv", BEGINNING)
 
 
 def test_a_working_folder_that_is_gone_is_one_sentence(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def write_noise(root: Path) -> Path:
 def hashes(run: Path) -> dict[str, str]:
     """SHA-256 of each model's tensors and of each array of logits, by the file's place in the run."""
     found = {}
-    for path in sorted(run.rglob("*.safetensors")):
+    for path in sorted((run / "candidates").rglob("*.safetensors")):
         digest = hashlib.sha256()
         for name, tensor in sorted(load_file(path).items()):
             digest.update(name.encode())

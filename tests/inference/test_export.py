@@ -18,7 +18,7 @@ from fitwithin.inference.ensemble import write_ensemble
 from fitwithin.inference.export import export
 from fitwithin.inference.model import REFERENCES, Model
 from fitwithin.inference.sources import sources
-from inference.test_model import CLASSES, FAMILIES, handed_over
+from inference.test_handed_over import CLASSES, FAMILIES, handed_over
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

@@ -19,7 +19,7 @@ pytest.importorskip("fastapi")
 
 import browser
 from fitwithin.files import bytecode_environment
-from inference.test_model import REFERENCE, handed_over
+from inference.test_handed_over import REFERENCE, handed_over
 
 #: A file's bytes are put into the page's input as a user's choice would.
 CHOOSE = """

@@ -22,7 +22,7 @@ from fitwithin.inference.model import Model
 from fitwithin.inference.serve import create_app
 from fitwithin.inference.service import Limits
 from fitwithin.machine import DeviceName
-from inference.test_model import CLASSES, REFERENCE, handed_over
+from inference.test_handed_over import CLASSES, REFERENCE, handed_over
 
 CPU = DeviceName(kind="cpu")
 
