@@ -30,6 +30,7 @@ import defaults_page
 import ground
 import prior_table
 from fitwithin import files
+from fitwithin.machine import cpu_name
 
 RESULT = ground.ROOT / "benchmarks" / "results" / "defaults.json"
 
@@ -132,7 +133,7 @@ def empty_cache(scratch: Path) -> Path:
 def machine_of(report: dict[str, Any]) -> dict[str, Any]:
     """What the result file says of the machine."""
     receipt = report.get("receipt", {"device": {}, "versions": {}})
-    return {"name": "unknown", "cpu": "unknown", **receipt["device"], **receipt["versions"]}
+    return {"name": ground.hardware(), "cpu": cpu_name(), **receipt["device"], **receipt["versions"]}
 
 
 def seen(report: dict[str, Any], wall_s: float, limit_s: float) -> dict[str, Any]:

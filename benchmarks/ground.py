@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fitwithin import request as requests
 from fitwithin.data import image_folder, pack, pack_builder
 from fitwithin.engine.jobs import JobSettings
 from fitwithin.files import cache_root
+from fitwithin.machine import cpu_name
 from fitwithin.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +46,15 @@ def prepared(folder: Path, *, device: str, memory: str, sizes: str, workers: int
         canvas_px=request.canvas_px,
     )
     return images, setting
+
+
+def hardware() -> str:
+    """The name of the first GPU, or of the processor where there is none."""
+    with suppress(OSError):
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        if names := subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\n")[0].strip():
+            return names
+    return cpu_name()
 
 
 def with_splits(folder: Path) -> Path:

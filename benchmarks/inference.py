@@ -69,7 +69,9 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = json.loads(arguments.result.read_text(encoding="utf-8"))["rows"] if arguments.result.exists() else []
     made = {"run": of_run, "export": of_export, "predict": of_predict, "serve": of_serve}[arguments.kind](arguments)
-    machine, commit = defaults.machine_of({}), arguments.commit or ground.head()
+    report = arguments.run / "report.json" if arguments.run else None
+    known = json.loads(report.read_text(encoding="utf-8")) if report is not None and report.is_file() else {}
+    machine, commit = defaults.machine_of(known), arguments.commit or ground.head()
     for row in made:
         row |= {"kind": arguments.kind, "hardware": machine["name"], "commit": commit}
         rows = [each for each in rows if (each["kind"], each["name"]) != (row["kind"], row["name"])] + [row]
