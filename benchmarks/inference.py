@@ -12,18 +12,24 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import json
 import os
 import random
 import resource
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 import defaults
 import ground
@@ -116,7 +122,6 @@ def of_export(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     from fitwithin.inference.export import export
     from fitwithin.inference.model import Model, hand_over
     from fitwithin.training import model as models
-    from inference.test_handed_over import REFERENCE
 
     found = []
     for name in FAMILIES:
@@ -134,7 +139,7 @@ def of_export(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             models.save(net, card, trial)
             views = tuple(views_of([px], flips=True))
             hand_over(
-                Ensemble(candidate="x", trial="candidates/x", views=views, batch=8, temperature=0.8), run, REFERENCE
+                Ensemble(candidate="x", trial="candidates/x", views=views, batch=8, temperature=0.8), run, pictures()
             )
             begun_at = time.monotonic()
             try:
@@ -153,6 +158,31 @@ def of_export(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def pictures() -> dict[str, bytes]:
+    """Eight pictures of coloured clouds."""
+    found = {}
+    for seed in range(8):
+        rng, buffer = np.random.default_rng(seed), io.BytesIO()
+        small = Image.fromarray(rng.integers(0, 255, (9, 12, 3), dtype=np.uint8))
+        small.resize((240, 180), Image.Resampling.BICUBIC).save(buffer, "JPEG")
+        found[f"{seed}.jpg"] = buffer.getvalue()
+    return found
+
+
+def bomb() -> bytes:
+    """A PNG of 60,000 x 60,000 pixels in a few bytes."""
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0),
+        b"IDAT": zlib.compress(bytes(1000)),
+        b"IEND": b"",
+    }
+    chunks = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts.items()
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 #: A plain timm loop over the same model and files, as its documentation has it.
@@ -280,8 +310,6 @@ async def _load(where: str, files: list[bytes], seconds: float) -> tuple[list[fl
 async def _hostile(where: str, files: list[bytes]) -> tuple[float, int]:
     """A thousand bad requests, and a good one after each ten: the longest of these, and answers of 500."""
     import httpx
-
-    from inference.test_serve import bomb
 
     rng, longest_s, crashes = random.Random(0), 0.0, 0
     good, image = files[0], {"Content-Type": "image/jpeg"}
