@@ -49,7 +49,7 @@ class Predictor:
         # As in the evaluation: on a CPU pixel by pixel, which takes two thirds of the time (regnety_002, 2 cores).
         memory_format = opened.memory_format
         net, self.card = models.load(folder, self._device)
-        self._net = net.to(memory_format=memory_format)  # type: ignore[call-overload]
+        self._net = net.to(memory_format=memory_format)
         self._normalise = models.Normalise(self.card.mean, self.card.std, self._device, memory_format)
 
     def probabilities(self, pixels: Mapping[int, Uint8s]) -> Floats:
