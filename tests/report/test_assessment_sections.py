@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fitwithin.report import model_card
+from fitwithin.report import model_card, render
 from fitwithin.report.assessment_sections import sections
 from fitwithin.report.schema import Report
 from fitwithin.report.tables import Section
@@ -80,3 +80,13 @@ def test_the_card_names_the_weakest_classes_and_the_views() -> None:
     weakest = min(report.classes, key=lambda row: row.test.share if row.test else 1.0)
     assert f"| {weakest.name} |" in text
     assert "the average of 3 (160 px, 224 px, 224 px flipped;" in text
+
+
+def test_the_page_shows_the_pictures_of_mistakes_that_there_are() -> None:
+    report = complete()
+    some = [each.path for each in report.assessments[-1].mistakes[:3]]
+    text = render.html(report, "RUN", dict.fromkeys(some, b"\xff\xd8 a picture"))
+    assert text.count('<img src="data:image/jpeg;base64,') == 3
+    assert text.count("<figcaption>Taken for ") == 3
+    assert "<script>alert" not in text
+    assert '<div class="sheet">' not in render.html(report)

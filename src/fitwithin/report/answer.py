@@ -47,7 +47,7 @@ def answer(report: Report, folder: str) -> list[Fact]:
         facts.append(Fact("Cost", f"{cost} on {device}" if device else cost))
     facts += [Fact("Time", text) for text in filter(None, (_spent(report), _lost(report)))]
     quoted = shlex.quote(folder)
-    facts.append(Fact("Files", f"{folder} (report.html, receipt.json and the weights)"))
+    facts.append(Fact("Files", f"{folder} (report.html, receipt.json; the model is in model/)"))
     facts.append(Fact("Next", f"fitwithin predict {quoted} IMAGES -o predictions.csv"))
     return facts
 
