@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zlib
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fitwithin.data import crew, decode_pool
+from fitwithin.data.crew import Done
 from fitwithin.data.dataset import Broken
 from fitwithin.data.decode_pool import Stored, decode_all
 from fitwithin.errors import DataError
@@ -183,3 +186,41 @@ def running(pid: str) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def numbers(count: int) -> Generator[Done, None, None]:
+    for position in range(count):
+        yield Done(position, position, position)
+
+
+def test_what_is_read_ahead_is_the_same() -> None:
+    assert [done.position for done in crew.ahead(numbers(100), 7)] == list(range(100))
+
+
+def test_no_more_than_so_many_are_read_ahead() -> None:
+    seen: list[int] = []
+
+    def noted() -> Generator[Done, None, None]:
+        for done in numbers(100):
+            seen.append(done.position)
+            yield done
+
+    with closing(crew.ahead(noted(), 5)) as coming:
+        next(coming)
+        ended_by = time.monotonic() + 5
+        while len(seen) < 7 and time.monotonic() < ended_by:
+            time.sleep(0.001)
+        time.sleep(0.05)
+        assert len(seen) == 7  # one is asked for, five wait, and one is at the door
+    assert threading.active_count() == 1 or not any(t.name == "reading ahead" for t in threading.enumerate())
+
+
+def test_an_error_comes_after_what_was_read_before_it() -> None:
+    def failing() -> Generator[Done, None, None]:
+        yield from numbers(3)
+        raise OSError("the disk is gone")
+
+    coming = crew.ahead(failing(), 10)
+    assert [next(coming).position for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(coming)

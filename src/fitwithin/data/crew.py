@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from importlib import import_module
 from itertools import islice
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from fitwithin.errors import DataError
@@ -24,6 +26,9 @@ from fitwithin.files import bytecode_environment
 
 #: What is done within so many seconds is done by this process; each other one is to have so much to do.
 ALONE_S = 0.25
+
+#: Seconds that a thread which reads ahead gets for its end.
+STOP_S = 10.0
 
 #: A thing is given up when so many processes ended by themselves that had it: once among others, then alone.
 MOST_LOSSES = 3
@@ -85,6 +90,47 @@ def work(
     with closing(_Crew(task, words, num_processes)) as crew:
         found = crew.work(numbered, at_once, done, window, until_at)
         yield from found if window is None else _in_order(found, done)
+
+
+def ahead(found: Generator[Done, None, None], size: int) -> Generator[Done, None, None]:
+    """The same, fetched by a thread from now on, up to ``size`` ahead: processes go on while the caller computes."""
+    ready: SimpleQueue[Done | BaseException | None] = SimpleQueue()
+    room, stopped = threading.Semaphore(size), threading.Event()
+
+    def fetch() -> None:
+        last: BaseException | None = None
+        try:
+            with closing(found):
+                for done in found:
+                    room.acquire()
+                    if stopped.is_set():
+                        break
+                    ready.put(done)
+        except BaseException as error:  # it is raised where the next one is asked for
+            last = error
+        ready.put(last)
+
+    thread = threading.Thread(target=fetch, name="reading ahead", daemon=True)
+    thread.start()
+    return _fetched(ready, room, stopped, thread)
+
+
+def _fetched(
+    ready: SimpleQueue[Done | BaseException | None],
+    room: threading.Semaphore,
+    stopped: threading.Event,
+    thread: threading.Thread,
+) -> Generator[Done, None, None]:
+    try:
+        while isinstance(done := ready.get(), Done):
+            room.release()
+            yield done
+        if done is not None:
+            raise done
+    finally:
+        stopped.set()
+        room.release()
+        thread.join(STOP_S)
 
 
 def _in_order(found: Iterable[Done], first: int) -> Iterator[Done]:

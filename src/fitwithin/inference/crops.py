@@ -6,17 +6,38 @@ Shape suffixes: H W pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fitwithin.data import crew
+from fitwithin.data.crew import Done
 from fitwithin.data.decode import UNREADABLE, centre_box
 from fitwithin.inference.sources import Source
+from fitwithin.machine import cores
 
 #: A picture at each size, uint8 [px, px, 3]; or why it cannot be read.
 Crops = dict[int, npt.NDArray[np.uint8]] | str
+
+
+#: Pictures that a process reads for one answer, and how many answers of each may wait.
+AT_ONCE, WINDOW = 8, 3
+
+
+def read_all(
+    sources: Iterable[Source], sizes: Sequence[int], crop: float, *, total: int | None = None
+) -> Generator[Done, None, None]:
+    """Read pictures by several processes, from now on, in their order: their crops, or why there are none. ``total``
+    says how many there are, if that is known."""
+    words = [",".join(map(str, sorted(sizes))), str(crop)]
+    workers = cores()
+    window = WINDOW * workers * AT_ONCE
+    found = crew.work(
+        f"{__name__}:cropper", words, sources, workers=workers, at_once=AT_ONCE, total=total, window=window
+    )
+    return crew.ahead(found, window)
 
 
 def cropper(sizes: str, crop: str) -> Callable[[list[Source]], list[Crops]]:

@@ -26,9 +26,7 @@ from fitwithin.files import write_text_atomic
 from fitwithin.inference.crops import cropper
 from fitwithin.inference.ensemble import Ensemble
 from fitwithin.inference.model import REFERENCES, Model
-from fitwithin.inference.predictor import Predictor
 from fitwithin.inference.sources import Source, image_files
-from fitwithin.machine import DeviceName
 from fitwithin.training import model as models
 
 FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
@@ -100,8 +98,8 @@ def export(model: Model, how: str, folder: Path) -> Check:
     with torch.inference_mode():
         expected_bk = program(tuple(torch.from_numpy(crops[px]) for px in program.sizes)).numpy()
     found_bk = run(crops)
-    predicted = list(Predictor(model.folder, model.ensemble, DeviceName(kind="cpu")).predict(_sources(model)))
-    answers = [int(row.argmax()) for _, row, _ in predicted if row is not None]
+    predicted = model.predict(model.folder / REFERENCES, device="cpu")
+    answers = [card.classes.index(each.label) for each in predicted]
     check = Check(
         file=file,
         pictures=len(names),

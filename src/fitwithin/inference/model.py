@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -23,6 +24,7 @@ from fitwithin.data.tree import RUN_FILE
 from fitwithin.engine.results import CARD, WEIGHTS
 from fitwithin.errors import DataError, RunFolderError
 from fitwithin.files import write_atomic, write_text_atomic
+from fitwithin.inference.crops import read_all
 from fitwithin.inference.ensemble import MODEL, Ensemble, model_folder, read_ensemble, write_ensemble
 from fitwithin.inference.predictions import MOST_CLASSES, Evaluation, Prediction, prediction
 from fitwithin.inference.sources import Picture, Source, labelled_files, sources
@@ -119,9 +121,12 @@ class Model:
         self, pictures: Iterable[Source], device: str, total: int | None = None
     ) -> Iterator[tuple[Source, Floats | None, str]]:
         """Each picture with its probabilities [K], or None and the reason why it cannot be read."""
-        from fitwithin.inference.predictor import Predictor
+        config = json.loads((self.folder / CARD).read_text(encoding="utf-8"))
+        sizes = {view.px for view in self.ensemble.views}
+        with closing(read_all(pictures, [*sizes], config["pretrained_cfg"]["crop_pct"], total=total)) as read:
+            from fitwithin.inference.predictor import Predictor  # torch is imported while pictures are read
 
-        yield from Predictor(self.folder, self.ensemble, resolve_device(device)).predict(pictures, total)
+            yield from Predictor(self.folder, self.ensemble, resolve_device(device)).predict(read)
 
 
 def _evaluation(

@@ -5,8 +5,7 @@ Shape suffixes: N images, K classes, V views.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,19 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fitwithin.data import crew
+from fitwithin.data.crew import Done
 from fitwithin.data.decode_pool import CRASHED
 from fitwithin.engine.device import open_device
 from fitwithin.inference.ensemble import Ensemble
 from fitwithin.inference.sources import Source
-from fitwithin.machine import DeviceName, cores
+from fitwithin.machine import DeviceName
 from fitwithin.training import model as models
 
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
-
-#: Pictures that a process reads for one answer, and how many answers of each may wait.
-AT_ONCE, WINDOW = 8, 3
 
 Uint8s = npt.NDArray[np.uint8]
 
@@ -64,27 +60,15 @@ class Predictor:
             logits[view] = np.asarray(out.float().cpu().numpy(), dtype=np.float32)
         return self.ensemble.probabilities(logits)
 
-    def predict(
-        self, sources: Iterable[Source], total: int | None = None
-    ) -> Iterator[tuple[Source, Floats | None, str]]:
-        """For each picture: its probabilities [K], or None and the reason why it cannot be read.
-
-        Pictures are taken as they are needed, and read by several processes; what is held at a time are the crops of
-        some batches. ``total`` says how many there are, if that is known.
-        """
-        size = max(1, self.ensemble.batch)
-        words = [",".join(str(px) for px in sorted({view.px for view in self.ensemble.views})), str(self.card.crop)]
-        workers = cores()
-        window = size + WINDOW * workers * AT_ONCE
-        task = "fitwithin.inference.crops:cropper"
-        work = crew.work(task, words, sources, workers=workers, at_once=AT_ONCE, total=total, window=window)
-        with closing(work) as found:
-            while group := list(islice(found, size)):
-                crops = [done.answer for done in group if isinstance(done.answer, dict)]
-                stacked = {px: np.stack([each[px] for each in crops]) for px in crops[0]} if crops else {}
-                rows = iter(self.probabilities(stacked)) if crops else iter(())
-                for done in group:
-                    if isinstance(done.answer, dict):
-                        yield done.item, next(rows), ""
-                    else:
-                        yield done.item, None, CRASHED if done.lost else done.answer
+    def predict(self, read: Iterator[Done]) -> Iterator[tuple[Source, Floats | None, str]]:
+        """For each picture that was read (crops.py): its probabilities [K], or None and the reason why there are
+        none."""
+        while group := list(islice(read, max(1, self.ensemble.batch))):
+            crops = [done.answer for done in group if isinstance(done.answer, dict)]
+            stacked = {px: np.stack([each[px] for each in crops]) for px in crops[0]} if crops else {}
+            rows = iter(self.probabilities(stacked)) if crops else iter(())
+            for done in group:
+                if isinstance(done.answer, dict):
+                    yield done.item, next(rows), ""
+                else:
+                    yield done.item, None, CRASHED if done.lost else done.answer
