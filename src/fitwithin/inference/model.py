@@ -6,11 +6,12 @@ views to average (``ensemble.json``) and some pictures (``references``).
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -124,9 +125,22 @@ class Model:
         config = json.loads((self.folder / CARD).read_text(encoding="utf-8"))
         sizes = {view.px for view in self.ensemble.views}
         with closing(read_all(pictures, [*sizes], config["pretrained_cfg"]["crop_pct"], total=total)) as read:
-            from fitwithin.inference.predictor import Predictor  # torch is imported while pictures are read
+            with _no_collection():
+                from fitwithin.inference.predictor import Predictor  # torch is imported while pictures are read
 
             yield from Predictor(self.folder, self.ensemble, resolve_device(device)).predict(read)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage is collected: it took 0.6 of the 2.9 s of importing torch and timm (two cores)."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _evaluation(
