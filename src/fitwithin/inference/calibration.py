@@ -37,7 +37,7 @@ def fit_temperature(probabilities_NK: Floats, labels_N: Labels) -> float:
     own = float(logs_NK[np.arange(len(labels_N)), labels_N].mean())
     inverse = 1.0
     for _ in range(STEPS):
-        scaled_NK = _softmax(inverse * logs_NK)
+        scaled_NK = softmax(inverse * logs_NK)
         mean_N = (scaled_NK * logs_NK).sum(axis=1)
         slope = own - float(mean_N.mean())
         curvature = float(((scaled_NK * logs_NK**2).sum(axis=1) - mean_N**2).mean())
@@ -53,7 +53,7 @@ def tempered(probabilities_NK: Floats, temperature: float) -> Floats:
     if temperature == 1.0:
         return probabilities_NK
     logs_NK = np.log(np.maximum(probabilities_NK, LEAST)).astype(np.float64)
-    return np.asarray(_softmax(logs_NK / temperature), dtype=np.float32)
+    return np.asarray(softmax(logs_NK / temperature), dtype=np.float32)
 
 
 def log_likelihoods(probabilities_NK: Floats, labels_N: Labels) -> npt.NDArray[np.float64]:
@@ -93,6 +93,7 @@ def _value(value: float, resampled_R: npt.NDArray[np.float64]) -> Value:
     return Value(value=value, low=min(float(low), value), high=max(float(high), value))
 
 
-def _softmax(logits_NK: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def softmax(logits_NK: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """Probabilities of logits, row by row, in their type."""
     exponent_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))
     return np.asarray(exponent_NK / exponent_NK.sum(axis=1, keepdims=True))

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from fitwithin.candidate import View
 from fitwithin.errors import RunFolderError
 from fitwithin.files import read_json, to_json, write_text_atomic
+from fitwithin.inference import calibration
 from fitwithin.inference.calibration import fit_temperature, log_likelihoods, tempered
 
 if TYPE_CHECKING:
@@ -79,9 +80,7 @@ class Choice:
 
 def softmax(logits_NK: Floats) -> Floats:
     """Probabilities of logits, row by row."""
-    shifted = logits_NK - logits_NK.max(axis=-1, keepdims=True)
-    exponent = np.exp(shifted)
-    return np.asarray(exponent / exponent.sum(axis=-1, keepdims=True), dtype=np.float32)
+    return np.asarray(calibration.softmax(logits_NK), dtype=np.float32)
 
 
 def average(logits: Mapping[View, Floats], views: Sequence[View]) -> Floats:

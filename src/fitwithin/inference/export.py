@@ -23,6 +23,7 @@ from torch import nn
 
 from fitwithin.errors import UsageError
 from fitwithin.files import write_text_atomic
+from fitwithin.inference.calibration import LEAST
 from fitwithin.inference.crops import cropper
 from fitwithin.inference.ensemble import Ensemble
 from fitwithin.inference.model import REFERENCES, Model
@@ -76,7 +77,7 @@ class Exported(nn.Module):
         mean_bk = torch.stack(found).mean(0)
         if self.temperature == 1.0:
             return mean_bk
-        return (mean_bk.clamp_min(1e-12).log() / self.temperature).softmax(-1)
+        return (mean_bk.clamp_min(LEAST).log() / self.temperature).softmax(-1)
 
 
 def export(model: Model, how: str, folder: Path) -> Check:

@@ -77,8 +77,8 @@ class Model:
         """Predictions for one picture or several, in order.
 
         Args:
-            pictures: a path of an image or of a folder of images, a PIL image, an array of uint8 [H, W, 3], the bytes
-                of an image file, or any number of these.
+            pictures: a path of an image or of a folder of images, a list of paths (.txt, .csv), a pattern, a PIL image,
+                an array of uint8 [H, W, 3], the bytes of an image file, or any number of these.
             device: ``auto``, ``cpu`` or ``cuda:N``.
 
         Raises:
