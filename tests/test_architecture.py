@@ -218,6 +218,8 @@ LIMITS = [
     "--time",
     "--gpu-time",
     "--inference",
+    "--throughput",
+    "--inference-memory",
     "--models",
     "--precision",
     "--sizes",
@@ -243,7 +245,8 @@ LIMITS = [
 
 #: A profile alone has no use for these.
 BOUNDS = (
-    *("--time", "--gpu-time", "--inference", "--scope", "--search", "--min-gain"),
+    *("--time", "--gpu-time", "--inference", "--throughput", "--inference-memory"),
+    *("--scope", "--search", "--min-gain"),
     *("--init", "--weights", "--licences"),
 )
 

@@ -22,6 +22,8 @@ from fitwithin.machine import process_started_at
         ({"time_s": 0.0}, "--time must be more than 0, got 0"),
         ({"gpu_time_s": -2.5}, "--gpu-time must be more than 0, got -2.5"),
         ({"inference_ms": 0.0}, "--inference must be more than 0"),
+        ({"throughput_per_s": -1.0}, "--throughput must be more than 0, got -1; give images per second"),
+        ({"inference_bytes": 0}, "--inference-memory must be more than 0"),
         ({"accounting": "driver"}, "'driver' is not a memory accounting; choose from process, allocator"),
         ({"scope": "all"}, "'all' is not a scope; choose from total, candidate"),
     ],
@@ -42,6 +44,15 @@ def test_the_tighter_limit_counts(time_s: float | None, gpu_time_s: float | None
     given_s = [value for value in (time_s, gpu_time_s) if value is not None]
     assert limit_s in given_s
     assert all(limit_s <= value for value in given_s)
+
+
+@given(limits, limits)
+def test_a_throughput_is_a_limit_on_the_time_of_an_image(inference_ms: float | None, per_s: float | None) -> None:
+    found = Budget(memory_bytes=1, time_s=1.0, inference_ms=inference_ms, throughput_per_s=per_s).image_ms
+    assert (found is None) == (inference_ms is None and per_s is None)
+    if found is not None:
+        assert inference_ms is None or found <= inference_ms
+        assert per_s is None or 1e3 / found >= per_s * (1 - 1e-9)
 
 
 def test_what_remains_is_the_least_of_both() -> None:

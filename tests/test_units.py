@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fitwithin.errors import UsageError
-from fitwithin.units import duration, format_count, format_duration, format_size, size
+from fitwithin.units import duration, format_count, format_duration, format_size, rate, size
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,17 @@ def test_durations(text: str, seconds: float) -> None:
 def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(UsageError, match="not a memory size; write a number and a unit, as in 6GiB"):
         size(text)
+
+
+@pytest.mark.parametrize(("text", "per_s"), [("2000/s", 2000.0), ("2 000 /s", 2000.0), ("0.5", 0.5)])
+def test_rates(text: str, per_s: float) -> None:
+    assert rate(text) == per_s
+
+
+@pytest.mark.parametrize("text", ["", "fast", "0/s", "-3", "2000/min", "1e3", "nan"])
+def test_what_is_no_rate_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(UsageError, match="as in 2000/s"):
+        rate(text)
 
 
 @pytest.mark.parametrize("text", ["", "h", "three hours", "-3h", "1h-30m", "1w", "1e3s", "inf", "3:00", "1h30x"])

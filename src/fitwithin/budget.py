@@ -6,6 +6,7 @@ to a worker.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -32,8 +33,11 @@ class Budget:
     gpu_time_s: float | None = None
     #: Whether the time limits bound the whole run (``total``) or each ``candidate``, as in the paper.
     scope: str = "total"
-    #: Milliseconds per image of the ensemble.
+    #: Milliseconds per image of the ensemble, and images per second.
     inference_ms: float | None = None
+    throughput_per_s: float | None = None
+    #: Bytes of its weights and of what it computes in a pass.
+    inference_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.memory_bytes <= 0:
@@ -43,10 +47,20 @@ class Budget:
         for name, value in (("time", self.time_s), ("gpu-time", self.gpu_time_s), ("inference", self.inference_ms)):
             if value is not None and value <= 0:
                 raise UsageError(f"--{name} must be more than 0, got {value:g}; give a longer time")
+        if self.throughput_per_s is not None and not 0 < self.throughput_per_s < math.inf:
+            raise UsageError(f"--throughput must be more than 0, got {self.throughput_per_s:g}; give images per second")
+        if self.inference_bytes is not None and self.inference_bytes <= 0:
+            raise UsageError("--inference-memory must be more than 0; give a size such as 500MB")
         if self.accounting not in ACCOUNTINGS:
             raise UsageError(f"{self.accounting!r} is not a memory accounting; choose from {', '.join(ACCOUNTINGS)}")
         if self.scope not in SCOPES:
             raise UsageError(f"{self.scope!r} is not a scope; choose from {', '.join(SCOPES)}")
+
+    @property
+    def image_ms(self) -> float | None:
+        """The milliseconds that an image may take, by the tighter of both limits; None without any."""
+        limits = [self.inference_ms, None if self.throughput_per_s is None else 1e3 / self.throughput_per_s]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def limit_s(self, gpus: int = 1) -> float:
         """The tighter of the two time limits in wall-clock seconds, if at most ``gpus`` devices are held at once."""

@@ -78,7 +78,18 @@ class Limits(TypedDict, total=False):
         parse=units.duration, in_profile=False, with_plan=True)]
     inference: Annotated[str | float, Option(
         help="Budget per image of the ensemble, such as `2ms`.",
+        more="It is measured on the run's device, in passes of as many images as the report says. Backbones that are "
+        "expected to take longer are left out.",
         parse=units.duration, in_profile=False, with_plan=True)]
+    throughput: Annotated[str | float, Option(
+        help="Least images per second of the ensemble, such as `2000/s`.",
+        more="Another way to say `--inference 0.5ms`; of both the tighter one holds.",
+        parse=units.rate, in_profile=False, with_plan=True)]
+    inference_memory: Annotated[str | int, Option(
+        help="Most memory of the ensemble at work, such as `500MB`.",
+        more="It counts the weights and what a pass computes, without the libraries and what kernels need to work. "
+        "The model is used with as many images a pass as fit.",
+        parse=units.size, in_profile=False, with_plan=True)]
     models: Annotated[str | Sequence[str], Option(
         help="Backbones: timm names or patterns, separated by commas.",
         more="`paper` names the ten of the paper. What is not given is chosen from some sixty backbones that we have "

@@ -212,6 +212,10 @@ def with_budget(request: Request, limits: Limits) -> Request:
         changes |= {"time_s": given.get("time"), "gpu_time_s": given.get("gpu_time")}
     if "inference" in given:
         changes["inference_ms"] = given["inference"] * 1e3
+    if "throughput" in given:
+        changes["throughput_per_s"] = given["throughput"]
+    if "inference_memory" in given:
+        changes["inference_bytes"] = given["inference_memory"]
     return replace(request, budget=replace(request.budget, **changes))
 
 
@@ -256,6 +260,8 @@ def parse(data: str | Path, **limits: Unpack[Limits]) -> Request:
             gpu_time_s=word["gpu_time"],
             scope=word["scope"],
             inference_ms=None if word["inference"] is None else word["inference"] * 1e3,
+            throughput_per_s=word["throughput"],
+            inference_bytes=word["inference_memory"],
         ),
         recipe=recipe,
         models=word["models"] or recipe.models,

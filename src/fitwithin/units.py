@@ -56,6 +56,18 @@ def duration(value: str | float) -> float:
     return seconds
 
 
+def rate(value: str | float) -> float:
+    """The count a second in a text such as ``2000/s`` or ``2000``, or in a number.
+
+    Raises:
+        UsageError: the text is no positive rate.
+    """
+    cleaned = str(value).strip().lower().replace(" ", "").removesuffix("/s")
+    if not re.fullmatch(_NUMBER, cleaned) or not 0 < float(cleaned) < math.inf:
+        raise UsageError(f"{str(value)!r} is not a rate; write images per second, as in 2000/s")
+    return float(cleaned)
+
+
 def format_size(n_bytes: float) -> str:
     """``6.00 GiB``, ``310 MiB``, ``12 B``: binary units, three significant digits."""
     value = float(n_bytes)

@@ -38,8 +38,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_pages(monkeypatch)
 
 
-def planned(folder: Path, *models: str, time_s: float) -> Plan:
-    asked = replace(request(models=models, recipe="fast", time_s=time_s), search="halving")
+def planned(folder: Path, *models: str, time_s: float, **limits: float) -> Plan:
+    asked = replace(request(models=models, recipe="fast", time_s=time_s, **limits), search="halving")
     return flow.make_plan(Stage(SlowToEvaluate(), asked, folder, IMAGES).run())
 
 
@@ -59,6 +59,18 @@ def test_who_could_not_be_evaluated_in_time_does_not_spoil_it_for_others(tmp_pat
 def test_with_enough_time_it_takes_part(tmp_path: Path) -> None:
     plan = planned(tmp_path, "resnet18", "resnet34", "resnet50", SLOW, time_s=3000.0)
     assert SLOW in {trial.candidate.model for trial in plan.trials}
+
+
+def test_who_is_too_slow_to_use_is_not_trained(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "resnet18", "resnet34", SLOW, time_s=3000.0, inference_ms=100.0)
+    (left_out,) = (each for each in plan.rejections if each.candidate.model == SLOW)
+    assert left_out.reason == "an image takes 1000 ms where the model is used, more than the 100 ms allowed"
+    assert {trial.candidate.model for trial in plan.trials} == {"resnet18", "resnet34"}
+
+
+def test_where_all_are_too_slow_to_use_the_quickest_is_trained(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "resnet18", SLOW, time_s=3000.0, inference_ms=1e-3)
+    assert {trial.candidate.model for trial in plan.trials} == {"resnet18"}
 
 
 def test_who_is_alone_takes_part_whatever_its_evaluation_takes(tmp_path: Path) -> None:

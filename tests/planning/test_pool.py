@@ -84,6 +84,30 @@ def test_what_cannot_fit_within_the_cap_is_left_with_the_reason() -> None:
     assert "would not fit within the memory cap" in left["vgg11_bn"]
 
 
+@settings(deadline=None)
+@given(st.floats(60, 5_000), st.floats(0.01, 2.0))
+def test_what_is_taken_keeps_the_inference_budget_if_anything_does(seconds: float, limit_ms: float) -> None:
+    found = pool(seconds, inference_ms=limit_ms)
+    usual = pool(seconds)
+    if found.taken[0].excess <= 1:
+        assert all(prospect.excess <= 1 for prospect in found.taken)
+        assert best(found) <= best(usual) + 1e-9, "a limit never promises more"
+    else:
+        assert len(found.taken) == 1
+        assert "comes nearest" in found.why
+        cheapest = min(pool(seconds, inference_ms=limit_ms, data_px=32).prospects, key=lambda each: each.excess)
+        assert found.taken[0].excess <= cheapest.excess
+
+
+def test_a_tighter_inference_budget_leaves_the_dearer_backbones_with_the_reason() -> None:
+    usual = pool(3_600.0)
+    quick, small = pool(3_600.0, inference_ms=0.05), pool(3_600.0, inference_bytes=60_000_000)
+    for tight, words in ((quick, "an image is expected to take"), (small, "its weights take")):
+        left = {prospect.model: prospect.reason for prospect in tight.prospects if not prospect.taken}
+        assert words in left["resnet101"]
+        assert {prospect.model for prospect in tight.taken} != {prospect.model for prospect in usual.taken}
+
+
 def test_named_backbones_are_all_tried_the_best_expected_first() -> None:
     found = pool(90.0, names=("efficientnet_b1", "resnet18d", "no_such_net"), named=True)
     assert {prospect.model for prospect in found.taken} == {"efficientnet_b1", "resnet18d", "no_such_net"}

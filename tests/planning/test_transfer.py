@@ -97,6 +97,14 @@ def test_the_best_on_validation_data_comes_first() -> None:
     assert [one.candidate.init for one in ranked] == ["c.x", "b.x", "a.x"]
 
 
+def test_probes_that_take_longer_than_an_image_may_are_left_out_unless_all_do() -> None:
+    quick, slow = probe("a.x", 200), replace(probe("b.x", 250), image_s=0.004)
+    assert transfer.quick_to_use([quick, slow], None) == [quick, slow]
+    assert transfer.quick_to_use([quick, slow], 2.0) == [quick]
+    assert transfer.quick_to_use([quick, slow], 0.1) == [quick], "the one that comes nearest"
+    assert transfer.quick_to_use([], 1.0) == []
+
+
 def test_features_that_find_neighbours_by_chance_alone_count_only_if_images_are_few() -> None:
     poor = [probe("a.x", 200, neighbours=45)]
     assert transfer.foreign(poor, DATA) == ""

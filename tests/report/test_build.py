@@ -96,13 +96,28 @@ def test_phases_add_up_to_what_was_spent(tmp_path: Path) -> None:
         ({"time_s": 300.0, "gpu_time_s": 300.0}, ["memory", "time", "device time"]),
         ({"time_s": 300.0, "scope": "candidate"}, ["memory", "time per candidate"]),
         ({"time_s": 300.0, "inference_ms": 50.0}, ["memory", "time", "inference"]),
+        ({"time_s": 300.0, "throughput_per_s": 20.0}, ["memory", "time", "throughput"]),
+        ({"time_s": 300.0, "inference_bytes": GIB}, ["memory", "time", "inference memory"]),
     ],
 )
 def test_every_limit_that_was_set_is_answered_for(tmp_path: Path, asked: dict[str, Any], names: list[str]) -> None:
     stage = Stage(SimulatedMachine(), request(**asked), tmp_path)
     report = flow.execute(stage.run())
     assert [limit.name for limit in report.receipt.limits] == names
-    assert all(limit.kept and 0 < limit.spent <= limit.limit for limit in report.receipt.limits)
+    assert all(limit.kept and 0 < limit.used_pct <= 100 for limit in report.receipt.limits)
+    assert all(limit.spent <= limit.limit for limit in report.receipt.limits if limit.unit != "images/s")
+
+
+def test_less_memory_where_the_model_is_used_makes_smaller_passes(tmp_path: Path) -> None:
+    _, whole = told(tmp_path)
+    assert whole.usage is not None
+    folder = tmp_path / "second"
+    folder.mkdir()
+    least = whole.usage.used_bytes // 2
+    _, half = told(folder, inference_bytes=least)
+    assert half.usage is not None
+    assert half.usage.batch < whole.usage.batch
+    assert half.usage.used_bytes <= least
 
 
 def test_an_inference_limit_that_nothing_keeps_is_not_called_kept(tmp_path: Path) -> None:

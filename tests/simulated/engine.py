@@ -329,7 +329,18 @@ class Simulated:
         accuracy = read_accuracy(folder)
         peak_bytes = min(law.memory_bytes(job.candidate, job.batch), job.setting.memory_bytes)
         there = read_json(EvalResult, folder / EVALUATED)
-        found = there or EvalResult(done=(), ms_per_image={}, batch=job.batch, peak_bytes=peak_bytes)
+        weight_bytes, image_bytes = 4 * law.parameters(job.candidate), law.pass_bytes(max(job.views).px)
+        batch = job.batch
+        if job.inference_bytes is not None:
+            batch = min(batch, max(1, (job.inference_bytes - weight_bytes) // image_bytes))
+        found = there or EvalResult(
+            done=(),
+            ms_per_image={},
+            batch=batch,
+            peak_bytes=peak_bytes,
+            weight_bytes=weight_bytes,
+            image_bytes=image_bytes,
+        )
         sizes = by_size(job.views, job.candidate.train_px)
         ways = [(split, view) for views in sizes for split in job.splits for view in views]
         for number, (split, view) in enumerate(ways):

@@ -89,6 +89,10 @@ class SimulatedMachine:
         noise = 1 + self.memory_noise * (2 * self.draw("memory", job) - 1)
         return int(bare * wave * noise)
 
+    def pass_bytes(self, px: int) -> int:
+        """The bytes of an image in a forward pass."""
+        return 200 * px**2
+
     def device_s(self, candidate: Candidate, batch: int) -> float:
         """Seconds of a step with a batch already there."""
         return self.step_fixed_s + batch * self.image_s * self._work(candidate, candidate.train_px)

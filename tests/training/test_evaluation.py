@@ -123,7 +123,8 @@ def test_what_is_tried_out_tells_what_the_evaluation_takes(
         learner = Learner(wanted.setting, wanted.candidate, Cpu())
         evaluator = evaluation.Evaluator(Cpu(), feeder)
         foreseen = evaluator.estimate_time(learner, wanted, most_s)
-        assert len(slow.passes) == 4 + 2 * looked_at, "each view once to be timed, a batch of both, and the batches"
+        expected = 1 + 4 + 2 * looked_at
+        assert len(slow.passes) == expected, "one for its memory, each view once for its time, and the batches"
         begun_at = slow.clock.now()
         found = evaluator.evaluate(wanted, lambda progress: None)
     assert evaluator.learner is learner

@@ -147,7 +147,8 @@ class TrainJob:
 @dataclass(frozen=True, kw_only=True)
 class EvaluateJob:
     """Compute the logits of the model in ``folder`` for all views on the splits until ``until_at``, without those that
-    an earlier process has noted in EVALUATED. With ``cuda_graph`` its passes are recorded."""
+    an earlier process has noted in EVALUATED. With ``cuda_graph`` its passes are recorded. Where the model is used, a
+    pass may take ``inference_bytes``: views are timed with as many images as that allows."""
 
     setting: JobSettings
     candidate: Candidate
@@ -157,6 +158,7 @@ class EvaluateJob:
     splits: tuple[str, ...]
     until_at: float
     cuda_graph: bool = True
+    inference_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -166,13 +166,21 @@ class EvalResult:
     """What an evaluation has written (:func:`logits_path`), and what each view costs.
 
     ``done`` lists (split, view name) in the order of completion; ``ms_per_image`` is the device's time of each view at
-    ``batch`` images a forward pass, without loading.
+    ``batch`` images a forward pass, without loading. Where the model is used it takes ``weight_bytes``, and
+    ``image_bytes`` for each image of a pass of the largest view.
     """
 
     done: tuple[tuple[str, str], ...]
     ms_per_image: dict[str, float]
     batch: int
     peak_bytes: int
+    weight_bytes: int = 0
+    image_bytes: int = 0
+
+    @property
+    def used_bytes(self) -> int:
+        """The bytes that a pass of ``batch`` images takes with the weights."""
+        return self.weight_bytes + self.batch * self.image_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

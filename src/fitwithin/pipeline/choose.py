@@ -125,6 +125,8 @@ def _make_pool(
         memory_bytes=request.budget.memory_bytes,
         profile_share=profile_share(request),
         slots=request.slots,
+        inference_ms=request.budget.image_ms,
+        inference_bytes=request.budget.inference_bytes,
     )
     sizes = request.sizes or [px for px in pools.sizes_for(data_px) if most_px is None or px <= most_px]
     return pools.make_pool(table, names or table.tried, sizes, task, named=bool(names))

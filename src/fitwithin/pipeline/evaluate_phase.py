@@ -25,7 +25,7 @@ from fitwithin.pipeline import search_phase, train_phase
 from fitwithin.pipeline.context import RunContext
 from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.planning.stats import Accuracy
-from fitwithin.report.schema import ClassRow, MethodRow, ViewRow
+from fitwithin.report.schema import ClassRow, MethodRow, Usage, ViewRow
 
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
@@ -111,6 +111,12 @@ def choose_views(member: Member, labels: Mapping[str, Labels], limit_ms: float |
     return replace(
         choice, reasons={**choice.reasons, **dict.fromkeys(untested, "the time was over before it was tested")}
     )
+
+
+def usage(member: Member) -> Usage | None:
+    """What a pass of the model takes where it is used; None if it was not measured."""
+    found = member.evaluated
+    return Usage(batch=found.batch, used_bytes=found.used_bytes) if found.image_bytes else None
 
 
 def view_rows(member: Member, labels: Mapping[str, Labels], choice: Choice) -> list[ViewRow]:

@@ -41,7 +41,7 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
     labels = {split: np.asarray(run.images.labels[run.images.indices(split)]) for split in ("val", "test")}
     train_labels = np.asarray(run.images.labels[run.images.indices("train")])
     chief = members[0]
-    choice = evaluate_phase.choose_views(chief, labels, run.request.budget.inference_ms)
+    choice = evaluate_phase.choose_views(chief, labels, run.request.budget.image_ms)
     views = run.request.views
     rows = [row for member in reversed(members) for row in evaluate_phase.table1_rows(member, labels, views)]
     rows.append(evaluate_phase.delivered_row(chief, labels, choice))
@@ -83,6 +83,7 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
             classes=evaluate_phase.class_rows(chief, labels, choice, run.images.classes, train_labels),
             assessments=assessments,
             temperature_why=temperature_why,
+            usage=evaluate_phase.usage(chief),
         )
         write_report(report, run.folder, pictures)
         model_card.write(report, run.folder)

@@ -248,7 +248,8 @@ class _Probing:
     def decide(self) -> StartChosen:
         """Whether the run starts from pretrained weights, and what is fine-tuned."""
         run, data = self.run, self.run.data
-        ranked = transfer.best_first([*self.probes.values()])
+        probes = transfer.quick_to_use([*self.probes.values()], run.request.budget.image_ms)
+        ranked = transfer.best_first(probes)
         if not ranked:
             reasons = "; ".join(event.reason for event in run.store.read(LinearProbed))
             if self.asked:

@@ -27,7 +27,7 @@ from fitwithin.pipeline import (
 from fitwithin.pipeline.context import RunContext
 from fitwithin.planning import plan as plans
 from fitwithin.planning import search_plan
-from fitwithin.planning.cost import affordable_to_evaluate, evaluation_reserve_s
+from fitwithin.planning.cost import affordable_to_evaluate, evaluation_reserve_s, quick_to_use
 from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.profiling.candidate_profiler import OUT_OF_TIME
 from fitwithin.profiling.profile import Profile, Rejection
@@ -72,6 +72,8 @@ def _planned(run: RunContext) -> Plan:
             f"{limit} is too short: the time was over before any candidate was profiled; give twice as much"
         )
     rejections += choose.left_out(run)
+    profiles, slow = quick_to_use(profiles, budget.image_ms)
+    rejections += slow
     workload = run.workload
     if budget.scope == "total":
         profiles, too_expensive = affordable_to_evaluate(profiles, left.usable_s, workload)

@@ -181,6 +181,7 @@ def evaluation(run: RunContext, trial: TrialPlan, *, until_at: float) -> Evaluat
         splits=("val", "test") if run.data.test else ("val",),
         until_at=until_at,
         cuda_graph=trial.cuda_graph,
+        inference_bytes=run.request.budget.inference_bytes,
     )
 
 

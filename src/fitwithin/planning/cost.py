@@ -107,6 +107,23 @@ def affordable_to_evaluate(
     return affordable, rejections
 
 
+def quick_to_use(profiles: Sequence[Profile], image_ms: float | None) -> tuple[list[Profile], list[Rejection]]:
+    """The candidates whose cheapest view takes no longer than an image may take, or the one that comes nearest; the
+    others are rejected."""
+    if image_ms is None or not profiles:
+        return list(profiles), []
+    took_ms = [1e3 * min((each.timing.eval_device_s or each.timing.eval_image_s).values()) for each in profiles]
+    most_ms = max(image_ms, min(took_ms))
+    kept, rejections = [], []
+    for profile, each_ms in zip(profiles, took_ms, strict=True):
+        if each_ms <= most_ms:
+            kept.append(profile)
+            continue
+        reason = f"an image takes {each_ms:.4g} ms where the model is used, more than the {image_ms:.4g} ms allowed"
+        rejections.append(Rejection(candidate=profile.candidate, reason=reason))
+    return kept, rejections
+
+
 def checkpoints(trial_s: float, save_s: float) -> int:
     """The number of checkpoints, each of ``save_s``, between the first and the last of a trial of that length."""
     most = round(1 / CHECKPOINT_SHARE)

@@ -11,7 +11,7 @@ from fitwithin.data.dataset import DataFacts
 from fitwithin.planning.plan import LEAST_STEPS
 from fitwithin.planning.prior import BATCH, DRIFT, Backbone, LearningCurve, Table
 from fitwithin.recipe import Recipe
-from fitwithin.units import format_duration
+from fitwithin.units import format_duration, format_size
 
 #: The training sizes to choose from, in pixels. Images whose shorter side is less are not enlarged: then that side.
 SIZES = (32, 48, 64, 80, 96, 128, 160, 192, 224, 288)
@@ -60,7 +60,8 @@ class Prospect:
     """A backbone at a size, and what is expected of it if it had all the time: the ``share`` of images that are right.
 
     ``profile_s`` is what its profile is expected to take; it ``fits`` if a batch of some images seems to stay within
-    the memory cap. ``reason`` says why it is ``taken``, or left.
+    the memory cap. ``excess`` is the inference budget's share that it is expected to need, above 1 where it breaks it
+    as ``excess_why`` says. ``reason`` says why it is ``taken``, or left.
     """
 
     model: str
@@ -69,12 +70,20 @@ class Prospect:
     profile_s: float
     fits: bool
     share: float
+    excess: float = 0.0
+    excess_why: str = ""
     taken: bool = False
     reason: str = ""
 
     def logit(self, seconds: float) -> float:
         """The expected logit of its accuracy after so many seconds, its profile included."""
         return self.curve.logit(seconds - self.profile_s)
+
+    @property
+    def allowed(self) -> tuple[bool, float]:
+        """How well it keeps the limits, larger is better: whether it fits, and how near it comes to the inference
+        budget if it breaks that."""
+        return self.fits, -max(1.0, self.excess)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +112,8 @@ class Pool:
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What prospects are compared for: data whose images have a median shorter side of ``data_px``, and what may be
-    spent: seconds for everything from now on, of which ``profile_share`` for profiles, on so many slots."""
+    spent: seconds for everything from now on, of which ``profile_share`` for profiles, on so many slots. Where
+    the model is used, an image may take ``inference_ms``, and a pass ``inference_bytes`` with the weights."""
 
     data: DataFacts
     data_px: int
@@ -113,6 +123,8 @@ class Task:
     memory_bytes: int
     profile_share: float
     slots: int = 1
+    inference_ms: float | None = None
+    inference_bytes: int | None = None
 
 
 def curves_of(pool: Pool | None) -> dict[tuple[str, int], LearningCurve]:
@@ -165,12 +177,11 @@ def make_pool(table: Table, names: Iterable[str], sizes: Sequence[int], task: Ta
     be best; the others follow at that size.
     """
     every = [_prospect(table.of(name), px, table, task) for name in names for px in sizes]
-    best = max(every, key=lambda each: (each.fits, each.logit(task.seconds), -each.px))
-    ranked = sorted(
-        (each for each in every if each.px == best.px),
-        key=lambda each: (not each.fits, -each.logit(task.seconds), each.model),
-    )
-    count = len(ranked) if named else num_tried([each for each in ranked if each.fits] or ranked, task)
+    best = max(every, key=lambda each: (each.allowed, each.logit(task.seconds), -each.px))
+    ranked = sorted((each for each in every if each.px == best.px), key=lambda each: each.model)
+    ranked.sort(key=lambda each: (each.allowed, each.logit(task.seconds)), reverse=True)
+    alike = [each for each in ranked if each.allowed == best.allowed]
+    count = len(ranked) if named else num_tried(alike, task)
     return Pool(
         prospects=tuple(_judged(each, place, count, ranked[0]) for place, each in enumerate(ranked)),
         machine=task.machine,
@@ -235,6 +246,7 @@ def _prospect(backbone: Backbone, px: int, table: Table, task: Task) -> Prospect
     build_s = backbone.build_s if machine.kind == "cuda" else 0.0
     profile_s = PROFILE_S[machine.kind] + build_s + PROFILE_STEPS * batch * 1e-6 * machine.image_us(backbone, px)
     least_mib = LEAST_BATCH * backbone.image_mib * (px / 128) ** 2 + FIXED_MIB_PER_MILLION * backbone.parameters
+    excess, excess_why = _excess(backbone, px, task)
     return Prospect(
         model=backbone.model,
         px=px,
@@ -242,7 +254,21 @@ def _prospect(backbone: Backbone, px: int, table: Table, task: Task) -> Prospect
         profile_s=profile_s,
         fits=least_mib * 2**20 < FREE_SHARE * task.memory_bytes,
         share=curve.share(task.seconds - profile_s),
+        excess=excess,
+        excess_why=excess_why,
     )
+
+
+def _excess(backbone: Backbone, px: int, task: Task) -> tuple[float, str]:
+    """The largest share of a limit of the inference budget that a backbone is expected to need, and in words what."""
+    image_ms = EVALUATION_SHARE * 1e-3 * task.machine.image_us(backbone, px)
+    weight_bytes = 4e6 * backbone.parameters
+    shares = [(0.0, "")]
+    if task.inference_ms is not None:
+        shares.append((image_ms / task.inference_ms, f"an image is expected to take {image_ms:.2g} ms"))
+    if task.inference_bytes is not None:
+        shares.append((weight_bytes / task.inference_bytes, f"its weights take {format_size(weight_bytes)}"))
+    return max(shares)
 
 
 def _judged(each: Prospect, place: int, count: int, best: Prospect) -> Prospect:
@@ -252,6 +278,8 @@ def _judged(each: Prospect, place: int, count: int, best: Prospect) -> Prospect:
         return replace(each, taken=True, reason=reason)
     if not each.fits:
         return replace(each, reason=f"{LEAST_BATCH} images of it would not fit within the memory cap")
+    if each.excess > 1:
+        return replace(each, reason=f"{each.excess_why}, more than is allowed where the model is used")
     behind = 100 * (best.share - each.share)
     return replace(each, reason=f"less is expected of it ({behind:.1f} points below {best.model})")
 
@@ -262,6 +290,8 @@ def _why(best: Prospect, count: int, total: int, task: Task, *, named: bool) -> 
         f"{best.px} px: the images' shorter side is {task.data_px} px, and in {format_duration(task.seconds)} "
         f"{best.model} is expected to learn most at this size."
     )
+    if best.excess > 1:
+        text += f" No backbone is expected to keep the inference budget. This one comes nearest: {best.excess_why}."
     if named:
         return text
     if count == 1:

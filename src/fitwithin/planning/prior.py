@@ -143,7 +143,7 @@ class LearningCurve:
         A backbone that falls behind others never falls itself: the best of all shorter trainings counts.
         """
         images = self.images_per_s * max(0.0, seconds - self.overhead_s)
-        if images <= 0:
+        if images < 1:
             return -math.inf
         if self.growth >= 0:
             return self._logit(images)

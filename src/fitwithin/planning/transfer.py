@@ -128,6 +128,15 @@ def best_first(probes: Sequence[LinearProbe]) -> list[LinearProbe]:
     return sorted(probes, key=lambda one: (-one.correct, -one.neighbours_correct, one.candidate))
 
 
+def quick_to_use(probes: Sequence[LinearProbe], image_ms: float | None) -> list[LinearProbe]:
+    """The linear probes whose features took no longer than an image may take, or the one that comes nearest; those
+    whose pace is not known count as quick."""
+    if image_ms is None or not probes:
+        return list(probes)
+    most_s = max(1e-3 * image_ms, min(one.image_s for one in probes))
+    return [one for one in probes if one.image_s <= most_s]
+
+
 def num_tuned(epochs_s: Sequence[float], seconds: float) -> int:
     """How many of the candidates, the best first, are fine-tuned in so many seconds; ``epochs_s`` are theirs of an
     epoch."""

@@ -44,6 +44,8 @@ def answer(report: Report, folder: str) -> list[Fact]:
         views = "1 view" if len(chosen) == 1 else f"the average of {len(chosen)} views"
         device = report.receipt.device.get("name")
         cost = f"{sum(view.ms_per_image for view in chosen):.3g} ms an image for {views}"
+        if used_at := report.usage:
+            cost += f", {format_size(used_at.used_bytes)} with {used_at.batch} images a pass"
         facts.append(Fact("Cost", f"{cost} on {device}" if device else cost))
     facts += [Fact("Time", text) for text in filter(None, (_spent(report), _lost(report)))]
     quoted = shlex.quote(folder)

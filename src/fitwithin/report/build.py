@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fitwithin.budget import Budget
 from fitwithin.candidate import Candidate
 from fitwithin.events import (
     DataPacked,
@@ -40,6 +41,7 @@ from fitwithin.report.schema import (
     PoolRow,
     Receipt,
     Report,
+    Usage,
     ViewRow,
 )
 from fitwithin.report.search_report import SearchReport, build_search_report, measured_points
@@ -121,7 +123,9 @@ def _phases(ledger: Ledger) -> tuple[PhaseRow, ...]:
     return tuple(rows)
 
 
-def _limits(request: Request, ledger: Ledger, plan: Plan, views: Sequence[ViewRow]) -> tuple[Limit, ...]:
+def _limits(
+    request: Request, ledger: Ledger, plan: Plan, views: Sequence[ViewRow], usage: Usage | None
+) -> tuple[Limit, ...]:
     budget = request.budget
     limits = []
     peaks = [entry.peak_bytes for entry in ledger.entries if entry.peak_bytes is not None]
@@ -147,10 +151,22 @@ def _limits(request: Request, ledger: Ledger, plan: Plan, views: Sequence[ViewRo
             if request.slots > 1:
                 note = f"devices held, up to {request.num_gpus} at once"
             limits.append(_limit("device time", budget.gpu_time_s, ledger.spent_s(gpu=True), "s", note))
-    chosen = [view.ms_per_image for view in views if view.chosen]
-    if budget.inference_ms is not None and chosen:
-        limits.append(_limit("inference", budget.inference_ms, sum(chosen), "ms/image", "sum of the chosen views"))
-    return tuple(limits)
+    return (*limits, *_inference_limits(budget, [view.ms_per_image for view in views if view.chosen], usage))
+
+
+def _inference_limits(budget: Budget, chosen_ms: Sequence[float], usage: Usage | None) -> Iterator[Limit]:
+    """The limits of what is delivered, by the milliseconds of its views."""
+    batch = "" if usage is None else f", {usage.batch} images a pass"
+    if budget.inference_ms is not None and chosen_ms:
+        note = f"sum of the chosen views{batch}"
+        yield _limit("inference", budget.inference_ms, sum(chosen_ms), "ms/image", note)
+    if budget.throughput_per_s is not None and chosen_ms:
+        reached = 1e3 / sum(chosen_ms)
+        found = _limit("throughput", budget.throughput_per_s, reached, "images/s", f"the chosen views{batch}")
+        yield replace(found, kept=reached >= budget.throughput_per_s * (1 - ROUNDING))
+    if budget.inference_bytes is not None and usage is not None:
+        note = f"weights and what a pass computes{batch}"
+        yield _limit("inference memory", budget.inference_bytes, usage.used_bytes, "bytes", note)
 
 
 def _limit(name: str, limit: float, spent: float, unit: str, note: str) -> Limit:
@@ -172,6 +188,7 @@ def report(
     classes: Sequence[ClassRow] = (),
     assessments: Sequence[Assessment] = (),
     temperature_why: str = "",
+    usage: Usage | None = None,
 ) -> Report:
     """The report of a finished run by its store and its ledger; without a ``winner`` that of a plan."""
     packed = store.latest(DataPacked)
@@ -188,7 +205,7 @@ def report(
     described, chosen = store.latest(MachineDescribed), store.latest(PoolChosen)
     machine = described.facts if described is not None else {}
     receipt = Receipt(
-        limits=() if winner is None else _limits(request, ledger, plan, views),
+        limits=() if winner is None else _limits(request, ledger, plan, views, usage),
         phases=_phases(ledger),
         balanced=ledger.balanced,
         starts=len(store.read(ProcessStarted)),
@@ -220,6 +237,7 @@ def report(
         pool_why=chosen.pool.why if chosen else "",
         pretrained=probed,
         pretrained_why=pretrained.why(store),
+        usage=usage,
     )
 
 

@@ -119,6 +119,14 @@ class ViewRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What is delivered at work: ``batch`` images a pass, which take ``used_bytes`` with the weights."""
+
+    batch: int
+    used_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassRow:
     """How what is delivered does on a class: its training images, and the accuracy on each split that has images."""
 
@@ -141,7 +149,8 @@ class PhaseRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """One promise and how it was kept. ``kept`` is ``spent <= limit``; ``unit`` is "bytes", "s" or "ms/image"."""
+    """One promise and how it was kept: at most ``limit`` was ``spent``, or for a throughput at least that. ``unit`` is
+    "bytes", "s", "ms/image" or "images/s"."""
 
     name: str
     limit: float
@@ -149,6 +158,12 @@ class Limit:
     unit: str
     kept: bool
     note: str = ""
+
+    @property
+    def used_pct(self) -> float:
+        """The percentage of the limit that was used."""
+        most, spent = (self.spent, self.limit) if self.unit == "images/s" else (self.limit, self.spent)
+        return 100 * spent / most if most else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +226,8 @@ class Report:
     ``forecast`` (what more time would buy) without a winner. ``pool`` are the backbones that were chosen from, the best
     expected first, and ``pool_why`` says how; none where the user named them. ``assessments`` are of what is delivered
     on validation and test images, and ``temperature_why`` says how its temperature was found. ``pretrained`` are the
-    weights that were probed, and ``pretrained_why`` says whether the run starts from some.
+    weights that were probed, and ``pretrained_why`` says whether the run starts from some. ``usage`` is that of what is
+    delivered, where it was measured.
     """
 
     title: str
@@ -235,6 +251,7 @@ class Report:
     pool_why: str = ""
     pretrained: tuple[PretrainedRow, ...] = ()
     pretrained_why: str = ""
+    usage: Usage | None = None
     schema: int = SCHEMA
 
     def row(self, name: str) -> CandidateRow:

@@ -194,7 +194,7 @@ def choices(report: Report) -> list[tuple[str, str]]:
 
 def _promises(report: Report) -> Table:
     limits = report.receipt.limits
-    used = [f"{100 * limit.spent / limit.limit:.1f} %" if limit.limit else None for limit in limits]
+    used = [f"{limit.used_pct:.1f} %" if limit.limit else None for limit in limits]
     columns: Columns = [
         (Column("Promise"), [capitalize(limit.name) for limit in limits]),
         (Column("Limit", number=True), [format_amount(limit.limit, limit.unit) for limit in limits]),

@@ -110,8 +110,8 @@ def tiles(report: Report) -> Iterator[Tile]:
         yield Tile("Candidates that fit", f"{fit}", f"of {len(report.candidates)}")
     for limit in report.receipt.limits:
         of = f"of {format_amount(limit.limit, limit.unit)}: {'kept' if limit.kept else 'NOT KEPT'}"
-        percent = 100 * limit.spent / limit.limit if limit.limit else 0.0
-        yield Tile(capitalize(limit.name), format_amount(limit.spent, limit.unit), of, min(percent, 100.0), limit.kept)
+        percent = min(limit.used_pct, 100.0)
+        yield Tile(capitalize(limit.name), format_amount(limit.spent, limit.unit), of, percent, limit.kept)
 
 
 def is_plan(report: Report) -> bool:
@@ -144,7 +144,7 @@ def capitalize(text: str) -> str:
 
 def _allowed(report: Report) -> str:
     """The limits in words, ``6.00 GiB and 3h 00m``: those of the receipt, or of the request before there are any."""
-    words = [format_amount(limit.limit, limit.unit) + _on_gpu(limit) for limit in report.receipt.limits]
+    words = [format_amount(limit.limit, limit.unit) + _of_what(limit) for limit in report.receipt.limits]
     asked = [(report.request.get(key), unit) for key, unit in (("memory_bytes", "bytes"), ("time_s", "s"))]
     words = words or [format_amount(value, unit) for value, unit in asked if value]
     return " and ".join(", ".join(words).rsplit(", ", 1))
@@ -153,8 +153,8 @@ def _allowed(report: Report) -> str:
 def _spent(limit: Limit) -> str:
     """What was spent of a limit: ``spent 2h 57m``, ``peak 5.91 GiB``."""
     word = {"bytes": "peak ", "s": "spent "}.get(limit.unit, "")
-    return f"{word}{format_amount(limit.spent, limit.unit)}{_on_gpu(limit)}"
+    return f"{word}{format_amount(limit.spent, limit.unit)}{_of_what(limit)}"
 
 
-def _on_gpu(limit: Limit) -> str:
-    return " of GPU time" if limit.name == "device time" else ""
+def _of_what(limit: Limit) -> str:
+    return {"device time": " of GPU time", "inference memory": " at work"}.get(limit.name, "")

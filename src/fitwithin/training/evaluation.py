@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fitwithin.candidate import Candidate, View, by_size
 from fitwithin.data.batches import EvalBatches
@@ -40,11 +43,19 @@ EMIT_S = 0.1
 WRITES = 3
 
 
+class Usage(NamedTuple):
+    """How a model is used: the images of a pass, the bytes of the weights, and those of each image in a pass."""
+
+    batch: int
+    weight_bytes: int
+    image_bytes: int
+
+
 class Evaluator:
     """Writes the logits of a saved model, with the ``learner`` of its trial, or else with one of its own.
 
     ``saved_dir`` is the folder of the model whose weights the learner has, if any; ``ms_per_image`` holds the
-    milliseconds of each timed view, by its name.
+    milliseconds of each timed view, by its name, with as many images a pass as ``usage`` has.
     """
 
     def __init__(self, device: Cpu | Cuda, feeder: PrefetchLoader) -> None:
@@ -53,6 +64,7 @@ class Evaluator:
         self.learner: Learner | None = None
         self.saved_dir = ""
         self.ms_per_image: dict[str, float] = {}
+        self.usage: Usage | None = None
 
     def estimate_time(self, learner: Learner, job: EvaluateJob, most_s: float) -> EvalEstimate:
         """Try the evaluation out with that learner, whatever its weights; the seconds that it will take in this
@@ -65,8 +77,9 @@ class Evaluator:
         self.learner = learner
         size, crop_pct = eval_batch(job.batch), job.setting.recipe.crop_pct
         groups = by_size(job.views, job.candidate.train_px)
+        usage = self._measure(learner, job)
         for view in job.views:
-            self.ms_per_image[view.name] = ms_per_image(learner, view, size)
+            self.ms_per_image[view.name] = ms_per_image(learner, view, usage.batch)
 
         def timed(views: list[View], batches: int, until_at: float) -> list[float]:
             """When it began, and when each batch was done."""
@@ -109,8 +122,10 @@ class Evaluator:
         size = eval_batch(job.batch)
         sizes = [(split, views) for views in by_size(job.views, job.candidate.train_px) for split in job.splits]
         total = sum(self._batches(split, size) for split, _ in sizes)
+        usage = self._measure(learner, job)
         there = read_json(EvalResult, folder / EVALUATED)
-        found = there or EvalResult(done=(), ms_per_image={}, batch=size, peak_bytes=0)
+        found = there or EvalResult(done=(), ms_per_image={}, batch=usage.batch, peak_bytes=0)
+        found = replace(found, weight_bytes=usage.weight_bytes, image_bytes=usage.image_bytes)
         self.ms_per_image.update(found.ms_per_image)
         seen, seen_at, emitted_at = 0, 0.0, -math.inf
 
@@ -146,7 +161,7 @@ class Evaluator:
             for view, rows in logits.items():
                 write_atomic(logits_path(folder, split, view), partial(_save, rows), fsync=True)
                 if view.name not in self.ms_per_image:
-                    self.ms_per_image[view.name] = ms_per_image(learner, view, size)
+                    self.ms_per_image[view.name] = ms_per_image(learner, view, found.batch)
             found = replace(
                 found,
                 done=(*found.done, *((split, view.name) for view in views)),
@@ -156,6 +171,17 @@ class Evaluator:
             write_text_atomic(folder / EVALUATED, to_json(found), fsync=True)
             device.empty_cache()
         return replace(found, peak_bytes=max(found.peak_bytes, device.peak_bytes()))
+
+    def _measure(self, learner: Learner, job: EvaluateJob) -> Usage:
+        """What a pass takes, measured once."""
+        if self.usage is None:
+            weight_bytes = sum(each.numel() * each.element_size() for each in learner.net.state_dict().values())
+            image_bytes = pass_bytes(learner, max(job.views))
+            batch = eval_batch(job.batch)
+            if job.inference_bytes is not None:
+                batch = min(batch, max(1, (job.inference_bytes - weight_bytes) // image_bytes))
+            self.usage = Usage(batch, weight_bytes, image_bytes)
+        return self.usage
 
     def _write_s(self, job: EvaluateJob) -> float:
         """Seconds of writing the logits of the larger split: the median of WRITES."""
@@ -205,6 +231,43 @@ def ms_per_image(learner: Learner, view: View, batch: int, *, eager: bool = True
         learner.device.synchronize()
         taken.append(time.monotonic() - begun_at)
     return 1e3 * median(taken) / batch
+
+
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the tensors that are made under it, as long as they are alive."""
+
+    def __init__(self, known: Iterable[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._known = {each.untyped_storage()._cdata for each in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for each in tree_leaves(found):
+            if isinstance(each, torch.Tensor):
+                self._count(each.untyped_storage())
+        return found
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if (key := storage._cdata) in self._known:
+            return
+        self._known.add(key)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._freed, key, storage.nbytes())
+
+    def _freed(self, key: int, count: int) -> None:
+        self._known.discard(key)
+        self.now -= count
+
+
+def pass_bytes(learner: Learner, view: View) -> int:
+    """The bytes of an image in a forward pass: of the tensors that are alive at a time, without what kernels need to
+    work."""
+    x_bhwc = torch.zeros((2, view.px, view.px, 3), dtype=torch.uint8, device=learner.device.torch_device)
+    with _Alive(learner.net.state_dict().values()) as alive:
+        learner.logits(x_bhwc, flip=view.flip, eager=True)
+    return int(alive.peak) // 2
 
 
 def eval_batch(batch: int) -> int:
