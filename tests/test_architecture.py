@@ -41,6 +41,7 @@ TORCH = {
     "data.prefetch",
     "engine.cuda",
     "engine.device",
+    "inference.bench",
     "inference.export",
     "inference.predictor",
     "inference.serve",
@@ -252,6 +253,7 @@ BOUNDS = (
 
 #: The command line as it stands. An option more is a decision: is there a question of a user that it answers?
 COMMANDS: dict[str, list[str]] = {
+    "bench": ["folder", "--batch", "--device", "--json"],
     "budget": ["folder", "--json"],
     "demo": ["--out", "--json"],
     "doctor": ["--json"],

@@ -265,7 +265,7 @@ def test_many_at_once_all_get_their_own_answer(client: TestClient, model: Model)
     async def ask() -> list[list[float]]:
         service = client.app.state.service  # type: ignore[attr-defined]
         rows = await asyncio.gather(*(service.predict([REFERENCE[f"{n % 8}.jpg"]]) for n in range(64)))
-        return [row[0].tolist() for row in rows]
+        return [row[0].probabilities.tolist() for row in rows]
 
     found = client.portal.call(ask)  # type: ignore[union-attr]
     expected = [

@@ -172,7 +172,7 @@ def test_missing_views_are_noted(tmp_path: Path) -> None:
     evaluated_s = next(p.spent_s for p in calm.receipt.phases if p.phase == "evaluate")
     folder = tmp_path / "second"
     folder.mkdir()
-    law = SimulatedMachine(stalls=((end_s - evaluated_s * 0.4, 100.0),))
+    law = SimulatedMachine(stalls=((end_s - evaluated_s * 0.6, 100.0),))
     try:
         _, report = told(folder, law, test_sizes=(160, 224))
     except BudgetError:  # pragma: no cover - the stall comes after the plan

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors.numpy import save_file
 
 from fitwithin.candidate import by_size
+from fitwithin.data.features import num_familiar
 from fitwithin.engine.jobs import (
     MIN_RATIO,
     SCOUTED,
@@ -37,6 +39,7 @@ from fitwithin.engine.jobs import (
 from fitwithin.engine.results import (
     EVALUATED,
     LINEAR,
+    NOVELTY,
     CompareResult,
     EvalResult,
     Failure,
@@ -365,4 +368,11 @@ class Simulated:
             done = (*found.done, (split, view.name))
             found = replace(found, done=done, ms_per_image={**found.ms_per_image, view.name: 1e3 * image_s})
             (folder / EVALUATED).write_text(to_json(found), encoding="utf-8")
+        counts = {split: len(self.images.indices(split)) for split in ("train", *job.splits)}
+        passes = len(job.views) * sum(counts[split] for split in job.splits)
+        familiar = sum(num_familiar(counts["train"], counts["val"], passes))
+        self.spend(familiar * law.eval_image_s(job.candidate, job.candidate.train_px), until_at)
+        if familiar and self.now() < job.until_at:
+            save_file({"features": np.eye(4, dtype=np.float16)}, folder / NOVELTY)
+            found = replace(found, novelty=0.25)
         return found

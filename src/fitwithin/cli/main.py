@@ -174,7 +174,7 @@ def profile(
         )
 
 
-for command in (use.predict, use.evaluate, use.export, use.serve):
+for command in (use.predict, use.evaluate, use.export, use.bench, use.serve):
     app.command()(command)
 
 

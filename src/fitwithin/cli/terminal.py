@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from fitwithin.cli.interrupt import interruptible
+from fitwithin.units import format_size
 
 if TYPE_CHECKING:
+    from fitwithin.inference.bench import Speed
+    from fitwithin.inference.model import Model
     from fitwithin.inference.predictions import Evaluation
     from fitwithin.pipeline.progress import Reporter
     from fitwithin.pipeline.result import Result
@@ -76,6 +80,24 @@ def print_ledger(statement: Statement, as_json: bool) -> None:
         table.add_row(*row)
     screen = console()
     screen.print(table, "", *statement.sentences(), sep="\n", highlight=False)
+
+
+def print_speeds(found: Sequence[Speed], model: Model, device: str, as_json: bool) -> None:
+    """Print what passes of a model take on the terminal, or as JSON."""
+    if as_json:
+        rows = [{**dataclasses.asdict(each), "images_per_s": each.images_per_s} for each in found]
+        typer.echo(json.dumps({"device": device, "views": len(model.ensemble.views), "passes": rows}, indent=1))
+        return
+    from rich.table import Table
+
+    views = ", ".join(view.name for view in sorted(model.ensemble.views))
+    table = Table(box=None, header_style="bold", title=f"{model.ensemble.candidate} on {device}: {views}")
+    for name in ("images a pass", "median ms", "99th percentile", "images/s", "peak memory", "passes"):
+        table.add_column(name, justify="right")
+    for each in found:
+        times = (f"{each.p50_ms:.3g}", f"{each.p99_ms:.3g}", f"{each.images_per_s:,.0f}")
+        table.add_row(str(each.batch), *times, format_size(each.peak_bytes), str(each.passes))
+    console().print(table, highlight=False)
 
 
 def print_accuracy(found: Evaluation, as_json: bool) -> None:

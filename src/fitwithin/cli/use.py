@@ -68,20 +68,25 @@ def predict(
                 f"row {known.rows:,} of {output} is {known.last!r}, and the image at that place is another one: these "
                 f"are not the images of before; start anew without --resume"
             )
-        done, bad = known.rows, 0
+        done, bad, novel = known.rows, 0, 0
         with contextlib.closing(tables.open_table(output, width, threshold=threshold, known=known)) as table:
             for prediction in coming if known.rows or first is None else itertools.chain([first], coming):
                 table.add(prediction)
                 done, bad = done + 1, bad + bool(prediction.error)
+                novel += (prediction.novelty or 0.0) > 1
                 reporter.advance(done, None)
                 if as_json:
-                    typer.echo(json.dumps({"path": prediction.path, "top": prediction.top, "error": prediction.error}))
+                    names = ("path", "top", "novelty", "error")
+                    typer.echo(json.dumps({name: getattr(prediction, name) for name in names}))
                 if prediction.error and bad <= MOST_NAMED:
                     terminal.say(f"  not readable: {prediction.path}: {prediction.error}", err=True)
     if bad > MOST_NAMED:
         terminal.say(f"  and {bad - MOST_NAMED:,} more; {output} has the reasons", err=True)
     if not as_json:
         terminal.say(f"{done - bad:,} of {done:,} images classified, written to {output}")
+    if novel:
+        said = f"{novel:,} of them {'is' if novel == 1 else 'are'} unlike all training images (novelty above 1)"
+        terminal.say(f"{said}: do not trust the answer", err=True)
     if done and bad == done:
         raise UsageError(f"none of the {bad:,} images can be read; {output} says why")
 
@@ -137,6 +142,36 @@ def serve(
     token = os.environ.get("FITWITHIN_TOKEN", "")
     terminal.say(f"serving {folder} on http://{host}:{port} ({'with' if token else 'without'} a token); Ctrl-C ends it")
     serving.run(model, chosen, host=host, port=port, token=token, hosts=hosts)
+
+
+def bench(
+    folder: RunFolder,
+    batches: Annotated[
+        str, typer.Option("--batch", help="Images a pass, with commas. [default: 1,8,32 and what the run measured]")
+    ] = "",
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure how fast a run's model is on this machine: its passes, the mean and the slowest ones, and its memory."""
+    from fitwithin.inference.model import Model
+    from fitwithin.machine import resolve_device
+
+    model, chosen = _said(Model(folder)), resolve_device(device)
+    wanted = _batches(batches) if batches else [1, 8, 32, model.ensemble.batch]
+    with terminal.reporter(as_json) as reporter:
+        reporter.begin("measuring")
+        from fitwithin.inference import bench as benches
+
+        found = list(benches.measure(model, chosen, wanted))
+    terminal.print_speeds(found, model, str(chosen), as_json)
+
+
+def _batches(text: str) -> list[int]:
+    """The numbers in ``1,8,32``; UsageError for anything else."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and 1 <= int(word) <= 4096 for word in words):
+        raise UsageError(f"--batch {text!r} is no list of batches; write whole numbers from 1 to 4096, as in 1,8,32")
+    return [int(word) for word in words]
 
 
 def evaluate(

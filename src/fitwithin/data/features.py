@@ -21,6 +21,9 @@ from fitwithin.files import write_atomic
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
 
+#: Images that familiar pictures are learnt from (:func:`num_familiar`).
+LEAST_FAMILIAR, MOST_FAMILIAR = 100, 1000
+
 #: How the files are laid out; those of another layout are not read.
 SCHEMA = 1
 
@@ -52,6 +55,30 @@ class Features:
         return Features(
             positions=np.concatenate([self.positions, positions]), values=np.concatenate([self.values, values])
         )
+
+
+def num_familiar(n_train: int, n_val: int, passes: int) -> tuple[int, int]:
+    """How many training images stand for all that a classifier knows, and how many validation images show how far from
+    them a familiar picture may be: MOST_FAMILIAR each, at the cost of a quarter of an evaluation's ``passes`` of an
+    image through the model. None at all if they would be fewer than LEAST_FAMILIAR."""
+    each = min(MOST_FAMILIAR, passes // 8)
+    return (min(each, n_train), min(each, n_val)) if min(each, n_train, n_val) >= LEAST_FAMILIAR else (0, 0)
+
+
+def unit_rows(values_ND: Floats) -> Floats:
+    """The rows scaled to a length of 1."""
+    lengths_N1 = np.linalg.norm(values_ND, axis=1, keepdims=True)
+    return np.asarray(values_ND / np.maximum(lengths_N1, 1e-12), dtype=np.float32)
+
+
+def nearest_distance(values_ND: Floats, known_MD: Floats) -> Floats:
+    """How far each row is from the nearest of the known ones, by cosine: from 0 to 2. The ``known`` rows have a length
+    of 1.
+
+    Of features of a classifier it tells images of other kinds apart (Sun et al., "Out-of-distribution detection with
+    deep nearest neighbors", ICML 2022).
+    """
+    return np.asarray(1 - (unit_rows(values_ND) @ known_MD.T).max(axis=1), dtype=np.float32)
 
 
 NONE = Features(positions=np.zeros(0, np.int64), values=np.zeros((0, 0), np.float16))

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 CHECKPOINT, OUTCOME, SALVAGE = "checkpoint.pt", "outcome.json", "salvage.json"
 WEIGHTS, CARD, EVALUATED = "model.safetensors", "config.json", "evaluated.json"
 
+#: Features of training images, float16 [M, D] of length 1, by which pictures of other kinds are told apart.
+NOVELTY = "novelty.safetensors"
+
 #: What the folders and names of linear probes have behind their candidate's name.
 LINEAR = "linear"
 
@@ -167,7 +170,8 @@ class EvalResult:
 
     ``done`` lists (split, view name) in the order of completion; ``ms_per_image`` is the device's time of each view at
     ``batch`` images a forward pass, without loading. Where the model is used it takes ``weight_bytes``, and
-    ``image_bytes`` for each image of a pass of the largest view.
+    ``image_bytes`` for each image of a pass of the largest view. ``novelty`` is the distance from the training images
+    in NOVELTY that 1 % of the validation images exceed; None if it was not measured.
     """
 
     done: tuple[tuple[str, str], ...]
@@ -176,6 +180,7 @@ class EvalResult:
     peak_bytes: int
     weight_bytes: int = 0
     image_bytes: int = 0
+    novelty: float | None = None
 
     @property
     def used_bytes(self) -> int:

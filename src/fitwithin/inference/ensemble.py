@@ -37,13 +37,18 @@ NO_GAIN = 1e-6
 @dataclass(frozen=True, kw_only=True)
 class Ensemble:
     """How a model is used: the views to average, the temperature of their mean probabilities, and the images in a
-    forward pass. ``candidate`` is the winner's name, ``trial`` the folder within the run where it was trained."""
+    forward pass.
+
+    ``candidate`` is the winner's name, ``trial`` the folder within the run where it was trained. A picture that is
+    farther than ``novelty`` from the training images is unlike all of them; None if that is not known.
+    """
 
     candidate: str
     trial: str
     views: tuple[View, ...]
     batch: int
     temperature: float = 1.0
+    novelty: float | None = None
 
     def probabilities(self, logits: Mapping[View, Floats]) -> Floats:
         """The probabilities [N, K] by the logits of the views."""

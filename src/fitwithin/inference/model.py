@@ -16,24 +16,21 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fitwithin.candidate import View
 from fitwithin.data.tree import RUN_FILE
-from fitwithin.engine.results import CARD, WEIGHTS
+from fitwithin.engine.results import CARD, NOVELTY, WEIGHTS
 from fitwithin.errors import DataError, RunFolderError
 from fitwithin.files import write_atomic, write_text_atomic
 from fitwithin.inference.crops import read_all
 from fitwithin.inference.ensemble import MODEL, Ensemble, model_folder, read_ensemble, write_ensemble
-from fitwithin.inference.predictions import MOST_CLASSES, Evaluation, Prediction, prediction
+from fitwithin.inference.predictions import MOST_CLASSES, Answer, Evaluation, Prediction, prediction
 from fitwithin.inference.sources import Picture, Source, labelled_files, sources
 from fitwithin.machine import resolve_device
 from fitwithin.planning.stats import Accuracy
-
-if TYPE_CHECKING:
-    from fitwithin.data.dataset import Floats
 
 #: Images in a pass of the model of a run that has not finished.
 UNFINISHED_BATCH = 32
@@ -97,8 +94,8 @@ class Model:
         """:meth:`predict`, one prediction after the other as they come, each with ``top`` classes; without the first
         ``skip`` pictures. However many they are, a few batches are held at a time."""
         coming = islice(sources(pictures), skip, None)
-        for source, row, error in self._probabilities(coming, device):
-            yield prediction(source.name, row, self.classes, error, top)
+        for source, answer, error in self._answers(coming, device):
+            yield prediction(source.name, answer, self.classes, error, top)
 
     def evaluate(
         self, data: str | Path, *, device: str = "auto", on_progress: Callable[[int, int], None] = lambda *_: None
@@ -109,19 +106,19 @@ class Model:
             DataError: no such folder, no class folders, or a class the model does not know.
         """
         labelled = labelled_files(Path(data), self.classes)
-        found = self._probabilities(sources(path for path, _ in labelled), device, len(labelled))
+        found = self._answers(sources(path for path, _ in labelled), device, len(labelled))
 
-        def counted() -> Iterator[tuple[Source, Floats | None, str]]:
+        def counted() -> Iterator[tuple[Source, Answer | None, str]]:
             for done, each in enumerate(found, 1):
                 on_progress(done, len(labelled))
                 yield each
 
         return _evaluation(counted(), [label for _, label in labelled], self.classes, data)
 
-    def _probabilities(
+    def _answers(
         self, pictures: Iterable[Source], device: str, total: int | None = None
-    ) -> Iterator[tuple[Source, Floats | None, str]]:
-        """Each picture with its probabilities [K], or None and the reason why it cannot be read."""
+    ) -> Iterator[tuple[Source, Answer | None, str]]:
+        """Each picture with the model's answer, or None and the reason why it cannot be read."""
         config = json.loads((self.folder / CARD).read_text(encoding="utf-8"))
         sizes = {view.px for view in self.ensemble.views}
         with closing(read_all(pictures, [*sizes], config["pretrained_cfg"]["crop_pct"], total=total)) as read:
@@ -144,16 +141,16 @@ def _no_collection() -> Iterator[None]:
 
 
 def _evaluation(
-    found: Iterable[tuple[Source, Floats | None, str]], labels: Sequence[str], classes: Sequence[str], data: str | Path
+    found: Iterable[tuple[Source, Answer | None, str]], labels: Sequence[str], classes: Sequence[str], data: str | Path
 ) -> Evaluation:
     """The accuracy of those probabilities by the labels; DataError if no image of ``data`` could be read."""
     places: dict[str, list[int]] = {}  # by label, its place among each image's predictions, from 0
     unreadable = []
-    for (source, row, _), label in zip(found, labels, strict=True):
-        if row is None:
+    for (source, answer, _), label in zip(found, labels, strict=True):
+        if answer is None:
             unreadable.append(source.name)
             continue
-        order = [classes[int(k)] for k in np.argsort(-row, kind="stable")]
+        order = [classes[int(k)] for k in np.argsort(-answer.probabilities, kind="stable")]
         places.setdefault(label, []).append(order.index(label))
     every = [place for found in places.values() for place in found]
     if not every:
@@ -201,6 +198,8 @@ def hand_over(ensemble: Ensemble, run: Path, references: Mapping[str, bytes]) ->
     weights = folder / WEIGHTS
     if not (weights.exists() and weights.samefile(trained / WEIGHTS)):  # renaming a file to itself would do nothing
         write_atomic(weights, lambda new: _link(trained / WEIGHTS, new))
+    if ensemble.novelty is not None:
+        write_atomic(folder / NOVELTY, lambda new: _link(trained / NOVELTY, new))
     config: dict[str, Any] = json.loads((trained / CARD).read_text(encoding="utf-8"))
     px = ensemble.views[0].px
     config.setdefault("pretrained_cfg", {})["test_input_size"] = (3, px, px)

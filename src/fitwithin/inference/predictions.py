@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,17 +17,27 @@ if TYPE_CHECKING:
 MOST_CLASSES = 5
 
 
+class Answer(NamedTuple):
+    """A model's answer for a picture: the probabilities [K] of its classes, and how unlike all training images it is
+    (:attr:`Prediction.novelty`)."""
+
+    probabilities: Floats
+    novelty: float | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """The ensemble's answer for one image: the most likely classes with their probabilities, most likely first.
 
     ``path`` is as given, or the image's place among those given. ``error`` says why an image could not be read; then
-    ``top`` is empty.
+    ``top`` is empty. ``novelty`` is how far the image is from all training images, 1 being what 1 % of the validation
+    images exceed: above it the answer should not be trusted. None where that is not known.
     """
 
     path: str
     top: tuple[tuple[str, float], ...]
     error: str = ""
+    novelty: float | None = None
 
     @property
     def label(self) -> str:
@@ -66,11 +76,12 @@ class Evaluation:
 
 
 def prediction(
-    path: str, row: Floats | None, classes: Sequence[str], error: str, top: int = MOST_CLASSES
+    path: str, answer: Answer | None, classes: Sequence[str], error: str, top: int = MOST_CLASSES
 ) -> Prediction:
-    """The prediction that a row of probabilities [K] means, with its ``top`` classes, or the ``error`` where there is
-    none."""
-    if row is None:
+    """The prediction that an answer means, with its ``top`` classes, or the ``error`` where there is none."""
+    if answer is None:
         return Prediction(path=path, top=(), error=error)
+    row = answer.probabilities
     order = np.argsort(-row, kind="stable")[:top]
-    return Prediction(path=path, top=tuple((classes[int(k)], float(row[int(k)])) for k in order))
+    named = tuple((classes[int(k)], float(row[int(k)])) for k in order)
+    return Prediction(path=path, top=named, novelty=answer.novelty)

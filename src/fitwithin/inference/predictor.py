@@ -6,24 +6,25 @@ Shape suffixes: N images, K classes, V views.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.numpy import load_file
 
 from fitwithin.data.crew import Done
 from fitwithin.data.decode_pool import CRASHED
+from fitwithin.data.features import nearest_distance
 from fitwithin.engine.device import open_device
+from fitwithin.engine.results import NOVELTY
 from fitwithin.inference.ensemble import Ensemble
+from fitwithin.inference.predictions import Answer
 from fitwithin.inference.sources import Source
 from fitwithin.machine import DeviceName
 from fitwithin.training import model as models
-
-if TYPE_CHECKING:
-    from fitwithin.data.dataset import Floats
 
 Uint8s = npt.NDArray[np.uint8]
 
@@ -47,28 +48,37 @@ class Predictor:
         net, self.card = models.load(folder, self._device)
         self._net = net.to(memory_format=memory_format)
         self._normalise = models.Normalise(self.card.mean, self.card.std, self._device, memory_format)
+        #: The view that shows how unlike the training images a picture is, and their features [M, D].
+        self._novelty_view = next(
+            (view for view in sorted(ensemble.views) if view.px == self.card.train_px and ensemble.novelty), None
+        )
+        self._known_MD = load_file(folder / NOVELTY)["features"].astype(np.float32) if self._novelty_view else None
 
-    def probabilities(self, pixels: Mapping[int, Uint8s]) -> Floats:
-        """The ensemble's probabilities, [N, K], for pixels [N, H, W, 3] by the size of the views."""
-        logits = {}
+    def answers(self, pixels: Mapping[int, Uint8s | torch.Tensor]) -> list[Answer]:
+        """The ensemble's answers for pixels [N, H, W, 3] by the size of the views."""
+        logits, last = {}, models.LastFeatures(self._net)
+        x_bchw = {px: self._normalise(self._normalise.floats(torch.as_tensor(each))) for px, each in pixels.items()}
+        novelty: list[float] | None = None
         dtype = models.amp_dtype(self.card.precision, self._dtype)
         amp = torch.autocast(self._kind, dtype=dtype, enabled=dtype is not None)
         for view in self.ensemble.views:
-            x_bchw = self._normalise(self._normalise.floats(torch.from_numpy(pixels[view.px])))
-            with torch.inference_mode(), amp:
-                out = self._net(x_bchw.flip(3) if view.flip else x_bchw)
+            with torch.inference_mode(), amp, last if view == self._novelty_view else nullcontext():
+                out = self._net(x_bchw[view.px].flip(3) if view.flip else x_bchw[view.px])
             logits[view] = np.asarray(out.float().cpu().numpy(), dtype=np.float32)
-        return self.ensemble.probabilities(logits)
+        if self._known_MD is not None and last.seen is not None and self.ensemble.novelty:
+            distances = nearest_distance(last.seen.float().cpu().numpy(), self._known_MD)
+            novelty = (distances / self.ensemble.novelty).tolist()
+        probabilities_NK = self.ensemble.probabilities(logits)
+        return [Answer(row, novelty[place] if novelty else None) for place, row in enumerate(probabilities_NK)]
 
-    def predict(self, read: Iterator[Done]) -> Iterator[tuple[Source, Floats | None, str]]:
-        """For each picture that was read (crops.py): its probabilities [K], or None and the reason why there are
-        none."""
+    def predict(self, read: Iterator[Done]) -> Iterator[tuple[Source, Answer | None, str]]:
+        """For each picture that was read (crops.py): its answer, or None and the reason why there is none."""
         while group := list(islice(read, max(1, self.ensemble.batch))):
             crops = [done.answer for done in group if isinstance(done.answer, dict)]
             stacked = {px: np.stack([each[px] for each in crops]) for px in crops[0]} if crops else {}
-            rows = iter(self.probabilities(stacked)) if crops else iter(())
+            answers = iter(self.answers(stacked)) if crops else iter(())
             for done in group:
                 if isinstance(done.answer, dict):
-                    yield done.item, next(rows), ""
+                    yield done.item, next(answers), ""
                 else:
                     yield done.item, None, CRASHED if done.lost else done.answer

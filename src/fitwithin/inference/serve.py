@@ -14,7 +14,6 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import Annotated, Any
 
-import numpy as np
 import prometheus_client as prometheus
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
@@ -23,8 +22,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fitwithin.inference.model import Model
-from fitwithin.inference.predictions import MOST_CLASSES
-from fitwithin.inference.service import Limits, Row, Service
+from fitwithin.inference.predictions import MOST_CLASSES, Answer, prediction
+from fitwithin.inference.service import Limits, Service
 from fitwithin.machine import DeviceName
 from fitwithin.version import __version__
 
@@ -104,13 +103,16 @@ async def predict(
     """The classes of one picture (its bytes as the body) or of several (a form with files)."""
     began_at = time.perf_counter()
     pictures = await _pictures(request, service.limits)
-    rows = await service.predict([content for _, content in pictures])
-    if all(isinstance(row, str) for row in rows):
-        raise HTTPException(422, f"the picture cannot be read: {rows[0]}")
+    answers = await service.predict([content for _, content in pictures])
+    if all(isinstance(answer, str) for answer in answers):
+        raise HTTPException(422, f"the picture cannot be read: {answers[0]}")
     took_s = time.perf_counter() - began_at
     service.counters.seconds.observe(took_s)
-    service.counters.pictures.inc(len(rows))
-    found = [_answer(name, row, service.model.classes, top) for (name, _), row in zip(pictures, rows, strict=True)]
+    service.counters.pictures.inc(len(answers))
+    novel = sum(1 for each in answers if isinstance(each, Answer) and (each.novelty or 0.0) > 1)
+    service.counters.novel.inc(novel)
+    named = zip((name for name, _ in pictures), answers, strict=True)
+    found = [_answer(name, answer, service.model.classes, top) for name, answer in named]
     return {"predictions": found, "took_ms": round(1e3 * took_s, 2)}
 
 
@@ -193,13 +195,14 @@ async def _pictures(request: Request, limits: Limits) -> list[tuple[str, bytes]]
     )
 
 
-def _answer(name: str, row: Row | str, classes: Sequence[str], top: int) -> dict[str, Any]:
+def _answer(name: str, answer: Answer | str, classes: Sequence[str], top: int) -> dict[str, Any]:
     """The JSON of one picture."""
-    if isinstance(row, str):
-        return {"name": name, "class": None, "probability": None, "top": [], "error": row}
-    order = np.argsort(-row, kind="stable")[:top]
-    best = [{"class": classes[int(k)], "probability": round(float(row[int(k)]), 6)} for k in order]
-    return {"name": name, **best[0], "top": best, "error": None}
+    if isinstance(answer, str):
+        return {"name": name, "class": None, "probability": None, "novelty": None, "top": [], "error": answer}
+    found = prediction(name, answer, classes, "", top)
+    best = [{"class": each, "probability": round(probability, 6)} for each, probability in found.top]
+    novelty = None if found.novelty is None else round(found.novelty, 4)
+    return {"name": name, **best[0], "novelty": novelty, "top": best, "error": None}
 
 
 class _BodyLimit:

@@ -21,15 +21,13 @@ from fitwithin.inference import batcher
 from fitwithin.inference.batcher import Batcher, Full
 from fitwithin.inference.crops import Crops, cropper
 from fitwithin.inference.model import Model
+from fitwithin.inference.predictions import Answer
 from fitwithin.inference.predictor import Predictor
 from fitwithin.inference.sources import Source
 from fitwithin.machine import DeviceName, cores
 
 #: A picture at the sizes of the views, uint8 [P, P, 3].
 Pixels = dict[int, np.ndarray[Any, np.dtype[np.uint8]]]
-
-#: The probabilities of its classes.
-Row = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +57,9 @@ class Counters:
             "fitwithin_request_seconds", "Seconds of a prediction request.", registry=registry
         )
         self.pictures = prometheus.Counter("fitwithin_pictures", "Pictures that were answered.", registry=registry)
+        self.novel = prometheus.Counter(
+            "fitwithin_novel_pictures", "Pictures that are unlike all training images.", registry=registry
+        )
         self.batches = prometheus.Histogram(
             "fitwithin_batch_pictures", "Pictures in a pass of the model.", buckets=batcher.BATCHES, registry=registry
         )
@@ -79,7 +80,7 @@ class Service:
         self.counters = Counters()
         #: What passes of the model take.
         self.curve: list[batcher.Point] = []
-        self._batcher: Batcher[Pixels, Row] | None = None
+        self._batcher: Batcher[Pixels, Answer] | None = None
         #: Reads pictures, no more at a time than there are cores: each may need the memory of all its pixels.
         self._reading = asyncio.Semaphore(cores())
 
@@ -94,8 +95,8 @@ class Service:
         sizes = sorted({view.px for view in self.model.ensemble.views})
         self._crop = cropper(",".join(map(str, sizes)), str(predictor.card.crop))
 
-        def work(pictures: list[Pixels]) -> list[Row]:
-            return list(predictor.probabilities({px: np.stack([each[px] for each in pictures]) for px in sizes}))
+        def work(pictures: list[Pixels]) -> list[Answer]:
+            return predictor.answers({px: np.stack([each[px] for each in pictures]) for px in sizes})
 
         self.curve = batcher.measure(work, {px: np.zeros((px, px, 3), np.uint8) for px in sizes})
         self._batcher = found = Batcher(
@@ -131,8 +132,8 @@ class Service:
         (found,) = self._crop([Source(name="", content=content)])
         return found
 
-    async def predict(self, contents: Sequence[bytes]) -> list[Row | str]:
-        """The probabilities of each picture, or why there are none.
+    async def predict(self, contents: Sequence[bytes]) -> list[Answer | str]:
+        """The answer for each picture, or why there is none.
 
         Raises:
             HTTPException: as of :meth:`read`; 429 if too many pictures wait, 503 if the answer took too long.

@@ -50,7 +50,7 @@ class Table(ABC):
         return list(self.row(Prediction(path="", top=())))
 
     def row(self, prediction: Prediction) -> dict[str, Any]:
-        """``path``, ``class``, ``probability``, ``class_2`` and so on, and ``error``."""
+        """``path``, ``class``, ``probability``, ``class_2`` and so on, ``novelty`` and ``error``."""
         top = prediction.top[: self.width]
         unsure = bool(top) and top[0][1] < self.threshold
         found: dict[str, Any] = {"path": prediction.path}
@@ -59,6 +59,7 @@ class Table(ABC):
             end = "" if place == 0 else f"_{place + 1}"
             found[f"class{end}"] = None if unsure and place == 0 else name
             found[f"probability{end}"] = probability
+        found["novelty"] = prediction.novelty
         found["error"] = f"not sure: below {self.threshold:g}" if unsure else prediction.error or None
         return found
 
@@ -168,7 +169,7 @@ class _Csv(_Lines):
     def columns_of(width: int) -> list[str]:
         """The header of such a table."""
         more = [f"{name}_{rank}" for rank in range(2, width + 1) for name in ("class", "probability")]
-        return ["path", "class", "probability", *more, "error"]
+        return ["path", "class", "probability", *more, "novelty", "error"]
 
     def add(self, prediction: Prediction) -> None:
         values = self.row(prediction).values()

@@ -116,7 +116,9 @@ def choose_views(member: Member, labels: Mapping[str, Labels], limit_ms: float |
 def usage(member: Member) -> Usage | None:
     """What a pass of the model takes where it is used; None if it was not measured."""
     found = member.evaluated
-    return Usage(batch=found.batch, used_bytes=found.used_bytes) if found.image_bytes else None
+    if not found.image_bytes:
+        return None
+    return Usage(batch=found.batch, used_bytes=found.used_bytes, novelty=found.novelty)
 
 
 def view_rows(member: Member, labels: Mapping[str, Labels], choice: Choice) -> list[ViewRow]:

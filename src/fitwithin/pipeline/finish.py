@@ -55,6 +55,7 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
             views=choice.views,
             batch=batch,
             temperature=temperature,
+            novelty=chief.evaluated.novelty,
         ),
         run.folder,
         _references(run.images),

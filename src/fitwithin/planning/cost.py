@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fitwithin.data.dataset import DataFacts
+from fitwithin.data.features import num_familiar
 from fitwithin.engine.jobs import Stage
 from fitwithin.engine.margins import EVALUATION_MARGIN, EXIT_S, FIXED_MARGIN, MARGIN, VIEW_S, WATCHDOG_S
 from fitwithin.profiling.profile import Profile, Rejection
@@ -142,6 +143,8 @@ def costs(profile: Profile, workload: Workload) -> Costs:
     per_image_s = math.fsum(timing.views_s(px, flips) for px in workload.view_sizes)
     first_s = max(timing.eval_first_s.values())  # a process of its own, without the kernels of training
     start_s = timing.startup_s + timing.save_s + len(workload.view_sizes) * (first_s + flips * VIEW_S)
+    passes = (data.val + data.test) * flips * len(workload.view_sizes)
+    familiar = sum(num_familiar(data.train, data.val, passes))
     stages = stages_of(profile, recipe)
     untils = [*(stage.since for stage in stages[1:]), 1.0]
     step_s = math.fsum((until - stage.since) * stage.step_s for stage, until in zip(stages, untils, strict=True))
@@ -153,7 +156,9 @@ def costs(profile: Profile, workload: Workload) -> Costs:
         + timing.capture_s,
         validations=recipe.validate_last_epochs + (recipe.init == "pretrained"),
         save_s=timing.save_s,
-        evaluation_s=start_s + (data.val + data.test) * per_image_s,
+        evaluation_s=start_s
+        + (data.val + data.test) * per_image_s
+        + familiar * timing.eval_image_s[profile.candidate.train_px],
         evaluation_inside=workload.scope == "candidate",
         step_s=step_s,
         step_low_s=mean * timing.step_low_s,

@@ -138,8 +138,10 @@ def _weaknesses(report: Report) -> Iterator[str]:
     yield "## Known weaknesses"
     used = delivered_method(report)
     row = report.row(used.candidate if used else str(report.winner))
+    told = report.usage is not None and report.usage.novelty is not None
     lines = [
-        "It knows its classes alone: a picture of anything else gets one of them, too.",
+        "It knows its classes alone: a picture of anything else gets one of them, too."
+        + (" `fitwithin predict` says of such pictures that they are unlike the training images." if told else ""),
         "Its figures hold for pictures like those it was tested on, from the same source.",
     ]
     lines += [f"It has {format_count(row.parameters)} parameters."] if row.parameters else []

@@ -120,10 +120,12 @@ class ViewRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What is delivered at work: ``batch`` images a pass, which take ``used_bytes`` with the weights."""
+    """What is delivered at work: ``batch`` images a pass, which take ``used_bytes`` with the weights. A picture farther
+    than ``novelty`` from the training images is called unlike them; None if that is not known."""
 
     batch: int
     used_bytes: int
+    novelty: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

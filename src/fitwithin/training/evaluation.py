@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import math
 import time
-import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from safetensors.numpy import save_file
 
 from fitwithin.candidate import Candidate, View, by_size
 from fitwithin.data.batches import EvalBatches
+from fitwithin.data.features import nearest_distance, num_familiar, unit_rows
+from fitwithin.data.pack import Pack
 from fitwithin.data.prefetch import PrefetchLoader, Stream, ring_bytes
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import EvaluateJob, JobSettings
 from fitwithin.engine.margins import REHEARSED_BATCHES, VIEW_PASSES, VIEW_S
-from fitwithin.engine.results import EVALUATED, EvalResult, Progress, logits_path
+from fitwithin.engine.results import EVALUATED, NOVELTY, EvalResult, Progress, logits_path
 from fitwithin.files import read_json, to_json, write_atomic, write_text_atomic
 from fitwithin.training import model as models
 from fitwithin.training.learner import Learner
@@ -38,6 +39,9 @@ EVAL_BATCH = 256
 
 #: Seconds between messages about how far an evaluation is.
 EMIT_S = 0.1
+
+#: A picture is novel if it is farther from the training images than this share of the validation images.
+FAMILIAR_SHARE = 0.99
 
 #: How many times writing a view's logits is timed: the disk may be busy once.
 WRITES = 3
@@ -94,7 +98,7 @@ class Evaluator:
             return marks
 
         timed(groups[0], 1, 0.0)
-        begun_at, sizes_s, validation_s = time.monotonic(), list[float](), 0.0
+        begun_at, sizes_s, validation_s, novelty_s = time.monotonic(), list[float](), 0.0, 0.0
         writing_s = self._write_s(job)
         for number, views in enumerate(groups):
             marks = timed(views, REHEARSED_BATCHES, begun_at + most_s * (number + 1) / len(groups))
@@ -107,7 +111,8 @@ class Evaluator:
             sizes_s.append(sum(split_s.values()) + len(job.splits) * (len(views) + 1) * writing_s)
             if views[0].px == job.candidate.train_px:
                 validation_s = split_s["val"]
-        return EvalEstimate(whole_s=sum(sizes_s), first_s=sizes_s[0], validation_s=validation_s)
+                novelty_s = first_s + batch_s * sum(_num_familiar(self._feeder.pack, job)) / size
+        return EvalEstimate(whole_s=sum(sizes_s) + novelty_s, first_s=sizes_s[0], validation_s=validation_s)
 
     def evaluate(self, job: EvaluateJob, emit: Callable[[Progress], None]) -> EvalResult:
         """Write the logits of every split and view, size by size and split by split, while time lasts; time each view.
@@ -170,13 +175,44 @@ class Evaluator:
             )
             write_text_atomic(folder / EVALUATED, to_json(found), fsync=True)
             device.empty_cache()
+        if len(found.done) == len(job.splits) * len(job.views) and found.novelty is None:
+            found = replace(found, novelty=self._learn_novelty(learner, job))
+            write_text_atomic(folder / EVALUATED, to_json(found), fsync=True)
         return replace(found, peak_bytes=max(found.peak_bytes, device.peak_bytes()))
+
+    def _learn_novelty(self, learner: Learner, job: EvaluateJob) -> float | None:
+        """Write features of training images, and the distance from them that few validation images exceed; None where
+        there is no time, the model has no single linear layer at its end, or validation images are too few."""
+        n_train, n_val = _num_familiar(self._feeder.pack, job)
+        train = _spread(self._feeder.pack.indices("train"), n_train)
+        val = _spread(self._feeder.pack.indices("val"), n_val)
+        if not len(val):
+            return None
+        features = models.LastFeatures(learner.net)
+        batches = {"crop": job.setting.recipe.crop_pct, "px": job.candidate.train_px, "batch": eval_batch(job.batch)}
+        parts: list[Floats] = []
+        wanted = np.concatenate([train, val])
+        with features, self._feeder.stream(EvalBatches, **batches, indices=wanted, until_at=job.until_at) as loaded:
+            begun_at = time.monotonic()
+            for x_bhwc, _ in loaded:
+                learner.logits(x_bhwc, eager=True)
+                now = time.monotonic()
+                if features.seen is None or now + (now - begun_at) / (len(parts) + 1) >= job.until_at:
+                    return None
+                parts.append(features.seen.float().cpu().numpy())
+        if self._feeder.stalled:
+            return None
+        values = np.concatenate(parts)[: len(wanted)]
+        known = unit_rows(values[: len(train)]).astype(np.float16)
+        write_atomic(Path(job.folder) / NOVELTY, lambda new: save_file({"features": known}, new), fsync=True)
+        distances = nearest_distance(values[len(train) :], known.astype(np.float32))
+        return float(np.quantile(distances, FAMILIAR_SHARE))
 
     def _measure(self, learner: Learner, job: EvaluateJob) -> Usage:
         """What a pass takes, measured once."""
         if self.usage is None:
             weight_bytes = sum(each.numel() * each.element_size() for each in learner.net.state_dict().values())
-            image_bytes = pass_bytes(learner, max(job.views))
+            image_bytes = _pass_bytes(learner, max(job.views))
             batch = eval_batch(job.batch)
             if job.inference_bytes is not None:
                 batch = min(batch, max(1, (job.inference_bytes - weight_bytes) // image_bytes))
@@ -197,6 +233,17 @@ class Evaluator:
 
     def _batches(self, split: str, size: int) -> int:
         return -(-len(self._feeder.pack.indices(split)) // size)
+
+
+def _num_familiar(pack: Pack, job: EvaluateJob) -> tuple[int, int]:
+    """The images of train and of val that familiar pictures are learnt from."""
+    passes = len(job.views) * sum(len(pack.indices(split)) for split in job.splits)
+    return num_familiar(len(pack.indices("train")), len(pack.indices("val")), passes)
+
+
+def _spread(positions: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    """So many of the positions at the most, evenly spread over them."""
+    return positions[np.linspace(0, len(positions) - 1, most).astype(np.int64)]
 
 
 def _save(rows: Floats, path: Path) -> None:
@@ -233,41 +280,10 @@ def ms_per_image(learner: Learner, view: View, batch: int, *, eager: bool = True
     return 1e3 * median(taken) / batch
 
 
-class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the tensors that are made under it, as long as they are alive."""
-
-    def __init__(self, known: Iterable[torch.Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
-        self._known = {each.untyped_storage()._cdata for each in known}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        for each in tree_leaves(found):
-            if isinstance(each, torch.Tensor):
-                self._count(each.untyped_storage())
-        return found
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if (key := storage._cdata) in self._known:
-            return
-        self._known.add(key)
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._freed, key, storage.nbytes())
-
-    def _freed(self, key: int, count: int) -> None:
-        self._known.discard(key)
-        self.now -= count
-
-
-def pass_bytes(learner: Learner, view: View) -> int:
-    """The bytes of an image in a forward pass: of the tensors that are alive at a time, without what kernels need to
-    work."""
+def _pass_bytes(learner: Learner, view: View) -> int:
+    """The bytes of an image in a forward pass."""
     x_bhwc = torch.zeros((2, view.px, view.px, 3), dtype=torch.uint8, device=learner.device.torch_device)
-    with _Alive(learner.net.state_dict().values()) as alive:
-        learner.logits(x_bhwc, flip=view.flip, eager=True)
-    return int(alive.peak) // 2
+    return models.bytes_made(learner.net, lambda: learner.logits(x_bhwc, flip=view.flip, eager=True)) // 2
 
 
 def eval_batch(batch: int) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import timm
 import torch
@@ -14,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.layers import PatchEmbed
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fitwithin.candidate import Candidate
 from fitwithin.engine.results import CARD, WEIGHTS
@@ -135,6 +138,64 @@ class Normalise:
     def __call__(self, x_bchw: torch.Tensor) -> torch.Tensor:
         """Floats [B, 3, H, W], normalised in place."""
         return x_bchw.sub_(self._mean).div_(self._std).contiguous(memory_format=self._format)
+
+
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the tensors that are made under it, as long as they are alive."""
+
+    def __init__(self, known: Iterable[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._known = {each.untyped_storage()._cdata for each in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for each in tree_leaves(found):
+            if isinstance(each, torch.Tensor):
+                self._count(each.untyped_storage())
+        return found
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if (key := storage._cdata) in self._known:
+            return
+        self._known.add(key)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._freed, key, storage.nbytes())
+
+    def _freed(self, key: int, count: int) -> None:
+        self._known.discard(key)
+        self.now -= count
+
+
+def bytes_made(net: nn.Module, work: Callable[[], object]) -> int:
+    """The bytes of the tensors that ``work`` with the net makes and that are alive at a time, without what kernels need
+    to work."""
+    with _Alive(net.state_dict().values()) as alive:
+        work()
+    return int(alive.peak)
+
+
+class LastFeatures:
+    """While it is entered it has ``seen`` what went last into the net's last linear layer: [B, D]. None for a net that
+    does not end in one."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.seen: torch.Tensor | None = None
+        self._head = net.get_classifier()  # type: ignore[operator]
+
+    def _see(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.seen = inputs[0] if inputs[0].ndim == 2 else None
+
+    def __enter__(self) -> Self:
+        self._hook = None
+        if isinstance(self._head, nn.Linear):
+            self._hook = self._head.register_forward_pre_hook(self._see)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._hook is not None:
+            self._hook.remove()
 
 
 def parameters(model: nn.Module) -> int:
