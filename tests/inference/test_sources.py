@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import tracemalloc
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +129,36 @@ def test_every_source_can_go_to_another_process(image: Path) -> None:
     for source in sources([image, image.read_bytes(), Image.open(image), pixels]):
         again = pickle.loads(pickle.dumps(source))
         assert np.array_equal(np.asarray(again.read(16)), pixels)
+
+
+def peak_bytes_of(given: str | Path) -> int:
+    """What naming all pictures takes at a time."""
+    tracemalloc.start()
+    try:
+        deque(sources([given]), maxlen=1)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["list", "table", "folders"])
+def test_however_many_pictures_there_are_memory_is_flat(tmp_path: Path, kind: str) -> None:
+    """All the paths would take 16 MB. (Some words of paths stay in a table of Python's, of 2 MB at the most.)"""
+    peaks = []
+    for count in (400, 40_000):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        if kind == "folders":
+            for place in range(count // 400):
+                (folder / f"{place:03}").mkdir()
+                for number in range(10):
+                    (folder / f"{place:03}" / f"{number}.png").touch()
+            peaks.append(peak_bytes_of(folder))
+            continue
+        names = [f"images/{number:07}.png" for number in range(count)]
+        given = folder / ("some.txt" if kind == "list" else "some.csv")
+        lines = names if kind == "list" else ["path,other", *(f"{name},1" for name in names)]
+        given.write_text("\n".join(lines), encoding="utf-8")
+        del names, lines
+        peaks.append(peak_bytes_of(given))
+    assert peaks[1] < peaks[0] + 4_000_000
