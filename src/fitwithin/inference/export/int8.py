@@ -157,7 +157,7 @@ def quantize(model: Model, folder: Path, description: Path, data: Path | None) -
             weight_type=QuantType.QInt8,
             nodes_to_exclude=_end(prepared),
         )
-        write_atomic(file, lambda new: _without_copies(quantized, new))
+        write_atomic(file, lambda new: _tidy(quantized, new))
     sessions = [onnxruntime.InferenceSession(each, providers=["CPUExecutionProvider"]) for each in (original, file)]
     rows, labels = _probabilities(about, sessions, compared)
     missing = len(calibrating) + len(compared) - feed.pictures - len(labels)
@@ -297,9 +297,11 @@ def _end(file: Path) -> list[str]:
     return sorted(found)
 
 
-def _without_copies(file: Path, new: Path) -> None:
-    """The same model; weights that several views use are stored once."""
+def _tidy(file: Path, new: Path) -> None:
+    """The same model: weights that several views use are stored once, and other runtimes are not told of operator sets
+    that none of its nodes is from."""
     import onnx_ir
-    from onnx_ir.passes.common import DeduplicateHashedInitializersPass
+    from onnx_ir.passes.common import DeduplicateHashedInitializersPass, RemoveUnusedOpsetsPass
 
-    onnx_ir.save(DeduplicateHashedInitializersPass()(onnx_ir.load(file)).model, new)
+    model = DeduplicateHashedInitializersPass()(onnx_ir.load(file)).model
+    onnx_ir.save(RemoveUnusedOpsetsPass()(model).model, new)
