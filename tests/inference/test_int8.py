@@ -70,7 +70,7 @@ def test_the_cost_that_is_told_is_the_cost(made: tuple[Model, Path, dict], data:
     assert int8["float_accuracy"] == {"correct": (before.argmax(1) == labels).sum(), "total": len(labels)}
     assert int8["int8_accuracy"] == {"correct": (after.argmax(1) == labels).sum(), "total": len(labels)}
     assert min(int8["int8_ms"], int8["float_ms"]) > 0
-    assert "1 pictures cannot be read" in int8["notes"]
+    assert "not readable: 1 of the pictures" in int8["notes"]
     about = json.loads((out / "model.json").read_text(encoding="utf-8"))
     assert about["int8"]["file"] == "model.int8.onnx"
     assert about["int8"]["same_class"] == int8["same_class"]

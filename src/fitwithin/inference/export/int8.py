@@ -2,8 +2,6 @@
 
 Weights have a scale for each channel, activations one range each, which is found on real pictures (onnxruntime.ai,
 "Quantize ONNX models"). The last layer and all after it stay as they are: 8 bits are too few for probabilities.
-
-Shape suffixes: B batch, K classes.
 """
 
 from __future__ import annotations
@@ -161,7 +159,7 @@ def quantize(model: Model, folder: Path, description: Path, data: Path | None) -
     sessions = [onnxruntime.InferenceSession(each, providers=["CPUExecutionProvider"]) for each in (original, file)]
     rows, labels = _probabilities(about, sessions, compared)
     missing = len(calibrating) + len(compared) - feed.pictures - len(labels)
-    unread = [f"{missing:,} pictures cannot be read"] if missing else []
+    unread = [f"not readable: {missing:,} of the pictures"] if missing else []
     float_ms, int8_ms = _times_ms(about, sessions)
     before, after, interval = _accuracies(
         rows, [about["classes"].index(label) for label in labels if label is not None]
