@@ -120,7 +120,7 @@ def of_export(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
     from fitwithin.candidate import views_of
     from fitwithin.inference.ensemble import Ensemble
-    from fitwithin.inference.export import export
+    from fitwithin.inference.export.program import export
     from fitwithin.inference.model import Model, hand_over
     from fitwithin.training import model as models
 

@@ -15,7 +15,7 @@ from fitwithin.candidate import View, views_of
 from fitwithin.errors import UsageError
 from fitwithin.inference.crops import cropper
 from fitwithin.inference.ensemble import write_ensemble
-from fitwithin.inference.export import export
+from fitwithin.inference.export.program import export
 from fitwithin.inference.model import REFERENCES, Model
 from fitwithin.inference.sources import sources
 from inference.test_handed_over import CLASSES, FAMILIES, handed_over
@@ -76,5 +76,5 @@ def test_the_folder_is_all_that_is_needed(tmp_path: Path) -> None:
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="'tflite' is no format; choose from onnx, torch"):
+    with pytest.raises(UsageError, match="'tflite' is no format; choose from onnx, onnx-int8, torch"):
         export(model(tmp_path, "test_resnet", [View(px=64, flip=False)]), "tflite", tmp_path / "out")

@@ -93,7 +93,13 @@ def predict(
 
 def export(
     folder: RunFolder,
-    how: Annotated[str, typer.Option("--format", help="onnx, or torch (a program of torch.export).")] = "onnx",
+    how: Annotated[
+        str, typer.Option("--format", help="onnx, onnx-int8 (also in 8 bits), or torch (a program of torch.export).")
+    ] = "onnx",
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="For onnx-int8: pictures to calibrate on and to measure its cost with."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The folder to write. [default: RUN/export]", show_default=False)
     ] = None,
@@ -105,17 +111,19 @@ def export(
     model = _said(Model(folder))
     with terminal.reporter(as_json) as reporter:
         reporter.begin("exporting")
-        from fitwithin.inference import export as exporting
+        from fitwithin.inference.export import program as exporting
 
-        check = exporting.export(model, how, out or folder / "export")
+        check = exporting.export(model, how, out or folder / "export", data)
     if as_json:
-        typer.echo(json.dumps({**dataclasses.asdict(check), "file": str(check.file)}))
+        typer.echo(json.dumps(dataclasses.asdict(check), default=str))
         return
     terminal.say(f"{check.file} ({format_size(check.file.stat().st_size)}), and how to use it in model.json beside it")
     terminal.say(
         f"on {check.pictures} reference pictures, probabilities differ by {check.max_abs_diff:.1e} at the most, and "
         f"{check.same_class} of {check.pictures} classes are those of fitwithin predict"
     )
+    for line in check.int8.lines if check.int8 else ():
+        terminal.say(line)
 
 
 def serve(

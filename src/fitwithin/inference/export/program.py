@@ -12,7 +12,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,16 @@ from fitwithin.files import write_text_atomic
 from fitwithin.inference.calibration import LEAST
 from fitwithin.inference.crops import cropper
 from fitwithin.inference.ensemble import Ensemble
+from fitwithin.inference.export.int8 import Int8, quantize
 from fitwithin.inference.model import REFERENCES, Model
-from fitwithin.inference.sources import Source, image_files
+from fitwithin.inference.sources import Source, image_files, sources
 from fitwithin.training import model as models
 
-FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
+#: The formats, with the file of each.
+FORMATS = {"onnx": "model.onnx", "onnx-int8": "model.onnx", "torch": "model.pt2"}
+
+#: The format that quantize makes of the float file.
+INT8 = "onnx-int8"
 
 #: What is said of an exported file, and how to prepare pictures for it.
 DESCRIPTION = "model.json"
@@ -50,6 +55,8 @@ class Check:
     pictures: int
     max_abs_diff: float
     same_class: int
+    #: The file in 8 bits, if one was asked for.
+    int8: Int8 | None = None
 
 
 class Exported(nn.Module):
@@ -70,31 +77,40 @@ class Exported(nn.Module):
     def forward(self, images: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Probabilities [B, K]."""
         found = []
-        for view in self.views:
-            x_bchw = images[self.sizes.index(view.px)].permute(0, 3, 1, 2).to(torch.float32)
-            x_bchw = (x_bchw - self.mean) / self.std
-            found.append(self.net(x_bchw.flip(3) if view.flip else x_bchw).softmax(-1))
-        mean_bk = torch.stack(found).mean(0)
+        for px, x_bhwc in zip(self.sizes, images, strict=True):
+            x_bchw = (x_bhwc.permute(0, 3, 1, 2).to(torch.float32) - self.mean) / self.std
+            # The views of a size in one pass: the graph is smaller, and 8-bit weights are not stored for each of them.
+            flips = [view.flip for view in self.views if view.px == px]
+            stacked = torch.cat([x_bchw.flip(3) if flip else x_bchw for flip in flips])
+            found.append(self.net(stacked).softmax(-1).unflatten(0, (len(flips), -1)))
+        mean_bk = torch.cat(found).mean(0)
         if self.temperature == 1.0:
             return mean_bk
         return (mean_bk.clamp_min(LEAST).log() / self.temperature).softmax(-1)
 
 
-def export(model: Model, how: str, folder: Path) -> Check:
+def export(model: Model, how: str, folder: Path, data: Path | None = None) -> Check:
     """Write the file and its description into ``folder``, with the reference pictures, and check it on these.
 
+    Args:
+        data: for ``onnx-int8``: pictures to calibrate on and to compare both files with (int8.py).
+
     Raises:
-        UsageError: the format is unknown, a library is missing, or the model cannot be exported.
+        UsageError: the format is unknown or needs no ``data``, a library is missing, or the model cannot be exported.
     """
     if how not in FORMATS:
         raise UsageError(f"{how!r} is no format; choose from {', '.join(FORMATS)}")
+    if data is not None and how != INT8:
+        raise UsageError(f"--data is for --format {INT8} alone: --format {how} needs no pictures")
+    if data is not None:
+        sources(data)  # refused now, not after the export
     if not (model.folder / REFERENCES).is_dir():
         raise UsageError(f"{model.folder} has no reference pictures to check an export on; finish the run first")
     net, card = models.load(model.folder, torch.device("cpu"))
     program = Exported(net, card, model.ensemble).eval()
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / FORMATS[how]
-    run = _export_onnx(program, file) if how == "onnx" else _export_torch(program, file)
+    run = _export_torch(program, file) if how == "torch" else _export_onnx(program, file)
     names, crops = _references(model, program.sizes, card.crop, folder)
     with torch.inference_mode():
         expected_bk = program(tuple(torch.from_numpy(crops[px]) for px in program.sizes)).numpy()
@@ -109,7 +125,7 @@ def export(model: Model, how: str, folder: Path) -> Check:
     )
     description = _description(model, card, program, file.name, names, expected_bk)
     write_text_atomic(folder / DESCRIPTION, json.dumps(description, indent=1, ensure_ascii=False))
-    return check
+    return replace(check, int8=quantize(model, folder, folder / DESCRIPTION, data)) if how == INT8 else check
 
 
 def _examples(program: Exported) -> tuple[tuple[torch.Tensor, ...]]:
