@@ -227,6 +227,7 @@ LIMITS = [
     "--test-sizes",
     "--scope",
     "--recipe",
+    "--balance",
     "--init",
     "--weights",
     "--licences",
@@ -247,7 +248,7 @@ LIMITS = [
 #: A profile alone has no use for these.
 BOUNDS = (
     *("--time", "--gpu-time", "--inference", "--throughput", "--inference-memory"),
-    *("--scope", "--search", "--min-gain"),
+    *("--scope", "--search", "--min-gain", "--balance"),
     *("--init", "--weights", "--licences"),
 )
 

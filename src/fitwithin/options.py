@@ -115,6 +115,11 @@ class Limits(TypedDict, total=False):
     recipe: Annotated[str, Option(
         help="How to train: `fast`, `paper`, `upright`, `wide`, or a TOML file.",
         default=DEFAULT)]
+    balance: Annotated[str, Option(
+        help="What classes with few images get: `auto`, `none`, `weights` or `sampling`.",
+        more="`auto` weighs the model's answers for them as far as validation images show that it pays, once they are "
+        "three times fewer. `weights` weighs their images in the loss, `sampling` draws all classes equally often.",
+        default="auto", in_profile=False)]
     init: Annotated[str, Option(
         help="Where weights come from: `auto`, `random` or `weights`.",
         more="`auto` starts from pretrained weights where there are any, their licence is permitted, and they promise "

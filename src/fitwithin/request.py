@@ -27,6 +27,10 @@ SEARCHES = ("halving", "optuna", "exhaustive")
 #: Where weights may come from.
 INITS = ("auto", "random", "weights")
 
+#: What rare classes get: weights by validation data after the training, nothing, weights in the loss, or to be drawn as
+#: often as others.
+BALANCES = ("auto", "none", "weights", "sampling")
+
 #: Where jobs may run.
 ENGINES = ("local", "ray")
 
@@ -61,12 +65,16 @@ class Request:
     gpus: int = 1
     #: Where weights come from at first, a folder of pretrained ones, and the licences that these may have.
     init: str = INITS[0]
+    #: How classes with few images are treated.
+    balance: str = BALANCES[0]
     weights: str | None = None
     licences: tuple[str, ...] = PERMISSIVE
 
     def __post_init__(self) -> None:
         self._check_engine()
         self._check_init()
+        if self.balance not in BALANCES:
+            raise UsageError(f"{self.balance!r} is not a balance; choose from {', '.join(BALANCES)}")
         self._check_search()
         if self.jobs > 1 and self.slots > 1:
             raise UsageError(
@@ -280,6 +288,7 @@ def parse(data: str | Path, **limits: Unpack[Limits]) -> Request:
         ray_address=word["ray_address"],
         gpus=word["gpus"] or word["data_parallel"],
         init=word["init"],
+        balance=word["balance"],
         weights=None if word["weights"] is None else os.path.abspath(word["weights"]),
         licences=word["licences"],
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fitwithin import recipe as recipes
-from fitwithin.data.batches import TrainBatches, centre_box, dummy_batch, resize, sample_crops
+from fitwithin.data.batches import TrainBatches, balanced_order, centre_box, dummy_batch, resize, sample_crops
 from fitwithin.data.pack import Pack
 from fitwithin.training.augment import resized
 
@@ -117,3 +117,15 @@ def test_a_dummy_batch_has_the_shapes_of_a_real_one(canvas_px: int | None) -> No
     if canvas_px:
         assert 1 <= int(y[:, 1:].min()) <= int(y[:, 1:].max()) <= canvas_px
         assert int(y[:, 0].max()) < 2
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(0, 2**16))
+def test_balanced_classes_come_equally_often_and_no_image_much_more_often(counts: list[int], seed: int) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    order = balanced_order(labels, np.random.default_rng(seed))
+    assert len(order) == len(labels)
+    drawn = np.bincount(labels[order], minlength=len(counts))
+    assert drawn.max() - drawn.min() <= 1
+    for label in range(len(counts)):
+        own = np.bincount(order, minlength=len(labels))[labels == label]
+        assert own.max() - own.min() <= 1, "each comes before any comes once more"

@@ -7,7 +7,15 @@ import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitwithin.inference.calibration import fit_temperature, log_likelihoods, measure, tempered
+from fitwithin.inference.calibration import (
+    MOST_LOST,
+    adjusted,
+    choose_balance,
+    fit_temperature,
+    log_likelihoods,
+    measure,
+    tempered,
+)
 from fitwithin.inference.ensemble import softmax
 from fitwithin.inference.quality import BINS
 
@@ -81,3 +89,52 @@ def test_the_interval_covers_what_holds_for_many_images() -> None:
     whole = measure(rows, labels).nll.value
     samples = [measure(rows[i : i + 300], labels[i : i + 300]).nll for i in range(0, 60_000, 300)]
     assert 180 <= sum(one.low <= whole <= one.high for one in samples) <= 199
+
+
+def skewed(seed: int, train: tuple[int, ...], val: int) -> tuple[np.ndarray, np.ndarray]:
+    """Honest probabilities of a classifier that has seen so many images of each class, and labels drawn alike."""
+    rng, k = np.random.default_rng(seed), len(train)
+    labels = rng.integers(0, k, val)
+    logits = rng.normal(size=(val, k)) + 1.5 * np.eye(k)[labels] + np.log(np.array(train) / sum(train))
+    return softmax(logits.astype(np.float32)), labels
+
+
+@given(st.integers(0, 10_000), st.floats(0.01, 100))
+def test_weights_of_classes_change_odds_and_keep_the_sum(seed: int, weight: float) -> None:
+    rows, _ = skewed(seed, (5, 5, 5), 20)
+    found = adjusted(rows, (weight, 1.0, 1.0))
+    assert found.sum(axis=1) == pytest.approx(np.ones(20), abs=1e-5)
+    assert found[:, 0] / found[:, 1] == pytest.approx(weight * rows[:, 0] / rows[:, 1], rel=1e-3)
+    assert adjusted(rows, ()) is rows
+
+
+@given(st.integers(0, 10_000), st.lists(st.integers(1, 1000), min_size=2, max_size=6), st.integers(20, 300))
+def test_weights_never_cost_more_accuracy_than_allowed_and_always_pay(seed: int, train: list[int], val: int) -> None:
+    rows, labels = skewed(seed, tuple(train), val)
+    found = choose_balance(rows, labels, np.array(train))
+    if not found.class_weights:
+        return
+
+    def scores(probabilities: np.ndarray) -> tuple[float, float]:
+        answers = probabilities.argmax(axis=1)
+        return float((answers == labels).mean()), float(sklearn.metrics.recall_score(labels, answers, average="macro"))
+
+    before, after = scores(rows), scores(adjusted(rows, found.class_weights))
+    assert after[0] >= before[0] - MOST_LOST - 1e-9
+    assert after[1] > before[1]
+    order = np.argsort(train, kind="stable")
+    assert all(np.diff(np.array(found.class_weights)[order]) <= 1e-9), "the rarer, the heavier"
+
+
+def test_what_a_skewed_training_hides_is_found_again() -> None:
+    rows, labels = skewed(1, (1000, 100, 10), 3000)
+    found = choose_balance(rows, labels, np.array([1000, 100, 10]))
+    answers = adjusted(rows, found.class_weights).argmax(axis=1)
+    before = sklearn.metrics.recall_score(labels, rows.argmax(axis=1), average="macro")
+    assert sklearn.metrics.recall_score(labels, answers, average="macro") > before + 0.1
+    assert "10 to 1,000 training images" in found.why
+
+
+def test_classes_of_about_the_same_size_are_left_alone() -> None:
+    rows, labels = skewed(2, (100, 90, 60), 500)
+    assert choose_balance(rows, labels, np.array([100, 90, 60])).class_weights == ()

@@ -26,7 +26,10 @@ onnxruntime = pytest.importorskip("onnxruntime")
 def model(run: Path, name: str, views: list[View]) -> Model:
     handed_over(run, name, tuple(sorted({view.px for view in views})))
     found = Model(run)
-    write_ensemble(dataclasses.replace(found.ensemble, views=tuple(views), temperature=0.7), run / "model")
+    ensemble = dataclasses.replace(
+        found.ensemble, views=tuple(views), temperature=0.7, class_weights=(0.5, 1.0, 2.0, 0.5)
+    )
+    write_ensemble(ensemble, run / "model")
     return Model(run)
 
 
@@ -54,6 +57,8 @@ def test_views_temperature_and_any_batch_are_in_the_file(how: str, tmp_path: Pat
     assert description["classes"] == list(CLASSES)
     inputs = pixels(made, description)
     expected = np.array(list(description["references"].values()))
+    for row, predicted in zip(expected, made.predict(made.folder / REFERENCES, device="cpu"), strict=True):
+        assert {CLASSES[int(k)]: row[k] for k in np.argsort(-row)} == pytest.approx(dict(predicted.top), abs=1e-4)
     for count in (1, 3, 8):
         some = {name: each[:count] for name, each in inputs.items()}
         if how == "onnx":

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 
 from fitwithin.candidate import Candidate, views_of
 from fitwithin.data import image_folder, pack_builder
-from fitwithin.data.features import LEAST_FAMILIAR, MOST_FAMILIAR, nearest_distance, num_familiar, unit_rows
+from fitwithin.data.dataset import LEAST_FAMILIAR, MOST_FAMILIAR, num_familiar
+from fitwithin.data.features import nearest_distance, unit_rows
 from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import EvaluateJob

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from fitwithin.candidate import by_size
-from fitwithin.data.features import num_familiar
+from fitwithin.data.dataset import num_familiar
 from fitwithin.engine.jobs import (
     MIN_RATIO,
     SCOUTED,

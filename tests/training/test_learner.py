@@ -193,3 +193,28 @@ def test_another_size_from_the_same_canvases() -> None:
         assert (asked["px"], asked["canvas_px"]) == (px, learner._setting.canvas_px)
         learner.step(*canvases, 1e-3)
     assert seen == [(4, 3, 32, 32)] * 2 + [(4, 3, 48, 48)]
+
+
+@pytest.mark.parametrize("cutmix", [0.0, 1.0])
+def test_images_count_by_the_weights_of_their_classes(cutmix: float) -> None:
+    base = setting()
+    recipe = replace(base.recipe, label_smoothing=0.1, cutmix=cutmix)
+    alike = Learner(replace(base, recipe=recipe), CANDIDATE, Cpu())
+    ones = Learner(replace(base, recipe=recipe, class_weights=(1.0,) * base.classes), CANDIDATE, Cpu())
+    double = Learner(replace(base, recipe=recipe, class_weights=(2.0,) * base.classes), CANDIDATE, Cpu())
+    losses = []
+    for learner in (alike, ones, double):
+        torch.manual_seed(0)
+        losses.append(float(learner.step(*batch(8), 0.0)))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[2] == pytest.approx(2 * losses[0], rel=1e-5)
+
+
+def test_a_class_without_weight_teaches_nothing() -> None:
+    base = setting()
+    weights = (0.0, *(1.0,) * (base.classes - 1))
+    learner = Learner(replace(base, class_weights=weights), CANDIDATE, Cpu())
+    x_bhwc, _ = batch(4)
+    assert float(learner.step(x_bhwc, torch.zeros(4, dtype=torch.int64), 0.0)) == 0.0
+    drawn = Learner(replace(base, class_weights=weights, balanced=True), CANDIDATE, Cpu())
+    assert float(drawn.step(x_bhwc, torch.zeros(4, dtype=torch.int64), 0.0)) > 0, "they are drawn equally often instead"

@@ -74,3 +74,16 @@ def test_without_time_there_still_is_a_head() -> None:
     head = linear_head.fit(train, val, 3, until_at=-math.inf)
     assert head.strength == 1e-2
     assert float((head.logits(val[0]).argmax(1) == val[1]).float().mean()) > 0.5
+
+
+def test_weights_of_classes_are_those_of_scikit_learn() -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    (x_nd, y_n), val = blobs(400, 4, 12, seed=9), blobs(300, 4, 12, seed=10)
+    weights = torch.tensor([0.2, 1.0, 1.5, 4.0])
+    head = linear_head.fit((x_nd, y_n), val, 4, strengths=[0.1], class_weights=weights)
+    scaled = ((x_nd - x_nd.mean(0)) / x_nd.std(0)).numpy()
+    theirs = linear_model.LogisticRegression(
+        C=0.1, max_iter=5000, tol=1e-8, class_weight=dict(enumerate(weights.tolist()))
+    ).fit(scaled, y_n.numpy())
+    expected = theirs.predict_proba(((val[0] - x_nd.mean(0)) / x_nd.std(0)).numpy())
+    np.testing.assert_allclose(head.logits(val[0]).softmax(1).numpy(), expected, atol=2e-3)

@@ -53,11 +53,28 @@ class Crops:
     boxes: npt.NDArray[np.int32]
 
 
-def sample_crops(heights: Ints, widths: Ints, recipe: Recipe, *, seed: int, epoch: int) -> Crops:
-    """The crops of an epoch over images of these sizes: torchvision's RandomResizedCrop, for all at once."""
+def balanced_order(labels: Ints, rng: np.random.Generator) -> Ints:
+    """As many positions as there are, in random order, with all classes equally often (or once more): images of rare
+    classes come again and again, each before any of them comes once more."""
+    classes = np.unique(labels)
+    shares = np.full(len(classes), len(labels) // len(classes))
+    shares[rng.permutation(len(classes))[: len(labels) % len(classes)]] += 1
+    parts = []
+    for label, share in zip(classes, shares, strict=True):
+        own = np.flatnonzero(labels == label)
+        rounds = [rng.permutation(own) for _ in range(-(-int(share) // len(own)))]
+        parts.append(np.concatenate([np.zeros(0, np.int64), *rounds])[:share])
+    return rng.permutation(np.concatenate(parts)).astype(np.int64)
+
+
+def sample_crops(
+    heights: Ints, widths: Ints, recipe: Recipe, *, seed: int, epoch: int, balanced: Ints | None = None
+) -> Crops:
+    """The crops of an epoch over images of these sizes: torchvision's RandomResizedCrop, for all at once. With the
+    labels of images to be ``balanced``, all classes come equally often."""
     rng = np.random.default_rng((seed, epoch))
     n = len(heights)
-    order = rng.permutation(n).astype(np.int64)
+    order = rng.permutation(n).astype(np.int64) if balanced is None else balanced_order(balanced, rng)
     high, wide = heights[order, None].astype(np.float64), widths[order, None].astype(np.float64)
     area = high * wide * rng.uniform(*recipe.crop_scale, size=(n, MAX_TRIES))
     ratio = np.exp(rng.uniform(math.log(recipe.crop_ratio[0]), math.log(recipe.crop_ratio[1]), size=(n, MAX_TRIES)))
@@ -122,6 +139,8 @@ class TrainBatches(Batches):
     Images come in a new random order every epoch; a batch may span two epochs, so that no image is dropped. If
     ``ranks`` processes make an update, these are the ``rank``-th one's slices of it, of ``batch`` images each.
 
+    If they are ``balanced``, all classes come equally often.
+
     Images are resized to ``px``. With ``canvas_px``, which is ``px`` or more, they lie on canvases of that side and are
     resized only if they are too large for it, as one in seven crops of a photograph of 4:3.
     """
@@ -139,6 +158,7 @@ class TrainBatches(Batches):
         rank: int = 0,
         ranks: int = 1,
         canvas_px: int | None = None,
+        balanced: bool = False,
     ) -> None:
         assert canvas_px is None or canvas_px >= px, "a crop resized here must have room"
         count = max(0, steps - first_step)
@@ -153,12 +173,15 @@ class TrainBatches(Batches):
         self._indices = pack.indices("train")
         self._heights = np.asarray(pack.heights[self._indices], dtype=np.int64)
         self._widths = np.asarray(pack.widths[self._indices], dtype=np.int64)
+        self._balanced = pack.labels[self._indices] if balanced else None
         self._epochs: dict[int, Crops] = {}
 
     def _epoch(self, epoch: int) -> Crops:
         if epoch not in self._epochs:
             self._epochs = {e: crops for e, crops in self._epochs.items() if e >= epoch - 1}
-            self._epochs[epoch] = sample_crops(self._heights, self._widths, self._recipe, seed=self._seed, epoch=epoch)
+            self._epochs[epoch] = sample_crops(
+                self._heights, self._widths, self._recipe, seed=self._seed, epoch=epoch, balanced=self._balanced
+            )
         return self._epochs[epoch]
 
     def prepare(self, number: int) -> tuple[Ints, Fill]:

@@ -23,6 +23,10 @@ SPLITS = ("train", "val", "test")
 LAYOUT = "DATA/<class>/*.jpg, or DATA/train/<class>/*.jpg with val and test beside train"
 
 
+#: Images that familiar pictures are learnt from (:func:`num_familiar`).
+LEAST_FAMILIAR, MOST_FAMILIAR = 100, 1000
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
     """The sizes of a data set's splits, in images."""
@@ -31,6 +35,14 @@ class DataFacts:
     val: int
     test: int
     classes: int
+
+
+def num_familiar(n_train: int, n_val: int, passes: int) -> tuple[int, int]:
+    """How many training images stand for all that a classifier knows, and how many validation images show how far from
+    them a familiar picture may be: MOST_FAMILIAR each, at the cost of a quarter of an evaluation's ``passes`` of an
+    image through the model. None at all if they would be fewer than LEAST_FAMILIAR."""
+    each = min(MOST_FAMILIAR, passes // 8)
+    return (min(each, n_train), min(each, n_val)) if min(each, n_train, n_val) >= LEAST_FAMILIAR else (0, 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

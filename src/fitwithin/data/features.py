@@ -21,9 +21,6 @@ from fitwithin.files import write_atomic
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
 
-#: Images that familiar pictures are learnt from (:func:`num_familiar`).
-LEAST_FAMILIAR, MOST_FAMILIAR = 100, 1000
-
 #: How the files are laid out; those of another layout are not read.
 SCHEMA = 1
 
@@ -55,14 +52,6 @@ class Features:
         return Features(
             positions=np.concatenate([self.positions, positions]), values=np.concatenate([self.values, values])
         )
-
-
-def num_familiar(n_train: int, n_val: int, passes: int) -> tuple[int, int]:
-    """How many training images stand for all that a classifier knows, and how many validation images show how far from
-    them a familiar picture may be: MOST_FAMILIAR each, at the cost of a quarter of an evaluation's ``passes`` of an
-    image through the model. None at all if they would be fewer than LEAST_FAMILIAR."""
-    each = min(MOST_FAMILIAR, passes // 8)
-    return (min(each, n_train), min(each, n_val)) if min(each, n_train, n_val) >= LEAST_FAMILIAR else (0, 0)
 
 
 def unit_rows(values_ND: Floats) -> Floats:

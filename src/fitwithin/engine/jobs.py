@@ -31,7 +31,8 @@ class JobSettings:
     ``workers`` is the number of loader processes of each process; ``view_sizes`` are in pixels. ``data_parallel``
     processes train a candidate together, on consecutive devices. ``jobs_per_host`` jobs share the machine's cores. With
     ``canvas_px`` the device resizes training images, which come on canvases of that side; else the loaders do.
-    ``weights`` are the pretrained ones that candidates may start from.
+    ``weights`` are the pretrained ones that candidates may start from. With ``class_weights`` the loss of an image
+    counts by its class; with ``balanced`` classes are drawn equally often instead.
     """
 
     device: DeviceName
@@ -47,6 +48,8 @@ class JobSettings:
     jobs_per_host: int = 1
     canvas_px: int | None = None
     weights: tuple[Weights, ...] = ()
+    class_weights: tuple[float, ...] = ()
+    balanced: bool = False
 
     def weights_of(self, candidate: Candidate) -> Weights | None:
         """The pretrained weights that the candidate starts from, if it does."""

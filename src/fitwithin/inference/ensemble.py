@@ -18,7 +18,7 @@ from fitwithin.candidate import View
 from fitwithin.errors import RunFolderError
 from fitwithin.files import read_json, to_json, write_text_atomic
 from fitwithin.inference import calibration
-from fitwithin.inference.calibration import fit_temperature, log_likelihoods, tempered
+from fitwithin.inference.calibration import adjusted, fit_temperature, log_likelihoods, tempered
 
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
@@ -40,7 +40,8 @@ class Ensemble:
     forward pass.
 
     ``candidate`` is the winner's name, ``trial`` the folder within the run where it was trained. A picture that is
-    farther than ``novelty`` from the training images is unlike all of them; None if that is not known.
+    farther than ``novelty`` from the training images is unlike all of them; None if that is not known. Probabilities
+    are multiplied by ``class_weights``, if there are any, before the temperature.
     """
 
     candidate: str
@@ -49,10 +50,11 @@ class Ensemble:
     batch: int
     temperature: float = 1.0
     novelty: float | None = None
+    class_weights: tuple[float, ...] = ()
 
     def probabilities(self, logits: Mapping[View, Floats]) -> Floats:
         """The probabilities [N, K] by the logits of the views."""
-        return tempered(average(logits, self.views), self.temperature)
+        return tempered(adjusted(average(logits, self.views), self.class_weights), self.temperature)
 
 
 def model_folder(folder: Path) -> Path:
@@ -76,11 +78,17 @@ def read_ensemble(folder: Path) -> Ensemble:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The views to average, in order of choosing, and why each was taken or left."""
+    """The views to average, in order of choosing, and why each was taken or left; the weights of classes."""
 
     views: tuple[View, ...]
     why: str
     reasons: dict[View, str]
+    class_weights: tuple[float, ...] = ()
+    balance_why: str = ""
+
+    def probabilities(self, logits: Mapping[View, Floats]) -> Floats:
+        """The probabilities [N, K] by the logits of the views, before any temperature."""
+        return adjusted(average(logits, self.views), self.class_weights)
 
 
 def softmax(logits_NK: Floats) -> Floats:

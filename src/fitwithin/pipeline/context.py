@@ -62,7 +62,19 @@ class RunContext:
             jobs_per_host=1 if request.engine == "ray" else request.slots,
             canvas_px=request.canvas_px,
             weights=self.weights,
+            class_weights=self.class_weights,
+            balanced=request.balance == "sampling",
         )
+
+    @property
+    def class_weights(self) -> tuple[float, ...]:
+        """The weights of the classes in training by the inverse of their images, 1 for the mean image; none unless they
+        were asked for."""
+        if self.request.balance not in ("weights", "sampling"):
+            return ()
+        labels, classes = self.images.labels[self.images.indices("train")], len(self.images.classes)
+        counts = [int((labels == label).sum()) for label in range(classes)]
+        return tuple(len(labels) / (classes * max(1, count)) for count in counts)
 
     @property
     def chosen(self) -> bool:

@@ -60,6 +60,12 @@ class Member:
     evaluated: EvalResult
     logits: Mapping[str, Mapping[View, Floats]]
 
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes it tells apart; None before any logits are known."""
+        every = (rows for views in self.logits.values() for rows in views.values())
+        return next((rows.shape[1] for rows in every), None)
+
 
 def table1_rows(member: Member, labels: Mapping[str, Labels], views: Sequence[View]) -> list[MethodRow]:
     """The rows of the paper's Table 1 for one candidate."""
@@ -78,7 +84,9 @@ def table1_rows(member: Member, labels: Mapping[str, Labels], views: Sequence[Vi
 
 def delivered_row(member: Member, labels: Mapping[str, Labels], choice: Choice) -> MethodRow:
     """The row of what is delivered: the average of the chosen views."""
-    return replace(_method_row("Delivered", member, labels, choice.views), note=choice.why, delivered=True)
+    row = _method_row("Delivered", member, labels, choice.views)
+    validation, test = (_delivered_accuracy(member, split, choice, labels) for split in ("val", "test"))
+    return replace(row, validation=validation, test=test, note=choice.why, delivered=True)
 
 
 def _method_row(name: str, member: Member, labels: Mapping[str, Labels], views: Sequence[View]) -> MethodRow:
@@ -144,7 +152,7 @@ def class_rows(
     hits = {}
     for split in ("val", "test"):
         if _accuracy(member, split, choice.views, labels) is not None:
-            hits[split] = average(member.logits[split], choice.views).argmax(axis=1) == labels[split]
+            hits[split] = choice.probabilities(member.logits[split]).argmax(axis=1) == labels[split]
 
     def accuracy(split: str, label: int) -> Accuracy | None:
         own = hits[split][labels[split] == label] if split in hits else np.array([])
@@ -157,6 +165,16 @@ def class_rows(
     ]
 
 
+def weigh_classes(member: Member, labels: Mapping[str, Labels], choice: Choice, train_labels: Labels) -> Choice:
+    """The choice with the weights of classes that validation data support."""
+    found, classes = member.logits.get("val", {}), member.num_classes
+    if classes is None or any(view not in found for view in choice.views):
+        return choice
+    counts = np.bincount(train_labels, minlength=classes)
+    balance = calibration.choose_balance(average(found, choice.views), labels["val"], counts)
+    return replace(choice, class_weights=balance.class_weights, balance_why=balance.why)
+
+
 def fit_temperature(member: Member, labels: Mapping[str, Labels], choice: Choice) -> tuple[float, str]:
     """The temperature of the chosen views' mean probabilities by validation data, and why it is that."""
     found, truth = member.logits.get("val", {}), labels["val"]
@@ -167,7 +185,7 @@ def fit_temperature(member: Member, labels: Mapping[str, Labels], choice: Choice
             f"Probabilities are as they come: {len(truth)} validation images are too few to fit a temperature "
             f"({calibration.LEAST_IMAGES} are needed)."
         )
-    temperature = calibration.fit_temperature(average(found, choice.views), truth)
+    temperature = calibration.fit_temperature(choice.probabilities(found), truth)
     how = "surer" if temperature < 1 else "less sure"
     return temperature, (
         f"Probabilities are made {how} by a temperature of {temperature:.2f}, at which the {len(truth):,} validation "
@@ -182,7 +200,7 @@ def assessments(
     return [
         assess(
             split,
-            average(member.logits[split], choice.views),
+            choice.probabilities(member.logits[split]),
             labels[split],
             classes=run.images.classes,
             paths=[run.images.paths[int(i)] for i in run.images.indices(split)],
@@ -199,6 +217,14 @@ def _accuracy(member: Member, split: str, views: Sequence[View], labels: Mapping
     if truth is None or not len(truth) or (truth < 0).any() or any(view not in found for view in views):
         return None
     return Accuracy(correct=correct(average(found, views), truth), total=len(truth))
+
+
+def _delivered_accuracy(member: Member, split: str, choice: Choice, labels: Mapping[str, Labels]) -> Accuracy | None:
+    """The accuracy of what is delivered on a split, where there is one."""
+    if _accuracy(member, split, choice.views, labels) is None:
+        return None
+    found = choice.probabilities(member.logits[split])
+    return Accuracy(correct=correct(found, labels[split]), total=len(labels[split]))
 
 
 def choose_winner(run: RunContext, plan: Plan) -> tuple[TrialPlan, str]:

@@ -28,6 +28,14 @@ from fitwithin.units import format_duration
 #: How many reference pictures a model comes with.
 NUM_REFERENCES = 8
 
+#: How training treated classes of different size.
+BALANCE_WHY = {
+    "auto": "",
+    "none": "Classes are weighted alike, as --balance none asks.",
+    "weights": "Rare classes weigh more in the loss, as --balance weights asks.",
+    "sampling": "All classes are drawn equally often, as --balance sampling asks.",
+}
+
 #: The longer side of the pictures of mistakes, in pixels.
 PICTURE_PX = 160
 
@@ -42,6 +50,8 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
     train_labels = np.asarray(run.images.labels[run.images.indices("train")])
     chief = members[0]
     choice = evaluate_phase.choose_views(chief, labels, run.request.budget.image_ms)
+    if run.request.balance == "auto":
+        choice = evaluate_phase.weigh_classes(chief, labels, choice, train_labels)
     views = run.request.views
     rows = [row for member in reversed(members) for row in evaluate_phase.table1_rows(member, labels, views)]
     rows.append(evaluate_phase.delivered_row(chief, labels, choice))
@@ -56,6 +66,7 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
             batch=batch,
             temperature=temperature,
             novelty=chief.evaluated.novelty,
+            class_weights=choice.class_weights,
         ),
         run.folder,
         _references(run.images),
@@ -84,6 +95,7 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
             classes=evaluate_phase.class_rows(chief, labels, choice, run.images.classes, train_labels),
             assessments=assessments,
             temperature_why=temperature_why,
+            balance_why=choice.balance_why or BALANCE_WHY[run.request.balance],
             usage=evaluate_phase.usage(chief),
         )
         write_report(report, run.folder, pictures)

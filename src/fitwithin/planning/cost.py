@@ -7,8 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fitwithin.data.dataset import DataFacts
-from fitwithin.data.features import num_familiar
+from fitwithin.data.dataset import DataFacts, num_familiar
 from fitwithin.engine.jobs import Stage
 from fitwithin.engine.margins import EVALUATION_MARGIN, EXIT_S, FIXED_MARGIN, MARGIN, VIEW_S, WATCHDOG_S
 from fitwithin.profiling.profile import Profile, Rejection

@@ -109,7 +109,7 @@ def _trust(report: Report) -> Section:
         table_by_column("How good the probabilities are", columns),
         table_by_column(f"Answers to the surest{of}", shares),
     )
-    said = (report.temperature_why, SCORES, SUREST) if rows else ()
+    said = (report.balance_why, report.temperature_why, SCORES, SUREST) if rows else ()
     return Section("trust", "How far to trust a probability", said, tables)
 
 

@@ -188,6 +188,7 @@ def report(
     classes: Sequence[ClassRow] = (),
     assessments: Sequence[Assessment] = (),
     temperature_why: str = "",
+    balance_why: str = "",
     usage: Usage | None = None,
 ) -> Report:
     """The report of a finished run by its store and its ledger; without a ``winner`` that of a plan."""
@@ -233,6 +234,7 @@ def report(
         classes=tuple(classes),
         assessments=tuple(assessments),
         temperature_why=temperature_why,
+        balance_why=balance_why,
         pool=tuple(_pool_row(prospect) for prospect in chosen.pool.prospects) if chosen else (),
         pool_why=chosen.pool.why if chosen else "",
         pretrained=probed,

@@ -229,7 +229,7 @@ class Report:
     expected first, and ``pool_why`` says how; none where the user named them. ``assessments`` are of what is delivered
     on validation and test images, and ``temperature_why`` says how its temperature was found. ``pretrained`` are the
     weights that were probed, and ``pretrained_why`` says whether the run starts from some. ``usage`` is that of what is
-    delivered, where it was measured.
+    delivered, where it was measured; ``balance_why`` says how classes of different size were treated.
     """
 
     title: str
@@ -253,6 +253,7 @@ class Report:
     pool_why: str = ""
     pretrained: tuple[PretrainedRow, ...] = ()
     pretrained_why: str = ""
+    balance_why: str = ""
     usage: Usage | None = None
     schema: int = SCHEMA
 

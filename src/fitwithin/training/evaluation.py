@@ -18,7 +18,8 @@ from safetensors.numpy import save_file
 
 from fitwithin.candidate import Candidate, View, by_size
 from fitwithin.data.batches import EvalBatches
-from fitwithin.data.features import nearest_distance, num_familiar, unit_rows
+from fitwithin.data.dataset import num_familiar
+from fitwithin.data.features import nearest_distance, unit_rows
 from fitwithin.data.pack import Pack
 from fitwithin.data.prefetch import PrefetchLoader, Stream, ring_bytes
 from fitwithin.engine.cuda import Cuda

@@ -93,6 +93,8 @@ class Learner:
         self._setting = setting
         self._recipe = setting.recipe
         self._classes = setting.classes
+        weighs = setting.class_weights and not setting.balanced
+        self._class_weights = torch.tensor(setting.class_weights, device=device.torch_device) if weighs else None
         #: The side to which images on canvases are resized.
         self.px = candidate.train_px
         # float16 resolves 0 to 255 to an eighth; bfloat16 only to a whole.
@@ -122,6 +124,7 @@ class Learner:
             "canvas_px": self._setting.canvas_px,
             "rank": self.team.rank,
             "ranks": self.team.size,
+            "balanced": self._setting.balanced,
         }
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -185,6 +188,16 @@ class Learner:
             group["lr"] = 0.0 if self._recorder is None else torch.zeros((), device=self.device.torch_device)
             group["capturable"] = self._recorder is not None
 
+    def _loss(self, logits_bk: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The mean cross-entropy, of images that count by their classes if those have weights."""
+        smoothing = self._recipe.label_smoothing
+        if self._class_weights is None:
+            return F.cross_entropy(logits_bk, target, label_smoothing=smoothing)
+        summed = F.cross_entropy(
+            logits_bk, target, weight=self._class_weights, label_smoothing=smoothing, reduction="sum"
+        )
+        return summed / len(target)
+
     def _set_rate(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
             own = lr * group.get("lr_scale", 1.0)
@@ -203,7 +216,7 @@ class Learner:
             if len(losses) == self.accum_steps - 1:
                 on_inputs_read()
             with self.autocast():
-                loss = F.cross_entropy(self.net(x_bchw), target, label_smoothing=self._recipe.label_smoothing)
+                loss = self._loss(self.net(x_bchw), target)
             del x_bchw  # it need not stay while the weights are updated
             loss = loss / self.accum_steps
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

@@ -45,11 +45,13 @@ def fit(
     *,
     until_at: float = math.inf,
     strengths: Sequence[float] = STRENGTHS,
+    class_weights: torch.Tensor | None = None,
 ) -> LinearHead:
     """The regression on the ``train`` features [N, D] and labels [N] whose strength has the smallest log loss.
 
     The loss is that on ``val``, or with few validation images that of FOLDS parts of ``train``, each predicted by a fit
-    to the others. No strength but the first is begun after ``until_at`` (monotonic).
+    to the others. No strength but the first is begun after ``until_at`` (monotonic). With ``class_weights`` [K] an
+    image's loss counts by its class.
     """
     x_ND, y_N = train
     mean_D, std_D = x_ND.mean(0), x_ND.std(0).clamp_min(1e-6)
@@ -70,9 +72,14 @@ def fit(
             return False
         before = min(losses.values(), default=math.inf)
         starts = [None] * len(parts) if near is None else fitted[near]
-        fits = [_minimise(*part[:2], classes, strength, start) for part, start in zip(parts, starts, strict=True)]
+        fits = [
+            _minimise(*part[:2], classes, strength, start, class_weights)
+            for part, start in zip(parts, starts, strict=True)
+        ]
         held = [(part[2:], found) for part, found in zip(parts, fits, strict=True)]
-        losses[strength] = sum(float(F.cross_entropy(_apply(w, x), y, reduction="sum")) for (x, y), w in held)
+        losses[strength] = sum(
+            float(F.cross_entropy(_apply(w, x), y, weight=class_weights, reduction="sum")) for (x, y), w in held
+        )
         fitted[strength] = fits
         return losses[strength] < before
 
@@ -83,7 +90,7 @@ def fit(
             if not improves(strength, near):
                 break
     best = min(losses, key=lambda strength: losses[strength])
-    found = fitted[best][0] if len(parts) == 1 else _minimise(x_ND, y_N, classes, best, None)
+    found = fitted[best][0] if len(parts) == 1 else _minimise(x_ND, y_N, classes, best, None, class_weights)
     weight_KD = found[:, 1:] / std_D
     return LinearHead(weight_KD=weight_KD, bias_K=found[:, 0] - weight_KD @ mean_D, strength=best)
 
@@ -93,7 +100,12 @@ def _apply(theta_KD1: torch.Tensor, x_ND: torch.Tensor) -> torch.Tensor:
 
 
 def _minimise(
-    x_ND: torch.Tensor, y_N: torch.Tensor, classes: int, strength: float, start: torch.Tensor | None
+    x_ND: torch.Tensor,
+    y_N: torch.Tensor,
+    classes: int,
+    strength: float,
+    start: torch.Tensor | None,
+    class_weights: torch.Tensor | None,
 ) -> torch.Tensor:
     """Weights [K, 1 + D], the bias first: the mean cross-entropy plus |weights|^2 / (2 C N) is smallest."""
     theta = torch.zeros(classes, 1 + x_ND.shape[1], device=x_ND.device) if start is None else start.clone()
@@ -105,7 +117,8 @@ def _minimise(
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(_apply(theta, x_ND), y_N) + penalty * theta[:, 1:].square().sum()
+        summed = F.cross_entropy(_apply(theta, x_ND), y_N, weight=class_weights, reduction="sum")
+        loss = summed / len(y_N) + penalty * theta[:, 1:].square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 

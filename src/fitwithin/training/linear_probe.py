@@ -97,7 +97,8 @@ def probe_linearly(
     train_xy = torch.from_numpy(known.of(train)).to(to), torch.from_numpy(pack.labels[train]).to(to)
     val_xy = torch.from_numpy(known.of(val)).to(to), torch.from_numpy(pack.labels[val]).to(to)
     heads_until_at = 0.5 * (features_until_at + job.until_at)
-    head = linear_head.fit(train_xy, val_xy, setting.classes, until_at=heads_until_at)
+    weights_K = torch.tensor(setting.class_weights, device=to) if setting.class_weights else None
+    head = linear_head.fit(train_xy, val_xy, setting.classes, until_at=heads_until_at, class_weights=weights_K)
     correct = int((head.logits(val_xy[0]).argmax(1) == val_xy[1]).sum())
     extractor.save(head)
     return LinearProbe(

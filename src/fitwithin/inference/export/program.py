@@ -64,6 +64,7 @@ class Exported(nn.Module):
 
     mean: torch.Tensor
     std: torch.Tensor
+    class_weights: torch.Tensor
 
     def __init__(self, net: nn.Module, card: models.Card, ensemble: Ensemble) -> None:
         super().__init__()
@@ -71,6 +72,9 @@ class Exported(nn.Module):
         self.views = sorted(ensemble.views)
         self.sizes = sorted({view.px for view in self.views})
         self.temperature = ensemble.temperature
+        weights = ensemble.class_weights or [1.0] * len(card.classes)
+        self.register_buffer("class_weights", torch.tensor(weights, dtype=torch.float32))
+        self.weighs = bool(ensemble.class_weights)
         self.register_buffer("mean", 255 * torch.tensor(card.mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(card.std).view(1, 3, 1, 1))
 
@@ -84,6 +88,9 @@ class Exported(nn.Module):
             stacked = torch.cat([x_bchw.flip(3) if flip else x_bchw for flip in flips])
             found.append(self.net(stacked).softmax(-1).unflatten(0, (len(flips), -1)))
         mean_bk = torch.cat(found).mean(0)
+        if self.weighs:
+            mean_bk = mean_bk.clamp_min(LEAST) * self.class_weights
+            mean_bk = mean_bk / mean_bk.sum(1, keepdim=True)
         if self.temperature == 1.0:
             return mean_bk
         return (mean_bk.clamp_min(LEAST).log() / self.temperature).softmax(-1)
@@ -214,6 +221,7 @@ def _description(
             "mean": card.mean,
             "std": card.std,
             "views": [view.name for view in program.views],
+            "class_weights": model.ensemble.class_weights or None,
             "temperature": model.ensemble.temperature,
         },
         "references": {
