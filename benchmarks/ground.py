@@ -13,7 +13,8 @@ from typing import Any
 
 from fitwithin import events
 from fitwithin import request as requests
-from fitwithin.data import image_folder, pack, pack_builder
+from fitwithin.data import pack, pack_builder
+from fitwithin.data.sources import folder as image_folder
 from fitwithin.engine.jobs import JobSettings
 from fitwithin.files import cache_root
 from fitwithin.machine import cpu_name

@@ -21,7 +21,8 @@ from PIL import Image
 
 from fitwithin import recipe as recipes
 from fitwithin.candidate import Candidate
-from fitwithin.data import image_folder, pack_builder
+from fitwithin.data import pack_builder
+from fitwithin.data.sources import folder as image_folder
 from fitwithin.engine.jobs import JobSettings
 from fitwithin.engine.local import Local
 from fitwithin.machine import CPU

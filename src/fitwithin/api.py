@@ -14,7 +14,7 @@ from fitwithin import events, files
 from fitwithin import request as requests
 from fitwithin.candidate import match
 from fitwithin.data import dataset
-from fitwithin.data import image_folder as folders
+from fitwithin.data.sources import folder as folders
 from fitwithin.engine import launch
 from fitwithin.engine.base import Engine
 from fitwithin.engine.connect import Site

@@ -23,7 +23,8 @@ from PIL import Image
 from e2e.door import until
 from fitwithin import recipe as recipes
 from fitwithin.candidate import Candidate, by_size, views_of
-from fitwithin.data import image_folder, pack, pack_builder
+from fitwithin.data import pack, pack_builder
+from fitwithin.data.sources import folder as image_folder
 from fitwithin.engine.base import Engine
 from fitwithin.engine.connect import Site
 from fitwithin.engine.jobs import EvaluateJob, JobSettings, LinearProbeJob, ProbeJob, TrainJob

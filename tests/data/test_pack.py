@@ -29,9 +29,9 @@ from fitwithin.data import crew, decode_pool
 from fitwithin.data import pack as packs_module
 from fitwithin.data.dataset import Broken, Dataset
 from fitwithin.data.decode import ONE_COLOUR, Picture, read, read_rgb
-from fitwithin.data.image_folder import scan
 from fitwithin.data.pack import Pack, open_pack
 from fitwithin.data.pack_builder import build, location
+from fitwithin.data.sources.folder import scan
 from fitwithin.errors import DataError
 from fitwithin.files import cache_root
 
@@ -356,7 +356,7 @@ def test_leftovers_of_dead_processes_are_removed_and_no_others(dataset: Dataset,
 def test_two_processes_build_one_pack(dataset: Dataset, cache: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from fitwithin.data.image_folder import scan; from fitwithin.data.pack_builder import build\n"
+        "from fitwithin.data.sources.folder import scan; from fitwithin.data.pack_builder import build\n"
         "dataset = scan(Path(sys.argv[1])); print('ready', flush=True); sys.stdin.readline()\n"
         "print(len(build(dataset, 32)))"
     )

@@ -18,7 +18,7 @@ from PIL import Image
 
 import fitwithin
 from e2e.door import budget_s
-from fitwithin.data.image_folder import scan
+from fitwithin.data.sources.folder import scan
 
 ROOT = Path(__file__).parents[2]
 MAIN = ROOT / "examples" / "rcv2023" / "main.py"

@@ -22,7 +22,8 @@ import pytest
 from e2e.door import processes_with, until, write_shapes
 from fitwithin.accountant import Accountant
 from fitwithin.candidate import Candidate
-from fitwithin.data import image_folder, pack_builder
+from fitwithin.data import pack_builder
+from fitwithin.data.sources import folder as image_folder
 from fitwithin.engine import ray_task as remote
 from fitwithin.engine.connect import Site
 from fitwithin.engine.jobs import EvaluateJob, ProbeJob, TrainJob

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fitwithin.data import image_folder, pack_builder
+from fitwithin.data import pack_builder
 from fitwithin.data.pack import Pack
+from fitwithin.data.sources import folder as image_folder
 from fitwithin.engine.local import Local
 from fitwithin.machine import DeviceName
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fitwithin.data.tree import Tree
+from fitwithin.data.sources.tree import Tree
 from fitwithin.errors import UsageError
 from fitwithin.inference.sources import sources
 

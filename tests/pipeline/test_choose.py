@@ -11,7 +11,7 @@ from PIL import Image
 
 from fitwithin import request as requests
 from fitwithin.candidate import Candidate
-from fitwithin.data import image_folder
+from fitwithin.data.sources import folder as image_folder
 from fitwithin.engine.results import StepTiming
 from fitwithin.errors import BudgetError
 from fitwithin.events import PoolChosen

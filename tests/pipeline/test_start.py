@@ -11,7 +11,8 @@ from PIL import Image
 
 from fitwithin import api
 from fitwithin import request as requests
-from fitwithin.data import image_folder, pack_builder
+from fitwithin.data import pack_builder
+from fitwithin.data.sources import folder as image_folder
 from fitwithin.engine import launch
 from fitwithin.engine.margins import CLOSING_S, HAND_OVER_S
 from fitwithin.events import RunRequested

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from fitwithin.candidate import Candidate, views_of
-from fitwithin.data import image_folder, pack_builder
+from fitwithin.data import pack_builder
 from fitwithin.data.pack import Pack
 from fitwithin.data.prefetch import PrefetchLoader
+from fitwithin.data.sources import folder as image_folder
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import EvaluateJob
 from fitwithin.engine.results import EVALUATED, EvalResult

@@ -19,10 +19,11 @@ import torch
 from PIL import Image
 
 from fitwithin.candidate import Candidate
-from fitwithin.data import image_folder, pack_builder
+from fitwithin.data import pack_builder
 from fitwithin.data.batches import EvalBatches, TrainBatches
 from fitwithin.data.pack import Pack
 from fitwithin.data.prefetch import PrefetchLoader, _fork
+from fitwithin.data.sources import folder as image_folder
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import EvaluateJob, Stage, TrainJob
 from fitwithin.engine.margins import EXIT_S

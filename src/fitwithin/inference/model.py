@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fitwithin.candidate import View
-from fitwithin.data.tree import RUN_FILE
+from fitwithin.data.sources.tree import RUN_FILE
 from fitwithin.engine.results import CARD, WEIGHTS
 from fitwithin.errors import DataError, RunFolderError
 from fitwithin.files import write_atomic, write_text_atomic

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from fitwithin.data import decode
-from fitwithin.data.splits import split_named
-from fitwithin.data.tree import Tree, join, same_form
+from fitwithin.data.sources.splits import split_named
+from fitwithin.data.sources.tree import Tree, join, same_form
 from fitwithin.errors import DataError, UsageError
 from fitwithin.units import listed
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fitwithin.data.image_folder import scan
-from fitwithin.data.splits import split_alike, split_named
-from fitwithin.data.tree import SYSTEM, Tree
+from fitwithin.data.sources.folder import scan
+from fitwithin.data.sources.splits import split_alike, split_named
+from fitwithin.data.sources.tree import SYSTEM, Tree
 from fitwithin.errors import DataError, UsageError
 from fitwithin.inference.sources import image_files, labelled_files
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fitwithin.data.dataset import Broken, Dataset, Sample, drop_broken
-from fitwithin.data.image_folder import random_split, scan
+from fitwithin.data.sources.folder import random_split, scan
 from fitwithin.errors import DataError
 
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

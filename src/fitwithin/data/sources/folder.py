@@ -18,8 +18,8 @@ from pathlib import Path
 from fitwithin.data.dataset import LAYOUT, SPLITS, Dataset, Sample, check
 from fitwithin.data.decode import has_header
 from fitwithin.data.fingerprint import contents
-from fitwithin.data.splits import random_split, split_alike, split_named
-from fitwithin.data.tree import Tree, join, same_form
+from fitwithin.data.sources.splits import random_split, split_alike, split_named
+from fitwithin.data.sources.tree import Tree, join, same_form
 from fitwithin.errors import DataError
 from fitwithin.units import listed
 
