@@ -14,7 +14,7 @@ from fitwithin import events, files
 from fitwithin import request as requests
 from fitwithin.candidate import match
 from fitwithin.data import dataset
-from fitwithin.data.sources import folder as folders
+from fitwithin.data.sources import door
 from fitwithin.engine import launch
 from fitwithin.engine.base import Engine
 from fitwithin.engine.connect import Site
@@ -248,8 +248,8 @@ def _scan(request: Request, reporter: Reporter, started_at: float) -> dataset.Da
     reporter.begin(f"reading {request.data}")
     budget = request.budget
     whole_s = budget.time_s if budget.time_s is not None and budget.scope == "total" else math.inf
-    return folders.scan(
-        Path(request.data),
+    return door.open_dataset(
+        request.data,
         seed=request.seed,
         cache_dir=files.cache_root() / "folders",
         until_at=start.reading_ends_at(whole_s - (time.monotonic() - started_at)),

@@ -12,7 +12,7 @@ from PIL import Image
 from fitwithin import api
 from fitwithin import request as requests
 from fitwithin.data import pack_builder
-from fitwithin.data.sources import folder as image_folder
+from fitwithin.data.sources.door import open_dataset
 from fitwithin.engine import launch
 from fitwithin.engine.margins import CLOSING_S, HAND_OVER_S
 from fitwithin.events import RunRequested
@@ -45,9 +45,7 @@ def opened(folder: Path, store: Store, **limits: Any) -> RunContext:
     request = requests.parse(folder, **asked)
     accountant = start.open_accountant(store, request.budget, engine.now, engine.now())
     late = start.too_late_for_workers(accountant)
-    return start.open_run(
-        request, folder, engine, store, Silent(), accountant, image_folder.scan(folder), hands_over=late
-    )
+    return start.open_run(request, folder, engine, store, Silent(), accountant, open_dataset(folder), hands_over=late)
 
 
 def spent(store: Store, seconds: float) -> None:
@@ -89,7 +87,7 @@ def test_what_there_is_is_handed_over_without_workers(
     run_folder = folder.parent / "run"
     run_folder.mkdir()
     request = requests.parse(folder, memory="1GiB", time="60s", models="test_resnet", sizes="32", device="cpu")
-    dataset = image_folder.scan(folder)
+    dataset = open_dataset(folder)
     images = pack_builder.build(dataset, request.pack_side)
     with Store(run_folder) as store:
         store.append(RunRequested(request=request))

@@ -23,7 +23,7 @@ from fitwithin.data import pack_builder
 from fitwithin.data.batches import EvalBatches, TrainBatches
 from fitwithin.data.pack import Pack
 from fitwithin.data.prefetch import PrefetchLoader, _fork
-from fitwithin.data.sources import folder as image_folder
+from fitwithin.data.sources.door import open_dataset
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import EvaluateJob, Stage, TrainJob
 from fitwithin.engine.margins import EXIT_S
@@ -80,7 +80,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Pack:
                 Image.fromarray(pixels).save(folder / f"{number}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FITWITHIN_CACHE", str(root / "cache"))
-        return pack_builder.build(image_folder.scan(root / "data"), 34)
+        return pack_builder.build(open_dataset(root / "data"), 34)
 
 
 def job(images: Pack, folder: Path, **changed: Any) -> TrainJob:

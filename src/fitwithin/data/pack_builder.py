@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from fitwithin.data.dataset import SPLITS, Broken, Dataset, Remark, Sample, check, drop_broken
+from fitwithin.data.dataset import SPLITS, Broken, Dataset, Remark, check, drop_broken
 from fitwithin.data.decode_pool import Stored, decode, decode_all, status
 from fitwithin.data.fingerprint import digest
 from fitwithin.data.pack import SCHEMA, Pack, is_intact, open_pack
@@ -84,7 +84,7 @@ def build(
     if strict and pack.broken:
         named = ", ".join(f"{item.path} ({item.reason})" for item in pack.broken[:3])
         raise DataError(
-            f"{len(pack.broken)} of {len(dataset.samples)} images in {dataset.root} cannot be read, such as {named}; "
+            f"{len(pack.broken)} of {len(dataset.samples)} images in {dataset.source} cannot be read, such as {named}; "
             f"repair or remove them, or go on without them by not asking for strict reading"
         )
     return pack
@@ -149,11 +149,11 @@ def _write(
 ) -> bool:
     """The three files of a pack, and whether all of it is there; raises DataError if too few images are."""
     # Whatever is decoded when time is over is a fair part of every class.
-    order = sorted(dataset.samples, key=lambda sample: digest(sample.path.encode("utf-8", "surrogateescape")))
-    kept: list[tuple[Sample, Stored]] = []
+    order = sorted(range(len(dataset.samples)), key=lambda place: digest(dataset.samples[place].content))
+    kept: list[tuple[int, Stored]] = []
     broken: list[Broken] = []
     remarks: dict[str, list[str]] = {}
-    file, paths = folder / "images.u8", [sample.path for sample in order]
+    file, paths = folder / "images.u8", [dataset.samples[place].path for place in order]
     with closing(decode_all(dataset.root, paths, shorter_px, file, workers, until_at)) as decoded:
         for done, (position, found) in enumerate(decoded, 1):
             if isinstance(found, Broken):
@@ -166,14 +166,14 @@ def _write(
     with open(file, "ab") as pixels:
         os.fsync(pixels.fileno())  # before meta.json calls it complete: a power cut must not leave holes in it
     whole = len(kept) + len(broken) == len(order)
-    kept.sort(key=lambda item: item[0].path)
+    kept.sort(key=lambda item: item[0])  # as the data set has them
     broken.sort(key=lambda item: item.path)
-    samples = [sample for sample, _ in kept]
+    samples = [dataset.samples[place] for place, _ in kept]
     if whole:
         drop_broken(dataset, broken)
     else:
         read = f", of which {len(samples)} of {len(order)} could be read before half of the time was over"
-        check(dataset.root, dataset.classes, samples, after=read)
+        check(dataset.source, dataset.classes, samples, after=read)
     stored = [found for _, found in kept]
     index = io.BytesIO()
     np.savez(
