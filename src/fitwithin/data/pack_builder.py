@@ -7,12 +7,10 @@ import io
 import json
 import math
 import os
-import secrets
 import shutil
-import socket
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
@@ -24,6 +22,7 @@ from fitwithin.data.dataset import SPLITS, Broken, Dataset, Remark, check, drop_
 from fitwithin.data.decode_pool import Stored, decode, decode_all, status
 from fitwithin.data.fingerprint import digest
 from fitwithin.data.pack import SCHEMA, Pack, is_intact, open_pack
+from fitwithin.data.whole import remove, remove_stale, temporary
 from fitwithin.errors import DataError
 from fitwithin.files import cache_root
 from fitwithin.machine import cores
@@ -119,13 +118,13 @@ def _build(
     """Decodes into a sibling folder and renames it, so that ``target`` is absent or complete at any instant."""
     packs = target.parent
     packs.mkdir(parents=True, exist_ok=True)
-    _remove_stale(packs)
-    _remove(target)  # whatever is there was found incomplete or damaged; its space may be needed
+    remove_stale(packs)
+    remove(target)  # whatever is there was found incomplete or damaged; its space may be needed
     _check_space(dataset, shorter_px, packs)
-    with _temporary(target) as folder:
+    with temporary(target) as folder:
         if not _write(dataset, shorter_px, folder, on_progress, workers, until_at):
             target = location(dataset, shorter_px, partial=True)
-            _remove(target)
+            remove(target)
         while True:
             try:
                 os.rename(folder, target)
@@ -136,7 +135,7 @@ def _build(
             # Another process was faster; its pack is as good as this one, unless it was damaged since.
             if (theirs := _reusable(target, dataset, shorter_px)) is not None:
                 return theirs
-            _remove(target)
+            remove(target)
 
 
 def _write(
@@ -218,38 +217,3 @@ def _check_space(dataset: Dataset, shorter_px: int, packs: Path) -> None:
             f"{n_images} images at {shorter_px} px need about {format_size(needed)} where {packs} has "
             f"{format_size(free)} left; {_WAY_OUT}"
         )
-
-
-@contextmanager
-def _temporary(target: Path) -> Iterator[Path]:
-    """A sibling of ``target`` that names its host and process, removed if it is still there at the end."""
-    folder = target.with_name(f"{target.name}@{socket.gethostname()}@{os.getpid()}@{secrets.token_hex(4)}")
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove(target: Path) -> None:
-    """Takes ``target`` away whole: renamed first, so that nobody ever opens half of it."""
-    with _temporary(target) as folder, suppress(FileNotFoundError):
-        os.rename(target, folder / "old")
-
-
-def _remove_stale(packs: Path) -> None:
-    """Removes what killed builds of this host left behind."""
-    for folder in packs.glob("*@*@*@*"):
-        _, host, pid, _ = folder.name.rsplit("@", 3)
-        if host == socket.gethostname() and pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it exists, and is somebody else's
-        return True
-    return True

@@ -44,11 +44,11 @@ def read(root: Path, *, source: str = "") -> Listing:
     Raises:
         DataError: no class folders, folders that could mean two things, or one that cannot be listed.
     """
-    tree = Tree(root)
+    tree = Tree(root, Path(source) if source else None)
     top = _top(tree)
     layout, notes = _layout(tree, top)
     if top:
-        notes.append(f"the images are read from {root / top}, the only folder in {root}")
+        notes.append(f"the images are read from {tree.shown / top}, the only folder in {tree.shown}")
     train = _collect(tree, layout["train"], "train", ())
     folders = {split: _collect(tree, name, split, train.by_class) for split, name in layout.items()}
     folders = {split: folder for split, folder in folders.items() if split == "train" or not folder.empty}
@@ -120,7 +120,7 @@ def _share_classes(tree: Tree, top: str, alike: dict[str, list[str]]) -> bool:
 
 def _layout(tree: Tree, top: str) -> tuple[dict[str, str], list[str]]:
     """The folder of each split ({"train": top} when flat), and what there is to say about folders left out."""
-    root, stated = tree.root / top, _split_folders(tree, top)
+    root, stated = tree.shown / top, _split_folders(tree, top)
     if not stated:
         return {"train": top}, []
     if twice := [group for group in stated.values() if len(group) > 1]:
@@ -169,7 +169,7 @@ def _collect(tree: Tree, path: str, split: str, classes: Collection[str]) -> _Fo
         images = tree.images_below(join(path, name))
         if images or not tree.holds_runs(join(path, name)):
             by_class.setdefault(same_form(name), []).extend(images)
-    return _Folder(shown=tree.root / path, by_class=by_class, unlabelled=tree.images_in(path))
+    return _Folder(shown=tree.shown / path, by_class=by_class, unlabelled=tree.images_in(path))
 
 
 def _check_labels(folders: dict[str, _Folder]) -> None:

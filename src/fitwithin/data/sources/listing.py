@@ -17,9 +17,6 @@ from fitwithin.data.sources.splits import Groups, ordered_split, random_split
 from fitwithin.errors import DataError
 from fitwithin.units import listed
 
-#: How a split that is not stated comes about: drawn from the seed, or by time or name.
-SPLITTINGS = ("auto", "order")
-
 
 class Row(NamedTuple):
     """One picture: its path below the root (or an absolute one), its class (None: unlabelled), its split (train where
@@ -56,7 +53,7 @@ def assemble(
     found: Listing,
     *,
     seed: int = 0,
-    split: str = SPLITTINGS[0],
+    split: str = "auto",
     near: Groups | None = None,
     cache_dir: Path | None = None,
     until_at: float = math.inf,
@@ -124,6 +121,9 @@ def natural(path: str) -> tuple[tuple[str, int], ...]:
 
 def _check_labels(found: Listing, classes: Collection[str]) -> None:
     """DataError for a class that train does not have, and for pictures without one elsewhere than in test."""
+    if found.rows and not any(row.split == "train" for row in found.rows) and not found.classes:
+        splits = listed(sorted({row.split for row in found.rows}))
+        raise DataError(f"{found.source} has no picture to learn from: its splits are {splits}; call one train")
     for split in ("val", "test"):
         unknown = sorted({row.label for row in found.rows if row.split == split and row.label} - {*classes})
         if unknown:
