@@ -253,9 +253,9 @@ def refusal(root: Path) -> str:
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    assert f"{tmp_path}/nowhere does not exist; give a folder laid out as DATA/<class>" in refusal(tmp_path / "nowhere")
+    assert f"{tmp_path}/nowhere does not exist; give a folder, a table" in refusal(tmp_path / "nowhere")
     tree(tmp_path, "a.png")
-    assert "a.png is a file; give a folder" in refusal(tmp_path / "a.png")
+    assert "a.png is a file of an unknown kind; give a folder" in refusal(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(

@@ -164,10 +164,13 @@ def _zipped(archive: Path) -> Iterator[_Member]:
 
 
 class _Header(tarfile.TarInfo):
-    """The header of a member. tarfile reads long names and attributes whole, however long they are said to be."""
+    """The header of a member. tarfile reads long names and attributes whole, however long they are said to be, and takes
+    an archive that was cut between two members for a whole one."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        if not buf:
+            raise tarfile.ReadError("it has no end: it was cut short")
         found = super().frombuf(buf, encoding, errors)
         if not found.isreg() and found.size > MOST_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {format_size(found.size)}")

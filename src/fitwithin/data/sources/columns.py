@@ -121,6 +121,8 @@ def listing(
     repeated, splits = 0, dict[str, int]()
     for record in records:
         where = f"row {record.place:,} of {source}"
+        if "\0" in f"{record.path}{record.label}":
+            raise DataError(f"{where} has a zero byte in it, as no name has; save the table as text")
         split = _split(record.split, where)
         splits.setdefault(split, record.place)
         row = Row(
