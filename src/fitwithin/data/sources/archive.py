@@ -164,14 +164,17 @@ def _zipped(archive: Path) -> Iterator[_Member]:
 
 
 class _Header(tarfile.TarInfo):
-    """The header of a member. tarfile reads long names and attributes whole, however long they are said to be, and takes
-    an archive that was cut between two members for a whole one."""
+    """The header of a member. tarfile reads long names and attributes whole, however long they are said to be, and
+    takes whatever is no header for the end of the archive."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
-        if not buf:
-            raise tarfile.ReadError("it has no end: it was cut short")
-        found = super().frombuf(buf, encoding, errors)
+        try:
+            found = super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # a block of zeros: the end
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError("it ends without an end" if len(buf) < tarfile.BLOCKSIZE else str(error)) from error
         if not found.isreg() and found.size > MOST_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {format_size(found.size)}")
         return found
