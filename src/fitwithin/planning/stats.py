@@ -63,11 +63,9 @@ def tells_apart(total: int, share: float) -> float:
 
 def format_tells_apart(total: int, share: float, kind: str = "validation") -> str:
     """That difference in a sentence."""
-    points = 100 * tells_apart(total, share)
     images = f"{total:,} {kind} {'image tells' if total == 1 else 'images tell'}"
-    return (
-        f"{images} apart models that are right for about {100 * share:.0f} % and differ by {points:.1f} points or more"
-    )
+    points = 100 * tells_apart(total, share)
+    return f"{images} apart models that differ by {points:.1f} points or more, near {100 * share:.0f} %"
 
 
 def standard_error(one: Accuracy, other: Accuracy) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import stat
 import tarfile
@@ -155,10 +154,9 @@ def test_encrypted_members_are_refused(tmp_path: Path, cache: Path) -> None:
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path, cache: Path) -> None:
-    for name in ("cat/0.png", "cat//0.png", "cat\\0.png", "cat/0.png/x.png", "cat"):
-        with pytest.warns(UserWarning, match="Duplicate") if name == "cat/0.png" else open(os.devnull) as _:
-            path = zipped(tmp_path / "data.zip", (name, b"x"))
-        assert "twice, or as a file and as a folder" in refused(path, cache)
+    for name in ("cat//0.png", "cat\\0.png", "cat/0.png/x.png", "cat"):
+        assert "twice, or as a file and as a folder" in refused(zipped(tmp_path / "data.zip", (name, b"x")), cache)
+    assert "twice, or as a file and as a folder" in refused(tarred(tmp_path / "data.tar", info("cat/0.png")), cache)
 
 
 def test_bombs_are_refused_at_their_limit(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
