@@ -159,7 +159,7 @@ def labelled(
     Raises:
         DataError: there is no such data, no image in it, or a class that is not among ``classes``.
     """
-    if door.is_plain(Path(data)):
+    if not columns and door.is_plain(Path(data)):
         return labelled_files(Path(data), classes)
     found = door.read(data, columns=columns)
     known = {same_form(name): name for name in classes}

@@ -122,6 +122,19 @@ def test_shards_may_name_their_splits(tmp_path: Path) -> None:
     assert dataset.split_why.startswith("train, val as the shards have them")
 
 
+def test_class_folders_have_no_columns(tmp_path: Path) -> None:
+    for name in ("folder", "zip"):
+        with pytest.raises(DataError, match=r"--columns says what the columns of a table are, and .* has none"):
+            open_dataset(FORMS[name](tmp_path / name, few()), columns={"label": "kind"})
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list anything")
+def test_a_folder_that_cannot_be_listed_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir(mode=0)
+    with pytest.raises(DataError, match="data cannot be listed"):
+        open_dataset(tmp_path / "data")
+
+
 REFUSED = {
     "nothing there": ("nowhere", "nowhere does not exist; give a folder, a table"),
     "a pattern of nothing": ("*.tar", "does not exist"),
@@ -194,4 +207,4 @@ def test_time_that_is_over_is_said_of_every_form(tmp_path: Path, monkeypatch: py
         given_ = FORMS[name](tmp_path / name, few())
         with pytest.raises(DataError, match="half of the time was over when 0 files of"):
             open_dataset(given_, until_at=0.0)
-    assert not list((tmp_path / "cache" / "sources").iterdir())
+    assert not list((tmp_path / "cache").glob("sources/*"))

@@ -109,6 +109,9 @@ def test_a_stated_split_is_kept(folder: Path) -> None:
     meant = {"train": "train", "training": "train", "dev": "val", "Test": "test"}
     assert splits(found) == {name: meant[s] for name, s in zip(FILES, stated, strict=True)}
     assert found.split_why == "train, val, test as the table has them"
+    ordered = open_dataset(table(folder, text), split="order")
+    assert (ordered.fingerprint, splits(ordered)) == (found.fingerprint, splits(found))
+    assert ordered.split_why == f"{found.split_why}, so nothing is put in order"
     drawn = open_dataset(table(folder, text), columns={"split": ""})
     assert "80/10/10 %" in drawn.split_why
     assert drawn.fingerprint != found.fingerprint

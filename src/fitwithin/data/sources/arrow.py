@@ -103,7 +103,8 @@ def read(
         def write(into: Path) -> None:
             _write(parts, column, into, source, until_at)
 
-        root = unpack.unpacked(files, f"pictures in the column {column}", write, source=source)
+        about = f"pictures in the column {column}"
+        root = unpack.unpacked(files, about, write, source=source, until_at=until_at)
         paths = _indexed(root / INDEX, base)
     found = columns.listing(
         _records(parts, role_of, paths),

@@ -82,8 +82,8 @@ def is_plain(folder: Path) -> bool:
     return folder.is_dir() and not any(
         (
             arrow.is_saved(folder),
-            _held(folder, f"*{arrow.PARQUET}"),
-            _held(folder, "*.tar"),
+            _held(folder, arrow.PARQUET),
+            _held(folder, ".tar"),
             pairs.are_pairs(Tree(folder), shards=False),
         )
     )
@@ -140,9 +140,16 @@ def _archives(files: Sequence[Path], asked: _Asked) -> Listing:
         archive.unpack_all(files, into, until_at=asked.until_at)
 
     about = "\n".join(archive.stem(path) for path in files) if shards else "one archive"
-    root = unpack.unpacked(files, about, write, source=asked.source)
+    root = unpack.unpacked(files, about, write, source=asked.source, until_at=asked.until_at)
     if shards or pairs.are_pairs(Tree(root), shards=False):
         return pairs.read(root, source=asked.source, given=asked.given, timed=asked.timed, shards=shards)
+    return _class_folders(root, asked)
+
+
+def _class_folders(root: Path, asked: _Asked) -> Listing:
+    """The pictures of class folders, which have no columns."""
+    if asked.given:
+        raise DataError(f"--columns says what the columns of a table are, and {asked.source} has none; leave it out")
     return folder.read(root, source=asked.source)
 
 
@@ -150,32 +157,36 @@ def _folder(root: Path, asked: _Asked) -> Listing:
     """The pictures in a folder: a saved data set, tables or shards as on the Hub, or class folders."""
     if arrow.is_saved(root):
         return _arrow(arrow.saved(root), root, asked)
-    if parquet := _held(root, f"*{arrow.PARQUET}"):
+    if parquet := _held(root, arrow.PARQUET):
         return _arrow([arrow.part(path) for path in parquet], parquet[0].parent, asked)
-    if shards := _held(root, "*.tar"):
+    if shards := _held(root, ".tar"):
         return _archives(shards, asked)
     if pairs.are_pairs(Tree(root), shards=False):
         return pairs.read(root, source=asked.source, given=asked.given, timed=asked.timed, shards=False)
-    return folder.read(root, source=asked.source)
+    return _class_folders(root, asked)
 
 
-def _held(root: Path, pattern: str) -> list[Path]:
-    """The files of a kind that a folder is made of, as tables and shards are: directly in it where it has no folders,
-    in ``data``, or (from the Hub) one folder down.
+def _held(root: Path, ending: str) -> list[Path]:
+    """The files with an ending that a folder is made of, as tables and shards are: directly in it where it has no
+    folders, in ``data``, or (from the Hub) one folder down.
 
     Raises:
-        DataError: they lie in several folders that are not splits.
+        DataError: they lie in several folders that are not splits, or a folder cannot be listed.
     """
-    directly = sorted(root.glob(pattern))
-    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    if directly:
+    tree = Tree(root)
+
+    def within(place: str) -> list[Path]:
+        names = tree.entries(place).files
+        return [root / place / name for name in names if name.lower().endswith(ending)]
+
+    folders = tree.entries("").folders
+    if directly := within(""):
         return [] if folders else directly
-    if in_data := sorted((root / "data").glob(pattern)):
+    if "data" in folders and (in_data := within("data")):
         return in_data
     if not any((root / name).exists() for name in FROM_HUB):
         return []
-    found = [path for place in folders for path in sorted(place.glob(pattern))]
-    places = sorted({path.parent.name for path in found})
-    if len(places) > 1 and any(arrow.part(Path(place) / "x").split is None for place in places):
-        raise DataError(f"{root} has several data sets ({listed(places, 10)}); give the folder of one")
-    return found
+    found = {place: files for place in folders if (files := within(place))}
+    if len(found) > 1 and any(arrow.part(root / place / "x").split is None for place in found):
+        raise DataError(f"{root} has several data sets ({listed(found, 10)}); give the folder of one")
+    return [path for files in found.values() for path in files]

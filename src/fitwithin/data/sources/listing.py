@@ -97,7 +97,8 @@ def assemble(
         (key, row.label or "", final.get(row.path, row.split), row.group)
         for row, key in zip(rows, read.keys, strict=True)
     )
-    how = _drawn(split, seed, by_time=by_time, grouped=bool(groups))
+    ordered = split == "order"
+    how = _drawn(ordered, seed, by_time=by_time, grouped=bool(groups))
     samples.sort(key=lambda sample: (sample.content, sample.label, sample.split, sample.path))
     copies, said = _copies(found.root, samples, read, classes)
     return Dataset(
@@ -106,7 +107,7 @@ def assemble(
         classes=classes,
         samples=tuple(samples),
         fingerprint=name,
-        split_why="; ".join([_split_why(found, samples, stated, how), *found.remarks]),
+        split_why="; ".join([_split_why(found, samples, stated, how, ordered=ordered), *found.remarks]),
         ignored=found.ignored,
         notes=(*found.notes, *said, *_without_images(classes, samples)),
         copies=copies,
@@ -143,17 +144,18 @@ def _check_labels(found: Listing, classes: Collection[str]) -> None:
         )
 
 
-def _drawn(split: str, seed: int, *, by_time: bool, grouped: bool) -> str:
+def _drawn(ordered: bool, seed: int, *, by_time: bool, grouped: bool) -> str:
     """How pictures were drawn, in words."""
     whole = ", groups kept whole," if grouped else ""
-    if split == "order":
+    if ordered:
         return f"per class{whole} from the last by {'time' if by_time else 'name'}"
     return f"per class{whole} with seed {seed}"
 
 
-def _split_why(found: Listing, samples: Sequence[Sample], stated: Collection[str], how: str) -> str:
+def _split_why(found: Listing, samples: Sequence[Sample], stated: Collection[str], how: str, *, ordered: bool) -> str:
     if "val" in stated:
         why = f"{', '.join(split for split in SPLITS if split in stated)} as {found.stated}"
+        why += ", so nothing is put in order" if ordered else ""
     elif "test" in stated:
         why = f"train and test as {found.stated}, val drawn as 10 % of train, {how}"
     else:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
+import math
 import os
 import shutil
 import time
@@ -28,40 +29,51 @@ SPARE_BYTES = 256 * 2**20
 #: The room on the disk is looked at every so many bytes.
 CHECK_BYTES = 64 * 2**20
 
+CHUNK_BYTES = 4 * 2**20
+
 #: Files are digested in so many threads.
 THREADS = 4
 
 WAY_OUT = "free some space or set FITWITHIN_CACHE to a folder on a larger disk"
 
 
-def unpacked(files: Sequence[Path], about: str, write: Callable[[Path], object], *, source: str) -> Path:
+def unpacked(
+    files: Sequence[Path], about: str, write: Callable[[Path], object], *, source: str, until_at: float = math.inf
+) -> Path:
     """The folder of what ``write(folder)`` makes of these files: made once for their contents and ``about``, whole or
     not at all. Where files of it are missing, it is made again.
 
     Raises:
-        DataError: a file cannot be read, or the cache cannot be written.
+        DataError: a file cannot be read, the cache cannot be written, or the files were not read at the monotonic
+            instant ``until_at``.
     """
     with ThreadPoolExecutor(THREADS) as pool:
-        digests = list(pool.map(content_digest, files))
+        digests = list(pool.map(lambda file: content_digest(file, until_at), files))
     target = cache_root() / "sources" / digest("\n".join([str(SCHEMA), about, *digests]).encode()).hex()
     if _complete(target):
         return target / "files"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(target.parent)
-        remove(target)
         with temporary(target) as made:
             (made / "files").mkdir()
             write(made / "files")
             (made / "complete.json").write_text(json.dumps(_measured(made / "files")))
-            try:
-                os.rename(made, target)
-            except OSError:  # another process was faster
-                if not _complete(target):
-                    raise
+            _rename(made, target)
     except OSError as error:
         raise DataError(f"{source} cannot be unpacked into {target.parent} ({error}); {WAY_OUT}") from error
     return target / "files"
+
+
+def _rename(made: Path, target: Path) -> None:
+    """Give what was made its name; what another process made meanwhile is as good, and what is damaged goes."""
+    while not _complete(target):
+        try:
+            os.rename(made, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            remove(target)
 
 
 def room(source: str, needed: int) -> None:
@@ -83,11 +95,11 @@ def in_time(source: str, done: int, until_at: float) -> None:
         )
 
 
-def content_digest(file: Path) -> str:
+def content_digest(file: Path, until_at: float = math.inf) -> str:
     """The digest of a whole file, 32 hex digits; it is recorded, so that a file that did not change is not read again.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, or was not at the monotonic instant ``until_at``.
     """
     record = cache_root() / "folders" / f"{digest(os.fsencode(os.path.realpath(file))).hex()}.digest"
     read_at = time.time()
@@ -98,15 +110,18 @@ def content_digest(file: Path) -> str:
                 known = json.loads(record.read_text(encoding="utf-8"))
                 if tuple(known["status"]) == status:
                     return str(known["digest"])
-            found = hashlib.file_digest(opened, lambda: blake2b(digest_size=16)).hexdigest()
+            whole = blake2b(digest_size=16)
+            while chunk := opened.read(CHUNK_BYTES):
+                whole.update(chunk)
+                in_time(str(file), 0, until_at)
             unchanged = status_of(os.fstat(opened.fileno())) == status
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error.strerror or error})") from error
     if unchanged and mtimes_settled([status], read_at):
         with suppress(OSError):  # then it is read once more
             record.parent.mkdir(parents=True, exist_ok=True)
-            write_text_atomic(record, json.dumps({"status": status, "digest": found}), shared=True)
-    return found
+            write_text_atomic(record, json.dumps({"status": status, "digest": whole.hexdigest()}), shared=True)
+    return whole.hexdigest()
 
 
 def _measured(folder: Path) -> dict[str, int]:
