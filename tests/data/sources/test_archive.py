@@ -48,6 +48,13 @@ def zipped(path: Path, *evil: tuple[str | zipfile.ZipInfo, bytes]) -> Path:
     return path
 
 
+def test_a_colon_leads_nowhere(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as file:
+        for number in range(4):
+            file.writestr(f"{('12:30', '12:45')[number % 2]}/{number}.png", picture(number))
+    assert open_dataset(tmp_path / "data.zip").classes == ("12:30", "12:45")
+
+
 def tarred(path: Path, *evil: tarfile.TarInfo, mode: str = "w") -> Path:
     with tarfile.open(path, mode) as file:
         good(lambda name, content: add(file, name, content))

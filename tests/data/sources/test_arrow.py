@@ -216,6 +216,9 @@ def test_splits_that_datasets_saves_are_kept(saved: Any, tmp_path: Path) -> None
 
 def test_a_saved_data_set_that_was_damaged_is_a_sentence(saved: Any, tmp_path: Path) -> None:
     saved.save_to_disk(tmp_path / "data")
+    (tmp_path / "data" / "state.json").write_text('{"_data_files": []}')
+    with pytest.raises(DataError, match="has no rows"):
+        open_dataset(tmp_path / "data")
     (tmp_path / "data" / "state.json").write_text("{}")
     with pytest.raises(DataError, match=r"is a saved data set that cannot be read .*; save it anew"):
         open_dataset(tmp_path / "data")

@@ -7,6 +7,7 @@ that unpack to far more than their size.
 from __future__ import annotations
 
 import lzma
+import re
 import stat
 import sys
 import tarfile
@@ -110,7 +111,7 @@ def _unpack(archive: Path, into: Path, until_at: float) -> None:
 def _target(archive: Path, name: str, into: Path) -> Path:
     """Where a member goes, in folders that are there then; DataError for a name that is not safe or taken."""
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
-    if name.startswith(("/", "\\")) or ".." in parts or ":" in "".join(parts[:1]) or "\0" in name or not parts:
+    if re.match(r"[/\\]|[A-Za-z]:", name) or ".." in parts or "\0" in name or not parts:
         raise DataError(f"{archive} has {name!r}, which leads out of the folder and is not unpacked; {_BY_HAND}")
     target = into.joinpath(*parts)
     try:

@@ -88,7 +88,7 @@ def read(
         DataError: pyarrow is missing, a file is damaged, columns are missing, cells make no sense, or there is no room
             or no time to unpack the pictures.
     """
-    _check_splits(parts, source)
+    _check_parts(parts, source)
     schema = _schema(parts[0].path)
     names = list(schema.names)
     pictures = [name for name in names if _holds_bytes(schema.field(name).type)]
@@ -119,7 +119,9 @@ def read(
     return found
 
 
-def _check_splits(parts: Sequence[Part], source: str) -> None:
+def _check_parts(parts: Sequence[Part], source: str) -> None:
+    if not parts:
+        raise DataError(f"{source} has no rows; each is to hold a picture and its class")
     splits = {each.split for each in parts}
     if len(splits) > 1 and None in splits:
         bare = next(each.path.name for each in parts if each.split is None)
