@@ -13,7 +13,8 @@ from typing import Any
 
 from fitwithin import events
 from fitwithin import request as requests
-from fitwithin.data import image_folder, pack, pack_builder
+from fitwithin.data import pack, pack_builder
+from fitwithin.data.sources.door import open_dataset
 from fitwithin.engine.jobs import JobSettings
 from fitwithin.files import cache_root
 from fitwithin.machine import cpu_name
@@ -32,7 +33,7 @@ def prepared(folder: Path, *, device: str, memory: str, sizes: str, workers: int
     """The images of a folder, decoded and known to runs to come, and the paper's recipe on them under a cap by the
     driver's count."""
     request = requests.parse(folder, memory=memory, time="1h", sizes=sizes, recipe="paper", device=device)
-    images = pack_builder.build(image_folder.scan(Path(folder), cache_dir=cache_root() / "folders"), request.pack_side)
+    images = pack_builder.build(open_dataset(Path(folder), cache_dir=cache_root() / "folders"), request.pack_side)
     setting = JobSettings(
         device=request.device,
         memory_bytes=request.budget.memory_bytes,

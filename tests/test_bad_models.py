@@ -21,7 +21,8 @@ from PIL import Image
 
 from fitwithin import recipe as recipes
 from fitwithin.candidate import Candidate
-from fitwithin.data import image_folder, pack_builder
+from fitwithin.data import pack_builder
+from fitwithin.data.sources.door import open_dataset
 from fitwithin.engine.jobs import JobSettings
 from fitwithin.engine.local import Local
 from fitwithin.machine import CPU
@@ -225,7 +226,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         patch.setenv("OMP_NUM_THREADS", "1")  # beside another busy process two threads are far slower than one
         patch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
         with Local(CPU, root / "worker.log") as engine:
-            packed = pack_builder.build(image_folder.scan(root / "data"), 48)
+            packed = pack_builder.build(open_dataset(root / "data"), 48)
             yield Bench(
                 engine,
                 JobSettings(

@@ -98,8 +98,10 @@ def test_the_tables_of_options_in_the_reference_are_up_to_date() -> None:
 
 def test_the_reference_has_no_option_that_is_not_there() -> None:
     known = {option for command in COMMANDS for option in options(command)} | {"--help", "--version"}
-    # The options of srun, sbatch and ray are theirs: up to the end of the line, or to our own command in it.
-    theirs = re.compile(r"(?:^#SBATCH|^srun\b|\bray (?:start|status)\b)[^`\n]*?(?=fitwithin run|`|$)", re.MULTILINE)
+    # The options of srun, sbatch, ray and hf are theirs: up to the end of the line, or to our own command in it.
+    theirs = re.compile(
+        r"(?:^#SBATCH|^srun\b|\bray (?:start|status)\b|\bhf download\b)[^`\n]*?(?=fitwithin run|`|$)", re.MULTILINE
+    )
     for page in ("docs/reference.md", "docs/how-to.md", "docs/how-it-works.md", "docs/the-paper.md"):
         assert set(re.findall(r"--[a-z][a-z-]*", theirs.sub("", text(page)))) <= known, page
 

@@ -60,6 +60,8 @@ sizes = st.lists(st.integers(8, 1024), min_size=1, max_size=4)
     recipe=st.sampled_from(["paper", "fast", "upright"]),
     seed=st.integers(0, 2**31 - 1),
     strict=st.booleans(),
+    split=st.sampled_from(["auto", "order"]),
+    columns=st.sampled_from([None, "path=photo, label=kind", {"group": "patient"}, "split="]),
     cluster=st.sampled_from([{}, {"engine": "local"}, {"engine": "ray"}, {"engine": "ray", "ray_address": "auto"}]),
 )
 def test_a_request_survives_json(cluster: dict[str, str], **words: Any) -> None:
@@ -86,6 +88,12 @@ def test_a_request_of_before_there_were_engines_is_a_local_one() -> None:
     stored = asdict(parse("photos", memory="6GiB", time="3h"))
     del stored["engine"], stored["ray_address"]
     assert decode(Request, stored).engine == "local"
+
+
+def test_columns_are_named_by_what_they_say() -> None:
+    asked = parse("x", memory=1, time=1, columns=" path = a photo , label=kind=2,group=")
+    assert asked.columns == (("path", "a photo"), ("label", "kind=2"), ("group", ""))
+    assert parse("x", memory=1, time=1, columns=dict(asked.columns)) == asked
 
 
 def test_evaluation_takes_the_recipes_sizes_unless_told() -> None:
@@ -117,6 +125,10 @@ def test_inference_is_asked_for_in_time_and_kept_in_milliseconds() -> None:
         ({"recipe": "cake"}, "there is no recipe 'cake'"),
         ({"seed": -1}, "--seed -1 is out of range; choose a whole number from 0 to 2147483647"),
         ({"seed": 2**31}, "is out of range"),
+        ({"split": "half"}, "'half' is no way to split; choose from auto, order"),
+        ({"columns": "photo"}, "--columns 'photo' does not say which column is which; write path=NAME,label=NAME"),
+        ({"columns": "path=photo,kind"}, "does not say which column is which"),
+        ({"columns": "weight=w"}, "for any of path, label, split, group, time"),
     ],
 )
 def test_every_wrong_word_is_named(words: dict[str, Any], told: str) -> None:

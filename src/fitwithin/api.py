@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 import time
 from dataclasses import replace
@@ -14,7 +13,7 @@ from fitwithin import events, files
 from fitwithin import request as requests
 from fitwithin.candidate import match
 from fitwithin.data import dataset
-from fitwithin.data import image_folder as folders
+from fitwithin.data.sources import door
 from fitwithin.engine import launch
 from fitwithin.engine.base import Engine
 from fitwithin.engine.connect import Site
@@ -49,10 +48,11 @@ def run(
     server: launch.Server | None = None,
     **limits: Unpack[Limits],
 ) -> Result:
-    """Train the best classifier for a folder of images within the limits, and report on it.
+    """Train the best classifier for some images within the limits, and report on it.
 
     Args:
-        data: ``DATA/<class>/*`` or ``DATA/{train,val,test}/<class>/*``.
+        data: a folder ``DATA/<class>/*`` or ``DATA/{train,val,test}/<class>/*``, a table, an archive, or
+            ``hf:owner/name``.
         out: the run's folder, which must not exist or be empty; default ``runs/<data>-<time>``.
         plan: a plan that ``fitwithin plan`` wrote, to be carried out step by step as it stands.
         reporter: gets the progress; by default nobody does.
@@ -70,7 +70,7 @@ def run(
         with _site(planned, limits, server) as site:
             if planned is not None:
                 device = site.device(limits.get("device") or "auto", planned.data_parallel, planned.gpus)
-                request = replace(planned, data=os.path.abspath(data), device=device)
+                request = replace(planned, data=door.absolute(data), device=device)
             else:
                 request = _parsed(site, data, limits)
             folder = Path(out) if out else files.default_folder(Path(data))
@@ -146,8 +146,8 @@ def resume(
             raise RunFolderError(f"{path} holds a run that never began; remove the folder and start again")
         request = requests.with_engine(stored.request, engine, ray_address)
         if data is not None:
-            request = replace(request, data=os.path.abspath(data))
-        elif not Path(request.data).is_dir():
+            request = replace(request, data=door.absolute(data))
+        elif not door.is_there(request.data):
             raise UsageError(f"the images of this run are no longer in {request.data}; say where they are with --data")
         accountant = start.open_accountant(store, request.budget, time.monotonic, started_at)
         late = start.too_late_for_workers(accountant)
@@ -240,7 +240,7 @@ def _parsed(site: Site, data: str | Path, limits: Limits) -> Request:
     """The request, on a device that is there."""
     device = site.device(limits.get("device") or "auto", limits.get("data_parallel") or 1, limits.get("gpus"))
     found: Limits = {**limits, "device": device}
-    return requests.parse(os.path.abspath(data), **found)
+    return requests.parse(door.absolute(data), **found)
 
 
 def _scan(request: Request, reporter: Reporter, started_at: float) -> dataset.Dataset:
@@ -248,9 +248,11 @@ def _scan(request: Request, reporter: Reporter, started_at: float) -> dataset.Da
     reporter.begin(f"reading {request.data}")
     budget = request.budget
     whole_s = budget.time_s if budget.time_s is not None and budget.scope == "total" else math.inf
-    return folders.scan(
-        Path(request.data),
+    return door.open_dataset(
+        request.data,
         seed=request.seed,
+        split=request.split,
+        columns=dict(request.columns),
         cache_dir=files.cache_root() / "folders",
         until_at=start.reading_ends_at(whole_s - (time.monotonic() - started_at)),
     )

@@ -34,7 +34,7 @@ class UsageError(FitwithinError):
 
 
 class DataError(UsageError):
-    """The folder of images cannot serve as a classification data set."""
+    """The images cannot be read, or cannot serve as a classification data set."""
 
 
 class BudgetError(UsageError):

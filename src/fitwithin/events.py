@@ -50,7 +50,7 @@ class ProcessStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class DataPacked(Event):
-    """The images in the folder ``path`` were read and packed."""
+    """The images of the data at ``path`` were read and packed."""
 
     kind: ClassVar[str] = "data"
     path: str

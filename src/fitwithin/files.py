@@ -7,6 +7,7 @@ import errno
 import importlib.util
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -263,7 +264,8 @@ def check_writable(path: Path, beginning: str) -> None:
 
 def default_folder(data: Path) -> Path:
     """The folder of a run on these data by default: ``runs/<data>-<time>``, with a number if that is taken."""
-    name = f"runs/{data.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    plain = re.sub(r"[*?\[\]{}:]+", "-", data.resolve().name)  # of a pattern, or of a name on the Hub
+    name = f"runs/{plain}-{time.strftime('%Y%m%d-%H%M%S')}"
     numbered = (Path(name if number == 1 else f"{name}-{number}") for number in count(1))
     return next(folder for folder in numbered if not folder.exists())
 

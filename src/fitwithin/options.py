@@ -4,7 +4,7 @@ reference page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypedDict, get_args, get_type_hints
 
@@ -57,6 +57,23 @@ class Option:
         if self.default is None:
             return self.otherwise
         return "off" if self.default is False else f"`{self.default}`"
+
+
+#: What columns of a table may say.
+COLUMN_ROLES = ("path", "label", "split", "group", "time")
+
+
+def parse_columns(value: str | Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """The column for each role, from ``role=column`` with commas between, or a mapping; UsageError if it is neither."""
+    pairs = value.items() if isinstance(value, Mapping) else [each.partition("=")[::2] for each in value.split(",")]
+    found = {role.strip(): column.strip() for role, column in pairs}
+    wrong = [role for role in found if role not in COLUMN_ROLES]
+    if wrong or (isinstance(value, str) and value.count("=") < len(found)):
+        raise UsageError(
+            f"--columns {value!r} does not say which column is which; write path=NAME,label=NAME, for any of "
+            f"{', '.join(COLUMN_ROLES)}"
+        )
+    return tuple(found.items())
 
 
 class Limits(TypedDict, total=False):
@@ -144,6 +161,17 @@ class Limits(TypedDict, total=False):
     seed: Annotated[int, Option(
         help="Seed of split, weights and augmentation.",
         default=0, among=(0, 2**31 - 1))]
+    split: Annotated[str, Option(
+        help="How a split that the data do not state comes about: `auto` or `order`.",
+        more="`auto` draws it from the seed, class by class. With `order` the last images of each class go to val and "
+        "test: by a column of times, else by name. Either way a group of a table (`group`, `patient`, `subject`) is "
+        "never on both sides.",
+        default="auto")]
+    columns: Annotated[str | Mapping[str, str], Option(
+        help="Which columns of a table are which, such as `path=photo,label=species`.",
+        more="For `path`, `label`, `split`, `group` and `time`; without one they are known by their names. `split=` "
+        "leaves a column aside.",
+        parse=parse_columns, otherwise="known by their names")]
     strict: Annotated[bool, Option(
         help="Stop at images that cannot be read.",
         default=False)]

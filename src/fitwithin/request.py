@@ -31,6 +31,9 @@ INITS = ("auto", "random", "weights")
 #: often as others.
 BALANCES = ("auto", "none", "weights", "sampling")
 
+#: How a split that is not stated comes about: drawn from the seed, or by time or name.
+SPLITTINGS = ("auto", "order")
+
 #: Where jobs may run.
 ENGINES = ("local", "ray")
 
@@ -51,6 +54,9 @@ class Request:
     #: The first device; others follow it.
     device: DeviceName = CPU
     seed: int = 0
+    #: How a split that is not stated comes about, and the columns of a table by their roles.
+    split: str = SPLITTINGS[0]
+    columns: tuple[tuple[str, str], ...] = ()
     strict: bool = False
     jobs: int = 1
     #: The memory of the GPU that libraries are made to see; None: all of it.
@@ -71,6 +77,8 @@ class Request:
     licences: tuple[str, ...] = PERMISSIVE
 
     def __post_init__(self) -> None:
+        if self.split not in SPLITTINGS:
+            raise UsageError(f"{self.split!r} is no way to split; choose from {', '.join(SPLITTINGS)}")
         self._check_engine()
         self._check_init()
         if self.balance not in BALANCES:
@@ -278,6 +286,8 @@ def parse(data: str | Path, **limits: Unpack[Limits]) -> Request:
         test_sizes=word["test_sizes"] or tuple(recipe.test_sizes(sizes)),
         device=word["device"],
         seed=word["seed"],
+        split=word["split"],
+        columns=word["columns"] or (),
         strict=word["strict"],
         jobs=word["jobs"],
         emulate_bytes=word["emulate_device_memory"],

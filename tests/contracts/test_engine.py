@@ -23,7 +23,8 @@ from PIL import Image
 from e2e.door import until
 from fitwithin import recipe as recipes
 from fitwithin.candidate import Candidate, by_size, views_of
-from fitwithin.data import image_folder, pack, pack_builder
+from fitwithin.data import pack, pack_builder
+from fitwithin.data.sources.door import open_dataset
 from fitwithin.engine.base import Engine
 from fitwithin.engine.connect import Site
 from fitwithin.engine.jobs import EvaluateJob, JobSettings, LinearProbeJob, ProbeJob, TrainJob
@@ -123,7 +124,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FITWITHIN_CACHE", str(root / "cache"))
         patch.setenv("OMP_NUM_THREADS", "1")  # beside another busy process two threads are far slower than one
-        yield pack_builder.build(image_folder.scan(root / "data"), 52).folder
+        yield pack_builder.build(open_dataset(root / "data"), 52).folder
 
 
 @pytest.fixture(scope="module")

@@ -29,9 +29,9 @@ from fitwithin.data import crew, decode_pool
 from fitwithin.data import pack as packs_module
 from fitwithin.data.dataset import Broken, Dataset
 from fitwithin.data.decode import ONE_COLOUR, Picture, read, read_rgb
-from fitwithin.data.image_folder import scan
 from fitwithin.data.pack import Pack, open_pack
 from fitwithin.data.pack_builder import build, location
+from fitwithin.data.sources.door import open_dataset
 from fitwithin.errors import DataError
 from fitwithin.files import cache_root
 
@@ -57,7 +57,7 @@ def dataset(tmp_path: Path) -> Dataset:
         folder.mkdir(parents=True)
         for i in range(10):
             Image.fromarray(RNG.integers(0, 256, (12, 16, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-    return scan(tmp_path / "data")
+    return open_dataset(tmp_path / "data")
 
 
 @pytest.fixture
@@ -145,16 +145,16 @@ def test_a_pack_pickles_as_its_folder(dataset: Dataset) -> None:
 
 
 def test_another_split_or_side_or_content_has_another_place(dataset: Dataset) -> None:
-    places = {location(dataset, 32), location(dataset, 33), location(scan(dataset.root, seed=1), 32)}
+    places = {location(dataset, 32), location(dataset, 33), location(open_dataset(dataset.root, seed=1), 32)}
     (dataset.root / "cat" / "0.png").unlink()
-    places.add(location(scan(dataset.root), 32))
+    places.add(location(open_dataset(dataset.root), 32))
     assert len(places) == 4
     assert location(dataset, 32).parent == cache_root() / "packs"
 
 
 def test_odd_names_round_trip(dataset: Dataset) -> None:
     shutil.copy(dataset.root / "cat" / "0.png", dataset.root / "cat" / os.fsdecode(b"caf\xe9\n.png"))
-    again = scan(dataset.root)
+    again = open_dataset(dataset.root)
     assert_matches(build(again, 32), again)
 
 
@@ -169,7 +169,7 @@ def with_broken(dataset: Dataset) -> Dataset:
     (cat / "text.jpg").write_text("this is no image")
     (cat / "zero.png").write_bytes(b"")
     (cat / "gone.png").symlink_to("/nowhere/at/all.png")
-    return scan(dataset.root)
+    return open_dataset(dataset.root)
 
 
 def test_broken_files_are_listed_and_left_out(with_broken: Dataset) -> None:
@@ -213,11 +213,11 @@ def test_too_few_whole_images_leave_nothing_behind(dataset: Dataset, cache: Path
     for file in (dataset.root / "dog").iterdir():
         file.write_bytes(b"")
     with pytest.raises(DataError, match=r"no image to train the class 'dog' once the 10 unreadable files"):
-        build(scan(dataset.root), 32)
+        build(open_dataset(dataset.root), 32)
     for file in (dataset.root / "cat").iterdir():
         file.write_bytes(b"")
-    with pytest.raises(DataError, match=r"no image in 2 class folders once the 20 unreadable files"):
-        build(scan(dataset.root), 32)
+    with pytest.raises(DataError, match=r"no image in 2 classes once the 20 unreadable files"):
+        build(open_dataset(dataset.root), 32)
     assert list((cache / "packs").iterdir()) == []
 
 
@@ -356,8 +356,8 @@ def test_leftovers_of_dead_processes_are_removed_and_no_others(dataset: Dataset,
 def test_two_processes_build_one_pack(dataset: Dataset, cache: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from fitwithin.data.image_folder import scan; from fitwithin.data.pack_builder import build\n"
-        "dataset = scan(Path(sys.argv[1])); print('ready', flush=True); sys.stdin.readline()\n"
+        "from fitwithin.data.sources.door import open_dataset; from fitwithin.data.pack_builder import build\n"
+        "dataset = open_dataset(Path(sys.argv[1])); print('ready', flush=True); sys.stdin.readline()\n"
         "print(len(build(dataset, 32)))"
     )
     command = [sys.executable, "-c", code, str(dataset.root)]
@@ -455,7 +455,8 @@ def test_what_is_decoded_when_time_is_over_is_a_fair_part(dataset: Dataset, monk
     assert pack.partial
     assert len(pack) == 14
     assert {*pack.labels.tolist()} == {0, 1}
-    assert list(pack.paths) == sorted(pack.paths)
+    order = [sample.path for sample in dataset.samples]
+    assert list(pack.paths) == sorted(pack.paths, key=order.index)
     assert not location(dataset, 32).exists()
     again = build(dataset, 32, partial=True)
     assert (again.folder, again.paths) == (pack.folder, pack.paths)
@@ -475,7 +476,7 @@ def test_a_broken_file_is_decoded_once(with_broken: Dataset, no_decoding: Callab
     for path in ("cut.jpg", "text.jpg", "zero.png"):
         os.utime(with_broken.root / "cat" / path, (1, 1))
     (with_broken.root / "cat" / "gone.png").unlink()
-    dataset = scan(with_broken.root)
+    dataset = open_dataset(with_broken.root)
     assert len(build(dataset, 32).broken) == 3
     no_decoding()
     assert len(build(dataset, 32).broken) == 3
@@ -487,6 +488,6 @@ def test_a_broken_file_is_decoded_once(with_broken: Dataset, no_decoding: Callab
 def test_odd_images_are_counted(dataset: Dataset) -> None:
     for name in ("x.png", "y.png"):
         Image.new("RGB", (12, 16), "teal").save(dataset.root / "dog" / name)
-    pack = build(scan(dataset.root), 32)
+    pack = build(open_dataset(dataset.root), 32)
     assert [str(remark) for remark in pack.remarks] == ["2 images of one colour (dog/x.png)"]
     assert open_pack(pack.folder).remarks == pack.remarks

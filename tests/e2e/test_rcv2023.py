@@ -18,7 +18,7 @@ from PIL import Image
 
 import fitwithin
 from e2e.door import budget_s
-from fitwithin.data.image_folder import scan
+from fitwithin.data.sources.door import open_dataset
 
 ROOT = Path(__file__).parents[2]
 MAIN = ROOT / "examples" / "rcv2023" / "main.py"
@@ -107,7 +107,7 @@ def test_an_unattended_run_writes_a_row_for_every_picture(tmp_path: Path) -> Non
 
 def test_the_challenges_folder_becomes_class_folders(tmp_path: Path, entry: ModuleType) -> None:
     truth = challenge_folder(tmp_path / "data")
-    dataset = scan(entry.arranged(tmp_path / "data", tmp_path / "links"))
+    dataset = open_dataset(entry.arranged(tmp_path / "data", tmp_path / "links"))
     assert dataset.classes == tuple(sorted(COLOURS))
     assert dataset.counts() == {"train": 48, "val": 18, "test": len(truth)}
     assert all(sample.label == -1 for sample in dataset.samples if sample.split == "test")

@@ -22,7 +22,8 @@ import pytest
 from e2e.door import processes_with, until, write_shapes
 from fitwithin.accountant import Accountant
 from fitwithin.candidate import Candidate
-from fitwithin.data import image_folder, pack_builder
+from fitwithin.data import pack_builder
+from fitwithin.data.sources.door import open_dataset
 from fitwithin.engine import ray_task as remote
 from fitwithin.engine.connect import Site
 from fitwithin.engine.jobs import EvaluateJob, ProbeJob, TrainJob
@@ -115,7 +116,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE, "_system_config": WATCHFUL}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
-            images = pack_builder.build(image_folder.scan(write_shapes(root / "shapes", 30)), 52)
+            images = pack_builder.build(open_dataset(write_shapes(root / "shapes", 30)), 52)
             with Server() as server, Site("ray", cluster.address, server) as site:
                 ground = Ground(cluster, site, images, root)
                 ground.add_node()

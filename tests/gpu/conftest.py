@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fitwithin.data import image_folder, pack_builder
+from fitwithin.data import pack_builder
 from fitwithin.data.pack import Pack
+from fitwithin.data.sources.door import open_dataset
 from fitwithin.engine.local import Local
 from fitwithin.machine import DeviceName
 
@@ -25,7 +26,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Pack:
             Image.fromarray(pixels.astype(np.uint8)).save(folder / str(label) / f"{number}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FITWITHIN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return pack_builder.build(image_folder.scan(folder), 72)
+        return pack_builder.build(open_dataset(folder), 72)
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,11 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from fitwithin.candidate import Candidate, views_of
-from fitwithin.data import image_folder, pack_builder
+from fitwithin.data import pack_builder
 from fitwithin.data.dataset import LEAST_FAMILIAR, MOST_FAMILIAR, num_familiar
 from fitwithin.data.features import nearest_distance, unit_rows
 from fitwithin.data.prefetch import PrefetchLoader
+from fitwithin.data.sources.door import open_dataset
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import EvaluateJob
 from fitwithin.engine.results import EVALUATED, NOVELTY, EvalResult
@@ -78,7 +79,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trial.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FITWITHIN_CACHE", str(root / "cache"))
-        images = pack_builder.build(image_folder.scan(root / "data"), 34)
+        images = pack_builder.build(open_dataset(root / "data"), 34)
     setting = on_cpu("paper", pack=str(images.folder))
     learner = Learner(setting, CANDIDATE, Cpu())
     card = models.Card(

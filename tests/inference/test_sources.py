@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fitwithin.data.tree import Tree
-from fitwithin.errors import UsageError
-from fitwithin.inference.sources import sources
+from fitwithin.data.sources.tree import Tree
+from fitwithin.errors import DataError, UsageError
+from fitwithin.inference.sources import labelled, sources
 
 
 @pytest.fixture
@@ -112,6 +112,25 @@ def test_a_file_that_a_list_names_and_that_is_gone_fails_when_it_is_read(tmp_pat
     (source,) = sources(tmp_path / "list.txt")
     with pytest.raises(OSError, match="No such file"):
         source.read(16)
+
+
+def test_labelled_pictures_of_a_table_are_those_of_its_test_split(tmp_path: Path) -> None:
+    given = files(tmp_path, *(f"{number}.png" for number in range(6)))
+    kinds = [(kind, split) for split in ("train", "val", "test") for kind in ("cat", "dog")]
+    lines = [f"{number}.png,{kind},{split}" for number, (kind, split) in enumerate(kinds)]
+
+    def asked(*lines: str, header: str = "path,label,split") -> list[tuple[Path, str]]:
+        (tmp_path / "table.csv").write_text("\n".join([header, *lines]) + "\n")
+        return labelled(tmp_path / "table.csv", ("cat", "cow", "dog"))
+
+    assert asked(*lines) == [(given[4], "cat"), (given[5], "dog")]
+    assert asked(*lines[:4]) == [(given[2], "cat"), (given[3], "dog")]
+    assert asked(lines[4]) == [(given[4], "cat")]
+    assert asked("0.png,dog", header="path,label") == [(given[0], "dog")]
+    with pytest.raises(DataError, match=r"classes the model does not know \('hen'\); .* 'cat', 'cow', 'dog'"):
+        asked("0.png,hen,test")
+    with pytest.raises(DataError, match="holds no labelled images"):
+        asked("0.png,,test")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fitwithin import request as requests
 from fitwithin.candidate import Candidate
-from fitwithin.data import image_folder
+from fitwithin.data.sources.door import open_dataset
 from fitwithin.engine.results import StepTiming
 from fitwithin.errors import BudgetError
 from fitwithin.events import PoolChosen
@@ -45,7 +45,7 @@ def opened(folder: Path, store: Store, law: SimulatedMachine | None = None, **li
     engine = Simulated(law or SimulatedMachine(), CountedImages(), SimulatedClock(1000.0))
     request = requests.parse(folder, **{"memory": "4GiB", "time": "10m", "device": "cpu", "init": "random", **limits})
     accountant = start.open_accountant(store, request.budget, engine.now, engine.now())
-    return start.open_run(request, folder, engine, store, Silent(), accountant, image_folder.scan(folder))
+    return start.open_run(request, folder, engine, store, Silent(), accountant, open_dataset(folder))
 
 
 def test_backbones_and_sizes_are_chosen_within_the_images_own_size(folder: Path) -> None:

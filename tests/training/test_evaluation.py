@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from fitwithin.candidate import Candidate, views_of
-from fitwithin.data import image_folder, pack_builder
+from fitwithin.data import pack_builder
 from fitwithin.data.pack import Pack
 from fitwithin.data.prefetch import PrefetchLoader
+from fitwithin.data.sources.door import open_dataset
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import EvaluateJob
 from fitwithin.engine.results import EVALUATED, EvalResult
@@ -47,7 +48,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Pack:
                 Image.fromarray(rng.integers(0, 255, (36, 36, 3), dtype=np.uint8)).save(folder / f"{number}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FITWITHIN_CACHE", str(root / "cache"))
-        return pack_builder.build(image_folder.scan(root / "data"), 34)
+        return pack_builder.build(open_dataset(root / "data"), 34)
 
 
 def job(images: Pack, folder: Path, within_s: float, sizes: tuple[int, ...] = (32,)) -> EvaluateJob:

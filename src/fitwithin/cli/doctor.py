@@ -39,6 +39,7 @@ def examine() -> list[Finding]:
         *_gpus(),
         _package("nvidia-ml-py", "--memory-accounting process needs it: pip install nvidia-ml-py", needed=False),
         _cache(),
+        _package("pyarrow", "Parquet and saved data sets need it: pip install 'fitwithin[data]'", needed=False),
         _package("scikit-learn", "the demo needs it: pip install 'fitwithin[demo]'", needed=False),
     ]
 

@@ -28,10 +28,14 @@ def option(name: str, default: str | None = None) -> Any:
 
 
 Data = Annotated[
-    Path, typer.Argument(help="A folder of images: DATA/<class>/* or DATA/{train,val,test}/<class>/*.", metavar="DATA")
+    Path,
+    typer.Argument(
+        help="Labelled images: a folder (DATA/<class>/*), table, archive, or hf:owner/name.", metavar="DATA"
+    ),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.", metavar="RUN")]
 Device = Annotated[str, option("device")]
+Columns = Annotated[str | None, option("columns")]
 EngineName = Annotated[str | None, option("engine", "the run's")]
 RayAddress = Annotated[str | None, option("ray_address", "the run's")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for another program, and no progress.")]

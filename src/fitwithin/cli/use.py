@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fitwithin.cli import terminal
-from fitwithin.cli.options import AsJson, Device, RunFolder
+from fitwithin.cli.options import AsJson, Columns, Data, Device, RunFolder
 from fitwithin.errors import UsageError
+from fitwithin.options import OPTIONS
 from fitwithin.units import format_size
 
 if TYPE_CHECKING:
@@ -184,14 +185,17 @@ def _batches(text: str) -> list[int]:
 
 def evaluate(
     folder: RunFolder,
-    data: Annotated[Path, typer.Argument(help="A labelled folder: DATA/<class>/*.", metavar="DATA")],
+    data: Data,
+    columns: Columns = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Measure a run's ensemble on a labelled folder: top-1 and top-5 with intervals, and by class."""
+    """Measure a run's ensemble on labelled images: top-1 and top-5 with intervals, and by class."""
     from fitwithin.inference.model import Model
 
     with terminal.reporter(as_json) as reporter:
         reporter.begin("looking at images")
-        found = _said(Model(folder)).evaluate(data, device=device, on_progress=reporter.advance)
+        by_role = dict(OPTIONS["columns"].read(columns) or ())
+        model = _said(Model(folder))
+        found = model.evaluate(data, columns=by_role, device=device, on_progress=reporter.advance)
     terminal.print_accuracy(found, as_json)

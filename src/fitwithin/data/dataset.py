@@ -47,11 +47,13 @@ def num_familiar(n_train: int, n_val: int, passes: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One image: its posix path relative to the root, the index of its class (-1: unlabelled, test only), its split."""
+    """One image: its posix path relative to the root (or an absolute one), the index of its class (-1: unlabelled, test
+    only), its split, and the key of its content (data/fingerprint.py), empty where that was not read."""
 
     path: str
     label: int
     split: str
+    content: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,15 +82,16 @@ class Remark:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A folder of labelled images, sorted by path, each in exactly one split.
+    """Labelled images in the order of their contents, each in exactly one split.
 
-    ``fingerprint`` is a BLAKE2b digest (32 hex digits) over every image's relative path, size in bytes and first
-    64 KiB, in the order of the paths (data/fingerprint.py). It covers a split that the folders
-    state, for that is part of the path, but not one drawn from the seed. ``split_why`` says where the split came from;
-    ``ignored`` counts the files left out: no images, or images outside every class folder. ``notes`` say what a user
-    should know of the images, ``copies`` how many of val and test are copies of training images.
+    ``fingerprint`` (32 hex digits) names the images by their contents, with their classes and the split and groups that
+    were stated, wherever they lie; a split drawn from the seed is not in it. ``source`` is what was given, for
+    messages; the images are files below ``root``. ``split_why`` says where the split came from; ``ignored`` counts the
+    files left out: no images, or images outside every class folder. ``notes`` say what a user should know of the
+    images, ``copies`` how many of val and test are copies of training images.
     """
 
+    source: str
     root: Path
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
@@ -120,7 +123,7 @@ def drop_broken(dataset: Dataset, broken: Sequence[Broken]) -> Dataset:
     samples = tuple(sample for sample in dataset.samples if sample.path not in gone)
     reason = Counter(item.reason for item in broken).most_common(1)[0][0]
     left_out = f" once the {len(gone)} unreadable files are left out (most: {reason})"
-    check(dataset.root, dataset.classes, samples, after=left_out)
+    check(dataset.source, dataset.classes, samples, after=left_out)
     return replace(dataset, samples=samples)
 
 
@@ -130,33 +133,37 @@ def packed(dataset: Dataset, images: Images) -> Dataset:
     return replace(dataset, samples=tuple(sample for sample in dataset.samples if sample.path in kept))
 
 
-def check(root: Path, classes: Sequence[str], samples: Sequence[Sample], *, after: str = "") -> None:
-    """Check that the classes and samples can be trained on and validated.
+def check(
+    source: str, classes: Sequence[str], samples: Sequence[Sample], *, after: str = "", drawn: bool = True
+) -> None:
+    """Check that the classes and samples can be trained on and, once their split is ``drawn``, validated.
 
     Raises:
         DataError: they cannot; ``after`` says what was done to them.
     """
     if not samples:
-        raise DataError(f"{root} has no image in {len(classes)} class folders{after}; lay the images out as {LAYOUT}")
+        raise DataError(f"{source} has no image in {len(classes)} classes{after}; lay the images out as {LAYOUT}")
     if len(classes) < 2:
-        raise DataError(f"{root} has one class, {classes[0]!r}; add at least one more class folder to tell it from")
+        raise DataError(f"{source} has one class, {classes[0]!r}; add at least one more class to tell it from")
     in_train = Counter(sample.label for sample in samples if sample.split == "train")
     in_val = Counter(sample.label for sample in samples if sample.split == "val")
     single = [name for label, name in enumerate(classes) if in_train[label] + in_val[label] == 1]
     if single:
         what = f"the class {single[0]!r}" if len(single) == 1 else f"each of {len(single)} classes ({listed(single)})"
         raise DataError(
-            f"{root} has 1 image of {what} where 2 are needed{after}, one to train on and one to validate on; add "
-            f"images of it or remove its folder"
+            f"{source} has 1 image of {what} where 2 are needed{after}, one to train on and one to validate on; add "
+            f"images of it or take it out"
         )
     untrained = [name for label, name in enumerate(classes) if not in_train[label]]
     if untrained:
         what = (
             f"the class {untrained[0]!r}" if len(untrained) == 1 else f"{len(untrained)} classes ({listed(untrained)})"
         )
-        raise DataError(f"{root} has no image to train {what}{after}; add some or remove the folder")
-    if not in_val:
-        raise DataError(f"{root} has no image to validate on{after}; add some to val, or remove val to have it drawn")
+        raise DataError(f"{source} has no image to train {what}{after}; add some or take it out")
+    if drawn and not in_val:
+        raise DataError(
+            f"{source} has no image to validate on{after}; add some to val, or state no val to have it drawn"
+        )
 
 
 class Images(Protocol):

@@ -45,7 +45,7 @@ CHECKED = "checked.json"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pack:
-    """An open store of N images, in the order of their paths; the arrays are read-only.
+    """An open store of N images, in the order of their data set; the arrays are read-only.
 
     offsets (bytes), labels: int64 [N]; heights, widths (pixels): int32 [N]; split_codes: uint8 [N], indices into
     SPLITS; crcs: uint32 [N]; pixels: the memory map, uint8 [bytes]. ``partial``: time was over before all images were

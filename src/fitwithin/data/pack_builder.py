@@ -7,12 +7,10 @@ import io
 import json
 import math
 import os
-import secrets
 import shutil
-import socket
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
@@ -20,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from fitwithin.data.dataset import SPLITS, Broken, Dataset, Remark, Sample, check, drop_broken
+from fitwithin.data.dataset import SPLITS, Broken, Dataset, Remark, check, drop_broken
 from fitwithin.data.decode_pool import Stored, decode, decode_all, status
 from fitwithin.data.fingerprint import digest
 from fitwithin.data.pack import SCHEMA, Pack, is_intact, open_pack
+from fitwithin.data.whole import remove, remove_stale, temporary
 from fitwithin.errors import DataError
 from fitwithin.files import cache_root
 from fitwithin.machine import cores
@@ -84,7 +83,7 @@ def build(
     if strict and pack.broken:
         named = ", ".join(f"{item.path} ({item.reason})" for item in pack.broken[:3])
         raise DataError(
-            f"{len(pack.broken)} of {len(dataset.samples)} images in {dataset.root} cannot be read, such as {named}; "
+            f"{len(pack.broken)} of {len(dataset.samples)} images in {dataset.source} cannot be read, such as {named}; "
             f"repair or remove them, or go on without them by not asking for strict reading"
         )
     return pack
@@ -119,13 +118,13 @@ def _build(
     """Decodes into a sibling folder and renames it, so that ``target`` is absent or complete at any instant."""
     packs = target.parent
     packs.mkdir(parents=True, exist_ok=True)
-    _remove_stale(packs)
-    _remove(target)  # whatever is there was found incomplete or damaged; its space may be needed
+    remove_stale(packs)
+    remove(target)  # whatever is there was found incomplete or damaged; its space may be needed
     _check_space(dataset, shorter_px, packs)
-    with _temporary(target) as folder:
+    with temporary(target) as folder:
         if not _write(dataset, shorter_px, folder, on_progress, workers, until_at):
             target = location(dataset, shorter_px, partial=True)
-            _remove(target)
+            remove(target)
         while True:
             try:
                 os.rename(folder, target)
@@ -136,7 +135,7 @@ def _build(
             # Another process was faster; its pack is as good as this one, unless it was damaged since.
             if (theirs := _reusable(target, dataset, shorter_px)) is not None:
                 return theirs
-            _remove(target)
+            remove(target)
 
 
 def _write(
@@ -149,11 +148,11 @@ def _write(
 ) -> bool:
     """The three files of a pack, and whether all of it is there; raises DataError if too few images are."""
     # Whatever is decoded when time is over is a fair part of every class.
-    order = sorted(dataset.samples, key=lambda sample: digest(sample.path.encode("utf-8", "surrogateescape")))
-    kept: list[tuple[Sample, Stored]] = []
+    order = sorted(range(len(dataset.samples)), key=lambda place: digest(dataset.samples[place].content))
+    kept: list[tuple[int, Stored]] = []
     broken: list[Broken] = []
     remarks: dict[str, list[str]] = {}
-    file, paths = folder / "images.u8", [sample.path for sample in order]
+    file, paths = folder / "images.u8", [dataset.samples[place].path for place in order]
     with closing(decode_all(dataset.root, paths, shorter_px, file, workers, until_at)) as decoded:
         for done, (position, found) in enumerate(decoded, 1):
             if isinstance(found, Broken):
@@ -166,14 +165,14 @@ def _write(
     with open(file, "ab") as pixels:
         os.fsync(pixels.fileno())  # before meta.json calls it complete: a power cut must not leave holes in it
     whole = len(kept) + len(broken) == len(order)
-    kept.sort(key=lambda item: item[0].path)
+    kept.sort(key=lambda item: item[0])  # as the data set has them
     broken.sort(key=lambda item: item.path)
-    samples = [sample for sample, _ in kept]
+    samples = [dataset.samples[place] for place, _ in kept]
     if whole:
         drop_broken(dataset, broken)
     else:
         read = f", of which {len(samples)} of {len(order)} could be read before half of the time was over"
-        check(dataset.root, dataset.classes, samples, after=read)
+        check(dataset.source, dataset.classes, samples, after=read)
     stored = [found for _, found in kept]
     index = io.BytesIO()
     np.savez(
@@ -218,38 +217,3 @@ def _check_space(dataset: Dataset, shorter_px: int, packs: Path) -> None:
             f"{n_images} images at {shorter_px} px need about {format_size(needed)} where {packs} has "
             f"{format_size(free)} left; {_WAY_OUT}"
         )
-
-
-@contextmanager
-def _temporary(target: Path) -> Iterator[Path]:
-    """A sibling of ``target`` that names its host and process, removed if it is still there at the end."""
-    folder = target.with_name(f"{target.name}@{socket.gethostname()}@{os.getpid()}@{secrets.token_hex(4)}")
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove(target: Path) -> None:
-    """Takes ``target`` away whole: renamed first, so that nobody ever opens half of it."""
-    with _temporary(target) as folder, suppress(FileNotFoundError):
-        os.rename(target, folder / "old")
-
-
-def _remove_stale(packs: Path) -> None:
-    """Removes what killed builds of this host left behind."""
-    for folder in packs.glob("*@*@*@*"):
-        _, host, pid, _ = folder.name.rsplit("@", 3)
-        if host == socket.gethostname() and pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it exists, and is somebody else's
-        return True
-    return True

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 
 from fitwithin.candidate import View
-from fitwithin.data.tree import RUN_FILE
+from fitwithin.data.sources.tree import RUN_FILE
 from fitwithin.engine.results import CARD, NOVELTY, WEIGHTS
 from fitwithin.errors import DataError, RunFolderError
 from fitwithin.files import write_atomic, write_text_atomic
 from fitwithin.inference.crops import read_all
 from fitwithin.inference.ensemble import MODEL, Ensemble, model_folder, read_ensemble, write_ensemble
 from fitwithin.inference.predictions import MOST_CLASSES, Answer, Evaluation, Prediction, prediction
-from fitwithin.inference.sources import Picture, Source, labelled_files, sources
+from fitwithin.inference.sources import Picture, Source, from_file, labelled, sources
 from fitwithin.machine import resolve_device
 from fitwithin.planning.stats import Accuracy
 
@@ -98,22 +98,28 @@ class Model:
             yield prediction(source.name, answer, self.classes, error, top)
 
     def evaluate(
-        self, data: str | Path, *, device: str = "auto", on_progress: Callable[[int, int], None] = lambda *_: None
+        self,
+        data: str | Path,
+        *,
+        columns: Mapping[str, str] | None = None,
+        device: str = "auto",
+        on_progress: Callable[[int, int], None] = lambda *_: None,
     ) -> Evaluation:
-        """Accuracy on ``DATA/<class>/*``; the classes must be among those the model knows.
+        """Accuracy on any labelled data that a run takes; the classes must be among those the model knows. ``columns``
+        says what those of a table are, by role.
 
         Raises:
-            DataError: no such folder, no class folders, or a class the model does not know.
+            DataError: no such data, no labels in it, or a class the model does not know.
         """
-        labelled = labelled_files(Path(data), self.classes)
-        found = self._answers(sources(path for path, _ in labelled), device, len(labelled))
+        found = labelled(data, self.classes, columns)
+        rows = self._answers((from_file(path) for path, _ in found), device, len(found))
 
         def counted() -> Iterator[tuple[Source, Answer | None, str]]:
-            for done, each in enumerate(found, 1):
-                on_progress(done, len(labelled))
+            for done, each in enumerate(rows, 1):
+                on_progress(done, len(found))
                 yield each
 
-        return _evaluation(counted(), [label for _, label in labelled], self.classes, data)
+        return _evaluation(counted(), [label for _, label in found], self.classes, data)
 
     def _answers(
         self, pictures: Iterable[Source], device: str, total: int | None = None

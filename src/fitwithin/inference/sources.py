@@ -6,7 +6,7 @@ import csv
 import glob
 import io
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,8 +16,11 @@ import numpy as np
 from PIL import Image
 
 from fitwithin.data import decode
-from fitwithin.data.splits import split_named
-from fitwithin.data.tree import Tree, join, same_form
+from fitwithin.data.sources import door
+from fitwithin.data.sources.columns import WORDS, form
+from fitwithin.data.sources.listing import Row
+from fitwithin.data.sources.splits import split_named
+from fitwithin.data.sources.tree import Tree, join, same_form
 from fitwithin.errors import DataError, UsageError
 from fitwithin.units import listed
 
@@ -31,9 +34,6 @@ TAKEN = "paths, PIL images, arrays of uint8 [height, width, 3] and bytes of imag
 
 #: Endings of files that list pictures: a table with a column of paths, or a path in each line.
 TABLE, LIST = ".csv", ".txt"
-
-#: How that column may be called.
-PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "image_path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,18 +87,19 @@ def _below(given: str | Path) -> Iterable[Source]:
     """What a path stands for: a file, the images in a folder, those that a list names, or that a pattern matches."""
     path = Path(given)
     if str(given) == "-":
-        return map(_file, _lines(sys.stdin, Path()))
+        return map(from_file, _lines(sys.stdin, Path()))
     if path.is_dir():
-        return map(_file, image_files(path))
+        return map(from_file, image_files(path))
     if path.is_file():
         suffix = path.suffix.lower()
-        return map(_file, _listed_in(path)) if suffix in (TABLE, LIST) else [_file(path)]
+        return map(from_file, _listed_in(path)) if suffix in (TABLE, LIST) else [from_file(path)]
     if any(letter in str(given) for letter in "*?[") and (found := sorted(glob.iglob(str(given), recursive=True))):
-        return map(_file, (Path(each) for each in found if Path(each).is_file()))
+        return map(from_file, (Path(each) for each in found if Path(each).is_file()))
     raise UsageError(f"there is no file or folder {str(path)!r}")
 
 
-def _file(path: Path) -> Source:
+def from_file(path: Path) -> Source:
+    """The picture in a file."""
     return Source(name=str(path), content=path)
 
 
@@ -112,10 +113,10 @@ def _listed_in(path: Path) -> Iterator[Path]:
         return _in_list(path)
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         names = next(csv.reader(file), [])
-    column = next((name for name in names if name.strip().lower() in PATH_COLUMNS), None)
+    column = next((name for name in names if form(name) in WORDS["path"]), None)
     if column is None:
         there = listed(names) or "it is empty"
-        raise UsageError(f"{path} has no column of paths ({there}); call it {PATH_COLUMNS[0]!r}")
+        raise UsageError(f"{path} has no column of paths ({there}); call it {WORDS['path'][0]!r}")
     return _in_table(path, column)
 
 
@@ -149,15 +150,41 @@ def image_files(folder: Path) -> Iterator[Path]:
     return (folder / path for path in chain([first], paths))
 
 
+def labelled(
+    data: str | Path, classes: Sequence[str], columns: Mapping[str, str] | None = None
+) -> list[tuple[Path, str]]:
+    """The images of any data that a run takes, each with its class; where they state splits, those of the test split,
+    else of val.
+
+    Raises:
+        DataError: there is no such data, no image in it, or a class that is not among ``classes``.
+    """
+    if not columns and door.is_plain(Path(data)):
+        return labelled_files(Path(data), classes)
+    found = door.read(data, columns=columns)
+    known = {same_form(name): name for name in classes}
+    by_split: dict[str, list[Row]] = {}
+    for row in found.rows:
+        if row.label is not None:
+            by_split.setdefault(row.split, []).append(row)
+    rows = next((by_split[split] for split in ("test", "val", "train") if split in by_split), [])
+    if unknown := sorted({row.label for row in rows if row.label} - {*known}):
+        raise DataError(
+            f"{data} has classes the model does not know ({listed(unknown)}); the model's classes are "
+            f"{listed(classes, 8)}"
+        )
+    if not rows:
+        raise DataError(f"{data} holds no labelled images")
+    return [(found.root / row.path, known[row.label]) for row in rows if row.label]
+
+
 def labelled_files(root: Path, classes: Sequence[str]) -> list[tuple[Path, str]]:
     """The images in the class folders of ``root``, each with its class; of a folder with splits those of its test
     split, else of val.
 
     Raises:
-        DataError: there is no such folder, no image in it, or a class that is not among ``classes``.
+        DataError: there is no image in it, or a class that is not among ``classes``.
     """
-    if not root.is_dir():
-        raise DataError(f"there is no folder {str(root)!r}; give one with a folder of images for each class")
     tree = Tree(root)
     known = {same_form(name): name for name in classes}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -60,9 +60,11 @@ class Result:
         """:meth:`predict`, one prediction after the other as they come."""
         return self.model.iter_predictions(pictures, device=device)
 
-    def evaluate(self, data: str | Path, *, device: str = "auto") -> Evaluation:
-        """Accuracy on ``DATA/<class>/*``: that of :meth:`Model.evaluate`."""
-        return self.model.evaluate(data, device=device)
+    def evaluate(
+        self, data: str | Path, *, columns: Mapping[str, str] | None = None, device: str = "auto"
+    ) -> Evaluation:
+        """Accuracy on labelled data: that of :meth:`Model.evaluate`."""
+        return self.model.evaluate(data, columns=columns, device=device)
 
     def test_predictions(self) -> list[Prediction]:
         """Predictions for the data's own test pictures, labelled or not, from the logits of the run.

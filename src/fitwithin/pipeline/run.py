@@ -164,7 +164,7 @@ def check_plan(plan: Plan, fingerprint: str) -> None:
     """UsageError unless the plan was drawn up for this data."""
     if plan.fingerprint != fingerprint:
         raise UsageError(
-            f"the plan was drawn up for other data (fingerprint {plan.fingerprint[:12]}, this folder has "
+            f"the plan was drawn up for other data (fingerprint {plan.fingerprint[:12]}, these have "
             f"{fingerprint[:12]}); draw up a new one with `fitwithin plan`"
         )
     if not plan.trials and not plan.probed:

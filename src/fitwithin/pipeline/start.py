@@ -22,6 +22,7 @@ from fitwithin.pipeline import choose, linear_probes
 from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Reporter
 from fitwithin.planning.pool import SIZES
+from fitwithin.planning.stats import format_tells_apart
 from fitwithin.request import Request
 from fitwithin.store import Store
 
@@ -34,8 +35,11 @@ READING_SHARE = 0.5
 #: The pixels of so many images are looked up before sizes are chosen.
 SAMPLED = 60
 
-#: Fewer validation images than these get a note: one of 50 is two points.
+#: Fewer validation images than these are called few: one of 50 is two points.
 FEW_IMAGES = 50
+
+#: The accuracy for which it is said what the validation images can tell apart, before there is any.
+TYPICAL_SHARE = 0.9
 
 
 def open_accountant(store: Store, budget: Budget, clock: Clock, started_at: float) -> Accountant:
@@ -65,10 +69,9 @@ def _notes(dataset: Dataset, found: Dataset, images: Pack) -> tuple[str, ...]:
             f"{read:,} of {total:,} images could be decoded in half of the time; the run goes on with these. With more "
             f"time it uses all"
         )
-    if 0 < found.counts()["val"] < FEW_IMAGES:
-        notes.append(
-            f"{found.counts()['val']} validation images are few: they cannot separate candidates that are close"
-        )
+    if n_val := found.counts()["val"]:
+        few = "; they are few" if n_val < FEW_IMAGES else ""
+        notes.append(format_tells_apart(n_val, TYPICAL_SHARE) + few)
     return tuple(notes)
 
 

@@ -52,6 +52,22 @@ class FailedTrial:
     reason: str
 
 
+def tells_apart(total: int, share: float) -> float:
+    """The least difference of two shares near ``share``, each of ``total`` images, that 95 % confidence tells apart.
+
+    It is Z * sqrt(2 p (1 - p) / n), the normal approximation to the difference of two binomial shares, taken as
+    independent as in :func:`standard_error`: models that make the same mistakes are told apart by less.
+    """
+    return Z * math.sqrt(2 * share * (1 - share) / total)
+
+
+def format_tells_apart(total: int, share: float, kind: str = "validation") -> str:
+    """That difference in a sentence."""
+    images = f"{total:,} {kind} {'image tells' if total == 1 else 'images tell'}"
+    points = 100 * tells_apart(total, share)
+    return f"{images} apart models that differ by {points:.1f} points or more, near {100 * share:.0f} %"
+
+
 def standard_error(one: Accuracy, other: Accuracy) -> float:
     """Standard error of the difference of two shares, taken as independent: an upper bound for the same images."""
     return math.sqrt(one.variance + other.variance)

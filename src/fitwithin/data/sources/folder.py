@@ -1,25 +1,23 @@
-"""Folders of images become a data set: who belongs to which class and split.
+"""Folders of images: who belongs to which class and split.
 
 Laid out in one of two ways; data/pack.py decodes the images:
-    DATA/{train,val,test}/<class>/...   the folders' own split, whatever the splits are called (data/splits.py)
-    DATA/<class>/...                    one folder per class; the split is drawn per class from the seed
+    DATA/{train,val,test}/<class>/...   the folders' own split, whatever the splits are called (sources/splits.py)
+    DATA/<class>/...                    one folder per class; the split is drawn per class from the seed or by name
 
 A folder that holds nothing but another folder is looked into. A class has all images below its folder.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from fitwithin.data.dataset import LAYOUT, SPLITS, Dataset, Sample, check
-from fitwithin.data.decode import has_header
-from fitwithin.data.fingerprint import contents
-from fitwithin.data.splits import random_split, split_alike, split_named
-from fitwithin.data.tree import Tree, join, same_form
+from fitwithin.data.dataset import LAYOUT
+from fitwithin.data.sources.listing import Listing, Row
+from fitwithin.data.sources.splits import split_alike, split_named
+from fitwithin.data.sources.tree import Tree, join, same_form
 from fitwithin.errors import DataError
 from fitwithin.units import listed
 
@@ -40,26 +38,17 @@ class _Folder:
         return not self.unlabelled and not any(self.by_class.values())
 
 
-def scan(root: Path, *, seed: int = 0, cache_dir: Path | None = None, until_at: float = math.inf) -> Dataset:
-    """The data set in a folder; a split the folders do not state is drawn per class from the seed and the paths alone.
-
-    Flat folders and ``train`` alone are drawn 80/10/10; ``train`` and ``test`` without ``val`` give 10 % of train to
-    val; ``train`` and ``val`` without ``test`` go without. A file that cannot be read stays in: decoding reports it.
-    In the folder ``cache_dir`` it is recorded what was read, so that files that did not change are not read again.
-    Reading the files' contents ends at the monotonic instant ``until_at``.
+def read(root: Path, *, source: str = "") -> Listing:
+    """The pictures in a folder of class folders; ``source`` is what messages call it, where that is not the folder.
 
     Raises:
-        DataError: missing folder, fewer than two classes, a class too small, a class that train does not have, or the
-            time was over.
+        DataError: no class folders, folders that could mean two things, or one that cannot be listed.
     """
-    if not root.is_dir():
-        found = "is a file" if root.exists() else "does not exist"
-        raise DataError(f"the data folder {root} {found}; give a folder laid out as {LAYOUT}")
-    tree = Tree(root)
+    tree = Tree(root, Path(source) if source else None)
     top = _top(tree)
     layout, notes = _layout(tree, top)
     if top:
-        notes.append(f"the images are read from {root / top}, the only folder in {root}")
+        notes.append(f"the images are read from {tree.shown / top}, the only folder in {tree.shown}")
     train = _collect(tree, layout["train"], "train", ())
     folders = {split: _collect(tree, name, split, train.by_class) for split, name in layout.items()}
     folders = {split: folder for split, folder in folders.items() if split == "train" or not folder.empty}
@@ -74,23 +63,16 @@ def scan(root: Path, *, seed: int = 0, cache_dir: Path | None = None, until_at: 
     flat = layout == {"train": top}
     if not flat:
         tree.images_in(top)  # loose files beside the splits are passed over, and counted
-    classes = tuple(sorted(folders["train"].by_class))
-    samples = _from_folders(folders, classes)
-    if "val" not in folders:
-        samples = random_split(samples, seed=seed, with_test="test" not in folders)
-    samples = sorted(samples, key=lambda sample: sample.path)
-    check(root, classes, samples)
-    read = contents(root, [sample.path for sample in samples], cache_dir, until_at)
-    copies, said = _copies(root, samples, read.same, classes)
-    return Dataset(
+    return Listing(
+        source=source or str(root),
         root=root,
-        classes=classes,
-        samples=tuple(samples),
-        fingerprint=read.fingerprint,
-        split_why="; ".join([_split_why(folders, samples, flat=flat, seed=seed), *notes]),
+        rows=_rows(folders),
+        classes=sorted(folders["train"].by_class),
+        stated="the folders have them",
+        unstated="the folders state no split" if flat else "there is a train folder alone",
         ignored=left_out + sum(tree.endings.values()),
-        notes=(*tree.passed_over(), *said, *_without_images(classes, samples)),
-        copies=copies,
+        remarks=notes,
+        notes=tree.passed_over(),
     )
 
 
@@ -138,7 +120,7 @@ def _share_classes(tree: Tree, top: str, alike: dict[str, list[str]]) -> bool:
 
 def _layout(tree: Tree, top: str) -> tuple[dict[str, str], list[str]]:
     """The folder of each split ({"train": top} when flat), and what there is to say about folders left out."""
-    root, stated = tree.root / top, _split_folders(tree, top)
+    root, stated = tree.shown / top, _split_folders(tree, top)
     if not stated:
         return {"train": top}, []
     if twice := [group for group in stated.values() if len(group) > 1]:
@@ -187,7 +169,7 @@ def _collect(tree: Tree, path: str, split: str, classes: Collection[str]) -> _Fo
         images = tree.images_below(join(path, name))
         if images or not tree.holds_runs(join(path, name)):
             by_class.setdefault(same_form(name), []).extend(images)
-    return _Folder(shown=tree.root / path, by_class=by_class, unlabelled=tree.images_in(path))
+    return _Folder(shown=tree.shown / path, by_class=by_class, unlabelled=tree.images_in(path))
 
 
 def _check_labels(folders: dict[str, _Folder]) -> None:
@@ -220,77 +202,14 @@ def _check_labels(folders: dict[str, _Folder]) -> None:
             )
 
 
-def _from_folders(folders: dict[str, _Folder], classes: Sequence[str]) -> list[Sample]:
-    """The samples as the folders have them."""
-    labels = {name: label for label, name in enumerate(classes)}
-    samples = [
-        Sample(path=path, label=labels[name], split=split)
+def _rows(folders: dict[str, _Folder]) -> list[Row]:
+    """The pictures as the folders have them."""
+    rows = [
+        Row(path, name, split)
         for split, folder in folders.items()
         for name, paths in folder.by_class.items()
         for path in paths
     ]
     if "test" in folders:
-        samples += [Sample(path=path, label=-1, split="test") for path in folders["test"].unlabelled]
-    return samples
-
-
-def _copies(
-    root: Path, samples: Sequence[Sample], same: Sequence[Sequence[str]], classes: Sequence[str]
-) -> tuple[dict[str, int], list[str]]:
-    """How many images of val and test are copies of training images, and what there is to say about copies."""
-    by_path = {sample.path: sample for sample in samples}
-    groups = [[by_path[path] for path in group] for group in same if has_header(root / group[0])]
-    copies, notes = {}, []
-    for split in ("val", "test"):
-        found = [
-            sample
-            for group in groups
-            if any(sample.split == "train" for sample in group)
-            for sample in group
-            if sample.split == split
-        ]
-        if found:
-            copies[split] = len(found)
-            notes.append(
-                f"{len(found):,} {split} {'image is a copy' if len(found) == 1 else 'images are copies'} of training "
-                f"images, such as {found[0].path}: the {split} accuracy is too good"
-            )
-    torn = [group for group in groups if len({sample.label for sample in group} - {-1}) > 1]
-    if torn:
-        one, other = (next(s for s in torn[0] if s.label == label) for label in sorted({s.label for s in torn[0]})[-2:])
-        notes.append(
-            f"{len(torn):,} {'image lies' if len(torn) == 1 else 'images lie'} in more than one class, such as "
-            f"{one.path} ({classes[one.label]}) and {other.path} ({classes[other.label]}): one of the labels is wrong"
-        )
-    return copies, notes
-
-
-def _without_images(classes: Sequence[str], samples: Sequence[Sample]) -> list[str]:
-    """The classes that a labelled split has no image of."""
-    count = Counter((sample.split, sample.label) for sample in samples)
-    notes = []
-    for split in ("val", "test"):
-        missing = [name for label, name in enumerate(classes) if not count[split, label]]
-        if missing and len(missing) < len(classes):
-            what = "the class" if len(missing) == 1 else f"{len(missing):,} classes:"
-            notes.append(
-                f"there is no {split} image of {what} {listed(missing)}, so the {split} accuracy leaves it out"
-            )
-    return notes
-
-
-def _split_why(folders: dict[str, _Folder], samples: Sequence[Sample], *, flat: bool, seed: int) -> str:
-    if "val" in folders:
-        why = f"{', '.join(split for split in SPLITS if split in folders)} as the folders have them"
-    elif "test" in folders:
-        why = f"train and test as the folders have them, val drawn as 10 % of train, per class, with seed {seed}"
-    else:
-        where = "the folders state no split" if flat else "there is a train folder alone"
-        why = f"80/10/10 % for train/val/test drawn per class with seed {seed}, because {where}"
-    tested = [sample for sample in samples if sample.split == "test"]
-    if not tested:
-        reason = "there is no test folder" if "val" in folders else "the classes are too small to spare test images"
-        return f"{why}; {reason}, so test figures will be missing"
-    if tested[0].label < 0:
-        return f"{why}; the test images are unlabelled, so test figures will be missing"
-    return why
+        rows += [Row(path, None, "test") for path in folders["test"].unlabelled]
+    return rows

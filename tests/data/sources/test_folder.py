@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fitwithin.data.dataset import Broken, Dataset, Sample, drop_broken
-from fitwithin.data.image_folder import random_split, scan
+from fitwithin.data.sources.door import open_dataset
+from fitwithin.data.sources.splits import random_split
 from fitwithin.errors import DataError
 
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -50,7 +51,7 @@ def of(dataset: Dataset, split: str) -> list[Sample]:
 
 
 @given(sizes=st.lists(st.integers(2, 60), min_size=2, max_size=4), seed=st.integers(0, 5), with_test=st.booleans())
-def test_arandom_split_split_is_a_stratified_partition(sizes: list[int], seed: int, with_test: bool) -> None:
+def test_a_drawn_split_is_a_stratified_partition(sizes: list[int], seed: int, with_test: bool) -> None:
     before = [
         Sample(path=f"{label}/{i}", label=label, split="train") for label, n in enumerate(sizes) for i in range(n)
     ]
@@ -64,7 +65,7 @@ def test_arandom_split_split_is_a_stratified_partition(sizes: list[int], seed: i
 
 
 @given(order=st.permutations(range(20)), seed=st.integers(0, 3))
-def test_arandom_split_split_depends_on_seed_and_paths_alone(order: list[int], seed: int) -> None:
+def test_a_drawn_split_depends_on_seed_and_paths_alone(order: list[int], seed: int) -> None:
     samples = [Sample(path=f"{i % 2}/{i}", label=i % 2, split="train") for i in range(20)]
     shuffled = [samples[i] for i in order]
     once, again = (
@@ -83,9 +84,9 @@ def test_a_new_file_moves_few_others(seed: int) -> None:
 
 def test_seeds_differ_and_repeat(tmp_path: Path) -> None:
     root = flat(tmp_path, cat=30, dog=30)
-    assert scan(root) == scan(root, seed=0)
-    assert splits(scan(root, seed=1)) != splits(scan(root, seed=0))
-    assert scan(root, seed=1).fingerprint == scan(root, seed=0).fingerprint
+    assert open_dataset(root) == open_dataset(root, seed=0)
+    assert splits(open_dataset(root, seed=1)) != splits(open_dataset(root, seed=0))
+    assert open_dataset(root, seed=1).fingerprint == open_dataset(root, seed=0).fingerprint
 
 
 # --- the fingerprint
@@ -93,22 +94,33 @@ def test_seeds_differ_and_repeat(tmp_path: Path) -> None:
 
 @few
 @given(data=st.data())
-def test_the_fingerprint_changes_if_and_only_if_paths_or_contents_do(
+def test_the_fingerprint_changes_if_and_only_if_contents_classes_or_stated_splits_do(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     root = flat(tmp_path_factory.mktemp("data"), cat=3, dog=3)
-    before = scan(root)
+    before = open_dataset(root)
     assert len(before.fingerprint) == 32
     moved = root.with_name(root.name + "-moved")
     shutil.copytree(root, moved)
     (moved / "notes.txt").write_text("not an image")
-    assert scan(moved).fingerprint == before.fingerprint
+    (moved / "cat" / "001.png").rename(moved / "cat" / "a new name.png")
+    after = open_dataset(moved)
+    assert after.fingerprint == before.fingerprint
+    assert [(s.content, s.label, s.split) for s in after.samples] == [
+        (s.content, s.label, s.split) for s in before.samples
+    ]
 
     victim = root / data.draw(st.sampled_from(before.samples)).path
     content = victim.read_bytes()
-    match data.draw(st.sampled_from(["rename", "append", "flip", "remove", "add"])):
-        case "rename":
-            victim.rename(victim.with_name("other.png"))
+    match data.draw(st.sampled_from(["another class", "a stated split", "append", "flip", "remove", "add"])):
+        case "another class":
+            victim.rename(root / {"cat": "dog", "dog": "cat"}[victim.parent.name] / "other.png")
+        case "a stated split":
+            shutil.copytree(root, root / "train")
+            for name in ("cat", "dog"):
+                shutil.rmtree(root / name)
+                (root / "val" / name).mkdir(parents=True)
+                (root / "train" / name / "002.png").rename(root / "val" / name / "x.png")
         case "append":
             victim.write_bytes(content + b"\0")
         case "flip":
@@ -118,7 +130,7 @@ def test_the_fingerprint_changes_if_and_only_if_paths_or_contents_do(
             victim.unlink()
         case "add":
             victim.with_name("other.png").write_bytes(content)
-    assert scan(root).fingerprint != before.fingerprint
+    assert open_dataset(root).fingerprint != before.fingerprint
 
 
 # --- layouts
@@ -136,9 +148,9 @@ def test_three_folders_are_kept(tmp_path: Path) -> None:
             "train/cat/readme.txt",
         ),
     )
-    dataset = scan(root)
+    dataset = open_dataset(root)
     assert dataset.classes == ("cat", "dog")
-    assert [(s.path, s.label, s.split) for s in dataset.samples] == [
+    assert sorted((s.path, s.label, s.split) for s in dataset.samples) == [
         ("test/cat/c.png", 0, "test"),
         ("train/cat/a.PNG.png", 0, "train"),
         ("train/dog/deep/er/a.png", 1, "train"),
@@ -154,13 +166,13 @@ def test_three_folders_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
 def test_names_of_val(tmp_path: Path, name: str) -> None:
     root = tree(tmp_path, "train/a/1.png", "train/b/1.png", f"{name}/a/2.png", f"{name}/b/2.png")
-    dataset = scan(root)
+    dataset = open_dataset(root)
     assert dataset.counts() == {"train": 2, "val": 2, "test": 0}
-    assert dataset.split_why.endswith("there is no test folder, so test figures will be missing")
+    assert dataset.split_why.endswith("there are no test images, so test figures will be missing")
 
 
 def test_flat(tmp_path: Path) -> None:
-    dataset = scan(flat(tmp_path, cat=20, dog=40), seed=7)
+    dataset = open_dataset(flat(tmp_path, cat=20, dog=40), seed=7)
     assert dataset.counts() == {"train": 48, "val": 6, "test": 6}
     assert (
         "80/10/10 % for train/val/test drawn per class with seed 7, because the folders state no" in dataset.split_why
@@ -168,40 +180,40 @@ def test_flat(tmp_path: Path) -> None:
 
 
 def test_flat_and_small_has_no_test(tmp_path: Path) -> None:
-    dataset = scan(flat(tmp_path, cat=2, dog=3))
+    dataset = open_dataset(flat(tmp_path, cat=2, dog=3))
     assert dataset.counts() == {"train": 3, "val": 2, "test": 0}
     assert "too small to spare test images" in dataset.split_why
 
 
-def test_train_alone_israndom_split(tmp_path: Path) -> None:
+def test_train_alone_is_drawn(tmp_path: Path) -> None:
     flat(tmp_path / "train", cat=10, dog=10)
     (tmp_path / "val").mkdir()  # an empty folder states nothing
-    assert scan(tmp_path).counts() == {"train": 16, "val": 2, "test": 2}
+    assert open_dataset(tmp_path).counts() == {"train": 16, "val": 2, "test": 2}
 
 
 def test_train_and_test_spare_val(tmp_path: Path) -> None:
     flat(tmp_path / "train", cat=20, dog=5)
     flat(tmp_path / "test", cat=2)
-    dataset = scan(tmp_path)
+    dataset = open_dataset(tmp_path)
     assert dataset.counts() == {"train": 22, "val": 3, "test": 2}
-    assert "val drawn as 10 % of train, per class, with seed 0" in dataset.split_why
+    assert "val drawn as 10 % of train, per class with seed 0" in dataset.split_why
 
 
 def test_unlabelled_test(tmp_path: Path) -> None:
     flat(tmp_path / "train", cat=5, dog=5)
     tree(tmp_path, "test/1.png", "test/2.png")
-    dataset = scan(tmp_path)
+    dataset = open_dataset(tmp_path)
     assert [s.label for s in of(dataset, "test")] == [-1, -1]
     assert dataset.split_why.endswith("the test images are unlabelled, so test figures will be missing")
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    assert scan(flat(tmp_path, bus=3, car=3, train=3)).classes == ("bus", "car", "train")
+    assert open_dataset(flat(tmp_path, bus=3, car=3, train=3)).classes == ("bus", "car", "train")
 
 
 def test_folders_and_images_left_out_are_told(tmp_path: Path) -> None:
     flat(tmp_path / "train", cat=5, dog=5)
-    dataset = scan(tree(tmp_path, "train/stray.png", "devkit/readme.txt", "licence"))
+    dataset = open_dataset(tree(tmp_path, "train/stray.png", "devkit/readme.txt", "licence"))
     assert dataset.ignored == 3
     assert dataset.notes == ("2 files are not an image: 1 .txt, 1 without ending",)
     assert "devkit/ is no split and was left out" in dataset.split_why
@@ -217,8 +229,8 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (root / "cat" / "self").symlink_to(root / "cat" / "self")
     (root / "cat" / "gone.png").symlink_to(root / "nowhere.png")
     os.mkfifo(root / "cat" / "pipe.png")
-    dataset = scan(root)
-    assert [s.path for s in dataset.samples if s.label == 0] == ["cat/000.png", "cat/001.png", "cat/gone.png"]
+    dataset = open_dataset(root)
+    assert sorted(s.path for s in dataset.samples if s.label == 0) == ["cat/000.png", "cat/001.png", "cat/gone.png"]
     assert len(dataset.samples) == 6
 
 
@@ -227,8 +239,8 @@ def test_unreadable_files_and_odd_names_stay_in(tmp_path: Path) -> None:
     (root / "cat" / "000.png").chmod(0)
     odd = os.fsdecode(b"caf\xe9 \xf0\x9f\x90\x88.png")
     (root / "cat" / odd).write_bytes(png())
-    assert f"cat/{odd}" in splits(scan(root))
-    assert len(scan(root).samples) == 7
+    assert f"cat/{odd}" in splits(open_dataset(root))
+    assert len(open_dataset(root).samples) == 7
 
 
 # --- refusals
@@ -236,14 +248,14 @@ def test_unreadable_files_and_odd_names_stay_in(tmp_path: Path) -> None:
 
 def refusal(root: Path) -> str:
     with pytest.raises(DataError) as caught:
-        scan(root)
+        open_dataset(root)
     return str(caught.value)
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    assert f"{tmp_path}/nowhere does not exist; give a folder laid out as DATA/<class>" in refusal(tmp_path / "nowhere")
+    assert f"{tmp_path}/nowhere does not exist; give a folder, a table" in refusal(tmp_path / "nowhere")
     tree(tmp_path, "a.png")
-    assert "a.png is a file; give a folder" in refusal(tmp_path / "a.png")
+    assert "a.png is a file of an unknown kind; give a folder" in refusal(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(
@@ -253,8 +265,8 @@ def test_no_folder(tmp_path: Path) -> None:
         (["1.png", "2.png"], "has no class folders, but 2 images directly in it; lay"),
         (["train/1.png", "val/a/1.png"], "train has no class folders, but 1 images directly in it"),
         (["a/1.png", "a/2.png"], "has one class, 'a'; add at least one more"),
-        (["a/1.txt", "b/2.txt"], "has no image in 2 class folders; lay"),
-        (["a/1.png", "a/2.png", "b/1.txt"], "has no image to train the class 'b'; add some or remove the folder"),
+        (["a/1.txt", "b/2.txt"], "has no image in 2 classes; lay"),
+        (["a/1.png", "a/2.png", "b/1.txt"], "has no image to train the class 'b'; add some or take it out"),
         (["a/1.png", "a/2.png", "b/1.png"], "has 1 image of the class 'b' where 2 are needed, one to train on"),
         (["train/a/1.png", "train/b/1.png", "val/a/1.png"], "has 1 image of the class 'b' where 2 are needed"),
         (
@@ -298,7 +310,7 @@ def broken(*paths: str) -> list[Broken]:
 
 
 def test_without_drops_and_checks_again(tmp_path: Path) -> None:
-    dataset = scan(flat(tmp_path, cat=10, dog=10))
+    dataset = open_dataset(flat(tmp_path, cat=10, dog=10))
     assert drop_broken(dataset, []) is dataset
     gone = of(dataset, "train")[0].path
     left = drop_broken(dataset, broken(gone))

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fitwithin.data.image_folder import scan
-from fitwithin.data.splits import split_alike, split_named
-from fitwithin.data.tree import SYSTEM, Tree
+from fitwithin.data.sources.door import open_dataset
+from fitwithin.data.sources.splits import split_alike, split_named
+from fitwithin.data.sources.tree import SYSTEM, Tree
 from fitwithin.errors import DataError, UsageError
 from fitwithin.inference.sources import image_files, labelled_files
 
@@ -48,14 +48,19 @@ def test_what_systems_leave_behind_is_passed_over_by_runs_predictions_and_evalua
     picture(root / name / "thumb.png")
     (root / "cat" / "._0.png").write_bytes(b"resource fork")
     (root / "cat" / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
-    assert scan(root).classes == ("cat", "dog")
-    assert len(scan(root).samples) == len(list(image_files(root))) == len(labelled_files(root, ("cat", "dog"))) == 8
+    assert open_dataset(root).classes == ("cat", "dog")
+    assert (
+        len(open_dataset(root).samples)
+        == len(list(image_files(root)))
+        == len(labelled_files(root, ("cat", "dog")))
+        == 8
+    )
 
 
 def test_a_system_folder_that_may_not_be_listed_is_never_looked_into(tmp_path: Path) -> None:
     root = classes(tmp_path / "data", "cat", "dog")
     (root / "System Volume Information").mkdir(mode=0)
-    assert scan(root).classes == ("cat", "dog")
+    assert open_dataset(root).classes == ("cat", "dog")
 
 
 def test_runs_in_the_data_folder_are_no_class(tmp_path: Path) -> None:
@@ -63,7 +68,7 @@ def test_runs_in_the_data_folder_are_no_class(tmp_path: Path) -> None:
     (root / "runs" / "data-1").mkdir(parents=True)
     (root / "runs" / "data-1" / "run.db").write_bytes(b"")
     picture(root / "runs" / "data-1" / "chart.png")
-    dataset = scan(root)
+    dataset = open_dataset(root)
     assert dataset.classes == ("cat", "dog")
     assert any("runs/data-1" in note for note in dataset.notes)
     assert len(labelled_files(root, ("cat", "dog"))) == 8
@@ -76,7 +81,7 @@ def test_runs_in_the_data_folder_are_no_class(tmp_path: Path) -> None:
 def test_splits_have_the_names_that_people_give_them(tmp_path: Path, train: str, other: str) -> None:
     classes(tmp_path / train, "cat", "dog")
     classes(tmp_path / other, "cat", "dog")
-    dataset = scan(tmp_path)
+    dataset = open_dataset(tmp_path)
     assert dataset.classes == ("cat", "dog")
     split = "test" if "test" in other.lower() else "val"
     assert dataset.counts()[split] == 8
@@ -87,7 +92,7 @@ def test_splits_have_the_names_that_people_give_them(tmp_path: Path, train: str,
     "names", [("test tube", "beaker"), ("train station", "airport"), ("bullet train", "test pattern")]
 )
 def test_classes_may_hold_the_word_of_a_split(tmp_path: Path, names: tuple[str, ...]) -> None:
-    assert scan(classes(tmp_path, *names)).classes == tuple(sorted(names))
+    assert open_dataset(classes(tmp_path, *names)).classes == tuple(sorted(names))
 
 
 @given(
@@ -107,12 +112,12 @@ def test_words_that_only_begin_like_a_split(name: str) -> None:
 def test_folders_too_many_are_looked_through(tmp_path: Path) -> None:
     classes(tmp_path / "archive" / "photos", "cat", "dog")
     (tmp_path / "__MACOSX").mkdir()
-    dataset = scan(tmp_path)
+    dataset = open_dataset(tmp_path)
     assert dataset.classes == ("cat", "dog")
     assert f"the images are read from {tmp_path / 'archive' / 'photos'}" in dataset.split_why
     classes(tmp_path / "twice" / "seg_train" / "seg_train", "cat", "dog")
     classes(tmp_path / "twice" / "seg_test" / "seg_test", "cat", "dog")
-    assert scan(tmp_path / "twice").counts() == {"train": 8 - 2, "val": 2, "test": 8}
+    assert open_dataset(tmp_path / "twice").counts() == {"train": 8 - 2, "val": 2, "test": 8}
     assert len(labelled_files(tmp_path / "archive", ("cat", "dog"))) == 8
 
 
@@ -120,7 +125,7 @@ def test_splits_that_have_classes_in_common_are_splits_beside_other_folders_too(
     classes(tmp_path / "seg_train" / "seg_train", "cat", "dog")
     classes(tmp_path / "seg_test" / "seg_test", "cat", "dog")
     picture(tmp_path / "seg_pred" / "seg_pred" / "1.png")
-    dataset = scan(tmp_path)
+    dataset = open_dataset(tmp_path)
     assert dataset.classes == ("cat", "dog")
     assert dataset.counts()["test"] == 8
     assert "seg_pred/ is no split and was left out" in dataset.split_why
@@ -130,27 +135,27 @@ def test_broken_files_that_are_alike_are_no_copies(tmp_path: Path) -> None:
     root = classes(tmp_path, "cat", "dog")
     for number in range(40):
         (root / "cat" / f"broken{number}.png").write_bytes(b"404 not found")
-    dataset = scan(root)
+    dataset = open_dataset(root)
     assert dataset.copies == {}
     assert not any("cop" in note for note in dataset.notes)
 
 
 def test_one_class_is_still_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has one class, 'cat'"):
-        scan(classes(tmp_path, "cat"))
+        open_dataset(classes(tmp_path, "cat"))
 
 
 def test_unlabelled_test_images_may_lie_one_folder_down(tmp_path: Path) -> None:
     classes(tmp_path / "train", "cat", "dog")
     picture(tmp_path / "test" / "images" / "1.png")
-    assert [s.label for s in scan(tmp_path).of("test")] == [-1]
+    assert [s.label for s in open_dataset(tmp_path).of("test")] == [-1]
 
 
 def test_names_are_compared_in_one_form(tmp_path: Path) -> None:
     one, other = unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café")
     classes(tmp_path / "train", one, "thé")
     classes(tmp_path / "test", other, "thé")
-    dataset = scan(tmp_path)
+    dataset = open_dataset(tmp_path)
     assert dataset.classes == (one, "thé")
     assert dataset.counts()["test"] == 8
     assert {name for _, name in labelled_files(tmp_path / "test", (other, "thé"))} == {other, "thé"}
@@ -162,7 +167,7 @@ def test_files_are_known_by_how_they_begin(tmp_path: Path) -> None:
         picture(root / "cat" / "x.jpg")
         (root / "cat" / "x.jpg").rename(root / "cat" / name)
     (root / "cat" / "notes.txt").write_text("BM is no bitmap")
-    dataset = scan(root)
+    dataset = open_dataset(root)
     assert len(dataset.samples) == 12
     assert dataset.notes[0] == "1 file is not an image: 1 .txt"
     assert len(list(image_files(root))) == 12
@@ -171,11 +176,11 @@ def test_files_are_known_by_how_they_begin(tmp_path: Path) -> None:
 def test_every_class_of_a_kind_is_named_at_once(tmp_path: Path) -> None:
     classes(tmp_path, "a", "b", "c", count=1)
     with pytest.raises(DataError, match=r"1 image of each of 3 classes \('a', 'b', 'c'\)"):
-        scan(tmp_path)
+        open_dataset(tmp_path)
     classes(tmp_path / "split" / "train", "cat", "dog")
     classes(tmp_path / "split" / "val", "cow", "pig", "hen")
     with pytest.raises(DataError, match="the classes 'cow', 'hen', 'pig'"):
-        scan(tmp_path / "split")
+        open_dataset(tmp_path / "split")
 
 
 def test_copies_are_counted(tmp_path: Path) -> None:
@@ -185,7 +190,7 @@ def test_copies_are_counted(tmp_path: Path) -> None:
         (tmp_path / "test" / "cat").mkdir(parents=True, exist_ok=True)
         (tmp_path / "test" / "cat" / f"{i}.png").write_bytes((tmp_path / "train" / "cat" / f"{i}.png").read_bytes())
     (tmp_path / "train" / "dog" / "wrong.png").write_bytes((tmp_path / "train" / "cat" / "3.png").read_bytes())
-    dataset = scan(tmp_path)
+    dataset = open_dataset(tmp_path)
     assert dataset.copies == {"test": 3}
     notes = "; ".join(dataset.notes)
     assert "3 test images are copies of training images, such as test/cat/0.png" in notes
@@ -198,14 +203,14 @@ def test_long_files_that_begin_alike_are_no_copies(tmp_path: Path) -> None:
     classes(tmp_path / "test", "cat", "dog")
     for split, last in (("train", b"1"), ("test", b"2")):
         (tmp_path / split / "cat" / "big.jpg").write_bytes(b"\xff\xd8\xff" + bytes(100_000) + last)
-    assert scan(tmp_path).copies == {}
+    assert open_dataset(tmp_path).copies == {}
 
 
 def test_links_in_circles_end(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "a").symlink_to(tmp_path / "a")
     with pytest.raises(DataError):
-        scan(tmp_path)
+        open_dataset(tmp_path)
     with pytest.raises(UsageError, match="holds no images"):
         image_files(tmp_path)
 

@@ -62,14 +62,14 @@ class Listing(NamedTuple):
 
 
 class Tree:
-    """The folder ``root``; paths below it are posix paths relative to it, "" is ``root`` itself.
+    """The folder ``root``, ``shown`` in messages; paths below it are posix paths relative to it, "" is itself.
 
     What is passed over is counted once a folder was looked into: ``endings`` of files that are no images, ``system``
     entries by name, and folders of ``runs``.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, shown: Path | None = None) -> None:
+        self.root, self.shown = root, shown or root
         self.endings: Counter[str] = Counter()
         self.system: Counter[str] = Counter()
         self.runs: set[str] = set()
