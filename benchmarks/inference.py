@@ -1,6 +1,8 @@
 """What a run hands over: its views, its probabilities, its exports, its predictions and its service.
 
     python benchmarks/inference.py --kind run --run RUN                   # of a run with val and test
+    python benchmarks/inference.py --kind bench --run RUN                 # its passes, beside what its report says
+    python benchmarks/inference.py --kind novelty --run RUN --data FOLDER --other FOLDER  # its test images, and others
     python benchmarks/inference.py --kind export                          # a dozen families to ONNX
     python benchmarks/inference.py --kind predict --run RUN --data FOLDER # beside a plain timm loop
     python benchmarks/inference.py --kind serve --run RUN --data FOLDER   # 60 s with 32 connections
@@ -67,15 +69,16 @@ TIMES = 3
 def main() -> None:
     """Make a row, and the file and page with it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", choices=["run", "export", "predict", "serve"], required=True)
+    parser.add_argument("--kind", choices=[*KINDS], required=True)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--data", type=Path, help="images for predictions")
+    parser.add_argument("--other", type=Path, help="images of another kind, for novelty")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--commit", default=None)
     arguments = parser.parse_args()
     rows = json.loads(arguments.result.read_text(encoding="utf-8"))["rows"] if arguments.result.exists() else []
-    made = {"run": of_run, "export": of_export, "predict": of_predict, "serve": of_serve}[arguments.kind](arguments)
+    made = KINDS[arguments.kind](arguments)
     report = arguments.run / "report.json" if arguments.run else None
     known = json.loads(report.read_text(encoding="utf-8")) if report is not None and report.is_file() else {}
     machine, commit = defaults.machine_of(known), arguments.commit or ground.head()
@@ -109,6 +112,66 @@ def of_run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             **{f"{name}_before": test["raw"][name]["value"] for name in ("nll", "brier", "ece")},
             **{f"{name}_after": test["calibrated"][name]["value"] for name in ("nll", "brier", "ece")},
             "images": test["raw"]["images"],
+        }
+    ]
+
+
+def of_bench(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Passes of what a run delivers, as its user measures them, beside the milliseconds of its report."""
+    report = json.loads((arguments.run / "report.json").read_text(encoding="utf-8"))
+    said_ms = sum(view["ms_per_image"] for view in report["views"] if view["chosen"])
+    batch = report["usage"]["batch"]
+    command = [sys.executable, "-P", "-m", "fitwithin", "bench", str(arguments.run), "--json"]
+    words = ["--device", arguments.device, "--batch", f"1,{batch}"]
+    found = json.loads(subprocess.run([*command, *words], check=True, capture_output=True, text=True).stdout)
+    by_batch = {each["batch"]: each for each in found["passes"]}
+    own_ms = by_batch[batch]["p50_ms"] / batch
+    return [
+        {
+            "name": f"{Path(report['data']['path']).name} {report['winner']} on {found['device'].partition(':')[0]}",
+            "views": found["views"],
+            "batch": batch,
+            "said_ms": said_ms,
+            "measured_ms": own_ms,
+            "error_pct": 100 * (said_ms / own_ms - 1),
+            "p50_ms": by_batch[batch]["p50_ms"],
+            "p99_ms": by_batch[batch]["p99_ms"],
+            "images_per_s": by_batch[batch]["images_per_s"],
+            "one_p50_ms": by_batch[1]["p50_ms"],
+            "one_p99_ms": by_batch[1]["p99_ms"],
+            "peak_bytes": by_batch[batch]["peak_bytes"],
+            "said_bytes": report["usage"]["used_bytes"],
+        }
+    ]
+
+
+#: Pictures of each side, at the most.
+NOVELTY_PICTURES = 500
+
+
+def of_novelty(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """How well the novelty tells test images from pictures of another kind, beside the surest probability."""
+    from sklearn.metrics import roc_auc_score
+
+    from fitwithin import Model
+
+    model, sides = Model(arguments.run), []
+    for folder in (arguments.data, arguments.other):
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        some = random.Random(0).sample(files, min(NOVELTY_PICTURES, len(files)))
+        found = [each for each in model.predict(some, device=arguments.device) if not each.error]
+        sides.append(([each.novelty or 0.0 for each in found], [each.probability for each in found]))
+    (own, own_sure), (other, other_sure) = sides
+    truth = [0] * len(own) + [1] * len(other)
+    return [
+        {
+            "name": f"{model.ensemble.candidate}: {arguments.data.parent.name} and {arguments.other.parent.name}",
+            "images": len(own),
+            "others": len(other),
+            "auroc": roc_auc_score(truth, [*own, *other]),
+            "auroc_by_probability": roc_auc_score(truth, [-each for each in (*own_sure, *other_sure)]),
+            "flagged_pct": 100 * statistics.fmean(each > 1 for each in own),
+            "others_flagged_pct": 100 * statistics.fmean(each > 1 for each in other),
         }
     ]
 
@@ -360,13 +423,18 @@ async def _hostile(where: str, files: list[bytes]) -> tuple[float, int]:
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The flat numbers."""
-    by_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in ("run", "export", "predict", "serve")}
+    by_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in KINDS}
     value: dict[str, Any] = {"rows": len(rows)}
     if runs := by_kind["run"]:
         value["ensemble_gain_points_mean"] = statistics.fmean(row["test"] - row["single"] for row in runs)
         value["vs_paper_views_points"] = statistics.fmean(row["test"] - row["paper"] for row in runs)
         value["nll_better_on"] = sum(row["nll_after"] < row["nll_before"] for row in runs)
         value["ece_after_max"] = max(row["ece_after"] for row in runs)
+    if benches := by_kind["bench"]:
+        value["latency_error_pct_max"] = max(abs(row["error_pct"]) for row in benches)
+    if novel := by_kind["novelty"]:
+        value["novelty_auroc_min"] = min(row["auroc"] for row in novel)
+        value["novelty_flagged_pct_max"] = max(row["flagged_pct"] for row in novel)
     if exports := by_kind["export"]:
         done = [row for row in exports if "failed" not in row]
         value["export_families_ok"] = sum(row["same_class"] == row["pictures"] for row in done)
@@ -384,6 +452,15 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         value["hostile_crashes"] = sum(row["hostile_crashes"] for row in served)
     return value
 
+
+KINDS = {
+    "run": of_run,
+    "bench": of_bench,
+    "novelty": of_novelty,
+    "export": of_export,
+    "predict": of_predict,
+    "serve": of_serve,
+}
 
 if __name__ == "__main__":
     main()

@@ -15,8 +15,11 @@ TARGETS = (
         least=1.0,
     ),
     Target("vs_paper_views_points", "delivered views less all of them, points", "{:.2f}", least=0),
+    Target("latency_error_pct_max", "milliseconds that the report says, against those measured, %", "{:.1f}", most=5),
     Target("nll_better_on", "runs whose log loss on test the temperature lowers", "{:.0f}"),
     Target("ece_after_max", "calibration error on test with the temperature, most", "{:.3f}", most=0.03),
+    Target("novelty_auroc_min", "novelty: area under the ROC curve, own test images against others", "{:.3f}"),
+    Target("novelty_flagged_pct_max", "the same: own test images that are called novel, %", "{:.1f}"),
     Target("export_families_ok", "families that ONNX answers alike", "{:.0f}", least=10),
     Target("onnx_max_abs_diff", "ONNX: largest difference of a probability", "{:.1e}", most=1e-4),
     Target("onnx_class_agreement", "ONNX: share of pictures with the same class", "{:.3f}", least=1.0),
@@ -32,6 +35,8 @@ TARGETS = (
 
 METHOD = (
     "*run*: a finished run with its own val and test; views and temperature are chosen on val, figures are of test. "
+    "*bench*: `fitwithin bench` with the batch of the report, against the sum of its views' milliseconds. *novelty*: up to "
+    "500 test images and 500 pictures of another data set, and the same by the surest probability. "
     "*export*: drawn weights, two views and a temperature, eight pictures. *predict*: `fitwithin predict` with all its "
     "views and with one, beside a plain timm loop with one over the same files (timm's own loader, as many workers as "
     "cores, float32), starts included, three of each in turn. *serve*: 32 connections that ask for one picture after "
@@ -47,7 +52,7 @@ def write(value: dict[str, Any], docs: Path) -> None:
         targets(TARGETS, value["summary"]),
         ["## How it was measured", "", *text(METHOD)],
     ]
-    for kind in ("run", "export", "predict", "serve"):
+    for kind in ("run", "bench", "novelty", "export", "predict", "serve"):
         rows = [row for row in value["rows"] if row["kind"] == kind]
         if rows:
             parts.append([f"## {kind}", "", *_table(rows)])
