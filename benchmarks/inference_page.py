@@ -35,8 +35,8 @@ TARGETS = (
 
 METHOD = (
     "*run*: a finished run with its own val and test; views and temperature are chosen on val, figures are of test. "
-    "*bench*: `fitwithin bench` with the batch of the report, against the sum of its views' milliseconds. *novelty*: up to "
-    "500 test images and 500 pictures of another data set, and the same by the surest probability. "
+    "*bench*: `fitwithin bench` with the batch of the report, against the sum of its views' milliseconds. *novelty*: "
+    "up to 500 test images and 500 pictures of another data set, and the same by the surest probability. "
     "*export*: drawn weights, two views and a temperature, eight pictures. *predict*: `fitwithin predict` with all its "
     "views and with one, beside a plain timm loop with one over the same files (timm's own loader, as many workers as "
     "cores, float32), starts included, three of each in turn. *serve*: 32 connections that ask for one picture after "
