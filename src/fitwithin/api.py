@@ -15,6 +15,7 @@ from fitwithin import request as requests
 from fitwithin.candidate import match
 from fitwithin.data import dataset
 from fitwithin.data import image_folder as folders
+from fitwithin.data.inspection import exclusions
 from fitwithin.engine import launch
 from fitwithin.engine.base import Engine
 from fitwithin.engine.connect import Site
@@ -248,12 +249,13 @@ def _scan(request: Request, reporter: Reporter, started_at: float) -> dataset.Da
     reporter.begin(f"reading {request.data}")
     budget = request.budget
     whole_s = budget.time_s if budget.time_s is not None and budget.scope == "total" else math.inf
-    return folders.scan(
+    found = folders.scan(
         Path(request.data),
         seed=request.seed,
         cache_dir=files.cache_root() / "folders",
         until_at=start.reading_ends_at(whole_s - (time.monotonic() - started_at)),
     )
+    return found if request.exclude is None else exclusions.leave_out(found, exclusions.read(Path(request.exclude)))
 
 
 def _site(planned: Request | None, limits: Limits, server: launch.Server) -> Site:

@@ -261,9 +261,9 @@ def check_writable(path: Path, beginning: str) -> None:
                 raise RunFolderError(f"{path} holds something else, which is kept; give another file")
 
 
-def default_folder(data: Path) -> Path:
+def default_folder(data: Path, below: str = "runs") -> Path:
     """The folder of a run on these data by default: ``runs/<data>-<time>``, with a number if that is taken."""
-    name = f"runs/{data.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{below}/{data.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
     numbered = (Path(name if number == 1 else f"{name}-{number}") for number in count(1))
     return next(folder for folder in numbered if not folder.exists())
 

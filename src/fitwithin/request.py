@@ -48,6 +48,8 @@ class Request:
     device: DeviceName = CPU
     seed: int = 0
     strict: bool = False
+    #: The list of images to leave out.
+    exclude: str | None = None
     jobs: int = 1
     #: The memory of the GPU that libraries are made to see; None: all of it.
     emulate_bytes: int | None = None
@@ -265,6 +267,7 @@ def parse(data: str | Path, **limits: Unpack[Limits]) -> Request:
         device=word["device"],
         seed=word["seed"],
         strict=word["strict"],
+        exclude=None if word["exclude"] is None else os.path.abspath(word["exclude"]),
         jobs=word["jobs"],
         emulate_bytes=word["emulate_device_memory"],
         data_parallel=word["data_parallel"],

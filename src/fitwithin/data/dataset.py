@@ -74,7 +74,8 @@ class Dataset:
     64 KiB, in the order of the paths (data/fingerprint.py). It covers a split that the folders
     state, for that is part of the path, but not one drawn from the seed. ``split_why`` says where the split came from;
     ``ignored`` counts the files left out: no images, or images outside every class folder. ``notes`` say what a user
-    should know of the images, ``copies`` how many of val and test are copies of training images.
+    should know of the images, ``copies`` how many of val and test are copies of training images. ``excluded`` says what
+    a list left out; the fingerprint is then of the rest (data/inspection/exclusions.py).
     """
 
     root: Path
@@ -85,6 +86,7 @@ class Dataset:
     ignored: int
     notes: tuple[str, ...] = ()
     copies: dict[str, int] = field(default_factory=dict)
+    excluded: str = ""
 
     def counts(self) -> dict[str, int]:
         """Images per split, all three splits named."""

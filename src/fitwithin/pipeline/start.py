@@ -123,6 +123,7 @@ def open_run(
                 ignored=dataset.ignored,
                 notes=notes,
                 copies=dataset.copies,
+                excluded=dataset.excluded,
                 partial=len(dataset.samples) if images.partial else 0,
             )
         )
