@@ -44,7 +44,7 @@ BATCH, CROP = 64, 1.0
 PRECISION = "amp"
 
 #: Sides in pixels are multiples of this, and images are not enlarged to more than ENLARGED times their own.
-GRAIN_PX, ENLARGED = 32, 1.5
+GRAIN_PX, ENLARGED = 32, 2.5
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]

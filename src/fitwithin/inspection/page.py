@@ -10,6 +10,7 @@ import io
 from base64 import b64encode
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -106,7 +107,10 @@ def html(found: Inspection, dataset: Dataset) -> str:
         classes=[{"name": clean(e.name), "train": e.train, "val": e.val, "test": e.test} for e in found.facts.classes],
         most=max(1, *(each.train for each in found.facts.classes)),
         few=FEW_OF_CLASS,
-        mixed=() if found.labels is None else found.labels.mixed,
+        mixed=[
+            replace(each, one=clean(each.one), other=clean(each.other))
+            for each in (() if found.labels is None else found.labels.mixed)
+        ],
         list_file=LIST,
     )
 
