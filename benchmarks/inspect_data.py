@@ -312,7 +312,7 @@ def one_index(count: int) -> dict[str, Any]:
     from fitwithin.data.inspection import align, search
     from fitwithin.data.inspection.greys import SIDE, Greys
 
-    rng, at_once = np.random.default_rng(0), 10_000
+    rng, at_once = np.random.default_rng(0), 500
     grid = np.linspace(0, 7, SIDE)
     to_side = np.maximum(0, 1 - np.abs(grid[:, None] - np.arange(8)))
     fine = np.kron(np.eye(SIDE // 2), np.ones((2, 1)))
