@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import io
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +52,8 @@ class Item(NamedTuple):
 
 
 class Part(NamedTuple):
-    """The suspects of a kind; ``shown`` is how many there are on the page, or 0 if all are."""
+    """The suspects of a kind; ``shown`` is how many there are on the page, or 0 if all are. ``alone``: none of them is
+    like another image."""
 
     anchor: str
     title: str
@@ -60,6 +61,11 @@ class Part(NamedTuple):
     number: str
     shown: int
     items: tuple[Item, ...]
+
+    @property
+    def alone(self) -> bool:
+        """See above."""
+        return all(len(item.sides) == 1 for item in self.items)
 
 
 def write(found: Inspection, dataset: Dataset, folder: Path) -> None:
@@ -73,7 +79,8 @@ def write(found: Inspection, dataset: Dataset, folder: Path) -> None:
 
 def html(found: Inspection, dataset: Dataset) -> str:
     """The page. It holds its pictures, and no script."""
-    shown = [each for what in KINDS for each in found.of(what)[:MOST_SHOWN]]
+    shown_of = {what: _once_a_pair(found.of(what))[:MOST_SHOWN] for what in KINDS}
+    shown = [each for suspects in shown_of.values() for each in suspects]
     thumbnails = _thumbnails(dataset.root, {path for each in shown for path in (each.path, each.other) if path})
     about = {sample.path: sample for sample in dataset.samples}
     parts = []
@@ -93,10 +100,10 @@ def html(found: Inspection, dataset: Dataset) -> str:
                 why=clean(each.why[:1].upper() + each.why[1:]),
                 proposal=_proposal(each),
             )
-            for each in suspects[:MOST_SHOWN]
+            for each in shown_of[what]
         )
         count, hidden = len(suspects), len(suspects) > MOST_SHOWN
-        parts.append(Part(f"kind-{number}", title, ABOUT[what], f"{count:,}", MOST_SHOWN if hidden else 0, items))
+        parts.append(Part(f"kind-{number}", title, ABOUT[what], f"{count:,}", len(items) if hidden else 0, items))
     return _template().render(
         title=f"{clean(Path(found.source).name)}: {sum(found.facts.counts.values()):,} images of "
         f"{len(found.facts.classes):,} classes",
@@ -113,6 +120,17 @@ def html(found: Inspection, dataset: Dataset) -> str:
         ],
         list_file=LIST,
     )
+
+
+def _once_a_pair(suspects: Sequence[Suspect]) -> list[Suspect]:
+    """The suspects, without those whose pair is there already from the other side."""
+    pairs: set[tuple[str, str]] = set()
+    kept = []
+    for each in suspects:
+        if not each.other or (each.other, each.path) not in pairs:
+            pairs.add((each.path, each.other))
+            kept.append(each)
+    return kept
 
 
 def _proposal(suspect: Suspect) -> str:
