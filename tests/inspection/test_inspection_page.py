@@ -50,7 +50,7 @@ def found(data: Dataset) -> Inspection:
             why=f"a near twin of {HOSTILE}",
             suggestion="look",
             exclude=what == "copy",
-            other=paths[-1 - number] if what in ("copy", "near twin", "leak", "two labels") else "",
+            other=paths[(number + 5) % len(paths)] if what in ("copy", "near twin", "leak", "two labels") else "",
             likeness=0.97,
         )
         for what in KINDS

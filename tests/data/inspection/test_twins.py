@@ -52,6 +52,20 @@ def test_a_frame_in_common_makes_no_twins() -> None:
     assert found(framed) == set()
 
 
+def test_candidates_that_are_alike_by_their_coarse_shapes_alone_are_no_twins() -> None:
+    """The coarse shapes are those of one picture, the details are each one's own: none is even tried at full size."""
+    coarse = picture(0).resize((10, 10)).resize((96, 96), Image.Resampling.BICUBIC)
+    rng = np.random.default_rng(0)
+    noise = [Image.fromarray(rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)) for _ in range(6)]
+    alike = [Image.blend(coarse, each, 0.25) for each in noise]
+    with Greys(len(alike)) as greys:
+        for position, each in enumerate(alike):
+            greys.put(position, grey_of(each).tobytes())
+        pairs = search.candidates(greys, lambda done, total: None)
+        assert len(pairs) == 15
+        assert (align.same(greys, pairs) < align.LEAST).all()
+
+
 def test_plain_pictures_are_like_nothing() -> None:
     plain = [Image.new("RGB", (96, 96), (value, value, value)) for value in range(0, 200, 10)]
     assert found(plain) == set()
