@@ -15,6 +15,7 @@ import io
 import json
 import math
 import os
+import platform
 import random
 import re
 import resource
@@ -25,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,7 +77,8 @@ def main() -> None:
         return
     rows = json.loads(arguments.result.read_text(encoding="utf-8"))["rows"] if arguments.result.exists() else []
     made = {"twins": of_twins, "labels": of_labels, "speed": of_speed, "index": of_index}[arguments.kind](arguments)
-    machine, commit = defaults.machine_of({}), arguments.commit or ground.head()
+    versions = {name: version(name) for name in ("torch", "timm")} | {"python": platform.python_version()}
+    machine, commit = defaults.machine_of({}) | versions, arguments.commit or ground.head()
     for row in made:
         row |= {"kind": arguments.kind, "hardware": machine["name"], "commit": commit}
         rows = [each for each in rows if (each["kind"], each["name"]) != (row["kind"], row["name"])] + [row]

@@ -118,12 +118,13 @@ def _likeness(one_NPP: Floats, other_NPP: Floats) -> Floats:
     Each pixel counts by the strength of the details around it in both, so that a frame that two pictures have in common
     does not decide alone.
     """
+    if not len(one_NPP):
+        return np.zeros(0, np.float32)
     one, other = _details(one_NPP), _details(other_NPP)
-    pixels = one[0].size if len(one) else 0
     mean = _filters(one_NPP.shape[-1])[2]
     around = mean @ (one * one + other * other) @ mean.T
     enough = np.minimum((one * one).mean((1, 2)), (other * other).mean((1, 2))) > FAINT**2
-    one, other = ((each / np.sqrt(around + EVEN**2)).reshape(len(each), pixels) for each in (one, other))
+    one, other = ((each / np.sqrt(around + EVEN**2)).reshape(len(each), -1) for each in (one, other))
     one, other = one - one.mean(1, keepdims=True), other - other.mean(1, keepdims=True)
     lengths = np.sqrt((one * one).sum(1) * (other * other).sum(1))
     return np.where(enough, (one * other).sum(1) / np.maximum(lengths, 1e-6), 0).astype(np.float32)
