@@ -52,12 +52,10 @@ def test_a_frame_in_common_makes_no_twins() -> None:
     assert found(framed) == set()
 
 
-@pytest.mark.parametrize("worth_trying", [align.WORTH_TRYING, 2.0])
 def test_candidates_that_are_alike_by_their_coarse_shapes_alone_are_no_twins(
-    monkeypatch: pytest.MonkeyPatch, worth_trying: float
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The coarse shapes are those of one picture, the details are each one's own; perhaps none is even tried at full size."""
-    monkeypatch.setattr(align, "WORTH_TRYING", worth_trying)
+    """The coarse shapes are those of one picture, the details are each one's own."""
     coarse = picture(0).resize((10, 10)).resize((96, 96), Image.Resampling.BICUBIC)
     rng = np.random.default_rng(0)
     noise = [Image.fromarray(rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)) for _ in range(6)]
@@ -68,6 +66,8 @@ def test_candidates_that_are_alike_by_their_coarse_shapes_alone_are_no_twins(
         pairs = search.candidates(greys, lambda done, total: None)
         assert len(pairs) == 15
         assert (align.same(greys, pairs) < align.LEAST).all()
+        monkeypatch.setattr(align, "WORTH_TRYING", 2.0)
+        assert len(align.same(greys, pairs)) == 15, "none is tried at full size"
 
 
 def test_plain_pictures_are_like_nothing() -> None:
