@@ -370,6 +370,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         if mine:
             for word in ("recall_pct", "precision_pct"):
                 value[f"labels_{100 * share:.0f}_{word}"] = min(row[word] for row in mine)
+            value[f"labels_{100 * share:.0f}_false_alarm_pct"] = max(row["false_alarm_pct"] for row in mine)
     if speed := [row for row in rows if row["kind"] == "speed" and row["images"] >= 60_000]:
         value["seconds_60000"] = max(row["wall_s"] for row in speed)
     if index := {row["images"]: row for row in rows if row["kind"] == "index"}:
