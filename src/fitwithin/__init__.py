@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fitwithin.api import plan, resume, run
     from fitwithin.inference.model import Model
     from fitwithin.inference.predictions import Prediction
+    from fitwithin.inspection.inspect import inspect
     from fitwithin.pipeline.result import Result, load
     from fitwithin.planning.plan import Plan
     from fitwithin.report.schema import Report
@@ -39,6 +40,7 @@ _HOMES = {
     "Prediction": "inference.predictions",
     "Report": "report.schema",
     "Result": "pipeline.result",
+    "inspect": "inspection.inspect",
     "load": "pipeline.result",
     "plan": "api",
     "resume": "api",
@@ -59,6 +61,7 @@ __all__ = [
     "RunFolderError",
     "TrainingError",
     "UsageError",
+    "inspect",
     "load",
     "plan",
     "resume",

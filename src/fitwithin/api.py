@@ -13,6 +13,7 @@ from fitwithin import events, files
 from fitwithin import request as requests
 from fitwithin.candidate import match
 from fitwithin.data import dataset
+from fitwithin.data.inspection import exclusions
 from fitwithin.data.sources import door
 from fitwithin.engine import launch
 from fitwithin.engine.base import Engine
@@ -248,7 +249,7 @@ def _scan(request: Request, reporter: Reporter, started_at: float) -> dataset.Da
     reporter.begin(f"reading {request.data}")
     budget = request.budget
     whole_s = budget.time_s if budget.time_s is not None and budget.scope == "total" else math.inf
-    return door.open_dataset(
+    found = door.open_dataset(
         request.data,
         seed=request.seed,
         split=request.split,
@@ -256,6 +257,7 @@ def _scan(request: Request, reporter: Reporter, started_at: float) -> dataset.Da
         cache_dir=files.cache_root() / "folders",
         until_at=start.reading_ends_at(whole_s - (time.monotonic() - started_at)),
     )
+    return found if request.exclude is None else exclusions.leave_out(found, exclusions.read(Path(request.exclude)))
 
 
 def _site(planned: Request | None, limits: Limits, server: launch.Server) -> Site:

@@ -69,6 +69,8 @@ class DataPacked(Event):
     notes: tuple[str, ...] = ()
     #: How many images of val and test are copies of training images.
     copies: dict[str, int] = field(default_factory=dict)
+    #: What a list left out, in a sentence.
+    excluded: str = ""
     #: How many images there are, where time allowed to decode some of them only; else 0.
     partial: int = 0
 

@@ -262,10 +262,10 @@ def check_writable(path: Path, beginning: str) -> None:
                 raise RunFolderError(f"{path} holds something else, which is kept; give another file")
 
 
-def default_folder(data: Path) -> Path:
+def default_folder(data: Path, below: str = "runs") -> Path:
     """The folder of a run on these data by default: ``runs/<data>-<time>``, with a number if that is taken."""
     plain = re.sub(r"[*?\[\]{}:]+", "-", data.resolve().name)  # of a pattern, or of a name on the Hub
-    name = f"runs/{plain}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{below}/{plain}-{time.strftime('%Y%m%d-%H%M%S')}"
     numbered = (Path(name if number == 1 else f"{name}-{number}") for number in count(1))
     return next(folder for folder in numbered if not folder.exists())
 

@@ -4,6 +4,7 @@ reference page.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypedDict, get_args, get_type_hints
@@ -175,6 +176,10 @@ class Limits(TypedDict, total=False):
     strict: Annotated[bool, Option(
         help="Stop at images that cannot be read.",
         default=False)]
+    exclude: Annotated[str | os.PathLike[str], Option(
+        help="A list of images to leave out, as `fitwithin inspect` writes it.",
+        more="A table with the columns `path` and `exclude`; images whose `exclude` says yes are left out. No file is "
+        "deleted. The fingerprint in the receipt is that of the rest.")]
     jobs: Annotated[int, Option(
         help="How many candidates are profiled side by side on one device, each process under the cap.",
         more="Only for a card that nobody else uses: together they hold that many times the cap. Fewer if less memory "

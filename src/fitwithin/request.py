@@ -58,6 +58,8 @@ class Request:
     split: str = SPLITTINGS[0]
     columns: tuple[tuple[str, str], ...] = ()
     strict: bool = False
+    #: The list of images to leave out.
+    exclude: str | None = None
     jobs: int = 1
     #: The memory of the GPU that libraries are made to see; None: all of it.
     emulate_bytes: int | None = None
@@ -289,6 +291,7 @@ def parse(data: str | Path, **limits: Unpack[Limits]) -> Request:
         split=word["split"],
         columns=word["columns"] or (),
         strict=word["strict"],
+        exclude=None if word["exclude"] is None else os.path.abspath(word["exclude"]),
         jobs=word["jobs"],
         emulate_bytes=word["emulate_device_memory"],
         data_parallel=word["data_parallel"],

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fitwithin.cli import inspect as inspecting
 from fitwithin.cli import terminal, use, weights
 from fitwithin.cli.options import AsJson, Data, EngineName, RayAddress, RunFolder, with_limits
 from fitwithin.engine import launch
@@ -174,7 +175,7 @@ def profile(
         )
 
 
-for command in (use.predict, use.evaluate, use.export, use.bench, use.serve):
+for command in (inspecting.inspect, use.predict, use.evaluate, use.export, use.bench, use.serve):
     app.command()(command)
 
 

@@ -88,7 +88,8 @@ class Dataset:
     were stated, wherever they lie; a split drawn from the seed is not in it. ``source`` is what was given, for
     messages; the images are files below ``root``. ``split_why`` says where the split came from; ``ignored`` counts the
     files left out: no images, or images outside every class folder. ``notes`` say what a user should know of the
-    images, ``copies`` how many of val and test are copies of training images.
+    images, ``copies`` how many of val and test are copies of training images. ``excluded`` says what a list left out;
+    the fingerprint is then of the rest (data/inspection/exclusions.py).
     """
 
     source: str
@@ -100,6 +101,7 @@ class Dataset:
     ignored: int
     notes: tuple[str, ...] = ()
     copies: dict[str, int] = field(default_factory=dict)
+    excluded: str = ""
 
     def counts(self) -> dict[str, int]:
         """Images per split, all three splits named."""

@@ -111,6 +111,21 @@ def read(file: Path | BinaryIO, *, at_least: int | None = None) -> Picture:
             return Picture(picture.image, (*picture.remarks, CUT_SHORT))
 
 
+class Header(NamedTuple):
+    """What an image file says of itself: pixels as they are stored, ``JPEG`` or the like, and Pillow's mode."""
+
+    width: int
+    height: int
+    format: str
+    mode: str
+
+
+def header(file: Path | BinaryIO) -> Header:
+    """The header of an image file; raises what :func:`read` raises."""
+    with _quiet_pillow(), Image.open(file, formats=_formats()) as image:
+        return Header(image.width, image.height, image.format or "", image.mode)
+
+
 def shorter_side(files: Iterable[Path]) -> int | None:
     """The median of the shorter sides of image files, in pixels, by their headers alone; None if none can be read."""
     found = []

@@ -13,6 +13,7 @@ from fitwithin.budget import Budget, Clock
 from fitwithin.data import pack_builder
 from fitwithin.data.dataset import DataFacts, Dataset, packed
 from fitwithin.data.decode import shorter_side
+from fitwithin.data.inspection import leaks
 from fitwithin.data.pack import Pack
 from fitwithin.engine.base import Engine
 from fitwithin.engine.margins import CLOSING_S, HAND_OVER_S
@@ -75,6 +76,16 @@ def _notes(dataset: Dataset, found: Dataset, images: Pack) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def _near_leaks(images: Pack, accountant: Accountant, reporter: Reporter, hands_over: bool) -> tuple[str, ...]:
+    """What there is to say of near twins across splits, where looking for them costs next to nothing."""
+    if hands_over:
+        return ()
+    if leaks.affordable(images, accountant.ends_at() - accountant.now()):
+        return leaks.near_leaks(images)
+    reporter.say("near twins across splits are not looked for in so short a run; `fitwithin inspect` does")
+    return ()
+
+
 def open_run(
     request: Request,
     folder: Path,
@@ -114,7 +125,7 @@ def open_run(
             partial=before is not None and before.partial > 0,
         )
         found = packed(dataset, images)
-        notes = _notes(dataset, found, images)
+        notes = (*_notes(dataset, found, images), *_near_leaks(images, accountant, reporter, hands_over))
         store.append(
             DataPacked(
                 path=request.data,
@@ -126,6 +137,7 @@ def open_run(
                 ignored=dataset.ignored,
                 notes=notes,
                 copies=dataset.copies,
+                excluded=dataset.excluded,
                 partial=len(dataset.samples) if images.partial else 0,
             )
         )

@@ -213,6 +213,7 @@ def report(
         device={key: value for key, value in machine.items() if key not in _VERSIONS},
         versions={key: str(value) for key, value in machine.items() if key in _VERSIONS},
         data_fingerprint=packed.fingerprint,
+        data_excluded=packed.excluded,
         finished=winner is not None,
         weights=pretrained.winners(probed, winner),
     )

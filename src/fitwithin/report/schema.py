@@ -190,7 +190,8 @@ class PretrainedRow:
 class Receipt:
     """The proof: limits against what was spent, by phase, on which machine, with which versions, on which data.
 
-    ``weights`` are the pretrained ones that what is delivered starts from.
+    ``weights`` are the pretrained ones that what is delivered starts from. ``data_excluded`` says which images a list
+    left out; the fingerprint is of the others.
     """
 
     limits: tuple[Limit, ...]
@@ -202,6 +203,7 @@ class Receipt:
     data_fingerprint: str
     finished: bool
     weights: PretrainedRow | None = None
+    data_excluded: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

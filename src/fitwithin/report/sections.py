@@ -107,6 +107,7 @@ def _receipt(report: Report) -> Section:
     ended = f"The {'plan' if is_plan(report) else 'run'} {'finished' if receipt.finished else 'did NOT finish'}"
     starts = f"{receipt.starts} {'start' if receipt.starts == 1 else 'starts'}"
     proof = f"{ended} after {starts}; {balance}; data fingerprint {receipt.data_fingerprint or DASH}."
+    proof += f" {receipt.data_excluded}." if receipt.data_excluded else ""
     tables = (_phases(report), _facts("Device", receipt.device), _facts("Versions", receipt.versions))
     return Section("receipt", "Receipt", (proof,), tables)
 
