@@ -28,6 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     root = write(tmp_path_factory.mktemp("photos"), {path: jpeg(picture(n)) for n, path in enumerate(paths)})
     samples = [Sample(path=path, label=int("dogs" in path), split="train") for path in paths]
     return Dataset(
+        source="/photos",
         root=root,
         classes=("cats", HOSTILE),
         samples=tuple(samples),

@@ -18,6 +18,7 @@ from fitwithin.data.inspection.twins import Twins
 def dataset(*rows: tuple[str, int, str]) -> Dataset:
     samples = tuple(Sample(path=path, label=label, split=split) for path, label, split in rows)
     return Dataset(
+        source="/photos",
         root=Path("/photos"),
         classes=("cat", "dog"),
         samples=samples,

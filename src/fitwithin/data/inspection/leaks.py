@@ -32,7 +32,7 @@ def near_leaks(pack: Pack) -> tuple[str, ...]:
     for split in ("val", "test"):
         mine = set(pack.indices(split).tolist())
         found = sorted(
-            (one, other)
+            (pack.paths[one], pack.paths[other])
             for pair in twins
             for one, other in (pair[:2], pair[1::-1])
             if not pair.exact and one in mine and other in train
@@ -41,7 +41,7 @@ def near_leaks(pack: Pack) -> tuple[str, ...]:
             one, other = found[0]
             images = "image is a near twin" if count == 1 else "images are near twins"
             notes.append(
-                f"{count:,} {split} {images} of training images, such as {pack.paths[one]} and {pack.paths[other]}: "
+                f"{count:,} {split} {images} of training images, such as {one} and {other}: "
                 f"the {split} accuracy is too good; `fitwithin inspect` lists them"
             )
     return tuple(notes)
