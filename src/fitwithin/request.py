@@ -31,8 +31,8 @@ INITS = ("auto", "random", "weights")
 #: often as others.
 BALANCES = ("auto", "none", "weights", "sampling")
 
-#: How a split that is not stated comes about: drawn from the seed, or by time or name.
-SPLITTINGS = ("auto", "order")
+#: How a split that is not stated comes about: drawn from the seed, so with near twins on one side, or by time or name.
+SPLITTINGS = ("auto", "grouped", "order")
 
 #: Where jobs may run.
 ENGINES = ("local", "ray")

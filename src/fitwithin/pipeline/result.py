@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fitwithin.engine import results
 from fitwithin.errors import RunFolderError, UsageError
 from fitwithin.inference.model import Model
-from fitwithin.inference.predictions import Evaluation, Prediction, prediction
+from fitwithin.inference.predictions import Answer, Evaluation, Prediction, prediction
 from fitwithin.inference.sources import Picture
 from fitwithin.report.schema import Report, from_json
 from fitwithin.report.summary import headline
@@ -85,7 +85,7 @@ class Result:
                 "the run's time was over before the test pictures were evaluated; use predict with their paths"
             ) from error
         rows = ensemble.probabilities(logits)
-        return [prediction(path, row, classes, "") for path, row in zip(paths, rows, strict=True)]
+        return [prediction(path, Answer(row), classes, "") for path, row in zip(paths, rows, strict=True)]
 
     def __repr__(self) -> str:
         return f"<run in {self.folder}: {headline(self.report)}>"

@@ -139,10 +139,10 @@ def test_groups_of_a_data_set_keep_twins_together(tmp_path: Path) -> None:
     files["b/copy.jpg"] = files["b/2.jpg"]
     files["b/broken.jpg"] = files["b/3.jpg"][:200]
     group = groups(open_dataset(write(tmp_path, files)), workers=1)
-    assert group.keys() == files.keys()
+    assert group.keys() == {"a/twin.jpg", "a/1.jpg", "b/copy.jpg", "b/2.jpg"}
     assert group["a/twin.jpg"] == group["a/1.jpg"]
     assert group["b/copy.jpg"] == group["b/2.jpg"]
-    assert len(set(group.values())) == len(files) - 2
+    assert len(set(group.values())) == 2
 
 
 def test_files_are_seen_as_they_are(tmp_path: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -12,8 +16,11 @@ from hypothesis import strategies as st
 
 from data.sources.forms import FORMS, Given, as_shards
 from fitwithin.data.dataset import Dataset
+from fitwithin.data.inspection import twins
+from fitwithin.data.sources import door
 from fitwithin.data.sources.door import absolute, is_plain, is_there, matching, open_dataset
 from fitwithin.errors import DataError
+from simulated.pictures import CHANGES, jpeg, picture, write
 
 CLASSES = ("cat", "dog", "thé")
 
@@ -194,9 +201,9 @@ def test_class_folders_stay_class_folders_whatever_lies_beside_them(tmp_path: Pa
     before = open_dataset(root)
     FORMS["tar"](tmp_path / "tar", few()).rename(root / "backup.tar")
     FORMS["parquet"](tmp_path / "parquet", few()).rename(root / "features.parquet")
-    for picture in list(root.rglob("*.png")):
-        picture.with_suffix(".txt").write_text("0 0.5 0.5 0.1 0.1")  # boxes, or captions
-        picture.with_suffix(".json").write_text("[]")
+    for file in list(root.rglob("*.png")):
+        file.with_suffix(".txt").write_text("0 0.5 0.5 0.1 0.1")  # boxes, or captions
+        file.with_suffix(".json").write_text("[]")
     assert is_plain(root)
     assert what_is_trained_on(open_dataset(root)) == what_is_trained_on(before)
 
@@ -208,3 +215,42 @@ def test_time_that_is_over_is_said_of_every_form(tmp_path: Path, monkeypatch: py
         with pytest.raises(DataError, match="half of the time was over when 0 files of"):
             open_dataset(given_, until_at=0.0)
     assert not list((tmp_path / "cache").glob("sources/*"))
+
+
+def test_near_twins_are_on_one_side_where_that_is_asked_for(tmp_path: Path) -> None:
+    files = {}
+    for name, first in (("a", 0), ("b", 100)):
+        for number in range(12):
+            one = picture(first + number)
+            files[f"{name}/{number}.jpg"] = jpeg(one)
+            files[f"{name}/{number}-again.jpg"] = jpeg(CHANGES["mirrored"](one), 60)
+    root = write(tmp_path / "photos", files)
+
+    def torn(split: str, seed: int) -> int:
+        found = {sample.path: sample.split for sample in open_dataset(root, seed=seed, split=split).samples}
+        return sum(found[path] != found[path.replace("-again", "")] for path in found if "-again" in path)
+
+    assert sum(torn("auto", seed) for seed in range(3)) > 0
+    assert [torn("grouped", seed) for seed in range(3)] == [0, 0, 0]
+    whole = open_dataset(root, split="grouped")
+    assert "near twins kept together" in whole.split_why
+    assert whole.fingerprint == open_dataset(root).fingerprint, "they are no statement of the data"
+    moved = tmp_path / "elsewhere"
+    root.rename(moved)
+    again = open_dataset(moved, split="grouped")
+    assert [(each.content, each.split) for each in again.samples] == [
+        (each.content, each.split) for each in whole.samples
+    ]
+
+
+def test_looking_for_near_twins_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write(tmp_path / "photos", {f"{name}/{n}.jpg": jpeg(picture(n)) for name in "ab" for n in range(4)})
+    find = twins.groups
+
+    def late(dataset: Dataset, on_progress: Callable[[int, int], None]) -> Mapping[str, str]:
+        monkeypatch.setattr(door, "time", SimpleNamespace(monotonic=lambda: math.inf))
+        return find(dataset, on_progress)
+
+    monkeypatch.setattr(twins, "groups", late)
+    with pytest.raises(DataError, match="leave out --split grouped"):
+        open_dataset(root, split="grouped", until_at=time.monotonic() + 60)

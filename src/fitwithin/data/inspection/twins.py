@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fitwithin.data.dataset import Dataset
+from fitwithin.data.dataset import Dataset, Sample
 from fitwithin.data.inspection import align, search
 from fitwithin.data.inspection.greys import BYTES, Greys
 from fitwithin.data.inspection.look import OnProgress, Seen, look
@@ -70,8 +70,9 @@ def families(count: int, twins: Sequence[Twins]) -> list[int]:
 
 def groups(
     dataset: Dataset, on_progress: Callable[[int, int], None] = lambda done, total: None, workers: int | None = None
-) -> Mapping[str, int]:
-    """The number of a group for every image of a data set, by path; near twins are in one group, others alone.
+) -> Mapping[str, str]:
+    """The group of every image that has a near twin in the data set, by path: named by what is in it, wherever the
+    images lie.
 
     For splits that keep twins on one side. Takes as long as decoding the images and a little more.
 
@@ -82,5 +83,9 @@ def groups(
     paths = [sample.path for sample in dataset.samples]
     with Greys(len(paths)) as greys:
         seen = look(Path(dataset.root), paths, greys, on_progress, workers)
-        found = find(seen, greys, lambda done, total: None)
-    return dict(zip(paths, families(len(paths), found), strict=True))
+        found = find(seen, greys, on_progress)
+    members: dict[int, list[Sample]] = {}
+    for sample, family in zip(dataset.samples, families(len(paths), found), strict=True):
+        members.setdefault(family, []).append(sample)
+    names = {family: min(each.content for each in own).hex() for family, own in members.items() if len(own) > 1}
+    return {each.path: name for family, name in names.items() for each in members[family]}

@@ -6,11 +6,14 @@ import glob
 import math
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from fitwithin.data.dataset import Dataset
+from fitwithin.data.inspection import twins
 from fitwithin.data.sources import archive, arrow, folder, hub, pairs, table, unpack
 from fitwithin.data.sources.listing import Listing, assemble
 from fitwithin.data.sources.tree import Tree
@@ -53,7 +56,20 @@ def open_dataset(
         DataError: there is nothing of that name, it cannot be read, or it cannot serve as a data set.
     """
     found = read(data, columns=columns, timed=split == "order", until_at=until_at)
-    return assemble(found, seed=seed, split=split, cache_dir=cache_dir, until_at=until_at)
+    whole = assemble(found, seed=seed, split=split, cache_dir=cache_dir, until_at=until_at)
+    if split != "grouped" or any(row.split == "val" for row in found.rows):
+        return whole
+    near = twins.groups(whole, partial(_in_time, until_at))
+    return assemble(found, seed=seed, split=split, near=near, cache_dir=cache_dir, until_at=until_at)
+
+
+def _in_time(until_at: float, done: int, total: int) -> None:
+    """DataError once the time for looking for near twins is over."""
+    if time.monotonic() > until_at:
+        raise DataError(
+            f"half of the time was over when near twins were looked for in {done:,} of {total:,} images; give more "
+            f"time, or leave out --split grouped"
+        )
 
 
 def read(

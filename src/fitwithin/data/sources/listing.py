@@ -59,7 +59,8 @@ def assemble(
     until_at: float = math.inf,
 ) -> Dataset:
     """The data set of a listing. What is not stated of its split is drawn 80/10/10: from the seed and the contents, or
-    with ``split="order"`` the last by time (else by name) of each class. Groups stay whole: those that are stated, else
+    with ``split="order"`` the last by time (else by name) of each class. With ``split="grouped"`` there are groups of
+    ``near`` twins. Groups stay whole: those that are stated, else
     those of ``near`` (of pictures that are nearly the same, say).
 
     A file that cannot be read stays in: decoding reports it.
@@ -98,7 +99,8 @@ def assemble(
         for row, key in zip(rows, read.keys, strict=True)
     )
     ordered = split == "order"
-    how = _drawn(ordered, seed, by_time=by_time, grouped=bool(groups))
+    kept = "" if not groups else ", near twins kept together," if groups is near else ", groups kept whole,"
+    how = _drawn(ordered, seed, by_time=by_time, kept=kept)
     samples.sort(key=lambda sample: (sample.content, sample.label, sample.split, sample.path))
     copies, said = _copies(found.root, samples, read, classes)
     return Dataset(
@@ -144,12 +146,11 @@ def _check_labels(found: Listing, classes: Collection[str]) -> None:
         )
 
 
-def _drawn(ordered: bool, seed: int, *, by_time: bool, grouped: bool) -> str:
-    """How pictures were drawn, in words."""
-    whole = ", groups kept whole," if grouped else ""
+def _drawn(ordered: bool, seed: int, *, by_time: bool, kept: str) -> str:
+    """How pictures were drawn, in words, and what was ``kept`` on one side."""
     if ordered:
-        return f"per class{whole} from the last by {'time' if by_time else 'name'}"
-    return f"per class{whole} with seed {seed}"
+        return f"per class{kept} from the last by {'time' if by_time else 'name'}"
+    return f"per class{kept} with seed {seed}"
 
 
 def _split_why(found: Listing, samples: Sequence[Sample], stated: Collection[str], how: str, *, ordered: bool) -> str:
