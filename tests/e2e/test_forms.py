@@ -76,7 +76,7 @@ def test_tables_that_cannot_serve_leave_nothing_behind(door: Door, tmp_path: Pat
         (("list.csv",), "has no column called 'path'"),
         (("list.csv", "--columns", "path=photo,label=species"), "none of the 1 files"),
         (("list.csv", "--columns", "photo"), "--columns 'photo' does not say which column is which"),
-        (("list.csv", "--split", "banana"), "'banana' is no way to split; choose from auto, order"),
+        (("list.csv", "--split", "banana"), "'banana' is no way to split; choose from auto, grouped, order"),
         (("hf:owner/birds",), "hf download owner/birds --repo-type dataset"),
         (("nothing.zip",), "does not exist"),
     ):
