@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,7 +16,6 @@ from safetensors.numpy import load_file
 from fitwithin.candidate import Candidate, views_of
 from fitwithin.data import pack_builder
 from fitwithin.data.dataset import LEAST_FAMILIAR, MOST_FAMILIAR, num_familiar
-from fitwithin.data.features import nearest_distance, unit_rows
 from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.data.sources.door import open_dataset
 from fitwithin.engine.device import Cpu
@@ -45,15 +45,15 @@ def test_familiar_images_cost_at_most_a_quarter_of_an_evaluation(n_train: int, n
 def test_the_distance_is_that_of_the_nearest_one(seed: int) -> None:
     rng = np.random.default_rng(seed)
     rows, known = rng.normal(size=(5, 7)), rng.normal(size=(9, 7))
-    found = nearest_distance(rows.astype(np.float32), unit_rows(known.astype(np.float32)))
+    units = known / np.linalg.norm(known, axis=1, keepdims=True)
+    found = models.nearest_distance(torch.tensor(rows).float(), torch.tensor(units).float()).tolist()
     for row, distance in zip(rows, found, strict=True):
         angles = [float(row @ one / np.linalg.norm(row) / np.linalg.norm(one)) for one in known]
         assert distance == pytest.approx(1 - max(angles), abs=1e-5)
 
 
 def test_a_row_of_zeros_is_as_far_as_a_right_angle() -> None:
-    zeros = np.zeros((1, 3), np.float32)
-    assert nearest_distance(zeros, unit_rows(np.eye(3, dtype=np.float32))) == pytest.approx([1.0])
+    assert models.nearest_distance(torch.zeros(1, 3), torch.eye(3)).tolist() == pytest.approx([1.0])
 
 
 CANDIDATE = Candidate(model="test_efficientnet", train_px=32, precision="fp32")

@@ -54,22 +54,6 @@ class Features:
         )
 
 
-def unit_rows(values_ND: Floats) -> Floats:
-    """The rows scaled to a length of 1."""
-    lengths_N1 = np.linalg.norm(values_ND, axis=1, keepdims=True)
-    return np.asarray(values_ND / np.maximum(lengths_N1, 1e-12), dtype=np.float32)
-
-
-def nearest_distance(values_ND: Floats, known_MD: Floats) -> Floats:
-    """How far each row is from the nearest of the known ones, by cosine: from 0 to 2. The ``known`` rows have a length
-    of 1.
-
-    Of features of a classifier it tells images of other kinds apart (Sun et al., "Out-of-distribution detection with
-    deep nearest neighbors", ICML 2022).
-    """
-    return np.asarray(1 - (unit_rows(values_ND) @ known_MD.T).max(axis=1), dtype=np.float32)
-
-
 NONE = Features(positions=np.zeros(0, np.int64), values=np.zeros((0, 0), np.float16))
 
 

@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 
 from fitwithin.data.crew import Done
 from fitwithin.data.decode_pool import CRASHED
-from fitwithin.data.features import nearest_distance
 from fitwithin.engine.device import open_device
 from fitwithin.engine.results import NOVELTY
 from fitwithin.inference.ensemble import Ensemble
@@ -52,7 +51,9 @@ class Predictor:
         self._novelty_view = next(
             (view for view in sorted(ensemble.views) if view.px == self.card.train_px and ensemble.novelty), None
         )
-        self._known_MD = load_file(folder / NOVELTY)["features"].astype(np.float32) if self._novelty_view else None
+        self._known_MD = None
+        if self._novelty_view is not None:
+            self._known_MD = load_file(folder / NOVELTY, device=str(self._device))["features"].float()
 
     def answers(self, pixels: Mapping[int, Uint8s | torch.Tensor]) -> list[Answer]:
         """The ensemble's answers for pixels [N, H, W, 3] by the size of the views."""
@@ -66,8 +67,7 @@ class Predictor:
                 out = self._net(x_bchw[view.px].flip(3) if view.flip else x_bchw[view.px])
             logits[view] = np.asarray(out.float().cpu().numpy(), dtype=np.float32)
         if self._known_MD is not None and last.seen is not None and self.ensemble.novelty:
-            distances = nearest_distance(last.seen.float().cpu().numpy(), self._known_MD)
-            novelty = (distances / self.ensemble.novelty).tolist()
+            novelty = (models.nearest_distance(last.seen, self._known_MD) / self.ensemble.novelty).tolist()
         probabilities_NK = self.ensemble.probabilities(logits)
         return [Answer(row, novelty[place] if novelty else None) for place, row in enumerate(probabilities_NK)]
 

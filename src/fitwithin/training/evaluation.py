@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.numpy import save_file
+from safetensors.torch import save_file
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from fitwithin.candidate import Candidate, View, by_size
 from fitwithin.data.batches import EvalBatches
 from fitwithin.data.dataset import num_familiar
-from fitwithin.data.features import nearest_distance, unit_rows
 from fitwithin.data.pack import Pack
 from fitwithin.data.prefetch import PrefetchLoader, Stream, ring_bytes
 from fitwithin.engine.cuda import Cuda
@@ -191,7 +191,7 @@ class Evaluator:
             return None
         features = models.LastFeatures(learner.net)
         batches = {"crop": job.setting.recipe.crop_pct, "px": job.candidate.train_px, "batch": eval_batch(job.batch)}
-        parts: list[Floats] = []
+        parts: list[torch.Tensor] = []
         wanted = np.concatenate([train, val])
         with features, self._feeder.stream(EvalBatches, **batches, indices=wanted, until_at=job.until_at) as loaded:
             begun_at = time.monotonic()
@@ -200,14 +200,13 @@ class Evaluator:
                 now = time.monotonic()
                 if features.seen is None or now + (now - begun_at) / (len(parts) + 1) >= job.until_at:
                     return None
-                parts.append(features.seen.float().cpu().numpy())
+                parts.append(features.seen.float().cpu())
         if self._feeder.stalled:
             return None
-        values = np.concatenate(parts)[: len(wanted)]
-        known = unit_rows(values[: len(train)]).astype(np.float16)
+        values = torch.cat(parts)[: len(wanted)]
+        known = F.normalize(values[: len(train)], dim=1).to(torch.float16)
         write_atomic(Path(job.folder) / NOVELTY, lambda new: save_file({"features": known}, new), fsync=True)
-        distances = nearest_distance(values[len(train) :], known.astype(np.float32))
-        return float(np.quantile(distances, FAMILIAR_SHARE))
+        return float(models.nearest_distance(values[len(train) :], known.float()).quantile(FAMILIAR_SHARE))
 
     def _measure(self, learner: Learner, job: EvaluateJob) -> Usage:
         """What a pass takes, measured once."""
