@@ -125,7 +125,7 @@ def test_inference_is_asked_for_in_time_and_kept_in_milliseconds() -> None:
         ({"recipe": "cake"}, "there is no recipe 'cake'"),
         ({"seed": -1}, "--seed -1 is out of range; choose a whole number from 0 to 2147483647"),
         ({"seed": 2**31}, "is out of range"),
-        ({"split": "half"}, "'half' is no way to split; choose from auto, order"),
+        ({"split": "half"}, "'half' is no way to split; choose from auto, grouped, order"),
         ({"columns": "photo"}, "--columns 'photo' does not say which column is which; write path=NAME,label=NAME"),
         ({"columns": "path=photo,kind"}, "does not say which column is which"),
         ({"columns": "weight=w"}, "for any of path, label, split, group, time"),
