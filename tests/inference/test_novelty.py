@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import time
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import load_file
+from typer.testing import CliRunner
 
 from fitwithin.candidate import Candidate, views_of
+from fitwithin.cli.main import app
 from fitwithin.data import pack_builder
 from fitwithin.data.dataset import LEAST_FAMILIAR, MOST_FAMILIAR, num_familiar
 from fitwithin.data.prefetch import PrefetchLoader
@@ -67,7 +70,12 @@ def noise(seed: int, low: int) -> Image.Image:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run whose model knows noise: dark and bright."""
-    root, seed = tmp_path_factory.mktemp("novelty"), 0
+    return evaluated(tmp_path_factory.mktemp("novelty"))
+
+
+def evaluated(root: Path) -> Path:
+    """Such a folder below ``root``."""
+    seed = 0
     for split, count in (("train", 110), ("val", 210)):
         for name, low in (("dark", 60), ("bright", 120)):
             folder = root / "data" / split / name
@@ -135,6 +143,26 @@ def test_pictures_of_another_kind_are_novel_and_the_usual_ones_are_not(run: Path
     assert np.mean([each.novelty is not None and each.novelty > 1 for each in usual]) <= 0.05
     others = model.predict([Image.new("RGB", (36, 36), colour) for colour in ("red", "lime", "blue")])
     assert all(each.novelty is not None and each.novelty > 1 for each in others)
+
+
+def test_the_command_warns_of_novel_pictures_and_writes_how_novel_they_are(run: Path, tmp_path: Path) -> None:
+    delivered(run, [32])
+    noise(2_000, 60).save(tmp_path / "a.png")
+    Image.new("RGB", (36, 36), "red").save(tmp_path / "b.png")
+    words = ["predict", str(run), str(tmp_path / "a.png"), str(tmp_path / "b.png"), "-o", str(tmp_path / "x.csv")]
+    done = CliRunner().invoke(app, [*words, "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert "1 of them is unlike all training images (novelty above 1): do not trust the answer" in done.stderr
+    with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as file:
+        usual, other = (float(row["novelty"]) for row in csv.DictReader(file))
+    assert usual <= 1.2 < other
+
+
+def test_features_that_are_all_alike_tell_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "nearest_distance", lambda features_BD, known_MD: torch.zeros(len(features_BD)))
+    found = read_json(EvalResult, evaluated(tmp_path) / "candidates" / "x" / EVALUATED)
+    assert found is not None
+    assert found.novelty is None
 
 
 def test_without_the_training_size_among_the_views_it_is_not_known(run: Path) -> None:

@@ -161,7 +161,7 @@ def bench(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Measure how fast a run's model is on this machine: its passes, the mean and the slowest ones, and its memory."""
+    """Measure how fast a run's model is on this machine: the median of its passes, the slowest ones, and its memory."""
     from fitwithin.inference.model import Model
     from fitwithin.machine import resolve_device
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from fitwithin.candidate import Candidate
 from fitwithin.data import features as store
@@ -25,7 +24,7 @@ from fitwithin.machine import DeviceName
 from fitwithin.planning import prior, transfer
 from fitwithin.training import linear_head, pretrained
 from fitwithin.training import model as models
-from fitwithin.training.linear_probe import LARGEST, linear_layer_of
+from fitwithin.training.linear_probe import linear_layer_of
 from fitwithin.weights.find import Weights
 
 #: Parts of the images; the probabilities of each are those of a head that was fitted to the others.
@@ -175,16 +174,13 @@ class _Net:
         pretrained.load(weights, net, head=False)
         self._net = net.to(self._device, memory_format=opened.memory_format).eval()  # type: ignore[call-overload]
         self._normalise = models.Normalise(weights.mean, weights.std, self._device, opened.memory_format)
-        linear_layer_of(net, candidate.model).register_forward_pre_hook(self._see)
-        self._seen: torch.Tensor | None = None
+        linear_layer_of(net, candidate.model)  # or it says why not
+        self._last = models.LastFeatures(net)
         self._path = store.path_of(
             cache_root() / "features", pack, weights=weights.sha256, px=px, crop=CROP, precision=PRECISION
         )
         #: The seconds of an image; 0 where all features were there.
         self.image_s = 0.0
-
-    def _see(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self._seen = inputs[0]
 
     def features(self, positions: Ints, on_progress: OnProgress) -> Floats:
         """Those of the images at the positions, [N, D]; what is computed is kept in the cache."""
@@ -206,7 +202,6 @@ class _Net:
         return known.of(positions)
 
     def _compute(self, x_bhwc: torch.Tensor) -> npt.NDArray[np.float16]:
-        self._net(self._normalise(self._normalise.floats(x_bhwc)))
-        assert self._seen is not None
-        found: npt.NDArray[np.float16] = self._seen.float().clamp(-LARGEST, LARGEST).to(torch.float16).cpu().numpy()
-        return found
+        with self._last:
+            self._net(self._normalise(self._normalise.floats(x_bhwc)))
+        return self._last.as_half()

@@ -44,6 +44,9 @@ EMIT_S = 0.1
 #: A picture is novel if it is farther from the training images than this share of the validation images.
 FAMILIAR_SHARE = 0.99
 
+#: Smaller cosine distances are rounding.
+LEAST_DISTANCE = 1e-5
+
 #: How many times writing a view's logits is timed: the disk may be busy once.
 WRITES = 3
 
@@ -183,7 +186,8 @@ class Evaluator:
 
     def _learn_novelty(self, learner: Learner, job: EvaluateJob) -> float | None:
         """Write features of training images, and the distance from them that few validation images exceed; None where
-        there is no time, the model has no single linear layer at its end, or validation images are too few."""
+        there is no time, the model has no single linear layer at its end, validation images are too few, or features
+        tell none of them apart."""
         n_train, n_val = _num_familiar(self._feeder.pack, job)
         train = _spread(self._feeder.pack.indices("train"), n_train)
         val = _spread(self._feeder.pack.indices("val"), n_val)
@@ -206,14 +210,15 @@ class Evaluator:
         values = torch.cat(parts)[: len(wanted)]
         known = F.normalize(values[: len(train)], dim=1).to(torch.float16)
         write_atomic(Path(job.folder) / NOVELTY, lambda new: save_file({"features": known}, new), fsync=True)
-        return float(models.nearest_distance(values[len(train) :], known.float()).quantile(FAMILIAR_SHARE))
+        distance = float(models.nearest_distance(values[len(train) :], known.float()).quantile(FAMILIAR_SHARE))
+        return distance if distance >= LEAST_DISTANCE else None
 
     def _measure(self, learner: Learner, job: EvaluateJob) -> Usage:
         """What a pass takes, measured once."""
         if self.usage is None:
             weight_bytes = sum(each.numel() * each.element_size() for each in learner.net.state_dict().values())
-            image_bytes = _pass_bytes(learner, max(job.views))
             batch = eval_batch(job.batch)
+            image_bytes = _image_bytes(learner, max(job.views), batch)
             if job.inference_bytes is not None:
                 batch = min(batch, max(1, (job.inference_bytes - weight_bytes) // image_bytes))
             self.usage = Usage(batch, weight_bytes, image_bytes)
@@ -280,10 +285,11 @@ def ms_per_image(learner: Learner, view: View, batch: int, *, eager: bool = True
     return 1e3 * median(taken) / batch
 
 
-def _pass_bytes(learner: Learner, view: View) -> int:
-    """The bytes of an image in a forward pass."""
-    x_bhwc = torch.zeros((2, view.px, view.px, 3), dtype=torch.uint8, device=learner.device.torch_device)
-    return models.bytes_made(learner.net, lambda: learner.logits(x_bhwc, flip=view.flip, eager=True)) // 2
+def _image_bytes(learner: Learner, view: View, batch: int) -> int:
+    """The bytes of an image in a forward pass of ``batch`` images: a shape that the evaluation has too, since a new one
+    may cost a GPU seconds of building kernels."""
+    x_bhwc = torch.zeros((batch, view.px, view.px, 3), dtype=torch.uint8, device=learner.device.torch_device)
+    return -(-models.bytes_made(learner.net, lambda: learner.logits(x_bhwc, flip=view.flip, eager=True)) // batch)
 
 
 def eval_batch(batch: int) -> int:

@@ -41,9 +41,6 @@ TIMED = 2
 #: Training images among which the nearest neighbour is looked for: more take time and tell little.
 NEIGHBOURS_AMONG = 10_000
 
-#: The largest number that is kept of a feature: float16 ends there.
-LARGEST = 65504.0
-
 #: Images whose nearest neighbours are looked for at once: the distances must fit into memory.
 AT_ONCE = 1024
 
@@ -137,11 +134,7 @@ class _Extractor:
         self._normalise = models.Normalise(weights.mean, weights.std, device.torch_device, self._format)
         #: The seconds of each batch after the first ones of a stream, which wait for the loaders and for kernels.
         self._batches_s: list[float] = []
-        self._seen: torch.Tensor | None = None
-        self._head.register_forward_pre_hook(self._see)
-
-    def _see(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self._seen = inputs[0]
+        self._last = models.LastFeatures(net)
 
     def choose(self, images: int) -> None:
         """Take the candidate of the largest size at which there is time for so many images, by the pace at the smallest
@@ -195,11 +188,10 @@ class _Extractor:
 
     def _features(self, x_bhwc: torch.Tensor) -> npt.NDArray[np.float16]:
         dtype = models.amp_dtype(self.candidate.precision, self._device.amp_dtype)
-        with torch.inference_mode(), torch.autocast(self._device.kind, dtype=dtype, enabled=dtype is not None):
+        amp = torch.autocast(self._device.kind, dtype=dtype, enabled=dtype is not None)
+        with torch.inference_mode(), amp, self._last:
             self.net(self._normalise(self._normalise.floats(x_bhwc)))
-        assert self._seen is not None
-        found: npt.NDArray[np.float16] = self._seen.float().clamp(-LARGEST, LARGEST).to(torch.float16).cpu().numpy()
-        return found
+        return self._last.as_half()
 
     def save(self, head: linear_head.LinearHead) -> None:
         """Write the model with that head, and its card."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
 import timm
 import torch
 from safetensors import SafetensorError
@@ -26,6 +28,10 @@ from fitwithin.files import write_atomic, write_text_atomic
 
 #: Channel means and deviations of ImageNet, as timm uses them; trained from scratch, any fixed values would do.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+#: The largest number that is kept of a feature: float16 ends there.
+LARGEST = 65504.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +193,12 @@ class LastFeatures:
 
     def _see(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self.seen = inputs[0] if inputs[0].ndim == 2 else None
+
+    def as_half(self) -> npt.NDArray[np.float16]:
+        """What was seen, as it is kept: within the range of float16."""
+        assert self.seen is not None
+        found: npt.NDArray[np.float16] = self.seen.float().clamp(-LARGEST, LARGEST).to(torch.float16).cpu().numpy()
+        return found
 
     def __enter__(self) -> Self:
         self._hook = None
