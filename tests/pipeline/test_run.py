@@ -45,11 +45,11 @@ def planned(folder: Path, *models: str, time_s: float, **limits: float) -> Plan:
 
 @pytest.mark.parametrize("time_s", [300.0, 600.0])
 def test_who_could_not_be_evaluated_in_time_does_not_spoil_it_for_others(tmp_path: Path, time_s: float) -> None:
+    few = planned(tmp_path / "few", "resnet18", "resnet34", "resnet50", time_s=time_s)
     plan = planned(tmp_path / "all", "resnet18", "resnet34", "resnet50", SLOW, time_s=time_s)
     (left_out,) = (each for each in plan.rejections if each.candidate.model == SLOW)
     assert left_out.reason.startswith("its evaluation would take 8m ")
     assert left_out.reason.endswith("are left; give more time, or fewer or smaller test sizes")
-    few = planned(tmp_path / "few", "resnet18", "resnet34", "resnet50", time_s=time_s)
     assert plan.search is not None
     assert few.search is not None
     assert plan.search.counts == few.search.counts == (3,)

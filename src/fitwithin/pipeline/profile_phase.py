@@ -18,6 +18,7 @@ from fitwithin.files import cache_root
 from fitwithin.machine import cores
 from fitwithin.pipeline import choose, slots
 from fitwithin.pipeline.context import RunContext
+from fitwithin.planning import prior as table
 from fitwithin.profiling import compare, interpolate, variants
 from fitwithin.profiling.cache import ProfileCache, data_shape
 from fitwithin.profiling.candidate_profiler import OUT_OF_TIME, CandidateProfiler
@@ -28,23 +29,21 @@ from fitwithin.units import format_count, format_duration, format_size
 #: The first candidate may take REFUSAL_S if the budget has them, so that a refusal can say what would do.
 PROFILE_SHARE, REFUSAL_S = 0.4, 60.0
 
-#: If less than this is left for all of them, the first candidate is profiled alone, also with several slots: the others
-#: would come too late.
+#: If less than this is left for all, the first candidate is profiled alone: the others would come too late.
 FIRST_ALONE_S = 16.0
 
-#: When candidates are searched side by side on one device, the share of the time for that; the rest is for timing.
+#: The share of the time for a search of candidates side by side on one device; the rest is for timing.
 SEARCH_SHARE = 0.6
 
 #: Under scope ``candidate`` profiling comes on top of the candidates' budgets; no candidate takes longer than this.
-#: (Depthwise kernels are built at run time for every new batch size: seconds a probe on a GPU.)
 PROFILE_WITHIN_S = 600.0
 
 #: Expected seconds on a GPU (docs/log.md): of a profile, of comparing one backbone's precisions and layouts, and of
 #: comparing the layouts of all backbones in one process (a fixed part, and a part per backbone).
 FULL_PROFILE_S, COMPARE_S, LAYOUTS_S = 8.0, 3.0, (2.0, 1.5)
 
-#: If profiles would take more than this share of the budget they are quick, and one per backbone serves all its sizes;
-#: if comparing would, only layouts are compared, or nothing.
+#: If profiles and comparisons would take more than this share of the budget, profiles are quick, and one per backbone
+#: serves all its sizes; if comparing would, only layouts are compared, or nothing.
 BRIEF_SHARE = 0.1
 
 #: The same share where candidates were chosen: what is known of them already decides more.
@@ -94,11 +93,13 @@ class _ProfilePhase:
             self.record_cached(quick=False)
         wanted = {(candidate.model, candidate.train_px) for candidate in self.unknown}
         bounded = recipe.batch == "largest" and recipe.max_batch is not None
-        self.quick = bounded and not self.refresh and not self.affords(FULL_PROFILE_S * len(wanted) / run.request.slots)
+        models = len({model for model, _ in wanted})
+        whole_s = FULL_PROFILE_S * len(wanted) + recipe.compare_variants * COMPARE_S * models
+        self.quick = bounded and not self.refresh and not self.affords(whole_s / run.request.slots)
         if self.quick:
             self.record_cached(quick=True)
         if recipe.compare_variants:
-            self.reject_slower_variants(num_models=len({model for model, _ in wanted}))
+            self.reject_slower_variants(models)
         if self.quick:
             self.measure(interpolate.largest(self.unknown))
             profiles, view_sizes = self.profiles, run.request.test_sizes
@@ -137,6 +138,12 @@ class _ProfilePhase:
         share = CHOSEN_BRIEF_SHARE if self.run.chosen else BRIEF_SHARE
         return budget.scope == "candidate" or seconds <= share * budget.limit_s(self.run.request.num_gpus)
 
+    @property
+    def expected_s(self) -> float:
+        """Seconds that the profiles of chosen candidates are expected to take; 0 for named ones."""
+        taken = self.run.pool.taken if self.run.chosen and self.run.pool else ()
+        return math.fsum(each.profile_s for each in taken) / self.run.request.slots
+
     def on_progress(self, progress: Progress) -> None:
         self.run.reporter.advance(len(self.known), len(self.run.candidates), progress.text)
 
@@ -154,9 +161,10 @@ class _ProfilePhase:
         (once_s, each_s), rounds = LAYOUTS_S, -(-num_models // run.request.slots)
         extent: compare.Extent = "whole"
         if not self.refresh and not self.affords(COMPARE_S * rounds):
-            extent = "quick" if self.affords(once_s + each_s * rounds) else "known"
+            left_s, compare_s = max(0.0, left_s - self.expected_s), once_s + each_s * rounds
+            extent = "quick" if self.affords(compare_s) and compare_s <= left_s else "known"
         lost = self.compare(models, left_s, extent)
-        if extent != "whole":
+        if extent != "whole" or self.quick:
             names = {*self.known, *(rejection.candidate.name for rejection in lost)}
             there = [each for each in run.candidates if isinstance(self.known.get(each.name), Profile)]
             waiting = [candidate for candidate in unknown if candidate.name not in names]
@@ -226,6 +234,11 @@ class _ProfilePhase:
         usable_s = self.run.accountant.remaining(self.run.request.data_parallel).usable_s
         return phase_limit_s, max(phase_limit_s, min(REFUSAL_S, usable_s - EXIT_S))
 
+    def expense(self, candidate: Candidate) -> tuple[bool, float]:
+        """A key for the cheapest to profile first: a short time may end before the last. Depthwise kernels are dear."""
+        kind, backbone = self.run.request.device.kind, table.load().of(candidate.model)
+        return backbone.depthwise and kind == "cuda", backbone.image_us(kind, table.PACE_PX[kind])
+
     def profiler(self, candidate: Candidate, setting: JobSettings, opened: OpenEntry) -> CandidateProfiler:
         return CandidateProfiler(
             candidate,
@@ -240,7 +253,7 @@ class _ProfilePhase:
     def measure_on_slots(self, unknown: list[Candidate]) -> None:
         """Profile candidates on the slots of the run, each alone on its devices and with an entry of its own."""
         run, at_work = self.run, set[Candidate]()
-        waiting = list(unknown)
+        waiting = list(unknown) if run.chosen else sorted(unknown, key=self.expense)
         phase_limit_s, first_limit_s = self.limits_s(-(-len(unknown) // run.request.slots))
         ends_at = run.engine.now() + phase_limit_s
         first, alone = True, phase_limit_s < min(first_limit_s, FIRST_ALONE_S)
