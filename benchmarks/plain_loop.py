@@ -19,7 +19,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import create_dataset, create_loader
+from timm.data import add_img_extensions, create_dataset, create_loader
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 #: The share of the time that is kept for the test.
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda:0")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
+    add_img_extensions(".webp")  # Pillow reads it; timm does not look for it
     own = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(arguments.model).to_dict())
     tuned = arguments.weights is not None
     arguments.px = arguments.px or (own["input_size"][-1] if tuned else 160)

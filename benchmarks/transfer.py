@@ -164,8 +164,7 @@ def linear_test(run: Path, report: dict[str, Any], data: Path, environment: dict
         shutil.copyfile(folder / part, copy / "model" / part)
     command = [sys.executable, "-P", "-m", "fitwithin", "evaluate", str(copy), str(data / "test"), "--json"]
     ended = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    top1 = json.loads(ended.stdout)["top1"]
-    return 100 * top1["correct"] / top1["total"]
+    return 100 * float(json.loads(ended.stdout)["top1"])
 
 
 def loop(
