@@ -230,6 +230,7 @@ LIMITS = [
     "--scope",
     "--recipe",
     "--balance",
+    "--fit",
     "--init",
     "--weights",
     "--licences",
@@ -253,7 +254,7 @@ LIMITS = [
 #: A profile alone has no use for these.
 BOUNDS = (
     *("--time", "--gpu-time", "--inference", "--throughput", "--inference-memory"),
-    *("--scope", "--search", "--min-gain", "--balance"),
+    *("--scope", "--search", "--min-gain", "--balance", "--fit"),
     *("--init", "--weights", "--licences"),
 )
 

@@ -115,6 +115,8 @@ class LinearProbed(Event):
     trial: TrialPlan | None = None
     probe: LinearProbe | None = None
     reason: str = ""
+    #: What an input showed of a picture (recipe.FITS).
+    fit: str = "crop"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +129,8 @@ class StartChosen(Event):
     tuned: tuple[Candidate, ...] = ()
     #: The training sizes in pixels of these; without any that of the best linear head.
     sizes: tuple[int, ...] = ()
+    #: What inputs show of a picture (recipe.FITS).
+    fit: str = "crop"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -138,6 +138,12 @@ class Limits(TypedDict, total=False):
         more="`auto` weighs the model's answers for them as far as validation images show that it pays, once they are "
         "three times fewer. `weights` weighs their images in the loss, `sampling` draws all classes equally often.",
         default="auto", in_profile=False)]
+    fit: Annotated[str, Option(
+        help="What a square input shows of an elongated picture: `auto`, `crop`, `pad` or `squash`.",
+        more="`crop` shows its centre, `pad` all of it with borders, `squash` all of it with its sides scaled to be "
+        "alike. `auto` compares them on the validation images where the median picture is 1.7 times as long as wide "
+        "or more and pretrained weights are at hand; else it crops.",
+        default="auto", in_profile=False)]
     init: Annotated[str, Option(
         help="Where weights come from: `auto`, `random` or `weights`.",
         more="`auto` starts from pretrained weights where there are any, their licence is permitted, and they promise "

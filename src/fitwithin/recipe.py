@@ -24,6 +24,10 @@ BATCHES = ("largest", "knee")
 
 OPTIMIZERS = ("adamw", "muon")
 
+#: What a square input shows of a picture: its centre square, all of it with borders, or all of it with its sides scaled
+#: to be alike; in training random parts of that.
+FITS = ("crop", "pad", "squash")
+
 #: Where weights come from at first: drawn, or pretrained.
 INITS = ("random", "pretrained")
 
@@ -55,6 +59,8 @@ class Recipe:
     validate_last_epochs: int
     #: Where candidates share a budget, only as many are kept as get this many epochs each.
     min_epochs: int
+    #: One of FITS.
+    fit: str = "crop"
     #: One of INITS.
     init: str = "random"
     #: The recipe that is taken instead where pretrained weights promise more; without one they never are.
@@ -118,6 +124,7 @@ class Recipe:
             "crop_ratio": 0 < self.crop_ratio[0] <= self.crop_ratio[1],
             "flip": 0 <= self.flip <= 1,
             "crop_pct": 0 < self.crop_pct <= 1,
+            "fit": self.fit in FITS,
             "validate_last_epochs": self.validate_last_epochs >= 1,
             "min_epochs": self.min_epochs >= 1,
             "sizes": all(8 <= px <= 1024 for px in self.sizes),

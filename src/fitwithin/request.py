@@ -31,6 +31,9 @@ INITS = ("auto", "random", "weights")
 #: often as others.
 BALANCES = ("auto", "none", "weights", "sampling")
 
+#: What a square input shows of an elongated picture.
+FITS = ("auto", *recipes.FITS)
+
 #: How a split that is not stated comes about: drawn from the seed, so with near twins on one side, or by time or name.
 SPLITTINGS = ("auto", "grouped", "order")
 
@@ -75,6 +78,8 @@ class Request:
     init: str = INITS[0]
     #: How classes with few images are treated.
     balance: str = BALANCES[0]
+    #: What a square input shows of an elongated picture; the recipe says what is in force.
+    fit: str = FITS[0]
     weights: str | None = None
     licences: tuple[str, ...] = PERMISSIVE
 
@@ -85,6 +90,8 @@ class Request:
         self._check_init()
         if self.balance not in BALANCES:
             raise UsageError(f"{self.balance!r} is not a balance; choose from {', '.join(BALANCES)}")
+        if self.fit not in FITS:
+            raise UsageError(f"{self.fit!r} is not a fit; choose from {', '.join(FITS)}")
         self._check_search()
         if self.jobs > 1 and self.slots > 1:
             raise UsageError(
@@ -268,6 +275,8 @@ def parse(data: str | Path, **limits: Unpack[Limits]) -> Request:
     if word["gpus"] is not None:
         _check_gpus(word["gpus"], word["data_parallel"])
     recipe = recipes.load(word["recipe"])
+    if word["fit"] in recipes.FITS:
+        recipe = replace(recipe, fit=word["fit"])
     sizes = word["sizes"] or recipe.sizes
     return Request(
         data=str(data),
@@ -302,6 +311,7 @@ def parse(data: str | Path, **limits: Unpack[Limits]) -> Request:
         gpus=word["gpus"] or word["data_parallel"],
         init=word["init"],
         balance=word["balance"],
+        fit=word["fit"],
         weights=None if word["weights"] is None else os.path.abspath(word["weights"]),
         licences=word["licences"],
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fitwithin import recipe as recipes
-from fitwithin.data.batches import TrainBatches, balanced_order, centre_box, dummy_batch, resize, sample_crops
+from fitwithin.data.batches import TrainBatches, balanced_order, dummy_batch, resize, sample_crops
 from fitwithin.data.pack import Pack
 from fitwithin.training.augment import resized
 
@@ -53,15 +55,6 @@ def test_resizes_as_pillow_does(height: int, width: int, px: int, seed: int) -> 
     assert np.abs(found.astype(int) - oracle.astype(int)).max() <= 3
 
 
-@given(height=st.integers(1, 400), width=st.integers(1, 400), crop=st.floats(0.05, 1.0))
-def test_the_centre_square_lies_within_the_image(height: int, width: int, crop: float) -> None:
-    left, top, right, bottom = centre_box(height, width, crop)
-    assert 0 <= left < right <= width
-    assert 0 <= top < bottom <= height
-    assert right - left == bottom - top
-    assert abs((right - left) - min(height, width) * crop) <= 1
-
-
 @given(
     seed=st.integers(0, 99),
     epoch=st.integers(0, 9),
@@ -78,13 +71,15 @@ def test_crops_lie_within_their_images_and_every_image_comes_once(
     assert ((top >= 0) & (top < bottom) & (bottom <= high[crops.order])).all()
 
 
+@pytest.mark.parametrize("fit", recipes.FITS)
 @pytest.mark.parametrize("canvas_px", [24, 40, 60], ids=["few fit", "most fit", "all fit"])
-def test_what_lies_on_canvases_is_what_would_have_been_resized(canvas_px: int) -> None:
+def test_what_lies_on_canvases_is_what_would_have_been_resized(canvas_px: int, fit: str) -> None:
     """The same images and crops; the device's resizing rounds once less. Crops that are too large were resized here."""
     pack, px, batch = images(), 20, 28
     described = {"px": px, "batch": batch, "seed": 5, "first_step": 0, "steps": 9}
-    plain = TrainBatches(pack, recipes.load("paper"), **described)
-    canvases = TrainBatches(pack, recipes.load("paper"), canvas_px=canvas_px, **described)
+    recipe = replace(recipes.load("paper"), fit=fit)
+    plain = TrainBatches(pack, recipe, **described)
+    canvases = TrainBatches(pack, recipe, canvas_px=canvas_px, **described)
     assert (canvases.px, canvases.label_shape, len(canvases)) == (canvas_px, (batch, 3), len(plain))
     assert (plain.px, plain.label_shape) == (px, (batch,))
     (labels, fill), (told, fill_canvases) = plain.prepare(1), canvases.prepare(1)

@@ -15,6 +15,7 @@ from data.test_batches import images
 from fitwithin import recipe as recipes
 from fitwithin.data import prefetch as feeders
 from fitwithin.data.batches import Batches, EvalBatches, Fill, Ints, TrainBatches
+from fitwithin.data.framing import Frame
 from fitwithin.data.pack import Pack
 from fitwithin.data.prefetch import PrefetchLoader, ring_bytes
 from fitwithin.errors import DataError
@@ -93,7 +94,7 @@ def test_an_evaluation_in_the_middle_leaves_the_training_as_it_was(feeder: Prefe
 
 
 def test_evaluation_fills_the_last_batch_with_black(feeder: PrefetchLoader) -> None:
-    with feeder.stream(EvalBatches, split="train", crop=1.0, px=PX, batch=BATCH) as stream:
+    with feeder.stream(EvalBatches, split="train", frame=Frame(1.0), px=PX, batch=BATCH) as stream:
         (_, _), (x_bhwc, _) = ((x.numpy().copy(), y) for x, y in stream)
     assert x_bhwc.shape == (4, PX, PX, 3)
     assert x_bhwc[:3].any()

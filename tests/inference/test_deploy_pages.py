@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from fitwithin.candidate import views_of
+from fitwithin.data.framing import Frame
 from fitwithin.inference.crops import cropper
 from fitwithin.inference.export.program import export
 from fitwithin.inference.model import Model
@@ -72,8 +73,8 @@ def test_pictures_are_prepared_pixel_by_pixel_as_fitwithin_does(made: tuple[Mode
     paths = [*odd_pictures(tmp_path), *sorted((out / "references").iterdir())]
     program = "import numpy, sys\nfrom prepare import batch\nnumpy.savez('pixels.npz', **batch(sys.argv[1:]))\n"
     run(program, out, *map(str, paths))
-    share = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))["pretrained_cfg"]["crop_pct"]
-    ours = cropper("48,64", str(share))(list(sources(paths)))
+    config = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))["pretrained_cfg"]
+    ours = cropper("48,64", str(Frame.of_config(config)))(list(sources(paths)))
     with np.load(out / "pixels.npz") as theirs:
         for px in (48, 64):
             np.testing.assert_array_equal(theirs[f"images_{px}"], np.stack([each[px] for each in ours]))

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fitwithin.candidate import View, views_of
+from fitwithin.data.framing import Frame
 from fitwithin.errors import UsageError
 from fitwithin.inference.crops import cropper
 from fitwithin.inference.ensemble import write_ensemble
@@ -36,7 +37,8 @@ def model(run: Path, name: str, views: list[View]) -> Model:
 def pixels(made: Model, description: dict) -> dict[str, np.ndarray]:
     """The reference pictures as the description says."""
     sizes = ",".join(str(each["shape"][1]) for each in description["inputs"])
-    crops = cropper(sizes, str(description["prepare"]["crop_share"]))(list(sources(made.folder / REFERENCES)))
+    shown = Frame(description["prepare"]["crop_share"], description["prepare"]["fit"])
+    crops = cropper(sizes, str(shown))(list(sources(made.folder / REFERENCES)))
     return {each["name"]: np.stack([crop[each["shape"][1]] for crop in crops]) for each in description["inputs"]}
 
 

@@ -16,9 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fitwithin.candidate import Candidate, View
+from fitwithin.data.framing import Frame
 from fitwithin.errors import RunFolderError
 from fitwithin.inference.ensemble import Ensemble
 from fitwithin.inference.model import Model, hand_over
+from fitwithin.recipe import FITS
 from fitwithin.training import model as models
 
 CLASSES = ("cat", "dog", "émeu", "a/b")
@@ -51,12 +53,21 @@ FAMILIES = (
 )
 
 
-def handed_over(run: Path, name: str, sizes: tuple[int, ...] = (64,)) -> torch.nn.Module:
+FRAME = Frame(0.95)
+
+
+def handed_over(
+    run: Path,
+    name: str,
+    sizes: tuple[int, ...] = (64,),
+    frame: Frame = FRAME,
+    mean: tuple[float, float, float] = (0.1, 0.2, 0.3),
+) -> torch.nn.Module:
     """A run's folder with a model of that backbone; returns the net."""
     torch.manual_seed(0)
     net, arguments = models.build(Candidate(model=name, train_px=64, precision="fp32"), len(CLASSES), sizes)
     card = models.Card(
-        model=name, classes=CLASSES, train_px=64, precision="fp32", crop=0.95, arguments=arguments, mean=(0.1, 0.2, 0.3)
+        model=name, classes=CLASSES, train_px=64, precision="fp32", frame=frame, arguments=arguments, mean=mean
     )
     (run / TRIAL).mkdir(parents=True)
     models.save(net, card, run / TRIAL)
@@ -79,10 +90,11 @@ def test_timm_creates_the_same_model_in_one_line(name: str, tmp_path: Path) -> N
     assert timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True, num_classes=7)(x_bchw).shape == (2, 7)
 
 
+@pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-def test_timms_transform_shows_it_what_training_did(name: str, tmp_path: Path) -> None:
+def test_timms_transform_shows_it_what_training_did(name: str, fit: str, tmp_path: Path) -> None:
     """Of a picture that is scaled down, whose resampling differs by rounding alone."""
-    handed_over(tmp_path, name, (64,))
+    handed_over(tmp_path, name, (64,), Frame(0.95, fit), models.MEAN)
     rng = np.random.default_rng(0)
     small = Image.fromarray(rng.integers(0, 255, (9, 12, 3), dtype=np.uint8))
     picture = small.resize((240, 180), Image.Resampling.BICUBIC)

@@ -51,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[Model, P
 
 def probabilities(out: Path, name: str, sources: list) -> np.ndarray:
     about = json.loads((out / "model.json").read_text(encoding="utf-8"))
-    crops = cropper("48,64", str(about["prepare"]["crop_share"]))(sources)
+    crops = cropper("48,64", f"{about['prepare']['crop_share']} crop")(sources)
     feed = {f"images_{px}": np.stack([each[px] for each in crops]) for px in (48, 64)}
     return onnxruntime.InferenceSession(out / name).run(None, feed)[0]
 

@@ -19,6 +19,7 @@ from fitwithin.candidate import Candidate, views_of
 from fitwithin.cli.main import app
 from fitwithin.data import pack_builder
 from fitwithin.data.dataset import LEAST_FAMILIAR, MOST_FAMILIAR, num_familiar
+from fitwithin.data.framing import Frame
 from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.data.sources.door import open_dataset
 from fitwithin.engine.device import Cpu
@@ -95,7 +96,7 @@ def evaluated(root: Path) -> Path:
         classes=images.classes,
         train_px=32,
         precision="fp32",
-        crop=0.95,
+        frame=Frame(0.95),
         arguments=learner.arguments,
     )
     models.save(learner.net, card, trial)

@@ -38,6 +38,7 @@ from simulated.weights import weights
 
 NAMES = ("tf_efficientnet_lite0.in1k", "tf_efficientnet_lite2.in1k", "resnet18.a1_in1k")
 IMAGES = CountedImages(counts=(3000, 300, 300), k=10)
+LONG = replace(IMAGES, elongated=2.5)
 
 
 ALL = tuple(weights(name) for name in NAMES)
@@ -121,7 +122,8 @@ def test_a_run_keeps_its_time_whatever_the_machine(
     tmp_path_factory: Any, time_s: float, image_s: float, seed: int
 ) -> None:
     folder = tmp_path_factory.mktemp("run")
-    process = Process(folder, SimulatedMachine(seed=seed, image_s=image_s), time=time_s)
+    law = SimulatedMachine(seed=seed, image_s=image_s, fit_gains=(("squash", 0.05),))
+    process = Process(folder, law, time=time_s, images=LONG if seed % 2 else IMAGES)
     try:
         report = flow.execute(process.opened())
     except UsageError:
@@ -139,6 +141,42 @@ def test_where_only_a_part_of_the_time_is_left_the_linear_head_is_delivered(tmp_
     assert not process.jobs(TrainJob)
     assert report.winner is not None
     assert report.row(report.winner).steps == 0
+
+
+@pytest.mark.parametrize(
+    ("gains", "expected"), [((("squash", 0.06), ("pad", 0.03)), "squash"), ((("pad", 0.06),), "pad"), ((), "crop")]
+)
+def test_elongated_pictures_are_shown_as_validation_images_say(
+    gains: tuple[tuple[str, float], ...], expected: str, tmp_path: Path
+) -> None:
+    process = Process(tmp_path, SimulatedMachine(fit_gains=gains), images=LONG)
+    run = process.opened()
+    chosen = process.store.latest(StartChosen)
+    assert chosen is not None
+    assert (chosen.fit, run.request.recipe.fit) == (expected, expected)
+    assert f"--fit {expected} is taken (crop " in chosen.why
+    best = [event for event in process.store.read(LinearProbed) if event.name == run.candidates[0].init]
+    assert {event.fit for event in best} == {"crop", "squash", "pad"}
+    assert best[-1].fit == expected, "the model that is there is the one that goes on"
+    count = len(process.jobs(LinearProbeJob))
+    again = process.opened()
+    assert len(process.jobs(LinearProbeJob)) == count, "a resumed run compares nothing again"
+    assert again.request == run.request
+    flow.execute(again)
+    assert {job.setting.recipe.fit for job in process.jobs(TrainJob)} == {expected}
+
+
+def test_ordinary_pictures_are_cropped_without_a_comparison(tmp_path: Path) -> None:
+    process = Process(tmp_path, SimulatedMachine(fit_gains=(("squash", 0.06),)), images=replace(IMAGES, elongated=1.5))
+    process.opened()
+    assert {job.setting.recipe.fit for job in process.jobs(LinearProbeJob)} == {"crop"}
+
+
+def test_what_the_user_asked_for_is_not_compared(tmp_path: Path) -> None:
+    process = Process(tmp_path, images=LONG, fit="pad")
+    run = process.opened()
+    assert {job.setting.recipe.fit for job in process.jobs(LinearProbeJob)} == {"pad"}
+    assert run.request.recipe.fit == "pad"
 
 
 def test_a_resumed_run_probes_nothing_again(tmp_path: Path) -> None:

@@ -238,6 +238,7 @@ class Simulated:
         accuracy = law.accuracy(
             candidate, law.half_epochs * images / len(self.labels("train")), 0.0, job.setting.classes
         )
+        accuracy += dict(law.fit_gains).get(job.setting.recipe.fit, 0.0)
         write_accuracy(Path(job.folder) / f"{candidate.name}-{LINEAR}", accuracy)
         return LinearProbe(
             candidate=candidate,

@@ -61,6 +61,8 @@ class SimulatedMachine:
     ceiling: float = 0.9
     half_epochs: float = 8.0
     size_gain: float = 0.02
+    #: What linear probes gain by a fit of pictures to a square input, where it is not ``crop``.
+    fit_gains: tuple[tuple[str, float], ...] = ()
     drifts: tuple[tuple[float, float], ...] = ()
     stalls: tuple[tuple[float, float], ...] = ()
     troubles: tuple[Fault, ...] = ()

@@ -60,6 +60,16 @@ class CountedImages:
     k: int = 4
     folder: Path = Path("/nowhere/pack")
     fingerprint: str = "f" * 32
+    #: How many times as wide as high the images are.
+    elongated: float = 1.0
+
+    @property
+    def heights(self) -> np.ndarray:
+        return np.full(sum(self.counts), 100, np.int32)
+
+    @property
+    def widths(self) -> np.ndarray:
+        return np.full(sum(self.counts), round(100 * self.elongated), np.int32)
 
     @property
     def classes(self) -> tuple[str, ...]:

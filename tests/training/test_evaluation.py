@@ -15,6 +15,7 @@ from PIL import Image
 
 from fitwithin.candidate import Candidate, views_of
 from fitwithin.data import pack_builder
+from fitwithin.data.framing import Frame
 from fitwithin.data.pack import Pack
 from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.data.sources.door import open_dataset
@@ -59,7 +60,7 @@ def job(images: Pack, folder: Path, within_s: float, sizes: tuple[int, ...] = (3
         classes=images.classes,
         train_px=32,
         precision="fp32",
-        crop=0.95,
+        frame=Frame(0.95),
         arguments=learner.arguments,
     )
     models.save(learner.net, card, folder)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fitwithin.candidate import Candidate
+from fitwithin.data.framing import Frame
 from fitwithin.engine.results import WEIGHTS
 from fitwithin.errors import RunFolderError, UsageError
 from fitwithin.training import model as models
@@ -40,7 +41,12 @@ def test_weights_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:
     candidate = Candidate(model="test_resnet", train_px=32, precision="fp32")
     net, arguments = models.build(candidate, 3, (32,))
     card = models.Card(
-        model="test_resnet", classes=("a", "b", "c"), train_px=32, precision="fp32", crop=1.0, arguments=arguments
+        model="test_resnet",
+        classes=("a", "b", "c"),
+        train_px=32,
+        precision="fp32",
+        frame=Frame(1.0),
+        arguments=arguments,
     )
     models.save(net, card, tmp_path)
     assert models.load(tmp_path, torch.device("cpu"))[1] == card

@@ -191,6 +191,14 @@ class Images(Protocol):
     def labels(self) -> npt.NDArray[np.int64]:
         """Class indices; -1 where a test picture is unlabelled."""
 
+    @property
+    def heights(self) -> npt.NDArray[np.int32]:
+        """Of the images, in pixels."""
+
+    @property
+    def widths(self) -> npt.NDArray[np.int32]:
+        """Of the images, in pixels."""
+
     def indices(self, split: str) -> npt.NDArray[np.int64]:
         """Positions of the images of a split."""
 

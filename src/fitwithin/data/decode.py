@@ -136,13 +136,6 @@ def shorter_side(files: Iterable[Path]) -> int | None:
     return sorted(found)[len(found) // 2] if found else None
 
 
-def centre_box(height: int, width: int, crop: float) -> tuple[int, int, int, int]:
-    """The centre square with ``crop`` of the shorter side: left, top, right, bottom."""
-    side = max(1, round(min(height, width) * crop))
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
-
-
 def to_rgb(image: Image.Image) -> Image.Image:
     """An opened image as :func:`read` gives it: upright 8-bit RGB."""
     with _quiet_pillow():

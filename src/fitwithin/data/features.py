@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from fitwithin.data.framing import Frame
 from fitwithin.data.pack import Pack
 from fitwithin.files import write_atomic
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
 
 #: How the files are laid out; those of another layout are not read.
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,9 +58,9 @@ class Features:
 NONE = Features(positions=np.zeros(0, np.int64), values=np.zeros((0, 0), np.float16))
 
 
-def path_of(folder: Path, pack: Pack, *, weights: str, px: int, crop: float, precision: str) -> Path:
-    """The file of the features of a pack's images by weights with that SHA-256, at ``px``, from that centre crop."""
-    about = json.dumps([SCHEMA, pack.folder.name, pack.fingerprint, weights, px, crop, precision])
+def path_of(folder: Path, pack: Pack, *, weights: str, px: int, frame: Frame, precision: str) -> Path:
+    """The file of the features of a pack's images by weights with that SHA-256, at ``px``, in that frame."""
+    about = json.dumps([SCHEMA, pack.folder.name, pack.fingerprint, weights, px, *frame, precision])
     return folder / f"{hashlib.blake2b(about.encode(), digest_size=16).hexdigest()}.npz"
 
 

@@ -212,6 +212,11 @@ class LinearProbe:
     cached: int
     peak_bytes: int
 
+    @property
+    def took_s(self) -> float:
+        """The seconds of all of it."""
+        return self.startup_s + self.features_s + self.head_s
+
     def as_training(self) -> TrainResult:
         """The same as a training without steps."""
         return TrainResult(

@@ -1,4 +1,4 @@
-"""What a model looks at: a picture's centre at the sizes of its views.
+"""What a model looks at: its part of a picture at the sizes of its views.
 
 Shape suffixes: H W pixels.
 """
@@ -14,7 +14,8 @@ from PIL import Image
 
 from fitwithin.data import crew
 from fitwithin.data.crew import Done
-from fitwithin.data.decode import UNREADABLE, centre_box
+from fitwithin.data.decode import UNREADABLE
+from fitwithin.data.framing import BORDER, Frame
 from fitwithin.inference.sources import Source
 from fitwithin.machine import cores
 
@@ -27,11 +28,11 @@ AT_ONCE, WINDOW = 8, 3
 
 
 def read_all(
-    sources: Iterable[Source], sizes: Sequence[int], crop: float, *, total: int | None = None
+    sources: Iterable[Source], sizes: Sequence[int], frame: Frame, *, total: int | None = None
 ) -> Generator[Done, None, None]:
     """Read pictures by several processes, from now on, in their order: their crops, or why there are none. ``total``
     says how many there are, if that is known."""
-    words = [",".join(map(str, sorted(sizes))), str(crop)]
+    words = [",".join(map(str, sorted(sizes))), str(frame)]
     workers = cores()
     window = WINDOW * workers * AT_ONCE
     found = crew.work(
@@ -40,24 +41,28 @@ def read_all(
     return crew.ahead(found, window)
 
 
-def cropper(sizes: str, crop: str) -> Callable[[list[Source]], list[Crops]]:
-    """A function that reads pictures for views of these ``sizes`` (in pixels, with commas between them), of which the
-    centre's share ``crop`` is shown."""
-    pixels = [int(word) for word in sizes.split(",")]
+def cropper(sizes: str, frame: str) -> Callable[[list[Source]], list[Crops]]:
+    """A function that reads pictures for views of these ``sizes`` (in pixels, with commas between them), as the
+    ``frame`` of that text shows them."""
+    pixels, shown = [int(word) for word in sizes.split(",")], Frame.parse(frame)
 
     def crop_some(sources: list[Source]) -> list[Crops]:
-        return [_crops(source, pixels, float(crop)) for source in sources]
+        return [_crops(source, pixels, shown) for source in sources]
 
     return crop_some
 
 
-def _crops(source: Source, sizes: Sequence[int], crop: float) -> Crops:
+def _crops(source: Source, sizes: Sequence[int], frame: Frame) -> Crops:
     """The image itself is let go. Pillow resamples as the evaluation does (data/batches.py), without its libraries."""
     try:
         # A JPEG may be decoded at a fraction that leaves twice the pixels of the largest view's crop.
-        image = source.read(math.ceil(2 * max(sizes) / crop))
-        centre = image.crop(centre_box(image.height, image.width, crop))
-        resized = {px: centre.resize((px, px), Image.Resampling.BILINEAR) for px in sizes}
+        image = source.read(math.ceil(2 * max(sizes) / frame.crop))
+        box = frame.box(image.height, image.width)
+        part = image.crop(box)
+        if part.size != image.size and min(box[:2]) < 0:  # what lies beyond is black
+            part = Image.new("RGB", part.size, BORDER)
+            part.paste(image, (-box[0], -box[1]))
+        resized = {px: part.resize((px, px), Image.Resampling.BILINEAR) for px in sizes}
         return {px: np.asarray(each) for px, each in resized.items()}
     except MemoryError:
         return "there is not enough memory to read it"

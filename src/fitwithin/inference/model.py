@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from fitwithin.candidate import View
+from fitwithin.data.framing import Frame
 from fitwithin.data.sources.tree import RUN_FILE
 from fitwithin.engine.results import CARD, NOVELTY, WEIGHTS
 from fitwithin.errors import DataError, RunFolderError
@@ -127,7 +128,7 @@ class Model:
         """Each picture with the model's answer, or None and the reason why it cannot be read."""
         config = json.loads((self.folder / CARD).read_text(encoding="utf-8"))
         sizes = {view.px for view in self.ensemble.views}
-        with closing(read_all(pictures, [*sizes], config["pretrained_cfg"]["crop_pct"], total=total)) as read:
+        with closing(read_all(pictures, [*sizes], Frame.of_config(config["pretrained_cfg"]), total=total)) as read:
             with _no_collection():
                 from fitwithin.inference.predictor import Predictor  # torch is imported while pictures are read
 

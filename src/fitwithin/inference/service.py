@@ -93,7 +93,7 @@ class Service:
         """Put the model onto its device, and find its best batch."""
         predictor = Predictor(self.model.folder, self.model.ensemble, self.device)
         sizes = sorted({view.px for view in self.model.ensemble.views})
-        self._crop = cropper(",".join(map(str, sizes)), str(predictor.card.crop))
+        self._crop = cropper(",".join(map(str, sizes)), str(predictor.card.frame))
 
         def work(pictures: list[Pixels]) -> list[Answer]:
             return predictor.answers({px: np.stack([each[px] for each in pictures]) for px in sizes})

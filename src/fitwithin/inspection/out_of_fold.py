@@ -17,6 +17,7 @@ from fitwithin.candidate import Candidate
 from fitwithin.data import features as store
 from fitwithin.data.batches import EvalBatches
 from fitwithin.data.dataset import DataFacts
+from fitwithin.data.framing import Frame
 from fitwithin.data.pack import Pack
 from fitwithin.engine.device import open_device
 from fitwithin.files import cache_root
@@ -45,7 +46,7 @@ MOST_WEIGHTS = 3
 FEATURES_S = 600.0
 
 #: Images that features are computed of at once, and the share of their shorter side that the centre crop takes.
-BATCH, CROP = 64, 1.0
+BATCH, FRAME = 64, Frame(1.0)
 
 #: As in candidates (candidate.py).
 PRECISION = "amp"
@@ -177,7 +178,7 @@ class _Net:
         linear_layer_of(net, candidate.model)  # or it says why not
         self._last = models.LastFeatures(net)
         self._path = store.path_of(
-            cache_root() / "features", pack, weights=weights.sha256, px=px, crop=CROP, precision=PRECISION
+            cache_root() / "features", pack, weights=weights.sha256, px=px, frame=FRAME, precision=PRECISION
         )
         #: The seconds of an image; 0 where all features were there.
         self.image_s = 0.0
@@ -186,7 +187,7 @@ class _Net:
         """Those of the images at the positions, [N, D]; what is computed is kept in the cache."""
         known = store.read(self._path)
         missing = known.missing(positions)
-        batches = EvalBatches(self._pack, crop=CROP, px=self._px, batch=BATCH, indices=missing)
+        batches = EvalBatches(self._pack, frame=FRAME, px=self._px, batch=BATCH, indices=missing)
         parts, begun_at = [], time.monotonic()
         with torch.inference_mode(), torch.autocast(self._kind, dtype=self._amp):
             for number in range(len(batches)):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fitwithin import recipe as recipes
 from fitwithin.candidate import Candidate, match
+from fitwithin.data.framing import elongation
 from fitwithin.engine.base import Engine
 from fitwithin.engine.jobs import LinearProbeJob
 from fitwithin.engine.margins import WATCHDOG_S
@@ -23,7 +24,6 @@ from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Reporter
 from fitwithin.pipeline.train_phase import CANDIDATES
 from fitwithin.planning import prior, transfer
-from fitwithin.planning.cost import evaluation_reserve_s
 from fitwithin.planning.plan import Plan, TrialPlan, probe_trial
 from fitwithin.planning.pool import START_S
 from fitwithin.planning.transfer import Prospect
@@ -100,7 +100,7 @@ def start(run: RunContext, weights: Sequence[Weights]) -> RunContext:
         run.reporter.say(chosen.why)
     if not chosen.pretrained:
         return run
-    run = replace(_transferring(run, weights, tuple(sorted(chosen.sizes))), candidates=chosen.tuned)
+    run = replace(_transferring(run, weights, tuple(sorted(chosen.sizes)), chosen.fit), candidates=chosen.tuned)
     if chosen.tuned:
         return _with_likely_batch(run)
     return replace(run, request=replace(run.request, test_sizes=run.request.sizes))  # as the head was fitted
@@ -119,12 +119,14 @@ def from_probes(run: RunContext, trial: TrialPlan) -> TrialPlan:
     return replace(trial, warm_start_from=own[-1].name) if trial.candidate.init and own else trial
 
 
-def _transferring(run: RunContext, weights: Sequence[Weights], sizes: tuple[int, ...]) -> RunContext:
-    """The run under its recipe for pretrained weights."""
+def _transferring(run: RunContext, weights: Sequence[Weights], sizes: tuple[int, ...], fit: str = "") -> RunContext:
+    """The run under its recipe for pretrained weights, with another ``fit`` if one is given."""
     request = run.request
     if request.recipe.init != "pretrained":
         recipe = transfer.recipe_for(recipes.load(request.recipe.transfer), request.recipe)
         request = replace(request, recipe=recipe)
+    if fit:
+        request = replace(request, recipe=replace(request.recipe, fit=fit))
     sizes = sizes or request.sizes
     request = replace(
         request,
@@ -173,7 +175,9 @@ class _Probing:
         epochs_s = [each.epoch_s for each in found[:1]]
         self.share = transfer.PROBING_SHARE if transfer.num_tuned(epochs_s, self.whole_s) else transfer.ALONE_SHARE
         #: The results by the names of the weights, those of an interrupted process too.
-        self.probes = {event.name: event.probe for event in run.store.read(LinearProbed) if event.probe is not None}
+        known = [event for event in run.store.read(LinearProbed) if event.fit == request.recipe.fit]
+        self.probes = {event.name: event.probe for event in known if event.probe is not None}
+        self.fits: dict[str, int] = {}
         #: How many times as long as expected an image takes, and the seconds of a probe beside its images, by the last
         #: one that was probed.
         self.slower, self.fixed_s = 1.0, START_S[run.request.device.kind] + transfer.HEAD_S[run.request.device.kind]
@@ -197,7 +201,32 @@ class _Probing:
             best = next((one for one in transfer.best_first([*self.probes.values()]) if one.images < every), None)
             if best is not None and self.left_s > self.fixed_s:
                 self.probe(self.prospects[best.candidate.init], every)
+        self.compare_fits()
         return self.decide()
+
+    def compare_fits(self) -> None:
+        """Where pictures are elongated, probe the best weights with all of them shown, too; go on with the best."""
+        run, images = self.run, self.run.images
+        ranked = transfer.best_first([*self.probes.values()])
+        open_fit = run.request.fit == "auto" and run.request.recipe.fit == "crop"
+        if not (ranked and open_fit and elongation(images.heights, images.widths) >= transfer.ELONGATED):
+            return
+        best, n_val = ranked[0], self.run.data.val
+        name, candidates, within_s = best.candidate.init, (best.candidate,), self.left_s
+        self.fits = {"crop": best.correct}
+        for fit in ("squash", "pad"):
+            if self.expected_s([self.prospects[name]], best.images + n_val) <= self.left_s:
+                shown = _transferring(run, run.weights, run.request.sizes, fit)
+                found = _probe(shown, name, candidates, best.images, self.left_s)
+                run.store.append(found)
+                self.fits |= {fit: found.probe.correct} if found.probe is not None else {}
+        if len(self.fits) > 1:
+            fit = transfer.best_fit(self.fits, n_val)
+            self.run = _transferring(run, run.weights, run.request.sizes, fit)
+            again = _probe(self.run, name, candidates, best.images, max(within_s, self.fixed_s))
+            run.store.append(again)
+            if again.probe is not None:
+                self.probes[name] = again.probe
 
     def repeat(self, plan: Plan) -> StartChosen:
         """Probe what a plan probed, as it was."""
@@ -211,7 +240,8 @@ class _Probing:
             self.probe(prospect, min(self.run.data.train, transfer.MOST_FITTED), self.share * self.whole_s)
         tuned = tuple(trial.candidate for trial in plan.trials)
         sizes = tuple(sorted({candidate.train_px for candidate in plan.probed}))
-        return StartChosen(pretrained=bool(sizes), why="The plan says so.", tuned=tuned, sizes=sizes)
+        fit = self.run.request.recipe.fit
+        return StartChosen(pretrained=bool(sizes), why="The plan says so.", tuned=tuned, sizes=sizes, fit=fit)
 
     @property
     def left_s(self) -> float:
@@ -226,7 +256,8 @@ class _Probing:
         """A linear probe on so many training images within so many seconds, by default those that are left for probes;
         on fewer where time ends. It is noted if it left a model."""
         run = self.run
-        known = [event for event in run.store.read(LinearProbed) if event.name == prospect.name]
+        fit, name = run.request.recipe.fit, prospect.name
+        known = [event for event in run.store.read(LinearProbed) if (event.name, event.fit) == (name, fit)]
         done = next((event for event in known if event.wanted == images), None)
         if done is None:
             within_s = self.left_s if within_s is None else within_s
@@ -241,7 +272,7 @@ class _Probing:
         found = self.probes[prospect.name] = done.probe
         made = found.images + run.data.val - found.cached
         if made and found.image_s:
-            self.fixed_s = found.startup_s + found.features_s + found.head_s - made * found.image_s
+            self.fixed_s = found.took_s - made * found.image_s
             px = max(one.train_px for one in prospect.candidates)
             self.slower = found.image_s * (px / found.candidate.train_px) ** 2 / prospect.image_s
 
@@ -271,8 +302,12 @@ class _Probing:
         why += (
             f"; {names} {'is' if len(tuned) == 1 else 'are'} fine-tuned." if tuned else "; there is no time for more."
         )
+        fit = run.request.recipe.fit
+        if len(self.fits) > 1:
+            shares = ", ".join(f"{each} {100 * correct / data.val:.1f} %" for each, correct in self.fits.items())
+            why += f" Pictures are elongated: --fit {fit} is taken ({shares} of the validation images right)."
         sizes = tuple(sorted({one.train_px for one in tuned or (best.candidate,)}))
-        return StartChosen(pretrained=True, why=why, tuned=tuple(tuned), sizes=sizes)
+        return StartChosen(pretrained=True, why=why, tuned=tuple(tuned), sizes=sizes, fit=fit)
 
 
 def _probe(run: RunContext, name: str, candidates: tuple[Candidate, ...], images: int, within_s: float) -> LinearProbed:
@@ -285,7 +320,8 @@ def _probe(run: RunContext, name: str, candidates: tuple[Candidate, ...], images
     sizes = tuple(sorted({one.train_px for one in candidates}))
     sized = replace(run, request=replace(run.request, sizes=sizes, test_sizes=sizes))
     until_at = run.engine.now() + within_s
-    run.reporter.begin(f"linear probe of {name}")
+    shown = {"crop": name, "pad": f"{name}, padded", "squash": f"{name}, squashed"}[run.request.recipe.fit]
+    run.reporter.begin(f"linear probe of {shown}")
     with run.book("linear probe", name, reserved_s=run.promise_s(within_s, gpus=1)) as opened:
         job = LinearProbeJob(
             setting=replace(sized.setting, data_parallel=1),
@@ -304,24 +340,11 @@ def _probe(run: RunContext, name: str, candidates: tuple[Candidate, ...], images
         opened.peak(outcome.peak_bytes)
     if isinstance(outcome, Failure):
         run.reporter.say(f"  {name}: failed, {outcome.reason}")
-        return LinearProbed(name=name, wanted=images, reason=f"{name}: {outcome.reason}")
+        return LinearProbed(name=name, wanted=images, reason=f"{name}: {outcome.reason}", fit=run.request.recipe.fit)
     assert isinstance(outcome, LinearProbe)
-    took_s = outcome.startup_s + outcome.features_s + outcome.head_s
-    pace = (outcome.images + run.data.val) / outcome.features_s
-    trial = replace(
-        probe_trial(outcome.candidate, batch=job.batch),
-        parameters=outcome.parameters,
-        images_per_s=pace,
-        dummy_images_per_s=pace,
-        predicted_s=took_s,
-        predicted_low_s=took_s,
-        predicted_high_s=took_s,
-        evaluation_s=evaluation_reserve_s(outcome.features_s),
-        allotted_s=within_s,
-        why={"epochs": f"a linear head on the features of {outcome.images:,} training images"},
-    )
+    trial = probe_trial(outcome, batch=job.batch, val=run.data.val, allotted_s=within_s)
     run.reporter.say(
         f"  {name} at {outcome.candidate.train_px} px: {outcome.correct / run.data.val:.1%} on validation data, linear "
-        f"head on {outcome.images:,} images ({format_duration(took_s)})"
+        f"head on {outcome.images:,} images ({format_duration(outcome.took_s)})"
     )
-    return LinearProbed(name=name, wanted=images, trial=trial, probe=outcome)
+    return LinearProbed(name=name, wanted=images, trial=trial, probe=outcome, fit=run.request.recipe.fit)

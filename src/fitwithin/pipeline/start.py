@@ -13,6 +13,7 @@ from fitwithin.budget import Budget, Clock
 from fitwithin.data import pack_builder
 from fitwithin.data.dataset import DataFacts, Dataset, packed
 from fitwithin.data.decode import shorter_side
+from fitwithin.data.framing import elongation
 from fitwithin.data.inspection import leaks
 from fitwithin.data.pack import Pack
 from fitwithin.engine.base import Engine
@@ -24,6 +25,7 @@ from fitwithin.pipeline.context import RunContext
 from fitwithin.pipeline.progress import Reporter
 from fitwithin.planning.pool import SIZES
 from fitwithin.planning.stats import format_tells_apart
+from fitwithin.planning.transfer import ELONGATED
 from fitwithin.request import Request
 from fitwithin.store import Store
 
@@ -73,6 +75,11 @@ def _notes(dataset: Dataset, found: Dataset, images: Pack) -> tuple[str, ...]:
     if n_val := found.counts()["val"]:
         few = "; they are few" if n_val < FEW_IMAGES else ""
         notes.append(format_tells_apart(n_val, TYPICAL_SHARE) + few)
+    if (ratio := elongation(images.heights, images.widths)) >= ELONGATED:
+        notes.append(
+            f"half of the images are {ratio:.1f} times as long as wide or more; a square from the centre leaves out "
+            f"{1 - 1 / ratio:.0%} of such an image, --fit squash or --fit pad shows all of it"
+        )
     return tuple(notes)
 
 

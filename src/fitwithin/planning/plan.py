@@ -16,7 +16,7 @@ from fitwithin.candidate import Candidate
 from fitwithin.data.dataset import DataFacts
 from fitwithin.engine.jobs import Stage
 from fitwithin.engine.margins import FIXED_MARGIN, MARGIN, REFUSAL_MARGIN, REFUSAL_MARGIN_S
-from fitwithin.engine.results import BUSY, LINEAR
+from fitwithin.engine.results import BUSY, LINEAR, LinearProbe
 from fitwithin.errors import BudgetError, UsageError
 from fitwithin.files import decode, to_json
 from fitwithin.planning.cost import Costs, Workload, costs, evaluation_reserve_s, stages_of
@@ -183,24 +183,25 @@ def plan_trial(profile: Profile, cost: Costs, epochs: float, allotted_s: float, 
     )
 
 
-def probe_trial(candidate: Candidate, *, batch: int) -> TrialPlan:
-    """The trial of a pretrained candidate that is a linear probe: no steps at all."""
+def probe_trial(probe: LinearProbe, *, batch: int, val: int, allotted_s: float) -> TrialPlan:
+    """The trial that a linear probe with so many validation images was: no steps at all."""
+    pace = (probe.images + val) / probe.features_s
     return TrialPlan(
-        candidate=candidate,
-        parameters=0,
+        candidate=probe.candidate,
+        parameters=probe.parameters,
         batch=batch,
         steps=0,
         epochs=0.0,
-        images_per_s=0.0,
-        dummy_images_per_s=0.0,
-        predicted_s=0.0,
-        predicted_low_s=0.0,
-        predicted_high_s=0.0,
+        images_per_s=pace,
+        dummy_images_per_s=pace,
+        predicted_s=probe.took_s,
+        predicted_low_s=probe.took_s,
+        predicted_high_s=probe.took_s,
         validation_s=0.0,
         save_s=0.0,
-        evaluation_s=0.0,
-        allotted_s=0.0,
-        why={},
+        evaluation_s=evaluation_reserve_s(probe.features_s),
+        allotted_s=allotted_s,
+        why={"epochs": f"a linear head on the features of {probe.images:,} training images"},
         cuda_graph=False,
         suffix=LINEAR,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fitwithin.candidate import Candidate
@@ -49,6 +49,11 @@ FIT_SHARE, PROCESS_MIB, GRAIN = 0.85, 700, 8
 #: Features tell nothing of the data if nearest neighbours are right less often than KNOWN times by chance. Then weights
 #: are drawn if there are MANY training images.
 KNOWN, MANY = 2.0, 20_000
+
+
+#: Ways to frame pictures are compared where the median picture is so many times as long as wide: a centre crop leaves
+#: out two fifths of it. Of ordinary photos (4:3, 3:2) it shows what matters, and larger (docs/log.md).
+ELONGATED = 1.7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +133,15 @@ def best_first(probes: Sequence[LinearProbe]) -> list[LinearProbe]:
     return sorted(probes, key=lambda one: (-one.correct, -one.neighbours_correct, one.candidate))
 
 
+def best_fit(correct: Mapping[str, int], total: int) -> str:
+    """The fit under which the most validation images are right; ``crop`` unless that is more than the standard error
+    better."""
+    best = max(correct, key=lambda fit: (correct[fit], fit == "crop"))
+    gain = correct[best] - correct["crop"]
+    spread = math.sqrt(sum(correct[fit] * (1 - correct[fit] / total) for fit in (best, "crop")))
+    return best if gain > spread else "crop"
+
+
 def quick_to_use(probes: Sequence[LinearProbe], image_ms: float | None) -> list[LinearProbe]:
     """The linear probes whose features took no longer than an image may take, or the one that comes nearest; those
     whose pace is not known count as quick."""
@@ -154,6 +168,7 @@ def likely_batch(backbone: Backbone, px: int, memory_bytes: int, most: int) -> i
 
 def recipe_for(transfer: Recipe, asked: Recipe) -> Recipe:
     """The recipe of fine-tuning. Where the run's own recipe does not mirror images, it keeps them as whole as that."""
+    transfer = replace(transfer, fit=asked.fit)
     if asked.flips:
         return transfer
     return replace(transfer, flip=0.0, cutmix=0.0, crop_scale=asked.crop_scale, crop_ratio=asked.crop_ratio)

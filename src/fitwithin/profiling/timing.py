@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fitwithin.candidate import View
 from fitwithin.data.batches import Batch, TrainBatches, dummy_batch
+from fitwithin.data.framing import Frame
 from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
@@ -268,7 +269,7 @@ def _evaluation(learner: Learner, job: ProbeJob, feeder: PrefetchLoader, px: int
 
     size, n = eval_batch(job.batch // job.accum_steps), len(feeder.pack.indices("val"))
     views = [View(px=px, flip=False)]
-    split_logits(learner, feeder, "val", views, crop=job.setting.recipe.crop_pct, batch=size, on_batch=on_batch)
+    split_logits(learner, feeder, "val", views, frame=Frame.of(job.setting.recipe), batch=size, on_batch=on_batch)
     whole_s, device_s = marks[-1] - marks[0], ms_per_image(learner, views[0], size, eager=False) / 1e3
     if len(marks) < 3:
         return 0.0, whole_s / n, device_s

@@ -20,6 +20,7 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from fitwithin.candidate import Candidate, View, by_size
 from fitwithin.data.batches import EvalBatches
 from fitwithin.data.dataset import num_familiar
+from fitwithin.data.framing import Frame
 from fitwithin.data.pack import Pack
 from fitwithin.data.prefetch import PrefetchLoader, Stream, ring_bytes
 from fitwithin.engine.cuda import Cuda
@@ -83,7 +84,7 @@ class Evaluator:
         ``most_s``.
         """
         self.learner = learner
-        size, crop_pct = eval_batch(job.batch), job.setting.recipe.crop_pct
+        size, frame = eval_batch(job.batch), Frame.of(job.setting.recipe)
         groups = by_size(job.views, job.candidate.train_px)
         usage = self._measure(learner, job)
         for view in job.views:
@@ -97,7 +98,7 @@ class Evaluator:
                 marks.append(time.monotonic())
                 return len(marks) <= batches and marks[-1] < until_at
 
-            split_logits(learner, self._feeder, "val", views, crop=crop_pct, batch=size, on_batch=note)
+            split_logits(learner, self._feeder, "val", views, frame=frame, batch=size, on_batch=note)
             self._device.empty_cache()
             return marks
 
@@ -160,7 +161,7 @@ class Evaluator:
                 self._feeder,
                 split,
                 views,
-                crop=job.setting.recipe.crop_pct,
+                frame=Frame.of(job.setting.recipe),
                 batch=size,
                 on_batch=in_time,
                 until_at=job.until_at,
@@ -194,7 +195,7 @@ class Evaluator:
         if not len(val):
             return None
         features = models.LastFeatures(learner.net)
-        batches = {"crop": job.setting.recipe.crop_pct, "px": job.candidate.train_px, "batch": eval_batch(job.batch)}
+        batches = {"frame": Frame.of(job.setting.recipe), "px": job.candidate.train_px, "batch": eval_batch(job.batch)}
         parts: list[torch.Tensor] = []
         wanted = np.concatenate([train, val])
         with features, self._feeder.stream(EvalBatches, **batches, indices=wanted, until_at=job.until_at) as loaded:
@@ -309,7 +310,7 @@ def split_logits(
     split: str,
     views: list[View],
     *,
-    crop: float,
+    frame: Frame,
     batch: int,
     on_batch: Callable[[], bool] | None = None,
     until_at: float = math.inf,
@@ -320,7 +321,7 @@ def split_logits(
     """
     px = views[0].px
     parts: dict[View, list[torch.Tensor]] = {view: [] for view in views}
-    with feeder.stream(EvalBatches, split=split, crop=crop, px=px, batch=batch, until_at=until_at) as loaded:
+    with feeder.stream(EvalBatches, split=split, frame=frame, px=px, batch=batch, until_at=until_at) as loaded:
         for x_bhwc, _ in loaded:
             for view in views:
                 parts[view].append(learner.logits(x_bhwc, flip=view.flip).cpu())
@@ -333,11 +334,11 @@ def split_logits(
 
 
 def count_correct(
-    learner: Learner, feeder: PrefetchLoader, *, px: int, crop: float, batch: int, until_at: float
+    learner: Learner, feeder: PrefetchLoader, *, px: int, frame: Frame, batch: int, until_at: float
 ) -> int | None:
     """How many validation images the model gets right, one plain view at ``px``; None after ``until_at``."""
     view = View(px=px, flip=False)
-    found = split_logits(learner, feeder, "val", [view], crop=crop, batch=batch, until_at=until_at)
+    found = split_logits(learner, feeder, "val", [view], frame=frame, batch=batch, until_at=until_at)
     if found is None:
         return None
     labels = feeder.pack.labels[feeder.pack.indices("val")]

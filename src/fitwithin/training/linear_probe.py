@@ -18,8 +18,8 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from fitwithin.data import features as store
 from fitwithin.data.batches import EvalBatches, resize
-from fitwithin.data.decode import centre_box
 from fitwithin.data.features import Features
+from fitwithin.data.framing import Frame
 from fitwithin.data.pack import Pack
 from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.engine.cuda import Cuda
@@ -76,7 +76,7 @@ def probe_linearly(
         pack,
         weights=extractor.weights.sha256,
         px=extractor.candidate.train_px,
-        crop=setting.recipe.crop_pct,
+        frame=Frame.of(setting.recipe),
         precision=extractor.candidate.precision,
     )
     known = store.read(path)
@@ -166,7 +166,7 @@ class _Extractor:
         """The ``known`` features and those at the ``positions``, as far as time lasts."""
         batch = eval_batch(self.job.batch)
         parts: list[npt.NDArray[np.float16]] = []
-        batches = {"crop": self.job.setting.recipe.crop_pct, "px": self.candidate.train_px, "batch": batch}
+        batches = {"frame": Frame.of(self.job.setting.recipe), "px": self.candidate.train_px, "batch": batch}
         now = time.monotonic()
         with self._feeder.stream(EvalBatches, **batches, indices=positions, until_at=until_at) as loaded:
             for x_bhwc, _ in loaded:
@@ -205,7 +205,7 @@ class _Extractor:
             classes=self._feeder.pack.classes,
             train_px=self.candidate.train_px,
             precision=self.candidate.precision,
-            crop=self.job.setting.recipe.crop_pct,
+            frame=Frame.of(self.job.setting.recipe),
             arguments=self._arguments,
             mean=self.weights.mean,
             std=self.weights.std,
@@ -226,7 +226,7 @@ def _pixels(pack: Pack, positions: Ints, device: torch.device) -> tuple[torch.Te
     out = np.empty((len(positions), PIXELS_PX, PIXELS_PX, 3), dtype=np.uint8)
     for place, position in zip(out, positions, strict=True):
         image = pack.image(int(position))
-        resize(image, centre_box(image.shape[0], image.shape[1], 1.0), place)
+        resize(image, Frame(1.0).box(image.shape[0], image.shape[1]), place)
     x_ND = torch.from_numpy(out.reshape(len(out), -1)).to(device, torch.float32)
     return x_ND, torch.from_numpy(pack.labels[positions]).to(device)
 

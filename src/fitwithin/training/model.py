@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fitwithin.candidate import Candidate
+from fitwithin.data.framing import CROP_MODES, Frame
 from fitwithin.engine.results import CARD, WEIGHTS
 from fitwithin.errors import RunFolderError, UsageError
 from fitwithin.files import write_atomic, write_text_atomic
@@ -36,13 +37,13 @@ LARGEST = 65504.0
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a saved model needs to be used: its backbone, classes in order, training size, and evaluation crop."""
+    """What a saved model needs to be used: its backbone, classes in order, training size, and frame."""
 
     model: str
     classes: tuple[str, ...]
     train_px: int
     precision: str
-    crop: float
+    frame: Frame
     arguments: dict[str, Any]
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
@@ -62,8 +63,8 @@ class Card:
                 "input_size": (3, self.train_px, self.train_px),
                 "fixed_input_size": "img_size" in self.arguments,
                 "interpolation": "bilinear",
-                "crop_pct": self.crop,
-                "crop_mode": "center",
+                "crop_pct": self.frame.crop,
+                "crop_mode": CROP_MODES[self.frame.fit],
                 "mean": self.mean,
                 "std": self.std,
                 "first_conv": own.get("first_conv"),
@@ -80,7 +81,7 @@ def read_card(folder: Path) -> Card:
         own = config["pretrained_cfg"]
         return Card(
             classes=tuple(config["label_names"]),
-            crop=own["crop_pct"],
+            frame=Frame.of_config(own),
             arguments=config["model_args"],
             mean=tuple(own["mean"]),
             std=tuple(own["std"]),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from fitwithin.data.framing import Frame
 from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
@@ -170,7 +171,7 @@ class Trainer:
             self.learner,
             self.feeder,
             px=self.job.candidate.train_px,
-            crop=self.job.setting.recipe.crop_pct,
+            frame=Frame.of(self.job.setting.recipe),
             batch=eval_batch(self.job.share // self.job.accum_steps),
             until_at=progress.validation_ends_at,
         )
@@ -204,7 +205,7 @@ class Trainer:
             classes=self.feeder.pack.classes,
             train_px=self.job.candidate.train_px,
             precision=self.job.candidate.precision,
-            crop=self.job.setting.recipe.crop_pct,
+            frame=Frame.of(self.job.setting.recipe),
             arguments=self.learner.arguments,
             mean=self.learner.mean,
             std=self.learner.std,

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fitwithin.data.framing import Frame
 from fitwithin.errors import DataError, UsageError
 from fitwithin.files import write_atomic, write_text_atomic
 from fitwithin.inference.crops import read_all
@@ -228,7 +229,8 @@ class _Feed:
 def _batches(about: Mapping[str, Any], given: list[Source]) -> Generator[tuple[dict[str, Uint8s], list[int]]]:
     """The pixels of the pictures that can be read, by the names of the inputs, with their places in ``given``."""
     names = {each["shape"][1]: each["name"] for each in about["inputs"]}
-    with closing(read_all(given, list(names), about["prepare"]["crop_share"], total=len(given))) as read:
+    frame = Frame(about["prepare"]["crop_share"], about["prepare"]["fit"])
+    with closing(read_all(given, list(names), frame, total=len(given))) as read:
         done = ((place, each.answer) for place, each in enumerate(read) if isinstance(each.answer, dict))
         while some := list(islice(done, AT_ONCE)):
             feed = {name: np.stack([crops[px] for _, crops in some]) for px, name in names.items()}

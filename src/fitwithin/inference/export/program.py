@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from fitwithin.data.framing import Frame
 from fitwithin.errors import UsageError
 from fitwithin.files import write_text_atomic
 from fitwithin.inference.calibration import LEAST
@@ -118,7 +119,7 @@ def export(model: Model, how: str, folder: Path, data: Path | None = None) -> Ch
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / FORMATS[how]
     run = _export_torch(program, file) if how == "torch" else _export_onnx(program, file)
-    names, crops = _references(model, program.sizes, card.crop, folder)
+    names, crops = _references(model, program.sizes, card.frame, folder)
     with torch.inference_mode():
         expected_bk = program(tuple(torch.from_numpy(crops[px]) for px in program.sizes)).numpy()
     found_bk = run(crops)
@@ -189,13 +190,21 @@ def _sources(model: Model) -> list[Source]:
     return [Source(name=path.name, content=path) for path in sorted(image_files(model.folder / REFERENCES))]
 
 
-def _references(model: Model, sizes: list[int], crop: float, folder: Path) -> tuple[list[str], dict[int, Uint8s]]:
+def _references(model: Model, sizes: list[int], frame: Frame, folder: Path) -> tuple[list[str], dict[int, Uint8s]]:
     """The reference pictures' names, and their pixels [B, P, P, 3] at each size. They are put beside the file."""
     given = _sources(model)
     shutil.copytree(model.folder / REFERENCES, folder / REFERENCES, dirs_exist_ok=True)
-    found = cropper(",".join(map(str, sizes)), str(crop))(given)
+    found = cropper(",".join(map(str, sizes)), str(frame))(given)
     read = [each for each in found if isinstance(each, dict)]
     return [source.name for source in given], {px: np.stack([each[px] for each in read]) for px in sizes}
+
+
+#: In words, what the frame of each kind shows.
+SHOWN = {
+    "crop": "the centre square with this share of the shorter side",
+    "pad": "the centre square with this share of the longer side, and borders of RGB 124, 116, 104 around the picture",
+    "squash": "the centre rectangle with this share of both sides",
+}
 
 
 def _description(
@@ -213,8 +222,9 @@ def _description(
         "classes": card.classes,
         "prepare": {
             "orientation": "as the EXIF tag says",
-            "crop": "the centre square with this share of the shorter side",
-            "crop_share": card.crop,
+            "crop": SHOWN[card.frame.fit],
+            "crop_share": card.frame.crop,
+            "fit": card.frame.fit,
             "resize": "bilinear and antialiased, as Pillow's Image.resize(..., BILINEAR)",
         },
         "inside": {
