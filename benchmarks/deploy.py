@@ -46,7 +46,7 @@ def main() -> None:
     arguments = parser.parse_args()
     about = json.loads((arguments.export / "model.json").read_text(encoding="utf-8"))
     names = {each["shape"][1]: each["name"] for each in about["inputs"]}
-    crop = cropper(",".join(map(str, names)), str(about["prepare"]["crop_share"]))
+    crop = cropper(",".join(map(str, names)), f"{about['prepare']['crop_share']} {about['prepare']['fit']}")
 
     def feed(paths: list[Path]) -> dict[str, Any]:
         found = crop([Source(name=path.name, content=path) for path in paths])
