@@ -42,8 +42,8 @@ METHOD = (
     "own; crops lie anywhere. A fault is found if it is named as what it is, beside the image that it was made from. "
     "Other alarms are all other suspects of that kind; the twins that a data set has of its own are among them. "
     "*labels*: a share of the labels is exchanged for another class, drawn at random, in every split; labels that were "
-    "wrong before count as false. *speed*: the command as it stands, start and page included, while "
-    "other programs ran on the machine. *index*: smooth random pictures in files; the time and memory of the search "
+    "wrong before count as false. *speed*: the command as it stands, start and page included. "
+    "*index*: smooth random pictures in files; the time and memory of the search "
     "and of the comparison."
 )
 

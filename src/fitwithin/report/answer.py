@@ -26,6 +26,10 @@ class Fact(NamedTuple):
     text: str
 
 
+#: What a model sees of long pictures, where that is not their centre.
+SHOWN = {"pad": " on whole pictures with borders", "squash": " on whole pictures, squashed"}
+
+
 def answer(report: Report, folder: str) -> list[Fact]:
     """The facts on top of a run's report, whose files are in ``folder``; none without a winner."""
     if report.winner is None:
@@ -33,6 +37,7 @@ def answer(report: Report, folder: str) -> list[Fact]:
     used = delivered_method(report)
     row = report.row(used.candidate if used else report.winner)
     model = f"{row.model} ({row.precision}), trained at {row.train_px} px"
+    model += SHOWN.get(report.request.get("recipe_values", {}).get("fit", ""), "")
     if row.parameters:
         model += f"; {format_count(row.parameters)} parameters, {format_size(4 * row.parameters)} as float32"
     facts = [Fact("Model", model)]
