@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fitwithin import request as requests
 from fitwithin.accountant import Accountant
-from fitwithin.engine.jobs import LinearProbeJob, TrainJob
+from fitwithin.engine.jobs import LinearProbeJob, ProbeJob, TrainJob
 from fitwithin.errors import UsageError
 from fitwithin.events import (
     DataPacked,
@@ -127,6 +127,7 @@ def test_a_run_keeps_its_time_whatever_the_machine(
     try:
         report = flow.execute(process.opened())
     except UsageError:
+        assert not any(event.probe for event in process.store.read(LinearProbed)), "there is a model to deliver"
         return  # too short for anything
     finally:
         assert process.engine.now() - process.began_at <= time_s
@@ -141,6 +142,29 @@ def test_where_only_a_part_of_the_time_is_left_the_linear_head_is_delivered(tmp_
     assert not process.jobs(TrainJob)
     assert report.winner is not None
     assert report.row(report.winner).steps == 0
+
+
+def test_where_no_candidate_can_be_profiled_in_time_the_linear_head_is_delivered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine whose training steps take far longer than its features let expect."""
+    monkeypatch.setattr(transfer, "quick_to_profile", lambda epochs_s, *_: [True] * len(epochs_s))
+    law = SimulatedMachine(image_s=2.0, eval_share=0.0005)
+    process = Process(tmp_path, law, time="5m", images=replace(IMAGES, counts=(100, 300, 300)))
+    report = flow.execute(process.opened())
+    assert process.jobs(ProbeJob)
+    assert not process.jobs(TrainJob)
+    assert report.winner is not None
+    assert report.row(report.winner).steps == 0
+
+
+def test_what_takes_too_long_to_profile_is_not_fine_tuned(tmp_path: Path) -> None:
+    """A hundred images: some epochs would be cheap, but the profile's steps alone are eight or so."""
+    process = Process(tmp_path, SimulatedMachine(image_s=0.3), images=replace(IMAGES, counts=(100, 30, 30)), time="5m")
+    run = process.opened()
+    assert not run.candidates
+    assert not process.jobs(ProbeJob)
+    assert flow.execute(run).winner is not None
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,6 @@ from fitwithin.units import format_duration
 from fitwithin.weights import model_names
 from fitwithin.weights.find import Weights
 
-#: The share of a budget for profiles: of a short one, and of one of LONG_S and more.
-SHORT_SHARE, LONG_SHARE, LONG_S = 0.10, 0.05, 600.0
-
 #: A machine whose step takes a smaller share of the time on the table's machine chooses no larger sizes for that. The
 #: table's CPU has TABLE_CORES.
 FAST, TABLE_CORES = 0.5, 2
@@ -49,11 +46,6 @@ PACE_SHARE, MOST_PACE_SHARE = 0.1, 0.3
 def is_open(request: Request) -> bool:
     """Whether something is left to be chosen."""
     return not (request.models and request.sizes)
-
-
-def profile_share(request: Request) -> float:
-    """The share of the budget for profiles of chosen candidates."""
-    return SHORT_SHARE if request.limit_s < LONG_S else LONG_SHARE
 
 
 def largest_px(request: Request, data: DataFacts, data_px: int, left_s: float) -> int:
@@ -123,7 +115,7 @@ def _make_pool(
         machine=machine,
         seconds=left_s,
         memory_bytes=request.budget.memory_bytes,
-        profile_share=profile_share(request),
+        profile_share=pools.profile_share(request.limit_s),
         slots=request.slots,
         inference_ms=request.budget.image_ms,
         inference_bytes=request.budget.inference_bytes,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 
 from fitwithin import recipe as recipes
@@ -25,7 +26,7 @@ from fitwithin.pipeline.progress import Reporter
 from fitwithin.pipeline.train_phase import CANDIDATES
 from fitwithin.planning import prior, transfer
 from fitwithin.planning.plan import Plan, TrialPlan, probe_trial
-from fitwithin.planning.pool import START_S
+from fitwithin.planning.pool import START_S, profile_share
 from fitwithin.planning.transfer import Prospect
 from fitwithin.request import Request
 from fitwithin.store import Store
@@ -289,19 +290,18 @@ class _Probing:
         best = ranked[0]
         if not self.asked and (reason := transfer.foreign(ranked, data)):
             return StartChosen(pretrained=False, why=f"The weights are drawn: {reason}.")
-        epochs_s = [
-            self.slower * transfer.epoch_s_at(self.prospects[one.candidate.init], one.candidate) for one in ranked
-        ]
-        left_s = run.remaining().less(run.closing_s).usable_s
-        tuned = [one.candidate for one in ranked[: transfer.num_tuned(epochs_s, left_s)]]
+        places = [(self.prospects[one.candidate.init], one.candidate) for one in ranked]
+        epochs_s = [self.slower * transfer.epoch_s_at(*place) for place in places]
+        left_s, limit_s = run.remaining().less(run.closing_s).usable_s, run.request.limit_s
+        facts = data.train, run.request.recipe, profile_share(limit_s) * limit_s, run.request.device.kind
+        quick = [*compress(zip(ranked, epochs_s, strict=True), transfer.quick_to_profile(epochs_s, *facts))]
+        tuned = [one.candidate for one, _ in quick[: transfer.num_tuned([epoch_s for _, epoch_s in quick], left_s)]]
         share = f"{100 * best.correct / data.val:.1f} %"
         why = f"{best.candidate.init} with a linear head is right for {share} of the validation images"
         if len(ranked) > 1:
             why += f", the best of {len(ranked)}"
         names = " and ".join(one.init for one in tuned)
-        why += (
-            f"; {names} {'is' if len(tuned) == 1 else 'are'} fine-tuned." if tuned else "; there is no time for more."
-        )
+        why += f"; {names} {'is' if len(tuned) == 1 else 'are'} fine-tuned." if tuned else "; more would take too long."
         fit = run.request.recipe.fit
         if len(self.fits) > 1:
             shares = ", ".join(f"{each} {100 * correct / data.val:.1f} %" for each, correct in self.fits.items())

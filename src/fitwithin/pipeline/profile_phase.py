@@ -16,9 +16,10 @@ from fitwithin.engine.results import Progress
 from fitwithin.events import CandidateProfiled, CandidateRejected
 from fitwithin.files import cache_root
 from fitwithin.machine import cores
-from fitwithin.pipeline import choose, slots
+from fitwithin.pipeline import slots
 from fitwithin.pipeline.context import RunContext
 from fitwithin.planning import prior as table
+from fitwithin.planning.pool import profile_share
 from fitwithin.profiling import compare, interpolate, variants
 from fitwithin.profiling.cache import ProfileCache, data_shape
 from fitwithin.profiling.candidate_profiler import OUT_OF_TIME, CandidateProfiler
@@ -31,11 +32,10 @@ PROFILE_SHARE, REFUSAL_S = 0.4, 60.0
 
 #: If less than this is left for all, the first candidate is profiled alone: the others would come too late.
 FIRST_ALONE_S = 16.0
-
 #: The share of the time for a search of candidates side by side on one device; the rest is for timing.
 SEARCH_SHARE = 0.6
 
-#: Under scope ``candidate`` profiling comes on top of the candidates' budgets; no candidate takes longer than this.
+#: Under scope ``candidate`` profiling comes on top of the candidates' budgets; none takes longer than this.
 PROFILE_WITHIN_S = 600.0
 
 #: Expected seconds on a GPU (docs/log.md): of a profile, of comparing one backbone's precisions and layouts, and of
@@ -46,7 +46,7 @@ FULL_PROFILE_S, COMPARE_S, LAYOUTS_S = 8.0, 3.0, (2.0, 1.5)
 #: serves all its sizes; if comparing would, only layouts are compared, or nothing.
 BRIEF_SHARE = 0.1
 
-#: The same share where candidates were chosen: what is known of them already decides more.
+#: The same where candidates were chosen: what is known of them already decides more.
 CHOSEN_BRIEF_SHARE = 0.02
 
 
@@ -67,7 +67,7 @@ def profiling_left_s(run: RunContext) -> float:
     if run.chosen:
         entries = ledger.by_phase().get("profile", ())
         spent_s = math.fsum(entry.weighted(entry.charged_s or 0.0, gpu=False) for entry in entries)
-        return choose.profile_share(run.request) * run.request.limit_s - spent_s
+        return profile_share(run.request.limit_s) * run.request.limit_s - spent_s
     left_s = [PROFILE_SHARE * budget.time_s - ledger.spent_s()] if budget.time_s is not None else []
     if budget.gpu_time_s is not None:
         left_s.append((PROFILE_SHARE * budget.gpu_time_s - ledger.spent_s(gpu=True)) / run.request.num_gpus)

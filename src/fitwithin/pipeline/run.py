@@ -59,8 +59,18 @@ def make_plan(run: RunContext, frozen: Plan | None = None) -> Plan:
 
 
 def _planned(run: RunContext) -> Plan:
-    if run.weights and not run.candidates:  # linear probes are all that there is time for
-        return Plan(trials=(), rejections=(), request=run.request, fingerprint=run.images.fingerprint)
+    if not run.weights:
+        return _plan(run)
+    try:
+        if run.candidates:
+            return _plan(run)
+    except BudgetError as error:
+        run.reporter.say(f"nothing is fine-tuned: {error}")
+    # Linear probes are all that there is time for.
+    return Plan(trials=(), rejections=(), request=run.request, fingerprint=run.images.fingerprint)
+
+
+def _plan(run: RunContext) -> Plan:
     known = profile_phase.profile(run)
     budget = run.request.budget
     left = run.remaining().less(run.closing_s + train_phase.evaluation_margin_s(run))

@@ -36,6 +36,9 @@ MOST_FITTED = 100_000
 #: Sizes in pixels that are taken on a CPU where there is no time for the weights' own.
 SMALLER_PX = (224, 192, 160, 128, 96)
 
+#: About so many steps a quick profile takes, evaluations included.
+PROFILE_STEPS = {"cuda": 14, "cpu": 8}
+
 #: Fine-tuning for fewer epochs is not begun.
 LEAST_EPOCHS = 3.0
 
@@ -149,6 +152,15 @@ def quick_to_use(probes: Sequence[LinearProbe], image_ms: float | None) -> list[
         return list(probes)
     most_s = max(1e-3 * image_ms, min(one.image_s for one in probes))
     return [one for one in probes if one.image_s <= most_s]
+
+
+def quick_to_profile(
+    epochs_s: Sequence[float], train: int, recipe: Recipe, seconds: float, kind: str
+) -> Sequence[bool]:
+    """For each candidate, by its seconds of an epoch of ``train`` images, whether a profile takes no more than so many
+    seconds."""
+    images = PROFILE_STEPS[kind] * min(train, recipe.max_batch or train)
+    return [images / train * epoch_s <= seconds for epoch_s in epochs_s]
 
 
 def num_tuned(epochs_s: Sequence[float], seconds: float) -> int:
