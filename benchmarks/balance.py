@@ -144,7 +144,7 @@ def write(value: dict[str, Any], docs: Path) -> None:
         "the data set has it. Each run is the plain command with an empty cache and pretrained weights at hand."
     )
     parts = [
-        ["# Rare classes", "", *origin(value, "balance"), ""],
+        ["# Rare classes", "", *origin(value, "balance")],
         targets(TARGETS, value["summary"]),
         ["## How it was measured", "", *text(method)],
         ["## Runs", "", *table(heads, shown, left=5)],

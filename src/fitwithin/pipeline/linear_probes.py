@@ -214,20 +214,19 @@ class _Probing:
             return
         best, n_val = ranked[0], self.run.data.val
         name, candidates, within_s = best.candidate.init, (best.candidate,), self.left_s
-        self.fits = {"crop": best.correct}
+        made = {"crop": next(each for each in run.store.read(LinearProbed) if each.probe == best)}
         for fit in ("squash", "pad"):
             if self.expected_s([self.prospects[name]], best.images + n_val) <= self.left_s:
                 shown = _transferring(run, run.weights, run.request.sizes, fit)
-                found = _probe(shown, name, candidates, best.images, self.left_s)
-                run.store.append(found)
-                self.fits |= {fit: found.probe.correct} if found.probe is not None else {}
+                made[fit] = _probe(shown, name, candidates, best.images, self.left_s)
+                run.store.append(made[fit])
+        self.fits = {fit: event.probe.correct for fit, event in made.items() if event.probe is not None}
         if len(self.fits) > 1:
             fit = transfer.best_fit(self.fits, n_val)
             self.run = _transferring(run, run.weights, run.request.sizes, fit)
-            again = _probe(self.run, name, candidates, best.images, max(within_s, self.fixed_s))
-            run.store.append(again)
-            if again.probe is not None:
-                self.probes[name] = again.probe
+            if _probe(self.run, name, candidates, best.images, max(within_s, self.fixed_s)).probe is not None:
+                run.store.append(made[fit])  # with the times of features that were not known yet
+                self.probes[name] = made[fit].probe or best
 
     def repeat(self, plan: Plan) -> StartChosen:
         """Probe what a plan probed, as it was."""
