@@ -139,3 +139,36 @@ def test_a_batch_that_seems_to_fit_grows_with_the_memory_and_keeps_the_limit(gib
 def test_the_likely_batch_stays_below_the_largest_that_ran() -> None:
     """tf_efficientnet_lite2 at 260 px: 66 images ran within 6 GiB on an H200, 67 did not."""
     assert 32 <= transfer.likely_batch(TABLE.of("tf_efficientnet_lite2"), 260, 6 * 2**30, 64) <= 64
+
+
+@given(
+    st.lists(st.floats(0.01, 1e4), min_size=1, max_size=5),
+    st.integers(2, 50_000),
+    st.floats(0, 1e3),
+    st.sampled_from(["cuda", "cpu"]),
+)
+def test_a_profile_is_quick_by_the_time_of_its_steps(
+    epochs_s: list[float], train: int, seconds: float, kind: str
+) -> None:
+    recipe = recipes.load("transfer")
+    found = transfer.quick_to_profile(epochs_s, train, recipe, seconds, kind)
+    assert recipe.max_batch is not None
+    for quick, epoch_s in zip(found, epochs_s, strict=True):
+        took_s = transfer.PROFILE_STEPS[kind] * epoch_s * min(1, recipe.max_batch / train)
+        if took_s < 0.999 * transfer.SHORT_PROFILE_S or took_s < 0.999 * seconds:
+            assert quick
+        if took_s > 1.001 * max(seconds, transfer.SHORT_PROFILE_S):
+            assert not quick
+
+
+@pytest.mark.parametrize(
+    ("correct", "expected"),
+    [
+        ({"crop": 100, "squash": 100}, "crop"),
+        ({"crop": 100, "squash": 108}, "crop"),  # within the error
+        ({"crop": 100, "squash": 130, "pad": 140}, "pad"),
+        ({"crop": 140, "squash": 100, "pad": 90}, "crop"),
+    ],
+)
+def test_pictures_are_cropped_unless_another_way_is_clearly_better(correct: dict[str, int], expected: str) -> None:
+    assert transfer.best_fit(correct, 300) == expected

@@ -36,8 +36,8 @@ MOST_FITTED = 100_000
 #: Sizes in pixels that are taken on a CPU where there is no time for the weights' own.
 SMALLER_PX = (224, 192, 160, 128, 96)
 
-#: About so many steps a quick profile takes, evaluations included.
-PROFILE_STEPS = {"cuda": 14, "cpu": 8}
+#: About so many steps a quick profile takes, evaluations included. One of SHORT_PROFILE_S seconds is always worth it.
+PROFILE_STEPS, SHORT_PROFILE_S = {"cuda": 14, "cpu": 8}, 10.0
 
 #: Fine-tuning for fewer epochs is not begun.
 LEAST_EPOCHS = 3.0
@@ -158,9 +158,9 @@ def quick_to_profile(
     epochs_s: Sequence[float], train: int, recipe: Recipe, seconds: float, kind: str
 ) -> Sequence[bool]:
     """For each candidate, by its seconds of an epoch of ``train`` images, whether a profile takes no more than so many
-    seconds."""
+    seconds, or than SHORT_PROFILE_S."""
     images = PROFILE_STEPS[kind] * min(train, recipe.max_batch or train)
-    return [images / train * epoch_s <= seconds for epoch_s in epochs_s]
+    return [images / train * epoch_s <= max(seconds, SHORT_PROFILE_S) for epoch_s in epochs_s]
 
 
 def num_tuned(epochs_s: Sequence[float], seconds: float) -> int:
