@@ -71,6 +71,32 @@ def test_what_the_validation_images_can_tell_apart_is_said(folder: Path) -> None
     )
 
 
+@pytest.mark.parametrize(("balance", "said"), [("auto", "validation images decide"), ("sampling", "equally often")])
+def test_what_rare_classes_get_is_said_before_the_training(folder: Path, balance: str, said: str) -> None:
+    first = next(path for path in sorted(folder.iterdir()) if path.is_dir())
+    for path in sorted(first.iterdir())[4:]:
+        path.unlink()
+    store = Store()
+    opened(folder, store, balance=balance)
+    packed = store.latest(DataPacked)
+    assert packed is not None
+    (note,) = [note for note in packed.notes if note.startswith("classes have ")]
+    assert said in note
+
+
+def test_long_pictures_are_remarked_on(folder: Path) -> None:
+    for path in folder.rglob("*.png"):
+        with Image.open(path) as image:
+            longer = image.resize((90, 40))
+        longer.save(path)
+    store = Store()
+    opened(folder, store)
+    packed = store.latest(DataPacked)
+    assert packed is not None
+    assert "2.2 times as long as wide" in packed.notes[-1]
+    assert "--fit squash" in packed.notes[-1]
+
+
 def test_each_has_a_budget_of_its_own_and_closing_has_none(folder: Path) -> None:
     assert opened(folder, Store(), scope="candidate").closing_s == 0.0
 

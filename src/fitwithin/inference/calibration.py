@@ -69,6 +69,15 @@ def adjusted(probabilities_NK: Floats, class_weights: Sequence[float]) -> Floats
     return np.asarray(weighted_NK / weighted_NK.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
+#: How classes of different size are treated, by the word of --balance; ``auto`` finds out more in the end.
+BALANCED = {
+    "auto": "In the end validation images decide how answers for rare classes are weighed (--balance auto).",
+    "none": "Classes are weighted alike, as --balance none asks.",
+    "weights": "Rare classes weigh more in the loss, as --balance weights asks.",
+    "sampling": "All classes are drawn equally often, as --balance sampling asks.",
+}
+
+
 class Balance(NamedTuple):
     """The weights of classes, none where they are alike, and why."""
 

@@ -14,6 +14,7 @@ from PIL import Image
 from fitwithin.data.dataset import Images
 from fitwithin.engine.margins import ENDING_S, LEAVING_S
 from fitwithin.events import RunFinished
+from fitwithin.inference.calibration import BALANCED
 from fitwithin.inference.ensemble import Ensemble
 from fitwithin.inference.model import hand_over
 from fitwithin.pipeline import evaluate_phase, search_phase, train_phase
@@ -27,14 +28,6 @@ from fitwithin.units import format_duration
 
 #: How many reference pictures a model comes with.
 NUM_REFERENCES = 8
-
-#: How training treated classes of different size.
-BALANCE_WHY = {
-    "auto": "",
-    "none": "Classes are weighted alike, as --balance none asks.",
-    "weights": "Rare classes weigh more in the loss, as --balance weights asks.",
-    "sampling": "All classes are drawn equally often, as --balance sampling asks.",
-}
 
 #: The longer side of the pictures of mistakes, in pixels.
 PICTURE_PX = 160
@@ -95,7 +88,7 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
             classes=evaluate_phase.class_rows(chief, labels, choice, run.images.classes, train_labels),
             assessments=assessments,
             temperature_why=temperature_why,
-            balance_why=choice.balance_why or BALANCE_WHY[run.request.balance],
+            balance_why=choice.balance_why or BALANCED[run.request.balance],
             usage=evaluate_phase.usage(chief),
         )
         write_report(report, run.folder, pictures)

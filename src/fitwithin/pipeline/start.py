@@ -8,6 +8,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from fitwithin.accountant import Accountant
 from fitwithin.budget import Budget, Clock
 from fitwithin.data import pack_builder
@@ -19,6 +21,7 @@ from fitwithin.data.pack import Pack
 from fitwithin.engine.base import Engine
 from fitwithin.engine.margins import CLOSING_S, HAND_OVER_S
 from fitwithin.events import DataPacked, MachineDescribed, PoolChosen, ProcessStarted
+from fitwithin.inference.calibration import BALANCED, IMBALANCED
 from fitwithin.machine import boot_id, cores
 from fitwithin.pipeline import choose, linear_probes
 from fitwithin.pipeline.context import RunContext
@@ -63,7 +66,7 @@ def reading_ends_at(left_s: float) -> float:
     return time.monotonic() + READING_SHARE * left_s
 
 
-def _notes(dataset: Dataset, found: Dataset, images: Pack) -> tuple[str, ...]:
+def _notes(request: Request, dataset: Dataset, found: Dataset, images: Pack) -> tuple[str, ...]:
     """What a user should know of the images."""
     notes = [*dataset.notes, *map(str, images.remarks)]
     if images.partial:
@@ -75,6 +78,10 @@ def _notes(dataset: Dataset, found: Dataset, images: Pack) -> tuple[str, ...]:
     if n_val := found.counts()["val"]:
         few = "; they are few" if n_val < FEW_IMAGES else ""
         notes.append(format_tells_apart(n_val, TYPICAL_SHARE) + few)
+    train_K = np.bincount(images.labels[images.indices("train")], minlength=len(images.classes))
+    if train_K.max() >= IMBALANCED * max(1, train_K.min()):
+        sizes = f"classes have {train_K.min():,} to {train_K.max():,} training images"
+        notes.append(f"{sizes}. {BALANCED[request.balance]}")
     if (ratio := elongation(images.heights, images.widths)) >= ELONGATED:
         notes.append(
             f"half of the images are {ratio:.1f} times as long as wide or more; a square from the centre leaves out "
@@ -132,7 +139,7 @@ def open_run(
             partial=before is not None and before.partial > 0,
         )
         found = packed(dataset, images)
-        notes = (*_notes(dataset, found, images), *_near_leaks(images, accountant, reporter, hands_over))
+        notes = (*_notes(request, dataset, found, images), *_near_leaks(images, accountant, reporter, hands_over))
         store.append(
             DataPacked(
                 path=request.data,
