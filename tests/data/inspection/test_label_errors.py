@@ -33,12 +33,27 @@ def test_the_joint_is_that_of_cleanlab(seed: int, images: int, classes: int) -> 
 
 
 @given(seed=st.integers(0, 2**31), classes=st.integers(2, 6))
-def test_the_order_is_that_of_cleanlab(seed: int, classes: int) -> None:
-    rank = pytest.importorskip("cleanlab.rank")
+def test_the_most_probable_other_class_is_named_with_its_ratio(seed: int, classes: int) -> None:
     probabilities, labels, _ = drawn(seed, 120, classes)
-    theirs = rank.get_normalized_margin_for_each_label(labels, probabilities.astype(np.float64))
-    _, behind = label_errors.margins(probabilities, labels)
-    np.testing.assert_allclose((1 - behind) / 2, theirs, atol=1e-5)
+    better, ratios = label_errors.log_ratios(probabilities, labels)
+    for row, label, other, ratio in zip(probabilities, labels, better, ratios, strict=True):
+        assert row[other] == np.delete(row, label).max()
+        assert np.exp(ratio) == pytest.approx(row[other] / row[label], rel=1e-4)
+
+
+@pytest.mark.parametrize(("classes", "least"), [(10, 0.0), (100, 0.05)])
+def test_the_first_ones_are_wrong_more_often_than_those_of_cleanlab(classes: int, least: float) -> None:
+    """As many images as have wrong labels, by either order; the more classes, the larger the gain."""
+    rank = pytest.importorskip("cleanlab.rank")
+    gains = []
+    for seed in range(5):
+        probabilities, labels, wrong = drawn(seed, 3000, classes, wrong=0.05)
+        theirs = rank.get_normalized_margin_for_each_label(labels, probabilities.astype(np.float64))
+        _, ratios = label_errors.log_ratios(probabilities, labels)
+        count = int(wrong.sum())
+        ours = wrong[np.argsort(-ratios, kind="stable")[:count]].mean()
+        gains.append(float(ours - wrong[np.argsort(theirs, kind="stable")[:count]].mean()))
+    assert np.mean(gains) >= least
 
 
 def test_wrong_labels_are_suspected_and_the_right_class_is_named() -> None:
@@ -48,7 +63,7 @@ def test_wrong_labels_are_suspected_and_the_right_class_is_named() -> None:
     assert hits.mean() > 0.75
     assert hits.sum() > 0.5 * wrong.sum()
     assert 0.5 * wrong.sum() < found.expected < 2 * wrong.sum()
-    assert (found.margins[:-1] >= found.margins[1:]).all()
+    assert (found.log_ratios[:-1] >= found.log_ratios[1:]).all()
     assert (found.better != labels[found.positions]).all()
 
 

@@ -91,7 +91,7 @@ def test_files_that_are_broken_or_odd_say_why() -> None:
 
 def test_labels_are_suspected_the_surest_first() -> None:
     data = dataset(("a", 0, "train"), ("b", 0, "train"), ("c", 1, "train"))
-    labels = Suspicion(positions=[2, 0], better=[0, 1], margins=[0.9, 0.6], expected=2)
+    labels = Suspicion(positions=[2, 0], better=[0, 1], log_ratios=[9.0, 6.0], expected=2)
     found = suspects(data, [seen()] * 3, [], labels)
     assert [(each.path, each.label, each.suggestion) for each in found] == [
         ("c", "dog", "look at it: cat?"),

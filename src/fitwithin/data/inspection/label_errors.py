@@ -2,8 +2,12 @@
 
 Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR 2021. A class's
 threshold is the mean probability that its images get for it. The confident joint counts images by their label and by
-the most probable class among those whose threshold they reach; off its diagonal are the wrong ones. As many images as
-that says are suspected, those whose own label is furthest behind another (prune by noise rate, normalised margin).
+the most probable class among those whose threshold they reach; off its diagonal are the wrong ones. At most as many
+images as that says are suspected (prune by noise rate).
+
+Which come first is our own: those of whose label another class is the most times as probable. By the difference of the
+two probabilities, cleanlab's normalised margin, images that are hard to tell hide wrong labels once there are many
+classes (docs/log.md).
 """
 
 # N images, K classes
@@ -18,19 +22,20 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
-#: A label is suspected only if another class is more probable by so much: of what confident learning suspects among
-#: images that are hard to tell, most are right.
-LEAST_MARGIN = 0.5
+#: A label is suspected only if another class is so many times as probable: e to the power of LEAST_LOG_RATIO, or the
+#: number of classes to the power of CLASSES_POWER if that is more. A label that is drawn at random is about as many
+#: times less probable as there are classes.
+LEAST_LOG_RATIO, CLASSES_POWER = 2.0, 0.75
 
 
 class Suspicion(NamedTuple):
     """Images whose labels are likely to be wrong, the surest first: positions [N], the class that each is likely to
-    have, and by how much that is more probable than the label, 0 to 1. ``expected`` is how many labels are wrong by the
-    confident joint."""
+    have, and the logarithm of how many times that is as probable as the label. ``expected`` is how many labels are
+    wrong by the confident joint."""
 
     positions: Ints
     better: Ints
-    margins: Floats
+    log_ratios: Floats
     expected: int
 
 
@@ -62,22 +67,24 @@ def expected_errors(joint_KK: Ints, labels_N: Ints) -> int:
     return round(float((images_K * wrong_K / np.maximum(rows_K, 1)).sum()))
 
 
-def margins(probabilities_NK: Floats, labels_N: Ints) -> tuple[Ints, Floats]:
-    """The most probable other class of each image, and by how much that is more probable than the label, -1 to 1."""
+def log_ratios(probabilities_NK: Floats, labels_N: Ints) -> tuple[Ints, Floats]:
+    """The most probable other class of each image, and the logarithm of its probability over the label's."""
     rows = np.arange(len(labels_N))
-    others = probabilities_NK.copy()
-    others[rows, labels_N] = -1
-    better = others.argmax(axis=1)
-    return better, others[rows, better] - probabilities_NK[rows, labels_N]
+    logs = np.log(np.maximum(probabilities_NK, np.finfo(np.float32).tiny))
+    own = logs[rows, labels_N].copy()
+    logs[rows, labels_N] = -np.inf
+    better = logs.argmax(axis=1)
+    return better, logs[rows, better] - own
 
 
 def suspect(probabilities_NK: Floats, labels_N: Ints) -> Suspicion:
     """The labels that are likely to be wrong."""
     expected = expected_errors(confident_joint(probabilities_NK, labels_N), labels_N)
-    better, behind = margins(probabilities_NK, labels_N)
-    order = np.argsort(-behind, kind="stable")[:expected]
-    order = order[behind[order] >= LEAST_MARGIN]
-    return Suspicion(positions=order, better=better[order], margins=behind[order], expected=expected)
+    better, ratios = log_ratios(probabilities_NK, labels_N)
+    order = np.argsort(-ratios, kind="stable")[:expected]
+    least = max(LEAST_LOG_RATIO, CLASSES_POWER * float(np.log(probabilities_NK.shape[1])))
+    order = order[ratios[order] >= least]
+    return Suspicion(positions=order, better=better[order], log_ratios=ratios[order], expected=expected)
 
 
 class Confusion(NamedTuple):
