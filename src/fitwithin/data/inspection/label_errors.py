@@ -7,7 +7,7 @@ images as that says are suspected (prune by noise rate).
 
 Which come first is our own: those of whose label another class is the most times as probable. By the difference of the
 two probabilities, cleanlab's normalised margin, images that are hard to tell hide wrong labels once there are many
-classes (docs/log.md).
+classes (docs/decisions/0024).
 """
 
 # N images, K classes

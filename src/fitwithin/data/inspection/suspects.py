@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -66,8 +67,8 @@ def suspects(
         if key not in found or found[key].likeness < suspect.likeness:
             found[key] = suspect
     if labels is not None:
-        for position, better, margin in zip(*labels[:3], strict=True):
-            found["label", int(position)] = judge.label(int(position), int(better), float(margin))
+        for position, better, log_ratio in zip(*labels[:3], strict=True):
+            found["label", int(position)] = judge.label(int(position), int(better), float(log_ratio))
     order = list(KINDS)
     return tuple(sorted(found.values(), key=lambda each: (order.index(each.what), -each.likeness, each.path)))
 
@@ -102,7 +103,7 @@ class _Judge:
             suggestion=suggestion,
             exclude=exclude,
             other=other,
-            likeness=round(likeness, 3),
+            likeness=round(likeness, 6),
         )
 
     def files(self) -> Iterable[tuple[int, Suspect]]:
@@ -147,15 +148,16 @@ class _Judge:
         sample, seen = self._samples[position], self._seen[position]
         return -SPLITS.index(sample.split), -seen.width * seen.height, sample.path
 
-    def label(self, position: int, better: int, margin: float) -> Suspect:
+    def label(self, position: int, better: int, log_ratio: float) -> Suspect:
         """A label that is likely to be wrong."""
-        name = self._name(better)
+        name, times = self._name(better), math.exp(min(log_ratio, 20.0))
+        most = "more than 1,000" if times > 1000 else f"{times:.0f}"
         return self._suspect(
             position,
             "label",
-            f"{name} is more probable by {100 * margin:.0f} points",
+            f"{name} is {most} times as probable",
             f"look at it: {name}?",
-            likeness=margin,
+            likeness=times / (1 + times),
         )[1]
 
 
