@@ -48,8 +48,8 @@ METHOD = (
 )
 
 LIMITS = (
-    "Thresholds were chosen on mini-imagenet and clothing10, by crops of other images of these, and for labels by other "
-    "draws of wrong ones (and by features of one set of weights). The folder `imn` "
+    "Thresholds were chosen on mini-imagenet and clothing10, by crops of other images of these, and for labels by "
+    "other draws of wrong ones and features of one set of weights. The folder `imn` "
     "(imagenette) was not looked at before. The 32 other alarms of mini-imagenet and the one of clothing10 were seen "
     "one by one: all are the same picture."
 )
