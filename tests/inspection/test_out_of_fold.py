@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fitwithin.data import pack_builder
 from fitwithin.data.dataset import Dataset
+from fitwithin.data.framing import Frame
 from fitwithin.data.sources.door import open_dataset
 from fitwithin.inspection import out_of_fold
 from fitwithin.machine import CPU
@@ -76,3 +77,11 @@ def test_small_images_are_enlarged_but_not_beyond_what_weights_know(photos: Data
     pack = pack_builder.build(photos, 64, workers=1)
     assert out_of_fold.size_for(pack, 224) == 160
     assert out_of_fold.size_for(pack, 96) == 96
+
+
+@pytest.mark.parametrize(("wide", "fit"), [(100, "crop"), (150, "crop"), (170, "squash"), (300, "squash")])
+def test_of_long_pictures_all_is_looked_at(photos: Dataset, wide: int, fit: str) -> None:
+    pack = pack_builder.build(photos, 64, workers=1)
+    for high, across in ((100, wide), (wide, 100)):
+        sides = {"heights": np.full(len(pack), high, np.int32), "widths": np.full(len(pack), across, np.int32)}
+        assert out_of_fold.frame_for(replace(pack, **sides)) == Frame(1.0, fit)

@@ -17,7 +17,7 @@ from fitwithin.candidate import Candidate
 from fitwithin.data import features as store
 from fitwithin.data.batches import EvalBatches
 from fitwithin.data.dataset import DataFacts
-from fitwithin.data.framing import Frame
+from fitwithin.data.framing import Frame, elongation
 from fitwithin.data.pack import Pack
 from fitwithin.engine.device import open_device
 from fitwithin.files import cache_root
@@ -45,8 +45,8 @@ MOST_WEIGHTS = 3
 #: Further weights are taken as long as all features together take no more than this.
 FEATURES_S = 600.0
 
-#: Images that features are computed of at once, and the share of their shorter side that the centre crop takes.
-BATCH, FRAME = 64, Frame(1.0)
+#: Images that features are computed of at once.
+BATCH = 64
 
 #: As in candidates (candidate.py).
 PRECISION = "amp"
@@ -164,13 +164,18 @@ def size_for(pack: Pack, own_px: int) -> int:
     return min(own_px, max(2 * GRAIN_PX, -(-int(ENLARGED * shorter) // GRAIN_PX) * GRAIN_PX))
 
 
+def frame_for(pack: Pack) -> Frame:
+    """What features are computed of: the centre of a picture; of long pictures all of it, squashed."""
+    return Frame(1.0, "squash" if elongation(pack.heights, pack.widths) >= transfer.ELONGATED else "crop")
+
+
 class _Net:
     """A pretrained net; what goes into its last linear layer are the features."""
 
     def __init__(self, candidate: Candidate, weights: Weights, px: int, pack: Pack, device: DeviceName) -> None:
         opened = open_device(device)
         self._device, self._kind, self._amp = opened.torch_device, opened.kind, opened.amp_dtype
-        self._pack, self._px, self._name = pack, px, weights.name
+        self._pack, self._px, self._frame, self._name = pack, px, frame_for(pack), weights.name
         net, _ = models.build(replace(candidate, train_px=px), len(pack.classes), (px,))
         pretrained.load(weights, net, head=False)
         self._net = net.to(self._device, memory_format=opened.memory_format).eval()  # type: ignore[call-overload]
@@ -178,7 +183,7 @@ class _Net:
         linear_layer_of(net, candidate.model)  # or it says why not
         self._last = models.LastFeatures(net)
         self._path = store.path_of(
-            cache_root() / "features", pack, weights=weights.sha256, px=px, frame=FRAME, precision=PRECISION
+            cache_root() / "features", pack, weights=weights.sha256, px=px, frame=self._frame, precision=PRECISION
         )
         #: The seconds of an image; 0 where all features were there.
         self.image_s = 0.0
@@ -187,7 +192,7 @@ class _Net:
         """Those of the images at the positions, [N, D]; what is computed is kept in the cache."""
         known = store.read(self._path)
         missing = known.missing(positions)
-        batches = EvalBatches(self._pack, frame=FRAME, px=self._px, batch=BATCH, indices=missing)
+        batches = EvalBatches(self._pack, frame=self._frame, px=self._px, batch=BATCH, indices=missing)
         parts, begun_at = [], time.monotonic()
         with torch.inference_mode(), torch.autocast(self._kind, dtype=self._amp):
             for number in range(len(batches)):
