@@ -134,7 +134,8 @@ def _once_a_pair(suspects: Sequence[Suspect]) -> list[Suspect]:
 
 
 def _proposal(suspect: Suspect) -> str:
-    return f"{'leave it out' if suspect.exclude else 'keep it'} ({suspect.suggestion})"
+    word = "leave it out" if suspect.exclude else "keep it"
+    return word if word == suspect.suggestion else f"{word} ({suspect.suggestion})"
 
 
 def _thumbnails(root: Path, paths: Iterable[str]) -> dict[str, str]:
