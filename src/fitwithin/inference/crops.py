@@ -59,7 +59,7 @@ def _crops(source: Source, sizes: Sequence[int], frame: Frame) -> Crops:
         image = source.read(math.ceil(2 * max(sizes) / frame.crop))
         box = frame.box(image.height, image.width)
         part = image.crop(box)
-        if part.size != image.size and min(box[:2]) < 0:  # what lies beyond is black
+        if min(box[:2]) < 0:  # Pillow leaves black what lies beyond
             part = Image.new("RGB", part.size, BORDER)
             part.paste(image, (-box[0], -box[1]))
         resized = {px: part.resize((px, px), Image.Resampling.BILINEAR) for px in sizes}
