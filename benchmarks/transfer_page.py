@@ -33,9 +33,9 @@ METHOD = (
     "named. *loop*: `benchmarks/plain_loop.py` from the named weights at the named rate, of the same wall time. *few*: "
     "so many training images of each class; Linear is what the linear head of the same weights reaches on the test "
     "images; on two cores nothing was fine-tuned in that time, so both are the same model. *loop* has timm's default "
-    "augmentation, and each took some seconds more than its limit. *random*: `--init random`; its prior knows clothing10. The data set has 372 test images: one is 0.27 "
-    "points. Rows of commit `6de7808` on a GPU were made two at a time, "
-    "each on a GPU and 16 cores of its own in one host."
+    "augmentation, and each took some seconds more than its limit. *random*: `--init random`; its prior knows "
+    "clothing10. The data set has 372 test images: one is 0.27 points. Rows of commit `6de7808` on a GPU were made two "
+    "at a time, each on a GPU and 16 cores of its own in one host."
 )
 
 
