@@ -151,8 +151,8 @@ class Limits(TypedDict, total=False):
         default="auto", in_profile=False)]
     weights: Annotated[str, Option(
         help="A folder of pretrained weights: files `<timm name>.safetensors` or `.pth`, or timm's folders.",
-        more="The run then starts from pretrained weights. Beside the folder count those that were pulled, installed "
-        "packages of weights, and the Hugging Face cache.",
+        more="`--init` decides whether the run starts from them. It is an error if none can be used. Beside the folder "
+        "count those that were pulled, installed packages of weights, and the Hugging Face cache.",
         in_profile=False)]
     licences: Annotated[str | Sequence[str], Option(
         help="Licences that pretrained weights may have, separated by commas.",

@@ -134,7 +134,7 @@ class Request:
             raise UsageError(f"{self.init!r} is not a start; choose from {', '.join(INITS)}")
         if self.init == "random" and (self.weights or self.recipe.init == "pretrained"):
             asked = f"--weights {self.weights}" if self.weights else f"--recipe {self.recipe.name}"
-            raise UsageError(f"{asked} starts from pretrained weights, --init random does not; leave out one")
+            raise UsageError(f"{asked} is for pretrained weights, --init random is for drawn ones; leave out one")
         if (self.init == "weights" or self.weights) and not self.may_transfer:
             asked = f"--weights {self.weights}" if self.weights else "--init weights"
             why = (
@@ -142,13 +142,18 @@ class Request:
                 if not (self.recipe.transfer or self.recipe.init == "pretrained")
                 else "they need --engine local and --scope total; leave out the other"
             )
-            raise UsageError(f"{asked} asks for pretrained weights, but {why}")
+            raise UsageError(f"{asked} is for pretrained weights, but {why}")
 
     @property
     def may_transfer(self) -> bool:
         """Whether the run may start from pretrained weights."""
         allowed = bool(self.recipe.transfer) or self.recipe.init == "pretrained"
         return allowed and self.init != "random" and self.engine == "local" and self.budget.scope == "total"
+
+    @property
+    def must_transfer(self) -> bool:
+        """Whether the run must start from pretrained weights; else it does where they promise more."""
+        return self.init == "weights" or self.recipe.init == "pretrained"
 
     def _check_search(self) -> None:
         if self.search not in SEARCHES:

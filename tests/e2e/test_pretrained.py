@@ -32,7 +32,7 @@ def weights(common: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def words(weights: Path) -> tuple[object, ...]:
-    return (*TINY, *SIZES, "--models", "test_efficientnet", "--weights", weights)
+    return (*TINY, *SIZES, "--models", "test_efficientnet", "--weights", weights, "--init", "weights")
 
 
 def test_a_run_starts_from_the_weights_in_a_folder(
@@ -91,7 +91,7 @@ def test_a_run_that_was_killed_goes_on_from_its_linear_head(door: Door, killed: 
     ("words", "said"),
     [
         (("--init", "weights", "--recipe", "paper"), "recipe 'paper' always starts from random weights"),
-        (("--init", "random", "--weights", "."), "--init random does not"),
+        (("--init", "random", "--weights", "."), "--init random is for drawn ones"),
         (("--init", "both"), "'both' is not a start"),
         (("--init", "weights", "--scope", "candidate"), "--scope total"),
         (("--licences", ","), "no licence was given"),

@@ -264,7 +264,13 @@ class Foreign(Simulated):
 
 
 @pytest.mark.parametrize(
-    ("train", "asked", "pretrained"), [(30_000, {}, False), (3000, {}, True), (30_000, {"init": "weights"}, True)]
+    ("train", "asked", "pretrained"),
+    [
+        (30_000, {}, False),
+        (3000, {}, True),
+        (30_000, {"init": "weights"}, True),
+        (30_000, {"weights": "a folder, which is only a source"}, False),
+    ],
 )
 def test_foreign_images_get_drawn_weights_if_they_are_many(
     tmp_path: Path, train: int, asked: dict[str, str], pretrained: bool

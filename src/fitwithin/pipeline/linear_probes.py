@@ -52,13 +52,14 @@ def find_weights(request: Request, engine: Engine, store: Store, reporter: Repor
     """The pretrained weights that the run may start from, those of the models that its user named.
 
     Raises:
-        UsageError: pretrained weights were asked for, and there are none.
+        UsageError: pretrained weights were asked for, or a folder of them was named, and there are none.
     """
     if not request.may_transfer:
         return ()
     given = store.latest(PlanGiven)
     if given is not None and not given.plan.probed:
         return ()
+    expected = request.must_transfer or request.weights is not None
     known = store.latest(WeightsFound)
     if known is None:
         engine.prepare()  # timm's names are read by its imports
@@ -67,12 +68,12 @@ def find_weights(request: Request, engine: Engine, store: Store, reporter: Repor
         own = tuple(each for each in found if not names or each.model in names)
         known = WeightsFound(weights=own, refused=tuple(refused), named=bool(names))
         store.append(known)
-        if refused and _asked(request):
+        if refused and expected:
             for each in refused:
                 reporter.say(f"left out: {each.reason}")
         elif refused:
             reporter.say(f"{len(refused)} pretrained weights are left out; `fitwithin weights list` says why")
-    if not known.weights and _asked(request):
+    if not known.weights and expected:
         raise UsageError(
             "there are no pretrained weights that may be used; `fitwithin weights list` says what there is, "
             "`fitwithin weights pull` fetches some"
@@ -86,16 +87,11 @@ def known_weights(store: Store) -> tuple[Weights, ...]:
     return () if known is None else known.weights
 
 
-def _asked(request: Request) -> bool:
-    """Whether pretrained weights were asked for, and not only allowed."""
-    return request.init == "weights" or request.weights is not None or request.recipe.init == "pretrained"
-
-
 def start(run: RunContext, weights: Sequence[Weights]) -> RunContext:
     """The run from pretrained weights, with its candidates; or, where a random start promises more, as it was."""
     chosen, given = run.store.latest(StartChosen), run.store.latest(PlanGiven)
     if chosen is None:
-        probing = _Probing(_transferring(run, weights, ()), asked=_asked(run.request))
+        probing = _Probing(_transferring(run, weights, ()), asked=run.request.must_transfer)
         chosen = probing.choose() if given is None else probing.repeat(given.plan)
         run.store.append(chosen)
         run.reporter.say(chosen.why)
@@ -158,7 +154,7 @@ class _Probing:
 
     def __init__(self, run: RunContext, *, asked: bool) -> None:
         self.run = run
-        #: Whether pretrained weights were asked for: then nothing else is decided.
+        #: Whether the run must start from pretrained weights: then nothing else is decided.
         self.asked = asked
         request = run.request
         found = transfer.prospects(
@@ -283,7 +279,7 @@ class _Probing:
         ranked = transfer.best_first(probes)
         if not ranked:
             reasons = "; ".join(event.reason for event in run.store.read(LinearProbed))
-            if self.asked:
+            if self.asked or run.request.weights is not None:
                 raise UsageError(f"no pretrained weights could be used: {reasons}")
             return StartChosen(pretrained=False, why=f"The weights are drawn, since none could be used: {reasons}.")
         best = ranked[0]
