@@ -23,7 +23,7 @@ from fitwithin.events import DataPacked, PlanGiven, PlanMade, RunFinished, RunRe
 from fitwithin.options import OPTIONS, Limits
 from fitwithin.pipeline import profile_phase, start
 from fitwithin.pipeline import run as flow
-from fitwithin.pipeline.progress import Reporter, Silent
+from fitwithin.pipeline.context import Reporter, Silent
 from fitwithin.pipeline.result import Result, load
 from fitwithin.planning import plan as plans
 from fitwithin.planning.plan import Plan

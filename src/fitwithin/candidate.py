@@ -127,15 +127,17 @@ def parse_sizes(value: str | Sequence[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class View:
-    """One way of looking at an image: its size in pixels, and mirrored or not."""
+    """One way of looking at an image: its size in pixels, mirrored or not, and the model that looks: 0 is the winner,
+    higher numbers are the other members of an ensemble."""
 
     px: int
     flip: bool
+    member: int = 0
 
     @property
     def name(self) -> str:
-        """``224 px`` or ``224 px flipped``."""
-        return f"{self.px} px flipped" if self.flip else f"{self.px} px"
+        """``224 px``, ``224 px flipped`` or ``224 px of member 1``."""
+        return f"{self.px} px{' flipped' * self.flip}{f' of member {self.member}' if self.member else ''}"
 
 
 def views_of(sizes: Sequence[int], *, flips: bool) -> list[View]:
@@ -150,8 +152,12 @@ def by_size(views: Sequence[View], train_px: int) -> list[list[View]]:
 
 
 def describe(views: Sequence[View]) -> str:
-    """``160 + 224 with flips``: the views in a word."""
-    views = sorted(views)
+    """``160 + 224 with flips``: the views in a word, and how many other models look, too."""
+    others = {view.member for view in views if view.member}
+    if others:
+        own = [view for view in views if not view.member]
+        return f"{describe(own)}, and {len(others)} other model{'s' * (len(others) > 1)}"
+    views = sorted(set(views))
     sizes = " + ".join(str(px) for px in sorted({view.px for view in views}))
     full = views_of([view.px for view in views], flips=True)
     if views == full:

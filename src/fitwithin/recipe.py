@@ -109,6 +109,8 @@ class Recipe:
     warm_start: bool = False
     #: Models are evaluated at the training sizes times these, unless a run asks for other sizes.
     test_scales: tuple[float, ...] = (1.0,)
+    #: So many other models of the run are evaluated, where time is left, as members of the ensemble.
+    members: int = 0
     #: Pairs of a share of the steps and a share of the training size (a side, in pixels): from that step on images have
     #: that size. The last pair has the whole size. Without any pair all images have it.
     progressive_resizing: tuple[tuple[float, float], ...] = ()
@@ -141,6 +143,7 @@ class Recipe:
             "color_jitter": 0 <= self.color_jitter <= 1,
             "cutmix": 0 <= self.cutmix <= 1,
             "test_scales": bool(self.test_scales) and all(0.5 <= scale <= 2 for scale in self.test_scales),
+            "members": self.members >= 0,
             "augment_epochs": 0 <= self.augment_epochs < math.inf,
             "progressive_resizing": _rises(self.progressive_resizing),
             "batch": self.batch >= 2 if isinstance(self.batch, int) else self.batch in BATCHES,

@@ -22,7 +22,7 @@ from PIL import Image
 
 from e2e.door import until
 from fitwithin import recipe as recipes
-from fitwithin.candidate import Candidate, by_size, views_of
+from fitwithin.candidate import Candidate, View, by_size, views_of
 from fitwithin.data import pack, pack_builder
 from fitwithin.data.sources.door import open_dataset
 from fitwithin.engine.base import Engine
@@ -319,24 +319,32 @@ def linear_probe(bench: Bench, weights: Weights, folder: Path, **changes: Any) -
 def test_a_linear_probe_leaves_a_model_that_is_right_as_often_as_it_says(
     bench: Bench, pretrained: Weights, tmp_path: Path
 ) -> None:
-    found = linear_probe(bench, pretrained, tmp_path)
+    found = linear_probe(bench, pretrained, tmp_path, evaluates=True)
     assert isinstance(found, LinearProbe), found
     assert found.images == COUNTS[0]
     assert 0 < found.peak_bytes <= bench.setting.memory_bytes
     folder = tmp_path / f"{found.candidate.name}-{LINEAR}"
     assert (folder / CARD).is_file()
     assert (folder / WEIGHTS).is_file()
+    there = read_json(EvalResult, folder / EVALUATED)
+    assert there is not None
+    assert there.done == (("val", "32 px"), ("test", "32 px"))
+    assert there.ms_per_image["32 px"] > 0
+    own = {split: read_logits(folder, split, View(px=32, flip=False)) for split in ("val", "test")}
+    (folder / EVALUATED).unlink()
     evaluation = EvaluateJob(
         setting=replace(bench.setting, weights=(pretrained,)),
         candidate=found.candidate,
         batch=4,
         folder=str(folder),
         views=tuple(views_of((32,), flips=False)),
-        splits=("val",),
+        splits=("val", "test"),
         until_at=bench.engine.now() + 60.0,
     )
     done = bench.engine.run(evaluation, until_at=evaluation.until_at, on_progress=lambda progress: None)
     assert isinstance(done, EvalResult), done
+    for split, rows in own.items():
+        np.testing.assert_allclose(rows, read_logits(folder, split, evaluation.views[0]), atol=0.02)
     if not isinstance(bench.engine, Simulated):
         images = pack.open_pack(Path(bench.setting.pack))
         logits = read_logits(folder, "val", evaluation.views[0])

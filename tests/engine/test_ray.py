@@ -36,8 +36,7 @@ from fitwithin.files import read_json
 from fitwithin.machine import CPU, DeviceName, cores
 from fitwithin.pipeline import run as flow
 from fitwithin.pipeline import train_phase
-from fitwithin.pipeline.context import RunContext
-from fitwithin.pipeline.progress import Silent
+from fitwithin.pipeline.context import RunContext, Silent
 from fitwithin.planning.plan import Plan, TrialPlan
 from fitwithin.request import Request, parse
 from fitwithin.store import Store

@@ -179,3 +179,52 @@ def test_among_equal_views_the_cheapest_is_taken_alone(seed: int, each: list[flo
     choice = choose(dict.fromkeys(VIEWS, logits[VIEWS[0]]), labels, ms, 100.0)
     assert [ms[view] for view in choice.views] == [min(each)]
     assert [choice.reasons[v] for v in VIEWS if v not in choice.views] == ["no gain on validation data"] * 3
+
+
+def with_members(
+    seed: int, skill: float, n: int = 200, k: int = 4
+) -> tuple[dict[View, np.ndarray], np.ndarray, list[View]]:
+    """Logits of a winner, and of two other members that err independently; the views of the others."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, k, n)
+    others = [View(px=160, flip=False, member=member) for member in (1, 2)]
+    skills = {VIEWS[0]: 1.5} | dict.fromkeys(others, skill)
+    logits = {
+        view: (how_good * np.eye(k)[labels] + rng.normal(size=(n, k))).astype(np.float32)
+        for view, how_good in skills.items()
+    }
+    return logits, labels, others
+
+
+@given(seeds)
+def test_members_that_are_as_good_and_err_elsewhere_join(seed: int) -> None:
+    logits, labels, others = with_members(seed, 1.5)
+    choice = choose(logits, labels, dict.fromkeys(logits, 1.0), None)
+    assert {view.member for view in choice.views} >= {0}
+    assert set(choice.views) & set(others)
+    assert likelihood(logits, choice.views, labels).mean() > likelihood(logits, (VIEWS[0],), labels).mean()
+    assert "no part in choosing" in choice.why
+    assert set(choice.reasons) == set(logits)
+    assert "other model" in describe(choice.views)
+
+
+@given(seeds)
+def test_members_that_know_nothing_do_not_join(seed: int) -> None:
+    logits, labels, others = with_members(seed, 0.0, n=400)
+    choice = choose(logits, labels, dict.fromkeys(logits, 1.0), None)
+    assert choice.views == (VIEWS[0],)
+    assert all("add nothing" in choice.reasons[view] or "left out" in choice.reasons[view] for view in others)
+
+
+@given(seeds, st.floats(1.0, 4.0))
+def test_members_keep_the_inference_limit(seed: int, limit_ms: float) -> None:
+    logits, labels, _ = with_members(seed, 1.5)
+    costs = {view: 1.0 + 0.5 * view.member for view in logits}
+    choice = choose(logits, labels, costs, limit_ms)
+    assert sum(costs[view] for view in set(choice.views)) <= limit_ms
+
+
+def test_a_view_that_counts_twice_weighs_twice() -> None:
+    logits, _, (other, _) = with_members(0, 1.5)
+    own, twice = VIEWS[0], average(logits, (VIEWS[0], other, other))
+    np.testing.assert_allclose(twice, (softmax(logits[own]) + 2 * softmax(logits[other])) / 3, atol=1e-6)

@@ -19,12 +19,13 @@ from fitwithin.candidate import Candidate, View
 from fitwithin.data.framing import Frame
 from fitwithin.errors import RunFolderError
 from fitwithin.inference.ensemble import Ensemble
+from fitwithin.inference.export.program import export
 from fitwithin.inference.model import Model, hand_over
 from fitwithin.recipe import FITS
 from fitwithin.training import model as models
 
 CLASSES = ("cat", "dog", "émeu", "a/b")
-TRIAL = "candidates/x"
+TRIAL, OTHER = "candidates/x", "candidates/y"
 
 
 def picture(seed: int) -> bytes:
@@ -117,6 +118,58 @@ def test_the_model_can_leave_its_run(tmp_path: Path) -> None:
     assert alone.predict(picture) == before
     assert alone.classes == CLASSES
     assert alone.ensemble.views == (View(px=96, flip=False), View(px=64, flip=False))
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """A run whose ensemble has two other members, of which the second looks, twice."""
+    run = tmp_path / "run"
+    handed_over(run, "test_resnet", (64,))
+    torch.manual_seed(1)
+    net, arguments = models.build(
+        Candidate(model="test_efficientnet", train_px=48, precision="fp32"), len(CLASSES), (48,)
+    )
+    card = models.Card(
+        model="test_efficientnet", classes=CLASSES, train_px=48, precision="fp32", frame=FRAME, arguments=arguments
+    )
+    (run / OTHER).mkdir()
+    models.save(net, card, run / OTHER)
+    views = (View(px=64, flip=False), *[View(px=48, flip=True, member=2)] * 2)
+    hand_over(Ensemble(candidate="x", trial=TRIAL, views=views, batch=4, members=("gone", OTHER)), run, REFERENCE)
+    return run
+
+
+def test_members_of_the_ensemble_look_by_their_own_means_and_sizes(three: Path, tmp_path: Path) -> None:
+    assert [path.name for path in (three / "model" / "members").iterdir()] == ["2"], "who does not look stays behind"
+    seen = Image.new("RGB", (80, 70), "teal")
+    seen.paste("red", (0, 0, 30, 70))
+    (found,) = Model(three).predict(seen)
+    expected = np.zeros(len(CLASSES))
+    for folder, px, flip, count in ((three / TRIAL, 64, False, 1), (three / OTHER, 48, True, 2)):
+        view = View(px=px, flip=flip)
+        run = tmp_path / f"alone-{px}"
+        shutil.copytree(folder, run / TRIAL)
+        hand_over(Ensemble(candidate="x", trial=TRIAL, views=(view,), batch=4), run, REFERENCE)
+        (alone,) = Model(run).predict(seen)
+        expected += count / 3 * np.array([dict(alone.top)[label] for label in CLASSES])
+    assert [dict(found.top)[label] for label in CLASSES] == pytest.approx(expected.tolist(), abs=1e-5)
+    shutil.move(three / "model", tmp_path / "elsewhere")
+    shutil.rmtree(three)
+    assert Model(tmp_path / "elsewhere").predict(seen) == [found]
+
+
+@pytest.mark.parametrize("how", ["torch", "onnx"])
+def test_an_exported_file_holds_all_members(three: Path, tmp_path: Path, how: str) -> None:
+    if how == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    check = export(Model(three), how, tmp_path / "out")
+    assert check.max_abs_diff < 1e-5
+    assert check.same_class == check.pictures == len(REFERENCE)
+    said = json.loads((tmp_path / "out" / "model.json").read_text(encoding="utf-8"))
+    assert [each["name"] for each in said["inputs"]] == ["images_48", "images_64"]
+    assert said["inside"]["views"] == ["48 px flipped of member 2"] * 2 + ["64 px"]
+    assert [member["mean"] for member in said["inside"]["members"]] == [[0.1, 0.2, 0.3], list(models.MEAN)]
 
 
 def test_weights_are_kept_once_on_the_disk(tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ from fitwithin.errors import BudgetError
 from fitwithin.events import PoolChosen
 from fitwithin.pipeline import choose, start
 from fitwithin.pipeline import run as flow
-from fitwithin.pipeline.context import RunContext
-from fitwithin.pipeline.progress import Silent
+from fitwithin.pipeline.context import RunContext, Silent
 from fitwithin.planning import prior
 from fitwithin.store import Store
 from simulated.clock import SimulatedClock

@@ -25,8 +25,7 @@ from fitwithin.events import (
 )
 from fitwithin.pipeline import choose, linear_probes
 from fitwithin.pipeline import run as flow
-from fitwithin.pipeline.context import RunContext
-from fitwithin.pipeline.progress import Silent
+from fitwithin.pipeline.context import RunContext, Silent
 from fitwithin.planning import transfer
 from fitwithin.store import Store
 from fitwithin.weights.find import Weights

@@ -19,8 +19,7 @@ from fitwithin.events import DataPacked, RunRequested
 from fitwithin.ledger import EntryOpened, EntrySettled, Heartbeat
 from fitwithin.pipeline import run as flow
 from fitwithin.pipeline import start
-from fitwithin.pipeline.context import RunContext
-from fitwithin.pipeline.progress import Silent
+from fitwithin.pipeline.context import RunContext, Silent
 from fitwithin.store import Store
 from simulated.clock import SimulatedClock
 from simulated.engine import Simulated

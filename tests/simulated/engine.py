@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from fitwithin.candidate import by_size
+from fitwithin.candidate import View, by_size
 from fitwithin.data.dataset import num_familiar
 from fitwithin.engine.jobs import (
     MIN_RATIO,
@@ -239,7 +239,21 @@ class Simulated:
             candidate, law.half_epochs * images / len(self.labels("train")), 0.0, job.setting.classes
         )
         accuracy += dict(law.fit_gains).get(job.setting.recipe.fit, 0.0)
-        write_accuracy(Path(job.folder) / f"{candidate.name}-{LINEAR}", accuracy)
+        folder = Path(job.folder) / f"{candidate.name}-{LINEAR}"
+        write_accuracy(folder, accuracy)
+        features_s = self.now() - begun_at - law.startup_s
+        testing_s = len(self.labels("test")) * image_s
+        if job.evaluates and testing_s <= 0.5 * (job.until_at - self.now()):
+            view, splits = View(px=candidate.train_px, flip=False), ("val", "test")
+            self.spend(testing_s, until_at)
+            for split in splits:
+                rows = law.logits(
+                    self.labels(split), job.setting.classes, accuracy=accuracy, train_px=view.px, split=split, view=view
+                )
+                np.save(logits_path(folder, split, view), rows, allow_pickle=False)
+            done = tuple((split, view.name) for split in splits)
+            seen = EvalResult(done=done, ms_per_image={view.name: 1e3 * image_s}, batch=job.batch, peak_bytes=0)
+            (folder / EVALUATED).write_text(to_json(seen), encoding="utf-8")
         return LinearProbe(
             candidate=candidate,
             correct=round(accuracy * n_val),
@@ -249,7 +263,7 @@ class Simulated:
             strength=0.01,
             parameters=law.parameters(candidate),
             startup_s=law.startup_s,
-            features_s=self.now() - begun_at - law.startup_s,
+            features_s=features_s,
             image_s=image_s,
             head_s=0.0,
             cached=0,

@@ -25,8 +25,7 @@ from fitwithin.engine.results import Progress, Timing
 from fitwithin.events import EVENTS, DataPacked, MachineDescribed, ProcessStarted, TrialAsked
 from fitwithin.ledger import EntryAbandoned, EntryOpened, EntrySettled, Ledger, LedgerEvent
 from fitwithin.machine import CPU
-from fitwithin.pipeline.context import RunContext
-from fitwithin.pipeline.progress import Silent
+from fitwithin.pipeline.context import RunContext, Silent
 from fitwithin.planning.search import Trial
 from fitwithin.profiling.candidate_profiler import CandidateProfiler
 from fitwithin.profiling.profile import Profile, Rejection, prior

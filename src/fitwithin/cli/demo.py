@@ -8,7 +8,7 @@ from pathlib import Path
 from fitwithin.api import run as run_api
 from fitwithin.engine.launch import Server
 from fitwithin.errors import RunFolderError, UsageError
-from fitwithin.pipeline.progress import Reporter
+from fitwithin.pipeline.context import Reporter
 from fitwithin.pipeline.result import Result
 
 #: Tiny timm models that train at 900 to 1700 images/s on two cores.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fitwithin.inference.bench import Speed
     from fitwithin.inference.model import Model
     from fitwithin.inference.predictions import Evaluation
-    from fitwithin.pipeline.progress import Reporter
+    from fitwithin.pipeline.context import Reporter
     from fitwithin.pipeline.result import Result
     from fitwithin.pipeline.statement import Statement
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def reporter(as_json: bool) -> Iterator[Reporter]:
     """Shows progress: bars on a terminal, plain lines elsewhere, nothing with --json. Ctrl-C ends what is inside."""
     from fitwithin.cli.progress import Bars, Plain
-    from fitwithin.pipeline.progress import Silent
+    from fitwithin.pipeline.context import Silent
 
     screen = console()
     with interruptible():

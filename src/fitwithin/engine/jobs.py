@@ -162,6 +162,8 @@ class EvaluateJob:
     until_at: float
     cuda_graph: bool = True
     inference_bytes: int | None = None
+    #: Whether it also learns how far from the training images a picture may be.
+    learns_novelty: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +173,9 @@ class LinearProbeJob:
     Features of validation images come first, then those of at most ``most_images`` training images in random order,
     while time lasts; at ``until_at`` the model lies there. Features are read from and kept in the folder ``features``.
     Of the ``candidates``, which differ in size and precision alone, one is taken by its measured pace: the largest size
-    at which all images of train and val would take no more than ``all_within_s``, in the fastest precision.
+    at which all images of train and val would take no more than ``all_within_s``, in the fastest precision. If it is to
+    be evaluated, ``evaluates``, the logits of validation and test images are written as an EvaluateJob does, at the
+    training size, as far as time is left.
     """
 
     setting: JobSettings
@@ -182,6 +186,7 @@ class LinearProbeJob:
     most_images: int
     all_within_s: float
     until_at: float
+    evaluates: bool = False
 
     @property
     def candidate(self) -> Candidate:

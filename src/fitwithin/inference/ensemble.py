@@ -1,4 +1,4 @@
-"""The multi-resolution ensemble: views (size x flip) of one model, and which of them to average.
+"""The ensemble: views (size x flip) of the winner, and of other members, and which of them to average.
 
 Shape suffixes: N images, K classes, V views.
 """
@@ -6,8 +6,9 @@ Shape suffixes: N images, K classes, V views.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,14 +25,18 @@ if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
 
 
-#: The folder of a run's model, and what says there how it is used.
-MODEL, ENSEMBLE = "model", "ensemble.json"
+#: The folder of a run's model, what says there how it is used, and where other members are.
+MODEL, ENSEMBLE, MEMBERS = "model", "ensemble.json", "members"
 
-#: Views are compared on images of so many probabilities at the most, which takes less than a second.
-MOST_COMPARED = 500_000
+#: Views are compared on images of so many probabilities at the most, those of other members on fewer, since there are
+#: more comparisons: both take less than half a second.
+MOST_COMPARED, MOST_WITH_OTHERS = 300_000, 100_000
 
 #: A gain in log-likelihood that is rounding.
 NO_GAIN = 1e-6
+
+#: Views are taken up to so many times beyond those of the winner where there are other members.
+MOST_ADDED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +44,10 @@ class Ensemble:
     """How a model is used: the views to average, the temperature of their mean probabilities, and the images in a
     forward pass.
 
-    ``candidate`` is the winner's name, ``trial`` the folder within the run where it was trained. A picture that is
-    farther than ``novelty`` from the training images is unlike all of them; None if that is not known. Probabilities
-    are multiplied by ``class_weights``, if there are any, before the temperature.
+    A view that occurs several times counts as often. ``candidate`` is the winner's name, ``trial`` the folder within
+    the run where it was trained, ``members`` the folders of the models that look beside it, from view.member 1 on. A
+    picture that is farther than ``novelty`` from the training images is unlike all of them; None if that is not known.
+    Probabilities are multiplied by ``class_weights``, if there are any, before the temperature.
     """
 
     candidate: str
@@ -51,6 +57,20 @@ class Ensemble:
     temperature: float = 1.0
     novelty: float | None = None
     class_weights: tuple[float, ...] = ()
+    members: tuple[str, ...] = ()
+
+    @property
+    def joined(self) -> tuple[int, ...]:
+        """The members that look, in the numbers of their views; the winner first."""
+        return tuple(sorted({0, *(view.member for view in self.views)}))
+
+    def trial_of(self, member: int) -> str:
+        """The folder within the run where a member was trained."""
+        return self.members[member - 1] if member else self.trial
+
+    def folder_of(self, member: int, folder: Path) -> Path:
+        """The folder of a member in the ``folder`` of the model."""
+        return folder / MEMBERS / str(member) if member else folder
 
     def probabilities(self, logits: Mapping[View, Floats]) -> Floats:
         """The probabilities [N, K] by the logits of the views."""
@@ -125,12 +145,60 @@ def choose(
     one standard error of the paired difference. (Starting from one view, and adding what gains, is worse on few images:
     docs/log.md.) With a limit in milliseconds per image: the best affordable single view, then, while one fits and
     helps, the one with the largest gain per millisecond. The cost of a set is the sum of its views: each is one forward
-    pass.
+    pass. What other members add is decided after that (:func:`_with_others`).
     """
     step = -(-labels_N.size * next(iter(logits.values())).shape[1] // MOST_COMPARED)
     labels_N = labels_N[::step]
     found = {view: softmax(rows[::step]) for view, rows in logits.items()}  # once: each is averaged again and again
-    return _without_harm(found, labels_N) if limit_ms is None else _greedily(found, labels_N, ms_per_image, limit_ms)
+    own = {view: rows for view, rows in found.items() if not view.member}
+    choice = _without_harm(own, labels_N) if limit_ms is None else _greedily(own, labels_N, ms_per_image, limit_ms)
+    return choice if len(own) == len(found) else _with_others(choice, found, labels_N, ms_per_image, limit_ms)
+
+
+def _with_others(
+    choice: Choice,
+    probabilities: Mapping[View, Floats],
+    labels_N: npt.NDArray[np.int64],
+    ms_per_image: Mapping[View, float],
+    limit_ms: float | None,
+) -> Choice:
+    """The choice with views of other members, where these help.
+
+    On every second image views are added one by one, each time the one that helps the most; one may be added again
+    (Caruana et al., ICML 2004). The other images, which had no part in that, decide whether all of it is kept: if the
+    gain there is beyond one standard error of the paired difference.
+    """
+    added_on, kept_on = slice(0, None, 2), slice(1, None, 2)
+
+    def likelihoods(views: Sequence[View], half: slice) -> npt.NDArray[np.float64]:
+        return _likelihoods({view: probabilities[view][half] for view in set(views)}, views, labels_N[half])
+
+    def within(views: Iterable[View]) -> bool:
+        return limit_ms is None or math.fsum(ms_per_image[view] for view in set(views)) <= limit_ms
+
+    step = -(-labels_N.size * next(iter(probabilities.values())).shape[1] // MOST_WITH_OTHERS)
+    labels_N, probabilities = labels_N[::step], {view: rows[::step] for view, rows in probabilities.items()}
+    others = sorted(view for view in probabilities if view.member)
+    views, best = list(choice.views), float(likelihoods(choice.views, added_on).mean())
+    for _ in range(MOST_ADDED):
+        offers = [[*views, view] for view in (*dict.fromkeys(choice.views), *others) if within([*views, view])]
+        score = [float(likelihoods(offer, added_on).mean()) for offer in offers]
+        if not score or max(score) - best <= NO_GAIN:
+            break
+        best, views = max(zip(score, offers, strict=True), key=lambda pair: pair[0])
+    gain_N = likelihoods(views, kept_on) - likelihoods(choice.views, kept_on)
+    gain, error = float(gain_N.mean()), float(gain_N.std()) / math.sqrt(max(1, len(gain_N)))
+    joined = {view.member for view in views if view.member}
+    said = f"{gain:+.2g} (standard error {error:.1g}) in the log-likelihood of images that had no part in choosing"
+    if not joined or gain <= max(error, NO_GAIN):
+        tried = f"other models are left out: {said}" if joined else "other models add nothing"
+        return replace(choice, reasons={**choice.reasons, **dict.fromkeys(others, tried)})
+    counts = Counter(views)
+    reasons = {view: f"a member: counts {counts[view]} of {len(views)}" for view in others if counts[view]}
+    reasons |= {view: "adds nothing to the other members" for view in others if not counts[view]}
+    models = f"{len(joined)} other model{'s' * (len(joined) > 1)}"
+    why = f"{choice.why}; averaged with {models}: {said}"
+    return replace(choice, views=tuple(views), why=why, reasons={**choice.reasons, **reasons})
 
 
 def _likelihoods(

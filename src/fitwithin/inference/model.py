@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -201,10 +201,14 @@ def hand_over(ensemble: Ensemble, run: Path, references: Mapping[str, bytes]) ->
     format is checked. It is complete when ``ensemble.json`` is there, which is written last."""
     trained = run / ensemble.trial
     folder = run / MODEL
-    folder.mkdir(exist_ok=True)
-    weights = folder / WEIGHTS
-    if not (weights.exists() and weights.samefile(trained / WEIGHTS)):  # renaming a file to itself would do nothing
-        write_atomic(weights, lambda new: _link(trained / WEIGHTS, new))
+    for member in ensemble.joined:
+        place, made = ensemble.folder_of(member, folder), run / ensemble.trial_of(member)
+        place.mkdir(parents=True, exist_ok=True)
+        weights = place / WEIGHTS
+        if not (weights.exists() and weights.samefile(made / WEIGHTS)):  # renaming a file to itself would do nothing
+            write_atomic(weights, partial(_link, made / WEIGHTS))
+        if member:
+            shutil.copyfile(made / CARD, place / CARD)
     if ensemble.novelty is not None:
         write_atomic(folder / NOVELTY, lambda new: _link(trained / NOVELTY, new))
     config: dict[str, Any] = json.loads((trained / CARD).read_text(encoding="utf-8"))

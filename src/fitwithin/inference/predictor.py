@@ -15,9 +15,11 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
 
+from fitwithin.candidate import View
 from fitwithin.data.crew import Done
 from fitwithin.data.decode_pool import CRASHED
-from fitwithin.engine.device import open_device
+from fitwithin.engine.cuda import Cuda
+from fitwithin.engine.device import Cpu, open_device
 from fitwithin.engine.results import NOVELTY
 from fitwithin.inference.ensemble import Ensemble
 from fitwithin.inference.predictions import Answer
@@ -26,6 +28,18 @@ from fitwithin.machine import DeviceName
 from fitwithin.training import model as models
 
 Uint8s = npt.NDArray[np.uint8]
+
+
+class _Net:
+    """A member of the ensemble on a device, with what it takes pictures by."""
+
+    def __init__(self, folder: Path, device: Cpu | Cuda) -> None:
+        net, self.card = models.load(folder, device.torch_device)
+        # As in the evaluation: on a CPU pixel by pixel, which takes two thirds of the time (regnety_002, 2 cores).
+        memory_format = torch.channels_last if self.card.layout == "channels_last" else device.memory_format
+        self.net = net.to(memory_format=memory_format)
+        self.normalise = models.Normalise(self.card.mean, self.card.std, device.torch_device, memory_format)
+        self.amp_dtype = models.amp_dtype(self.card.precision, device.amp_dtype)
 
 
 class Predictor:
@@ -40,31 +54,33 @@ class Predictor:
     def __init__(self, folder: Path, ensemble: Ensemble, device: DeviceName) -> None:
         self.ensemble = ensemble
         opened = open_device(device)
-        self._device = opened.torch_device
-        self._kind, self._dtype = opened.kind, opened.amp_dtype
-        # As in the evaluation: on a CPU pixel by pixel, which takes two thirds of the time (regnety_002, 2 cores).
-        memory_format = opened.memory_format
-        net, self.card = models.load(folder, self._device)
-        self._net = net.to(memory_format=memory_format)
-        self._normalise = models.Normalise(self.card.mean, self.card.std, self._device, memory_format)
+        self._device, self._kind = opened.torch_device, opened.kind
+        #: By member.
+        self._nets = {each: _Net(ensemble.folder_of(each, folder), opened) for each in ensemble.joined}
+        self.card = self._nets[0].card
         #: The view that shows how unlike the training images a picture is, and their features [M, D].
-        self._novelty_view = next(
-            (view for view in sorted(ensemble.views) if view.px == self.card.train_px and ensemble.novelty), None
-        )
+        self._novelty_view = next((view for view in sorted(ensemble.views) if self._shows_novelty(view)), None)
         self._known_MD = None
         if self._novelty_view is not None:
             self._known_MD = load_file(folder / NOVELTY, device=str(self._device))["features"].float()
 
+    def _shows_novelty(self, view: View) -> bool:
+        return bool(self.ensemble.novelty) and not view.member and view.px == self.card.train_px
+
     def answers(self, pixels: Mapping[int, Uint8s | torch.Tensor]) -> list[Answer]:
         """The ensemble's answers for pixels [N, H, W, 3] by the size of the views."""
-        logits, last = {}, models.LastFeatures(self._net)
-        x_bchw = {px: self._normalise(self._normalise.floats(torch.as_tensor(each))) for px, each in pixels.items()}
+        logits, last = {}, models.LastFeatures(self._nets[0].net)
+        x_bhwc = {px: torch.as_tensor(each) for px, each in pixels.items()}
         novelty: list[float] | None = None
-        dtype = models.amp_dtype(self.card.precision, self._dtype)
-        amp = torch.autocast(self._kind, dtype=dtype, enabled=dtype is not None)
-        for view in self.ensemble.views:
+        normal: dict[tuple[int, int], torch.Tensor] = {}
+        for view in dict.fromkeys(self.ensemble.views):
+            net, key = self._nets[view.member], (view.member, view.px)
+            amp = torch.autocast(self._kind, dtype=net.amp_dtype, enabled=net.amp_dtype is not None)
+            if key not in normal:
+                normal[key] = net.normalise(net.normalise.floats(x_bhwc[view.px]))
+            x_bchw = normal[key]
             with torch.inference_mode(), amp, last if view == self._novelty_view else nullcontext():
-                out = self._net(x_bchw[view.px].flip(3) if view.flip else x_bchw[view.px])
+                out = net.net(x_bchw.flip(3) if view.flip else x_bchw)
             logits[view] = np.asarray(out.float().cpu().numpy(), dtype=np.float32)
         if self._known_MD is not None and last.seen is not None and self.ensemble.novelty:
             novelty = (models.nearest_distance(last.seen, self._known_MD) / self.ensemble.novelty).tolist()

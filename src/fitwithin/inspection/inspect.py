@@ -34,7 +34,7 @@ from fitwithin.weights.find import Weights
 from fitwithin.weights.find import find as find_weights
 
 if TYPE_CHECKING:
-    from fitwithin.pipeline.progress import Reporter
+    from fitwithin.pipeline.context import Reporter
 
 #: Gets what begins, and how much of it there is; and how much is done, of how much.
 Begin: TypeAlias = Callable[[str, int | None], None]

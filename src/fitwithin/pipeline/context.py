@@ -1,10 +1,11 @@
-"""Everything a run works with, handed from phase to phase."""
+"""Everything a run works with, handed from phase to phase, and what shows its progress."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from fitwithin.accountant import Accountant, OpenEntry
 from fitwithin.budget import Remaining
@@ -13,12 +14,37 @@ from fitwithin.data.dataset import DataFacts, Images
 from fitwithin.engine.base import Engine
 from fitwithin.engine.jobs import JobSettings
 from fitwithin.engine.results import Progress
-from fitwithin.pipeline.progress import Reporter
 from fitwithin.planning.cost import Workload
 from fitwithin.planning.pool import Pool
 from fitwithin.request import Request
 from fitwithin.store import Store
 from fitwithin.weights.find import Weights
+
+
+class Reporter(Protocol):
+    """Shows what is going on; called from any thread. Slots that work side by side have a lane each."""
+
+    def begin(self, what: str, total: int | None = None, lane: int | None = None) -> None:
+        """A stretch of work begins, and the one before in its lane ends; without a lane all of them end."""
+
+    def advance(self, done: int, total: int | None, text: str = "", lane: int | None = None) -> None:
+        """``done`` of ``total`` of the stretch is done."""
+
+    def say(self, line: str) -> None:
+        """A line to show as it is."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def begin(self, what: str, total: int | None = None, lane: int | None = None) -> None:
+        """Nothing."""
+
+    def advance(self, done: int, total: int | None, text: str = "", lane: int | None = None) -> None:
+        """Nothing."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,12 +52,28 @@ def other_precision(winner: Candidate, others: Sequence[Candidate]) -> Candidate
 
 
 @dataclass(frozen=True, kw_only=True)
+class Other:
+    """Another model that looks beside the winner: its candidate, its ``folder`` within the run, its weights' bytes."""
+
+    candidate: Candidate
+    folder: str
+    weight_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Member:
-    """An evaluated candidate: its logits [N, K] by split and view, as far as computed."""
+    """An evaluated candidate: its logits [N, K] by split and view, as far as computed, and those of ``others``, whose
+    views have the numbers from 1 on."""
 
     candidate: Candidate
     evaluated: EvalResult
     logits: Mapping[str, Mapping[View, Floats]]
+    others: tuple[Other, ...] = ()
+
+    def joined(self, choice: Choice) -> tuple[Other, ...]:
+        """The others that look."""
+        numbers = sorted({view.member for view in choice.views if view.member})
+        return tuple(self.others[number - 1] for number in numbers)
 
     @property
     def num_classes(self) -> int | None:
@@ -121,9 +136,10 @@ def choose_views(member: Member, labels: Mapping[str, Labels], limit_ms: float |
     )
 
 
-def usage(member: Member) -> Usage | None:
+def usage(member: Member, choice: Choice) -> Usage | None:
     """What a pass of the model takes where it is used; None if it was not measured."""
-    found = member.evaluated
+    found, others = member.evaluated, member.joined(choice)
+    found = replace(found, weight_bytes=found.weight_bytes + sum(other.weight_bytes for other in others))
     if not found.image_bytes:
         return None
     return Usage(batch=found.batch, used_bytes=found.used_bytes, novelty=found.novelty)
@@ -266,7 +282,7 @@ def _member(run: RunContext, trial: TrialPlan, validated: bool) -> Member:
     done = next((event for event in run.store.read(ModelEvaluated) if event.name == name), None)
     if done is None:
         run.reporter.begin(f"evaluating {name}")
-        done = ModelEvaluated(name=name, result=_evaluate(run, trial, folder), validated=validated)
+        done = ModelEvaluated(name=name, result=carry_out(run, trial), validated=validated)
         run.store.append(done)
     logits = {
         split: {
@@ -279,17 +295,29 @@ def _member(run: RunContext, trial: TrialPlan, validated: bool) -> Member:
     return Member(candidate=trial.candidate, evaluated=done.result, logits=logits)
 
 
-def _evaluate(run: RunContext, trial: TrialPlan, folder: Path) -> EvalResult:
+def left_s(run: RunContext, trial: TrialPlan) -> float:
+    """The seconds that are left for the evaluation of a trial's model."""
+    if run.request.budget.scope == "total":
+        return run.accountant.remaining().usable_s - run.closing_s
+    return train_phase.allotment_left_s(run, trial)
+
+
+def carry_out(run: RunContext, trial: TrialPlan, views: Sequence[View] = ()) -> EvalResult:
+    """The evaluation of a trial's model under these views, or those of the run, as far as time goes."""
+    folder = train_phase.trial_folder(run.folder, trial)
+
     def note(progress: Progress) -> None:
         opened.peak(progress.facts.get("peak_bytes"))  # an evaluation that is killed reports no other
         run.progress(progress)
 
-    now, left_s = run.engine.now(), train_phase.allotment_left_s(run, trial)
-    if run.request.budget.scope == "total":
-        left_s = run.accountant.remaining().usable_s - run.closing_s
-    until_at = now + left_s
+    now, within_s = run.engine.now(), left_s(run, trial)
+    until_at = now + within_s
     job = train_phase.evaluation(run, trial, until_at=until_at - WATCHDOG_S)
-    with run.accountant.entry("evaluate", trial.name, gpus=1, reserved_s=left_s) as opened:
+    if views:
+        sizes = tuple(sorted({view.px for view in views}))
+        setting = replace(job.setting, view_sizes=sizes)
+        job = replace(job, views=tuple(views), setting=setting, learns_novelty=False)
+    with run.accountant.entry("evaluate", trial.name, gpus=1, reserved_s=within_s) as opened:
         outcome: Any = Failure(kind="deadline", reason="no time was left")
         for _ in range(train_phase.ATTEMPTS):
             if run.engine.now() >= job.until_at:

@@ -60,6 +60,7 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
             temperature=temperature,
             novelty=chief.evaluated.novelty,
             class_weights=choice.class_weights,
+            members=tuple(other.folder for other in chief.others),
         ),
         run.folder,
         _references(run.images),
@@ -89,7 +90,8 @@ def close(run: RunContext, plan: Plan, members: Sequence[Member], winner: TrialP
             assessments=assessments,
             temperature_why=temperature_why,
             balance_why=choice.balance_why or BALANCED[run.request.balance],
-            usage=evaluate_phase.usage(chief),
+            usage=evaluate_phase.usage(chief, choice),
+            members=[other.candidate.name for other in chief.joined(choice)],
         )
         write_report(report, run.folder, pictures)
         model_card.write(report, run.folder)
@@ -132,7 +134,7 @@ def _notes(run: RunContext, plan: Plan, members: Sequence[Member]) -> list[str]:
     expected = len(run.request.views)
     for member in members:
         for split in ("val", "test") if run.data.test else ("val",):
-            there = len(member.logits[split])
+            there = sum(not view.member for view in member.logits[split])
             if there < expected:
                 notes.append(
                     f"{member.candidate.name}: {there} of {expected} views were evaluated on {split}; time was over"

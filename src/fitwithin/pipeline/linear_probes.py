@@ -21,8 +21,7 @@ from fitwithin.engine.results import Failure, LinearProbe, Progress
 from fitwithin.errors import UsageError
 from fitwithin.events import LinearProbed, PlanGiven, StartChosen, WeightsFound
 from fitwithin.files import cache_root
-from fitwithin.pipeline.context import RunContext
-from fitwithin.pipeline.progress import Reporter
+from fitwithin.pipeline.context import Reporter, RunContext
 from fitwithin.pipeline.train_phase import CANDIDATES
 from fitwithin.planning import prior, transfer
 from fitwithin.planning.plan import Plan, TrialPlan, probe_trial
@@ -181,18 +180,20 @@ class _Probing:
 
     def choose(self) -> StartChosen:
         """Probe, and decide by the results."""
-        every, n_val = min(self.run.data.train, transfer.MOST_FITTED), self.run.data.val
+        data = self.run.data
+        every, n_val = min(data.train, transfer.MOST_FITTED), data.val
+        evaluated = n_val + data.test  # with a head on all images
         cheapest, *others = self.prospects.values()
-        both_s = self.expected_s([cheapest], n_val + every) + self.expected_s(others[:1], n_val + transfer.SAMPLE)
+        both_s = self.expected_s([cheapest], every + evaluated) + self.expected_s(others[:1], n_val + transfer.SAMPLE)
         alone = not others or both_s > self.left_s
         first_s = (self.share if alone else min(self.share, transfer.FIRST_SHARE)) * self.whole_s
         self.probe(cheapest, every if alone else min(every, transfer.SAMPLE), first_s)
-        if not self.asked and transfer.foreign([*self.probes.values()], self.run.data):
+        if not self.asked and transfer.foreign([*self.probes.values()], data):
             return self.decide()
-        affords_all = self.expected_s(self.prospects.values(), n_val + every) <= self.left_s
+        affords_all = self.expected_s(self.prospects.values(), every + evaluated) <= self.left_s
         for prospect in others:
             images = every if affords_all else min(every, transfer.SAMPLE)
-            if self.expected_s([prospect], n_val + images) <= self.left_s:
+            if self.expected_s([prospect], images + (evaluated if images == every else n_val)) <= self.left_s:
                 self.probe(prospect, images)
         for _ in range(len(self.probes)):
             best = next((one for one in transfer.best_first([*self.probes.values()]) if one.images < every), None)
@@ -327,6 +328,7 @@ def _probe(run: RunContext, name: str, candidates: tuple[Candidate, ...], images
             most_images=images,
             all_within_s=transfer.FEATURES_SHARE * within_s,
             until_at=until_at - WATCHDOG_S,
+            evaluates=images >= min(run.data.train, transfer.MOST_FITTED),
         )
         outcome = run.engine.run(job, until_at=until_at, on_progress=note)
         while isinstance(outcome, Failure) and outcome.kind == "memory" and job.batch > LEAST_BATCH:

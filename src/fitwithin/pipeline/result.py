@@ -76,10 +76,12 @@ class Result:
         paths = json.loads((self.folder / "test-paths.json").read_text(encoding="utf-8"))
         if not paths:
             raise UsageError(f"the data of {self.folder} has no test pictures; use predict with paths")
-        folder = self.folder / ensemble.trial
         classes = self.model.classes
         try:
-            logits = {view: results.read_logits(folder, "test", view) for view in ensemble.views}
+            logits = {
+                view: results.read_logits(self.folder / ensemble.trial_of(view.member), "test", view)
+                for view in set(ensemble.views)
+            }
         except OSError as error:
             raise UsageError(
                 "the run's time was over before the test pictures were evaluated; use predict with their paths"

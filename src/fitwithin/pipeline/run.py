@@ -19,6 +19,7 @@ from fitwithin.pipeline import (
     evaluate_phase,
     finish,
     linear_probes,
+    members,
     profile_phase,
     search_phase,
     slots,
@@ -41,7 +42,9 @@ def execute(run: RunContext, frozen: Plan | None = None) -> Report:
     train(run, plan)
     train_phase.clean_trials(run)
     winner, why = evaluate_phase.choose_winner(run, plan)
-    return finish.close(run, plan, evaluate_phase.evaluate(run, plan, winner), winner, why)
+    chief, *twins = evaluate_phase.evaluate(run, plan, winner)
+    chief = members.with_others(run, plan, winner, chief)
+    return finish.close(run, plan, [chief, *twins], winner, why)
 
 
 def make_plan(run: RunContext, frozen: Plan | None = None) -> Plan:

@@ -19,13 +19,12 @@ from fitwithin.data.framing import elongation
 from fitwithin.data.inspection import leaks
 from fitwithin.data.pack import Pack
 from fitwithin.engine.base import Engine
-from fitwithin.engine.margins import CLOSING_S, HAND_OVER_S
+from fitwithin.engine.margins import CLOSING_S, HAND_OVER_S, PROBABILITY_S
 from fitwithin.events import DataPacked, MachineDescribed, PoolChosen, ProcessStarted
 from fitwithin.inference.calibration import BALANCED, IMBALANCED
 from fitwithin.machine import boot_id, cores
 from fitwithin.pipeline import choose, linear_probes
-from fitwithin.pipeline.context import RunContext
-from fitwithin.pipeline.progress import Reporter
+from fitwithin.pipeline.context import Reporter, RunContext
 from fitwithin.planning.pool import SIZES
 from fitwithin.planning.stats import format_tells_apart
 from fitwithin.planning.transfer import ELONGATED
@@ -155,6 +154,9 @@ def open_run(
                 partial=len(dataset.samples) if images.partial else 0,
             )
         )
+    if closing_s:
+        judged = sum(len(images.indices(split)) for split in ("val", "test"))
+        closing_s += PROBABILITY_S * len(dataset.classes) * judged
     if hands_over:
         closing_s = max(closing_s, accountant.ends_at() - engine.now())
     machine = store.latest(MachineDescribed)

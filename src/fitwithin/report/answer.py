@@ -40,6 +40,8 @@ def answer(report: Report, folder: str) -> list[Fact]:
     model += SHOWN.get(report.request.get("recipe_values", {}).get("fit", ""), "")
     if row.parameters:
         model += f"; {format_count(row.parameters)} parameters, {format_size(4 * row.parameters)} as float32"
+    if report.members:
+        model += f"; its answers are averaged with those of {' and '.join(report.members)}"
     facts = [Fact("Model", model)]
     if report.receipt.weights is not None:
         facts.append(Fact("Weights", pretrained.described(report.receipt.weights)))

@@ -190,6 +190,7 @@ def report(
     temperature_why: str = "",
     balance_why: str = "",
     usage: Usage | None = None,
+    members: Sequence[str] = (),
 ) -> Report:
     """The report of a finished run by its store and its ledger; without a ``winner`` that of a plan."""
     packed = store.latest(DataPacked)
@@ -215,7 +216,8 @@ def report(
         data_fingerprint=packed.fingerprint,
         data_excluded=packed.excluded,
         finished=winner is not None,
-        weights=pretrained.winners(probed, winner),
+        weights=pretrained.of(probed, winner),
+        member_weights=tuple(row for name in members if (row := pretrained.of(probed, name)) is not None),
     )
     return Report(
         title=f"fitwithin {'run' if winner else 'plan'}: {Path(request.data).name or request.data}",
@@ -237,6 +239,7 @@ def report(
         temperature_why=temperature_why,
         balance_why=balance_why,
         pool=tuple(_pool_row(prospect) for prospect in chosen.pool.prospects) if chosen else (),
+        members=tuple(members),
         pool_why=chosen.pool.why if chosen else "",
         pretrained=probed,
         pretrained_why=pretrained.why(store),

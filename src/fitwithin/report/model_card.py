@@ -12,7 +12,7 @@ from pathlib import Path
 from fitwithin.files import write_text_atomic
 from fitwithin.inference.ensemble import MODEL
 from fitwithin.planning.stats import Accuracy
-from fitwithin.report.schema import ClassRow, Report
+from fitwithin.report.schema import ClassRow, PretrainedRow, Report
 from fitwithin.report.summary import delivered_method, format_accuracy, format_amount, headline, trust_note
 from fitwithin.units import format_count
 
@@ -35,9 +35,11 @@ def model_card(report: Report) -> str:
 
 
 def _front_matter(report: Report) -> str:
-    weights = report.receipt.weights
+    found = (report.receipt.weights, *report.receipt.member_weights)
+    names = [json.dumps("timm/" + weights.name) for weights in dict.fromkeys(found) if weights is not None]
     lines = ["---", "library_name: timm", "pipeline_tag: image-classification", "license: unknown"]
-    lines += [f"base_model: {json.dumps('timm/' + weights.name)}"] if weights is not None else []
+    lines += [f"base_model: {names[0]}"] if len(names) == 1 else []
+    lines += ["base_model:", *(f"- {name}" for name in names)] if len(names) > 1 else []
     return "\n".join([*lines, "tags:", "- image-classification", "- timm", "- fitwithin", "---"])
 
 
@@ -70,9 +72,10 @@ def _use(report: Report) -> Iterator[str]:
     )
     if len(chosen) > 1:
         views = ", ".join(view.name for view in chosen)
+        by = " by one of several models" if report.members else ""
         yield (
-            f"That is one view of a picture. The figures below are of the average of {len(chosen)} ({views}; pixels, "
-            f"flipped or not), which `fitwithin predict PATH/OF/THIS/FOLDER picture.jpg` takes."
+            f"That is one view of a picture{by}. The figures below are of the average of {len(chosen)} ({views}; "
+            f"pixels, flipped or not), which `fitwithin predict PATH/OF/THIS/FOLDER picture.jpg` takes."
         )
 
 
@@ -114,8 +117,9 @@ def _made(report: Report) -> Iterator[str]:
     lines = [
         f"Images: {counts} (fingerprint `{receipt.data_fingerprint}`); their licence is unknown",
         f"Split: {data.get('split', 'unknown')}",
-        f"Weights at the start: {_weights(report)}",
+        f"Weights at the start: {_weights(receipt.weights)}",
     ]
+    lines += [f"Weights of another member of the ensemble: {_weights(each)}" for each in receipt.member_weights]
     lines += [f"Machine: {receipt.device['name']}"] if receipt.device.get("name") else []
     lines += [
         f"Limit on {limit.name}: {format_amount(limit.limit, limit.unit)}, "
@@ -126,8 +130,7 @@ def _made(report: Report) -> Iterator[str]:
     yield "\n".join(f"- {line}" for line in lines)
 
 
-def _weights(report: Report) -> str:
-    weights = report.receipt.weights
+def _weights(weights: PretrainedRow | None) -> str:
     if weights is None:
         return "drawn at random"
     trained_on = f", trained on {weights.trained_on}" if weights.trained_on else ""

@@ -56,9 +56,9 @@ def why(store: Store) -> str:
     return ABSENT if found is not None and not found.weights and not found.named else ""
 
 
-def winners(report_rows: tuple[PretrainedRow, ...], winner: str | None) -> PretrainedRow | None:
-    """The row of the weights that the winner, a candidate's name, starts from."""
-    return next((row for row in report_rows if winner is not None and winner.startswith(f"{row.name}-")), None)
+def of(report_rows: tuple[PretrainedRow, ...], name: str | None) -> PretrainedRow | None:
+    """The row of the weights that the candidate of that name starts from."""
+    return next((row for row in report_rows if name is not None and name.startswith(f"{row.name}-")), None)
 
 
 def table(report: Report) -> Table:

@@ -190,8 +190,8 @@ class PretrainedRow:
 class Receipt:
     """The proof: limits against what was spent, by phase, on which machine, with which versions, on which data.
 
-    ``weights`` are the pretrained ones that what is delivered starts from. ``data_excluded`` says which images a list
-    left out; the fingerprint is of the others.
+    ``weights`` are the pretrained ones that what is delivered starts from, ``member_weights`` those of the ensemble's
+    other members. ``data_excluded`` says which images a list left out; the fingerprint is of the others.
     """
 
     limits: tuple[Limit, ...]
@@ -203,6 +203,7 @@ class Receipt:
     data_fingerprint: str
     finished: bool
     weights: PretrainedRow | None = None
+    member_weights: tuple[PretrainedRow, ...] = ()
     data_excluded: str = ""
 
 
@@ -231,7 +232,8 @@ class Report:
     expected first, and ``pool_why`` says how; none where the user named them. ``assessments`` are of what is delivered
     on validation and test images, and ``temperature_why`` says how its temperature was found. ``pretrained`` are the
     weights that were probed, and ``pretrained_why`` says whether the run starts from some. ``usage`` is that of what is
-    delivered, where it was measured; ``balance_why`` says how classes of different size were treated.
+    delivered, where it was measured; ``balance_why`` says how classes of different size were treated. ``members`` name
+    the candidates of the other models whose answers are averaged with the winner's.
     """
 
     title: str
@@ -257,6 +259,7 @@ class Report:
     pretrained_why: str = ""
     balance_why: str = ""
     usage: Usage | None = None
+    members: tuple[str, ...] = ()
     schema: int = SCHEMA
 
     def row(self, name: str) -> CandidateRow:

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
@@ -169,7 +168,7 @@ class Evaluator:
             if logits is None:
                 break
             for view, rows in logits.items():
-                write_atomic(logits_path(folder, split, view), partial(_save, rows), fsync=True)
+                write_logits(logits_path(folder, split, view), rows)
                 if view.name not in self.ms_per_image:
                     self.ms_per_image[view.name] = ms_per_image(learner, view, found.batch)
             found = replace(
@@ -180,7 +179,8 @@ class Evaluator:
             )
             write_text_atomic(folder / EVALUATED, to_json(found), fsync=True)
             device.empty_cache()
-        if len(found.done) == len(job.splits) * len(job.views) and found.novelty is None:
+        whole = len(found.done) == len(job.splits) * len(job.views)
+        if whole and job.learns_novelty and found.novelty is None:
             found = replace(found, novelty=self._learn_novelty(learner, job))
             write_text_atomic(folder / EVALUATED, to_json(found), fsync=True)
         return replace(found, peak_bytes=max(found.peak_bytes, device.peak_bytes()))
@@ -217,7 +217,7 @@ class Evaluator:
     def _measure(self, learner: Learner, job: EvaluateJob) -> Usage:
         """What a pass takes, measured once."""
         if self.usage is None:
-            weight_bytes = sum(each.numel() * each.element_size() for each in learner.net.state_dict().values())
+            weight_bytes = models.weight_bytes(learner.net)
             batch = eval_batch(job.batch)
             image_bytes = _image_bytes(learner, max(job.views), batch)
             if job.inference_bytes is not None:
@@ -232,7 +232,7 @@ class Evaluator:
         rows = np.zeros((most, job.setting.classes), dtype=np.float32)
         marks = [time.monotonic()]
         for _ in range(WRITES):
-            write_atomic(path, partial(_save, rows), fsync=True)
+            write_logits(path, rows)
             marks.append(time.monotonic())
         path.unlink()
         return median(np.diff(marks).tolist())
@@ -252,9 +252,14 @@ def _spread(positions: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64
     return positions[np.linspace(0, len(positions) - 1, most).astype(np.int64)]
 
 
-def _save(rows: Floats, path: Path) -> None:
-    with path.open("wb") as file:
-        np.save(file, rows, allow_pickle=False)
+def write_logits(path: Path, rows: Floats) -> None:
+    """Keep the logits [N, K] of a split under a view; they survive a power cut."""
+
+    def write(new: Path) -> None:
+        with new.open("wb") as file:
+            np.save(file, rows, allow_pickle=False)
+
+    write_atomic(path, write, fsync=True)
 
 
 def first_and_pace(marks: Sequence[float]) -> tuple[float, float]:

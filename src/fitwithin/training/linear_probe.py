@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
+from fitwithin.candidate import View
 from fitwithin.data import features as store
 from fitwithin.data.batches import EvalBatches, resize
 from fitwithin.data.features import Features
@@ -25,11 +26,13 @@ from fitwithin.data.prefetch import PrefetchLoader
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import LinearProbeJob
-from fitwithin.engine.results import LINEAR, LinearProbe, Progress
+from fitwithin.engine.margins import VIEW_PASSES
+from fitwithin.engine.results import EVALUATED, LINEAR, EvalResult, LinearProbe, Progress, logits_path
 from fitwithin.errors import TrainingError, UsageError
+from fitwithin.files import to_json, write_text_atomic
 from fitwithin.training import linear_head, pretrained
 from fitwithin.training import model as models
-from fitwithin.training.evaluation import eval_batch
+from fitwithin.training.evaluation import eval_batch, write_logits
 from fitwithin.weights.find import Weights
 
 #: The share of the time that is kept for fitting the head and writing the model.
@@ -97,7 +100,13 @@ def probe_linearly(
     weights_K = torch.tensor(setting.class_weights, device=to) if setting.class_weights else None
     head = linear_head.fit(train_xy, val_xy, setting.classes, until_at=heads_until_at, class_weights=weights_K)
     correct = int((head.logits(val_xy[0]).argmax(1) == val_xy[1]).sum())
-    extractor.save(head)
+    folder = extractor.save(head)
+    head_s = time.monotonic() - now - features_s
+    if job.evaluates:
+        half_s = 0.5 * (job.until_at - time.monotonic())  # the rest is for the end: without it the head would be lost
+        known = extractor.extend(known, known.missing(pack.indices("test")), time.monotonic() + half_s, emit)
+        store.write(path, known)
+        extractor.evaluate(head, known, folder)
     return LinearProbe(
         candidate=extractor.candidate,
         correct=correct,
@@ -109,7 +118,7 @@ def probe_linearly(
         startup_s=startup_s,
         features_s=features_s,
         image_s=extractor.image_s,
-        head_s=time.monotonic() - now - features_s,
+        head_s=head_s,
         cached=cached,
         peak_bytes=device.peak_bytes(),
     )
@@ -193,24 +202,54 @@ class _Extractor:
             self.net(self._normalise(self._normalise.floats(x_bhwc)))
         return self._last.as_half()
 
-    def save(self, head: linear_head.LinearHead) -> None:
-        """Write the model with that head, and its card."""
+    def save(self, head: linear_head.LinearHead) -> Path:
+        """Write the model with that head, and its card; its folder."""
         with torch.no_grad():
             self._head.weight.copy_(head.weight_KD)
             self._head.bias.copy_(head.bias_K)
         folder = Path(self.job.folder) / f"{self.candidate.name}-{LINEAR}"
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / EVALUATED).unlink(missing_ok=True)  # that of an earlier head
         card = models.Card(
             model=self.candidate.model,
             classes=self._feeder.pack.classes,
             train_px=self.candidate.train_px,
             precision=self.candidate.precision,
+            layout=self.candidate.layout,
             frame=Frame.of(self.job.setting.recipe),
             arguments=self._arguments,
             mean=self.weights.mean,
             std=self.weights.std,
         )
         models.save(self.net, card, folder)
+        return folder
+
+    def evaluate(self, head: linear_head.LinearHead, known: Features, folder: Path) -> None:
+        """Write the head's logits of the splits whose features are known, and what a pass takes."""
+        pack, view = self._feeder.pack, View(px=self.candidate.train_px, flip=False)
+        batch, done = eval_batch(self.job.batch), []
+        for split in ("val", "test"):
+            positions = pack.indices(split)
+            if len(positions) and not len(known.missing(positions)):
+                logits = head.logits(torch.from_numpy(known.of(positions)).to(self._device.torch_device))
+                write_logits(logits_path(folder, split, view), logits.cpu().numpy())
+                done.append((split, view.name))
+        x_bhwc = torch.zeros((batch, view.px, view.px, 3), dtype=torch.uint8)
+        taken: list[float] = []
+        for _ in range(1 + VIEW_PASSES):
+            self._device.synchronize()
+            begun_at = time.monotonic()
+            self._features(x_bhwc)
+            taken.append(time.monotonic() - begun_at)
+        found = EvalResult(
+            done=tuple(done),
+            ms_per_image={view.name: 1e3 * statistics.median(taken[1:]) / batch},
+            batch=batch,
+            peak_bytes=self._device.peak_bytes(),
+            weight_bytes=models.weight_bytes(self.net),
+            image_bytes=-(-models.bytes_made(self.net, lambda: self._features(x_bhwc)) // batch),
+        )
+        write_text_atomic(folder / EVALUATED, to_json(found), fsync=True)
 
 
 def linear_layer_of(net: nn.Module, model: str) -> nn.Linear:

@@ -21,7 +21,7 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fitwithin.candidate import Candidate
+from fitwithin.candidate import LAYOUTS, Candidate
 from fitwithin.data.framing import CROP_MODES, Frame
 from fitwithin.engine.results import CARD, WEIGHTS
 from fitwithin.errors import RunFolderError, UsageError
@@ -47,6 +47,8 @@ class Card:
     arguments: dict[str, Any]
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
+    #: One of LAYOUTS: the faster one on the GPU where it was trained.
+    layout: str = LAYOUTS[0]
 
     def config(self, net: nn.Module) -> dict[str, Any]:
         """As timm's ``config.json`` (timm.models.save_for_hf), so that ``timm.create_model("local-dir:...")`` reads it;
@@ -70,7 +72,12 @@ class Card:
                 "first_conv": own.get("first_conv"),
                 "classifier": own.get("classifier"),
             },
-            "fitwithin": {"model": self.model, "train_px": self.train_px, "precision": self.precision},
+            "fitwithin": {
+                "model": self.model,
+                "train_px": self.train_px,
+                "precision": self.precision,
+                "layout": self.layout,
+            },
         }
 
 
@@ -174,6 +181,11 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _freed(self, key: int, count: int) -> None:
         self._known.discard(key)
         self.now -= count
+
+
+def weight_bytes(net: nn.Module) -> int:
+    """The bytes of a net's parameters and buffers."""
+    return sum(each.numel() * each.element_size() for each in net.state_dict().values())
 
 
 def bytes_made(net: nn.Module, work: Callable[[], object]) -> int:

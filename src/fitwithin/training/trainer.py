@@ -205,6 +205,7 @@ class Trainer:
             classes=self.feeder.pack.classes,
             train_px=self.job.candidate.train_px,
             precision=self.job.candidate.precision,
+            layout=self.job.candidate.layout,
             frame=Frame.of(self.job.setting.recipe),
             arguments=self.learner.arguments,
             mean=self.learner.mean,

@@ -3,7 +3,7 @@
 The file takes pixels and gives probabilities: normalisation, views, weights and temperature are in it. It does not
 resize: each of its inputs is a batch of pictures at the size of a view, as the JSON beside it says.
 
-Shape suffixes: B batch, C channels, H W pixels, K classes.
+Shape suffixes: B batch, C channels, H W pixels, K classes, V views.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,35 +61,61 @@ class Check:
     int8: Int8 | None = None
 
 
-class Exported(nn.Module):
-    """Pixels to probabilities. Its argument is a tuple of batches, uint8 [B, P, P, 3], one for each size ascending."""
+class _Member(nn.Module):
+    """A member of the ensemble: uint8 pixels [B, H, W, C] to logits [V, B, K] of views at their size."""
 
     mean: torch.Tensor
     std: torch.Tensor
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        net, self.card = models.load(folder, torch.device("cpu"))
+        self.net = net.eval()
+        self.register_buffer("mean", 255 * torch.tensor(self.card.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(self.card.std).view(1, 3, 1, 1))
+
+    def forward(self, x_bhwc: torch.Tensor, flips: list[bool]) -> torch.Tensor:
+        x_bchw = (x_bhwc.permute(0, 3, 1, 2).to(torch.float32) - self.mean) / self.std
+        stacked = torch.cat([x_bchw.flip(3) if flip else x_bchw for flip in flips])
+        logits_nk: torch.Tensor = self.net(stacked)
+        return logits_nk.reshape(len(flips), -1, logits_nk.shape[-1])
+
+
+class Exported(nn.Module):
+    """Pixels to probabilities. Its argument is a tuple of batches, uint8 [B, P, P, 3], one for each size ascending."""
+
     class_weights: torch.Tensor
 
-    def __init__(self, net: nn.Module, card: models.Card, ensemble: Ensemble) -> None:
+    def __init__(self, folder: Path, ensemble: Ensemble) -> None:
         super().__init__()
-        self.net = net.eval()
-        self.views = sorted(ensemble.views)
+        self.members = nn.ModuleList(_Member(ensemble.folder_of(each, folder)) for each in ensemble.joined)
+        self.counts = Counter(ensemble.views)
+        self.views = sorted(self.counts)
         self.sizes = sorted({view.px for view in self.views})
+        self.passes = [
+            (place, px, views)
+            for place, member in enumerate(ensemble.joined)
+            for px in self.sizes
+            if (views := [view for view in self.views if (view.member, view.px) == (member, px)])
+        ]
         self.temperature = ensemble.temperature
-        weights = ensemble.class_weights or [1.0] * len(card.classes)
+        weights = ensemble.class_weights or [1.0] * len(self.cards[0].classes)
         self.register_buffer("class_weights", torch.tensor(weights, dtype=torch.float32))
         self.weighs = bool(ensemble.class_weights)
-        self.register_buffer("mean", 255 * torch.tensor(card.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", 255 * torch.tensor(card.std).view(1, 3, 1, 1))
+
+    @property
+    def cards(self) -> list[models.Card]:
+        """Those of the members, the winner's first."""
+        return [member.card for member in self.members if isinstance(member, _Member)]
 
     def forward(self, images: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Probabilities [B, K]."""
-        found = []
-        for px, x_bhwc in zip(self.sizes, images, strict=True):
-            x_bchw = (x_bhwc.permute(0, 3, 1, 2).to(torch.float32) - self.mean) / self.std
+        pixels, parts = dict(zip(self.sizes, images, strict=True)), []
+        for place, px, views in self.passes:
             # The views of a size in one pass: the graph is smaller, and 8-bit weights are not stored for each of them.
-            flips = [view.flip for view in self.views if view.px == px]
-            stacked = torch.cat([x_bchw.flip(3) if flip else x_bchw for flip in flips])
-            found.append(self.net(stacked).softmax(-1).unflatten(0, (len(flips), -1)))
-        mean_bk = torch.cat(found).mean(0)
+            found_vbk = self.members[place](pixels[px], [view.flip for view in views]).softmax(-1)
+            parts += [self.counts[view] * found_vbk[number] for number, view in enumerate(views)]
+        mean_bk = torch.stack(parts).sum(0) / self.counts.total()
         if self.weighs:
             mean_bk = mean_bk.clamp_min(LEAST) * self.class_weights
             mean_bk = mean_bk / mean_bk.sum(1, keepdim=True)
@@ -114,8 +141,8 @@ def export(model: Model, how: str, folder: Path, data: Path | None = None) -> Ch
         sources(data)  # refused now, not after the export
     if not (model.folder / REFERENCES).is_dir():
         raise UsageError(f"{model.folder} has no reference pictures to check an export on; finish the run first")
-    net, card = models.load(model.folder, torch.device("cpu"))
-    program = Exported(net, card, model.ensemble).eval()
+    program = Exported(model.folder, model.ensemble).eval()
+    card = program.cards[0]
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / FORMATS[how]
     run = _export_torch(program, file) if how == "torch" else _export_onnx(program, file)
@@ -230,7 +257,8 @@ def _description(
         "inside": {
             "mean": card.mean,
             "std": card.std,
-            "views": [view.name for view in program.views],
+            "members": [{"model": each.model, "mean": each.mean, "std": each.std} for each in program.cards],
+            "views": [view.name for view in sorted(program.counts.elements())],
             "class_weights": model.ensemble.class_weights or None,
             "temperature": model.ensemble.temperature,
         },
