@@ -15,10 +15,12 @@ from fitwithin.data.sources.door import open_dataset
 from fitwithin.engine.results import StepTiming
 from fitwithin.errors import BudgetError
 from fitwithin.events import PoolChosen
-from fitwithin.pipeline import choose, start
+from fitwithin.pipeline import choose, profile_phase, start
 from fitwithin.pipeline import run as flow
 from fitwithin.pipeline.context import RunContext, Silent
 from fitwithin.planning import prior
+from fitwithin.planning.pool import profile_share
+from fitwithin.profiling.profile import Profile
 from fitwithin.store import Store
 from simulated.clock import SimulatedClock
 from simulated.engine import Simulated
@@ -185,3 +187,24 @@ def test_a_machine_that_cannot_be_measured_is_taken_to_be_slow(folder: Path) -> 
     assert run.pool is not None
     assert run.pool.machine.dense > 1
     assert run.accountant.ledger().spent_s() <= 0.2 * 600
+
+
+def test_a_named_backbone_is_tried_first_in_the_layout_that_is_likely_the_faster(folder: Path) -> None:
+    """Where there is no time to compare them, the first is taken."""
+    names = "resnet18d,mobilenetv3_small_050"
+    run = opened(folder, Store(), models=names, sizes="64", device="cuda:0")
+    first = {each.model: each.layout for each in reversed(run.candidates)}
+    assert first == {"resnet18d": "channels_last", "mobilenetv3_small_050": "nchw"}
+    paper = opened(folder, Store(), models=names, sizes="64", device="cuda:0", recipe="paper")
+    assert {each.layout for each in paper.candidates} == {"nchw"}
+
+
+@pytest.mark.parametrize("time", ["5m", "10m", "20m", "1h"])
+def test_all_that_is_chosen_is_profiled_within_its_share(folder: Path, time: str) -> None:
+    """A comparison of layouts had taken 25 of 600 s, and three of four backbones were never tried."""
+    run = opened(folder, Store(), SimulatedMachine(startup_s=3.0), time=time, device="cuda:0")
+    assert run.pool is not None
+    found = profile_phase.profile(run)
+    assert {each.candidate.model for each in found if isinstance(each, Profile)} == set(run.request.models)
+    spent_s = sum(entry.charged_s or 0.0 for entry in run.accountant.ledger().by_phase()["profile"])
+    assert spent_s <= profile_share(run.request.limit_s) * run.request.limit_s

@@ -68,8 +68,7 @@ def choose(run: RunContext, data_px: int, most_px: int, weights: Sequence[Weight
     request = run.request
     if not is_open(request):
         names = match(request.models, model_names.known_models(run.engine.prepare))
-        candidates = grid(names, request.precisions, request.sizes, request.layouts)
-        return replace(run, candidates=candidates)
+        return replace(run, candidates=[each for name in names for each in _variants(request, name, request.sizes)])
     chosen = run.store.latest(PoolChosen)
     if chosen is None:
         chosen = PoolChosen(pool=_choose(run, data_px, most_px, measure_machine(run)), most_px=most_px)
@@ -204,12 +203,20 @@ def _with_pool(run: RunContext, pool: Pool) -> RunContext:
     for prospect in pool.taken:
         depthwise = table.of(prospect.model).depthwise
         order = pool.machine.depthwise_precisions if depthwise else pool.machine.precisions
-        precisions = sorted(request.precisions, key=lambda word: _place(word, order))
-        # Depthwise kernels in channels_last are built at run time, which takes seconds.
-        first = "nchw" if depthwise else "channels_last"
-        layouts = sorted(request.layouts, key=lambda layout: layout != first)
-        candidates += grid([prospect.model], precisions, sizes, layouts)
+        candidates += _variants(request, prospect.model, sizes, order)
     return replace(run, request=request, candidates=candidates, pool=pool)
+
+
+def _variants(request: Request, model: str, sizes: Sequence[int], precisions: Sequence[str] = ()) -> list[Candidate]:
+    """The candidates of a backbone; without time to compare them the first of each size is taken.
+
+    ``precisions`` are the request's in another order. Depthwise kernels in channels_last are built at run time, which
+    takes seconds; other backbones are up to twice as fast so (docs/log.md).
+    """
+    first = "nchw" if prior.load().of(model).depthwise else "channels_last"
+    layouts = sorted(request.layouts, key=lambda layout: layout != first)
+    ordered = sorted(request.precisions, key=lambda word: _place(word, precisions))
+    return grid([model], ordered, sizes, layouts)
 
 
 def left_out(run: RunContext) -> list[Rejection]:

@@ -40,7 +40,7 @@ PROFILE_WITHIN_S = 600.0
 
 #: Expected seconds on a GPU (docs/log.md): of a profile, of comparing one backbone's precisions and layouts, and of
 #: comparing the layouts of all backbones in one process (a fixed part, and a part per backbone).
-FULL_PROFILE_S, COMPARE_S, LAYOUTS_S = 8.0, 3.0, (2.0, 1.5)
+FULL_PROFILE_S, COMPARE_S, LAYOUTS_S = 8.0, 6.0, (2.0, 1.5)
 
 #: If profiles and comparisons would take more than this share of the budget, profiles are quick, and one per backbone
 #: serves all its sizes; if comparing would, only layouts are compared, or nothing.
@@ -138,31 +138,22 @@ class _ProfilePhase:
         share = CHOSEN_BRIEF_SHARE if self.run.chosen else BRIEF_SHARE
         return budget.scope == "candidate" or seconds <= share * budget.limit_s(self.run.request.num_gpus)
 
-    @property
-    def expected_s(self) -> float:
-        """Seconds that the profiles of chosen candidates are expected to take; 0 for named ones."""
-        taken = self.run.pool.taken if self.run.chosen and self.run.pool else ()
-        return math.fsum(each.profile_s for each in taken) / self.run.request.slots
-
     def on_progress(self, progress: Progress) -> None:
         self.run.reporter.advance(len(self.known), len(self.run.candidates), progress.text)
 
     # --- precisions and layouts ---------------------------------------------------------------------------------------
 
     def reject_slower_variants(self, num_models: int) -> None:
-        """Reject precisions and layouts that lose at a small batch; without time to compare all of them, all but one of
-        each backbone."""
+        """Reject precisions and layouts that lose at a small batch; without time for that all but one of a backbone."""
         run, unknown = self.run, self.unknown
         models = sorted({candidate.model for candidate in unknown})
         total = run.request.budget.scope == "total"
         left_s = profiling_left_s(run) if total else PROFILE_WITHIN_S * len(models)
         if not unknown or left_s <= 0:
             return
-        (once_s, each_s), rounds = LAYOUTS_S, -(-num_models // run.request.slots)
-        extent: compare.Extent = "whole"
-        if not self.refresh and not self.affords(COMPARE_S * rounds):
-            left_s, compare_s = max(0.0, left_s - self.expected_s), once_s + each_s * rounds
-            extent = "quick" if self.affords(compare_s) and compare_s <= left_s else "known"
+        if run.chosen and run.pool:  # their profiles go first
+            left_s -= math.fsum(each.profile_s for each in run.pool.taken) / run.request.slots
+        left_s, extent = max(0.0, left_s), self.extent(left_s, -(-num_models // run.request.slots))
         lost = self.compare(models, left_s, extent)
         if extent != "whole" or self.quick:
             names = {*self.known, *(rejection.candidate.name for rejection in lost)}
@@ -173,6 +164,13 @@ class _ProfilePhase:
         for rejection in lost:
             if rejection.candidate.name not in self.known:
                 self.record(rejection)
+
+    def extent(self, left_s: float, rounds: int) -> compare.Extent:
+        """How much is compared in so many seconds, in ``rounds`` of one backbone on each slot."""
+        ways: dict[compare.Extent, float] = {"whole": COMPARE_S * rounds, "quick": LAYOUTS_S[0] + LAYOUTS_S[1] * rounds}
+        if self.refresh:
+            return "whole"
+        return next((way for way, cost_s in ways.items() if self.affords(cost_s) and cost_s <= left_s), "known")
 
     def compare(self, models: Sequence[str], left_s: float, extent: compare.Extent) -> list[Rejection]:
         """The candidates that lose; each slot compares one backbone after the other, or a share of them at once."""
@@ -235,9 +233,11 @@ class _ProfilePhase:
         return phase_limit_s, max(phase_limit_s, min(REFUSAL_S, usable_s - EXIT_S))
 
     def expense(self, candidate: Candidate) -> tuple[bool, float]:
-        """A key for the cheapest to profile first: a short time may end before the last. Depthwise kernels are dear."""
+        """A key for the cheapest to profile first, since time may end before the last: depthwise kernels are dear. Else
+        chosen candidates keep their order, the best expected first."""
         kind, backbone = self.run.request.device.kind, table.load().of(candidate.model)
-        return backbone.depthwise and kind == "cuda", backbone.image_us(kind, table.PACE_PX[kind])
+        pace = 0.0 if self.run.chosen else backbone.image_us(kind, table.PACE_PX[kind])
+        return backbone.depthwise and kind == "cuda", pace
 
     def profiler(self, candidate: Candidate, setting: JobSettings, opened: OpenEntry) -> CandidateProfiler:
         return CandidateProfiler(
@@ -253,7 +253,7 @@ class _ProfilePhase:
     def measure_on_slots(self, unknown: list[Candidate]) -> None:
         """Profile candidates on the slots of the run, each alone on its devices and with an entry of its own."""
         run, at_work = self.run, set[Candidate]()
-        waiting = list(unknown) if run.chosen else sorted(unknown, key=self.expense)
+        waiting = sorted(unknown, key=self.expense)
         phase_limit_s, first_limit_s = self.limits_s(-(-len(unknown) // run.request.slots))
         ends_at = run.engine.now() + phase_limit_s
         first, alone = True, phase_limit_s < min(first_limit_s, FIRST_ALONE_S)

@@ -22,7 +22,7 @@ START_S, PROFILE_S = {"cuda": 3.0, "cpu": 2.0}, {"cuda": 5.0, "cpu": 4.0}
 #: The steps of a quick profile.
 PROFILE_STEPS = 14
 
-#: The share of a budget for profiles: of a short one, and of one of LONG_S and more.
+#: The share of a budget for profiles: of one of up to LONG_S, and of a longer one.
 SHORT_SHARE, LONG_SHARE, LONG_S = 0.10, 0.05, 600.0
 
 #: The time of an image in an evaluation, as a share of that in a training step.
@@ -132,7 +132,7 @@ class Task:
 
 def profile_share(limit_s: float) -> float:
     """The share of a budget of so many seconds for profiles of chosen candidates."""
-    return SHORT_SHARE if limit_s < LONG_S else LONG_SHARE
+    return SHORT_SHARE if limit_s <= LONG_S else LONG_SHARE
 
 
 def curves_of(pool: Pool | None) -> dict[tuple[str, int], LearningCurve]:
