@@ -2,14 +2,17 @@
 
     python benchmarks/search.py --part exhaustive --data DATA --data-set imagenette --seeds 0,1
     python benchmarks/search.py --part halving    --data DATA --data-set imagenette --seeds 0,1
+    python benchmarks/search.py --part prior      --data DATA --data-set imagenette --seeds 0,1
     python benchmarks/search.py --part two        --data DATA --data-set imagenette --seeds 0
     python benchmarks/search.py --take OTHER.json ...    # rows that another GPU of the machine made meanwhile
     python benchmarks/search.py --page                   # docs/results/search.md anew from the result
 
-Sixteen candidates: eight backbones of different families at two sizes, in bfloat16. Exhaustive: `--scope candidate`, T
-seconds of training and evaluation for each, profiles on top. Halving: `--search halving` with a quarter of 16 T for
-everything, from the start of its process to its report: profiling, trials, final training, evaluation. Its profiles are
-not in the cache. Two: the same search on two GPUs, with as many GPU seconds as the one on one GPU has spent.
+Sixteen candidates: eight backbones of different families at two sizes, in bfloat16. Exhaustive: `--scope candidate`,
+T seconds of training and evaluation for each, profiles on top. Halving: `--search halving` with a quarter of 16 T for
+everything, from the start of its process to its report: profiling, trials, final training, evaluation. Its profiles
+are not in the cache. Prior: the same, but the size is chosen, and trials are read together with what the prior
+expects of their backbones; it was made without the data set. Two: halving on two GPUs, with as many GPU seconds as
+the one on one GPU has spent.
 Rows are added as they are made; a row that is there is not made again. `test` is read once a run.
 """
 
@@ -26,6 +29,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import defaults
 import ground
 import search_page
 from fitwithin import units
@@ -55,7 +59,10 @@ SETS = {"imagenette": ("128,160", "128,160,192", "45s"), "mini-imagenet": ("64,8
 #: The share of the exhaustive search's time that halving has.
 SHARE = 0.25
 
-PARTS = ("exhaustive", "halving", "two")
+PARTS = ("exhaustive", "halving", "prior", "two")
+
+#: By data set, its name in the table of the prior.
+IN_PRIOR = {"imagenette": "imagenette-224", "mini-imagenet": "mini-imagenet-84"}
 
 
 def main() -> None:
@@ -107,13 +114,15 @@ def run(arguments: argparse.Namespace, seed: int, rows: list[dict[str, Any]]) ->
     count = len(arguments.models.split(",")) * len(arguments.sizes.split(","))
     each_s = units.duration(arguments.each)
     words = ["run", str(ground.with_splits(arguments.data)), "--memory", arguments.memory, "--models", arguments.models]
-    words += ["--precision", arguments.precision, "--sizes", arguments.sizes, "--test-sizes", arguments.test_sizes]
+    words += ["--precision", arguments.precision]
+    if arguments.part != "prior":
+        words += ["--sizes", arguments.sizes, "--test-sizes", arguments.test_sizes]
     words += ["--recipe", arguments.recipe, "--device", arguments.device, "--seed", str(seed)]
     gpus, environment = 1, {**os.environ}
     if arguments.part == "exhaustive":
         limit_s, gpus = each_s, arguments.gpus
         words += ["--scope", "candidate", "--time", f"{each_s}s"]
-    elif arguments.part == "halving":
+    elif arguments.part in ("halving", "prior"):
         limit_s = SHARE * count * each_s
         words += ["--search", "halving", "--time", f"{limit_s}s"]
     else:
@@ -129,6 +138,8 @@ def run(arguments: argparse.Namespace, seed: int, rows: list[dict[str, Any]]) ->
         model_names.known_models(server.await_ready)  # in the cache after the first run with a version of timm
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
+        if arguments.part == "prior":
+            environment["PYTHONPATH"] = str(defaults.package_without(IN_PRIOR[arguments.data_set], Path(scratch)))
         if arguments.part != "exhaustive":  # images are there, profiles are not
             environment["FITWITHIN_CACHE"] = str(without_profiles(Path(scratch)))
         begun_at = time.monotonic()
@@ -179,6 +190,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     ratios: list[float] = []
     speedups: list[float] = []
     gaps: list[float] = []
+    regrets: list[float] = []
     for data in sorted({row["data"] for row in rows}):
         name = data.replace("-", "_")
         parts = {part: [row for row in rows if row["data"] == data and row["part"] == part] for part in PARTS}
@@ -194,12 +206,16 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
             if (like := alone.get((row["seed"], row["commit"]))) is not None:
                 speedups.append(row["gpu_s"] / row["wall_s"] / like)
         means = [value.get(f"{name}_{part}_test_mean") for part in ("exhaustive", "halving")]
+        if (with_prior := value.get(f"{name}_prior_test_mean")) is not None and means[0] is not None:
+            regrets.append(means[0] - with_prior)
         if None not in means:
             gaps.append(means[0] - means[1])
             value[f"{name}_accuracy_gap_points"] = gaps[-1]
             # Against the training alone: what the exhaustive search's profiling took is not held against it.
             trained_s = mean(row["candidates"] * row["limit_s"] for row in parts["exhaustive"])
             ratios.append(max(row["wall_s"] for row in parts["halving"]) / trained_s)
+    if regrets:
+        value["regret_points_with_prior"] = max(regrets)
     if gaps:
         value["accuracy_gap_points"] = max(gaps)
     if speedups:
