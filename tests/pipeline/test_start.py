@@ -14,7 +14,7 @@ from fitwithin import request as requests
 from fitwithin.data import pack_builder
 from fitwithin.data.sources.door import open_dataset
 from fitwithin.engine import launch
-from fitwithin.engine.margins import CLOSING_S, HAND_OVER_S
+from fitwithin.engine.margins import CLOSING_S, HAND_OVER_S, PROBABILITY_S
 from fitwithin.events import DataPacked, RunRequested
 from fitwithin.ledger import EntryOpened, EntrySettled, Heartbeat
 from fitwithin.pipeline import run as flow
@@ -53,9 +53,9 @@ def spent(store: Store, seconds: float) -> None:
     store.append(EntrySettled(number=99, charged_s=seconds))
 
 
-def test_time_for_closing_is_kept(folder: Path) -> None:
+def test_time_for_closing_is_kept_the_more_the_more_is_to_be_judged(folder: Path) -> None:
     run = opened(folder, Store())
-    assert run.closing_s == CLOSING_S
+    assert run.closing_s == pytest.approx(CLOSING_S + 2 * (run.data.val + run.data.test) * PROBABILITY_S, rel=1e-9)
     assert (len(run.candidates), run.data.classes, run.data.train) == (2, 2, 32)
 
 
@@ -112,7 +112,7 @@ def test_a_run_resumed_at_the_end_of_its_time_waits_for_no_workers(
     monkeypatch.setattr(Simulated, "prepare", lambda engine, until_at: bool(waited.append(until_at)) or True)
     run = opened(folder, store)
     assert bool(waited) == (left_s > HAND_OVER_S)
-    assert run.closing_s == pytest.approx(CLOSING_S if waited else max(CLOSING_S, left_s))
+    assert run.closing_s == pytest.approx(CLOSING_S if waited else max(CLOSING_S, left_s), rel=1e-4)
     assert run.workers == first.workers
 
 
