@@ -43,7 +43,7 @@ METHOD = (
     "under recipe `paper`. *loop*: resnet50 in a plain timm loop of the same wall time (`benchmarks/plain_loop.py`). "
     "Test: the share of test images that the delivered ensemble gets right, in per cent. With few test images a "
     "difference of some points may be chance, and most rows are single runs. Rows of the commits `6de7808` and "
-    "`ff551aa` on a GPU were made two at a time, each on a GPU and 16 cores of its own in one host. Hand-picked ones of them "
+    "`ff551aa` on a GPU were made two at a time, each on a GPU and 16 cores of its own in one host. Hand-picked ones "
     "trained in the contiguous layout, which nothing compared in so short a run, at down to half the speed; since then "
     "a named backbone is tried first in the likely faster one, so these rows are to be made anew."
 )

@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -36,6 +37,7 @@ from safetensors.torch import save_file
 import defaults
 import ground
 import transfer_page
+from fitwithin.inference.ensemble import read_ensemble, write_ensemble
 from fitwithin.training import pretrained
 from fitwithin.weights import find
 
@@ -162,6 +164,9 @@ def linear_test(run: Path, report: dict[str, Any], data: Path, environment: dict
     )
     for part in ("config.json", "model.safetensors"):
         shutil.copyfile(folder / part, copy / "model" / part)
+    ensemble = read_ensemble(copy)
+    alone = tuple(dict.fromkeys(view for view in ensemble.views if not view.member))
+    write_ensemble(replace(ensemble, views=alone, members=()), copy / "model")
     command = [sys.executable, "-P", "-m", "fitwithin", "evaluate", str(copy), str(data / "test"), "--json"]
     ended = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return 100 * float(json.loads(ended.stdout)["top1"])
