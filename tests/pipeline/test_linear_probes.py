@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fitwithin import request as requests
 from fitwithin.accountant import Accountant
-from fitwithin.engine.jobs import LinearProbeJob, ProbeJob, TrainJob
+from fitwithin.engine.jobs import EvaluateJob, LinearProbeJob, ProbeJob, TrainJob
 from fitwithin.errors import UsageError
 from fitwithin.events import (
     DataPacked,
@@ -23,10 +23,12 @@ from fitwithin.events import (
     StartChosen,
     WeightsFound,
 )
+from fitwithin.inference.ensemble import read_ensemble
 from fitwithin.pipeline import choose, linear_probes
 from fitwithin.pipeline import run as flow
 from fitwithin.pipeline.context import RunContext, Silent
 from fitwithin.planning import transfer
+from fitwithin.report.schema import Report
 from fitwithin.store import Store
 from fitwithin.weights.find import Weights
 from simulated.clock import SimulatedClock
@@ -113,6 +115,36 @@ def test_a_run_ends_with_the_fine_tuned_model_or_the_linear_head(tmp_path: Path)
     linear = [event.probe.correct for event in process.store.read(LinearProbed) if event.probe]
     assert row.validation is not None
     assert row.validation.correct >= max(linear), "never worse than what was there before"
+
+
+def seen_by_others(report: Report) -> list[str]:
+    """The views of other models that were compared."""
+    return [view.name for view in report.views if "of member" in view.name]
+
+
+def test_the_other_linear_heads_may_look_too_without_another_evaluation(tmp_path: Path) -> None:
+    process = Process(tmp_path, time="3m")
+    report = flow.execute(replace(process.opened(), candidates=()))
+    evaluated = {Path(job.folder).name for job in process.jobs(EvaluateJob)}
+    assert evaluated == {Path(read_ensemble(process.folder).trial).name}
+    assert len(seen_by_others(report)) == 2
+    assert all(view.ms_per_image > 0 and view.validation.total == IMAGES.counts[1] for view in report.views)
+
+
+@pytest.mark.parametrize(
+    ("limits", "law"),
+    [
+        ({"inference_memory": "200MB"}, SimulatedMachine()),
+        ({"images": replace(IMAGES, counts=(3000, 90, 300))}, SimulatedMachine()),
+        ({"images": LONG}, SimulatedMachine(fit_gains=(("squash", 0.2),))),
+    ],
+)
+def test_others_do_not_look_where_memory_is_bounded_validation_is_small_or_they_saw_pictures_otherwise(
+    tmp_path: Path, limits: dict[str, Any], law: SimulatedMachine
+) -> None:
+    report = flow.execute(replace(Process(tmp_path, law, time="5m", **limits).opened(), candidates=()))
+    assert report.winner is not None
+    assert seen_by_others(report) == []
 
 
 @settings(max_examples=25, deadline=None)

@@ -27,6 +27,9 @@ MARGIN = 1.5
 #: Models that are right less often on validation data, by so many points, are not evaluated: they seldom help.
 MOST_BEHIND = 10.0
 
+#: With fewer validation images nobody can tell whether others help.
+LEAST_IMAGES = 100
+
 
 def with_others(run: RunContext, plan: Plan, winner: TrialPlan, member: Member) -> Member:
     """The winner's evaluation with those of the best other models of the run, as far as time is left.
@@ -34,7 +37,7 @@ def with_others(run: RunContext, plan: Plan, winner: TrialPlan, member: Member) 
     They look at their training size. The images of test are read, but its labels play no part: validation data decide
     who looks (inference/ensemble.py).
     """
-    if not member.logits.get("val"):
+    if not member.logits.get("val") or run.data.val < LEAST_IMAGES:
         return member
     found = member
     for trial in _best_others(run, plan, winner):
