@@ -119,7 +119,7 @@ def test_a_run_ends_with_the_fine_tuned_model_or_the_linear_head(tmp_path: Path)
 
 def seen_by_others(report: Report) -> list[str]:
     """The views of other models that were compared."""
-    return [view.name for view in report.views if "of member" in view.name]
+    return [view.name for view in report.views if " of " in view.name]
 
 
 def test_the_other_linear_heads_may_look_too_without_another_evaluation(tmp_path: Path) -> None:

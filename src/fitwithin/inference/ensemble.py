@@ -189,7 +189,9 @@ def _with_others(
     gain_N = likelihoods(views, kept_on) - likelihoods(choice.views, kept_on)
     gain, error = float(gain_N.mean()), float(gain_N.std()) / math.sqrt(max(1, len(gain_N)))
     joined = {view.member for view in views if view.member}
-    said = f"{gain:+.2g} (standard error {error:.1g}) in the log-likelihood of images that had no part in choosing"
+    said = (
+        f"the log-likelihood of images that had no part in choosing changes by {gain:+.2g} (standard error {error:.1g})"
+    )
     if not joined or gain <= max(error, NO_GAIN):
         tried = f"other models are left out: {said}" if joined else "other models add nothing"
         return replace(choice, reasons={**choice.reasons, **dict.fromkeys(others, tried)})
@@ -197,7 +199,7 @@ def _with_others(
     reasons = {view: f"a member: counts {counts[view]} of {len(views)}" for view in others if counts[view]}
     reasons |= {view: "adds nothing to the other members" for view in others if not counts[view]}
     models = f"{len(joined)} other model{'s' * (len(joined) > 1)}"
-    why = f"{choice.why}; averaged with {models}: {said}"
+    why = f"{choice.why}; and {models}: {said}"
     return replace(choice, views=tuple(views), why=why, reasons={**choice.reasons, **reasons})
 
 

@@ -70,6 +70,11 @@ class Member:
     logits: Mapping[str, Mapping[View, Floats]]
     others: tuple[Other, ...] = ()
 
+    def shown(self, view: View) -> str:
+        """The name of a view, with that of the model if it is another one."""
+        own = replace(view, member=0).name
+        return f"{own} of {self.others[view.member - 1].candidate.name}" if view.member else own
+
     def joined(self, choice: Choice) -> tuple[Other, ...]:
         """The others that look."""
         numbers = sorted({view.member for view in choice.views if view.member})
@@ -149,7 +154,7 @@ def view_rows(member: Member, labels: Mapping[str, Labels], choice: Choice) -> l
     """One row for each view that was evaluated."""
     return [
         ViewRow(
-            name=view.name,
+            name=member.shown(view),
             px=view.px,
             flip=view.flip,
             validation=Accuracy(correct=correct(softmax(logits), labels["val"]), total=len(labels["val"])),

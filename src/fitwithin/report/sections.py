@@ -236,7 +236,7 @@ def _views(report: Report) -> Table:
         (Column("Averaged"), [_yes(view.chosen, no=Cell("no", tone="muted")) for view in views]),
         (Column("Reason", wrap=True, rank=1), [view.reason for view in views]),
     ]
-    return table_by_column("Views of the winner, one by one", columns)
+    return table_by_column("Views, one by one", columns)
 
 
 def _phases(report: Report) -> Table:
