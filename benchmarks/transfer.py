@@ -209,7 +209,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         if plain := tests["gpu", 90.0, "plain"]:
             value["gpu_90s_minus_plain_finetune_points"] = fmean(plain) - value["gpu_90s_loop_test_best"]
     if scarce := [row["linear_test"] - row["test"] for row in done if row["kind"] == "few"]:
-        value["few_points_below_linear_max"] = max(scarce)
+        value |= {"few_points_below_linear_max": max(scarce), "few_points_above_linear_mean": -fmean(scarce)}
     if own := [row for row in done if row["kind"] in ("plain", "few")]:
         firsts = [row["first_model_s"] for row in own if row["where"] == "gpu" and row.get("first_model_s") is not None]
         value |= {"first_model_s_max": max(firsts)} if firsts else {}
