@@ -137,19 +137,23 @@ def test_a_file_changed_a_moment_ago_could_change_again_unseen(root: Path, kept:
 
 @pytest.mark.usefixtures("old")
 def test_a_file_that_changes_while_it_is_read_is_read_again(
-    root: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, kept: Path, monkeypatch: pytest.MonkeyPatch, no_reading: Callable[[], None]
 ) -> None:
-    """Its status was asked for, then it was written to, then it was read."""
-    ask = module._statuses
+    """Its status was asked for, then it was written to, then it was read: what was recorded is not believed."""
+    ask, written = module.status_of, list[bool]()
 
-    def late(*asked: object) -> object:
-        found = ask(*asked)  # type: ignore[arg-type]
-        longer(root / NAMES[0])
-        return found
+    def late(status: os.stat_result) -> object:
+        if not written:
+            written.append(True)
+            longer(root / NAMES[0])
+        return ask(status)
 
-    monkeypatch.setattr(module, "_statuses", late)
+    monkeypatch.setattr(module, "status_of", late)
     contents(root, NAMES, kept)
-    assert not kept.exists()
+    assert written
+    no_reading()
+    with pytest.raises(ReadAgainError):
+        contents(root, NAMES, kept)
 
 
 @pytest.mark.usefixtures("old")

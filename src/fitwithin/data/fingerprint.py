@@ -83,12 +83,13 @@ def contents(root: Path, paths: Sequence[str], cache_dir: Path | None = None, un
     if cache_dir is None:
         return _read(root, paths, until_at)[0]
     record_path = cache_dir / f"{digest(os.fsencode(os.path.realpath(root))).hex()}.keys"
-    before = _statuses(root, paths)
-    stamp = _stamp(root, paths, before)
-    if (known := _known(record_path, stamp, paths)) is not None:
-        return known
+    if record_path.exists():
+        stamp = _stamp(root, paths, _statuses(root, paths))
+        if (known := _known(record_path, stamp, paths)) is not None:
+            return known
     found, statuses = _read(root, paths, until_at)
-    if statuses == before and mtimes_settled(statuses, read_at):
+    if mtimes_settled(statuses, read_at):
+        stamp = _stamp(root, paths, statuses)
         place = {path: number for number, path in enumerate(paths)}
         head = {"stamp": stamp, "same": [[place[path] for path in group] for group in found.same]}
         content = json.dumps(head).encode() + b"\n" + b"".join(found.keys)
@@ -200,9 +201,12 @@ def _heads(root: Path, paths: Sequence[str]) -> list[tuple[Status | None, bytes]
     for path in paths:
         status: Status | None
         try:
-            with open(os.path.join(root, path), "rb", buffering=0) as file:
-                status = status_of(os.fstat(file.fileno()))
-                about = status[2].to_bytes(8, "big") + file.read(HEAD_BYTES)
+            file = os.open(os.path.join(root, path), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                status = status_of(os.fstat(file))
+                about = status[2].to_bytes(8, "big") + os.read(file, HEAD_BYTES)
+            finally:
+                os.close(file)
         except OSError:
             status, about = None, b"cannot be read\0" + path.encode("utf-8", "surrogateescape")
         heads.append((status, digest(about) + bytes(HALF_BYTES)))

@@ -95,13 +95,12 @@ class Tree:
         for entry in found:
             if entry.name.startswith(".") or entry.name.lower() in SYSTEM:
                 self.system[entry.name] += 1
-            elif os.path.isdir(entry.path):  # a link to itself is none; DirEntry.is_dir raises there
+            elif _is_folder(entry):
                 if os.path.isfile(os.path.join(entry.path, RUN_FILE)):
                     self.runs.add(join(path, entry.name))
                 else:
                     folders.append(entry.name)
-            elif os.path.isfile(entry.path) or (entry.is_symlink() and not os.path.exists(entry.path)):
-                # A dangling link is a file that decoding will report (git-annex leaves them); a pipe is not a file.
+            elif _is_file(entry):
                 files.append(entry.name)
         self._listed[path] = Listing(tuple(folders), tuple(files))
         return self._listed[path]
@@ -172,10 +171,24 @@ class Tree:
 
     def _is_image(self, path: str) -> bool:
         if path not in self._images:
-            self._images[path] = is_image(self.root / path)
+            self._images[path] = is_image(os.path.join(self.root, path))
             if not self._images[path]:
                 self.endings[os.path.splitext(path)[1].lower()] += 1
         return self._images[path]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one. Only a link is looked up: of others the listing says what they are."""
+    if entry.is_symlink():
+        return os.path.isdir(entry.path)  # a link to itself is none; DirEntry.is_dir raises there
+    return entry.is_dir()
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file, and no pipe. A dangling link is one that decoding will report (git-annex leaves them)."""
+    if entry.is_symlink():
+        return os.path.isfile(entry.path) or not os.path.exists(entry.path)
+    return entry.is_file()
 
 
 def join(path: str, name: str) -> str:
