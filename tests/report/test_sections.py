@@ -85,3 +85,16 @@ def test_the_front_is_marked_and_explained_where_candidates_were_tried():
         section = next(section for section in sections(report) if section.anchor == "candidates")
         assert "Front" not in [column.title for column in section.tables[0].columns]
         assert [text for text in section.paragraphs if "left out" not in text] == []
+
+
+@pytest.mark.parametrize(("predicted_s", "there"), [(10.0, True), (0.0, False), (None, False)])
+def test_a_linear_head_has_no_steps_whose_time_was_predicted(predicted_s, there):
+    report = complete()
+    times = {"actual_training_s": 11.0, "predicted_startup_s": 1.0, "actual_startup_s": 1.0}
+    rows = tuple(
+        dataclasses.replace(row, predicted_training_s=predicted_s, **times) if row.name == report.winner else row
+        for row in report.candidates
+    )
+    collapsed = [each.collapsible for each in sections(dataclasses.replace(report, candidates=rows))]
+    said = [text for collapsible in collapsed for _, lines in collapsible for text in lines]
+    assert any("steps took 11.0s, predicted 10.0s" in text for text in said) is there

@@ -299,10 +299,10 @@ def _settings(row: CandidateRow) -> str:
 
 
 def _prediction(row: CandidateRow) -> str | None:
-    """The time of the steps alone against its prediction, and that of the process's start."""
+    """The time of the steps alone against its prediction, and that of the process's start; a linear head has none."""
     predicted_s, actual_s = row.predicted_training_s, row.actual_training_s
     start_predicted_s, start_s = row.predicted_startup_s, row.actual_startup_s
-    if predicted_s is None or not actual_s or start_predicted_s is None or start_s is None:
+    if not predicted_s or not actual_s or start_predicted_s is None or start_s is None:
         return None
     return (
         f"steps took {format_duration(actual_s)}, predicted {format_duration(predicted_s)} "
