@@ -21,7 +21,7 @@ from fitwithin.planning.pool import START_S
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
 
-#: An evaluation is begun if so many times the time is left that it is expected to take by the winner's.
+#: An evaluation is begun if so many times the time is left that the winner's took.
 MARGIN = 1.5
 
 #: Models that are right less often on validation data, by so many points, are not evaluated: they seldom help.
@@ -39,9 +39,11 @@ def with_others(run: RunContext, plan: Plan, winner: TrialPlan, member: Member) 
     """
     if not member.logits.get("val") or run.data.val < LEAST_IMAGES:
         return member
-    found = member
+    found, needed_s = member, MARGIN * run.accountant.ledger().charged_s(winner.name, phase="evaluate")
+    if train_phase.evaluates_in_process(run, winner):
+        needed_s += START_S[run.request.device.kind]
     for trial in _best_others(run, plan, winner):
-        evaluated = _evaluate(run, trial, member)
+        evaluated = _evaluate(run, trial, needed_s)
         if evaluated is not None:
             found = _joined(found, trial, evaluated, run.folder)
     return found
@@ -74,8 +76,8 @@ def _views(run: RunContext, trial: TrialPlan) -> tuple[View, ...]:
     return tuple(View(px=trial.candidate.train_px, flip=flip) for flip in flips)
 
 
-def _evaluate(run: RunContext, trial: TrialPlan, winner: Member) -> EvalResult | None:
-    """The evaluation of another model under its views, each of both splits; None without the time for it.
+def _evaluate(run: RunContext, trial: TrialPlan, needed_s: float) -> EvalResult | None:
+    """The evaluation of another model under its views, each of both splits; None with less time than it needs.
 
     That of a linear head is there already, but for the mirrored view (training/linear_probe.py).
     """
@@ -83,9 +85,7 @@ def _evaluate(run: RunContext, trial: TrialPlan, winner: Member) -> EvalResult |
     splits = ("val", "test") if run.data.test else ("val",)
     result = read_json(EvalResult, folder / EVALUATED)
     if result is None or any((split, views[0].name) not in result.done for split in splits):
-        images = run.data.val + run.data.test
-        pass_s = 1e-3 * len(views) * max(winner.evaluated.ms_per_image.values(), default=0.0)
-        if evaluate_phase.left_s(run, trial) < MARGIN * (START_S[run.request.device.kind] + images * pass_s):
+        if evaluate_phase.left_s(run, trial) < needed_s:
             return None
         run.reporter.begin(f"evaluating {trial.name} as a member of the ensemble")
         result = evaluate_phase.carry_out(run, trial, views)
