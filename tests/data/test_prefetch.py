@@ -156,6 +156,35 @@ def test_no_process_is_left(pack: Pack) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+class Slow(TrainBatches):
+    """Each batch takes a while."""
+
+    def prepare(self, number: int) -> tuple[Ints, Fill]:
+        time.sleep(0.15)
+        return super().prepare(number)
+
+
+@pytest.mark.parametrize("within_s", [0.0, 0.1, 0.2, 0.5])
+def test_slow_processes_are_there_for_the_next_stream_when_the_time_of_one_is_over(
+    feeder: PrefetchLoader, within_s: float
+) -> None:
+    """A model was not evaluated, since its training had ended while a batch was being made."""
+    with feeder.stream(Slow, until_at=time.monotonic() + within_s, **described()) as stream:
+        assert len(list(stream)) < 9
+    feeder.settle()
+    assert not feeder.stalled
+    assert len(taken(feeder, **described())) == 9
+
+
+def test_processes_that_were_left_late_are_waited_for(feeder: PrefetchLoader) -> None:
+    until_at = time.monotonic() + 0.4
+    with feeder.stream(Slow, until_at=until_at, **described()) as stream:
+        next(iter(stream))
+        time.sleep(max(0.0, until_at - time.monotonic()))  # the model is written meanwhile
+    assert not feeder.stalled
+    assert len(taken(feeder, **described())) == 9
+
+
 class LoaderTimeout(TrainBatches):
     """Its third batch is never made."""
 
@@ -172,5 +201,7 @@ def test_a_process_that_hangs_is_not_waited_for_beyond_the_deadline(pack: Pack) 
         with feeder.stream(LoaderTimeout, until_at=begun_at + 1.5, **described()) as stream:
             assert len(list(stream)) == 2
         assert feeder.stalled
+        feeder.settle()
+        assert feeder.stalled, "it is still silent"
         assert 1.4 <= time.monotonic() - begun_at < 3.0
     assert time.monotonic() - begun_at < 4.0, "whoever hangs was waited for"

@@ -46,8 +46,8 @@ DONE = struct.Struct("=ii248s")
 #: The memory begins with the number of the stream that is open in each ring; whole pages keep the slots aligned.
 HEADER = 4096
 
-#: How often a silent worker is checked, in seconds.
-LOOK_S = 1.0
+#: Seconds after which a silent worker is looked at, and those that slow ones have at the end of a stream.
+LOOK_S, DRAIN_S = 1.0, 1.0
 
 #: Linux: make all pages now (linux/mman.h; Python has no name for it yet).
 MADV_POPULATE_WRITE = 23
@@ -133,7 +133,16 @@ class PrefetchLoader:
             if not self.stalled:
                 with suppress(DataError):
                     opened.drain()
-            del self._streams[opened.number]
+                del self._streams[opened.number]
+
+    def settle(self) -> None:
+        """Wait for processes that were only slow when the time of a stream was over: then they are not stalled."""
+        if self.stalled:
+            self.stalled = False
+            for left in self._streams.values():
+                with suppress(DataError):
+                    left.drain()
+            self._streams.clear()
 
     def command(self, message: tuple[Any, ...]) -> None:
         """Send every worker a message."""
@@ -218,7 +227,7 @@ class Stream:
             while self._asked < min(number + self.prefetch, len(self.batches)):
                 self.loader.command((self.number, self._asked))
                 self._asked += 1
-            if not self._wait(number):
+            if not self._wait(number, min(self.until_at, time.monotonic() + self.loader.loader_timeout_s)):
                 return
             self._taken = number + 1
             if self._failed:
@@ -231,17 +240,17 @@ class Stream:
         self._made[number] += 1
         self._failed = self._failed or failed
 
-    def _wait(self, number: int) -> bool:
+    def _wait(self, number: int, until_at: float) -> bool:
         """Wait until all parts of that batch are made or failed; whether they were in time."""
-        until_at = min(self.until_at, time.monotonic() + self.loader.loader_timeout_s)
         while self._made[number] < self.loader.workers and not self.loader.stalled:
             self.loader.listen(until_at)
         return self._made.pop(number, 0) == self.loader.workers
 
     def drain(self) -> None:
-        """Wait until no batch that was asked for is being made."""
+        """Wait until no batch that was asked for is being made, whether or not the stream's time is over."""
+        until_at = time.monotonic() + DRAIN_S
         for number in range(self._taken, self._asked):
-            self._wait(number)
+            self._wait(number, until_at)
 
 
 def _views(

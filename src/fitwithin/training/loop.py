@@ -82,4 +82,5 @@ def train(
     result = trainer.finish()
     if evaluator is not None:
         evaluator.saved_dir = trainer.saved_dir
+        feeder.settle()
     return result
