@@ -47,7 +47,7 @@ DONE = struct.Struct("=ii248s")
 HEADER = 4096
 
 #: Seconds after which a silent worker is looked at, and those that slow ones have at the end of a stream.
-LOOK_S, DRAIN_S = 1.0, 1.0
+LOOK_S, DRAIN_S = 1.0, 2.0
 
 #: Linux: make all pages now (linux/mman.h; Python has no name for it yet).
 MADV_POPULATE_WRITE = 23
@@ -84,9 +84,7 @@ class PrefetchLoader:
         self.capacity_bytes = HEADER + sum(rings)
         self._pin = pin
         #: The memory's address once it is pinned.
-        self._pinned_at = 0
-        self._supervisor = 0
-        self._opened = 0
+        self._pinned_at = self._supervisor = self._opened = 0
         #: If a batch takes more seconds, the processes hang: it is ``stalled``, and no stream can be opened any more.
         self.loader_timeout_s = math.inf
         self.stalled = False
@@ -124,7 +122,7 @@ class PrefetchLoader:
         ring, self._opened = free[0], self._opened + 1
         self._current[ring] = self._opened
         opened = Stream(self, self._memory, self._opened, self._starts[ring], batches, until_at)
-        self._streams[self._opened] = opened
+        self._streams[opened.number] = opened
         self.command((opened.number, ring, self._starts[ring], batches_cls, arguments))
         try:
             yield opened
@@ -133,16 +131,18 @@ class PrefetchLoader:
             if not self.stalled:
                 with suppress(DataError):
                     opened.drain()
+            if not self.stalled:
                 del self._streams[opened.number]
 
     def settle(self) -> None:
-        """Wait for processes that were only slow when the time of a stream was over: then they are not stalled."""
+        """Wait for processes that were slow when the time of a stream was over: then they are not stalled."""
         if self.stalled:
             self.stalled = False
-            for left in self._streams.values():
-                with suppress(DataError):
+            with suppress(DataError):
+                for left in self._streams.values():
                     left.drain()
-            self._streams.clear()
+            if not self.stalled:
+                self._streams.clear()
 
     def command(self, message: tuple[Any, ...]) -> None:
         """Send every worker a message."""
@@ -229,7 +229,7 @@ class Stream:
                 self._asked += 1
             if not self._wait(number, min(self.until_at, time.monotonic() + self.loader.loader_timeout_s)):
                 return
-            self._taken = number + 1
+            self._taken, _ = number + 1, self._made.pop(number)  # forgotten: a long training has many
             if self._failed:
                 raise DataError(f"the images could not be loaded: {self._failed}")
             x_bhwc, y_b = _views(self.memory, self.start, self.batches, number)
@@ -244,7 +244,7 @@ class Stream:
         """Wait until all parts of that batch are made or failed; whether they were in time."""
         while self._made[number] < self.loader.workers and not self.loader.stalled:
             self.loader.listen(until_at)
-        return self._made.pop(number, 0) == self.loader.workers
+        return self._made[number] == self.loader.workers
 
     def drain(self) -> None:
         """Wait until no batch that was asked for is being made, whether or not the stream's time is over."""
