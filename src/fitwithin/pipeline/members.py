@@ -45,7 +45,7 @@ def with_others(run: RunContext, plan: Plan, winner: TrialPlan, member: Member) 
     for trial in _best_others(run, plan, winner):
         evaluated = _evaluate(run, trial, needed_s)
         if evaluated is not None:
-            found = _joined(found, trial, evaluated, run.folder)
+            found = _joined(run, found, trial, evaluated)
     return found
 
 
@@ -93,22 +93,17 @@ def _evaluate(run: RunContext, trial: TrialPlan, needed_s: float) -> EvalResult 
     return replace(result, done=tuple((split, name) for split in splits for name in whole)) if whole else None
 
 
-def _joined(winner: Member, trial: TrialPlan, other: EvalResult, run: Path) -> Member:
-    """The winner's evaluation with that of another trial, in the folder of the run."""
+def _joined(run: RunContext, winner: Member, trial: TrialPlan, other: EvalResult) -> Member:
+    """The winner's evaluation with that of another trial."""
     folder, number = train_phase.trial_folder(Path(), trial), len(winner.others) + 1
     logits: dict[str, Mapping[View, Floats]] = dict(winner.logits)
-    ms_per_image = dict(winner.evaluated.ms_per_image)
+    ms_per_image, views = dict(winner.evaluated.ms_per_image), {view.name: view for view in _views(run, trial)}
     for split, name in other.done:
-        view = _by_name(name)
-        rows = read_logits(run / folder, split, view)
+        view = views[name]
+        rows = read_logits(run.folder / folder, split, view)
         as_member = replace(view, member=number)
         logits[split] = {**logits[split], as_member: rows}
         ms_per_image[as_member.name] = other.ms_per_image[name]
     evaluated = replace(winner.evaluated, ms_per_image=ms_per_image)
     added = Other(candidate=trial.candidate, folder=str(folder), weight_bytes=other.weight_bytes)
     return replace(winner, logits=logits, evaluated=evaluated, others=(*winner.others, added))
-
-
-def _by_name(name: str) -> View:
-    px, _, flipped = name.partition(" px")
-    return View(px=int(px), flip=bool(flipped))
