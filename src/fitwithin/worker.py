@@ -58,10 +58,11 @@ def serve(control: socket.socket) -> None:
         "training.loop",
     ):
         import_module(f"fitwithin.{module}")  # before any fork
-    from fitwithin.weights import model_names
+    from fitwithin.weights import configs, model_names
 
     with suppress(OSError):  # a cache that cannot be written is reported where it is needed
         model_names.known_models()
+        configs.keep()  # else the parent would import timm: 4 s at its start, and 1 s at its end
     gc.freeze()  # the children's collectors skip the objects of torch and timm
     gc.enable()
     control.sendall(MESSAGE.pack(READY, os.getpid()))

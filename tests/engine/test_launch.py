@@ -77,3 +77,19 @@ def test_a_server_that_cannot_import_torch_says_so(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with launched() as server, pytest.raises(DeviceError, match=r"did not start: ImportError: libtorch is gone"):
         server.await_ready()
+
+
+def test_a_server_keeps_what_timm_knows_so_that_the_parent_need_not_import_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))
+    with launched() as server:
+        server.await_ready()
+    program = """
+import sys
+from fitwithin.weights import configs, model_names
+assert "resnet18" in model_names.known_models()
+assert configs.config_of("resnet18.a1_in1k").licence == "apache-2.0"
+print(sorted({"torch", "timm"} & set(sys.modules)))
+"""
+    assert said_by(program) == "[]"
