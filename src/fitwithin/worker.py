@@ -58,11 +58,7 @@ def serve(control: socket.socket) -> None:
         "training.loop",
     ):
         import_module(f"fitwithin.{module}")  # before any fork
-    from fitwithin.weights import configs, model_names
-
-    with suppress(OSError):  # a cache that cannot be written is reported where it is needed
-        model_names.known_models()
-        configs.keep()  # else the parent would import timm: 4 s at its start, and 1 s at its end
+    _keep_what_timm_knows()
     gc.freeze()  # the children's collectors skip the objects of torch and timm
     gc.enable()
     control.sendall(MESSAGE.pack(READY, os.getpid()))
@@ -80,6 +76,23 @@ def serve(control: socket.socket) -> None:
         for child in children:
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
+
+
+def _keep_what_timm_knows() -> None:
+    """Write it to the cache where it is not there, or the parent would import timm: 4 s at its start, 1 s at its end.
+
+    A child does it: what is built and freed here would stay in the heap of every worker, below its memory cap.
+    """
+    from fitwithin.weights import configs, model_names
+
+    child = os.fork()
+    if child == 0:
+        try:
+            model_names.known_models()
+            configs.keep()
+        finally:  # a cache that cannot be written is reported where it is needed
+            os._exit(0)
+    os.waitpid(child, 0)
 
 
 def _start(control: socket.socket, fds: list[int], children: dict[int, socket.socket]) -> None:
