@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fitwithin.candidate import Candidate, View
+from fitwithin.files import write_atomic
 
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
@@ -265,9 +266,20 @@ def logits_path(folder: Path, split: str, view: View) -> Path:
     return folder / f"logits-{split}-{view.px}{'-flipped' if view.flip else ''}.npy"
 
 
+def write_logits(path: Path, rows: Floats) -> None:
+    """Keep the logits [N, K] of a split under a view; they survive a power cut."""
+    import numpy as np  # not at the top: most users of this module need none
+
+    def write(new: Path) -> None:
+        with new.open("wb") as file:
+            np.save(file, rows, allow_pickle=False)
+
+    write_atomic(path, write, fsync=True)
+
+
 def read_logits(folder: Path, split: str, view: View) -> Floats:
     """The logits that an evaluation wrote."""
-    import numpy as np  # not at the top: most users of this module need none
+    import numpy as np
 
     return np.asarray(np.load(logits_path(folder, split, view), allow_pickle=False), dtype=np.float32)
 

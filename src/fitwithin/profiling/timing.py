@@ -15,15 +15,16 @@ import numpy.typing as npt
 from fitwithin.candidate import View
 from fitwithin.data.batches import Batch, TrainBatches, dummy_batch
 from fitwithin.data.framing import Frame
-from fitwithin.data.prefetch import PrefetchLoader
+from fitwithin.data.prefetch import PrefetchLoader, Stream
 from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import ProbeJob, batches_to_compare
 from fitwithin.engine.results import Timing
 from fitwithin.profiling.interpolate import interpolate_step_s
-from fitwithin.training.evaluation import eval_batch, first_and_pace, ms_per_image, split_logits
+from fitwithin.training.evaluation import eval_batch, ms_per_image, split_logits
 from fitwithin.training.learner import Learner, check_finite, write_checkpoint
 from fitwithin.training.loop import MAX_STEPS
+from fitwithin.training.progress import first_and_pace
 
 #: Seconds per step, and the ends of its 95 % interval.
 Interval = tuple[float, float, float]
@@ -274,5 +275,5 @@ def _evaluation(learner: Learner, job: ProbeJob, feeder: PrefetchLoader, px: int
     if len(marks) < 3:
         return 0.0, whole_s / n, device_s
     # All batches have the same size: the last one is padded.
-    first_s, batch_s = first_and_pace(marks)
+    first_s, batch_s = first_and_pace(marks, Stream.prefetch)
     return first_s, batch_s / size if job.quick else (whole_s - first_s) / n, device_s

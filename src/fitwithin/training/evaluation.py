@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -26,11 +26,11 @@ from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import EvaluateJob, JobSettings
 from fitwithin.engine.margins import REHEARSED_BATCHES, VIEW_PASSES, VIEW_S
-from fitwithin.engine.results import EVALUATED, NOVELTY, EvalResult, Progress, logits_path
+from fitwithin.engine.results import EVALUATED, NOVELTY, EvalResult, Progress, logits_path, write_logits
 from fitwithin.files import read_json, to_json, write_atomic, write_text_atomic
 from fitwithin.training import model as models
 from fitwithin.training.learner import Learner
-from fitwithin.training.progress import EvalEstimate
+from fitwithin.training.progress import EvalEstimate, first_and_pace
 
 if TYPE_CHECKING:
     from fitwithin.data.dataset import Floats
@@ -110,13 +110,14 @@ class Evaluator:
             alone_s = min(marks[1] - marks[0], sum(self.ms_per_image[view.name] for view in views) * size / 1e3)
             first_s, batch_s = max(0.0, marks[1] - marks[0] - alone_s), alone_s
             if len(marks) > 2:
-                first_s, batch_s = first_and_pace(marks)
+                first_s, batch_s = first_and_pace(marks, Stream.prefetch)
             split_s = {split: first_s + self._batches(split, size) * batch_s for split in job.splits}
             sizes_s.append(sum(split_s.values()) + len(job.splits) * (len(views) + 1) * writing_s)
             if views[0].px == job.candidate.train_px:
                 validation_s = split_s["val"]
                 novelty_s = first_s + batch_s * sum(_num_familiar(self._feeder.pack, job)) / size
-        return EvalEstimate(whole_s=sum(sizes_s) + novelty_s, first_s=sizes_s[0], validation_s=validation_s)
+        again_s = sum(_again_s(taken_ms, usage.batch) for taken_ms in self.ms_per_image.values())
+        return EvalEstimate(whole_s=sum(sizes_s) + novelty_s + again_s, first_s=sizes_s[0], validation_s=validation_s)
 
     def evaluate(self, job: EvaluateJob, emit: Callable[[Progress], None]) -> EvalResult:
         """Write the logits of every split and view, size by size and split by split, while time lasts; time each view.
@@ -179,11 +180,21 @@ class Evaluator:
             )
             write_text_atomic(folder / EVALUATED, to_json(found), fsync=True)
             device.empty_cache()
-        whole = len(found.done) == len(job.splits) * len(job.views)
-        if whole and job.learns_novelty and found.novelty is None:
-            found = replace(found, novelty=self._learn_novelty(learner, job))
+        if len(found.done) == len(job.splits) * len(job.views):
+            if job.learns_novelty and found.novelty is None:
+                found = replace(found, novelty=self._learn_novelty(learner, job))
+            found = replace(found, ms_per_image=self._timed_alone(learner, job, found))
             write_text_atomic(folder / EVALUATED, to_json(found), fsync=True)
         return replace(found, peak_bytes=max(found.peak_bytes, device.peak_bytes()))
+
+    def _timed_alone(self, learner: Learner, job: EvaluateJob, found: EvalResult) -> dict[str, float]:
+        """The milliseconds of the views now that no loader works beside them, as far as there is time."""
+        taken = dict(found.ms_per_image)
+        for view in job.views:
+            again_s = _again_s(taken[view.name], found.batch)
+            if again_s and time.monotonic() + again_s < job.until_at:
+                taken[view.name] = ms_per_image(learner, view, found.batch)
+        return taken
 
     def _learn_novelty(self, learner: Learner, job: EvaluateJob) -> float | None:
         """Write features of training images, and the distance from them that few validation images exceed; None where
@@ -252,29 +263,6 @@ def _spread(positions: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64
     return positions[np.linspace(0, len(positions) - 1, most).astype(np.int64)]
 
 
-def write_logits(path: Path, rows: Floats) -> None:
-    """Keep the logits [N, K] of a split under a view; they survive a power cut."""
-
-    def write(new: Path) -> None:
-        with new.open("wb") as file:
-            np.save(file, rows, allow_pickle=False)
-
-    write_atomic(path, write, fsync=True)
-
-
-def first_and_pace(marks: Sequence[float]) -> tuple[float, float]:
-    """The extra seconds of the first batches, and the seconds per batch of the others; ``marks`` are the instants at
-    which the first of two or more batches began and each was done.
-
-    The pace leaves out the first batch, in which a pass may be recorded; and where there are many, also those that the
-    loaders made ahead.
-    """
-    ahead = Stream.prefetch
-    since = 1 + ahead if len(marks) > 2 * (1 + ahead) else 1
-    batch_s = (marks[-1] - marks[since]) / (len(marks) - 1 - since)
-    return max(0.0, marks[since] - marks[0] - since * batch_s), batch_s
-
-
 def ms_per_image(learner: Learner, view: View, batch: int, *, eager: bool = True) -> float:
     """Median milliseconds per image of one forward pass of ``batch`` images that are on the device already; ``eager``
     is kernel by kernel, as where the model is used, else as in an evaluation."""
@@ -289,6 +277,13 @@ def ms_per_image(learner: Learner, view: View, batch: int, *, eager: bool = True
         learner.device.synchronize()
         taken.append(time.monotonic() - begun_at)
     return 1e3 * median(taken) / batch
+
+
+def _again_s(taken_ms: float, batch: int) -> float:
+    """The seconds of another :func:`ms_per_image` where an image takes ``taken_ms``; 0 where that took one pass, and
+    would say no more."""
+    pass_s = taken_ms * batch / 1e3
+    return 0.0 if pass_s > VIEW_S else min((VIEW_PASSES + 1) * pass_s, VIEW_S + 2 * pass_s)
 
 
 def _image_bytes(learner: Learner, view: View, batch: int) -> int:

@@ -27,12 +27,12 @@ from fitwithin.engine.cuda import Cuda
 from fitwithin.engine.device import Cpu
 from fitwithin.engine.jobs import LinearProbeJob
 from fitwithin.engine.margins import VIEW_PASSES
-from fitwithin.engine.results import EVALUATED, LINEAR, EvalResult, LinearProbe, Progress, logits_path
+from fitwithin.engine.results import EVALUATED, LINEAR, EvalResult, LinearProbe, Progress, logits_path, write_logits
 from fitwithin.errors import TrainingError, UsageError
 from fitwithin.files import to_json, write_text_atomic
 from fitwithin.training import linear_head, pretrained
 from fitwithin.training import model as models
-from fitwithin.training.evaluation import eval_batch, write_logits
+from fitwithin.training.evaluation import eval_batch
 from fitwithin.weights.find import Weights
 
 #: The share of the time that is kept for fitting the head and writing the model.

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -256,3 +257,15 @@ class TrialProgress:
             cpu_taken=self.cpu_taken,
             averaged=self.averaged,
         )
+
+
+def first_and_pace(marks: Sequence[float], ahead: int) -> tuple[float, float]:
+    """The extra seconds of the first batches, and the seconds per batch of the others; ``marks`` are the instants at
+    which the first of two or more batches began and each was done.
+
+    The pace leaves out the first batch, in which a pass may be recorded; and where there are many, also those that the
+    loaders made ``ahead``.
+    """
+    since = 1 + ahead if len(marks) > 2 * (1 + ahead) else 1
+    batch_s = (marks[-1] - marks[since]) / (len(marks) - 1 - since)
+    return max(0.0, marks[since] - marks[0] - since * batch_s), batch_s
