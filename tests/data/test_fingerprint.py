@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -181,3 +183,30 @@ def test_a_damaged_note_is_made_anew(root: Path, kept: Path, content: str, no_re
 def test_a_cache_that_cannot_be_written_costs_time_alone(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert contents(root, NAMES, tmp_path / "file" / "folders") == contents(root, NAMES)
+
+
+@pytest.mark.parametrize("slow_s", [0.0, math.inf])
+def test_files_are_read_alike_in_one_thread_and_in_several(
+    root: Path, monkeypatch: pytest.MonkeyPatch, slow_s: float
+) -> None:
+    found = contents(root, NAMES)
+    monkeypatch.setattr(module, "AT_ONCE", 1)
+    monkeypatch.setattr(module, "SLOW_S", slow_s)
+    assert contents(root, NAMES) == found
+
+
+def test_fast_files_need_no_threads_and_slow_ones_get_them(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pools: list[int] = []
+
+    def pool(threads: int) -> ThreadPoolExecutor:
+        pools.append(threads)
+        return ThreadPoolExecutor(threads)
+
+    monkeypatch.setattr(module, "ThreadPoolExecutor", pool)
+    monkeypatch.setattr(module, "AT_ONCE", 1)
+    monkeypatch.setattr(module, "SLOW_S", math.inf)
+    contents(root, NAMES)
+    assert pools == []
+    monkeypatch.setattr(module, "SLOW_S", 0.0)
+    contents(root, NAMES)
+    assert pools == [module.THREADS]
