@@ -30,10 +30,10 @@ HALF_BYTES, KEY_BYTES = 16, 32
 #: How the records are laid out; those of another layout are not read.
 SCHEMA = 2
 
-#: Files are read in THREADS where one takes SLOW_S or more: network file systems answer slowly but in parallel. Else in
-#: one, since threads wait for Python's lock longer than for the disk (60,000 files in the page cache, two cores: 0.7 s
-#: in one thread, 1.0 in two, 1.7 in four, 2.2 to 4.5 in sixteen).
-THREADS, SLOW_S, AT_ONCE = 16, 1e-4, 256
+#: Files are read in THREADS where SLOW_BATCHES in a row took SLOW_S a file or more: network file systems answer slowly
+#: but in parallel. Else in one, since threads wait longer for Python's lock than for the disk (60,000 files in the page
+#: cache, two cores: 0.7 s in one thread, 1.0 in two, 1.7 in four, 2.2 to 4.5 in sixteen).
+THREADS, SLOW_BATCHES, SLOW_S, AT_ONCE = 16, 3, 1e-4, 128
 
 #: A file changed so shortly before it was read could change again without showing it: file systems keep their dates in
 #: ticks of up to 2 s (FAT).
@@ -133,14 +133,15 @@ def status_of(status: os.stat_result) -> Status:
 
 
 def _in_batches(look: Callable[[Sequence[str]], list[T]], paths: Sequence[str]) -> Generator[list[T], None, None]:
-    """What ``look`` says of the files, in their order: batch by batch, in threads from the first slow one on."""
+    """What ``look`` says of the files, in their order: batch by batch, in threads once they are slow."""
     batches = [paths[start : start + AT_ONCE] for start in range(0, len(paths), AT_ONCE)]
+    slow = 0
     for number, batch in enumerate(batches, 1):
         begun_at = time.monotonic()
         found = look(batch)
-        slow = time.monotonic() - begun_at >= SLOW_S * len(batch)
+        slow = slow + 1 if time.monotonic() - begun_at >= SLOW_S * len(batch) else 0
         yield found
-        if slow:
+        if slow == SLOW_BATCHES:
             pool = ThreadPoolExecutor(THREADS)
             try:
                 yield from pool.map(look, batches[number:])
