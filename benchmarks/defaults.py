@@ -97,6 +97,7 @@ def one(
     if kind == "loop":
         return loop(data, what, limit_s, arguments)
     words = ["run", str(data), "--memory", arguments.memory, "--time", f"{limit_s:g}s", "--seed", str(key["seed"])]
+    words += ["--init", "random"]  # as without pretrained weights, which this machine may have
     if what:
         models, _, px = what.partition("@")
         words += ["--models", models, *(["--sizes", px] if px else [])]
