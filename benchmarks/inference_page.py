@@ -31,7 +31,6 @@ TARGETS = (
     Target(
         "predict_vs_timm_loop", "predict with one view, images/s by those of a plain timm loop", "{:.2f}", least=1.5
     ),
-    Target("predict_vs_timm_loop_few", "the same with fewer than 10,000 images, starts of both included", "{:.2f}"),
     Target("serve_errors", "service, 60 s with 32 connections: errors", "{:.0f}", most=0),
     Target("serve_p99_ms_max", "the same: 99th percentile, ms", "{:.0f}"),
     Target("serve_memory_growth_pct_max", "the same: memory grows by, %", "{:.1f}", most=5),
