@@ -572,6 +572,26 @@ def test_where_profiles_would_take_too_much_of_the_time_one_per_backbone_does(
     assert not any(each.quick for each in whole if isinstance(each, Profile))
 
 
+def test_of_precisions_that_are_equally_fast_one_is_taken_where_the_batch_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training both would cost the winner half of its time; at a larger batch one could be faster."""
+
+    def screen(self: Simulated, job: CompareJob, until_at: float) -> CompareResult:
+        self.spend(2.0, until_at)
+        same = StepTiming(batch=64, step_s=0.01, error_s=1e-4, first_s=0.1)
+        return CompareResult(paces={each.name: same for each in job.candidates})
+
+    monkeypatch.setattr(Simulated, "_screen", screen)
+    monkeypatch.setenv("FITWITHIN_CACHE", str(tmp_path))
+    _, found = short_run(3600.0)
+    profiles = [each for each in found if isinstance(each, Profile)]
+    assert {each.candidate.name for each in profiles} == {f"model{n}-amp-{px}" for n in range(8) for px in (128, 160)}
+    assert all("about as fast" in each.reason for each in found if isinstance(each, Rejection))
+    _, unbounded = screened_run(SimulatedMachine())
+    assert all(isinstance(each, Profile) for each in unbounded)
+
+
 def with_layouts(asked: Request) -> RunContext:
     """A run on a GPU, where the recipe's layouts belong to the grid."""
     asked = replace(asked, device=DeviceName(kind="cuda"))

@@ -82,6 +82,8 @@ class _ProfilePhase:
         self.refresh = refresh
         self.cache = open_cache(run)
         self.known: dict[str, Profile | Rejection] = {**events.profiled(run.store), **events.rejected(run.store)}
+        #: Whether the recipe bounds the batch.
+        self.bounded = run.request.recipe.batch == "largest" and run.request.recipe.max_batch is not None
         #: Whether profiles are timed briefly.
         self.quick = False
 
@@ -92,10 +94,9 @@ class _ProfilePhase:
         if not self.refresh:
             self.record_cached(quick=False)
         wanted = {(candidate.model, candidate.train_px) for candidate in self.unknown}
-        bounded = recipe.batch == "largest" and recipe.max_batch is not None
         models = len({model for model, _ in wanted})
         whole_s = FULL_PROFILE_S * len(wanted) + recipe.compare_variants * COMPARE_S * models
-        self.quick = bounded and not self.refresh and not self.affords(whole_s / run.request.slots)
+        self.quick = self.bounded and not self.refresh and not self.affords(whole_s / run.request.slots)
         if self.quick:
             self.record_cached(quick=True)
         if recipe.compare_variants:
@@ -145,9 +146,8 @@ class _ProfilePhase:
 
     def reject_slower_variants(self, num_models: int) -> None:
         """Reject precisions and layouts that lose at a small batch; without time for that all but one of a backbone."""
-        run, unknown = self.run, self.unknown
+        run, unknown, total = self.run, self.unknown, self.run.request.budget.scope == "total"
         models = sorted({candidate.model for candidate in unknown})
-        total = run.request.budget.scope == "total"
         left_s = profiling_left_s(run) if total else PROFILE_WITHIN_S * len(models)
         if not unknown or left_s <= 0:
             return
@@ -155,11 +155,11 @@ class _ProfilePhase:
             left_s -= math.fsum(each.profile_s for each in run.pool.taken) / run.request.slots
         left_s, extent = max(0.0, left_s), self.extent(left_s, -(-num_models // run.request.slots))
         lost = self.compare(models, left_s, extent)
-        if extent != "whole" or self.quick:
+        if (self.bounded and total) or extent != "whole":  # an unbounded batch may make another one the fastest
             names = {*self.known, *(rejection.candidate.name for rejection in lost)}
             there = [each for each in run.candidates if isinstance(self.known.get(each.name), Profile)]
             waiting = [candidate for candidate in unknown if candidate.name not in names]
-            left_out = variants.default_variants_only([*there, *waiting])
+            left_out = variants.default_variants_only([*there, *waiting], compared=extent == "whole")
             lost += [rejection for rejection in left_out if rejection.candidate not in there]
         for rejection in lost:
             if rejection.candidate.name not in self.known:

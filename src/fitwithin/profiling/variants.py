@@ -65,14 +65,17 @@ def pruned(candidates: Sequence[Candidate], losers: Mapping[Candidate, str]) -> 
     return [Rejection(candidate=candidate, reason=lost[key]) for candidate, key in keys if key in lost]
 
 
-def default_variants_only(candidates: Sequence[Candidate]) -> list[Rejection]:
-    """All but the first precision and layout of each backbone at each size, for want of time to compare more."""
+def default_variants_only(candidates: Sequence[Candidate], *, compared: bool) -> list[Rejection]:
+    """All but the first precision and layout of each backbone at each size: they were ``compared`` and are about as
+    fast, or there is no time to compare more."""
     first: dict[tuple[str, int], Candidate] = {}
     for candidate in candidates:
         first.setdefault((candidate.model, candidate.train_px), candidate)
-    reason = "left out: the time is too short to compare more, and the recipe's first one that has not lost is taken"
+    reason = "the time is too short to compare more, and the recipe's first one that has not lost is taken"
+    if compared:
+        reason = "it is about as fast as the recipe's first one that has not lost, which is taken"
     return [
-        Rejection(candidate=candidate, reason=reason)
+        Rejection(candidate=candidate, reason=f"left out: {reason}")
         for candidate in candidates
         if first[candidate.model, candidate.train_px] != candidate
     ]
