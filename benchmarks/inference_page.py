@@ -44,7 +44,8 @@ METHOD = (
     "up to 500 test images and 500 pictures of another data set, and the same by the surest probability. "
     "*export*: drawn weights, two views and a temperature, eight pictures. *predict*: `fitwithin predict` with all its "
     "views and with one, beside a plain timm loop with one over the same files (timm's own loader, as many workers as "
-    "cores, float32), starts included, three of each in turn. *serve*: 32 connections that ask for one picture after "
+    "cores, float32), starts and ends of the processes included, "
+    "three of each in turn. *serve*: 32 connections that ask for one picture after "
     "the other, from the same machine; then cut, random and huge bodies, bombs, wrong types, a hundred files and "
     "bodies that do not come."
 )

@@ -27,7 +27,7 @@ METHOD = (
     "driver's count. Exhaustive: each has T seconds of training and evaluation, profiles on top. Halving: a quarter "
     "of 16 T for everything, from the start of its process to its report, with no profile known before. Prior: the "
     "same, but the size is chosen, and trials are read together with what the prior expects; it was made without the "
-    "data set. Its rows are of a later commit and another GPU than the others, so not all of the difference is the "
+    "data set. Its rows are of a later commit and another GPU than most others, so not all of the difference is the "
     "prior's. Two: halving on two GPUs with the GPU seconds that it took on one. Images are packed and their folder "
     "is known before, as after any run with them. Every choice was made on validation images, the test split is read "
     "once a run. A search on one GPU may have had another one beside it, on the host's other GPU; the "

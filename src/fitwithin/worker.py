@@ -79,7 +79,8 @@ def serve(control: socket.socket) -> None:
 
 
 def _keep_what_timm_knows() -> None:
-    """Write it to the cache where it is not there, or the parent would import timm: 4 s at its start, 1 s at its end.
+    """Write it to the cache where it is not there, or the parent would import timm: 3 s at its start, 1 s at its
+    end (two cores).
 
     A child does it: what is built and freed here would stay in the heap of every worker, below its memory cap.
     """
