@@ -55,9 +55,9 @@ NOT_UNSEEN = (
     "clothing10 on the CPU is no unseen data: a first plain run of 5 minutes reached 69.9 % (regnety_002 at 128 px, "
     "where resnet10t at 64 px had 80.6 by hand). After that the table got trainings of small networks at 64 px on "
     "imagenette, the form of its growth was changed, and backbones that were never trained are no longer chosen; the "
-    "rows below were made then or later. No row of clothing10 is in the table that they used, but the changes were made with "
-    "that result in view. Data that nobody has looked at must confirm it. Before the GPU's rows of imagenette and "
-    "clothing10 the table got trainings on mini-imagenet, and what depthwise networks gain by the size of images was "
+    "rows below were made then or later. No row of clothing10 is in the table that they used, but the changes were "
+    "made with that result in view. Data that nobody has looked at must confirm it. Before the GPU's rows of imagenette "
+    "and clothing10 the table got trainings on mini-imagenet, and what depthwise networks gain by the size of images was "
     "bounded, since the table without imagenette had put gernet_s first. Rows of a data set with fewer than six hand-"
     "picked runs beside them are not yet the comparison that is meant."
 )
