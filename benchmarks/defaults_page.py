@@ -37,17 +37,17 @@ TARGETS = (
 
 METHOD = (
     "Each run is the whole command, from the start of its process, with an empty cache. The plain command names no "
-    "backbone and no size, and has no pretrained weights (`--init random` where some are there); its prior "
-    "was made without the data set at hand. A hand-picked run names one backbone and "
-    "one size (MODEL@PX); the best of them by validation is what the others are compared with. *search*: halving over "
-    "all of those backbones, at a size that is named (without the prior) or not (with it). *paper*: the plain command "
-    "under recipe `paper`. *loop*: resnet50 in a plain timm loop of the same wall time (`benchmarks/plain_loop.py`). "
-    "Test: the share of test images that the delivered ensemble gets right, in per cent. With few test images a "
-    "difference of some points may be chance, and most rows are single runs. Rows of the commits `6de7808`, "
-    "`ff551aa` and `0e1ba77` on a GPU were made two at a time, each on a GPU and 16 cores of its own in one host; the "
-    "first ones on a fresh machine have the longest starts. Hand-picked ones of before `0e1ba77` trained in the "
-    "contiguous layout, which nothing compared in so short a run, at down to half the speed; since then a named "
-    "backbone is tried first in the likely faster one. Those rows are to be made anew."
+    "backbone and no size, and has no pretrained weights (`--init random` where some are there); its prior was made "
+    "without the data set at hand. A hand-picked run names one backbone and one size (MODEL@PX); the best of them by "
+    "validation is what the others are compared with. *search*: halving over all of those backbones, at a size that "
+    "is named (without the prior) or not (with it). *paper*: the plain command under recipe `paper`. *loop*: resnet50"
+    " in a plain timm loop of the same wall time (`benchmarks/plain_loop.py`). Test: the share of test images that "
+    "the delivered ensemble gets right, in per cent. With few test images a difference of some points may be chance, "
+    "and most rows are single runs. Rows of the commits `6de7808`, `ff551aa` and `0e1ba77` on a GPU were made two at "
+    "a time, each on a GPU and 16 cores of its own in one host; the first ones on a fresh machine have the longest "
+    "starts. Hand-picked ones of before `0e1ba77` trained in the contiguous layout, which nothing compared in so "
+    "short a run, at down to half the speed; since then a named backbone is tried first in the likely faster one. "
+    "Those rows are to be made anew."
 )
 
 
@@ -56,10 +56,10 @@ NOT_UNSEEN = (
     "where resnet10t at 64 px had 80.6 by hand). After that the table got trainings of small networks at 64 px on "
     "imagenette, the form of its growth was changed, and backbones that were never trained are no longer chosen; the "
     "rows below were made then or later. No row of clothing10 is in the table that they used, but the changes were "
-    "made with that result in view. Data that nobody has looked at must confirm it. Before the GPU's rows of imagenette "
-    "and clothing10 the table got trainings on mini-imagenet, and what depthwise networks gain by the size of images was "
-    "bounded, since the table without imagenette had put gernet_s first. Rows of a data set with fewer than six hand-"
-    "picked runs beside them are not yet the comparison that is meant."
+    "made with that result in view. Data that nobody has looked at must confirm it. Before the GPU's rows of "
+    "imagenette and clothing10 the table got trainings on mini-imagenet, and what depthwise networks gain by the size"
+    " of images was bounded, since the table without imagenette had put gernet_s first. Rows of a data set with fewer"
+    " than six hand-picked runs beside them are not yet the comparison that is meant."
 )
 
 
