@@ -74,6 +74,23 @@ def test_a_bar_for_each_lane_and_one_for_what_follows(screen: io.StringIO) -> No
         assert shown(bars) == ["evaluating 2"]
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_narrow_terminal_cuts_names_and_no_numbers(screen: io.StringIO, width: int) -> None:
+    console = Console(file=screen, width=width, force_terminal=True)
+    name = "training tf_efficientnet_lite2.in1k-amp-bf16-260-channels_last"
+    with Bars(console) as bars:
+        bars.begin(name, 10_257)
+        bars.advance(9_243, 10_257, "epoch 19.4  loss 0.856")
+        bars._bars.refresh()
+        line = "".join(segment.text for segment in console.render(bars._bars.get_renderable()))
+    assert "9243/10257" in line
+    assert "0:00:0" in line
+    assert line.count("\n") == 1
+    assert len(line.rstrip()) <= width
+    assert "…" in line
+    assert name[:20] in line
+
+
 def test_lines_of_many_threads_stay_whole(screen: io.StringIO) -> None:
     plain = Plain(Console(file=screen, width=80))
     line = "  a line that is told by several threads at once and must not be mixed with another one"

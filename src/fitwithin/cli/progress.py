@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress, Task, TaskID, TextColumn
 
 #: Seconds between plain lines of one phase when the output is no terminal.
 PLAIN_EVERY_S = 15.0
+
+#: Characters of a terminal from which on the bars are long.
+WIDE = 100
 
 
 class Plain:
@@ -42,19 +45,36 @@ class Plain:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def _cut(template: str, style: str = "none") -> TextColumn:
+    """A column of one line, which ends in "…" where the terminal is too narrow for all columns."""
+    from rich.progress import TextColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class Cut(TextColumn):
+        def render(self, task: Task) -> Text:
+            text = super().render(task)
+            text.no_wrap, text.overflow = True, "ellipsis"
+            return text
+
+    return Cut(template, style=style, markup=False, table_column=Column())
+
+
 class Bars:
     """A bar for each phase or trial that is going on; lines worth keeping scroll above them."""
 
     def __init__(self, console: Console) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
+        from rich.table import Column
 
+        whole = Column(no_wrap=True)
         self._bars: Progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[text]}", style="dim", markup=False),
+            SpinnerColumn(table_column=whole.copy()),
+            _cut("{task.description}"),
+            BarColumn(bar_width=24 if console.width >= WIDE else 10, table_column=whole.copy()),
+            MofNCompleteColumn(table_column=whole.copy()),
+            TimeElapsedColumn(table_column=whole.copy()),
+            _cut("{task.fields[text]}", style="dim"),
             console=console,
             transient=True,
         )

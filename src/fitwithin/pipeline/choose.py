@@ -139,6 +139,7 @@ def measure_machine(run: RunContext) -> Machine:
             run.engine,
             folder=cache_root() / "profiles",
             until_at=run.engine.now() + left_s,
+            begin=run.reporter.begin,
             on_progress=run.progress,
             on_peak=opened.peak,
         )

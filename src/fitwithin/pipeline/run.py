@@ -144,7 +144,7 @@ def train(run: RunContext, plan: Plan) -> None:
             slot,
             ends_at=ends_at,
             frozen=plan.frozen,
-            label=f"{number + 1} of {len(plan.trials)}",
+            label=f"{number + 1} of {len(plan.trials)}" if len(plan.trials) > 1 else "",
             last=not waiting,
             evaluates_in_process=in_process,
         )

@@ -201,7 +201,8 @@ def start_trial(
     An evaluation follows the ``last`` trial of the run, and each one under scope ``candidate``.
     """
     opened = run.book("train", trial.name, reserved_s=ends_at - run.engine.now())
-    run.reporter.begin(f"training {trial.name} ({label})", trial.steps, run.lane(slot))
+    place = f" ({label})" if label else ""
+    run.reporter.begin(f"training {trial.name}{place}", trial.steps, run.lane(slot))
 
     def carry_out() -> tuple[TrialPlan, TrainResult | Failure]:
         with opened:

@@ -27,6 +27,7 @@ def reference_paces(
     *,
     folder: Path,
     until_at: float,
+    begin: Callable[[str], None],
     on_progress: Callable[[Progress], None],
     on_peak: Callable[[int | None], None],
 ) -> dict[str, StepTiming]:
@@ -41,7 +42,7 @@ def reference_paces(
     path = folder / f"machine-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}.json"
     if (known := _read(path, key)) is not None:
         return known
-    on_progress(Progress(step=0, total=0, text="the pace of this machine"))
+    begin("measuring the pace of this machine")
     job = CompareJob(setting=setting, candidates=tuple(candidates))
     outcome = engine.run(job, until_at=until_at, on_progress=on_progress)
     assert isinstance(outcome, CompareResult | Failure)
