@@ -43,11 +43,12 @@ METHOD = (
     "is named (without the prior) or not (with it). *paper*: the plain command under recipe `paper`. *loop*: resnet50"
     " in a plain timm loop of the same wall time (`benchmarks/plain_loop.py`). Test: the share of test images that "
     "the delivered ensemble gets right, in per cent. With few test images a difference of some points may be chance, "
-    "and most rows are single runs. Rows of the commits `6de7808`, `ff551aa` and `0e1ba77` on a GPU were made two at "
-    "a time, each on a GPU and 16 cores of its own in one host; the first ones on a fresh machine have the longest "
-    "starts. Hand-picked ones of before `0e1ba77` trained in the contiguous layout, which nothing compared in so "
-    "short a run, at down to half the speed; since then a named backbone is tried first in the likely faster one. "
-    "Those rows are to be made anew."
+    "and most rows are single runs. Rows of the commits `6de7808`, `ff551aa`, `0e1ba77` and `7bdd723` on a GPU were "
+    "made two at a time, each on a GPU and 16 cores of its own in one host; the first ones on a fresh machine have "
+    "the longest starts. At `7bdd723` starts took 4.0 s on one host and 5.1 to 5.3 s on another of its kind, after "
+    "torch had been loaded there. Not made anew since: the row of 300 s, which has the longest start, and "
+    "hand-picked ones of before `0e1ba77`. Those trained in the contiguous layout, which nothing compared in so "
+    "short a run, at down to half the speed; since then a named backbone is tried first in the likely faster one."
 )
 
 

@@ -71,9 +71,9 @@ def default_variants_only(candidates: Sequence[Candidate], *, compared: bool) ->
     first: dict[tuple[str, int], Candidate] = {}
     for candidate in candidates:
         first.setdefault((candidate.model, candidate.train_px), candidate)
-    reason = "the time is too short to compare more, and the recipe's first one that has not lost is taken"
+    reason = "no time to compare more precisions and layouts; the recipe's first one that has not lost is taken"
     if compared:
-        reason = "it is about as fast as the recipe's first one that has not lost, which is taken"
+        reason = "about as fast as the recipe's first one that has not lost, which is taken"
     return [
         Rejection(candidate=candidate, reason=f"left out: {reason}")
         for candidate in candidates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import textwrap
 from collections import Counter
@@ -72,7 +73,8 @@ def left_out(report: Report) -> tuple[str, tuple[str, ...]]:
     out = [row for row in report.candidates if row.name not in there]
     if not out:
         return "", ()
-    short = (textwrap.shorten(row.reason.partition(" (")[0], REASON_WIDTH, placeholder=" …") for row in out)
+    brief = (re.split(r"; | \(", row.reason.removeprefix("left out: "))[0] for row in out)
+    short = (textwrap.shorten(reason, REASON_WIDTH, placeholder=" …") for reason in brief)
     reasons = Counter(short).most_common()
     named = [f"{count:,}: {reason}" for reason, count in reasons[:MOST_REASONS]]
     if others := sum(count for _, count in reasons[MOST_REASONS:]):
