@@ -48,7 +48,8 @@ METHOD = (
     "three of each in turn. *serve*: 32 connections that ask for one picture after "
     "the other, from the same machine; then cut, random and huge bodies, bombs, wrong types, a hundred files and "
     "bodies that do not come. The GPU's rows of imagenette are of before `8d8627e`: their short passes were timed "
-    "while a loader worked beside them. On two shared cores two benches of the same model differed by up to 22 %."
+    "while a loader worked beside them. On two shared cores two "
+    "benches of the same model differed by up to 22 % (tried by hand)."
 )
 
 

@@ -45,6 +45,14 @@ def test_what_nothing_came_of_is_named():
     assert any("1 profiled and not trained (30.0s), 1 that left no model (12.0s)" in text for text in texts)
 
 
+def test_a_reason_is_named_up_to_its_explanation():
+    why = "left out: no time to compare more; the recipe's first one is taken"
+    others = [untrained("vgg11", "amp", 160, "rejected", why), untrained("vgg13", "amp", 160, "rejected", "slow (9 s)")]
+    said, lines = left_out(small(trained("resnet18", "fp32", 160, 900), *others))
+    assert said == "2 of 3 candidates were left out (1: no time to compare more; 1: slow)."
+    assert lines == (f"vgg11-amp-160: {why}", "vgg13-amp-160: slow (9 s)")
+
+
 def test_candidates_without_a_trial_are_one_line_with_their_reasons():
     never = [untrained(f"resnet{n}", "amp", 160, "rejected", "no time was left to profile it") for n in range(78)]
     others = [untrained(f"vgg{n}", "amp", 160, "rejected", f"reason {n}") for n in range(4)]

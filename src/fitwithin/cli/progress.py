@@ -69,11 +69,11 @@ class Bars:
 
         whole = Column(no_wrap=True)
         self._bars: Progress = Progress(
-            SpinnerColumn(table_column=whole.copy()),
+            SpinnerColumn(table_column=whole),
             _cut("{task.description}"),
-            BarColumn(bar_width=24 if console.width >= WIDE else 10, table_column=whole.copy()),
-            MofNCompleteColumn(table_column=whole.copy()),
-            TimeElapsedColumn(table_column=whole.copy()),
+            BarColumn(bar_width=24 if console.width >= WIDE else 10, table_column=whole),
+            MofNCompleteColumn(table_column=whole),
+            TimeElapsedColumn(table_column=whole),
             _cut("{task.fields[text]}", style="dim"),
             console=console,
             transient=True,
